@@ -1,0 +1,27 @@
+"""unitify: a PyTorch model in, the same function with every tensor near unit scale out."""
+
+import unitify.ops as _ops  # noqa: F401  (registers unitify::rescale)
+from unitify.capture import Capture
+from unitify.diagnostics import Diagnostic, UnitifyError, UnitifyWarning
+from unitify.estimates import Rms
+from unitify.module import UnitScaledModule
+from unitify.plan import Scale, ScalePlan
+from unitify.transform import estimate, transform, verify
+from unitify.verify import Verification
+from unitify.version import __version__
+
+__all__ = [
+    "Capture",
+    "Diagnostic",
+    "Rms",
+    "Scale",
+    "ScalePlan",
+    "UnitScaledModule",
+    "UnitifyError",
+    "UnitifyWarning",
+    "Verification",
+    "__version__",
+    "estimate",
+    "transform",
+    "verify",
+]

@@ -1,0 +1,336 @@
+"""From ``nn.Module`` and example inputs to a ``Capture``: one flat graph and what surrounds it.
+
+``torch.export`` (non-strict) records the operations with the names of the parameters, the
+module path and the source line of each. Here the recording becomes a graph that can be
+trained: parameters are attributes again, in-place operations are out-of-place, and
+what depends on ``.train()``/``.eval()`` follows the module's flag (``modes``).
+
+Nothing here knows scales.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind
+from torch.utils import _pytree as pytree
+
+from unitify.autograd_functions import custom_backwards
+from unitify.diagnostics import (
+    CacheLeftOut,
+    CheckpointingLost,
+    Diagnostic,
+    FrozenDimension,
+    GradientLost,
+    NotCaptured,
+    NothingCaptured,
+    OneModeOnly,
+    UnitifyError,
+)
+from unitify.functional import remove_mutation
+from unitify.inline import inline_regions
+from unitify.modes import merge_modes
+from unitify.signature import CallSignature, Leaf, bind, register_dataclasses
+
+_CHECKS = {torch.ops.aten._assert_tensor_metadata.default}
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A model as one flat graph.
+
+    ``graph`` names parameters, buffers, constants and mode flags as attributes of ``model``
+    (constants of the recording are in ``constants``); its placeholders are the flat inputs and
+    its output a flat tuple. ``aliases`` maps every parameter name to the one name that stands
+    for its tensor (tied parameters share one). ``mode`` is None where the graph follows
+    ``.train()``/``.eval()``, else the only mode that it holds for.
+    """
+
+    model: nn.Module
+    graph: fx.Graph
+    call: CallSignature
+    example: tuple[Any, ...]
+    aliases: Mapping[str, str]
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    mode: str | None = None
+    diagnostics: tuple[Diagnostic, ...] = ()
+
+    def attribute(self, target: str) -> Any:
+        """The parameter, buffer, constant or flag that a ``get_attr`` node names."""
+        if target in self.constants:
+            return self.constants[target]
+        value: Any = self.model
+        for part in target.split("."):
+            value = getattr(value, part)
+        return value
+
+    def flat_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """The placeholders' values for a call of the model."""
+        return self.call.flatten(args, kwargs)
+
+
+def capture(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic_shapes: Any = "auto",
+) -> Capture:
+    """Record ``model`` on example inputs.
+
+    ``dynamic_shapes``: "auto" leaves every size free that the model leaves free; None fixes all
+    sizes; anything else is passed to ``torch.export.export``.
+
+    Raises ``UnitifyError`` (U101, U109) where the model cannot be recorded whole.
+    """
+    lost = custom_backwards(model, args, kwargs)
+    if lost:
+        raise UnitifyError(*(GradientLost(where=type(model).__name__, function=f) for f in lost))
+    notes: list[Diagnostic] = []
+    signature = inspect.signature(model.forward)
+    args, kwargs = distinct(args, kwargs)
+    register_dataclasses((args, kwargs))
+    with _quiet_model(model, notes):
+        current, reason = _recorded_modes(model, args, kwargs, dynamic_shapes)
+    mode_of = {True: "train", False: "eval"}
+    merged = merge_modes(current[True].graph, current[False].graph) if len(current) == 2 else None
+    if merged is None:
+        training = model.training if model.training in current else next(iter(current))
+        record, mode = current[training], mode_of[training]
+        notes.append(
+            OneModeOnly(
+                where=type(model).__name__, mode=mode, other=mode_of[not training], reason=reason
+            )
+        )
+    else:
+        record, mode = current[True], None
+    graph = merged if merged is not None else record.graph
+    arguments = tuple(bind(signature, args, kwargs))
+    call = CallSignature(signature, arguments, record.in_spec, record.out_spec, record.leaves)
+    notes.extend(_frozen_dimensions(record.leaves, record.example, dynamic_shapes))
+    return Capture(
+        model=model,
+        graph=graph,
+        call=call,
+        example=record.example,
+        aliases=parameter_aliases(model),
+        constants=record.constants,
+        mode=mode,
+        diagnostics=tuple(notes),
+    )
+
+
+def parameter_aliases(model: nn.Module) -> dict[str, str]:
+    """Every parameter name → the first name of the same tensor."""
+    first: dict[int, str] = {}
+    aliases: dict[str, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        aliases[name] = first.setdefault(id(parameter), name)
+    return aliases
+
+
+def distinct(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The same inputs with a tensor passed twice copied: export would merge the two."""
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    seen: set[int] = set()
+    for position, leaf in enumerate(leaves):
+        if isinstance(leaf, torch.Tensor):
+            if id(leaf) in seen:
+                leaves[position] = leaf.detach().clone().requires_grad_(leaf.requires_grad)
+            seen.add(id(leaf))
+    result: tuple[Any, dict[str, Any]] = pytree.tree_unflatten(leaves, spec)
+    return result
+
+
+@dataclass(frozen=True)
+class _Record:
+    """One recording: a cleaned graph, and how it is called."""
+
+    graph: fx.Graph
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec
+    leaves: tuple[Leaf, ...]
+    example: tuple[Any, ...]
+    constants: dict[str, Any]
+
+
+def _recorded_modes(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> tuple[dict[bool, _Record], str]:
+    records: dict[bool, _Record] = {}
+    failures: list[Exception] = []
+    flags = {m: m.training for m in model.modules()}
+    try:
+        for training in (True, False):
+            model.train(training)
+            try:
+                program = _export(model, args, kwargs, dynamic_shapes)
+                records[training] = _record(model, program, args, kwargs)
+            except (UnitifyError, _ExportError) as error:
+                failures.append(error)
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+    if not records:
+        first = failures[0]
+        if isinstance(first, UnitifyError):
+            raise first
+        name = type(model).__name__
+        raise UnitifyError(
+            NotCaptured(where=name, module=name, reason=_first_line(first))
+        ) from first.__cause__
+    if failures:
+        return records, f"the other mode cannot be captured ({_first_line(failures[0])})"
+    return records, "the graphs of the two modes differ in structure"
+
+
+class _ExportError(Exception):
+    """``torch.export`` failed; the cause is its own exception."""
+
+
+def _first_line(error: Exception) -> str:
+    error = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].strip() if lines else ''}"[:300]
+
+
+@contextlib.contextmanager
+def without_cache(model: nn.Module) -> Iterator[bool]:
+    """Generation caches (``config.use_cache``) switched off inside; yields whether any was on."""
+    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    caching = [c for c in configs.values() if getattr(c, "use_cache", False) is True]
+    for config in caching:
+        config.use_cache = False
+    try:
+        yield bool(caching)
+    finally:
+        for config in caching:
+            config.use_cache = True
+
+
+@contextlib.contextmanager
+def _quiet_model(model: nn.Module, notes: list[Diagnostic]) -> Iterator[None]:
+    """Switch off what a graph cannot keep, and note it."""
+    name = type(model).__name__
+    if any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
+        notes.append(CheckpointingLost(where=name))
+    handle = model.register_forward_hook(lambda _module, _args, out: register_dataclasses(out))
+    try:
+        with without_cache(model) as cached:
+            if cached:
+                notes.append(CacheLeftOut(where=name))
+            yield
+    finally:
+        handle.remove()
+
+
+def _record(
+    model: nn.Module, program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> _Record:
+    named = bind(inspect.signature(model.forward), args, kwargs)
+    example, in_spec = pytree.tree_flatten(named)
+    graph, leaves, constants = _flat_graph(model, program, example)
+    out_spec = program.call_spec.out_spec
+    assert out_spec is not None
+    return _Record(graph, in_spec, out_spec, leaves, tuple(example), constants)
+
+
+def _export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> ExportedProgram:
+    shapes = dynamic_shapes
+    if isinstance(dynamic_shapes, str):
+
+        def free(leaf: Any) -> Any:
+            if not isinstance(leaf, torch.Tensor):
+                return None
+            return dict.fromkeys(range(leaf.dim()), Dim.AUTO)
+
+        named = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+        shapes = pytree.tree_map(free, dict(named))
+        for name, parameter in inspect.signature(model.forward).parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD and name in shapes:
+                shapes.update(shapes.pop(name))
+    try:
+        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        raise _ExportError from error
+
+
+def _flat_graph(
+    model: nn.Module, program: ExportedProgram, example: list[Any]
+) -> tuple[fx.Graph, tuple[Leaf, ...], dict[str, Any]]:
+    graph = program.graph_module.graph
+    graph.owning_module = None
+    constants: dict[str, Any] = {}
+    aliases = parameter_aliases(model)
+    placeholders = {n.name: n for n in graph.nodes if n.op == "placeholder"}
+    leaves: list[Leaf] = []
+    for spec in program.graph_signature.input_specs:
+        name = spec.arg.name
+        node = placeholders[name]
+        if spec.kind is InputKind.USER_INPUT:
+            leaves.append(_leaf(node, spec.arg, example[len(leaves)]))
+            continue
+        target = str(spec.target)
+        if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER):
+            target = "captured_" + target.replace(".", "_")
+            constants[target] = program.constants[str(spec.target)]
+        _to_attribute(graph, node, aliases.get(target, target))
+    inline_regions(graph, program.graph_module, constants)
+    for node in list(graph.nodes):
+        if node.target in _CHECKS:
+            graph.erase_node(node)
+    remove_mutation(graph)
+    graph.eliminate_dead_code()
+    graph.lint()
+    return graph, tuple(leaves), constants
+
+
+def _to_attribute(graph: fx.Graph, node: fx.Node, target: str) -> None:
+    name, users = node.name, bool(node.users)
+    with graph.inserting_after(node):
+        attribute = graph.get_attr(target) if users else None
+    if attribute is not None:
+        attribute.meta = dict(node.meta)
+        node.replace_all_uses_with(attribute)
+    graph.erase_node(node)
+    if attribute is not None:
+        attribute._rename(name)
+
+
+def _leaf(node: fx.Node, argument: Any, value: Any) -> Leaf:
+    if isinstance(argument, ConstantArgument):
+        return Leaf(argument.name, None, None, argument.value)
+    held = node.meta["val"]
+    if not isinstance(held, torch.Tensor):
+        return Leaf(argument.name, None, None, value)
+    shape = tuple(s if isinstance(s, int) else str(s.node.expr) for s in held.shape)
+    return Leaf(argument.name, shape, held.dtype)
+
+
+def _frozen_dimensions(
+    leaves: tuple[Leaf, ...], example: tuple[Any, ...], dynamic_shapes: Any
+) -> list[Diagnostic]:
+    if dynamic_shapes != "auto":
+        return []
+    notes: list[Diagnostic] = []
+    for leaf in leaves:
+        if leaf.shape and isinstance(leaf.shape[0], int):
+            notes.append(
+                FrozenDimension(
+                    where=leaf.name, dimension=f"dimension 0 of {leaf.name}", size=leaf.shape[0]
+                )
+            )
+    return notes
+
+
+def nothing_captured(reason: str) -> UnitifyError:
+    """The error for a model of which no part can be captured."""
+    return UnitifyError(NothingCaptured(reason=reason))

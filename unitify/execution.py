@@ -1,0 +1,99 @@
+"""Run a captured graph, and start its backward pass where the user's training would.
+
+Shared by measurement and verification; neither touches ``.grad`` nor keeps a change of a
+buffer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from unitify.capture import Capture
+
+Observer = Callable[[fx.Node, Any], None]
+LossFunction = Callable[[Any], Tensor]
+
+
+class GraphRunner(fx.Interpreter):
+    """Runs a graph whose attributes come from a function; shows every result to ``observe``."""
+
+    def __init__(
+        self, graph: fx.Graph, attribute: Callable[[str], Any], observe: Observer | None = None
+    ) -> None:
+        super().__init__(nn.Module(), graph=graph)
+        self.attribute = attribute
+        self.observe = observe
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """The attribute as the capture names it."""
+        return self.attribute(str(target))
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node, then show its result."""
+        result = super().run_node(n)
+        if self.observe is not None and n.op != "output":
+            self.observe(n, result)
+        return result
+
+
+def run_captured(
+    capture: Capture,
+    inputs: list[Any],
+    parameters: dict[str, Tensor] | None = None,
+    observe: Observer | None = None,
+) -> Any:
+    """The original's outputs, from its captured graph on flat ``inputs``.
+
+    ``parameters`` replace the model's own, by first name.
+    """
+    held = parameters or {}
+
+    def attribute(target: str) -> Any:
+        return held[target] if target in held else capture.attribute(target)
+
+    runner = GraphRunner(capture.graph, attribute, observe)
+    return capture.call.unflatten(runner.run(*inputs))
+
+
+def leaf_parameters(capture: Capture) -> dict[str, Tensor]:
+    """Fresh leaves that share the memory of the parameters, by first name."""
+    found = dict(capture.model.named_parameters(remove_duplicate=True))
+    return {name: found[name].detach().requires_grad_(found[name].requires_grad) for name in found}
+
+
+def backward_starts(output: Any, loss_fn: LossFunction | None) -> tuple[list[Tensor], list[Tensor]]:
+    """Where gradients start, and the gradients there.
+
+    At ``loss_fn(output)``; else at a scalar in the output (a loss), else a unit gradient at every
+    floating output that depends on a parameter or input.
+    """
+    if loss_fn is not None:
+        loss = loss_fn(output)
+        return [loss], [torch.ones_like(loss)]
+    tensors = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and t.requires_grad]
+    scalars = [t for t in tensors if t.dim() == 0]
+    starts = scalars[:1] or tensors
+    return starts, [torch.ones_like(t) for t in starts]
+
+
+@contextlib.contextmanager
+def unchanged(model: nn.Module, seed: int = 0) -> Iterator[None]:
+    """A fixed seed inside; random state and buffers as before afterwards."""
+    buffers = {
+        name: b.detach().clone() for name, b in model.named_buffers() if b.device.type != "meta"
+    }
+    devices = {p.device.index or 0 for p in model.parameters() if p.is_cuda}
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, held in buffers.items():
+                    model.get_buffer(name).copy_(held)

@@ -1,0 +1,55 @@
+"""Values that carry masking constants (``-inf``, ``finfo.min``): never rescaled.
+
+A constant near the end of the number format has no room for a factor. It is followed from
+where it enters through every operation that runs on stored operands, up to one that restores.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import fx
+
+from unitify.laws import holds_tensors, is_scalable
+from unitify.rule_table import Rule, RuleTable
+from unitify.schema import named_arguments, nodes_of, operation_name
+
+#: A numeric argument at least this large in magnitude is a mask, not a quantity.
+LIMIT = 2.0**100
+
+
+def extreme_values(graph: fx.Graph, rules: RuleTable) -> set[fx.Node]:
+    """The nodes of ``graph`` whose values may hold a masking constant."""
+    extreme: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op != "call_function" or not (is_scalable(node) or holds_tensors(node)):
+            continue
+        arguments = named_arguments(node)
+        creates = any(_is_extreme(a) for a in arguments.values())
+        rule = rules.get(operation_name(node))
+        if creates or any(
+            operand in extreme and (_takes_apart(node) or _passes(rule, name))
+            for name, argument in arguments.items()
+            for operand in nodes_of(argument)
+        ):
+            extreme.add(node)
+    return extreme
+
+
+def _passes(rule: Rule | None, name: str) -> bool:
+    """Does the operation run on this operand as stored, and not on its true value?"""
+    if rule is None or rule.law is None:
+        return False
+    return rule.law.factors.get(name) != {name: 1}
+
+
+def _takes_apart(node: fx.Node) -> bool:
+    source = node.args[0] if node.args else None
+    return isinstance(source, fx.Node) and holds_tensors(source)
+
+
+def _is_extreme(argument: Any) -> bool:
+    if isinstance(argument, bool) or not isinstance(argument, int | float):
+        return False
+    return isinstance(argument, float) and (math.isinf(argument) or abs(argument) >= LIMIT)

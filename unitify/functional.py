@@ -1,0 +1,264 @@
+"""In-place operations made out-of-place, so that every tensor has one value for good.
+
+Takes a graph as ``torch.export`` captures it for training and rewrites it in place of
+its owner, ``capture``. A write through a view is written back into the tensor that it
+views, and later uses of other views of that tensor see the new contents. What was
+mutated and outlives the call (a buffer, an input) receives its last value at the end.
+
+Integer and boolean tensors keep their in-place operations: they hold no scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+from unitify.diagnostics import AliasedMutation, UnitifyError
+
+aten = torch.ops.aten
+
+
+def _invert_permute(base: fx.Node, view: fx.Node) -> tuple[OpOverload, tuple[Any, ...]]:
+    order = [d % len(view.args[1]) for d in view.args[1]]
+    return aten.permute.default, ([order.index(i) for i in range(len(order))],)
+
+
+def _same_arguments(operation: OpOverload) -> Callable[..., tuple[OpOverload, tuple[Any, ...]]]:
+    return lambda base, view: (operation, tuple(view.args[1:]))
+
+
+#: How the contents of a view go back to the shape of its base (the same elements, reordered).
+_REORDERED: dict[OpOverload, Callable[..., tuple[OpOverload, tuple[Any, ...]]]] = {
+    aten.transpose.int: _same_arguments(aten.transpose.int),
+    aten.t.default: _same_arguments(aten.t.default),
+    aten.permute.default: _invert_permute,
+}
+#: Views that show a part of their base, and the operation that writes the part back.
+_PART: dict[OpOverload, OpOverload] = {
+    aten.slice.Tensor: aten.slice_scatter.default,
+    aten.select.int: aten.select_scatter.default,
+    aten.diagonal.default: aten.diagonal_scatter.default,
+}
+_RESHAPED = {
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+    aten.unsqueeze.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+}
+_SAME = {
+    aten.detach.default,
+    aten.alias.default,
+    aten.contiguous.default,
+    aten.to.dtype,
+    aten.to.device,
+    aten.to.dtype_layout,
+    aten.view_as.default,
+    aten.lift_fresh_copy.default,
+}
+
+
+def remove_mutation(graph: fx.Graph) -> None:
+    """Rewrite every in-place operation on floating tensors of ``graph`` out of place.
+
+    Raises ``UnitifyError`` (U105) for a write through a view that cannot be written back.
+    """
+    _Rewriter(graph).run()
+
+
+def _is_floating(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def written_argument(node: fx.Node) -> fx.Node | None:
+    """The tensor that ``node`` writes into, or None for an operation that writes nothing."""
+    if node.op != "call_function" or not isinstance(node.target, OpOverload):
+        return None
+    for position, argument in enumerate(node.target._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = (
+                node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+            )
+            return value if isinstance(value, fx.Node) else None
+    return None
+
+
+def functional_counterpart(operation: OpOverload) -> OpOverload | None:
+    """``aten.relu_.default`` → ``aten.relu.default``; None where there is none."""
+    namespace, name = operation._schema.name.split("::")
+    if not name.endswith("_"):
+        return None
+    packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
+    return getattr(packet, operation._overloadname, None) if packet is not None else None
+
+
+class _Rewriter:
+    """State of one pass: what holds each tensor's current contents, and who views whom."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+        self.contents: dict[fx.Node, fx.Node] = {}
+        self.base: dict[fx.Node, fx.Node] = {}
+        self.version: dict[fx.Node, int] = {}
+        self.seen: dict[fx.Node, int] = {}
+        self.same: dict[fx.Node, fx.Node] = {}
+        self.mutated: dict[fx.Node, None] = {}
+
+    def run(self) -> None:
+        for node in list(self.graph.nodes):
+            if node.op == "output":
+                self._write_back_at_end(node)
+                node.args = fx.node.map_arg(node.args, self._read)
+                continue
+            target = written_argument(node)
+            if target is not None and _is_floating(target):
+                self._replace(node, self._tensor(target))
+                continue
+            self._redirect(node)
+            self._note_view(node)
+        self._erase_dead_writes()
+
+    # A node that an in-place operation returned stands for the tensor that was written.
+    def _tensor(self, node: fx.Node) -> fx.Node:
+        while node in self.same:
+            node = self.same[node]
+        return node
+
+    def _root(self, node: fx.Node) -> fx.Node:
+        while node in self.base:
+            node = self.base[node]
+        return node
+
+    def _redirect(self, node: fx.Node) -> None:
+        with self.graph.inserting_before(node):
+            node.args = fx.node.map_arg(node.args, self._read)
+            node.kwargs = fx.node.map_arg(node.kwargs, self._read)
+
+    def _read(self, node: fx.Node) -> fx.Node:
+        """The node that holds the contents of ``node`` now (re-viewed if its base changed)."""
+        node = self._tensor(node)
+        chain = [node]
+        while chain[-1] in self.base:
+            chain.append(self.base[chain[-1]])
+        current = self.version.get(chain[-1], 0)
+        for view in reversed(chain[:-1]):
+            if self.seen.get(view, 0) != current:
+                holder = self.base[view]
+                args = (self.contents.get(holder, holder), *view.args[1:])
+                self.contents[view] = self._call(view.target, args, view, dict(view.kwargs))
+                self.seen[view] = current
+        return self.contents.get(node, node)
+
+    def _call(
+        self,
+        target: Any,
+        args: tuple[Any, ...],
+        like: fx.Node,
+        kwargs: dict[str, Any] | None = None,
+    ) -> fx.Node:
+        made = self.graph.call_function(target, args, kwargs or {})
+        made.meta = dict(like.meta)
+        return made
+
+    def _note_view(self, node: fx.Node) -> None:
+        if node.op != "call_function" or not isinstance(node.target, OpOverload):
+            return
+        aliased = [a for a in node.target._schema.arguments if a.alias_info is not None]
+        if not aliased or not node.args or not isinstance(node.args[0], fx.Node):
+            return
+        source = self._holder_of(node.args[0])
+        if _is_floating(node) and _share_storage(node, source):
+            self.base[node] = source
+            self.seen[node] = self.version.get(self._root(source), 0)
+
+    def _holder_of(self, contents: fx.Node) -> fx.Node:
+        """The tensor whose current contents are ``contents``."""
+        for tensor in self.mutated:
+            if self.contents.get(tensor) is contents:
+                return tensor
+        return contents
+
+    def _replace(self, node: fx.Node, tensor: fx.Node) -> None:
+        counterpart = functional_counterpart(node.target)  # type: ignore[arg-type]
+        if counterpart is None:
+            raise UnitifyError(
+                AliasedMutation(where=node.name, operation=str(node.target), view=tensor.name)
+            )
+        with self.graph.inserting_before(node):
+            args = fx.node.map_arg(node.args, self._read)
+            kwargs = fx.node.map_arg(node.kwargs, self._read)
+            value = self._call(counterpart, args, node, dict(kwargs))
+            value = self._keep_dtype(value, tensor)
+            self._store(tensor, value)
+            view = tensor
+            while view in self.base:
+                base = self.base[view]
+                value = self._write_into(base, view, value)
+                self._store(base, value)
+                view = base
+        root = view
+        self.version[root] = self.version.get(root, 0) + 1
+        view = tensor
+        while view in self.base:
+            self.seen[view] = self.version[root]
+            view = self.base[view]
+        self.same[node] = tensor
+
+    def _store(self, tensor: fx.Node, value: fx.Node) -> None:
+        self.contents[tensor] = value
+        self.mutated[tensor] = None
+
+    def _keep_dtype(self, value: fx.Node, tensor: fx.Node) -> fx.Node:
+        dtype = tensor.meta["val"].dtype
+        operands = [n.meta.get("val") for n in value.all_input_nodes]
+        wider = [
+            t for t in operands if isinstance(t, torch.Tensor) and t.dtype != dtype and t.dim()
+        ]
+        if any(torch.promote_types(t.dtype, dtype) != dtype for t in wider):
+            return self._call(aten.to.dtype, (value, dtype), tensor)
+        return value
+
+    def _write_into(self, base: fx.Node, view: fx.Node, value: fx.Node) -> fx.Node:
+        contents = self.contents.get(base, base)
+        target: Any = view.target
+        if target in _PART:
+            args = (contents, value, *view.args[1:])
+            return self._call(_PART[target], args, base, dict(view.kwargs))
+        if target in _REORDERED:
+            operation, rest = _REORDERED[target](base, view)
+            return self._call(operation, (value, *rest), base)
+        if target in _RESHAPED:
+            return self._call(aten.view_as.default, (value, base), base)
+        if target in _SAME:
+            return value
+        raise UnitifyError(
+            AliasedMutation(where=view.name, operation="an in-place operation", view=str(target))
+        )
+
+    def _write_back_at_end(self, output: fx.Node) -> None:
+        with self.graph.inserting_before(output):
+            for tensor in self.mutated:
+                if tensor.op in ("placeholder", "get_attr"):
+                    detached = self._call(aten.detach.default, (self.contents[tensor],), tensor)
+                    self._call(aten.copy_.default, (tensor, detached), tensor)
+
+    def _erase_dead_writes(self) -> None:
+        for node in reversed(list(self.graph.nodes)):
+            if node in self.same:
+                self.graph.erase_node(node)
+
+
+def _share_storage(a: fx.Node, b: fx.Node) -> bool:
+    first, second = a.meta.get("val"), b.meta.get("val")
+    if not isinstance(first, torch.Tensor) or not isinstance(second, torch.Tensor):
+        return False
+    return bool(first.untyped_storage()._cdata == second.untyped_storage()._cdata)

@@ -1,0 +1,149 @@
+"""Example inputs: what a model can be called with, where the model itself says so.
+
+Capture needs inputs of the right shapes and types; their values do not matter.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from unitify.diagnostics import InputsNeeded, UnitifyError
+
+#: Sizes used where a model leaves them open; above one, so that they stay dynamic.
+BATCH, LENGTH, EXTENT = 2, 16, 32
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def as_inputs(batch: Any) -> Inputs:
+    """A batch as (positional, keyword) inputs: a mapping, a tuple or list, or one tensor."""
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    if isinstance(batch, list | tuple):
+        return tuple(batch), {}
+    return (batch,), {}
+
+
+def infer_inputs(model: nn.Module) -> Inputs:
+    """Inputs that ``model`` accepts, as (positional, keyword).
+
+    Taken from a Hugging Face config where there is one, else from the first layer.
+
+    Raises ``UnitifyError`` (U002), showing the call to write, where neither says enough.
+    """
+    if hasattr(model, "config") and hasattr(model, "main_input_name"):
+        return (), _from_config(model)
+    x = _from_first_layer(model)
+    if x is not None:
+        return (x,), {}
+    raise UnitifyError(
+        InputsNeeded(
+            where=type(model).__name__,
+            reason="the model has neither a Hugging Face config nor a first layer that states it",
+            call=f"unitify.transform(model, ({', '.join(_required(model)) or 'x'},))",
+        )
+    )
+
+
+def _required(model: nn.Module) -> list[str]:
+    parameters = inspect.signature(model.forward).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+
+
+def _device(model: nn.Module) -> torch.device:
+    for tensor in [*model.parameters(), *model.buffers()]:
+        return tensor.device
+    return torch.device("cpu")
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    for tensor in model.parameters():
+        if tensor.is_floating_point():
+            return tensor.dtype
+    return torch.get_default_dtype()
+
+
+def _from_first_layer(model: nn.Module) -> torch.Tensor | None:
+    if len(_required(model)) != 1:
+        return None
+    device, dtype = _device(model), _dtype(model)
+    generator = torch.Generator().manual_seed(0)
+    for layer in model.modules():
+        if isinstance(layer, nn.Embedding):
+            ids = torch.randint(0, layer.num_embeddings, (BATCH, LENGTH), generator=generator)
+            return ids.to(device)
+        if isinstance(layer, nn.Linear):
+            x = torch.randn(BATCH, layer.in_features, generator=generator)
+            return x.to(device, dtype)
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            extents = [EXTENT] * len(layer.kernel_size)
+            x = torch.randn(BATCH, layer.in_channels, *extents, generator=generator)
+            return x.to(device, dtype)
+        if isinstance(layer, nn.LSTM | nn.GRU | nn.RNN):
+            x = torch.randn(BATCH, LENGTH, layer.input_size, generator=generator)
+            return x.to(device, dtype)
+        if any(True for _ in layer.parameters(recurse=False)):
+            return None
+    return None
+
+
+def _from_config(model: nn.Module) -> dict[str, Any]:
+    config: Any = model.config
+    name = str(model.main_input_name)
+    device, dtype = _device(model), _dtype(model)
+    generator = torch.Generator().manual_seed(0)
+    if name == "input_ids":
+        text = getattr(config, "text_config", None) or config
+        vocabulary = int(getattr(text, "vocab_size", 2) or 2)
+        longest = int(getattr(text, "max_position_embeddings", LENGTH) or LENGTH)
+        length = max(2, min(LENGTH, longest))
+
+        def ids() -> torch.Tensor:
+            return torch.randint(0, vocabulary, (BATCH, length), generator=generator).to(device)
+
+        inputs = {"input_ids": ids()}
+        accepted = inspect.signature(model.forward).parameters
+        if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in accepted:
+            inputs["decoder_input_ids"] = ids()
+        return inputs
+    shape = _main_input_shape(config, name)
+    if shape is None:
+        raise UnitifyError(
+            InputsNeeded(
+                where=type(model).__name__,
+                reason=f"its main input is {name!r}, whose shape the config does not tell",
+                call=f"unitify.transform(model, example_kwargs={{{name!r}: tensor}})",
+            )
+        )
+    return {name: torch.randn(*shape, generator=generator).to(device, dtype)}
+
+
+def _main_input_shape(config: Any, name: str) -> tuple[int, ...] | None:
+    vision = getattr(config, "vision_config", None) or config
+    if name == "pixel_values":
+        size = getattr(vision, "image_size", None) or 224
+        height, width = _pair(size)
+        return BATCH, int(getattr(vision, "num_channels", 3)), height, width
+    if name == "input_features" and hasattr(config, "num_mel_bins"):
+        frames = 2 * int(getattr(config, "max_source_positions", 8 * LENGTH))
+        return BATCH, int(config.num_mel_bins), frames
+    if name == "input_values":
+        strides = getattr(config, "conv_stride", (320,))
+        samples = LENGTH
+        for stride in strides:
+            samples *= int(stride)
+        return BATCH, samples
+    return None
+
+
+def _pair(size: Any) -> Iterator[int]:
+    if isinstance(size, int):
+        return iter((size, size))
+    if isinstance(size, Mapping):
+        return iter((int(size["height"]), int(size["width"])))
+    return iter((int(size[0]), int(size[-1])))

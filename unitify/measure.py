@@ -1,0 +1,92 @@
+"""Estimates by measurement: the captured graph, run on batches, forward and backward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from unitify.capture import Capture
+from unitify.diagnostics import BatchesNeeded, UnitifyError
+from unitify.estimates import Estimates, Rms
+from unitify.execution import (
+    LossFunction,
+    backward_starts,
+    leaf_parameters,
+    run_captured,
+    unchanged,
+)
+from unitify.laws import is_scalable
+
+
+def measure(
+    capture: Capture,
+    batches: Iterable[list[Any]] | None = None,
+    loss_fn: LossFunction | None = None,
+    seed: int = 0,
+) -> Estimates:
+    """RMS of every floating value and of the gradient that reaches it, over ``batches``.
+
+    ``batches``: lists of flat inputs; the capture's own example where None.
+    Raises ``UnitifyError`` (U003) for an empty list.
+    """
+    tally = _Tally()
+    given = [list(capture.example)] if batches is None else batches
+    count = 0
+    with unchanged(capture.model, seed):
+        for inputs in given:
+            _measure_one(capture, inputs, loss_fn, tally)
+            count += 1
+    if not count:
+        raise UnitifyError(BatchesNeeded())
+    return {
+        node.name: Rms(tally.rms(node.name, 0), tally.rms(node.name, 1))
+        for node in capture.graph.nodes
+        if is_scalable(node)
+    }
+
+
+class _Tally:
+    """Sums of squares and element counts by (value, direction)."""
+
+    def __init__(self) -> None:
+        self.sums: dict[tuple[str, int], list[float]] = {}
+
+    def add(self, name: str, direction: int, tensor: Tensor) -> None:
+        norm = float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64))
+        entry = self.sums.setdefault((name, direction), [0.0, 0.0])
+        entry[0] += norm * norm
+        entry[1] += tensor.numel()
+
+    def rms(self, name: str, direction: int) -> float | None:
+        if (name, direction) not in self.sums:
+            return None
+        total, count = self.sums[name, direction]
+        return math.sqrt(total / count) if count else None
+
+
+def _measure_one(
+    capture: Capture, inputs: list[Any], loss_fn: LossFunction | None, tally: _Tally
+) -> None:
+    parameters = leaf_parameters(capture)
+    leaves = [
+        x.detach().requires_grad_(True) if isinstance(x, Tensor) and x.is_floating_point() else x
+        for x in inputs
+    ]
+
+    def observe(node: fx.Node, value: Any) -> None:
+        if not is_scalable(node) or not isinstance(value, Tensor):
+            return
+        tally.add(node.name, 0, value)
+        if value.requires_grad:
+            value.register_hook(lambda g, name=node.name: tally.add(name, 1, g))
+
+    output = run_captured(capture, leaves, parameters, observe)
+    starts, gradients = backward_starts(output, loss_fn)
+    targets = [p for p in parameters.values() if p.requires_grad]
+    targets += [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]
+    if starts and targets:
+        torch.autograd.grad(starts, targets, gradients, allow_unused=True)

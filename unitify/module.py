@@ -1,0 +1,166 @@
+"""``UnitScaledModule``: the transformed model, an ``fx.GraphModule`` on stored values."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from unitify.capture import Capture
+from unitify.diagnostics import Diagnostic, KeysDiffer, OneModeOnly, UnitifyError
+from unitify.plan import Scale, ScalePlan
+
+
+class UnitScaledModule(fx.GraphModule):
+    """The same function and the same gradients as the model, with tensors near unit scale.
+
+    Parameters have the names of the original; a parameter p is stored as p / ``plan.parameters
+    [name].fwd`` and receives the gradient g / ``.bwd``. Called like the original; returns the
+    original's type. Inputs, outputs and their gradients are true.
+    """
+
+    plan: ScalePlan
+    capture: Capture
+    diagnostics: tuple[Diagnostic, ...]
+
+    def __init__(
+        self,
+        root: nn.Module,
+        graph: fx.Graph,
+        plan: ScalePlan,
+        capture: Capture,
+        diagnostics: tuple[Diagnostic, ...] = (),
+    ) -> None:
+        super().__init__(root, graph, class_name=type(self).__name__)
+        # GraphModule copied what the graph names; the whole tree of the original takes its place,
+        # in the original's order, with the parameters that the graph does not use.
+        self._modules.clear()
+        self._parameters.clear()
+        for name, child in root.named_children():
+            self.add_module(name, child)
+        for name, parameter in root.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name, buffer in root.named_buffers(recurse=False):
+            persistent = name not in root._non_persistent_buffers_set
+            self.register_buffer(name, buffer, persistent=persistent)
+        self.plan = plan
+        self.capture = capture
+        self.diagnostics = diagnostics
+        self.training = root.training
+        self._take_signature(capture.call.signature)
+
+    def recompile(self) -> Any:
+        """Generate the flat forward from the graph; calls go through the original signature."""
+        code = super().recompile()
+        cls = type(self)
+        cls._flat_forward = cls.forward  # type: ignore[attr-defined]
+        if hasattr(self, "capture"):
+            self._take_signature(self.capture.call.signature)
+        return code
+
+    def _take_signature(self, signature: inspect.Signature) -> None:
+        def forward(self: UnitScaledModule, *args: Any, **kwargs: Any) -> Any:
+            return _forward(self, args, kwargs)
+
+        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        rest = list(signature.parameters.values())
+        if rest and rest[0].name == "self":
+            own = own.replace(name="self_")
+        forward.__signature__ = signature.replace(parameters=[own, *rest])  # type: ignore[attr-defined]
+        type(self).forward = forward  # type: ignore[method-assign]
+
+    def flat_forward(self, *inputs: Any) -> tuple[Any, ...]:
+        """The graph itself: flat inputs to flat results."""
+        results: tuple[Any, ...] = self._flat_forward(*inputs)  # type: ignore[operator]
+        return results
+
+    def original_state_dict(self) -> dict[str, torch.Tensor]:
+        """True weights and buffers under the original's names: exact, ready for the original."""
+        return {
+            name: tensor * self._scale(name).fwd if self._is_scaled(name) else tensor.clone()
+            for name, tensor in self.state_dict().items()
+        }
+
+    def load_original_state_dict(
+        self, state_dict: Mapping[str, torch.Tensor], strict: bool = True
+    ) -> None:
+        """Take over true weights and buffers, as the original would.
+
+        Raises ``UnitifyError`` (U603) where names or shapes differ.
+        """
+        stored = {
+            name: tensor / self._scale(name).fwd if self._is_scaled(name) else tensor
+            for name, tensor in state_dict.items()
+        }
+        try:
+            self.load_state_dict(stored, strict=strict)
+        except RuntimeError as error:
+            problem = " ".join(str(error).split())
+            raise UnitifyError(KeysDiffer(problem=problem)) from None
+
+    def _is_scaled(self, name: str) -> bool:
+        return self._scale(name).fwd != 1.0
+
+    def _scale(self, name: str) -> Scale:
+        return self.plan.parameters.get(name, Scale())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> UnitScaledModule:
+        root = skeleton_like(self, memo)
+        graph = copy.deepcopy(self.graph)
+        made = UnitScaledModule(root, graph, self.plan, self.capture, self.diagnostics)
+        memo[id(self)] = made
+        return made
+
+    def __reduce__(self) -> Any:
+        raise TypeError("pickle (module.state_dict(), module.plan) and use unitify.rebuild")
+
+
+def _forward(self: UnitScaledModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    mode = self.capture.mode
+    if mode is not None and self.training != (mode == "train"):
+        note = next(d for d in self.capture.diagnostics if isinstance(d, OneModeOnly))
+        raise UnitifyError(note)
+    inputs = self.capture.flat_inputs(args, kwargs)
+    return self.capture.call.unflatten(self.flat_forward(*inputs))
+
+
+def skeleton_like(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """Bare modules in the tree of ``model``, with copies of its parameters and buffers.
+
+    Tied parameters and shared modules stay tied; every module keeps its mode flag.
+    """
+    copies: dict[int, Any] = memo if memo is not None else {}
+    modules: dict[int, nn.Module] = {}
+
+    def bare(module: nn.Module) -> nn.Module:
+        if id(module) in modules:
+            return modules[id(module)]
+        made = modules[id(module)] = nn.Module()
+        made.training = module.training
+        for name, parameter in module._parameters.items():
+            held = copy.deepcopy(parameter, copies) if parameter is not None else None
+            made.register_parameter(name, held)
+        for name, buffer in module._buffers.items():
+            held = copy.deepcopy(buffer, copies) if buffer is not None else None
+            persistent = name not in module._non_persistent_buffers_set
+            made.register_buffer(name, held, persistent=persistent)
+        return made
+
+    # An explicit stack: a module tree may be deeper than Python recurses.
+    root = bare(model)
+    stack = [(model, root)]
+    visited = {id(model)}
+    while stack:
+        original, made = stack.pop()
+        for name, child in original._modules.items():
+            if child is None:
+                continue
+            made.add_module(name, bare(child))
+            if id(child) not in visited:
+                visited.add(id(child))
+                stack.append((child, made._modules[name]))  # type: ignore[arg-type]
+    return root

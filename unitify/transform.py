@@ -1,0 +1,118 @@
+"""``transform``: the pipeline, in one line of arrows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from unitify.capture import Capture, capture
+from unitify.diagnostics import NotExact, UnitifyError, UnknownOption
+from unitify.estimates import Estimates
+from unitify.execution import LossFunction
+from unitify.inputs import Inputs, as_inputs, infer_inputs
+from unitify.measure import measure
+from unitify.module import UnitScaledModule, skeleton_like
+from unitify.plan import ScalePlan, plan
+from unitify.rewrite import rewrite
+from unitify.rule_table import RuleTable, load_rules
+from unitify.verify import Verification, verify_by_running
+
+SCALES = ("analysis", "measured")
+
+
+def transform(
+    model: nn.Module,
+    example_inputs: Any = (),
+    example_kwargs: dict[str, Any] | None = None,
+    *,
+    loss_fn: LossFunction | None = None,
+    scales: str = "analysis",
+    batches: Iterable[Any] | None = None,
+    recipe: Any = None,
+    dynamic_shapes: Any = "auto",
+    verify: bool = True,
+    inplace: bool = False,
+    rules: Iterable[Any] = (),
+) -> UnitScaledModule:
+    """The same function as ``model``, with every tensor of both passes stored near unit RMS."""
+    args, kwargs = _inputs(model, example_inputs, example_kwargs)
+    table = load_rules(rules)
+    captured = capture(model, args, kwargs, dynamic_shapes)
+    estimates = _estimates(captured, scales, batches, loss_fn, table)
+    chosen = plan(captured, estimates, table)
+    graph = rewrite(captured, chosen, table)
+    module = build(captured, graph, chosen)
+    if verify:
+        result = verify_by_running(model, module, args, kwargs, loss_fn)
+        if not result.exact:
+            differences = "; ".join(str(d) for d in result.differences[:3])
+            raise UnitifyError(NotExact(where=type(model).__name__, differences=differences))
+    return module
+
+
+def _inputs(model: nn.Module, args: Any, kwargs: dict[str, Any] | None) -> Inputs:
+    if isinstance(args, torch.Tensor):
+        args = (args,)
+    args, kwargs = tuple(args), dict(kwargs or {})
+    return (args, kwargs) if args or kwargs else infer_inputs(model)
+
+
+def _estimates(
+    captured: Capture,
+    scales: str,
+    batches: Iterable[Any] | None,
+    loss_fn: LossFunction | None,
+    rules: RuleTable,
+) -> Estimates:
+    if scales not in SCALES:
+        choices = ", ".join(SCALES)
+        raise UnitifyError(UnknownOption(option="scales", value=scales, choices=choices))
+    flat = None if batches is None else (captured.flat_inputs(*as_inputs(b)) for b in batches)
+    return measure(captured, flat, loss_fn)
+
+
+def build(captured: Capture, graph: fx.Graph, chosen: ScalePlan) -> UnitScaledModule:
+    """The module of a rewritten graph: copies of the model's parameters, divided by their scale."""
+    root = skeleton_like(captured.model)
+    with torch.no_grad():
+        for name, parameter in root.named_parameters():
+            parameter.div_(chosen.parameters[name].fwd)
+    for target, constant in captured.constants.items():
+        if isinstance(constant, torch.Tensor):
+            root.register_buffer(target, constant, persistent=False)
+        else:
+            root.add_module(target, constant)
+    return UnitScaledModule(root, graph, chosen, captured, captured.diagnostics)
+
+
+def estimate(
+    model: nn.Module,
+    example_inputs: Any = (),
+    example_kwargs: dict[str, Any] | None = None,
+    *,
+    scales: str = "analysis",
+    loss_fn: LossFunction | None = None,
+    batches: Iterable[Any] | None = None,
+    rules: Iterable[Any] = (),
+) -> Estimates:
+    """RMS of every value of the graph and of its gradient: name → ``Rms(forward, backward)``."""
+    args, kwargs = _inputs(model, example_inputs, example_kwargs)
+    captured = capture(model, args, kwargs)
+    return _estimates(captured, scales, batches, loss_fn, load_rules(rules))
+
+
+def verify(
+    model: nn.Module,
+    module: UnitScaledModule,
+    example_inputs: Any = (),
+    example_kwargs: dict[str, Any] | None = None,
+    *,
+    loss_fn: LossFunction | None = None,
+    seed: int = 0,
+) -> Verification:
+    """Is ``module`` bitwise ``model``? Runs both; see ``Verification``."""
+    args, kwargs = _inputs(model, example_inputs, example_kwargs)
+    return verify_by_running(model, module, args, kwargs, loss_fn, seed)

@@ -1,0 +1,3 @@
+"""The version of unitify, readable without importing torch."""
+
+__version__ = "0.1.0"
