@@ -54,10 +54,14 @@ class Rule:
     """One operation: its law, and one of four ways to predict moments.
 
     - ``terms``: linear in each operand named here; number of products summed into an element of
-      the output and of each operand's gradient (``linear`` names the operands multiplied)
+      the output and of each operand's gradient (``linear`` names the operands multiplied, other
+      operands of ``terms`` are added); every product is multiplied by ``coefficient``
     - ``elementwise``: a function of this operand alone, element by element: by quadrature
     - ``forward``/``backward``: formulas
     - none of these: the operation is run on samples drawn from its operands' moments
+
+    ``over``: the dimensions that ``average(…)`` in a formula runs over: a tuple, "trailing:ARG" (as
+    many trailing ones as ARG has entries), "argument:ARG" (those listed in ARG) or "except:1".
     """
 
     operation: str
@@ -66,10 +70,11 @@ class Rule:
     dims: Mapping[str, sympy.Expr] = field(default_factory=dict)
     linear: tuple[str, ...] = ()
     terms: Mapping[str, sympy.Expr] = field(default_factory=dict)
+    coefficient: sympy.Expr = sympy.Integer(1)
     elementwise: str | None = None
     forward: Moments | None = None
     backward: Mapping[str, Moments] = field(default_factory=dict)
-    average: tuple[str, Any] | None = None
+    over: str | tuple[int, ...] | None = None
     sample: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
 
@@ -95,7 +100,7 @@ RuleTable = Mapping[str, Rule]
 
 _KEYS = {
     "law", "only", "even", "defaults", "dims", "linear", "terms", "elementwise",
-    "forward", "backward", "average", "sample", "source", "like",
+    "coefficient", "forward", "backward", "over", "sample", "source", "like",
 }  # fmt: skip
 
 
@@ -175,7 +180,8 @@ def _rule(operation: str, family: str, row: Mapping[str, Any]) -> Rule:
         elementwise=row.get("elementwise"),
         forward=_moments(row["forward"]) if "forward" in row else None,
         backward={name: _moments(m) for name, m in row.get("backward", {}).items()},
-        average=_average(row.get("average")),
+        coefficient=parse_formula(row.get("coefficient", "1")),
+        over=tuple(over) if isinstance(over := row.get("over"), list) else over,
         sample=dict(row.get("sample", {})),
         source=str(row.get("source", "")),
     )
@@ -204,8 +210,3 @@ def _moments(row: Mapping[str, str]) -> Moments:
     if "rms" in row:
         return Moments(mean, parse_formula(row["rms"]) ** 2)
     return Moments(mean, parse_formula(row["var"]) + mean**2)
-
-
-def _average(row: Mapping[str, Any] | None) -> tuple[str, Any] | None:
-    """``{ operand = "input", dims = "normalized_shape" }``: see ``Rule.average``."""
-    return None if row is None else (str(row["operand"]), row["dims"])
