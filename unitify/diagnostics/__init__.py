@@ -1,0 +1,114 @@
+"""What unitify says when something is wrong or was left alone.
+
+Every message has a stable code, and four fields: *where*, *why*, *fix* and the class
+docstring, which ``unitify explain U101`` prints (what it means, an example, a fix). Codes are
+grouped by stage, one file a stage, and never used again for something else. The text of a class
+is static; what varies is held in typed fields, so that terminal, JSON and CI views agree.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from unitify.diagnostics import (
+    capturing,
+    casting,
+    estimating,
+    files,
+    planning,
+    use,
+    verifying,
+)
+from unitify.diagnostics.capturing import (
+    AliasedMutation,
+    CacheLeftOut,
+    CheckpointingLost,
+    FrozenDimension,
+    GradientLost,
+    InputMismatch,
+    NotCaptured,
+    NothingCaptured,
+    OneModeOnly,
+)
+from unitify.diagnostics.casting import UnknownRecipe
+from unitify.diagnostics.diagnostic import Diagnostic, UnitifyError, UnitifyWarning
+from unitify.diagnostics.estimating import NoRule, NotFinite, RuleInvalid, UnknownValue
+from unitify.diagnostics.files import (
+    CheckpointUnreadable,
+    FactoryFailed,
+    FolderDamaged,
+    KeysDiffer,
+    NotWritten,
+    OutputExists,
+    UnsafeCheckpoint,
+)
+from unitify.diagnostics.planning import PlanMismatch, ScaleNotAllowed
+from unitify.diagnostics.use import (
+    BatchesNeeded,
+    InputsNeeded,
+    ModelNeeded,
+    PackageMissing,
+    UnknownCode,
+    UnknownOption,
+)
+from unitify.diagnostics.verifying import NotExact, WrongFactor
+
+__all__ = [
+    "AliasedMutation",
+    "BatchesNeeded",
+    "CacheLeftOut",
+    "CheckpointUnreadable",
+    "CheckpointingLost",
+    "Diagnostic",
+    "FactoryFailed",
+    "FolderDamaged",
+    "FrozenDimension",
+    "GradientLost",
+    "InputMismatch",
+    "InputsNeeded",
+    "KeysDiffer",
+    "ModelNeeded",
+    "NoRule",
+    "NotCaptured",
+    "NotExact",
+    "NotFinite",
+    "NotWritten",
+    "NothingCaptured",
+    "OneModeOnly",
+    "OutputExists",
+    "PackageMissing",
+    "PlanMismatch",
+    "RuleInvalid",
+    "ScaleNotAllowed",
+    "UnitifyError",
+    "UnitifyWarning",
+    "UnknownCode",
+    "UnknownOption",
+    "UnknownRecipe",
+    "UnknownValue",
+    "UnsafeCheckpoint",
+    "WrongFactor",
+    "all_diagnostics",
+]
+
+#: The stages' files, in the order of their codes.
+_STAGES: tuple[ModuleType, ...] = (
+    use,
+    capturing,
+    estimating,
+    planning,
+    casting,
+    verifying,
+    files,
+)
+
+
+def all_diagnostics() -> dict[str, type[Diagnostic]]:
+    """Every diagnostic class by its code, in order of the codes."""
+    found = [
+        item
+        for stage in _STAGES
+        for item in vars(stage).values()
+        if isinstance(item, type) and issubclass(item, Diagnostic) and item.code
+    ]
+    return {item.code: item for item in sorted(found, key=lambda item: item.code)}

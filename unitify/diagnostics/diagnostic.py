@@ -1,0 +1,68 @@
+"""``Diagnostic``, the form of every finding, and the exception and warning that carry it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """One finding: a stable code and the values that fill its text."""
+
+    code: ClassVar[str] = ""
+    why: ClassVar[str] = ""
+    fix: ClassVar[str] = ""
+
+    #: Module path, value name or file, and the user's source line where known.
+    where: str = field(default="", kw_only=True)
+
+    @property
+    def message(self) -> str:
+        """One line: what is wrong, with this finding's values."""
+        return _one_line(self.why.format(**self.values()))
+
+    @property
+    def remedy(self) -> str:
+        """One line: what to do about it."""
+        return _one_line(self.fix.format(**self.values()))
+
+    def values(self) -> dict[str, Any]:
+        """The fields that vary, by name."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    def as_json(self) -> dict[str, Any]:
+        """The finding as plain data, for reports."""
+        return {
+            "code": self.code,
+            "where": self.where,
+            "why": self.message,
+            "fix": self.remedy,
+            "values": {k: v for k, v in self.values().items() if k != "where"},
+        }
+
+    def __str__(self) -> str:
+        place = f" [{self.where}]" if self.where else ""
+        return f"{self.code}{place} {self.message}. {self.remedy}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+class UnitifyError(Exception):
+    """A failure that the user can mend; carries one or more diagnostics."""
+
+    def __init__(self, *diagnostics: Diagnostic) -> None:
+        super().__init__("\n".join(str(d) for d in diagnostics))
+        self.diagnostics = diagnostics
+
+    @property
+    def code(self) -> str:
+        """The code of the first diagnostic."""
+        return self.diagnostics[0].code
+
+
+class UnitifyWarning(UserWarning):
+    """Something that was left alone, or is not what it seems."""

@@ -1,0 +1,114 @@
+"""U6: checkpoints, factories and folders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from unitify.diagnostics.diagnostic import Diagnostic
+
+
+@dataclass(frozen=True)
+class CheckpointUnreadable(Diagnostic):
+    """The checkpoint is missing, truncated, or not a state dict.
+
+    Example: ``unitify convert half-downloaded.safetensors --model my_package:build -o out``.
+    Fix: pass a ``.safetensors`` file, a ``.pt`` state dict or a Hugging Face folder.
+    """
+
+    code: ClassVar[str] = "U601"
+    why: ClassVar[str] = "{path}: {problem}"
+    fix: ClassVar[str] = "Pass a .safetensors file, a .pt state dict or a Hugging Face folder"
+    path: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class UnsafeCheckpoint(Diagnostic):
+    """The file holds pickled code, which unitify never runs.
+
+    Example: a ``.pt`` file written by ``torch.save(model)`` instead of its state dict.
+    Fix: load it where you trust it and save its state dict as safetensors.
+    """
+
+    code: ClassVar[str] = "U602"
+    why: ClassVar[str] = "{path} holds pickled objects beside tensors ({problem})"
+    fix: ClassVar[str] = "Save model.state_dict() with safetensors and convert that"
+    path: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class KeysDiffer(Diagnostic):
+    """The names, shapes or types of the checkpoint are not those of the model.
+
+    Example: a checkpoint of a 12-layer model, and a factory that builds 6 layers.
+    Fix: use the factory that belongs to the checkpoint.
+    """
+
+    code: ClassVar[str] = "U603"
+    why: ClassVar[str] = "the checkpoint does not fit the model: {problem}"
+    fix: ClassVar[str] = "Use the factory that belongs to the checkpoint"
+    problem: str
+
+
+@dataclass(frozen=True)
+class FactoryFailed(Diagnostic):
+    """The function given by ``--model`` or ``--inputs`` cannot be used.
+
+    Example: ``--model my_package.models:Bulid``.
+    Fix: it must be importable as ``package.module:name`` and callable without arguments; a
+    model factory returns an ``nn.Module``, an inputs function a tuple, a dict or a list of them.
+    """
+
+    code: ClassVar[str] = "U604"
+    why: ClassVar[str] = "{target}: {problem}"
+    fix: ClassVar[str] = "It must be importable as package.module:name and take no arguments"
+    target: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class OutputExists(Diagnostic):
+    """The output folder exists already; nothing is ever overwritten.
+
+    Example: ``unitify convert`` run twice with the same ``-o out``.
+    Fix: choose another folder or remove it.
+    """
+
+    code: ClassVar[str] = "U605"
+    why: ClassVar[str] = "{path} exists already"
+    fix: ClassVar[str] = "Choose another folder or remove it"
+    path: str
+
+
+@dataclass(frozen=True)
+class NotWritten(Diagnostic):
+    """The output folder could not be written; what was begun has been removed.
+
+    Example: ``-o`` below a folder without write permission, or a full disk.
+    Fix: choose a place that can be written and has room for the weights.
+    """
+
+    code: ClassVar[str] = "U606"
+    why: ClassVar[str] = "{path} cannot be written: {problem}"
+    fix: ClassVar[str] = "Choose a place that can be written and has room for the weights"
+    path: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class FolderDamaged(Diagnostic):
+    """A converted folder is incomplete, or its contents are not those that were written.
+
+    ``plan.json`` holds a SHA-256 of every file that decides what the module computes.
+
+    Example: ``unitify.load("out", model)`` after ``out/model.safetensors`` was edited.
+    Fix: convert the checkpoint again.
+    """
+
+    code: ClassVar[str] = "U607"
+    why: ClassVar[str] = "{path} is not a converted folder as it was written: {problem}"
+    fix: ClassVar[str] = "Convert the checkpoint again"
+    path: str
+    problem: str

@@ -1,0 +1,105 @@
+"""U0: how unitify is called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from unitify.diagnostics.diagnostic import Diagnostic
+
+
+@dataclass(frozen=True)
+class UnknownOption(Diagnostic):
+    """An argument has a value that unitify does not know.
+
+    Example: ``transform(model, scales="mesured")``.
+    Fix: use one of the values that the message lists.
+    """
+
+    code: ClassVar[str] = "U001"
+    why: ClassVar[str] = "{option}={value!r} is not one of {choices}"
+    fix: ClassVar[str] = "Use one of the listed values"
+    option: str
+    value: str
+    choices: str
+
+
+@dataclass(frozen=True)
+class InputsNeeded(Diagnostic):
+    """The example inputs cannot be inferred from the model.
+
+    Capture runs the model once on example inputs (their values do not matter, their shapes
+    and types do). They are inferred for Hugging Face models and for models whose first layer
+    states its input; every other model needs them spelled out.
+
+    Example: ``transform(MyModel())`` where ``MyModel.forward(self, graph, x)``.
+    Fix: ``transform(model, (graph, x))``.
+    """
+
+    code: ClassVar[str] = "U002"
+    why: ClassVar[str] = "no example inputs were given and {reason}"
+    fix: ClassVar[str] = "Pass them, for example: {call}"
+    reason: str
+    call: str
+
+
+@dataclass(frozen=True)
+class BatchesNeeded(Diagnostic):
+    """``scales="measured"`` was asked for with an empty list of batches.
+
+    Example: ``transform(model, scales="measured", batches=[])``.
+    Fix: pass at least one batch (a tuple of positional or a dict of keyword inputs), or leave
+    ``batches`` out to measure on the example inputs.
+    """
+
+    code: ClassVar[str] = "U003"
+    why: ClassVar[str] = "scales='measured' has no batch to measure on"
+    fix: ClassVar[str] = "Pass batches=[inputs, ...] or leave it out"
+
+
+@dataclass(frozen=True)
+class ModelNeeded(Diagnostic):
+    """A file of weights says nothing about the model that they belong to.
+
+    A Hugging Face folder names its model in ``config.json``; a ``.safetensors`` or ``.pt``
+    file holds tensors alone.
+
+    Example: ``unitify convert weights.safetensors -o out``.
+    Fix: ``unitify convert weights.safetensors --model my_package.models:build -o out``, where
+    ``build()`` returns the model.
+    """
+
+    code: ClassVar[str] = "U004"
+    why: ClassVar[str] = "{path} holds weights and does not name their model"
+    fix: ClassVar[str] = "Pass --model package.module:factory"
+    path: str
+
+
+@dataclass(frozen=True)
+class PackageMissing(Diagnostic):
+    """An optional package is needed for what was asked.
+
+    Example: ``unitify convert folder -o out`` on a Hugging Face folder without ``transformers``.
+    Fix: install the package that the message names.
+    """
+
+    code: ClassVar[str] = "U005"
+    why: ClassVar[str] = "{purpose} needs the package {package}"
+    fix: ClassVar[str] = "Install it: pip install {package}"
+    package: str
+    purpose: str
+
+
+@dataclass(frozen=True)
+class UnknownCode(Diagnostic):
+    """No diagnostic has the code that was asked for.
+
+    Example: ``unitify explain U999``.
+    Fix: use a code as a message prints it.
+    """
+
+    code: ClassVar[str] = "U006"
+    why: ClassVar[str] = "there is no diagnostic {asked}"
+    fix: ClassVar[str] = "Known codes: {known}"
+    asked: str
+    known: str
