@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -22,6 +22,9 @@ from unitify.verify import Verification, verify_by_running
 
 SCALES = ("analysis", "measured")
 
+#: Called after each stage with its name and what it made.
+StageObserver = Callable[[str, Any], None]
+
 
 def transform(
     model: nn.Module,
@@ -36,17 +39,27 @@ def transform(
     verify: bool = True,
     inplace: bool = False,
     rules: Iterable[Any] = (),
+    on_stage: StageObserver | None = None,
 ) -> UnitScaledModule:
-    """The same function as ``model``, with every tensor of both passes stored near unit RMS."""
+    """The same function as ``model``, with every tensor of both passes stored near unit RMS.
+
+    ``on_stage(name, made)`` is called after each stage, with what the stage made.
+    """
+    done = on_stage or (lambda _name, _made: None)
     args, kwargs = _inputs(model, example_inputs, example_kwargs)
     table = load_rules(rules)
     captured = capture(model, args, kwargs, dynamic_shapes)
+    done("capture", captured)
     estimates = _estimates(captured, scales, batches, loss_fn, table)
+    done(scales, estimates)
     chosen = plan(captured, estimates, table)
+    done("plan", chosen)
     graph = rewrite(captured, chosen, table)
     module = build(captured, graph, chosen)
+    done("rewrite", module)
     if verify:
         result = verify_by_running(model, module, args, kwargs, loss_fn)
+        done("verify", result)
         if not result.exact:
             differences = "; ".join(str(d) for d in result.differences[:3])
             raise UnitifyError(NotExact(where=type(model).__name__, differences=differences))
