@@ -103,3 +103,23 @@ class UnknownCode(Diagnostic):
     fix: ClassVar[str] = "Known codes: {known}"
     asked: str
     known: str
+
+
+@dataclass(frozen=True)
+class OptimizerUnsupported(Diagnostic):
+    """``unitify.optim.param_groups`` cannot carry hyperparameters over to this optimiser.
+
+    Stored parameters and gradients differ from the true ones by powers of two; each
+    hyperparameter is multiplied by what its units say. The table has most optimisers of torch.
+
+    Example: ``param_groups(module, torch.optim.LBFGS)``.
+    Fix: use one of the listed optimisers or a subclass of one; or pass ``units=``, an
+    ``OptimizerUnits`` that lists the powers of fwd and bwd for each hyperparameter.
+    """
+
+    code: ClassVar[str] = "U007"
+    why: ClassVar[str] = "{optimizer} cannot be kept exact: {reason}"
+    fix: ClassVar[str] = "Use one of {known}, a subclass of one, or pass units="
+    optimizer: str
+    reason: str
+    known: str
