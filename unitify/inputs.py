@@ -29,6 +29,14 @@ def as_inputs(batch: Any) -> Inputs:
     return (batch,), {}
 
 
+def given_or_inferred(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None) -> Inputs:
+    """The inputs given (one tensor stands for a tuple of one); inferred where there are none."""
+    if isinstance(args, torch.Tensor):
+        args = (args,)
+    args, kwargs = tuple(args), dict(kwargs or {})
+    return (args, kwargs) if args or kwargs else infer_inputs(model)
+
+
 def infer_inputs(model: nn.Module) -> Inputs:
     """Inputs that ``model`` accepts, as (positional, keyword).
 

@@ -12,7 +12,7 @@ from unitify.capture import Capture, capture
 from unitify.diagnostics import NotExact, UnitifyError, UnknownOption
 from unitify.estimates import Estimates
 from unitify.execution import LossFunction
-from unitify.inputs import Inputs, as_inputs, infer_inputs
+from unitify.inputs import as_inputs, given_or_inferred
 from unitify.measure import measure
 from unitify.module import UnitScaledModule, skeleton_like
 from unitify.plan import ScalePlan, plan
@@ -46,7 +46,7 @@ def transform(
     ``on_stage(name, made)`` is called after each stage, with what the stage made.
     """
     done = on_stage or (lambda _name, _made: None)
-    args, kwargs = _inputs(model, example_inputs, example_kwargs)
+    args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
     captured = capture(model, args, kwargs, dynamic_shapes)
     done("capture", captured)
@@ -64,13 +64,6 @@ def transform(
             differences = "; ".join(str(d) for d in result.differences[:3])
             raise UnitifyError(NotExact(where=type(model).__name__, differences=differences))
     return module
-
-
-def _inputs(model: nn.Module, args: Any, kwargs: dict[str, Any] | None) -> Inputs:
-    if isinstance(args, torch.Tensor):
-        args = (args,)
-    args, kwargs = tuple(args), dict(kwargs or {})
-    return (args, kwargs) if args or kwargs else infer_inputs(model)
 
 
 def _estimates(
@@ -112,7 +105,7 @@ def estimate(
     rules: Iterable[Any] = (),
 ) -> Estimates:
     """RMS of every value of the graph and of its gradient: name → ``Rms(forward, backward)``."""
-    args, kwargs = _inputs(model, example_inputs, example_kwargs)
+    args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     captured = capture(model, args, kwargs)
     return _estimates(captured, scales, batches, loss_fn, load_rules(rules))
 
@@ -127,5 +120,5 @@ def verify(
     seed: int = 0,
 ) -> Verification:
     """Is ``module`` bitwise ``model``? Runs both; see ``Verification``."""
-    args, kwargs = _inputs(model, example_inputs, example_kwargs)
+    args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     return verify_by_running(model, module, args, kwargs, loss_fn, seed)

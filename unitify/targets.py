@@ -1,0 +1,100 @@
+"""Functions that a command line names as ``package.module:name``.
+
+Imports from the working folder and the installed packages, calls the function without
+arguments, and checks what it returned. Whatever goes wrong is U604, on one line.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from unitify.diagnostics import BatchesNeeded, FactoryFailed, UnitifyError
+
+#: A tuple of positional or a mapping of keyword inputs.
+Batch = tuple[Any, ...] | Mapping[str, Any]
+
+
+def build_model(target: str) -> nn.Module:
+    """The module that the factory ``target`` returns.
+
+    Raises ``UnitifyError`` (U604) where it cannot be imported, raises, or returns something else.
+    """
+    model = _call(target)
+    if not isinstance(model, nn.Module):
+        raise _failed(target, f"it returned {_article(model)}, not an nn.Module")
+    return model
+
+
+def input_batches(target: str) -> list[Batch]:
+    """The batches that the function ``target`` returns; the first one is the example.
+
+    A tuple or a mapping is one batch; a list holds one of these a batch.
+    Raises ``UnitifyError`` (U604 for anything else, U003 for an empty list).
+    """
+    result = _call(target)
+    batches = result if isinstance(result, list) else [result]
+    if not batches:
+        raise UnitifyError(BatchesNeeded(where=target))
+    for batch in batches:
+        if not isinstance(batch, tuple | Mapping):
+            expected = "a tuple of positional inputs, a dict of keyword inputs or a list of these"
+            raise _failed(target, f"it returned {_article(result)}, not {expected}")
+    return batches
+
+
+def import_target(target: str) -> Callable[[], Any]:
+    """The callable that ``package.module:name`` names.
+
+    The working folder is put at the front of the import path, as ``python -m`` does.
+    Raises ``UnitifyError`` (U604).
+    """
+    module_name, colon, name = target.partition(":")
+    if not (module_name and colon and name):
+        raise _failed(target, "it has not the form package.module:name")
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:
+        raise _failed(
+            target, f"importing {module_name} failed with {_first_line(error)}"
+        ) from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise _failed(target, f"{module_name} has no {name}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise _failed(target, f"{name} is {_article(found)}, which cannot be called")
+    called: Callable[[], Any] = found
+    return called
+
+
+def _call(target: str) -> Any:
+    function = import_target(target)
+    try:
+        return function()
+    except UnitifyError:
+        raise
+    except Exception as error:
+        raise _failed(target, f"it failed with {_first_line(error)}") from error
+
+
+def _failed(target: str, problem: str) -> UnitifyError:
+    return UnitifyError(FactoryFailed(target=target, problem=problem))
+
+
+def _article(value: Any) -> str:
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
