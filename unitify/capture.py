@@ -94,7 +94,7 @@ def capture(
         raise UnitifyError(*(GradientLost(where=type(model).__name__, function=f) for f in lost))
     notes: list[Diagnostic] = []
     signature = inspect.signature(model.forward)
-    args, kwargs = distinct(args, kwargs)
+    args, kwargs = distinct(args, in_order(signature, kwargs))
     register_dataclasses((args, kwargs))
     with _quiet_model(model, notes):
         current, reason = _recorded_modes(model, args, kwargs, dynamic_shapes)
@@ -133,6 +133,12 @@ def parameter_aliases(model: nn.Module) -> dict[str, str]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         aliases[name] = first.setdefault(id(parameter), name)
     return aliases
+
+
+def in_order(signature: inspect.Signature, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keyword inputs in the order of the signature, as ``bind`` lists them: export keeps theirs."""
+    position = {name: i for i, name in enumerate(signature.parameters)}
+    return dict(sorted(kwargs.items(), key=lambda item: position.get(item[0], len(position))))
 
 
 def distinct(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
