@@ -4,8 +4,10 @@ import unitify.ops as _ops  # noqa: F401  (registers unitify::rescale)
 from unitify.capture import Capture
 from unitify.diagnostics import Diagnostic, UnitifyError, UnitifyWarning
 from unitify.estimates import Rms
+from unitify.folder import load
 from unitify.module import UnitScaledModule
 from unitify.plan import Scale, ScalePlan
+from unitify.rebuild import rebuild
 from unitify.transform import estimate, transform, verify
 from unitify.verify import Verification
 from unitify.version import __version__
@@ -22,6 +24,8 @@ __all__ = [
     "Verification",
     "__version__",
     "estimate",
+    "load",
+    "rebuild",
     "transform",
     "verify",
 ]

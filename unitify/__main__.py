@@ -1,0 +1,5 @@
+"""``python -m unitify``: the command line."""
+
+from unitify.cli import main
+
+main()

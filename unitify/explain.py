@@ -1,0 +1,167 @@
+"""``unitify explain``: what a diagnostic means, and how a value came by its scale.
+
+The derivation of a value is the analysis read backwards: its RMS, the rule and the formula that
+gave it, the values that it was made from, and so on towards inputs and parameters.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import fx, nn
+
+from unitify.capture import Capture, capture
+from unitify.diagnostics import UnitifyError, UnknownCode, UnknownValue, all_diagnostics
+from unitify.inputs import given_or_inferred
+from unitify.plan import Scale, ScalePlan, plan
+from unitify.rule_table import Rule, RuleTable, load_rules
+from unitify.schema import operation_name
+
+if TYPE_CHECKING:
+    from unitify.analysis import Analysis
+    from unitify.forward_moments import Step
+
+#: How many values a derivation shows on its way back to inputs and parameters.
+LONGEST = 12
+
+
+def explain_code(code: str) -> str:
+    """A diagnostic's own page: what it means, an example, a fix.
+
+    Raises ``UnitifyError`` (U006) for a code that does not exist.
+    """
+    known = all_diagnostics()
+    if code not in known:
+        raise UnitifyError(UnknownCode(asked=code, known=", ".join(known)))
+    found = known[code]
+    return f"{code} {found.__name__}\n\n{inspect.getdoc(found)}\n\nMessage: {found.why}"
+
+
+def explain_value(
+    name: str,
+    model: nn.Module,
+    example_inputs: Any = (),
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    chosen: ScalePlan | None = None,
+    rules: Iterable[Any] = (),
+) -> str:
+    """How the scale of the value ``name`` of ``model`` was derived, down to the source line.
+
+    ``chosen``: a plan that was made before; the analysis' own where None.
+    Raises ``UnitifyError`` (U203) for a name that the graph does not hold.
+    """
+    from unitify.analysis import analyse
+
+    args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
+    table = load_rules(rules)
+    captured = capture(model, args, kwargs)
+    analysis = analyse(captured, table)
+    node = _find(captured, analysis, name)
+    chosen = chosen or plan(captured, analysis.estimates, table)
+    return "\n".join(_derivation(node, analysis, chosen, table))
+
+
+def _find(captured: Capture, analysis: Analysis, name: str) -> fx.Node:
+    """The node of a value, by its own name or by the name of the parameter that it holds."""
+    nodes = {n.name: n for n in captured.graph.nodes if n.name in analysis.forward}
+    by_parameter = {str(n.target): n for n in nodes.values() if n.op == "get_attr"}
+    first = captured.aliases.get(name, name)
+    found: fx.Node | None = nodes.get(name) or by_parameter.get(first)
+    if found is None:
+        close = difflib.get_close_matches(name, [*nodes, *by_parameter], n=4, cutoff=0.3)
+        raise UnitifyError(UnknownValue(name=name, close=", ".join(close) or "none"))
+    return found
+
+
+def _derivation(
+    node: fx.Node, analysis: Analysis, chosen: ScalePlan, rules: RuleTable
+) -> list[str]:
+    scale = chosen.values.get(node.name, Scale())
+    estimate = analysis.estimates.get(node.name)
+    lines = [_title(node), *_origin(node), ""]
+    for direction, factor, rms in (
+        ("forward", scale.fwd, estimate.forward if estimate else None),
+        ("backward", scale.bwd, estimate.backward if estimate else None),
+    ):
+        lines.append(f"{direction:8} scale {_power(factor)}{_stored(rms, factor)}")
+    lines += ["", "forward, from the value back to inputs and parameters:"]
+    for found in _ancestors(node, analysis):
+        lines.append(f"  {_step(found.name, analysis.forward[found.name], 'of')}")
+        lines += [f"      {text}" for text in _formulas(rules.get(operation_name(found)), found)]
+    steps = analysis.backward.get(node.name, ())
+    lines += ["", f"backward, {len(steps)} contribution{'' if len(steps) == 1 else 's'} added up:"]
+    lines += [f"  {_step('gradient', step, 'of the gradient at')}" for step in steps]
+    return lines
+
+
+def _title(node: fx.Node) -> str:
+    if node.op == "placeholder":
+        return f"{node.name}: an input"
+    if node.op == "get_attr":
+        return f"{node.name}: {node.target}"
+    return f"{node.name}: {operation_name(node)}"
+
+
+def _origin(node: fx.Node) -> list[str]:
+    """Module path and the user's source line, as the capture recorded them."""
+    lines = []
+    stack = node.meta.get("nn_module_stack")
+    if stack:
+        path, kind = list(stack.values())[-1]
+        lines.append(f"in module {path or '(root)'} ({str(kind).rpartition('.')[2]})")
+    trace = str(node.meta.get("stack_trace") or "")
+    frames = re.findall(r'File "(.+)", line (\d+), in .+\n\s*(.+)', trace)
+    if frames:
+        file, line, text = frames[-1]
+        lines.append(f"at {file}:{line}: {text.strip()}")
+    return lines
+
+
+def _ancestors(node: fx.Node, analysis: Analysis) -> list[fx.Node]:
+    """The value and what it was made from, nearest first."""
+    found = [node]
+    for current in found:
+        for operand in current.all_input_nodes:
+            if operand.name in analysis.forward and operand not in found:
+                found.append(operand)
+        if len(found) >= LONGEST:
+            break
+    return found[:LONGEST]
+
+
+def _step(name: str, step: Step, preposition: str) -> str:
+    operands = ", ".join(f"{operand} ({rms:.4g})" for operand, rms in step.inputs.items())
+    source = f" {preposition} {operands}" if operands else ""
+    return f"{name}: rms {step.rms:.4g}, {step.way}{source}"
+
+
+def _formulas(rule: Rule | None, node: fx.Node) -> list[str]:
+    """The rule's row as far as it says how this value is distributed."""
+    if node.op != "call_function":
+        return []
+    if rule is None:
+        return ["no rule: restored to true scale"]
+    lines = [f"rule {rule.operation} ({rule.kind})"]
+    if rule.linear:
+        terms = ", ".join(f"{name}: {count}" for name, count in rule.terms.items())
+        lines.append(f"sums of products of {', '.join(rule.linear)}; terms {terms}")
+    if rule.elementwise:
+        lines.append(f"quadrature over {rule.elementwise}")
+    if rule.forward is not None:
+        lines.append(f"mean = {rule.forward.mean}")
+        lines.append(f"mean square = {rule.forward.square}")
+    return lines
+
+
+def _power(factor: float) -> str:
+    return f"2^{math.frexp(factor)[1] - 1}"
+
+
+def _stored(rms: float | None, factor: float) -> str:
+    return f", true rms {rms:.4g}, stored rms {rms / factor:.4g}" if rms else ""
