@@ -3,11 +3,15 @@
 Text from a file is never evaluated: Python's own parser reads it, a whitelist of syntax nodes
 lets through arithmetic on known names, and objects are built from what is left.
 
-Names in a formula: ``mean(x)``, ``rms(x)``, ``var(x)`` and ``square(x)`` (mean of x²) of an
-operand ``x`` or of ``grad`` (the gradient that arrives at the output); ``average(e)``, the
-mean of ``e`` over the dimensions that the operation normalises; the row's ``dims``; numeric
-arguments of the operation by name; and ``sqrt``, ``exp``, ``log``, ``erf``, ``minimum``,
-``maximum``.
+Names in a formula:
+
+- ``mean(x)``, ``rms(x)``, ``var(x)`` and ``square(x)`` (mean of x²) of an operand ``x``, or of
+  ``grad``, the gradient that arrives at the output
+- ``average(e)``: the mean of ``e`` over the dimensions that the operation normalises (the row's
+  ``over``); ``average(e, -2)`` over that dimension
+- ``participation(var, n)``: E[Σ p²] of a softmax over n logits of variance ``var``
+- the row's ``dims``; numeric arguments of the operation by name
+- ``sqrt``, ``exp``, ``log``, ``erf``, ``minimum``, ``maximum``
 """
 
 from __future__ import annotations
@@ -25,9 +29,11 @@ Monomial = Mapping[str, "Fraction | str"]
 #: Moments of an operand: undefined functions, so that a formula prints as it was written.
 MOMENTS = {name: sympy.Function(name) for name in ("mean", "rms", "var", "square")}
 AVERAGE = sympy.Function("average")
+PARTICIPATION = sympy.Function("participation")
 _FUNCTIONS: dict[str, Any] = {
     **MOMENTS,
     "average": AVERAGE,
+    "participation": PARTICIPATION,
     "sqrt": sympy.sqrt,
     "exp": sympy.exp,
     "log": sympy.log,
@@ -35,7 +41,7 @@ _FUNCTIONS: dict[str, Any] = {
     "minimum": sympy.Min,
     "maximum": sympy.Max,
 }
-_MAX_LENGTH = 600
+_MAX_LENGTH = 1000
 _MAX_EXPONENT = 64
 
 

@@ -7,6 +7,7 @@ where it enters through every operation that runs on stored operands, up to one 
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any
 
 from torch import fx
@@ -41,7 +42,7 @@ def _passes(rule: Rule | None, name: str) -> bool:
     """Does the operation run on this operand as stored, and not on its true value?"""
     if rule is None or rule.law is None:
         return False
-    return rule.law.factors.get(name) != {name: 1}
+    return dict(rule.law.factors.get(name, {})) != {name: Fraction(1)}
 
 
 def _takes_apart(node: fx.Node) -> bool:

@@ -23,7 +23,8 @@ aten = torch.ops.aten
 
 
 def _invert_permute(base: fx.Node, view: fx.Node) -> tuple[OpOverload, tuple[Any, ...]]:
-    order = [d % len(view.args[1]) for d in view.args[1]]
+    dims: Any = view.args[1]
+    order = [d % len(dims) for d in dims]
     return aten.permute.default, ([order.index(i) for i in range(len(order))],)
 
 

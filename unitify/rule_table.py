@@ -62,6 +62,9 @@ class Rule:
 
     ``over``: the dimensions that ``average(…)`` in a formula runs over: a tuple, "trailing:ARG" (as
     many trailing ones as ARG has entries), "argument:ARG" (those listed in ARG) or "except:1".
+    ``broadcast``: ``backward`` formulas are per element of the output, and summed over the
+    dimensions along which the operand was broadcast; False where they are final.
+    ``sample``: arguments on which the row is tested; ``variants``: more of them, as changes to it.
     """
 
     operation: str
@@ -70,12 +73,14 @@ class Rule:
     dims: Mapping[str, sympy.Expr] = field(default_factory=dict)
     linear: tuple[str, ...] = ()
     terms: Mapping[str, sympy.Expr] = field(default_factory=dict)
-    coefficient: sympy.Expr = sympy.Integer(1)
+    coefficient: sympy.Expr = sympy.S.One
     elementwise: str | None = None
     forward: Moments | None = None
     backward: Mapping[str, Moments] = field(default_factory=dict)
     over: str | tuple[int, ...] | None = None
-    sample: Mapping[str, str] = field(default_factory=dict)
+    broadcast: bool = True
+    sample: Mapping[str, Any] = field(default_factory=dict)
+    variants: tuple[Mapping[str, Any], ...] = ()
     source: str = ""
 
     @property
@@ -100,7 +105,8 @@ RuleTable = Mapping[str, Rule]
 
 _KEYS = {
     "law", "only", "even", "defaults", "dims", "linear", "terms", "elementwise",
-    "coefficient", "forward", "backward", "over", "sample", "source", "like",
+    "coefficient", "broadcast", "forward", "backward", "over", "sample", "variants",
+    "source", "like",
 }  # fmt: skip
 
 
@@ -180,9 +186,11 @@ def _rule(operation: str, family: str, row: Mapping[str, Any]) -> Rule:
         elementwise=row.get("elementwise"),
         forward=_moments(row["forward"]) if "forward" in row else None,
         backward={name: _moments(m) for name, m in row.get("backward", {}).items()},
+        broadcast=bool(row.get("broadcast", True)),
         coefficient=parse_formula(row.get("coefficient", "1")),
         over=tuple(over) if isinstance(over := row.get("over"), list) else over,
         sample=dict(row.get("sample", {})),
+        variants=tuple({**row["sample"], **changes} for changes in row.get("variants", ())),
         source=str(row.get("source", "")),
     )
 

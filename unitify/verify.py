@@ -77,7 +77,7 @@ def verify_by_running(
             named, parameters, model, loss_fn,
         )  # fmt: skip
     with unchanged(module, seed):
-        own = dict(module.named_parameters())
+        own: dict[str, Tensor] = dict(module.named_parameters())
         stored = _results(
             lambda inputs: capture.call.unflatten(module.flat_forward(*inputs)),
             flat, own, module, loss_fn,

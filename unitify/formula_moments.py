@@ -1,0 +1,130 @@
+"""Moments by a rule's formulas, on arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, fx
+
+from unitify.counts import COUNTS
+from unitify.dimensions import evaluate, symbol_values
+from unitify.moments import Moment, evaluate_moments, fit
+from unitify.operation import Operation
+from unitify.rule_table import Moments, Rule
+from unitify.schema import named_arguments
+
+
+def formula_forward(operation: Operation, rule: Rule, operands: Mapping[str, Moment]) -> Moment:
+    """Moments of the result, by the row's ``forward``."""
+    assert rule.forward is not None
+    mean, square = _evaluated(operation, rule, rule.forward, operands)
+    shape = operation.result_shapes[0]
+    return Moment(fit(mean, shape), fit(square, shape))
+
+
+def formula_gradient(
+    operation: Operation, rule: Rule, operands: Mapping[str, Moment], name: str, grad: Moment
+) -> Moment:
+    """Moments of the gradient of one operand, by the row's ``backward``.
+
+    A ``broadcast`` row states them for an element of the result: they are summed over the
+    dimensions along which the operand was broadcast.
+    """
+    moments = rule.backward[name]
+    mean, square = _evaluated(operation, rule, moments, {**operands, "grad": grad})
+    shape = operation.shape(name)
+    if rule.broadcast:
+        mean, square = _summed(mean, square, operation.result_shapes[0], shape)
+    return Moment(fit(mean, shape), fit(square, shape))
+
+
+def _evaluated(
+    operation: Operation, rule: Rule, moments: Moments, operands: Mapping[str, Moment]
+) -> tuple[Tensor, Tensor]:
+    values = formula_values(operation, rule, operands)
+    average = averaging(operation, rule)
+    mean = evaluate_moments(moments.mean, operands, values, average)
+    square = evaluate_moments(moments.square, operands, values, average)
+    mean, square = torch.broadcast_tensors(mean, square)
+    return mean, torch.maximum(square, mean * mean)
+
+
+def formula_values(
+    operation: Operation, rule: Rule, operands: Mapping[str, Moment]
+) -> dict[str, float]:
+    """Numbers that the formulas of a row may name, for this node."""
+    values = symbol_values(operation.node)
+    for name, argument in named_arguments(operation.node).items():
+        if isinstance(argument, fx.Node) and name not in values:
+            known = operation.number(name)
+            if isinstance(known, bool | int | float):
+                values[name] = float(known)
+    if rule.law is not None:
+        for name, default in rule.law.defaults.items():
+            if name not in values:
+                held = {**values, "epsilon": torch.finfo(torch.float32).eps}
+                values[name] = evaluate(default, held)
+    for name, expression in rule.dims.items():
+        named = {s.name for s in expression.free_symbols} & COUNTS.keys()
+        counted = {n: COUNTS[n](operation, operands) for n in named}
+        values[name] = evaluate(expression, {**values, **counted})
+    return values
+
+
+def averaging(operation: Operation, rule: Rule) -> Callable[..., Tensor]:
+    """``average(e)`` of a row: the mean over its ``over`` dimensions, which stay with size one.
+
+    ``average(e, d)`` is the mean over dimension ``d``, counted from the end.
+    """
+    ndim = max([len(operation.shape(n)) for n in operation.operands if _is_tensor(operation, n)])
+    usual = _over(operation, rule, ndim)
+
+    def average(array: Tensor, *dimensions: int) -> Tensor:
+        present = [d for d in dimensions or usual if -d <= array.dim()]
+        return array.mean(present, keepdim=True) if present else array
+
+    return average
+
+
+def _is_tensor(operation: Operation, name: str) -> bool:
+    return isinstance(operation.operands[name], fx.Node)
+
+
+def _over(operation: Operation, rule: Rule, ndim: int) -> list[int]:
+    """The dimensions of ``over``, counted from the end."""
+    over = rule.over
+    if over is None:
+        return []
+    if isinstance(over, tuple):
+        listed = list(over)
+    else:
+        kind, _, what = over.partition(":")
+        if kind == "trailing":
+            count = len(operation.number(what))
+            return [-i - 1 for i in range(count)]
+        if kind == "except":
+            kept = int(what) % ndim
+            return [d - ndim for d in range(ndim) if d != kept]
+        argument = operation.number(what)
+        listed = list(argument) if isinstance(argument, list | tuple) else [argument]
+        if argument is None or not listed:
+            listed = list(range(ndim))
+    return [d if d < 0 else d - ndim for d in listed]
+
+
+def _summed(
+    mean: Tensor, square: Tensor, result: tuple[int, ...], operand: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    var = (square - mean * mean).clamp_min(0.0)
+    mean, var = fit(mean, result), fit(var, result)
+    leading = len(result) - len(operand)
+    for dimension, size in enumerate(result):
+        own = operand[dimension - leading] if dimension >= leading else 1
+        if own == 1 and size > 1:
+            if mean.shape[dimension] == 1:
+                mean, var = mean * size, var * size
+            else:
+                mean = mean.sum(dimension, keepdim=True)
+                var = var.sum(dimension, keepdim=True)
+    return mean, var + mean * mean

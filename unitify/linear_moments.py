@@ -1,0 +1,230 @@
+"""Moments through operations that sum products: the operation itself, run on moments.
+
+For y = Σ a·x·w with independent x and w,
+
+    E[y] = f(E[x], E[w]),    Var[y] = a·(f(E[x²], E[w²]) − f(E[x]², E[w]²)),
+
+where f is the operation and a its constant coefficient; gradients use its transpose (its
+vector-Jacobian product) in the same way. Where nothing but one number is known of every
+operand, the count of products does (``terms`` of the rule).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unitify.dimensions import evaluate, symbol_values
+from unitify.moments import Moment, compress, from_parts
+from unitify.operation import Operation
+from unitify.rule_table import Rule
+
+#: Moments by argument name; a list for an argument that is a list of tensors.
+Operands = Mapping[str, "Moment | list[Moment]"]
+#: Beyond this many elements operands are multiplied in single precision.
+_LARGE = 2**22
+
+
+def linear_forward(operation: Operation, rule: Rule, operands: Operands) -> list[Moment]:
+    """Moments of every result of an operation that is linear in each of ``rule.linear``."""
+    if _all_uniform(operands):
+        terms, coefficient = _counts(operation, rule, "out")
+        product = _product([operands[n] for n in rule.linear if n in operands])
+        added = [m for n, m in operands.items() if n not in rule.linear]
+        return [
+            _counted(product, terms, coefficient, added, len(shape))
+            for shape in operation.result_shapes
+        ]
+    run = _Run(operation, rule, operands)
+    means = run.forward(lambda m: m.mean, added=True)
+    if run.is_bilinear:
+        full, known = run.forward(lambda m: m.square), run.forward(lambda m: m.mean**2)
+        spread = [a - b for a, b in zip(full, known, strict=True)]
+    else:
+        spread = run.forward(lambda m: m.var)
+    return [
+        from_parts(compress(m), compress((v * run.coefficient).clamp_min(0.0)))
+        for m, v in zip(means, spread, strict=True)
+    ]
+
+
+def linear_gradient(
+    operation: Operation, rule: Rule, operands: Operands, name: str, grads: list[Moment]
+) -> list[Moment]:
+    """Moments of the gradient of one operand (of each tensor, where it is a list of them).
+
+    ``grads``: moments of the gradients of the operation's results.
+    """
+    if _all_uniform(operands) and len(grads) == 1 and grads[0].is_uniform:
+        terms, coefficient = _counts(operation, rule, name)
+        others = [operands[n] for n in rule.linear if n in operands and n != name]
+        product = _product([grads[0], *(others if name in rule.linear else [])])
+        return [_counted(product, terms, coefficient, [], len(operation.shape(name)))]
+    size = max(g.rms for g in grads) or 1.0
+    units = [Moment(g.mean / size, g.square / size**2) for g in grads]
+    run = _Run(operation, rule, operands)
+    means = run.backward(name, lambda m: m.mean, [u.mean for u in units])
+    if run.is_bilinear and name in rule.linear:
+        full = run.backward(name, lambda m: m.square, [u.square for u in units])
+        known = run.backward(name, lambda m: m.mean**2, [u.mean**2 for u in units])
+        spread = [a - b for a, b in zip(full, known, strict=True)]
+    else:
+        spread = run.backward(name, lambda m: m.var, [u.var for u in units])
+    return [
+        from_parts(compress(m * size), compress((v * run.coefficient).clamp_min(0.0) * size**2))
+        for m, v in zip(means, spread, strict=True)
+    ]
+
+
+def _all_uniform(operands: Operands) -> bool:
+    return all(isinstance(m, Moment) and m.is_uniform for m in operands.values())
+
+
+def _counts(operation: Operation, rule: Rule, name: str) -> tuple[float, float]:
+    """How many products are summed into an element, and the constant on each."""
+    values = symbol_values(operation.node)
+    for dimension, expression in rule.dims.items():
+        values[dimension] = evaluate(expression, values)
+    return evaluate(rule.terms[name], values), evaluate(rule.coefficient, values)
+
+
+def _product(factors: list[Moment | list[Moment]]) -> tuple[float, float]:
+    means = [float(m.mean) for m in factors if isinstance(m, Moment)]
+    squares = [float(m.square) for m in factors if isinstance(m, Moment)]
+    return math.prod(means), math.prod(squares)
+
+
+def _counted(
+    product: tuple[float, float],
+    terms: float,
+    coefficient: float,
+    added: list[Moment | list[Moment]],
+    ndim: int,
+) -> Moment:
+    mean, square = product
+    if terms >= 1:
+        var = terms * coefficient**2 * max(square - mean * mean, 0.0)
+        mean = terms * coefficient * mean
+    else:
+        # Only this share of the elements receives a product; the others are zero.
+        mean = terms * coefficient * mean
+        var = max(terms * coefficient**2 * square - mean * mean, 0.0)
+    for moment in added:
+        if isinstance(moment, Moment):
+            mean, var = mean + float(moment.mean), var + float(moment.var)
+    shape = (1,) * ndim
+    return from_parts(
+        torch.full(shape, mean, dtype=torch.float64), torch.full(shape, var, dtype=torch.float64)
+    )
+
+
+class _Run:
+    """The operation on arrays of moments.
+
+    A uniform dimension that only repeats rows (the tokens of a linear layer) is run with one row;
+    a gradient that sums over those rows is multiplied by their number.
+    """
+
+    def __init__(self, operation: Operation, rule: Rule, operands: Operands) -> None:
+        self.operation = operation
+        self.operands = operands
+        self.linear = [n for n in rule.linear if n in operands]
+        self.added = [n for n in operands if n not in rule.linear]
+        self.is_bilinear = len(self.linear) > 1
+        self.coefficient = _counts(operation, rule, "out")[1]
+        large = any(m.mean.numel() > _LARGE for m in operands.values() if isinstance(m, Moment))
+        self.dtype = torch.float32 if large else torch.float64
+        self.rows = {n: self._free_rows(n) for n in self.linear} if self.is_bilinear else {}
+
+    def forward(self, part: Callable[[Moment], Tensor], added: bool = False) -> list[Tensor]:
+        return [r.double() for r in _listed(self.operation(self._arrays(part, added)))]
+
+    def backward(
+        self, name: str, part: Callable[[Moment], Tensor], grads: list[Tensor]
+    ) -> list[Tensor]:
+        arrays = self._arrays(part, added=False)
+        target = arrays[name]
+        leaves = target if isinstance(target, list) else [target]
+        leaves = [x.detach().requires_grad_(True) for x in leaves]
+        arrays[name] = leaves if isinstance(target, list) else leaves[0]
+        with torch.enable_grad():
+            results = _listed(self.operation(arrays))
+            upstream = [
+                _averaged_to(g, tuple(r.shape)).to(self.dtype).expand(r.shape)
+                for g, r in zip(grads, results, strict=True)
+            ]
+            found = torch.autograd.grad(results, leaves, upstream, allow_unused=True)
+        repeated = math.prod(
+            size for n, rows in self.rows.items() if n != name for size in rows.values()
+        )
+        return [
+            (torch.zeros_like(x) if g is None else g).double() * repeated
+            for x, g in zip(leaves, found, strict=True)
+        ]
+
+    def _arrays(
+        self, part: Callable[[Moment], Tensor], added: bool
+    ) -> dict[str, Tensor | list[Tensor]]:
+        arrays: dict[str, Tensor | list[Tensor]] = {}
+        for name, moment in self.operands.items():
+            if isinstance(moment, list):
+                argument = self.operation.operands[name]
+                shapes = [self.operation.shape_of(a) for a in argument]
+                pairs = zip(moment, shapes, strict=True)
+                arrays[name] = [part(m).to(self.dtype).expand(s) for m, s in pairs]
+                continue
+            array = part(moment).to(self.dtype)
+            if name in self.added and not added:
+                array = torch.zeros_like(array)
+            arrays[name] = self._expanded(name, array)
+        return arrays
+
+    def _expanded(self, name: str, array: Tensor) -> Tensor:
+        shape = list(self.operation.shape(name))
+        for dimension in self.rows.get(name, {}):
+            shape[dimension] = 1
+        return array.expand(shape)
+
+    def _free_rows(self, name: str) -> dict[int, int]:
+        """Uniform dimensions of an operand that reappear, alone, as a dimension of the result."""
+        moment = self.operands[name]
+        assert isinstance(moment, Moment)
+        shapes = {n: list(self.operation.shape(n)) for n in self.operands}
+        whole = self._result_shape(shapes)
+        free: dict[int, int] = {}
+        for dimension, size in enumerate(shapes[name]):
+            uniform = moment.mean.shape[dimension] == 1 and moment.square.shape[dimension] == 1
+            if size == 1 or not uniform:
+                continue
+            shapes[name][dimension] = 1
+            now = self._result_shape(shapes)
+            changed = [i for i, (a, b) in enumerate(zip(whole, now, strict=False)) if a != b]
+            if len(now) == len(whole) and len(changed) == 1 and now[changed[0]] == 1:
+                free[dimension] = size
+                whole = now
+            else:
+                shapes[name][dimension] = size
+        return free
+
+    def _result_shape(self, shapes: Mapping[str, list[int]]) -> tuple[int, ...]:
+        try:
+            result = self.operation({n: torch.empty(s, device="meta") for n, s in shapes.items()})
+        except (RuntimeError, ValueError, IndexError):
+            return ()
+        return tuple(result.shape)
+
+
+def _listed(result: Any) -> list[Tensor]:
+    return list(result) if isinstance(result, list | tuple) else [result]
+
+
+def _averaged_to(array: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The array with dimensions that were run with one row averaged down to one."""
+    for dimension, size in enumerate(shape):
+        if array.shape[dimension] not in (1, size):
+            array = array.mean(dimension, keepdim=True)
+    return array
