@@ -2,6 +2,7 @@
 
 import unitify.ops as _ops  # noqa: F401  (registers unitify::rescale)
 from unitify.capture import Capture
+from unitify.cast import Recipe
 from unitify.diagnostics import Diagnostic, UnitifyError, UnitifyWarning
 from unitify.estimates import Rms
 from unitify.folder import load
@@ -9,12 +10,13 @@ from unitify.module import UnitScaledModule
 from unitify.plan import Scale, ScalePlan
 from unitify.rebuild import rebuild
 from unitify.transform import estimate, transform, verify
-from unitify.verify import Verification
+from unitify.verification import Verification
 from unitify.version import __version__
 
 __all__ = [
     "Capture",
     "Diagnostic",
+    "Recipe",
     "Rms",
     "Scale",
     "ScalePlan",

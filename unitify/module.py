@@ -11,8 +11,10 @@ import torch
 from torch import fx, nn
 
 from unitify.capture import Capture
+from unitify.cast import Recipe
 from unitify.diagnostics import Diagnostic, KeysDiffer, OneModeOnly, UnitifyError
 from unitify.plan import Scale, ScalePlan
+from unitify.verification import Verification
 
 
 class UnitScaledModule(fx.GraphModule):
@@ -26,6 +28,9 @@ class UnitScaledModule(fx.GraphModule):
     plan: ScalePlan
     capture: Capture
     diagnostics: tuple[Diagnostic, ...]
+    #: What is cast, and what verification found before the casts; None for neither.
+    recipe: Recipe | None = None
+    verification: Verification | None = None
 
     def __init__(
         self,
@@ -78,6 +83,11 @@ class UnitScaledModule(fx.GraphModule):
         results: tuple[Any, ...] = self._flat_forward(*inputs)  # type: ignore[operator]
         return results
 
+    def take_casts(self, graph: fx.Graph, recipe: Recipe) -> None:
+        """Run ``graph``, this module's own with the casts of ``recipe``, from now on."""
+        self.recipe = recipe
+        self.graph = graph
+
     def original_state_dict(self) -> dict[str, torch.Tensor]:
         """True weights and buffers under the original's names: exact, ready for the original."""
         return {
@@ -112,6 +122,7 @@ class UnitScaledModule(fx.GraphModule):
         root = skeleton_like(self, memo)
         graph = copy.deepcopy(self.graph)
         made = UnitScaledModule(root, graph, self.plan, self.capture, self.diagnostics)
+        made.recipe, made.verification = self.recipe, self.verification
         memo[id(self)] = made
         return made
 
@@ -145,9 +156,9 @@ def skeleton_like(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mo
             held = copy.deepcopy(parameter, copies) if parameter is not None else None
             made.register_parameter(name, held)
         for name, buffer in module._buffers.items():
-            held = copy.deepcopy(buffer, copies) if buffer is not None else None
+            copied = copy.deepcopy(buffer, copies) if buffer is not None else None
             persistent = name not in module._non_persistent_buffers_set
-            made.register_buffer(name, held, persistent=persistent)
+            made.register_buffer(name, copied, persistent=persistent)
         return made
 
     # An explicit stack: a module tree may be deeper than Python recurses.

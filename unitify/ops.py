@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unitify.formats import FORMATS, quantise
+
 _library = torch.library.Library("unitify", "DEF")
 _library.define("rescale(Tensor x, float forward, float backward) -> Tensor")
 
@@ -60,12 +62,18 @@ class _Rescale(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, forward: float, backward: float) -> Tensor:
         ctx.forward_factor, ctx.backward_factor = forward, backward
+        # No gradient stays no gradient: an optimiser tells it from zero.
+        ctx.set_materialize_grads(False)
         with torch._C._AutoDispatchBelowAutograd():
             result: Tensor = torch.ops.unitify.rescale.default(x, forward, backward)
         return result
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(  # type: ignore[override]
+        ctx: Any, gradient: Tensor | None
+    ) -> tuple[Tensor | None, None, None]:
+        if gradient is None:
+            return None, None, None
         # The backward of the backward multiplies by the forward factor again.
         result = torch.ops.unitify.rescale.default(
             gradient, ctx.backward_factor, ctx.forward_factor
@@ -74,7 +82,7 @@ class _Rescale(torch.autograd.Function):
 
 
 def _rescale_autograd(x: Tensor, forward: float, backward: float) -> Tensor:
-    result: Tensor = _Rescale.apply(x, forward, backward)
+    result: Tensor = _Rescale.apply(x, forward, backward)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -88,6 +96,46 @@ def rescale(x: Tensor, forward: float, backward: float) -> Tensor:
     return result
 
 
+_library.define("cast(Tensor x, str forward, str backward) -> Tensor")
+
+
+def _cast_kernel(x: Tensor, forward: str, backward: str) -> Tensor:
+    return quantise(x, FORMATS[forward]) if forward else x.clone()
+
+
+class _Cast(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, forward: str, backward: str) -> Tensor:
+        ctx.backward_format = backward
+        with torch._C._AutoDispatchBelowAutograd():
+            result: Tensor = torch.ops.unitify.cast.default(x, forward, backward)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        if not ctx.backward_format:
+            return gradient, None, None
+        return torch.ops.unitify.cast.default(gradient, ctx.backward_format, ""), None, None
+
+
+def _cast_autograd(x: Tensor, forward: str, backward: str) -> Tensor:
+    result: Tensor = _Cast.apply(x, forward, backward)  # type: ignore[no-untyped-call]
+    return result
+
+
+_library.impl("cast", _cast_kernel, "CompositeExplicitAutograd")
+_library.impl("cast", _cast_autograd, "Autograd")
+
+
+def cast(x: Tensor, forward: str, backward: str) -> Tensor:
+    """``x`` rounded to the format named ``forward``, its gradient to ``backward`` ("" for none).
+
+    The gradient passes the rounding unchanged (straight through).
+    """
+    result: Tensor = torch.ops.unitify.cast.default(x, forward, backward)
+    return result
+
+
 def _decomposed_rescale(x: Tensor, forward: float, backward: float) -> Tensor:
     return torch.mul(x, forward)
 
@@ -97,6 +145,7 @@ def register_decompositions() -> None:
     from torch._inductor.decomposition import decompositions
 
     decompositions.setdefault(torch.ops.unitify.rescale.default, _decomposed_rescale)
+    decompositions.setdefault(torch.ops.unitify.cast.default, _cast_kernel)
 
 
 if "torch._inductor" in sys.modules:

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from unitify.analysis import analyse
 from unitify.capture import Capture, capture
+from unitify.cast import Recipe, cast, recipe_named
 from unitify.diagnostics import NotExact, UnitifyError, UnknownOption
 from unitify.estimates import Estimates
 from unitify.execution import LossFunction
@@ -18,7 +20,8 @@ from unitify.module import UnitScaledModule, skeleton_like
 from unitify.plan import ScalePlan, plan
 from unitify.rewrite import rewrite
 from unitify.rule_table import RuleTable, load_rules
-from unitify.verify import Verification, verify_by_running
+from unitify.verification import Verification
+from unitify.verify import verify_by_running
 
 SCALES = ("analysis", "measured")
 
@@ -34,7 +37,7 @@ def transform(
     loss_fn: LossFunction | None = None,
     scales: str = "analysis",
     batches: Iterable[Any] | None = None,
-    recipe: Any = None,
+    recipe: str | Recipe | None = None,
     dynamic_shapes: Any = "auto",
     verify: bool = True,
     inplace: bool = False,
@@ -43,9 +46,25 @@ def transform(
 ) -> UnitScaledModule:
     """The same function as ``model``, with every tensor of both passes stored near unit RMS.
 
-    ``on_stage(name, made)`` is called after each stage, with what the stage made.
+    - ``example_inputs``, ``example_kwargs``: what the model is called with, for capture; inferred
+      where the model tells. Their values matter only with ``scales="measured"``.
+    - ``loss_fn(output)``: where gradients start; else at a scalar in the output, else at a unit
+      gradient of every output.
+    - ``scales``: "analysis" predicts RMS without data; "measured" takes it from ``batches`` (the
+      example inputs where there are none).
+    - ``recipe``: what to cast, by name ("fp8") or as a ``Recipe``; None casts nothing.
+    - ``dynamic_shapes``: "auto" leaves every size free that the model leaves free; else as for
+      ``torch.export.export``.
+    - ``verify``: compare bitwise with the original, before any cast.
+    - ``inplace``: take over the model's own parameters, divided by their scale, instead of copies.
+    - ``rules``: rule files or mappings beside the shipped ones.
+    - ``on_stage(name, made)`` is called after each stage, with what the stage made.
+
+    Raises ``UnitifyError``: U002 without inputs, U101 to U109 from capture, U501 or U502 where the
+    result is not exact.
     """
     done = on_stage or (lambda _name, _made: None)
+    casts = recipe_named(recipe)
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
     captured = capture(model, args, kwargs, dynamic_shapes)
@@ -63,6 +82,10 @@ def transform(
         if not result.exact:
             differences = "; ".join(str(d) for d in result.differences[:3])
             raise UnitifyError(NotExact(where=type(model).__name__, differences=differences))
+        module.verification = result
+    if casts is not None:
+        module.take_casts(cast(module.graph, casts, table), casts)
+        done("cast", module)
     return module
 
 
@@ -77,6 +100,8 @@ def _estimates(
         choices = ", ".join(SCALES)
         raise UnitifyError(UnknownOption(option="scales", value=scales, choices=choices))
     flat = None if batches is None else (captured.flat_inputs(*as_inputs(b)) for b in batches)
+    if scales == "analysis":
+        return analyse(captured, rules, loss_fn).estimates
     return measure(captured, flat, loss_fn)
 
 

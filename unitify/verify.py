@@ -8,7 +8,6 @@ and against the model itself (which may take other kernels than its capture).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,32 +23,7 @@ from unitify.execution import (
     unchanged,
 )
 from unitify.module import UnitScaledModule
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One tensor that differs: its name, the largest absolute and relative difference."""
-
-    name: str
-    largest: float
-    relative: float
-
-    def __str__(self) -> str:
-        return f"{self.name} by {self.largest:.3g} ({self.relative:.3g} of its RMS)"
-
-
-@dataclass(frozen=True)
-class Verification:
-    """``exact``: bitwise the captured original. ``differences`` names what is not.
-
-    ``model_differences``: where the captured graph itself differs from the model as run eagerly
-    (other kernels, chosen for other shapes or masks); empty for most models.
-    """
-
-    exact: bool
-    compared: int
-    differences: tuple[Difference, ...] = ()
-    model_differences: tuple[Difference, ...] = ()
+from unitify.verification import Difference, Verification
 
 
 def verify_by_running(
