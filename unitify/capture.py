@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,8 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
 
-from unitify.autograd_functions import custom_backwards
+from unitify.autograd_functions import noted_functions
+from unitify.composite import open_composites
 from unitify.diagnostics import (
     CacheLeftOut,
     CheckpointingLost,
@@ -50,7 +51,8 @@ class Capture:
     (constants of the recording are in ``constants``); its placeholders are the flat inputs and
     its output a flat tuple. ``aliases`` maps every parameter name to the one name that stands
     for its tensor (tied parameters share one). ``mode`` is None where the graph follows
-    ``.train()``/``.eval()``, else the only mode that it holds for.
+    ``.train()``/``.eval()``, else the only mode that it holds for; ``other`` is then the
+    capture of the other mode, where there is one.
     """
 
     model: nn.Module
@@ -60,6 +62,7 @@ class Capture:
     aliases: Mapping[str, str]
     constants: Mapping[str, Any] = field(default_factory=dict)
     mode: str | None = None
+    other: Capture | None = None
     diagnostics: tuple[Diagnostic, ...] = ()
 
     def attribute(self, target: str) -> Any:
@@ -89,41 +92,46 @@ def capture(
 
     Raises ``UnitifyError`` (U101, U109) where the model cannot be recorded whole.
     """
-    lost = custom_backwards(model, args, kwargs)
-    if lost:
-        raise UnitifyError(*(GradientLost(where=type(model).__name__, function=f) for f in lost))
     notes: list[Diagnostic] = []
     signature = inspect.signature(model.forward)
     args, kwargs = distinct(args, in_order(signature, kwargs))
     register_dataclasses((args, kwargs))
-    with _quiet_model(model, notes):
-        current, reason = _recorded_modes(model, args, kwargs, dynamic_shapes)
-    mode_of = {True: "train", False: "eval"}
-    merged = merge_modes(current[True].graph, current[False].graph) if len(current) == 2 else None
-    if merged is None:
-        training = model.training if model.training in current else next(iter(current))
-        record, mode = current[training], mode_of[training]
-        notes.append(
-            OneModeOnly(
-                where=type(model).__name__, mode=mode, other=mode_of[not training], reason=reason
-            )
-        )
-    else:
-        record, mode = current[True], None
-    graph = merged if merged is not None else record.graph
     arguments = tuple(bind(signature, args, kwargs))
-    call = CallSignature(signature, arguments, record.in_spec, record.out_spec, record.leaves)
-    notes.extend(_frozen_dimensions(record.leaves, record.example, dynamic_shapes))
-    return Capture(
-        model=model,
-        graph=graph,
-        call=call,
-        example=record.example,
-        aliases=parameter_aliases(model),
-        constants=record.constants,
-        mode=mode,
-        diagnostics=tuple(notes),
-    )
+    aliases = parameter_aliases(model)
+
+    def recorded() -> _Record:
+        return _record(model, _export(model, args, kwargs, dynamic_shapes), args, kwargs)
+
+    def captured(record: _Record, mode: str | None, other: Capture | None = None) -> Capture:
+        call = CallSignature(signature, arguments, record.in_spec, record.out_spec, record.leaves)
+        frozen = _frozen_dimensions(record.leaves, record.example, dynamic_shapes)
+        return Capture(
+            model=model,
+            graph=record.graph,
+            call=call,
+            example=record.example,
+            aliases=aliases,
+            constants=record.constants,
+            mode=mode,
+            other=other,
+            diagnostics=(*notes, *frozen),
+        )
+
+    with _quiet_model(model, notes):
+        records, reason = _recorded_modes(model, recorded)
+        merged = len(records) == 2 and merge_modes(records[True].graph, records[False].graph)
+        if merged:
+            return captured(records[True], None)
+        if any(m.training != model.training for m in model.modules()):
+            records = {model.training: recorded()}
+            reason = "some of its submodules train and some do not"
+    mode_of = {True: "train", False: "eval"}
+    mode, other = mode_of[model.training], mode_of[not model.training]
+    if len(records) == 1:
+        notes.append(OneModeOnly(where=type(model).__name__, mode=mode, other=other, reason=reason))
+        return captured(records[model.training], mode)
+    twin = captured(records[not model.training], other)
+    return captured(records[model.training], mode, twin)
 
 
 def parameter_aliases(model: nn.Module) -> dict[str, str]:
@@ -167,33 +175,30 @@ class _Record:
 
 
 def _recorded_modes(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+    model: nn.Module, record: Callable[[], _Record]
 ) -> tuple[dict[bool, _Record], str]:
-    records: dict[bool, _Record] = {}
-    failures: list[Exception] = []
+    """The recordings in train and eval mode, or in the model's own alone and why."""
     flags = {m: m.training for m in model.modules()}
+    records: dict[bool, _Record] = {}
     try:
-        for training in (True, False):
+        for training in (model.training, not model.training):
             model.train(training)
-            try:
-                program = _export(model, args, kwargs, dynamic_shapes)
-                records[training] = _record(model, program, args, kwargs)
-            except (UnitifyError, _ExportError) as error:
-                failures.append(error)
+            records[training] = record()
+    except (UnitifyError, _ExportError) as error:
+        if not records:
+            raise _not_captured(model, error) from error.__cause__
+        return records, f"the other mode cannot be captured ({_first_line(error)})"
     finally:
         for module, flag in flags.items():
             module.training = flag
-    if not records:
-        first = failures[0]
-        if isinstance(first, UnitifyError):
-            raise first
-        name = type(model).__name__
-        raise UnitifyError(
-            NotCaptured(where=name, module=name, reason=_first_line(first))
-        ) from first.__cause__
-    if failures:
-        return records, f"the other mode cannot be captured ({_first_line(failures[0])})"
-    return records, "the graphs of the two modes differ in structure"
+    return records, ""
+
+
+def _not_captured(model: nn.Module, error: Exception) -> UnitifyError:
+    if isinstance(error, UnitifyError):
+        return error
+    name = type(model).__name__
+    return UnitifyError(NotCaptured(where=name, module=name, reason=_first_line(error)))
 
 
 class _ExportError(Exception):
@@ -264,9 +269,13 @@ def _export(
             if parameter.kind is parameter.VAR_KEYWORD and name in shapes:
                 shapes.update(shapes.pop(name))
     try:
-        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        with noted_functions() as lost:
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise _ExportError from error
+    if lost:
+        raise UnitifyError(*(GradientLost(where=type(model).__name__, function=f) for f in lost))
+    return program
 
 
 def _flat_graph(
@@ -293,6 +302,7 @@ def _flat_graph(
     for node in list(graph.nodes):
         if node.target in _CHECKS:
             graph.erase_node(node)
+    open_composites(graph)
     remove_mutation(graph)
     graph.eliminate_dead_code()
     graph.lint()

@@ -94,12 +94,22 @@ def written_argument(node: fx.Node) -> fx.Node | None:
 
 
 def functional_counterpart(operation: OpOverload) -> OpOverload | None:
-    """``aten.relu_.default`` → ``aten.relu.default``; None where there is none."""
+    """``aten.relu_.default`` → ``aten.relu.default``, ``aten.div.out`` → ``aten.div.Tensor``.
+
+    None where there is no such operation.
+    """
     namespace, name = operation._schema.name.split("::")
-    if not name.endswith("_"):
-        return None
-    packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
-    return getattr(packet, operation._overloadname, None) if packet is not None else None
+    library = getattr(torch.ops, namespace)
+    if name.endswith("_"):
+        packet = getattr(library, name[:-1], None)
+        return getattr(packet, operation._overloadname, None) if packet is not None else None
+    packet = getattr(library, name)
+    wanted = [(a.name, str(a.type)) for a in operation._schema.arguments if not a.is_out]
+    for overload in packet.overloads():
+        found: OpOverload = getattr(packet, overload)
+        if [(a.name, str(a.type)) for a in found._schema.arguments] == wanted:
+            return found
+    return None
 
 
 class _Rewriter:
@@ -196,9 +206,13 @@ class _Rewriter:
             )
         with self.graph.inserting_before(node):
             args = fx.node.map_arg(node.args, self._read)
-            kwargs = fx.node.map_arg(node.kwargs, self._read)
-            value = self._call(counterpart, args, node, dict(kwargs))
-            value = self._keep_dtype(value, tensor)
+            kwargs = dict(fx.node.map_arg(node.kwargs, self._read))
+            if counterpart is aten.copy.default:
+                value = self._overwritten(tensor, *args[:2])
+            else:
+                outputs = {a.name for a in node.target._schema.arguments if a.is_out}  # type: ignore[union-attr]
+                kept = {name: value for name, value in kwargs.items() if name not in outputs}
+                value = self._keep_dtype(self._call(counterpart, args, node, kept), tensor)
             self._store(tensor, value)
             view = tensor
             while view in self.base:
@@ -227,6 +241,19 @@ class _Rewriter:
         if any(torch.promote_types(t.dtype, dtype) != dtype for t in wider):
             return self._call(aten.to.dtype, (value, dtype), tensor)
         return value
+
+    def _overwritten(self, tensor: fx.Node, contents: fx.Node, source: fx.Node) -> fx.Node:
+        """All of ``contents`` exchanged for ``source``: ``aten.copy`` has no derivative."""
+        shown, given = tensor.meta["val"], source.meta["val"]
+        if given.dtype != shown.dtype:
+            source = self._call(aten.to.dtype, (source, shown.dtype), tensor)
+            source.meta["val"] = given.to(shown.dtype)
+        if shown.dim() == 0:
+            return self._call(aten.reshape.default, (source, []), tensor)
+        if given.shape != shown.shape:
+            source = self._call(aten.expand_as.default, (source, contents), tensor)
+            source.meta["val"] = source.meta["val"].to(given.device).expand(shown.shape)
+        return self._call(aten.slice_scatter.default, (contents, source), tensor)
 
     def _write_into(self, base: fx.Node, view: fx.Node, value: fx.Node) -> fx.Node:
         contents = self.contents.get(base, base)

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._ops import OpOverload
 
+from unitify.functional import functional_counterpart, written_argument
 from unitify.schema import named_arguments, set_argument
 
 aten = torch.ops.aten
 
-#: Operations that do nothing where a recording left them out: export drops the call.
-_IDENTITY_IF_ABSENT = {aten.contiguous.default, aten.dropout.default}
+_Twins = dict[fx.Node, tuple[fx.Node | None, dict[fx.Node, fx.Node]]]
 
 
 def by_mode(training: bool, in_training: Any, in_evaluation: Any) -> Any:
@@ -34,7 +35,11 @@ def merge_modes(training: fx.Graph, evaluation: fx.Graph) -> fx.Graph | None:
     if pairs is None:
         return None
     choices: list[tuple[fx.Node, list[Any], Any]] = []
+    writes: list[fx.Node] = []
     for node, (other, mapped) in pairs.items():
+        if other is None and _counts(node):
+            writes.append(node)
+            continue
         differing = _differences(node, other, mapped)
         if differing is None:
             return None
@@ -42,16 +47,18 @@ def merge_modes(training: fx.Graph, evaluation: fx.Graph) -> fx.Graph | None:
     flags: dict[str, fx.Node] = {}
     for node, path, value in choices:
         _choose(training, node, path, value, flags)
+    for node in writes:
+        _write_in_training(training, node, flags)
     return training
 
 
-def _aligned(
-    training: fx.Graph, evaluation: fx.Graph
-) -> dict[fx.Node, tuple[fx.Node | None, dict[fx.Node, fx.Node]]] | None:
+def _aligned(training: fx.Graph, evaluation: fx.Graph) -> _Twins | None:
     """Training nodes, each with its evaluation twin (None: identity there) and the map so far."""
     left, right = list(training.nodes), list(evaluation.nodes)
+    held_left = {n.target for n in left if n.op == "get_attr"}
+    held_right = {n.target for n in right if n.op == "get_attr"}
     mapped: dict[fx.Node, fx.Node] = {}
-    pairs: dict[fx.Node, tuple[fx.Node | None, dict[fx.Node, fx.Node]]] = {}
+    pairs: _Twins = {}
     i = j = 0
     while i < len(left) and j < len(right):
         a, b = left[i], right[j]
@@ -59,14 +66,22 @@ def _aligned(
             mapped[b] = a
             pairs[a] = (b, mapped)
             i, j = i + 1, j + 1
-        elif a.target in _IDENTITY_IF_ABSENT:
+        elif a.op == "get_attr" and a.target not in held_right:
+            i += 1
+        elif b.op == "get_attr" and b.target not in held_left:
+            mapped[b] = _insert_attribute(training, a, b)
+            j += 1
+        elif _counts(a):
+            pairs[a] = (None, mapped)
+            i += 1
+        elif _is_identity_where_absent(a):
             twin = next((k for k, v in mapped.items() if v is a.args[0]), None)
             if twin is None:
                 return None
             mapped[twin] = a
             pairs[a] = (None, mapped)
             i += 1
-        elif b.target in _IDENTITY_IF_ABSENT and b.target is not aten.dropout.default:
+        elif b.target is aten.contiguous.default:
             source = mapped[b.args[0]]  # type: ignore[index]
             made = _insert_identity(training, source, b)
             mapped[b] = made
@@ -74,6 +89,50 @@ def _aligned(
         else:
             return None
     return pairs if i == len(left) and j == len(right) else None
+
+
+def _is_identity_where_absent(node: fx.Node) -> bool:
+    """Does the operation do nothing in the mode whose recording left it out? A dropout does."""
+    if not isinstance(node.target, OpOverload):
+        return False
+    has_flag = any(a.name == "train" for a in node.target._schema.arguments)
+    return has_flag or node.target is aten.contiguous.default
+
+
+def _counts(node: fx.Node) -> bool:
+    """Does the node only write into a buffer that carries no scale, such as a batch counter?"""
+    buffer = written_argument(node)
+    value = buffer.meta.get("val") if buffer is not None else None
+    return (
+        buffer is not None
+        and buffer.op == "get_attr"
+        and not node.users
+        and isinstance(value, torch.Tensor)
+        and not (value.is_floating_point() or value.is_complex())
+        and functional_counterpart(node.target) is not None  # type: ignore[arg-type]
+    )
+
+
+def _write_in_training(graph: fx.Graph, node: fx.Node, flags: dict[str, fx.Node]) -> None:
+    """Let a write that the evaluation recording lacks write back the old contents there."""
+    buffer = written_argument(node)
+    assert buffer is not None
+    counterpart: Any = functional_counterpart(node.target)  # type: ignore[arg-type]
+    flag = _flag(graph, node, flags)
+    with graph.inserting_before(node):
+        value = graph.call_function(counterpart, node.args, node.kwargs)
+        value.meta = dict(node.meta)
+        chosen = graph.call_function(by_mode, (flag, value, buffer))
+        chosen.meta = dict(node.meta)
+        graph.call_function(aten.copy_.default, (buffer, chosen)).meta = dict(node.meta)
+    graph.erase_node(node)
+
+
+def _insert_attribute(graph: fx.Graph, before: fx.Node, twin: fx.Node) -> fx.Node:
+    with graph.inserting_before(before):
+        made = graph.get_attr(str(twin.target))
+    made.meta = dict(twin.meta)
+    return made
 
 
 def _insert_identity(graph: fx.Graph, source: fx.Node, twin: fx.Node) -> fx.Node:
@@ -120,15 +179,19 @@ def owner_path(node: fx.Node) -> str:
     return str(list(stack.values())[-1][0]) if stack else ""
 
 
+def _flag(graph: fx.Graph, node: fx.Node, flags: dict[str, fx.Node]) -> fx.Node:
+    """The mode flag of the module that recorded ``node``, as a value of the graph."""
+    owner = owner_path(node)
+    if owner not in flags:
+        with graph.inserting_before(next(iter(graph.nodes))):
+            flags[owner] = graph.get_attr(f"{owner}.training" if owner else "training")
+    return flags[owner]
+
+
 def _choose(
     graph: fx.Graph, node: fx.Node, path: list[Any], value: Any, flags: dict[str, fx.Node]
 ) -> None:
-    owner = owner_path(node)
-    flag = flags.get(owner)
-    if flag is None:
-        target = f"{owner}.training" if owner else "training"
-        with graph.inserting_before(next(iter(graph.nodes))):
-            flag = flags[owner] = graph.get_attr(target)
+    flag = _flag(graph, node, flags)
     name, *rest = path
     present = named_arguments(node)[name]
     whole = present
