@@ -92,7 +92,8 @@ class ForwardMoments:
 
     def _attribute(self, node: fx.Node) -> None:
         if not is_scalable(node):
-            self.known[node] = on_cpu(self.capture.attribute(str(node.target)))
+            value = self.capture.attribute(str(node.target))
+            self.known[node] = None if isinstance(value, Tensor) and value.is_meta else on_cpu(value)
             return
         moment = self._weight(node)
         self.steps[node.name] = Step("exact", {}, moment.rms)

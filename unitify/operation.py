@@ -74,6 +74,8 @@ class Operation:
             return [self._known(a) for a in argument]
         if isinstance(argument, torch.SymInt):
             return hint(argument)
+        if isinstance(argument, torch.device):
+            return torch.device("cpu")
         return argument
 
 
