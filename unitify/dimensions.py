@@ -83,5 +83,7 @@ def evaluate_default(expression: sympy.Expr, node: fx.Node) -> float:
     values = symbol_values(node)
     tensor = node.meta["val"]
     tensor = _first_tensor(tensor)
-    values["epsilon"] = float(torch.finfo(tensor.dtype).eps)
+    # Kernels compute half-width types in float32.
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    values["epsilon"] = float(torch.finfo(wide).eps)
     return evaluate(expression, values)

@@ -7,7 +7,7 @@ the planner asks for arrival scales, the rewriter emits what the planner decided
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -26,12 +26,14 @@ class Factors:
     """f(x…) = 2^output · f̂(2^operands[i] · x̂i …), numeric arguments times 2^numbers[name].
 
     ``operands``: log2 factor by (argument name, index in that argument's list of nodes).
+    ``true_gradient``: the backward pass asks for the result's gradient at true scale, too.
     """
 
     output: int
     operands: Mapping[tuple[str, int], int] = field(default_factory=dict)
     numbers: Mapping[str, int] = field(default_factory=dict)
     restored: bool = False
+    true_gradient: bool = False
 
 
 def is_scalable(node: Any) -> bool:
@@ -55,10 +57,16 @@ def factors(rule: Rule | None, node: fx.Node, scale: Exponent, chosen: int = 0) 
     """
     arguments = named_arguments(node)
     law = rule.law if rule is not None else None
-    if law is None or not _holds(law, node, arguments):
-        return restoring(arguments, scale)
-    found = _by_law(law, arguments, scale, chosen)
-    return found if found is not None else restoring(arguments, scale)
+    found = None
+    if law is not None and _holds(law, node, arguments):
+        found = _by_law(law, arguments, scale, chosen)
+    if found is None:
+        found = restoring(arguments, scale)
+    # What has no row may do anything with a gradient, and a complex operand has no scale of its
+    # own, so that its gradient must be true.
+    if rule is None or rule.true_gradient or _takes_complex(arguments):
+        found = replace(found, true_gradient=True)
+    return found
 
 
 def restoring(arguments: Mapping[str, Any], scale: Exponent) -> Factors:
@@ -72,10 +80,23 @@ def restoring(arguments: Mapping[str, Any], scale: Exponent) -> Factors:
     return Factors(0, operands, restored=True)
 
 
+def is_complex(node: Any) -> bool:
+    """Does the node hold a complex tensor, which is differentiable but carries no scale?"""
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return isinstance(value, torch.Tensor) and value.is_complex()
+
+
+def _takes_complex(arguments: Mapping[str, Any]) -> bool:
+    return any(is_complex(n) for argument in arguments.values() for n in nodes_of(argument))
+
+
 def _holds(law: Law, node: fx.Node, arguments: Mapping[str, Any]) -> bool:
     if not (is_scalable(node) or holds_tensors(node)):
         return False
-    return all(arguments.get(name) in values for name, values in law.only.items())
+    return all(
+        arguments.get(name) in values or str(arguments.get(name)) in values
+        for name, values in law.only.items()
+    )
 
 
 def _by_law(law: Law, arguments: Mapping[str, Any], scale: Exponent, chosen: int) -> Factors | None:
@@ -83,8 +104,9 @@ def _by_law(law: Law, arguments: Mapping[str, Any], scale: Exponent, chosen: int
     delivered: dict[str, int] = {"out": chosen}
     for name, argument in arguments.items():
         nodes = [n for n in nodes_of(argument) if is_scalable(n)]
-        if isinstance(argument, fx.Node) and nodes:
-            delivered[name] = scale(argument)
+        if nodes:
+            # A list of tensors stands for their product, as in einsum.
+            delivered[name] = sum(scale(n) for n in nodes)
     operands: dict[tuple[str, int], int] = {}
     output = _exponent(law.output, delivered, arguments)
     parity = _exponent(law.even, delivered, arguments)

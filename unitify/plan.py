@@ -207,7 +207,8 @@ class _Planner:
         elif user in self.factors:
             found = self.factors[user]
             if is_scalable(user) or holds_tensors(user):
-                yield found.output + self.backward[user] - own
+                arriving = 0 if found.true_gradient else self.backward[user]
+                yield found.output + arriving - own
         elif holds_tensors(node):
             yield self.backward[user]
 

@@ -5,13 +5,16 @@ For an operation y = f(x1 … xn) with f(x…) = c·f̂(r1·x̂1 … rn·x̂n) t
     operand i:  rescale(x̂i, forward = ri, backward = c·ri·bwd(y) / (fwd(xi)·bwd(xi)))
     result:     rescale(f̂(…), forward = c / fwd(y), backward = 1)
 
-and nothing else. It is right for any scales that the plan may hold.
+and nothing else. It is right for any scales that the plan may hold. An operation whose backward
+kernel is not linear in the gradient to the last bit (or of which nothing is known) receives its
+gradient at true scale: the result's backward factor is bwd(y), and one stands for it at operands.
 """
 
 from __future__ import annotations
 
 import math
 import operator
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,10 +24,10 @@ from torch import fx
 
 from unitify.capture import Capture
 from unitify.dimensions import evaluate_default
-from unitify.laws import Factors, factors, holds_tensors, is_scalable
+from unitify.laws import Factors, factors, holds_tensors, is_complex, is_scalable
 from unitify.plan import ScalePlan
 from unitify.rule_table import Rule, RuleTable
-from unitify.schema import named_arguments, operation_name, set_argument
+from unitify.schema import named_arguments, nodes_of, operation_name, set_argument
 
 _RESCALE = torch.ops.unitify.rescale.default
 
@@ -45,6 +48,10 @@ class _Rewriter:
         self.graph = fx.Graph()
         #: Original node → emitted node that holds its stored value.
         self.stored: dict[fx.Node, fx.Node] = {}
+        #: Original node → log2 of the units in which its operation leaves its result (or results).
+        self.units: dict[fx.Node, int] = {}
+        #: Original node → log2 of the units in which its operation receives gradients.
+        self.gradient_units: dict[fx.Node, int] = {}
 
     def run(self) -> fx.Graph:
         for node in self.capture.graph.nodes:
@@ -65,11 +72,14 @@ class _Rewriter:
         if isinstance(source, fx.Node) and holds_tensors(source) and is_scalable(node):
             # One result of several: it leaves its operation in the operation's own units.
             made = self._copy(node)
-            forward = self._fwd(source) - self._fwd(node)
-            self.stored[node] = self._rescale(made, forward, self._bwd(node) - self._bwd(source))
+            forward = self.units[source] - self._fwd(node)
+            self.stored[node] = self._rescale(
+                made, forward, self._bwd(node) - self.gradient_units[source]
+            )
             return
         rule = self.rules.get(operation_name(node))
         found = factors(rule, node, self._fwd, self._fwd(node))
+        self.gradient_units[node] = 0 if found.true_gradient else self._bwd(node)
         if node.op == "call_function":
             replaced = self._operands(node, found)
             made = self._copy(node, replaced)
@@ -77,22 +87,37 @@ class _Rewriter:
         else:
             made = self._copy(node)
         arrival = self._fwd(node) if node.op != "call_function" else found.output
+        self.units[node] = arrival
         if is_scalable(node):
-            made = self._rescale(made, arrival - self._fwd(node), 0)
+            backward = (
+                self._bwd(node) - self.gradient_units[node] if node.op == "call_function" else 0
+            )
+            made = self._rescale(made, arrival - self._fwd(node), backward)
         self.stored[node] = made
 
     def _operands(self, node: fx.Node, found: Factors) -> Mapping[tuple[str, int], fx.Node]:
         replaced: dict[tuple[str, int], fx.Node] = {}
-        unit = found.output + (self._bwd(node) if is_scalable(node) or holds_tensors(node) else 0)
+        differentiable = is_scalable(node) or holds_tensors(node) or is_complex(node)
+        unit = found.output + self.gradient_units[node]
+        wanted: list[tuple[tuple[str, int], fx.Node, int, int]] = []
         for name, argument in named_arguments(node).items():
-            for index, operand in enumerate(_nodes(argument)):
-                if not is_scalable(operand):
-                    continue
-                forward = found.operands.get((name, index), 0)
-                backward = forward + unit - self._fwd(operand) - self._bwd(operand)
-                if not (is_scalable(node) or holds_tensors(node)):
-                    backward = forward
-                replaced[name, index] = self._rescale(self.stored[operand], forward, backward)
+            for index, operand in enumerate(nodes_of(argument)):
+                if is_scalable(operand):
+                    forward = found.operands.get((name, index), 0)
+                    backward = forward + unit - self._fwd(operand) - self._bwd(operand)
+                    wanted.append(
+                        ((name, index), operand, forward, backward if differentiable else forward)
+                    )
+        rescaled = {operand for _, operand, f, b in wanted if f or b}
+        times = Counter(operand for _, operand, _, _ in wanted)
+        # Autograd adds up the contributions of one node in the order of its operands, and visits
+        # later nodes first. So a value that is taken twice keeps its order of summation only if
+        # all its rescales are there, and made last operand first.
+        for position, operand, forward, backward in reversed(wanted):
+            is_ordered = times[operand] > 1 and operand in rescaled
+            replaced[position] = self._rescale(
+                self.stored[operand], forward, backward, always=is_ordered
+            )
         return replaced
 
     def _copy(
@@ -120,8 +145,8 @@ class _Rewriter:
                 scaled = _scaled_number(number, exponent)
             set_argument(made, name, scaled)
 
-    def _rescale(self, node: fx.Node, forward: int, backward: int) -> fx.Node:
-        if forward == 0 and backward == 0:
+    def _rescale(self, node: fx.Node, forward: int, backward: int, always: bool = False) -> fx.Node:
+        if forward == 0 and backward == 0 and not always:
             return node
         arguments = (node, math.ldexp(1.0, forward), math.ldexp(1.0, backward))
         made = self.graph.call_function(_RESCALE, arguments)
@@ -138,14 +163,6 @@ class _Rewriter:
             return self._rescale(stored, self._fwd(operand), -self._bwd(operand))
 
         self.graph.output(fx.node.map_arg(node.args[0], true))
-
-
-def _nodes(argument: Any) -> list[fx.Node]:
-    if isinstance(argument, fx.Node):
-        return [argument]
-    if isinstance(argument, list | tuple):
-        return [n for item in argument for n in _nodes(item)]
-    return []
 
 
 def _with_node(argument: Any, index: int, node: fx.Node) -> Any:

@@ -64,6 +64,8 @@ class Rule:
     many trailing ones as ARG has entries), "argument:ARG" (those listed in ARG) or "except:1".
     ``broadcast``: ``backward`` formulas are per element of the output, and summed over the
     dimensions along which the operand was broadcast; False where they are final.
+    ``true_gradient``: the backward kernel is not linear in the gradient to the last bit, so the
+    gradient is restored before it, like the operands of a restoring operation.
     ``sample``: arguments on which the row is tested; ``variants``: more of them, as changes to it.
     """
 
@@ -79,6 +81,7 @@ class Rule:
     backward: Mapping[str, Moments] = field(default_factory=dict)
     over: str | tuple[int, ...] | None = None
     broadcast: bool = True
+    true_gradient: bool = False
     sample: Mapping[str, Any] = field(default_factory=dict)
     variants: tuple[Mapping[str, Any], ...] = ()
     source: str = ""
@@ -106,7 +109,7 @@ RuleTable = Mapping[str, Rule]
 _KEYS = {
     "law", "only", "even", "defaults", "dims", "linear", "terms", "elementwise",
     "coefficient", "broadcast", "forward", "backward", "over", "sample", "variants",
-    "source", "like",
+    "source", "like", "true_gradient",
 }  # fmt: skip
 
 
@@ -187,6 +190,7 @@ def _rule(operation: str, family: str, row: Mapping[str, Any]) -> Rule:
         forward=_moments(row["forward"]) if "forward" in row else None,
         backward={name: _moments(m) for name, m in row.get("backward", {}).items()},
         broadcast=bool(row.get("broadcast", True)),
+        true_gradient=bool(row.get("true_gradient", False)),
         coefficient=parse_formula(row.get("coefficient", "1")),
         over=tuple(over) if isinstance(over := row.get("over"), list) else over,
         sample=dict(row.get("sample", {})),
