@@ -306,7 +306,14 @@ def _flat_graph(
     remove_mutation(graph)
     graph.eliminate_dead_code()
     graph.lint()
-    return graph, tuple(leaves), constants
+    return _with_portable_names(graph), tuple(leaves), constants
+
+
+def _with_portable_names(graph: fx.Graph) -> fx.Graph:
+    """A copy of ``graph``, whose names every further copy keeps (export calls a node ``input``)."""
+    copy = fx.Graph()
+    copy.output(copy.graph_copy(graph, {}))
+    return copy
 
 
 def _to_attribute(graph: fx.Graph, node: fx.Node, target: str) -> None:
