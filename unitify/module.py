@@ -139,6 +139,15 @@ def _forward(self: UnitScaledModule, args: tuple[Any, ...], kwargs: dict[str, An
     return self.capture.call.unflatten(self.flat_forward(*inputs))
 
 
+def adopt_parameters(model: nn.Module, module: UnitScaledModule) -> None:
+    """Put the ``Parameter`` objects of ``model`` into ``module``; they then hold stored weights."""
+    stored = dict(module.named_parameters(remove_duplicate=False))
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        parameter.data = stored[name].data
+        path, _, own = name.rpartition(".")
+        module.get_submodule(path)._parameters[own] = parameter
+
+
 def skeleton_like(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """Bare modules in the tree of ``model``, with copies of its parameters and buffers.
 

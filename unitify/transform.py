@@ -16,7 +16,7 @@ from unitify.estimates import Estimates
 from unitify.execution import LossFunction
 from unitify.inputs import as_inputs, given_or_inferred
 from unitify.measure import measure
-from unitify.module import UnitScaledModule, skeleton_like
+from unitify.module import UnitScaledModule, adopt_parameters, skeleton_like
 from unitify.plan import ScalePlan, plan
 from unitify.rewrite import rewrite
 from unitify.rule_table import RuleTable, load_rules
@@ -56,7 +56,8 @@ def transform(
     - ``dynamic_shapes``: "auto" leaves every size free that the model leaves free; else as for
       ``torch.export.export``.
     - ``verify``: compare bitwise with the original, before any cast.
-    - ``inplace``: take over the model's own parameters, divided by their scale, instead of copies.
+    - ``inplace``: the module takes over the model's own ``Parameter`` objects, which then hold stored
+      weights: optimisers that know them go on, and the model itself is used up.
     - ``rules``: rule files or mappings beside the shipped ones.
     - ``on_stage(name, made)`` is called after each stage, with what the stage made.
 
@@ -83,6 +84,8 @@ def transform(
             differences = "; ".join(str(d) for d in result.differences[:3])
             raise UnitifyError(NotExact(where=type(model).__name__, differences=differences))
         module.verification = result
+    if inplace:
+        adopt_parameters(model, module)
     if casts is not None:
         module.take_casts(cast(module.graph, casts, table), casts)
         done("cast", module)
