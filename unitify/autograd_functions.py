@@ -23,8 +23,12 @@ def noted_functions() -> Iterator[list[str]]:
 
     def apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
         inputs = pytree.tree_leaves((args, kwargs))
-        if torch.is_grad_enabled() and any(
-            isinstance(x, torch.Tensor) and x.requires_grad for x in inputs
+        # An operator of torch.library keeps its backward, which torch wraps in such a class.
+        is_operator = cls.__module__.startswith("torch._library")
+        if (
+            not is_operator
+            and torch.is_grad_enabled()
+            and any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs)
         ):
             names[cls.__name__] = None
         return original.__get__(None, cls)(*args, **kwargs)
