@@ -1,4 +1,4 @@
-"""Scale classes of a transformed graph: values that share a scale, and the rescales between them."""
+"""Scale classes of a transformed graph, and the rescales between them, as a graph."""
 
 from __future__ import annotations
 
@@ -6,38 +6,48 @@ import networkx as nx
 import torch
 from torch import fx
 
-from unitify.laws import is_scalable
+from unitify.plan import ScalePlan
 
 
-def scale_classes(graph: fx.Graph) -> nx.MultiDiGraph:
-    """The classes of an emitted graph.
+def scale_classes(graph: fx.Graph, plan: ScalePlan) -> nx.MultiDiGraph:
+    """Values that share a scale (both directions) and reach each other without a rescale.
 
-    A node is the name of a class's first value, with its members as ``values``; an edge is a
-    rescale, with its ``name`` and its factors ``forward`` and ``backward``.
+    A node is the name of a class's first value, with its members as ``values`` and their
+    ``scale``; an edge is a use of a value through rescales, with their product as ``forward`` and
+    ``backward``. Linear in the size of the emitted ``graph``.
     """
     together: nx.Graph = nx.Graph()
-    rescales = []
+    together.add_nodes_from(plan.values)
+    crossings: list[tuple[str, str, float, float]] = []
     for node in graph.nodes:
-        if not is_scalable(node):
+        if node.name not in plan.values:
             continue
-        together.add_node(node.name)
         for operand in node.all_input_nodes:
-            if not is_scalable(operand):
+            source, forward, backward = _source(operand)
+            if source not in plan.values:
                 continue
-            if node.target is torch.ops.unitify.rescale.default:
-                rescales.append((operand.name, node))
-            else:
-                together.add_edge(operand.name, node.name)
-    order = {node.name: position for position, node in enumerate(graph.nodes)}
+            if operand.name != source:
+                crossings.append((source, node.name, forward, backward))
+            elif plan.values[source] == plan.values[node.name]:
+                together.add_edge(source, node.name)
+    order = {name: position for position, name in enumerate(plan.values)}
     classes: nx.MultiDiGraph = nx.MultiDiGraph()
     owner: dict[str, str] = {}
     for members in nx.connected_components(together):
-        values = sorted(members, key=order.__getitem__)
-        classes.add_node(values[0], values=tuple(values))
+        values = tuple(sorted(members, key=order.__getitem__))
+        classes.add_node(values[0], values=values, scale=plan.values[values[0]])
         owner.update(dict.fromkeys(values, values[0]))
-    for source, node in rescales:
-        _, forward, backward = node.args
-        classes.add_edge(
-            owner[source], owner[node.name], name=node.name, forward=forward, backward=backward
-        )
+    for source, target, forward, backward in crossings:
+        classes.add_edge(owner[source], owner[target], forward=forward, backward=backward)
     return classes
+
+
+def _source(node: fx.Node) -> tuple[str, float, float]:
+    """The value that a chain of rescales starts from, and the product of their factors."""
+    forward = backward = 1.0
+    while node.target is torch.ops.unitify.rescale.default:
+        source, own_forward, own_backward = node.args
+        forward, backward = forward * float(own_forward), backward * float(own_backward)  # type: ignore[arg-type]
+        assert isinstance(source, fx.Node)
+        node = source
+    return node.name, forward, backward

@@ -56,8 +56,8 @@ def transform(
     - ``dynamic_shapes``: "auto" leaves every size free that the model leaves free; else as for
       ``torch.export.export``.
     - ``verify``: compare bitwise with the original, before any cast.
-    - ``inplace``: the module takes over the model's own ``Parameter`` objects, which then hold stored
-      weights: optimisers that know them go on, and the model itself is used up.
+    - ``inplace``: the module takes over the model's own ``Parameter`` objects, which then hold
+      stored weights; the model itself is used up.
     - ``rules``: rule files or mappings beside the shipped ones.
     - ``on_stage(name, made)`` is called after each stage, with what the stage made.
 
