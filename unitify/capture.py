@@ -334,8 +334,16 @@ def _leaf(node: fx.Node, argument: Any, value: Any) -> Leaf:
     held = node.meta["val"]
     if not isinstance(held, torch.Tensor):
         return Leaf(argument.name, None, None, value)
-    shape = tuple(s if isinstance(s, int) else str(s.node.expr) for s in held.shape)
+    shape = tuple(_extent(size) for size in held.shape)
     return Leaf(argument.name, shape, held.dtype)
+
+
+def _extent(size: int | torch.SymInt) -> int | str:
+    """A size as a number where the graph fixes it, else as its symbol."""
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression) if expression.is_Integer else str(expression)
 
 
 def _frozen_dimensions(

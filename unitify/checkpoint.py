@@ -57,19 +57,21 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file may raise anything on its way through the unpickler
-        if refused := _refused(str(error)):
+        if refused := _refused(path, str(error)):
             raise UnitifyError(UnsafeCheckpoint(path=str(path), problem=refused)) from None
         raise _unreadable(path, f"not a whole state dict ({_first_line(error)})") from None
     return _checked(path, loaded)
 
 
-def _refused(message: str) -> str:
+def _refused(path: Path, message: str) -> str:
     """What torch refused to unpickle; empty where the file is merely broken."""
     for line in message.splitlines():
-        if "Unsupported" in line or "Trying to" in line:
-            return line.strip().removeprefix("WeightsUnpickler error: ").split(" was not an")[0]
         if "TorchScript" in line:
             return "a TorchScript archive"
+        if "GLOBAL" in line or "Unsupported class" in line or "Trying to" in line:
+            return line.strip().removeprefix("WeightsUnpickler error: ").split(" was not an")[0]
+        if "Unsupported operand" in line and path.read_bytes()[:1] == b"\x80":
+            return "a pickle that torch.save did not write"
     return ""
 
 

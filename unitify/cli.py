@@ -7,6 +7,7 @@ stdout, progress to stderr where that is a terminal; ``NO_COLOR`` is honoured.
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -58,15 +59,22 @@ def main() -> None:
     app()
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"unitify {__version__}")
+        raise typer.Exit()
+
+
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
     ] = False,
 ) -> None:
-    if version:
-        print(f"unitify {__version__}")
-        raise typer.Exit()
+    """The options of ``unitify`` itself."""
 
 
 @app.command()
@@ -96,7 +104,7 @@ def convert(
     ] = True,
 ) -> None:
     """Convert a checkpoint: the same function, with every tensor stored near unit RMS."""
-    with _reported(), _progress(stages(scales, verify)) as advance:
+    with _reported(), _progress(stages(scales, verify, recipe)) as advance:
         report = convert_checkpoint(
             checkpoint,
             output,
@@ -154,8 +162,10 @@ def _derivation(
 def _reported() -> Iterator[None]:
     """A ``UnitifyError`` as one line a finding on stderr, and exit status 2."""
     with warnings.catch_warnings():
-        # What torch and transformers warn of on the way is theirs; ours are in the report.
+        # What torch and transformers warn of on the way is theirs; ours is in the report.
         warnings.simplefilter("ignore")
+        disabled = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
         try:
             yield
         except UnitifyError as error:
@@ -164,6 +174,8 @@ def _reported() -> Iterator[None]:
                 line = f"error: {diagnostic}"
                 console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(2) from None
+        finally:
+            logging.disable(disabled)
 
 
 @contextlib.contextmanager

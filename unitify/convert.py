@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from unitify.capture import Capture
+from unitify.cast import recipe_named
 from unitify.checkpoint import fill, read_state_dict
 from unitify.diagnostics import ModelNeeded, UnitifyError, UnknownOption
 from unitify.estimates import Estimates
@@ -42,10 +43,11 @@ class Source:
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
-def stages(scales: str, verify: bool = True) -> tuple[str, ...]:
+def stages(scales: str, verify: bool = True, recipe: str | None = None) -> tuple[str, ...]:
     """The stages of ``convert`` in order, as ``on_stage`` hears of them when each is done."""
     checked = ("verify",) if verify else ()
-    return ("read", "capture", scales, "plan", "rewrite", *checked, "report", "write")
+    casting = ("cast",) if recipe is not None else ()
+    return ("read", "capture", scales, "plan", "rewrite", *checked, *casting, "report", "write")
 
 
 def convert(
@@ -73,6 +75,7 @@ def convert(
     check_absent(output)
     if scales not in SCALES:
         raise UnitifyError(UnknownOption(option="scales", value=scales, choices=", ".join(SCALES)))
+    recipe_named(recipe)
     rules = tuple(rules)
     table = load_rules(rules)
     source = read_source(checkpoint, model)
@@ -96,16 +99,13 @@ def convert(
         module,
         measured,
         table,
-        verification=clock.made.get("verify"),
         scales=scales,
-        recipe=recipe,
         seconds=clock.seconds,
     )
     write(
         output,
         module,
         report.as_json(),
-        recipe=recipe,
         versions=source.versions,
         source={"name": checkpoint.name, "sha256": dict(source.files), "scales": scales},
         companions=source.companions,

@@ -11,20 +11,18 @@ import inspect
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import fx, nn
 
+from unitify.analysis import Analysis, analyse
 from unitify.capture import Capture, capture
 from unitify.diagnostics import UnitifyError, UnknownCode, UnknownValue, all_diagnostics
+from unitify.forward_moments import Step
 from unitify.inputs import given_or_inferred
 from unitify.plan import Scale, ScalePlan, plan
 from unitify.rule_table import Rule, RuleTable, load_rules
 from unitify.schema import operation_name
-
-if TYPE_CHECKING:
-    from unitify.analysis import Analysis
-    from unitify.forward_moments import Step
 
 #: How many values a derivation shows on its way back to inputs and parameters.
 LONGEST = 12
@@ -56,8 +54,6 @@ def explain_value(
     ``chosen``: a plan that was made before; the analysis' own where None.
     Raises ``UnitifyError`` (U203) for a name that the graph does not hold.
     """
-    from unitify.analysis import analyse
-
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
     captured = capture(model, args, kwargs)

@@ -67,7 +67,6 @@ def write(
     module: UnitScaledModule,
     report: Mapping[str, Any],
     *,
-    recipe: str | None = None,
     versions: Mapping[str, str] | None = None,
     source: Mapping[str, Any] | None = None,
     companions: Iterable[Path] = (),
@@ -80,7 +79,7 @@ def write(
     partial = path.absolute().with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
-        _write_files(partial, module, report, recipe, versions or {}, source or {}, companions)
+        _write_files(partial, module, report, versions or {}, source or {}, companions)
         os.rename(partial, path)
     except (OSError, SafetensorError) as error:
         if os.path.lexists(path):
@@ -130,8 +129,15 @@ def load(
     not belong to the model.
     """
     found = read(Path(path))
-    skeleton = _skeleton(found, model)
-    return rebuild(skeleton, found.weights, found.plan, example_inputs, example_kwargs, rules=rules)
+    return rebuild(
+        _skeleton(found, model),
+        found.weights,
+        found.plan,
+        example_inputs,
+        example_kwargs,
+        recipe=found.recipe,
+        rules=rules,
+    )
 
 
 def true_model(found: Converted, model: nn.Module | None = None) -> nn.Module:
@@ -166,7 +172,6 @@ def _write_files(
     folder: Path,
     module: UnitScaledModule,
     report: Mapping[str, Any],
-    recipe: str | None,
     versions: Mapping[str, str],
     source: Mapping[str, Any],
     companions: Iterable[Path],
@@ -177,6 +182,7 @@ def _write_files(
         (folder / HUGGINGFACE).mkdir(exist_ok=True)
         shutil.copyfile(companion, folder / HUGGINGFACE / companion.name)
         hashed.append(f"{HUGGINGFACE}/{companion.name}")
+    recipe = module.recipe.name if module.recipe is not None else None
     document: dict[str, Any] = {"format": FORMAT, **module.plan.to_json(), "recipe": recipe}
     document["versions"] = {**document["versions"], **versions}
     document["source"] = dict(source)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unitify.diagnostics import InputsNeeded, UnitifyError
+from unitify.diagnostics import InputsNeeded, NothingCaptured, UnitifyError
 
 #: Sizes used where a model leaves them open; above one, so that they stay dynamic.
 BATCH, LENGTH, EXTENT = 2, 16, 32
@@ -30,11 +30,22 @@ def as_inputs(batch: Any) -> Inputs:
 
 
 def given_or_inferred(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None) -> Inputs:
-    """The inputs given (one tensor stands for a tuple of one); inferred where there are none."""
+    """The inputs given (one tensor stands for a tuple of one); inferred where there are none.
+
+    Raises ``UnitifyError`` (U102) where ``model`` cannot be called with them, U002 as inference.
+    """
     if isinstance(args, torch.Tensor):
         args = (args,)
     args, kwargs = tuple(args), dict(kwargs or {})
-    return (args, kwargs) if args or kwargs else infer_inputs(model)
+    if not (args or kwargs):
+        return infer_inputs(model)
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise UnitifyError(
+            NothingCaptured(where=type(model).__name__, reason=f"{error} in the example inputs")
+        ) from None
+    return args, kwargs
 
 
 def infer_inputs(model: nn.Module) -> Inputs:

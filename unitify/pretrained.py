@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,10 @@ def read_pretrained(folder: Path) -> nn.Module:
     try:
         with _quiet(transformers):
             model, loading = model_class.from_pretrained(
-                folder, local_files_only=True, output_loading_info=True
+                folder,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the loading info, and refused below
             )
     except pickle.UnpicklingError as error:
         problem = str(error).splitlines()[0]
@@ -50,7 +53,7 @@ def read_pretrained(folder: Path) -> nn.Module:
     except Exception as error:
         raise _unreadable(folder, f"{type(error).__name__}: {_first_line(error)}") from error
     problems = [
-        f"{kind.removesuffix('_keys')}: {', '.join(sorted(map(str, loading[kind]))[:3])}"
+        f"{kind.removesuffix('_keys')}: {_named(loading[kind])}"
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
         if loading.get(kind)
     ]
@@ -125,6 +128,13 @@ def _quiet(transformers: Any) -> Iterator[None]:
         log.set_verbosity(verbosity)
         if bars:
             log.enable_progress_bar()
+
+
+def _named(keys: Iterable[Any]) -> str:
+    """Up to three keys, each a name or (name, its shape, the model's)."""
+    names = sorted(key if isinstance(key, str) else str(key[0]) for key in keys)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _as_module(model: Any) -> nn.Module:

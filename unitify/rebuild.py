@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unitify.capture import capture
+from unitify.cast import Recipe, cast, recipe_named
 from unitify.diagnostics import KeysDiffer, UnitifyError
 from unitify.inputs import given_or_inferred
 from unitify.module import UnitScaledModule
@@ -31,6 +32,7 @@ def rebuild(
     example_inputs: Any = (),
     example_kwargs: Mapping[str, Any] | None = None,
     *,
+    recipe: str | Recipe | None = None,
     dynamic_shapes: Any = "auto",
     rules: Iterable[Any] = (),
 ) -> UnitScaledModule:
@@ -38,17 +40,20 @@ def rebuild(
 
     ``model``: a model of the class that was transformed; its weights do not matter, and are not
     changed. ``state_dict``: stored weights. ``example_inputs`` and the options are those of
-    ``transform``.
+    ``transform``; with a ``recipe`` its casts are there again.
 
-    Raises ``UnitifyError``: U301 or U302 where the plan does not belong to the model, U603 where
-    the weights do not.
+    Raises ``UnitifyError``: U401 for an unknown recipe, U301 or U302 where the plan does not belong
+    to the model, U603 where the weights do not.
     """
+    casts = recipe_named(recipe)
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
     captured = capture(model, args, kwargs, dynamic_shapes)
     check_plan(captured, plan)
     module = build(captured, rewrite(captured, plan, table), plan)
     take_over(module, state_dict)
+    if casts is not None:
+        module.take_casts(cast(module.graph, casts, table), casts)
     return module
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from torch import fx
 
 from unitify.capture import Capture
+from unitify.cast import cast_values
 from unitify.diagnostics import Diagnostic, NoRule
 from unitify.estimates import Estimates
 from unitify.laws import holds_tensors, is_scalable
@@ -21,7 +22,7 @@ from unitify.module import UnitScaledModule
 from unitify.plan import Scale, ScalePlan
 from unitify.rule_table import RuleTable
 from unitify.schema import operation_name
-from unitify.verify import Difference, Verification
+from unitify.verification import Difference
 
 #: The unit band: an RMS in it counts as unit scale.
 UNIT = (0.5, 2.0)
@@ -47,7 +48,7 @@ class Report:
 
     ``exact``: bitwise the captured original before casts; None where it was not verified.
     ``restored``: operations without a rule. ``left_out``: what capture and transform noted.
-    ``casts``: values that the recipe touched, with their format. ``seconds``: time of each stage.
+    ``casts``: operations whose operands and gradient the recipe casts. ``seconds``: each stage's.
     """
 
     model: str
@@ -65,7 +66,7 @@ class Report:
     left_out: tuple[Diagnostic, ...]
     scales: str
     recipe: str | None
-    casts: Mapping[str, str]
+    casts: tuple[str, ...]
     seconds: Mapping[str, float]
 
     def as_json(self) -> dict[str, Any]:
@@ -88,7 +89,7 @@ class Report:
             },
             "restored": [d.as_json() for d in self.restored],
             "left_out": [d.as_json() for d in self.left_out],
-            "casts": dict(self.casts),
+            "casts": list(self.casts),
             "seconds": {stage: round(time, 3) for stage, time in self.seconds.items()},
         }
 
@@ -98,13 +99,11 @@ def make_report(
     measured: Estimates,
     rules: RuleTable,
     *,
-    verification: Verification | None = None,
     scales: str = "analysis",
-    recipe: str | None = None,
     seconds: Mapping[str, float] | None = None,
 ) -> Report:
     """Sum up a conversion. ``measured``: RMS at true scale, as ``measure`` finds it on inputs."""
-    capture = module.capture
+    capture, verification = module.capture, module.verification
     return Report(
         model=type(capture.model).__name__,
         parameters=sum(p.numel() for p in module.parameters()),
@@ -120,8 +119,8 @@ def make_report(
         restored=without_rule(capture, rules),
         left_out=module.diagnostics,
         scales=scales,
-        recipe=recipe,
-        casts={},
+        recipe=module.recipe.name if module.recipe is not None else None,
+        casts=cast_values(module.graph),
         seconds=dict(seconds or {}),
     )
 

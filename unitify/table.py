@@ -64,7 +64,7 @@ def _left_out(report: Report) -> str:
 def _recipe(report: Report) -> str:
     if report.recipe is None:
         return "none"
-    return f"{report.recipe}, {len(report.casts):,} values cast"
+    return f"{report.recipe}, {len(report.casts):,} operations on cast operands"
 
 
 def _seconds(report: Report) -> str:

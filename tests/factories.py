@@ -1,0 +1,94 @@
+"""What ``--model`` and ``--inputs`` name in the tests of the command line."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class TiedLanguageModel(nn.Module):
+    """An embedding that is also the head, a buffer that trains, and one that is not stored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(24, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.head = nn.Linear(8, 24, bias=False)
+        self.head.weight = self.embedding.weight
+        self.register_buffer("offset", torch.arange(8.0) / 8, persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = torch.nn.functional.gelu(self.embedding(ids) + self.offset)
+        return self.head(self.norm(hidden.transpose(1, 2)).transpose(1, 2))
+
+
+class Pair(nn.Module):
+    """Two inputs, which no first layer tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+        return self.linear(x) + shift
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.Linear(16, 3))
+
+
+def wide_mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 32), nn.GELU(), nn.Linear(32, 3))
+
+
+def deep_mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.Linear(16, 3), nn.Linear(3, 3))
+
+
+def tied() -> nn.Module:
+    return TiedLanguageModel()
+
+
+def pair() -> nn.Module:
+    return Pair()
+
+
+def inputs_tuple() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(5, 6, generator=generator), torch.randn(5, 3, generator=generator)
+
+
+def inputs_dict() -> dict[str, Tensor]:
+    x, shift = inputs_tuple()
+    return {"shift": shift, "x": x}
+
+
+def inputs_batches() -> list[dict[str, Tensor]]:
+    return [inputs_dict(), {name: 64 * x for name, x in inputs_dict().items()}]
+
+
+def inputs_none() -> list[Tensor]:
+    return []
+
+
+def inputs_number() -> int:
+    return 3
+
+
+def inputs_list_of_tensors() -> list[Tensor]:
+    return list(inputs_tuple())
+
+
+def inputs_misfit() -> tuple[Tensor]:
+    return (torch.randn(5, 7),)
+
+
+def raises() -> nn.Module:
+    raise RuntimeError("no GPU here\nand a second line")
+
+
+def not_a_module() -> dict[str, int]:
+    return {}
+
+
+NOT_CALLABLE = 3

@@ -1,0 +1,323 @@
+"""Every diagnostic: a code of its own, a page of its own, and something that triggers it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import factories
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import unitify
+import unitify.diagnostics
+from unitify import folder
+from unitify.capture import capture
+from unitify.checkpoint import read_state_dict
+from unitify.convert import convert
+from unitify.diagnostics import Diagnostic, UnitifyError, all_diagnostics
+from unitify.diagnostics.__main__ import page
+from unitify.explain import explain_code, explain_value
+from unitify.report import without_rule
+from unitify.rule_table import load_rules
+from unitify.state_dict import check_finite
+from unitify.targets import build_model
+from unitify.validation import validate
+
+ROOT = Path(__file__).resolve().parent.parent
+X = torch.randn(4, 6)
+
+Found = list[Diagnostic]
+TRIGGERS: dict[str, Callable[[Path], Found | None]] = {}
+
+
+def triggers(code: str) -> Callable[[Callable[[Path], Found | None]], None]:
+    """Register what makes a diagnostic appear: an error is raised, or findings are returned."""
+
+    def register(trigger: Callable[[Path], Found | None]) -> None:
+        assert code not in TRIGGERS, code
+        TRIGGERS[code] = trigger
+
+    return register
+
+
+class Forward(nn.Module):
+    """A module around a function, with one parameter."""
+
+    def __init__(self, function: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def noted(model: nn.Module, x: Tensor = X) -> Found:
+    return list(capture(model, (x,), {}).diagnostics)
+
+
+def saved(path: Path) -> Path:
+    save_file(factories.mlp().state_dict(), path / "mlp.safetensors")
+    return path / "mlp.safetensors"
+
+
+@triggers("U001")
+def _(path: Path) -> None:
+    unitify.transform(factories.mlp(), scales="mesured")
+
+
+@triggers("U002")
+def _(path: Path) -> None:
+    unitify.transform(factories.pair())
+
+
+@triggers("U003")
+def _(path: Path) -> None:
+    unitify.transform(factories.mlp(), scales="measured", batches=[])
+
+
+@triggers("U004")
+def _(path: Path) -> None:
+    convert(saved(path), path / "out")
+
+
+@triggers("U005")
+def _(path: Path) -> None:
+    (path / "config.json").write_text("{}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(__import__("sys").modules, "transformers", None)
+        convert(path, path / "out")
+
+
+@triggers("U006")
+def _(path: Path) -> None:
+    explain_code("U999")
+
+
+@triggers("U007")
+def _(path: Path) -> None:
+    from unitify.optim import param_groups
+
+    param_groups(unitify.transform(factories.mlp()), torch.optim.LBFGS)
+
+
+@triggers("U101")
+def _(path: Path) -> None:
+    capture(Forward(lambda m, x: m.linear(x) if x.sum() > 0 else x), (X,), {})
+
+
+@triggers("U102")
+def _(path: Path) -> None:
+    unitify.transform(factories.mlp(), (X, X))
+
+
+@triggers("U103")
+def _(path: Path) -> Found:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        if not self.training and x.sum() > 0:
+            return x
+        return self.linear(x)
+
+    return noted(Forward(forward))
+
+
+@triggers("U104")
+def _(path: Path) -> None:
+    unitify.transform(factories.mlp())(torch.ones(4, 7))
+
+
+@triggers("U105")
+def _(path: Path) -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        hidden = self.linear(x)
+        hidden.as_strided((2,), (1,)).add_(1.0)
+        return hidden
+
+    capture(Forward(forward), (X,), {})
+
+
+@triggers("U106")
+def _(path: Path) -> Found:
+    return noted(factories.mlp(), X[:1])
+
+
+@triggers("U107")
+def _(path: Path) -> Found:
+    model = factories.mlp()
+    model.gradient_checkpointing = True
+    return noted(model)
+
+
+@triggers("U108")
+def _(path: Path) -> Found:
+    model = factories.mlp()
+    model.config = SimpleNamespace(use_cache=True)
+    return noted(model)
+
+
+class Doubled(torch.autograd.Function):
+    """A backward of its own, unlike what autograd would find."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return gradient * 3
+
+
+@triggers("U109")
+def _(path: Path) -> None:
+    capture(Forward(lambda m, x: Doubled.apply(m.linear(x))), (X,), {})
+
+
+@triggers("U201")
+def _(path: Path) -> None:
+    unitify.transform(factories.mlp(), rules=[{"mine.f.default": {"law": {"out": "x +* y"}}}])
+
+
+@triggers("U202")
+def _(path: Path) -> Found:
+    captured = capture(factories.mlp(), (X,), {})
+    rules = {k: v for k, v in load_rules().items() if k != "aten.gelu.default"}
+    return list(without_rule(captured, rules))
+
+
+@triggers("U203")
+def _(path: Path) -> None:
+    explain_value("liner", factories.mlp())
+
+
+@triggers("U204")
+def _(path: Path) -> None:
+    model = factories.mlp()
+    nn.init.constant_(model[0].weight, torch.inf)
+    check_finite(model)
+
+
+@triggers("U301")
+def _(path: Path) -> None:
+    module = unitify.transform(factories.mlp())
+    unitify.rebuild(factories.deep_mlp(), module.state_dict(), module.plan)
+
+
+@triggers("U302")
+def _(path: Path) -> None:
+    module = unitify.transform(factories.mlp())
+    values = {**module.plan.values, "linear": unitify.Scale(3.0)}
+    plan = unitify.ScalePlan(values, module.plan.parameters)
+    unitify.rebuild(factories.mlp(), module.state_dict(), plan)
+
+
+@triggers("U401")
+def _(path: Path) -> None:
+    unitify.transform(factories.mlp(), recipe="fp9")
+
+
+@triggers("U501")
+def _(path: Path) -> None:
+    model = nn.Linear(64, 8, bias=False)
+    with torch.no_grad():
+        model.weight.mul_(2.0**-100)
+    # Products near 2^-148 are subnormal; they round in the original, and not at unit scale.
+    unitify.transform(model, torch.randn(4, 64) * 2.0**-44)
+
+
+@triggers("U502")
+def _(path: Path) -> Found:
+    module = unitify.transform(factories.mlp())
+    rescale = next(n for n in module.graph.nodes if n.target is torch.ops.unitify.rescale.default)
+    rescale.args = (rescale.args[0], 2 * rescale.args[1], rescale.args[2])
+    return list(validate(module.capture, module.graph, module.plan, load_rules()))
+
+
+@triggers("U601")
+def _(path: Path) -> None:
+    read_state_dict(path / "none.pt")
+
+
+@triggers("U602")
+def _(path: Path) -> None:
+    torch.save(factories.mlp(), path / "module.pt")
+    read_state_dict(path / "module.pt")
+
+
+@triggers("U603")
+def _(path: Path) -> None:
+    convert(saved(path), path / "out", model="factories:wide_mlp")
+
+
+@triggers("U604")
+def _(path: Path) -> None:
+    build_model("factories:raises")
+
+
+@triggers("U605")
+def _(path: Path) -> None:
+    folder.check_absent(path)
+
+
+@triggers("U606")
+def _(path: Path) -> None:
+    folder.check_absent(saved(path) / "out")
+
+
+@triggers("U607")
+def _(path: Path) -> None:
+    unitify.load(path, factories.mlp())
+
+
+@pytest.mark.parametrize("code", TRIGGERS)
+def test_it_is_triggered(code: str, tmp_path: Path) -> None:
+    try:
+        found = TRIGGERS[code](tmp_path)
+    except UnitifyError as error:
+        found = list(error.diagnostics)
+    assert code in {d.code for d in found or []}
+    for diagnostic in found or []:
+        assert len(str(diagnostic).splitlines()) == 1
+        assert diagnostic.as_json()["code"] == diagnostic.code
+
+
+def test_every_code_has_a_trigger() -> None:
+    assert set(all_diagnostics()) == TRIGGERS.keys()
+
+
+def test_codes_are_unique_and_in_their_stage() -> None:
+    classes = [
+        c for c in Diagnostic.__subclasses__() if c.__module__.startswith("unitify.diagnostics.")
+    ]
+    codes = [c.code for c in classes]
+    assert sorted(codes) == sorted(set(codes))
+    assert {c.code: c for c in classes} == all_diagnostics()
+    stages = {c.code[:2]: set() for c in classes}
+    for c in classes:
+        assert re.fullmatch(r"U\d{3}", c.code)
+        stages[c.code[:2]].add(c.__module__)
+    assert all(len(modules) == 1 for modules in stages.values()), stages
+
+
+@pytest.mark.parametrize("found", all_diagnostics().values(), ids=lambda c: c.code)
+def test_it_is_documented(found: type[Diagnostic]) -> None:
+    text = inspect.getdoc(found) or ""
+    what, example, fix = re.split(r"^(?:Example|Fix): ", text, flags=re.MULTILINE)
+    assert len(what) > 20
+    assert len(example) > 10
+    assert len(fix) > 10
+    assert found.__name__ in unitify.diagnostics.__all__
+    fields = set(inspect.signature(found).parameters)
+    for template in (found.why, found.fix):
+        assert set(re.findall(r"{(\w+)", template)) <= fields
+        assert not template.endswith(".")
+
+
+def test_the_page_is_written_anew() -> None:
+    written = (ROOT / "docs" / "diagnostics.md").read_text("utf-8")
+    assert written == page(), "run `make docs`"
