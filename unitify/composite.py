@@ -60,9 +60,8 @@ def _hides_a_sum(node: fx.Node, known: dict[Any, tuple[int, ...]]) -> bool:
     counts: dict[fx.Node, int] = {}
     for operand, count in zip(operands, known[key], strict=True):
         counts[operand] = counts.get(operand, 0) + count
-    elsewhere = {o: any(_takes_part(u) for u in o.users if u is not node) for o in counts}
-    # Two contributions alone may come in either order: a + b is b + a.
-    return any(count > (1 if elsewhere[o] else 2) for o, count in counts.items() if o in shared)
+    # Even a + b alone is to stay in order: the sum takes over the memory layout of a.
+    return any(counts[operand] > 1 for operand in shared)
 
 
 def _operands(node: fx.Node) -> list[fx.Node]:

@@ -6,55 +6,24 @@ autograd with both of its factors, and Inductor fuses it through a decomposition
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from unitify.formats import FORMATS, quantise
+from unitify.layout import scaled
 
 _library = torch.library.Library("unitify", "DEF")
 _library.define("rescale(Tensor x, float forward, float backward) -> Tensor")
 
 
-def scaled(x: Tensor, factor: float) -> Tensor:
-    """``x · factor`` in the strides of ``x``.
-
-    A kernel may round differently for another memory layout, so a rescaled operand keeps the
-    one that the original operation saw: expanded dimensions stay expanded, gaps stay gaps.
-    """
-    if factor == 1.0:
-        return x.view_as(x)
-    if torch._prims_common.is_non_overlapping_and_dense_or_false(x):
-        return torch.mul(x, factor)
-    sizes, strides = x.size(), x.stride()
-    compact = x
-    for dimension, stride in enumerate(strides):
-        if stride == 0 and sizes[dimension] > 1:
-            compact = compact.narrow(dimension, 0, 1)
-    if torch._prims_common.is_non_overlapping_and_dense_or_false(compact):
-        return torch.mul(compact, factor).expand(sizes)
-    if _overlaps(compact):
-        return torch.mul(x, factor)
-    result = torch.empty_strided(
-        compact.size(), compact.stride(), dtype=x.dtype, device=x.device, layout=x.layout
-    )
-    torch.mul(compact, factor, out=result)
-    return result.expand(sizes)
-
-
-def _overlaps(x: Tensor) -> bool:
-    extent = 1
-    for stride, size in sorted(zip(x.stride(), x.size(), strict=True)):
-        if size > 1:
-            if stride < extent:
-                return True
-            extent = stride * (size - 1) + extent
-    return False
-
-
 def _rescale_kernel(x: Tensor, forward: float, backward: float) -> Tensor:
+    if isinstance(x, FakeTensor):
+        register_decompositions()
     return scaled(x, forward)
 
 
@@ -141,12 +110,20 @@ def _decomposed_rescale(x: Tensor, forward: float, backward: float) -> Tensor:
 
 
 def register_decompositions() -> None:
-    """Let Inductor fuse ``rescale`` into its neighbours; done once Inductor is loaded."""
-    from torch._inductor.decomposition import decompositions
+    """Let Inductor fuse ``rescale`` into its neighbours, if Inductor is loaded.
 
-    decompositions.setdefault(torch.ops.unitify.rescale.default, _decomposed_rescale)
-    decompositions.setdefault(torch.ops.unitify.cast.default, _cast_kernel)
+    It need not be when this module is imported. Every compilation first runs a graph on tensors
+    without data, so the kernel of ``rescale`` calls this in time.
+    """
+    inductor = sys.modules.get("torch._inductor.decomposition")
+    if inductor is None and "torch._inductor" in sys.modules:
+        inductor = importlib.import_module("torch._inductor.decomposition")
+    if inductor is None or torch.ops.unitify.rescale.default in inductor.decompositions:
+        return
+    inductor.decompositions[torch.ops.unitify.rescale.default] = _decomposed_rescale
+    inductor.decompositions[torch.ops.unitify.cast.default] = _cast_kernel
+    # Inductor keeps a copy of the table once something else has been compiled.
+    inductor.fast_random_decomps.cache_clear()
 
 
-if "torch._inductor" in sys.modules:
-    register_decompositions()
+register_decompositions()
