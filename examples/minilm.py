@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 import unitify
 
@@ -66,6 +67,7 @@ def main() -> None:
     if options.folder:
         print(model_folder())
         return
+    disable_progress_bar()
     inputs = sentences()
     original = AutoModel.from_pretrained(model_folder(), local_files_only=True)
     module = unitify.load(options.converted, example_kwargs=inputs)

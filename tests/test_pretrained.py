@@ -66,6 +66,17 @@ def test_a_folder_is_converted_and_loads_by_itself(whole: Path, tmp_path: Path) 
         assert module.lm_head.weight is module.transformer.wte.weight
 
 
+def test_a_value_is_explained_down_to_the_source_line(whole: Path, tmp_path: Path) -> None:
+    convert(whole, tmp_path / "out")
+    result = CliRunner().invoke(app, ["explain", "lm_head.weight", str(tmp_path / "out")])
+    assert "transformer.wte.weight" in result.stdout  # tied: one value, under its first name
+    result = CliRunner().invoke(app, ["explain", "layer_norm", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert "in module transformer.h.0.ln_1 (LayerNorm)" in result.stdout
+    assert "modeling_gpt2.py:" in result.stdout
+    assert "backward scale 2^" in result.stdout
+
+
 def test_stored_weights_are_not_taken_for_true_ones(whole: Path, tmp_path: Path) -> None:
     convert(whole, tmp_path / "out")
     with pytest.raises((OSError, ValueError)):

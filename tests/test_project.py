@@ -25,7 +25,7 @@ ORDER = """
     dimensions laws extremes execution
     moments operation counts linear_moments formula_moments sampled_moments
     forward_moments backward_moments analysis measure
-    plan rewrite cast module optimizers optim
+    plan scale_classes rewrite cast module optimizers optim
     equation validation verify transform
     state_dict rebuild explain checkpoint pretrained folder report targets convert table cli
 """.split()  # noqa: SIM905

@@ -18,6 +18,7 @@ from torch import fx, nn
 from unitify.analysis import Analysis, analyse
 from unitify.capture import Capture, capture
 from unitify.diagnostics import UnitifyError, UnknownCode, UnknownValue, all_diagnostics
+from unitify.expressions import Monomial
 from unitify.forward_moments import Step
 from unitify.inputs import given_or_inferred
 from unitify.plan import Scale, ScalePlan, plan
@@ -88,11 +89,11 @@ def _derivation(
         lines.append(f"{direction:8} scale {_power(factor)}{_stored(rms, factor)}")
     lines += ["", "forward, from the value back to inputs and parameters:"]
     for found in _ancestors(node, analysis):
-        lines.append(f"  {_step(found.name, analysis.forward[found.name], 'of')}")
+        lines.append(f"  {_step(found.name, analysis.forward[found.name])}")
         lines += [f"      {text}" for text in _formulas(rules.get(operation_name(found)), found)]
     steps = analysis.backward.get(node.name, ())
     lines += ["", f"backward, {len(steps)} contribution{'' if len(steps) == 1 else 's'} added up:"]
-    lines += [f"  {_step('gradient', step, 'of the gradient at')}" for step in steps]
+    lines += [f"  {_step('gradient', step)}" for step in steps]
     return lines
 
 
@@ -105,7 +106,7 @@ def _title(node: fx.Node) -> str:
 
 
 def _origin(node: fx.Node) -> list[str]:
-    """Module path and the user's source line, as the capture recorded them."""
+    """Module path and the innermost source line that is not torch's own, as capture recorded."""
     lines = []
     stack = node.meta.get("nn_module_stack")
     if stack:
@@ -113,8 +114,9 @@ def _origin(node: fx.Node) -> list[str]:
         lines.append(f"in module {path or '(root)'} ({str(kind).rpartition('.')[2]})")
     trace = str(node.meta.get("stack_trace") or "")
     frames = re.findall(r'File "(.+)", line (\d+), in .+\n\s*(.+)', trace)
+    own = [frame for frame in frames if "/torch/" not in frame[0].replace("\\", "/")]
     if frames:
-        file, line, text = frames[-1]
+        file, line, text = (own or frames)[-1]
         lines.append(f"at {file}:{line}: {text.strip()}")
     return lines
 
@@ -131,10 +133,10 @@ def _ancestors(node: fx.Node, analysis: Analysis) -> list[fx.Node]:
     return found[:LONGEST]
 
 
-def _step(name: str, step: Step, preposition: str) -> str:
+def _step(name: str, step: Step) -> str:
     operands = ", ".join(f"{operand} ({rms:.4g})" for operand, rms in step.inputs.items())
-    source = f" {preposition} {operands}" if operands else ""
-    return f"{name}: rms {step.rms:.4g}, {step.way}{source}"
+    source = f" from {operands}" if operands else ""
+    return f"{name}: rms {step.rms:.4g} ({step.way}){source}"
 
 
 def _formulas(rule: Rule | None, node: fx.Node) -> list[str]:
@@ -143,7 +145,7 @@ def _formulas(rule: Rule | None, node: fx.Node) -> list[str]:
         return []
     if rule is None:
         return ["no rule: restored to true scale"]
-    lines = [f"rule {rule.operation} ({rule.kind})"]
+    lines = [f"rule {rule.operation}, {rule.kind}{_law(rule)}"]
     if rule.linear:
         terms = ", ".join(f"{name}: {count}" for name, count in rule.terms.items())
         lines.append(f"sums of products of {', '.join(rule.linear)}; terms {terms}")
@@ -153,6 +155,18 @@ def _formulas(rule: Rule | None, node: fx.Node) -> list[str]:
         lines.append(f"mean = {rule.forward.mean}")
         lines.append(f"mean square = {rule.forward.square}")
     return lines
+
+
+def _law(rule: Rule) -> str:
+    """The law in full: the result's factor, and those of its operands."""
+    if rule.law is None:
+        return ""
+    factors = {"out": rule.law.output, **rule.law.factors}
+    return ": " + ", ".join(f"{name} = {_monomial(powers)}" for name, powers in factors.items())
+
+
+def _monomial(powers: Monomial) -> str:
+    return " · ".join(n if p == 1 else f"{n}^{p}" for n, p in powers.items()) or "1"
 
 
 def _power(factor: float) -> str:

@@ -16,7 +16,7 @@ def report_table(report: Report) -> Table:
     table.add_column("what", style="bold", no_wrap=True)
     table.add_column("figure", overflow="fold")
     table.add_row("parameters", f"{report.parameters:,}")
-    table.add_row("values", f"{report.values:,} of {report.operations:,} operations")
+    table.add_row("values", f"{report.values:,} (from {report.operations:,} operations)")
     table.add_row("rescales inserted", f"{report.rescales:,}")
     table.add_row("scales from", report.scales)
     table.add_row("values at unit RMS", _share(report.forward))
