@@ -21,7 +21,7 @@ from unitify.plan import ScalePlan, plan
 from unitify.rewrite import rewrite
 from unitify.rule_table import RuleTable, load_rules
 from unitify.verification import Verification
-from unitify.verify import verify_by_running
+from unitify.verify import verify_module
 
 SCALES = ("analysis", "measured")
 
@@ -78,8 +78,10 @@ def transform(
     module = build(captured, graph, chosen)
     done("rewrite", module)
     if verify:
-        result = verify_by_running(model, module, args, kwargs, loss_fn)
+        result = verify_module(model, module, table, args, kwargs, loss_fn)
         done("verify", result)
+        if result.findings:
+            raise UnitifyError(*result.findings)
         if not result.exact:
             differences = "; ".join(str(d) for d in result.differences[:3])
             raise UnitifyError(NotExact(where=type(model).__name__, differences=differences))
@@ -145,8 +147,12 @@ def verify(
     example_kwargs: dict[str, Any] | None = None,
     *,
     loss_fn: LossFunction | None = None,
+    rules: Iterable[Any] = (),
     seed: int = 0,
 ) -> Verification:
-    """Is ``module`` bitwise ``model``? Runs both; see ``Verification``."""
+    """Is ``module`` bitwise ``model``? Derives every factor again, then runs both under ``seed``.
+
+    ``rules``: those that ``module`` was transformed with. Raises nothing; see ``Verification``.
+    """
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
-    return verify_by_running(model, module, args, kwargs, loss_fn, seed)
+    return verify_module(model, module, load_rules(rules), args, kwargs, loss_fn, seed)

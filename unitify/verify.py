@@ -1,13 +1,15 @@
-"""Is the transformed module bitwise the original? By running both.
+"""Is the transformed module bitwise the original? Without running it, and by running both.
 
-Outputs, gradients of every parameter and input, and buffers afterwards are compared with
-``torch.equal`` under one seed: against the captured graph (what the rewriter answers for),
-and against the model itself (which may take other kernels than its capture).
+``validation`` derives every inserted factor again. Then outputs, gradients of every parameter and
+input, and buffers afterwards are compared with ``torch.equal`` under one seed: against the
+captured graph (what the rewriter answers for), and against the model itself (which may take
+other kernels than its capture).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +25,27 @@ from unitify.execution import (
     unchanged,
 )
 from unitify.module import UnitScaledModule
+from unitify.rule_table import RuleTable
+from unitify.validation import validate, validate_parameters
 from unitify.verification import Difference, Verification
+
+
+def verify_module(
+    model: nn.Module,
+    module: UnitScaledModule,
+    rules: RuleTable,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    loss_fn: LossFunction | None = None,
+    seed: int = 0,
+) -> Verification:
+    """Both kinds of verification; on the meta device, where nothing can be compared, the first."""
+    findings = validate(module.capture, module.graph, module.plan, rules)
+    findings += validate_parameters(module)
+    if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
+        return Verification(exact=not findings, compared=0, findings=findings)
+    run = verify_by_running(model, module, args, kwargs, loss_fn, seed)
+    return replace(run, exact=run.exact and not findings, findings=findings)
 
 
 def verify_by_running(
