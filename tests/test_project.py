@@ -19,11 +19,11 @@ LONGEST = 400
 
 #: The pipeline, in order: a module imports only what stands before it.
 ORDER = """
-    version diagnostics estimates verification formats ops
+    version diagnostics estimates verification formats layout ops
     expressions schema rule_table samples
     signature functional inline modes autograd_functions composite capture inputs
     dimensions laws extremes execution
-    moments operation counts linear_moments formula_moments sampled_moments
+    moments operation counts formula_moments linear_moments sampled_moments
     forward_moments backward_moments analysis measure
     plan scale_classes rewrite cast module optimizers optim
     equation validation verify transform
