@@ -55,10 +55,21 @@ def drawn(rule: Rule, sample: Mapping[str, Any], seed: int, dtype: torch.dtype) 
     return draw_arguments(parse_arguments(sample), generator, dtype)
 
 
+def tensors_of(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Drawn tensors by the names under which ``call`` holds them."""
+    found: dict[str, Tensor] = {}
+    for name, value in arguments.items():
+        items = {f"{name}_{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {}
+        for held, item in {name: value, **items}.items():
+            if isinstance(item, Tensor):
+                found[f"{held}_operand"] = item
+    return found
+
+
 def call(rule: Rule, arguments: Mapping[str, Any], seed: int = 0) -> Call:
     """A graph of one call of the rule's operation, with results recorded as a capture does."""
     root, graph = nn.Module(), fx.Graph()
-    tensors: dict[str, Tensor] = {}
+    tensors = tensors_of(arguments)
 
     def hold(name: str, value: Any) -> Any:
         if isinstance(value, list):
@@ -70,7 +81,6 @@ def call(rule: Rule, arguments: Mapping[str, Any], seed: int = 0) -> Call:
             root.register_parameter(target, nn.Parameter(value, requires_grad=value.requires_grad))
         else:
             root.register_buffer(target, value)
-        tensors[target] = value
         node = graph.get_attr(target)
         node.meta["val"] = value
         return node

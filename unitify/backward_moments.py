@@ -152,7 +152,12 @@ class BackwardMoments:
             name = rule.elementwise
             _, slope = quadrature(lambda x: operation({name: x}), operands[name])
             return {name: [Moment(slope.mean * first.mean, slope.square * first.square)]}
-        return {n: [formula_gradient(operation, rule, operands, n, first)] for n in wanted}
+        # An operand without a formula gets no gradient (it lends its shape or type).
+        return {
+            n: [formula_gradient(operation, rule, operands, n, first)]
+            for n in wanted
+            if n in rule.backward
+        }
 
 
 def _differentiable(capture: Capture) -> set[fx.Node]:

@@ -48,6 +48,8 @@ def symbol_values(node: fx.Node) -> dict[str, float]:
                 found[name] = float(hint(value))
         elif isinstance(argument, bool | int | float):
             found[name] = float(argument)
+        elif isinstance(argument, list | tuple) and all(isinstance(a, int) for a in argument):
+            found[f"{name}.numel"] = float(math.prod(argument))
     return found
 
 

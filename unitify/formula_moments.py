@@ -33,10 +33,17 @@ def formula_gradient(
     """
     moments = rule.backward[name]
     mean, square = _evaluated(operation, rule, moments, {**operands, "grad": grad})
-    shape = operation.shape(name)
+    shape, result = operation.shape(name), operation.result_shapes[0]
+    laid = along_channels(shape, len(result)) if name in rule.channels else shape
     if rule.broadcast:
-        mean, square = _summed(mean, square, operation.result_shapes[0], shape)
-    return Moment(fit(mean, shape), fit(square, shape))
+        mean, square = _summed(mean, square, result, laid)
+    found = Moment(fit(mean, laid), fit(square, laid))
+    return found if laid == shape else Moment(found.mean.flatten(), found.square.flatten())
+
+
+def along_channels(shape: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    """``shape`` (one entry) as that of an operand along dimension 1 of ``ndim``."""
+    return (*shape, *[1] * (ndim - 2)) if len(shape) == 1 else shape
 
 
 def _evaluated(
@@ -44,10 +51,17 @@ def _evaluated(
 ) -> tuple[Tensor, Tensor]:
     values = formula_values(operation, rule, operands)
     average = averaging(operation, rule)
+    ndim = len(operation.result_shapes[0])
+    operands = {n: _laid(m, ndim) if n in rule.channels else m for n, m in operands.items()}
     mean = evaluate_moments(moments.mean, operands, values, average)
     square = evaluate_moments(moments.square, operands, values, average)
     mean, square = torch.broadcast_tensors(mean, square)
     return mean, torch.maximum(square, mean * mean)
+
+
+def _laid(moment: Moment, ndim: int) -> Moment:
+    mean, square = (m.reshape(along_channels(m.shape, ndim)) for m in (moment.mean, moment.square))
+    return Moment(mean, square)
 
 
 def formula_values(
@@ -77,7 +91,8 @@ def averaging(operation: Operation, rule: Rule) -> Callable[..., Tensor]:
 
     ``average(e, d)`` is the mean over dimension ``d``, counted from the end.
     """
-    ndim = max([len(operation.shape(n)) for n in operation.operands if _is_tensor(operation, n)])
+    tensors = [n for n in operation.operands if _is_tensor(operation, n)]
+    ndim = max([len(operation.shape(n)) for n in tensors], default=0)
     usual = _over(operation, rule, ndim)
 
     def average(array: Tensor, *dimensions: int) -> Tensor:

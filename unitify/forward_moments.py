@@ -93,7 +93,8 @@ class ForwardMoments:
     def _attribute(self, node: fx.Node) -> None:
         if not is_scalable(node):
             value = self.capture.attribute(str(node.target))
-            self.known[node] = None if isinstance(value, Tensor) and value.is_meta else on_cpu(value)
+            empty = isinstance(value, Tensor) and value.is_meta
+            self.known[node] = None if empty else on_cpu(value)
             return
         moment = self._weight(node)
         self.steps[node.name] = Step("exact", {}, moment.rms)
@@ -190,7 +191,7 @@ class ForwardMoments:
     ) -> tuple[Results, str]:
         operands = self.operands(operation, rule)
         try:
-            if not operation.operands and (rule is None or not rule.linear):
+            if not operation.operands and (rule is None or not (rule.linear or rule.forward)):
                 return [_exactly_or_none(v) for v in _as_list(operation())], "exact"
             if rule is not None and rule.linear:
                 named = {n: operands[n] for n in linear_names(rule, operands)}

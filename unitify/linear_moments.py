@@ -6,7 +6,8 @@ For y = Σ a·x·w with independent x and w,
 
 where f is the operation and a its constant coefficient; gradients use its transpose (its
 vector-Jacobian product) in the same way. Where nothing but one number is known of every
-operand, the count of products does (``terms`` of the rule).
+operand, the count of products does (``terms`` of the rule). An operation that only selects
+(where, scatter, pad) is linear in all operands at once; the same two lines hold for it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unitify.dimensions import evaluate, symbol_values
+from unitify.dimensions import evaluate
+from unitify.formula_moments import formula_values
 from unitify.moments import Moment, compress, from_parts
 from unitify.operation import Operation
 from unitify.rule_table import Rule
@@ -31,7 +33,7 @@ _LARGE = 2**22
 
 def linear_forward(operation: Operation, rule: Rule, operands: Operands) -> list[Moment]:
     """Moments of every result of an operation that is linear in each of ``rule.linear``."""
-    if _all_uniform(operands):
+    if rule.terms and _all_uniform(operands):
         terms, coefficient = _counts(operation, rule, "out")
         product = _product([operands[n] for n in rule.linear if n in operands])
         added = [m for n, m in operands.items() if n not in rule.linear]
@@ -40,8 +42,8 @@ def linear_forward(operation: Operation, rule: Rule, operands: Operands) -> list
             for shape in operation.result_shapes
         ]
     run = _Run(operation, rule, operands)
-    means = run.forward(lambda m: m.mean, added=True)
-    if run.is_bilinear:
+    means = run.forward(lambda m: m.mean)
+    if run.is_multilinear:
         full, known = run.forward(lambda m: m.square), run.forward(lambda m: m.mean**2)
         spread = [a - b for a, b in zip(full, known, strict=True)]
     else:
@@ -59,7 +61,7 @@ def linear_gradient(
 
     ``grads``: moments of the gradients of the operation's results.
     """
-    if _all_uniform(operands) and len(grads) == 1 and grads[0].is_uniform:
+    if rule.terms and _all_uniform(operands) and len(grads) == 1 and grads[0].is_uniform:
         terms, coefficient = _counts(operation, rule, name)
         others = [operands[n] for n in rule.linear if n in operands and n != name]
         product = _product([grads[0], *(others if name in rule.linear else [])])
@@ -68,7 +70,7 @@ def linear_gradient(
     units = [Moment(g.mean / size, g.square / size**2) for g in grads]
     run = _Run(operation, rule, operands)
     means = run.backward(name, lambda m: m.mean, [u.mean for u in units])
-    if run.is_bilinear and name in rule.linear:
+    if run.is_multilinear and name in rule.linear:
         full = run.backward(name, lambda m: m.square, [u.square for u in units])
         known = run.backward(name, lambda m: m.mean**2, [u.mean**2 for u in units])
         spread = [a - b for a, b in zip(full, known, strict=True)]
@@ -86,9 +88,7 @@ def _all_uniform(operands: Operands) -> bool:
 
 def _counts(operation: Operation, rule: Rule, name: str) -> tuple[float, float]:
     """How many products are summed into an element, and the constant on each."""
-    values = symbol_values(operation.node)
-    for dimension, expression in rule.dims.items():
-        values[dimension] = evaluate(expression, values)
+    values = formula_values(operation, rule, {})
     return evaluate(rule.terms[name], values), evaluate(rule.coefficient, values)
 
 
@@ -134,14 +134,16 @@ class _Run:
         self.operands = operands
         self.linear = [n for n in rule.linear if n in operands]
         self.added = [n for n in operands if n not in rule.linear]
-        self.is_bilinear = len(self.linear) > 1
-        self.coefficient = _counts(operation, rule, "out")[1]
+        lists = any(isinstance(operands[n], list) for n in self.linear)
+        self.is_multilinear = lists or len(self.linear) > 1
+        self.coefficient = evaluate(rule.coefficient, formula_values(operation, rule, {}))
         large = any(m.mean.numel() > _LARGE for m in operands.values() if isinstance(m, Moment))
         self.dtype = torch.float32 if large else torch.float64
-        self.rows = {n: self._free_rows(n) for n in self.linear} if self.is_bilinear else {}
+        countable = self.is_multilinear and bool(rule.terms)
+        self.rows = {n: self._free_rows(n) for n in self.linear} if countable else {}
 
-    def forward(self, part: Callable[[Moment], Tensor], added: bool = False) -> list[Tensor]:
-        return [r.double() for r in _listed(self.operation(self._arrays(part, added)))]
+    def forward(self, part: Callable[[Moment], Tensor]) -> list[Tensor]:
+        return [r.double() for r in _listed(self.operation(self._arrays(part, added=True)))]
 
     def backward(
         self, name: str, part: Callable[[Moment], Tensor], grads: list[Tensor]
@@ -166,16 +168,17 @@ class _Run:
             for x, g in zip(leaves, found, strict=True)
         ]
 
-    def _arrays(
-        self, part: Callable[[Moment], Tensor], added: bool
-    ) -> dict[str, Tensor | list[Tensor]]:
-        arrays: dict[str, Tensor | list[Tensor]] = {}
+    def _arrays(self, part: Callable[[Moment], Tensor], added: bool) -> dict[str, Any]:
+        arrays: dict[str, Any] = {}
         for name, moment in self.operands.items():
             if isinstance(moment, list):
                 argument = self.operation.operands[name]
                 shapes = [self.operation.shape_of(a) for a in argument]
                 pairs = zip(moment, shapes, strict=True)
                 arrays[name] = [part(m).to(self.dtype).expand(s) for m, s in pairs]
+                continue
+            if isinstance(self.operation.number(name), int | float):
+                arrays[name] = float(part(moment))
                 continue
             array = part(moment).to(self.dtype)
             if name in self.added and not added:

@@ -53,11 +53,12 @@ class Moments:
 class Rule:
     """One operation: its law, and one of four ways to predict moments.
 
-    - ``terms``: linear in each operand named here; number of products summed into an element of
-      the output and of each operand's gradient (``linear`` names the operands multiplied, other
-      operands of ``terms`` are added); every product is multiplied by ``coefficient``
+    - ``linear``: linear in each of these operands; ``terms``: number of products summed into an
+      element of the output and of each operand's gradient (operands of ``terms`` that are not
+      ``linear`` are added); every product is multiplied by ``coefficient``. Without ``terms`` the
+      operation is run on moments: one that selects, or whose sums no shape tells
     - ``elementwise``: a function of this operand alone, element by element: by quadrature
-    - ``forward``/``backward``: formulas
+    - ``forward``/``backward``: formulas; ``channels`` names their operands along dimension 1
     - none of these: the operation is run on samples drawn from its operands' moments
 
     ``over``: the dimensions that ``average(…)`` in a formula runs over: a tuple, "trailing:ARG" (as
@@ -80,6 +81,7 @@ class Rule:
     forward: Moments | None = None
     backward: Mapping[str, Moments] = field(default_factory=dict)
     over: str | tuple[int, ...] | None = None
+    channels: tuple[str, ...] = ()
     broadcast: bool = True
     true_gradient: bool = False
     sample: Mapping[str, Any] = field(default_factory=dict)
@@ -109,7 +111,7 @@ RuleTable = Mapping[str, Rule]
 _KEYS = {
     "law", "only", "even", "defaults", "dims", "linear", "terms", "elementwise",
     "coefficient", "broadcast", "forward", "backward", "over", "sample", "variants",
-    "source", "like", "true_gradient",
+    "source", "like", "true_gradient", "where", "channels",
 }  # fmt: skip
 
 
@@ -175,10 +177,13 @@ def _rule(operation: str, family: str, row: Mapping[str, Any]) -> Rule:
     unknown = row.keys() - _KEYS
     if unknown:
         raise ExpressionError(f"unknown keys {sorted(unknown)}")
-    ways = [key for key in ("terms", "elementwise", "forward") if key in row]
+    ways = [key for key in ("linear", "elementwise", "forward") if key in row]
     if len(ways) > 1:
         raise ExpressionError(f"moments are given more than once: {ways}")
     formulas = {name: parse_formula(text) for name, text in row.get("terms", {}).items()}
+    where: dict[sympy.Symbol, sympy.Expr] = {}
+    for name, text in row.get("where", {}).items():
+        where[sympy.Symbol(name)] = parse_formula(text).xreplace(where)
     return Rule(
         operation=operation,
         family=family,
@@ -187,8 +192,9 @@ def _rule(operation: str, family: str, row: Mapping[str, Any]) -> Rule:
         linear=tuple(row.get("linear", ())),
         terms=formulas,
         elementwise=row.get("elementwise"),
-        forward=_moments(row["forward"]) if "forward" in row else None,
-        backward={name: _moments(m) for name, m in row.get("backward", {}).items()},
+        forward=_moments(row["forward"], where) if "forward" in row else None,
+        backward={name: _moments(m, where) for name, m in row.get("backward", {}).items()},
+        channels=tuple(row.get("channels", ())),
         broadcast=bool(row.get("broadcast", True)),
         true_gradient=bool(row.get("true_gradient", False)),
         coefficient=parse_formula(row.get("coefficient", "1")),
@@ -212,13 +218,15 @@ def _law(row: Mapping[str, Any]) -> Law | None:
     )
 
 
-def _moments(row: Mapping[str, str]) -> Moments:
+def _moments(row: Mapping[str, str], where: Mapping[sympy.Symbol, sympy.Expr]) -> Moments:
+    """Formulas of a row, with the names of ``where`` replaced by what they stand for."""
     extra = row.keys() - {"mean", "square", "rms", "var"}
     if extra:
         raise ExpressionError(f"a moment is mean, rms, var or square, not {sorted(extra)}")
-    mean = parse_formula(row.get("mean", "0"))
-    if "square" in row:
-        return Moments(mean, parse_formula(row["square"]))
-    if "rms" in row:
-        return Moments(mean, parse_formula(row["rms"]) ** 2)
-    return Moments(mean, parse_formula(row["var"]) + mean**2)
+    given = {name: parse_formula(text).xreplace(where) for name, text in row.items()}
+    mean = given.get("mean", sympy.S.Zero)
+    if "square" in given:
+        return Moments(mean, given["square"])
+    if "rms" in given:
+        return Moments(mean, given["rms"] ** 2)
+    return Moments(mean, given["var"] + mean**2)
