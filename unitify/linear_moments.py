@@ -140,7 +140,7 @@ class _Run:
         large = any(m.mean.numel() > _LARGE for m in operands.values() if isinstance(m, Moment))
         self.dtype = torch.float32 if large else torch.float64
         countable = self.is_multilinear and bool(rule.terms)
-        self.rows = {n: self._free_rows(n) for n in self.linear} if countable else {}
+        self.rows = {n: self._free_rows(n, rule) for n in self.linear} if countable else {}
 
     def forward(self, part: Callable[[Moment], Tensor]) -> list[Tensor]:
         return [r.double() for r in _listed(self.operation(self._arrays(part, added=True)))]
@@ -192,7 +192,7 @@ class _Run:
             shape[dimension] = 1
         return array.expand(shape)
 
-    def _free_rows(self, name: str) -> dict[int, int]:
+    def _free_rows(self, name: str, rule: Rule) -> dict[int, int]:
         """Uniform dimensions of an operand that reappear, alone, as a dimension of the result."""
         moment = self.operands[name]
         assert isinstance(moment, Moment)
@@ -201,7 +201,7 @@ class _Run:
         free: dict[int, int] = {}
         for dimension, size in enumerate(shapes[name]):
             uniform = moment.mean.shape[dimension] == 1 and moment.square.shape[dimension] == 1
-            if size == 1 or not uniform:
+            if size == 1 or not uniform or (rule.window and dimension):
                 continue
             shapes[name][dimension] = 1
             now = self._result_shape(shapes)

@@ -56,7 +56,8 @@ class Rule:
     - ``linear``: linear in each of these operands; ``terms``: number of products summed into an
       element of the output and of each operand's gradient (operands of ``terms`` that are not
       ``linear`` are added); every product is multiplied by ``coefficient``. Without ``terms`` the
-      operation is run on moments: one that selects, or whose sums no shape tells
+      operation is run on moments: one that selects, or whose sums no shape tells. ``window``: it
+      sums over neighbours, so that only dimension 0 repeats rows
     - ``elementwise``: a function of this operand alone, element by element: by quadrature
     - ``forward``/``backward``: formulas; ``channels`` names their operands along dimension 1
     - none of these: the operation is run on samples drawn from its operands' moments
@@ -77,6 +78,7 @@ class Rule:
     linear: tuple[str, ...] = ()
     terms: Mapping[str, sympy.Expr] = field(default_factory=dict)
     coefficient: sympy.Expr = sympy.S.One
+    window: bool = False
     elementwise: str | None = None
     forward: Moments | None = None
     backward: Mapping[str, Moments] = field(default_factory=dict)
@@ -110,7 +112,7 @@ RuleTable = Mapping[str, Rule]
 
 _KEYS = {
     "law", "only", "even", "defaults", "dims", "linear", "terms", "elementwise",
-    "coefficient", "broadcast", "forward", "backward", "over", "sample", "variants",
+    "coefficient", "window", "broadcast", "forward", "backward", "over", "sample", "variants",
     "source", "like", "true_gradient", "where", "channels",
 }  # fmt: skip
 
@@ -195,6 +197,7 @@ def _rule(operation: str, family: str, row: Mapping[str, Any]) -> Rule:
         forward=_moments(row["forward"], where) if "forward" in row else None,
         backward={name: _moments(m, where) for name, m in row.get("backward", {}).items()},
         channels=tuple(row.get("channels", ())),
+        window=bool(row.get("window", False)),
         broadcast=bool(row.get("broadcast", True)),
         true_gradient=bool(row.get("true_gradient", False)),
         coefficient=parse_formula(row.get("coefficient", "1")),
