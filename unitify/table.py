@@ -34,7 +34,8 @@ def verdict(report: Report) -> Text:
     if report.exact is None:
         return Text("not verified", style="yellow")
     if not report.exact:
-        return Text(f"NO: {report.differences[0]}", style="red")
+        first = f": {report.differences[0]}" if report.differences else ""
+        return Text(f"NO{first}", style="red")
     tensors = f"{report.compared} outputs and gradients bitwise equal"
     if report.model_differences:
         largest = report.model_differences[0]
