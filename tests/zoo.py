@@ -288,7 +288,8 @@ def transformer_encoder() -> Built:
 def transformer() -> Built:
     net = nn.Transformer(16, 4, 1, 1, 32, dropout=0.1, batch_first=True, norm_first=True)
     causal = nn.Transformer.generate_square_subsequent_mask(6)
-    return net, (torch.randn(2, 5, 16), torch.randn(2, 6, 16)), {"tgt_mask": causal, "tgt_is_causal": True}
+    kwargs = {"tgt_mask": causal, "tgt_is_causal": True}
+    return net, (torch.randn(2, 5, 16), torch.randn(2, 6, 16)), kwargs
 
 
 class SelfAttention(nn.Module):

@@ -1,0 +1,84 @@
+"""A zoo model, captured and transformed once, for every test that looks at it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import random
+import warnings
+from typing import Any
+
+import torch
+import zoo
+from strategies import random_plan
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from unitify.capture import Capture, capture
+from unitify.measure import measure
+from unitify.module import UnitScaledModule
+from unitify.plan import Scale, ScalePlan, plan
+from unitify.rewrite import rewrite
+from unitify.rule_table import load_rules
+from unitify.transform import build
+
+RULES = load_rules()
+
+#: Models that themselves compute otherwise while they are recorded, and why. Their captured graph is
+#: the same function, to rounding; every other model must be bitwise its capture.
+OTHER_KERNELS = {
+    "llama": "transformers gives attention no mask eagerly, and a causal one while recording",
+    "mixtral": "transformers gives attention no mask eagerly, and a causal one while recording",
+    "recurrent_cells": "a weight's gradient is summed within each cell eagerly, not over all steps",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """A model, the inputs of one call, its capture and what was made of it."""
+
+    name: str
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    capture: Capture
+    module: UnitScaledModule
+
+    def with_plan(self, chosen: ScalePlan) -> UnitScaledModule:
+        return build(self.capture, rewrite(self.capture, chosen, RULES), chosen)
+
+    def unscaled(self) -> UnitScaledModule:
+        """The captured graph itself: every scale is one, nothing is inserted."""
+        ones = {name: Scale() for name in self.module.plan.values}
+        return self.with_plan(ScalePlan(ones, dict.fromkeys(self.capture.aliases, Scale())))
+
+    def randomly_scaled(self, seed: int, limit: int = 8) -> UnitScaledModule:
+        generator = random.Random(seed)
+        return self.with_plan(
+            random_plan(lambda _: generator.randint(-limit, limit), self.capture, RULES)
+        )
+
+    def fresh(self) -> tuple[nn.Module, UnitScaledModule]:
+        """Copies of the model and of the module, to train."""
+        return copy.deepcopy(self.model), copy.deepcopy(self.module)
+
+
+@functools.cache
+def conversion(name: str, dtype: torch.dtype = torch.float32) -> Conversion:
+    model, args, kwargs = zoo.build(name, dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        captured = capture(model, args, kwargs)
+    chosen = plan(captured, measure(captured), RULES)
+    module = build(captured, rewrite(captured, chosen, RULES), chosen)
+    return Conversion(name, model, args, kwargs, captured, module)
+
+
+def tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Bitwise equal, NaN for NaN."""
+    return a.dtype == b.dtype and torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))

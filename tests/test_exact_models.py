@@ -1,0 +1,56 @@
+"""Outputs, loss, gradients and buffers of real models are bitwise those of the original."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import zoo
+from conversion import OTHER_KERNELS, Conversion, conversion
+
+from unitify.module import UnitScaledModule
+from unitify.verification import Verification
+from unitify.verify import verify_by_running
+
+
+def verified(case: Conversion, module: UnitScaledModule, training: bool) -> Verification:
+    case.model.train(training)
+    module.train(training)
+    found = verify_by_running(case.model, module, case.args, case.kwargs)
+    assert found.compared > sum(1 for _ in case.model.parameters())
+    return found
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_exact(converted: Conversion, training: bool) -> None:
+    found = verified(converted, converted.module, training)
+    assert found.exact, found.differences
+    if converted.name not in OTHER_KERNELS:
+        assert not found.model_differences, found.model_differences
+
+
+def test_exact_under_any_scales(converted: Conversion) -> None:
+    for seed in range(2):
+        found = verified(converted, converted.randomly_scaled(seed), training=True)
+        assert found.exact, (seed, found.differences)
+
+
+def test_many_values_are_rescaled(converted: Conversion) -> None:
+    """The exactness above is not that of a graph which was left as it was."""
+    scales = converted.module.plan.values.values()
+    moved = sum(scale.exponents != (0, 0) for scale in scales)
+    assert moved >= len(scales) / 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_exact_in_other_precisions(name: str, dtype: torch.dtype) -> None:
+    case = conversion(name, dtype)
+    found = verified(case, case.module, training=True)
+    assert found.exact, found.differences
+
+
+@pytest.mark.parametrize("name", zoo.ARCHITECTURES)
+def test_exact_architectures(name: str) -> None:
+    case = conversion(name)
+    found = verified(case, case.module, training=True)
+    assert found.exact, found.differences

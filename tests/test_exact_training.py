@@ -1,0 +1,103 @@
+"""Twenty steps of training are bitwise the original's, parameters times ``fwd`` at every step."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conversion import OTHER_KERNELS, Conversion, same, tensors
+from torch import Tensor, nn
+
+import unitify.optim
+from unitify.execution import backward_starts, run_captured
+
+STEPS = 20
+OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, float]]] = {
+    "adamw": (torch.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.1}),
+    "sgd": (torch.optim.SGD, {"lr": 1e-2, "momentum": 0.9, "weight_decay": 0.01}),
+}
+
+
+class Run:
+    """One training run: how it is called, optimised and clipped."""
+
+    def __init__(
+        self,
+        owner: nn.Module,
+        call: Callable[[], Any],
+        optimizer: torch.optim.Optimizer,
+        clip: Callable[[float], Tensor],
+    ) -> None:
+        self.owner, self.call, self.optimizer, self.clip = owner, call, optimizer, clip
+
+    def step(self, seed: int) -> tuple[list[Tensor], Tensor]:
+        """Outputs and the gradients' norm of one step."""
+        torch.manual_seed(seed)
+        output = self.call()
+        self.optimizer.zero_grad()
+        starts, gradients = backward_starts(output, None)
+        torch.autograd.backward(starts, gradients)
+        norm = self.clip(1.0)
+        self.optimizer.step()
+        return [t.detach() for t in tensors(output)], norm
+
+
+def plainly(owner: nn.Module, call: Callable[[], Any], kind: str) -> Run:
+    optimizer, options = OPTIMIZERS[kind]
+    parameters = list(owner.parameters())
+    return Run(
+        owner, call, optimizer(parameters, **options),
+        lambda limit: nn.utils.clip_grad_norm_(parameters, limit),
+    )  # fmt: skip
+
+
+def scaled(module: unitify.UnitScaledModule, call: Callable[[], Any], kind: str) -> Run:
+    optimizer, options = OPTIMIZERS[kind]
+    groups = unitify.optim.param_groups(module, optimizer, **options)
+    return Run(
+        module, call, optimizer(groups, **options),
+        lambda limit: unitify.optim.clip_grad_norm_(module, limit),
+    )  # fmt: skip
+
+
+def assert_same_training(expected: Run, run: Run, case: Conversion) -> None:
+    plan = case.module.plan
+    parameters = dict(run.owner.named_parameters())
+    for step in range(STEPS):
+        (outputs, norm), (found, found_norm) = expected.step(step), run.step(step)
+        assert same(norm, found_norm), f"norm at step {step}"
+        for number, (a, b) in enumerate(zip(outputs, found, strict=True)):
+            assert same(a, b), f"output {number} at step {step}"
+        for name, parameter in expected.owner.named_parameters():
+            fwd = plan.parameters[name].fwd
+            assert same(parameter, parameters[name] * fwd), f"{name} after step {step}"
+    buffers = dict(run.owner.named_buffers())
+    for name, buffer in expected.owner.named_buffers():
+        assert same(buffer, buffers[name]), name
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_training_is_exact(converted: Conversion, kind: str) -> None:
+    case = converted
+    original, module = (copied.train() for copied in case.fresh())
+    flat = case.capture.flat_inputs(case.args, case.kwargs)
+    captured = dataclasses.replace(case.capture, model=original)
+    reference = plainly(original, lambda: run_captured(captured, flat), kind)
+    run = scaled(module, lambda: module(*case.args, **case.kwargs), kind)
+    assert_same_training(reference, run, case)
+
+
+def test_training_of_the_model_itself(converted: Conversion) -> None:
+    """As run eagerly, where the model computes the same while it is recorded."""
+    case = converted
+    if case.name in OTHER_KERNELS:
+        pytest.skip(OTHER_KERNELS[case.name])
+    original, module = (copied.train() for copied in case.fresh())
+    model = copy.deepcopy(original)
+    reference = plainly(model, lambda: model(*case.args, **case.kwargs), "adamw")
+    run = scaled(module, lambda: module(*case.args, **case.kwargs), "adamw")
+    assert_same_training(reference, run, case)
