@@ -8,7 +8,8 @@ Names in a formula:
 - ``mean(x)``, ``rms(x)``, ``var(x)`` and ``square(x)`` (mean of x²) of an operand ``x``, or of
   ``grad``, the gradient that arrives at the output
 - ``average(e)``: the mean of ``e`` over the dimensions that the operation normalises (the row's
-  ``over``); ``average(e, -2)`` over that dimension
+  ``over``); ``average(e, -2)`` over that dimension; ``largest(e)`` the maximum in their place;
+  ``over.numel``, how many elements that is
 - ``participation(var, n)``: E[Σ p²] of a softmax over n logits of variance ``var``
 - the row's ``dims``; numeric arguments of the operation by name
 - ``sqrt``, ``exp``, ``log``, ``erf``, ``minimum``, ``maximum``
@@ -29,10 +30,12 @@ Monomial = Mapping[str, "Fraction | str"]
 #: Moments of an operand: undefined functions, so that a formula prints as it was written.
 MOMENTS = {name: sympy.Function(name) for name in ("mean", "rms", "var", "square")}
 AVERAGE = sympy.Function("average")
+LARGEST = sympy.Function("largest")
 PARTICIPATION = sympy.Function("participation")
 _FUNCTIONS: dict[str, Any] = {
     **MOMENTS,
     "average": AVERAGE,
+    "largest": LARGEST,
     "participation": PARTICIPATION,
     "sqrt": sympy.sqrt,
     "exp": sympy.exp,

@@ -7,9 +7,11 @@ where it enters through every operation that runs on stored operands, up to one 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
+import torch
 from torch import fx
 
 from unitify.laws import holds_tensors, is_scalable
@@ -20,9 +22,13 @@ from unitify.schema import named_arguments, nodes_of, operation_name
 LIMIT = 2.0**100
 
 
-def extreme_values(graph: fx.Graph, rules: RuleTable) -> set[fx.Node]:
-    """The nodes of ``graph`` whose values may hold a masking constant."""
-    extreme: set[fx.Node] = set()
+def extreme_values(graph: fx.Graph, rules: RuleTable, inputs: Iterable[Any] = ()) -> set[fx.Node]:
+    """The nodes of ``graph`` whose values may hold a masking constant.
+
+    ``inputs``: the example's flat inputs; a mask among them shows by its contents.
+    """
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    extreme = {n for n, value in zip(placeholders, inputs, strict=False) if holds_mask(value)}
     for node in graph.nodes:
         if node.op != "call_function" or not (is_scalable(node) or holds_tensors(node)):
             continue
@@ -43,6 +49,13 @@ def _passes(rule: Rule | None, name: str) -> bool:
     if rule is None or rule.law is None:
         return False
     return dict(rule.law.factors.get(name, {})) != {name: Fraction(1)}
+
+
+def holds_mask(value: Any) -> bool:
+    """Does a tensor hold a masking constant?"""
+    if not isinstance(value, torch.Tensor) or value.is_meta or not value.is_floating_point():
+        return False
+    return bool((value.abs() >= LIMIT).any())
 
 
 def _takes_apart(node: fx.Node) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
@@ -50,11 +52,11 @@ def _evaluated(
     operation: Operation, rule: Rule, moments: Moments, operands: Mapping[str, Moment]
 ) -> tuple[Tensor, Tensor]:
     values = formula_values(operation, rule, operands)
-    average = averaging(operation, rule)
+    over = over_dimensions(operation, rule)
     ndim = len(operation.result_shapes[0])
     operands = {n: _laid(m, ndim) if n in rule.channels else m for n, m in operands.items()}
-    mean = evaluate_moments(moments.mean, operands, values, average)
-    square = evaluate_moments(moments.square, operands, values, average)
+    mean = evaluate_moments(moments.mean, operands, values, over.average, over.largest)
+    square = evaluate_moments(moments.square, operands, values, over.average, over.largest)
     mean, square = torch.broadcast_tensors(mean, square)
     return mean, torch.maximum(square, mean * mean)
 
@@ -79,6 +81,9 @@ def formula_values(
             if name not in values:
                 held = {**values, "epsilon": torch.finfo(torch.float32).eps}
                 values[name] = evaluate(default, held)
+    shape = _widest(operation)
+    over = _over(operation, rule, len(shape))
+    values["over.numel"] = float(math.prod(shape[d] for d in over))
     for name, expression in rule.dims.items():
         named = {s.name for s in expression.free_symbols} & COUNTS.keys()
         counted = {n: COUNTS[n](operation, operands) for n in named}
@@ -86,20 +91,32 @@ def formula_values(
     return values
 
 
-def averaging(operation: Operation, rule: Rule) -> Callable[..., Tensor]:
-    """``average(e)`` of a row: the mean over its ``over`` dimensions, which stay with size one.
+@dataclass(frozen=True)
+class Over:
+    """The ``over`` dimensions of a row at one node, counted from the end; they keep size one."""
 
-    ``average(e, d)`` is the mean over dimension ``d``, counted from the end.
-    """
-    tensors = [n for n in operation.operands if _is_tensor(operation, n)]
-    ndim = max([len(operation.shape(n)) for n in tensors], default=0)
-    usual = _over(operation, rule, ndim)
+    usual: tuple[int, ...]
 
-    def average(array: Tensor, *dimensions: int) -> Tensor:
-        present = [d for d in dimensions or usual if -d <= array.dim()]
+    def average(self, array: Tensor, *dimensions: int) -> Tensor:
+        """``average(e)`` of the row; ``average(e, d)`` is the mean over dimension ``d``."""
+        present = [d for d in dimensions or self.usual if -d <= array.dim()]
         return array.mean(present, keepdim=True) if present else array
 
-    return average
+    def largest(self, array: Tensor) -> Tensor:
+        """``largest(e)`` of the row."""
+        present = [d for d in self.usual if -d <= array.dim()]
+        return array.amax(present, keepdim=True) if present else array
+
+
+def over_dimensions(operation: Operation, rule: Rule) -> Over:
+    """What ``average`` and ``largest`` run over at this node."""
+    return Over(tuple(_over(operation, rule, len(_widest(operation)))))
+
+
+def _widest(operation: Operation) -> tuple[int, ...]:
+    """The shape of the operand with most dimensions."""
+    shapes = [operation.shape(n) for n in operation.operands if _is_tensor(operation, n)]
+    return max(shapes, key=len, default=())
 
 
 def _is_tensor(operation: Operation, name: str) -> bool:

@@ -16,10 +16,11 @@ from torch import Tensor, fx
 
 from unitify.capture import Capture
 from unitify.dimensions import hint, shape_of
+from unitify.extremes import holds_mask
 from unitify.formula_moments import formula_forward
 from unitify.laws import holds_tensors, is_scalable
 from unitify.linear_moments import linear_forward
-from unitify.moments import Moment, compress, exactly, gaussian, number, quadrature
+from unitify.moments import Moment, compressed, exactly, gaussian, number, quadrature
 from unitify.operation import Operation, on_cpu
 from unitify.rule_table import Rule, RuleTable
 from unitify.sampled_moments import observed, sampled_results
@@ -86,7 +87,9 @@ class ForwardMoments:
             self.known[node] = on_cpu(value)
             return
         moment = gaussian(0.0, 1.0, value.dim())
-        if not value.is_meta and value.numel():
+        if holds_mask(value):
+            moment = compressed(exactly(value))
+        elif not value.is_meta and value.numel():
             moment = observed(value).uniform()
         self._note(node, [moment], "given", {})
 
@@ -180,8 +183,7 @@ class ForwardMoments:
     def _of_plain(self, argument: Any) -> Moment | None:
         value = self.known.get(argument) if isinstance(argument, fx.Node) else argument
         if isinstance(value, Tensor):
-            exact = exactly(value)
-            return Moment(compress(exact.mean), compress(exact.square))
+            return compressed(exactly(value))
         if isinstance(value, int | float):
             return number(float(value))
         return None
@@ -227,8 +229,7 @@ def _exactly_or_none(value: Any, whole: bool = True) -> Moment | None:
         return None
     if not whole:
         return observed(value)
-    exact = exactly(value)
-    return Moment(compress(exact.mean), compress(exact.square))
+    return compressed(exactly(value))
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -139,13 +139,31 @@ class _Run:
         self.coefficient = evaluate(rule.coefficient, formula_values(operation, rule, {}))
         large = any(m.mean.numel() > _LARGE for m in operands.values() if isinstance(m, Moment))
         self.dtype = torch.float32 if large else torch.float64
+        self.dense = False
         countable = self.is_multilinear and bool(rule.terms)
         self.rows = {n: self._free_rows(n, rule) for n in self.linear} if countable else {}
 
     def forward(self, part: Callable[[Moment], Tensor]) -> list[Tensor]:
-        return [r.double() for r in _listed(self.operation(self._arrays(part, added=True)))]
+        return self._or_dense(
+            lambda: [r.double() for r in _listed(self.operation(self._arrays(part, added=True)))]
+        )
 
     def backward(
+        self, name: str, part: Callable[[Moment], Tensor], grads: list[Tensor]
+    ) -> list[Tensor]:
+        return self._or_dense(lambda: self._backward(name, part, grads))
+
+    def _or_dense(self, run: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """``run()``; again with dense operands where a view refuses expanded ones."""
+        try:
+            return run()
+        except RuntimeError:
+            if self.dense:
+                raise
+        self.dense = True
+        return run()
+
+    def _backward(
         self, name: str, part: Callable[[Moment], Tensor], grads: list[Tensor]
     ) -> list[Tensor]:
         arrays = self._arrays(part, added=False)
@@ -190,7 +208,8 @@ class _Run:
         shape = list(self.operation.shape(name))
         for dimension in self.rows.get(name, {}):
             shape[dimension] = 1
-        return array.expand(shape)
+        expanded = array.expand(shape)
+        return expanded.contiguous() if self.dense else expanded
 
     def _free_rows(self, name: str, rule: Rule) -> dict[int, int]:
         """Uniform dimensions of an operand that reappear, alone, as a dimension of the result."""
