@@ -15,18 +15,18 @@ from strategies import random_plan
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from unitify.capture import Capture, capture
-from unitify.measure import measure
+import unitify
+from unitify.capture import Capture
 from unitify.module import UnitScaledModule
-from unitify.plan import Scale, ScalePlan, plan
+from unitify.plan import Scale, ScalePlan
 from unitify.rewrite import rewrite
 from unitify.rule_table import load_rules
 from unitify.transform import build
 
 RULES = load_rules()
 
-#: Models that themselves compute otherwise while they are recorded, and why. Their captured graph is
-#: the same function, to rounding; every other model must be bitwise its capture.
+#: Models that themselves compute otherwise while they are recorded, and why. Their captured graph
+#: is the same function, to rounding; every other model must be bitwise its capture.
 OTHER_KERNELS = {
     "llama": "transformers gives attention no mask eagerly, and a causal one while recording",
     "mixtral": "transformers gives attention no mask eagerly, and a causal one while recording",
@@ -50,7 +50,7 @@ class Conversion:
 
     def unscaled(self) -> UnitScaledModule:
         """The captured graph itself: every scale is one, nothing is inserted."""
-        ones = {name: Scale() for name in self.module.plan.values}
+        ones = {name: Scale() for name in self.module.parts[""].plan.values}
         return self.with_plan(ScalePlan(ones, dict.fromkeys(self.capture.aliases, Scale())))
 
     def randomly_scaled(self, seed: int, limit: int = 8) -> UnitScaledModule:
@@ -69,10 +69,8 @@ def conversion(name: str, dtype: torch.dtype = torch.float32) -> Conversion:
     model, args, kwargs = zoo.build(name, dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        captured = capture(model, args, kwargs)
-    chosen = plan(captured, measure(captured), RULES)
-    module = build(captured, rewrite(captured, chosen, RULES), chosen)
-    return Conversion(name, model, args, kwargs, captured, module)
+        module = unitify.transform(model, args, kwargs, scales="measured", verify=False)
+    return Conversion(name, model, args, kwargs, module.parts[""].capture, module)
 
 
 def tensors(value: Any) -> list[Tensor]:

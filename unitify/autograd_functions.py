@@ -33,9 +33,10 @@ def noted_functions() -> Iterator[list[str]]:
             names[cls.__name__] = None
         return original.__get__(None, cls)(*args, **kwargs)
 
-    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
+    function: Any = torch.autograd.Function
+    function.apply = classmethod(apply)
     try:
         yield found
     finally:
-        torch.autograd.Function.apply = original
+        function.apply = original
         found.extend(names)

@@ -11,6 +11,7 @@ Nothing here knows scales.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -119,8 +120,7 @@ def capture(
 
     with _quiet_model(model, notes):
         records, reason = _recorded_modes(model, recorded)
-        merged = len(records) == 2 and merge_modes(records[True].graph, records[False].graph)
-        if merged:
+        if len(records) == 2 and _are_merged(records[True], records[False]):
             return captured(records[True], None)
         if any(m.training != model.training for m in model.modules()):
             records = {model.training: recorded()}
@@ -130,7 +130,7 @@ def capture(
     if len(records) == 1:
         notes.append(OneModeOnly(where=type(model).__name__, mode=mode, other=other, reason=reason))
         return captured(records[model.training], mode)
-    twin = captured(records[not model.training], other)
+    twin = captured(_with_own_constants(records[not model.training]), other)
     return captured(records[model.training], mode, twin)
 
 
@@ -172,6 +172,29 @@ class _Record:
     leaves: tuple[Leaf, ...]
     example: tuple[Any, ...]
     constants: dict[str, Any]
+
+
+def _are_merged(training: _Record, evaluation: _Record) -> bool:
+    """Make ``training`` follow the mode flag; False where the two modes are two graphs."""
+    ours, theirs = training.constants, evaluation.constants
+    for name in ours.keys() & theirs.keys():
+        if isinstance(ours[name], torch.Tensor) and not _equal(ours[name], theirs[name]):
+            return False
+    return merge_modes(training.graph, evaluation.graph) is not None
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.is_meta or b.is_meta or (a.dtype == b.dtype and torch.equal(a, b))
+
+
+def _with_own_constants(record: _Record) -> _Record:
+    """The recording with other names for its constants, beside its twin's on the same module."""
+    renamed = {name: f"captured_other_{name}" for name in record.constants}
+    for node in record.graph.nodes:
+        if node.op == "get_attr" and node.target in renamed:
+            node.target = renamed[node.target]
+    constants = {renamed[name]: constant for name, constant in record.constants.items()}
+    return dataclasses.replace(record, constants=constants)
 
 
 def _recorded_modes(

@@ -208,7 +208,10 @@ class _Rewriter:
             args = fx.node.map_arg(node.args, self._read)
             kwargs = dict(fx.node.map_arg(node.kwargs, self._read))
             if counterpart is aten.copy.default:
-                value = self._overwritten(tensor, *args[:2])
+                contents, source = args[0], args[1]
+                assert isinstance(contents, fx.Node)
+                assert isinstance(source, fx.Node)
+                value = self._overwritten(tensor, contents, source)
             else:
                 outputs = {a.name for a in node.target._schema.arguments if a.is_out}  # type: ignore[union-attr]
                 kept = {name: value for name, value in kwargs.items() if name not in outputs}

@@ -69,7 +69,7 @@ class UnitScaledModule(fx.GraphModule):
 
     def _take_signature(self, signature: inspect.Signature) -> None:
         def forward(self: UnitScaledModule, *args: Any, **kwargs: Any) -> Any:
-            return _forward(self, args, kwargs)
+            return self.run(args, kwargs)
 
         own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
         rest = list(signature.parameters.values())
@@ -82,6 +82,27 @@ class UnitScaledModule(fx.GraphModule):
         """The graph itself: flat inputs to flat results."""
         results: tuple[Any, ...] = self._flat_forward(*inputs)  # type: ignore[operator]
         return results
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One call with the original's arguments.
+
+        Raises ``UnitifyError``: U104 for inputs of another form, U103 in the mode that the graph
+        does not hold for.
+        """
+        mode = self.capture.mode
+        if mode is not None and self.training != (mode == "train"):
+            note = next(d for d in self.capture.diagnostics if isinstance(d, OneModeOnly))
+            raise UnitifyError(note)
+        return self.flat_call(self.capture.flat_inputs(args, kwargs))
+
+    def flat_call(self, inputs: list[Any]) -> Any:
+        """From flat inputs to the original's type of result, in whatever mode the graph is."""
+        return self.capture.call.unflatten(self.flat_forward(*inputs))
+
+    @property
+    def parts(self) -> Mapping[str, UnitScaledModule]:
+        """The modules that hold one graph each, by name: this one alone, for most models."""
+        return {"": self}
 
     def take_casts(self, graph: fx.Graph, recipe: Recipe) -> None:
         """Run ``graph``, this module's own with the casts of ``recipe``, from now on."""
@@ -128,15 +149,6 @@ class UnitScaledModule(fx.GraphModule):
 
     def __reduce__(self) -> Any:
         raise TypeError("pickle (module.state_dict(), module.plan) and use unitify.rebuild")
-
-
-def _forward(self: UnitScaledModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    mode = self.capture.mode
-    if mode is not None and self.training != (mode == "train"):
-        note = next(d for d in self.capture.diagnostics if isinstance(d, OneModeOnly))
-        raise UnitifyError(note)
-    inputs = self.capture.flat_inputs(args, kwargs)
-    return self.capture.call.unflatten(self.flat_forward(*inputs))
 
 
 def adopt_parameters(model: nn.Module, module: UnitScaledModule) -> None:

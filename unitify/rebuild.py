@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unitify.capture import capture
+from unitify.assembly import Part, assemble, plan_of
 from unitify.cast import Recipe, cast, recipe_named
 from unitify.diagnostics import KeysDiffer, UnitifyError
 from unitify.inputs import given_or_inferred
+from unitify.islands import record
 from unitify.module import UnitScaledModule
 from unitify.plan import ScalePlan, check_plan
 from unitify.rewrite import rewrite
@@ -48,12 +49,21 @@ def rebuild(
     casts = recipe_named(recipe)
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
-    captured = capture(model, args, kwargs, dynamic_shapes)
-    check_plan(captured, plan)
-    module = build(captured, rewrite(captured, plan, table), plan)
+    recorded = record(model, args, kwargs, dynamic_shapes)
+    parts: dict[str, Part] = {}
+    for name, captured in recorded.parts.items():
+        own = plan_of(plan, name, captured)
+        check_plan(captured, own)
+        parts[name] = captured, rewrite(captured, own, table), own
+    if recorded.whole is not None:
+        module = build(*parts[""])
+    else:
+        module = assemble(model, parts, recorded.diagnostics)
     take_over(module, state_dict)
     if casts is not None:
-        module.take_casts(cast(module.graph, casts, table), casts)
+        for part in module.parts.values():
+            part.take_casts(cast(part.graph, casts, table), casts)
+        module.recipe = casts
     return module
 
 

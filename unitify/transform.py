@@ -9,12 +9,14 @@ import torch
 from torch import fx, nn
 
 from unitify.analysis import analyse
-from unitify.capture import Capture, capture
+from unitify.assembly import Part, agreed, assemble, value_name
+from unitify.capture import Capture
 from unitify.cast import Recipe, cast, recipe_named
 from unitify.diagnostics import NotExact, UnitifyError, UnknownOption
 from unitify.estimates import Estimates
 from unitify.execution import LossFunction
 from unitify.inputs import as_inputs, given_or_inferred
+from unitify.islands import path_of, record
 from unitify.measure import measure
 from unitify.module import UnitScaledModule, adopt_parameters, skeleton_like
 from unitify.plan import ScalePlan, plan
@@ -68,14 +70,20 @@ def transform(
     casts = recipe_named(recipe)
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
-    captured = capture(model, args, kwargs, dynamic_shapes)
-    done("capture", captured)
-    estimates = _estimates(captured, scales, batches, loss_fn, table)
-    done(scales, estimates)
-    chosen = plan(captured, estimates, table)
-    done("plan", chosen)
-    graph = rewrite(captured, chosen, table)
-    module = build(captured, graph, chosen)
+    recorded = record(model, args, kwargs, dynamic_shapes)
+    done("capture", recorded.whole or recorded)
+    batches = None if batches is None else list(batches)
+    parts: dict[str, Part] = {}
+    for name, captured in recorded.parts.items():
+        estimates = _estimates(name, captured, scales, batches, loss_fn, table)
+        done(scales, estimates)
+        chosen = agreed(plan(captured, estimates, table), name, captured, parts)
+        done("plan", chosen)
+        parts[name] = captured, rewrite(captured, chosen, table), chosen
+    if recorded.whole is not None:
+        module = build(*parts[""])
+    else:
+        module = assemble(model, parts, recorded.diagnostics)
     done("rewrite", module)
     if verify:
         result = verify_module(model, module, table, args, kwargs, loss_fn)
@@ -89,21 +97,27 @@ def transform(
     if inplace:
         adopt_parameters(model, module)
     if casts is not None:
-        module.take_casts(cast(module.graph, casts, table), casts)
+        for part in module.parts.values():
+            part.take_casts(cast(part.graph, casts, table), casts)
+        module.recipe = casts
         done("cast", module)
     return module
 
 
 def _estimates(
+    name: str,
     captured: Capture,
     scales: str,
-    batches: Iterable[Any] | None,
+    batches: list[Any] | None,
     loss_fn: LossFunction | None,
     rules: RuleTable,
 ) -> Estimates:
     if scales not in SCALES:
         choices = ", ".join(SCALES)
         raise UnitifyError(UnknownOption(option="scales", value=scales, choices=choices))
+    if path_of(name):
+        # An island has the inputs that it received, and a unit gradient at its outputs.
+        batches, loss_fn = None, None
     flat = None if batches is None else (captured.flat_inputs(*as_inputs(b)) for b in batches)
     if scales == "analysis":
         return analyse(captured, rules, loss_fn).estimates
@@ -136,8 +150,13 @@ def estimate(
 ) -> Estimates:
     """RMS of every value of the graph and of its gradient: name → ``Rms(forward, backward)``."""
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
-    captured = capture(model, args, kwargs)
-    return _estimates(captured, scales, batches, loss_fn, load_rules(rules))
+    recorded, table = record(model, args, kwargs), load_rules(rules)
+    batches = None if batches is None else list(batches)
+    return {
+        value_name(part, value): rms
+        for part, captured in recorded.parts.items()
+        for value, rms in _estimates(part, captured, scales, batches, loss_fn, table).items()
+    }
 
 
 def verify(

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from unitify.assembly import value_name
 from unitify.capture import without_cache
+from unitify.diagnostics import Diagnostic
 from unitify.execution import (
     LossFunction,
     backward_starts,
@@ -24,7 +26,9 @@ from unitify.execution import (
     run_captured,
     unchanged,
 )
+from unitify.islands import path_of
 from unitify.module import UnitScaledModule
+from unitify.plan import Scale
 from unitify.rule_table import RuleTable
 from unitify.validation import validate, validate_parameters
 from unitify.verification import Difference, Verification
@@ -40,8 +44,10 @@ def verify_module(
     seed: int = 0,
 ) -> Verification:
     """Both kinds of verification; on the meta device, where nothing can be compared, the first."""
-    findings = validate(module.capture, module.graph, module.plan, rules)
-    findings += validate_parameters(module)
+    findings: tuple[Diagnostic, ...] = ()
+    for part in module.parts.values():
+        findings += validate(part.capture, part.graph, part.plan, rules)
+        findings += validate_parameters(part)
     if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
         return Verification(exact=not findings, compared=0, findings=findings)
     run = verify_by_running(model, module, args, kwargs, loss_fn, seed)
@@ -56,39 +62,80 @@ def verify_by_running(
     loss_fn: LossFunction | None = None,
     seed: int = 0,
 ) -> Verification:
-    """Run ``model``, its captured graph and ``module`` on the same inputs; compare bitwise."""
-    capture = module.capture
-    with unchanged(model, seed):
-        flat = capture.flat_inputs(args, kwargs)
-        parameters = leaf_parameters(capture)
-        captured = _results(
-            lambda inputs: run_captured(capture, inputs, parameters),
-            flat, parameters, model, loss_fn,
-        )  # fmt: skip
+    """Run ``model``, its captured graph and ``module`` on the same inputs; compare bitwise.
+
+    An island is run on the inputs that it was captured with.
+    """
+    captured: dict[str, Tensor] = {}
+    stored: dict[str, Tensor] = {}
+    for name, part in module.parts.items():
+        is_whole = not path_of(name)
+        flat = part.capture.flat_inputs(args, kwargs) if is_whole else list(part.capture.example)
+        loss = loss_fn if is_whole else None
+        expected = _captured_results(part, flat, loss, seed)
+        found = _stored_results(part, part.flat_call, flat, loss, seed)
+        captured |= {value_name(name, key): tensor for key, tensor in expected.items()}
+        stored |= {value_name(name, key): tensor for key, tensor in found.items()}
+    differences = _compare(captured, stored)
+    named, spec = pytree.tree_flatten((args, kwargs))
     with unchanged(model, seed), without_cache(model):
-        parameters = leaf_parameters(capture)
-        named, spec = pytree.tree_flatten((args, kwargs))
+        parameters = _leaves(model)
         eager = _results(
             lambda inputs: _call(model, parameters, *pytree.tree_unflatten(inputs, spec)),
             named, parameters, model, loss_fn,
         )  # fmt: skip
-    with unchanged(module, seed):
-        own: dict[str, Tensor] = dict(module.named_parameters())
-        stored = _results(
-            lambda inputs: capture.call.unflatten(module.flat_forward(*inputs)),
-            flat, own, module, loss_fn,
-        )  # fmt: skip
-    for name in own:
-        key = f"gradient of {name}"
-        if key in stored:
-            stored[key] = stored[key] * module.plan.parameters[name].bwd
-    differences = _compare(captured, stored)
+    if len(module.parts) > 1:
+
+        def assembled(inputs: list[Any]) -> Any:
+            given, keywords = pytree.tree_unflatten(inputs, spec)
+            return module(*given, **keywords)
+
+        own = _stored_results(module, assembled, named, loss_fn, seed)
+    else:
+        own = captured
     return Verification(
         exact=not differences,
         compared=len(captured),
         differences=differences,
-        model_differences=_compare(eager, captured),
+        model_differences=_compare(eager, own),
     )
+
+
+def _captured_results(
+    part: UnitScaledModule, flat: list[Any], loss_fn: LossFunction | None, seed: int
+) -> dict[str, Tensor]:
+    capture = part.capture
+    with unchanged(capture.model, seed):
+        parameters = leaf_parameters(capture)
+        return _results(
+            lambda inputs: run_captured(capture, inputs, parameters),
+            flat, parameters, capture.model, loss_fn,
+        )  # fmt: skip
+
+
+def _stored_results(
+    module: UnitScaledModule,
+    run: Callable[[list[Any]], Any],
+    inputs: list[Any],
+    loss_fn: LossFunction | None,
+    seed: int,
+) -> dict[str, Tensor]:
+    """The results of a module on stored values, its parameters' gradients true again."""
+    with unchanged(module, seed):
+        own: dict[str, Tensor] = dict(module.named_parameters())
+        stored = _results(run, inputs, own, module, loss_fn)
+    for name in own:
+        key = f"gradient of {name}"
+        if key in stored:
+            stored[key] = stored[key] * module.plan.parameters.get(name, Scale()).bwd
+    return stored
+
+
+def _leaves(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: parameter.detach().requires_grad_(parameter.requires_grad)
+        for name, parameter in model.named_parameters()
+    }
 
 
 def _call(model: nn.Module, parameters: dict[str, Tensor], args: Any, kwargs: Any) -> Any:

@@ -1,0 +1,276 @@
+"""Models that cannot be captured whole: their islands are transformed, the rest is left alone."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conversion import same
+from torch import Tensor, nn
+
+import unitify
+import unitify.optim
+from unitify.assembly import AssembledModule
+
+
+class Branch(nn.Module):
+    """The way through depends on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Dropout(0.2))
+        self.left, self.right = nn.Linear(16, 4), nn.Linear(16, 4)
+        self.gain = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> dict[str, Tensor]:
+        y = self.first(x)
+        y = self.left(y) if y.sum() > 0 else self.right(y)
+        if shift is not None:
+            y = y + shift
+        return {"y": y * self.gain}
+
+
+class Doubled(torch.autograd.Function):
+    """Its gradient is not that of its forward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * 3
+
+
+class WithFunction(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Doubled.apply(self.linear(x))
+
+
+class HoldsFunction(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.inside = nn.Linear(8, 8), WithFunction()
+        self.after = nn.Sequential(nn.ReLU(), nn.Linear(8, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.inside(self.before(x)))
+
+
+class Tied(nn.Module):
+    """One weight in two islands, one used by Python code outside its island, one only inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(12, 8)
+        self.body = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+        self.middle = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 12, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.body(self.embedding(tokens))
+        if x.sum().item() > 1e9:
+            return x
+        x = F.linear(x, self.middle.weight) + self.middle(x)
+        return self.head(x)
+
+
+class Called(nn.Module):
+    """One island called in several ways: other sizes, other arguments, twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.block(x)
+        if y.sum().item() > 1e9:
+            return y
+        z = self.block(y[:, :2], factor=2.0)
+        return self.block(y).sum(1) + z.sum(1)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        return torch.tanh(self.linear(x) * factor)
+
+
+CASES: dict[str, tuple[type[nn.Module], tuple[Any, ...], set[str]]] = {
+    "branch": (Branch, (torch.randn(4, 8),), {"first", "left"}),
+    "function": (HoldsFunction, (torch.randn(4, 8),), {"before", "inside.linear", "after"}),
+    "tied": (Tied, (torch.randint(0, 12, (3, 5)),), {"embedding", "body", "middle", "head"}),
+}
+
+
+def built(name: str) -> tuple[nn.Module, tuple[Any, ...], AssembledModule]:
+    torch.manual_seed(0)
+    kind, args, _ = CASES[name]
+    model = kind()
+    if name == "branch":
+        with torch.no_grad():
+            model.first[0].bias += 1.0
+    module = unitify.transform(model, args, scales="measured")
+    assert isinstance(module, AssembledModule)
+    return model, args, module
+
+
+def gradients(model: nn.Module, args: tuple[Any, ...], seed: int = 0) -> dict[str, Tensor]:
+    model.zero_grad()
+    torch.manual_seed(seed)
+    output = model(*args)
+    output = output["y"] if isinstance(output, dict) else output
+    (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return {"output": output.detach(), **found}
+
+
+def assert_same(model: nn.Module, module: AssembledModule, args: tuple[Any, ...]) -> None:
+    expected, found = gradients(model, args), gradients(module, args)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        bwd = module.plan.parameters[name].bwd if name != "output" else 1.0
+        assert same(tensor, found[name] * bwd), name
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_islands_are_exact(name: str) -> None:
+    model, args, module = built(name)
+    assert module.verification is not None
+    assert module.verification.exact
+    assert not module.verification.model_differences
+    assert set(module.parts) == CASES[name][2]
+    assert_same(model, module, args)
+    assert_same(model.eval(), module.eval(), args)
+    assert any(scale.fwd != 1 for scale in module.plan.parameters.values())
+
+
+def test_what_was_left_alone_is_named() -> None:
+    _, _, module = built("function")
+    found = [(d.code, d.where) for d in module.diagnostics]
+    assert ("U109", "HoldsFunction") in found
+    assert ("U109", "inside") in found
+    _, _, module = built("branch")
+    assert {(d.code, d.where) for d in module.diagnostics} == {
+        ("U101", "Branch"), ("U101", "right"),
+    }  # fmt: skip
+
+
+def test_a_branch_that_was_not_seen_runs_as_it_was() -> None:
+    model, (x,), module = built("branch")
+    with torch.no_grad():
+        model.first[0].bias -= 2.0
+    module.load_original_state_dict(model.state_dict())
+    assert model.eval().first(x).sum() < 0
+    assert_same(model.train(), module.train(), (x,))
+
+
+def test_the_call_is_the_original_s() -> None:
+    model, (x,), module = built("branch")
+    torch.manual_seed(1)
+    expected = model(x=x, shift=torch.ones(4))
+    torch.manual_seed(1)
+    found = module(x=x, shift=torch.ones(4))
+    assert same(expected["y"], found["y"])
+    with pytest.raises(TypeError):
+        module(x, shift=None, other=1)
+
+
+def test_a_shared_parameter_stays_true() -> None:
+    model, _, module = built("tied")
+    scales = module.plan.parameters
+    for name in ("embedding.weight", "head.weight", "middle.weight"):
+        assert scales[name] == unitify.Scale()
+        assert same(module.get_parameter(name), model.get_parameter(name))
+    assert scales["body.0.weight"] != unitify.Scale()
+    assert module.get_parameter("head.weight") is module.get_parameter("embedding.weight")
+
+
+def test_state_dicts() -> None:
+    model, args, module = built("branch")
+    assert module.state_dict().keys() == model.state_dict().keys()
+    for name, tensor in module.original_state_dict().items():
+        assert same(tensor, model.state_dict()[name])
+    torch.manual_seed(5)
+    other = Branch()
+    module.load_original_state_dict(other.state_dict())
+    assert_same(other, module, args)
+
+
+def test_deepcopy_is_independent() -> None:
+    model, args, module = built("tied")
+    copied = copy.deepcopy(module)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+    assert_same(model, copied, args)
+    assert copied.get_parameter("head.weight") is copied.get_parameter("embedding.weight")
+
+
+def test_rebuild() -> None:
+    model, args, module = built("tied")
+    stored, chosen = pickle.loads(pickle.dumps((module.state_dict(), module.plan)))
+    again = unitify.rebuild(Tied(), stored, chosen, args)
+    assert_same(model, again, args)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_training(name: str) -> None:
+    model, args, module = built(name)
+    options = {"lr": 1e-2, "weight_decay": 0.1}
+    theirs = torch.optim.AdamW(model.parameters(), **options)
+    ours = torch.optim.AdamW(
+        unitify.optim.param_groups(module, torch.optim.AdamW, **options), **options
+    )
+    for step in range(5):
+        gradients(model, args, step)
+        gradients(module, args, step)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        assert same(norm, unitify.optim.clip_grad_norm_(module, 1.0))
+        theirs.step()
+        ours.step()
+        true = module.original_state_dict()
+        for key, tensor in model.state_dict().items():
+            assert same(tensor, true[key]), (step, key)
+
+
+def test_an_island_called_in_other_ways() -> None:
+    torch.manual_seed(0)
+    model, x = Called(), torch.randn(3, 4, 8)
+    module = unitify.transform(model, (x,), scales="measured")
+    assert set(module.parts) == {"block"}
+    with pytest.warns(unitify.UnitifyWarning, match="U104"):
+        assert_same(model, module, (x,))
+
+
+def test_attributes_and_hooks_of_an_island_are_there() -> None:
+    _, (x,), module = built("branch")
+    seen = []
+    module.get_submodule("left").register_forward_hook(lambda *_: seen.append("left"))
+    module(x)
+    assert seen == ["left"]
+    assert module.get_submodule("left").out_features == 4
+    assert isinstance(module.get_submodule("first")[2], nn.Dropout)
+
+
+class Unusable(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_nothing_to_capture() -> None:
+    with pytest.raises(unitify.UnitifyError) as caught:
+        unitify.transform(Unusable(), (torch.randn(3),))
+    assert caught.value.code == "U102"
