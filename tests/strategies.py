@@ -467,3 +467,22 @@ def random_plan(draw: Draw, capture: Capture, rules: RuleTable, limit: int = 12)
     }
     parameters = {name: by_target.get(first, Scale()) for name, first in capture.aliases.items()}
     return ScalePlan(values, parameters)
+
+
+def chain(length: int) -> Capture:
+    """A graph of so many operations: blocks with a residual sum, one after the other."""
+    b = Builder(lambda _: False, torch.float32)
+    x = b.input(b.random(4, 6))
+    weight = b.parameter(6, 6)
+    shape = x.meta["val"]
+
+    def call(operation: Any, *args: Any) -> fx.Node:
+        node = b.graph.call_function(operation, args)
+        node.meta["val"] = shape
+        return node
+
+    while len(b.graph.nodes) < length:
+        h = call(aten.relu.default, call(aten.linear.default, x, weight))
+        x = call(aten.add.Tensor, x, call(aten.transpose.int, h, 0, 0))
+    b.graph.output((x,))
+    return Program(b.root, b.graph, tuple(b.inputs)).capture()

@@ -73,9 +73,8 @@ class _Rewriter:
             # One result of several: it leaves its operation in the operation's own units.
             made = self._copy(node)
             forward = self.units[source] - self._fwd(node)
-            self.stored[node] = self._rescale(
-                made, forward, self._bwd(node) - self.gradient_units[source]
-            )
+            backward = self._bwd(node) - self.gradient_units[source]
+            self.stored[node] = self._rescale(made, forward, backward) if node.users else made
             return
         rule = self.rules.get(operation_name(node))
         found = factors(rule, node, self._fwd, self._fwd(node))
@@ -88,7 +87,7 @@ class _Rewriter:
             made = self._copy(node)
         arrival = self._fwd(node) if node.op != "call_function" else found.output
         self.units[node] = arrival
-        if is_scalable(node):
+        if is_scalable(node) and node.users:
             backward = (
                 self._bwd(node) - self.gradient_units[node] if node.op == "call_function" else 0
             )

@@ -35,7 +35,7 @@ from unitify.equation import (
     scaled_number,
 )
 from unitify.module import UnitScaledModule
-from unitify.plan import Scale, ScalePlan, is_fixed
+from unitify.plan import Scale, ScalePlan
 from unitify.rule_table import RuleTable
 from unitify.schema import named_arguments, nodes_of, operation_name
 
@@ -53,8 +53,7 @@ def validate(
 
     Empty for a graph that computes the original's function and gradients. Linear time.
     """
-    checker = _Checker(capture, graph, plan, rules)
-    return tuple(dict.fromkeys(checker.findings()))
+    return Checker(capture, plan, rules).findings(graph)
 
 
 def validate_parameters(module: UnitScaledModule) -> tuple[Diagnostic, ...]:
@@ -69,34 +68,49 @@ def validate_parameters(module: UnitScaledModule) -> tuple[Diagnostic, ...]:
         original = originals[name]
         if stored.is_meta or original.is_meta:
             continue
-        fwd = module.plan.parameters[name].fwd
+        fwd = module.plan.parameters.get(name, Scale()).fwd
         if not torch.equal(stored.detach() * fwd, original.detach()):
             problem = f"the stored parameter is not the original divided by {fwd:g}"
             found.append(WrongFactor(where=name, value=name, problem=problem))
     return tuple(found)
 
 
-class _Checker:
-    def __init__(
-        self, capture: Capture, graph: fx.Graph, plan: ScalePlan, rules: RuleTable
-    ) -> None:
-        self.capture, self.graph, self.plan, self.rules = capture, graph, plan, rules
+class Checker:
+    """What a capture and a plan ask for, derived once; any number of graphs can be held to it."""
+
+    def __init__(self, capture: Capture, plan: ScalePlan, rules: RuleTable) -> None:
+        self.capture, self.plan, self.rules = capture, plan, rules
         self.originals = {n.name: n for n in capture.graph.nodes if n.op != "output"}
-        self.emitted = {n.name: n for n in graph.nodes if n.name in self.originals}
-        self.position = {n: i for i, n in enumerate(graph.nodes)}
+        self.arguments = {name: named_arguments(n) for name, n in self.originals.items()}
+        #: Names of the parameters that are one tensor, by the first of them.
+        self.tied: dict[str, list[str]] = {}
+        for name, first in capture.aliases.items():
+            self.tied.setdefault(first, []).append(name)
+        attributes = {n.target for n in capture.graph.nodes if n.op == "get_attr"}
+        self.constants = attributes - capture.aliases.keys()
+        self.equations: dict[str, Equation] = {}
         #: Factors between an operation and its stored result, by the operation's name.
         self.results: dict[str, Factor] = {}
-        self.equations: dict[str, Equation] = {}
+        for node in self.originals.values():
+            self._derive(node)
+        self.graph = fx.Graph()
+        self.emitted: dict[str, fx.Node] = {}
+        self.position: dict[fx.Node, int] = {}
 
-    def findings(self) -> Iterator[Diagnostic]:
-        """All of them, in the order of the graph."""
+    def findings(self, graph: fx.Graph) -> tuple[Diagnostic, ...]:
+        """Everything in which ``graph`` differs, in its order; each finding once."""
+        self.graph = graph
+        self.emitted = {n.name: n for n in graph.nodes if n.name in self.originals}
+        self.position = {n: i for i, n in enumerate(graph.nodes)}
+        return tuple(dict.fromkeys(self._all()))
+
+    def _all(self) -> Iterator[Diagnostic]:
         yield from self._plan()
         yield from self._nodes()
         for node in self.capture.graph.nodes:
             if node.op == "output":
                 yield from self._output(node)
             elif node.name in self.emitted:
-                self._derive(node)
                 yield from self._operation(node, self.emitted[node.name])
 
     # -- the plan by itself ---------------------------------------------------------------
@@ -110,15 +124,14 @@ class _Checker:
                 continue
             if name not in self.plan.values:
                 yield _wrong(name, "the plan holds no scale for it")
-            elif is_fixed(self.capture, node):
+            elif node.op == "placeholder" or node.target in self.constants:
                 if self._scale(node) != Scale():
                     yield _wrong(name, f"is at {self._scale(node)}, but must stay true")
             elif node.op == "get_attr":
                 yield from self._parameter(node)
 
     def _parameter(self, node: fx.Node) -> Iterator[Diagnostic]:
-        first = self.capture.aliases[str(node.target)]
-        for name in (n for n, tensor in self.capture.aliases.items() if tensor == first):
+        for name in self.tied[self.capture.aliases[str(node.target)]]:
             held = self.plan.parameters.get(name)
             if held != self._scale(node):
                 problem = f"its parameter {name} is at {held}, the value at {self._scale(node)}"
@@ -136,9 +149,12 @@ class _Checker:
         if order != [name for name in self.originals if name in self.emitted]:
             yield _wrong("graph", "the operations are in another order")
         for node in self.graph.nodes:
-            is_known = node.op == "output" or node.name in self.originals
-            if not (is_known or _is_inserted(node) or self._is_scaled_number(node)):
+            if node.op == "output" or node.name in self.originals:
+                continue
+            if not (_is_inserted(node) or self._is_scaled_number(node)):
                 yield _wrong(node.name, f"{node.target} is neither original nor a rescale")
+            elif not node.users:
+                yield _wrong(node.name, "nothing uses it")
 
     def _is_scaled_number(self, node: fx.Node) -> bool:
         return node.target is operator.mul and all(u.name in self.originals for u in node.users)
@@ -171,11 +187,11 @@ class _Checker:
             if fwd != found.units:
                 problem = f"its results leave it at 2^{found.units}, the plan says 2^{fwd}"
                 yield _wrong(node.name, problem)
-        before, after = named_arguments(node), named_arguments(emitted)
+        before, after = self.arguments[node.name], named_arguments(emitted)
         for name in before.keys() | after.keys():
             yield from self._argument(node, name, before.get(name), after.get(name), found)
         if found is not None:
-            yield from self._order(node, emitted)
+            yield from self._order(node, before, after)
 
     def _argument(
         self, node: fx.Node, name: str, before: Any, after: Any, found: Equation | None
@@ -276,19 +292,21 @@ class _Checker:
             given = given.args[0]  # type: ignore[assignment]
         return steps[::-1], given
 
-    def _order(self, node: fx.Node, emitted: fx.Node) -> Iterator[Diagnostic]:
+    def _order(
+        self, node: fx.Node, arguments: Mapping[str, Any], given: Mapping[str, Any]
+    ) -> Iterator[Diagnostic]:
         """A value taken twice: all of its uses are rescaled or none, the last operand first.
 
         Autograd adds up gradients in the order that follows from this; the sum is rounded.
         """
-        before = [n for a in named_arguments(node).values() for n in nodes_of(a)]
-        after = [n for a in named_arguments(emitted).values() for n in nodes_of(a)]
+        before = [n for argument in arguments.values() for n in nodes_of(argument)]
+        after = [n for argument in given.values() for n in nodes_of(argument)]
         for operand, count in Counter(before).items():
             if count == 1 or not is_real(operand) or len(after) != len(before):
                 continue
             skipped = 0 if self.results.get(operand.name, _ONE) == _ONE else 1
-            uses = (given for o, given in zip(before, after, strict=True) if o is operand)
-            own = [self._steps(given)[0][skipped:] for given in uses]
+            uses = (use for o, use in zip(before, after, strict=True) if o is operand)
+            own = [self._steps(use)[0][skipped:] for use in uses]
             if any(own):
                 places = [self.position[steps[-1]] if steps else -1 for steps in own]
                 if -1 in places or places != sorted(set(places), reverse=True):
