@@ -39,9 +39,9 @@ MUTATED = {
 
 
 def test_what_is_emitted_is_accepted(converted: Conversion) -> None:
-    module = converted.module
-    assert validate(converted.capture, module.graph, module.plan, RULES) == ()
-    assert validate_parameters(module) == ()
+    for part in converted.module.parts.values():
+        assert validate(part.capture, part.graph, part.plan, RULES) == ()
+        assert validate_parameters(part) == ()
 
 
 def test_any_scales_are_accepted(converted: Conversion) -> None:
@@ -248,7 +248,7 @@ def test_every_mutation_is_caught(several: Conversion, scales: str, kind: str) -
 @pytest.mark.parametrize("name", MUTATED)
 def test_every_mutation_of_a_real_model_is_caught(name: str) -> None:
     case = conversion(name)
-    assert sum(tried(case, case.module.plan, kind) for kind in MUTATED[name]) > 100
+    assert sum(tried(case, case.module.parts[""].plan, kind) for kind in MUTATED[name]) > 100
 
 
 def tried(case: Conversion, chosen: ScalePlan, kind: str) -> int:
