@@ -105,7 +105,8 @@ class Rule:
         if not powers:
             return "homogeneous, degree 0"
         (power,) = powers.values()
-        return "same-scale" if self.terms and power == 1 else f"homogeneous, degree {power}"
+        moves = self.terms.get("out") == 1 and self.coefficient == 1
+        return "same-scale" if moves and power == 1 else f"homogeneous, degree {power}"
 
 
 RuleTable = Mapping[str, Rule]
@@ -179,7 +180,7 @@ def _rule(operation: str, family: str, row: Mapping[str, Any]) -> Rule:
     unknown = row.keys() - _KEYS
     if unknown:
         raise ExpressionError(f"unknown keys {sorted(unknown)}")
-    ways = [key for key in ("linear", "elementwise", "forward") if key in row]
+    ways = [key for key in ("terms", "elementwise", "forward") if key in row]
     if len(ways) > 1:
         raise ExpressionError(f"moments are given more than once: {ways}")
     formulas = {name: parse_formula(text) for name, text in row.get("terms", {}).items()}
