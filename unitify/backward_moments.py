@@ -142,7 +142,7 @@ class BackwardMoments:
         wanted: list[str],
     ) -> dict[str, list[Moment]]:  # fmt: skip
         first = grads[0]
-        if rule.linear:
+        if rule.linear and self.of.ways[operation.node] == "run":
             named = {n: operands[n] for n in linear_names(rule, operands)}
             filled = [g if g is not None else number(0.0, len(s))
                       for g, s in zip(grads, operation.result_shapes, strict=True)]  # fmt: skip

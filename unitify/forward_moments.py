@@ -55,6 +55,8 @@ class ForwardMoments:
         self.known: dict[fx.Node, Any] = {}
         self.steps: dict[str, Step] = {}
         self.ways: dict[fx.Node, str] = {}
+        #: Values that are not floating and depend on an input's contents.
+        self.from_inputs: set[fx.Node] = set()
 
     def run(self) -> None:
         """Walk the graph from its inputs to its output."""
@@ -85,6 +87,7 @@ class ForwardMoments:
             if isinstance(value, Tensor) and value.is_meta:
                 value = torch.zeros(value.shape, dtype=value.dtype)
             self.known[node] = on_cpu(value)
+            self.from_inputs.add(node)
             return
         moment = gaussian(0.0, 1.0, value.dim())
         if holds_mask(value):
@@ -120,6 +123,11 @@ class ForwardMoments:
             return
         operation = Operation(node, self.known)
         if not (is_scalable(node) or holds_tensors(node)):
+            is_size = not isinstance(node.meta.get("val"), Tensor)
+            if not is_size and any(
+                n in self.from_inputs or is_scalable(n) for n in node.all_input_nodes
+            ):
+                self.from_inputs.add(node)
             self._plain(node, operation, position)
             return
         rule = self.rules.get(operation_name(node))
@@ -195,7 +203,7 @@ class ForwardMoments:
         try:
             if not operation.operands and (rule is None or not (rule.linear or rule.forward)):
                 return [_exactly_or_none(v) for v in _as_list(operation())], "exact"
-            if rule is not None and rule.linear:
+            if rule is not None and rule.linear and self._runs(operation, rule):
                 named = {n: operands[n] for n in linear_names(rule, operands)}
                 results: Results = list(linear_forward(operation, rule, named))
                 return results, "run"
@@ -209,6 +217,15 @@ class ForwardMoments:
             # The operation cannot run on moments (it wants another type or layout): sample it.
             pass
         return self._sample(operation, position)
+
+    def _runs(self, operation: Operation, rule: Rule) -> bool:
+        """Is a linear operation run as it is? One with a formula is if the model alone says how.
+
+        An embedding of positions is known row by row; of the user's tokens, only on average.
+        """
+        return rule.forward is None or not any(
+            n in self.from_inputs for n in operation.node.all_input_nodes if not is_scalable(n)
+        )
 
     def _sample(self, operation: Operation, position: int) -> tuple[Results, str]:
         operands = self.operands(operation, None)
