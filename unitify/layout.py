@@ -17,9 +17,7 @@ _ALIGNMENT_ELSEWHERE = 256
 
 
 def scaled(x: Tensor, factor: float) -> Tensor:
-    """``x · factor`` in the strides and the alignment of ``x``; ``x`` itself where it is one."""
-    if factor == 1.0:
-        return x.view_as(x)
+    """``x · factor`` in memory of its own, in the strides and the alignment of ``x``."""
     if x.layout is not torch.strided:
         return torch.mul(x, factor)
     offset = _misalignment(x)

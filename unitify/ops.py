@@ -33,6 +33,9 @@ class _Rescale(torch.autograd.Function):
         ctx.forward_factor, ctx.backward_factor = forward, backward
         # No gradient stays no gradient: an optimiser tells it from zero.
         ctx.set_materialize_grads(False)
+        if type(x) in _PLAIN:
+            # No one records this call, so it need not go through the dispatcher again.
+            return x.view_as(x) if forward == 1.0 else scaled(x, forward)
         with torch._C._AutoDispatchBelowAutograd():
             result: Tensor = torch.ops.unitify.rescale.default(x, forward, backward)
         return result
@@ -43,11 +46,14 @@ class _Rescale(torch.autograd.Function):
     ) -> tuple[Tensor | None, None, None]:
         if gradient is None:
             return None, None, None
-        # The backward of the backward multiplies by the forward factor again.
+        # A gradient of a gradient is in the units of a value again: it takes the forward factor.
         result = torch.ops.unitify.rescale.default(
             gradient, ctx.backward_factor, ctx.forward_factor
         )
         return result, None, None
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _rescale_autograd(x: Tensor, forward: float, backward: float) -> Tensor:
