@@ -1,0 +1,166 @@
+"""How good are the estimates? Analysis against measurement, and what is stored near unit scale.
+
+    python -m examples.estimates
+
+writes ``docs/results/estimates.md``. Models without a loss of their own are given the mean squared
+distance to a fixed random target.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from transformers import AutoModel
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+import zoo  # noqa: E402
+
+from examples.minilm import model_folder, sentences  # noqa: E402
+from unitify.analysis import analyse  # noqa: E402
+from unitify.capture import capture  # noqa: E402
+from unitify.estimates import Estimates  # noqa: E402
+from unitify.measure import measure  # noqa: E402
+from unitify.plan import ScalePlan, plan  # noqa: E402
+from unitify.rule_table import load_rules  # noqa: E402
+
+DIRECTIONS = ("forward", "backward")
+LISTED = (
+    "mlp", "residual_cnn", "lstm", "gpt2", "llama", "bert", "t5", "vit", "mixed_convolutions",
+    "experts", "mixtral", "shared_layers",
+)  # fmt: skip
+
+
+def target_loss(output: Any) -> Tensor:
+    """Mean squared distance of every floating output to a fixed random target of its size."""
+    tensors = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor)]
+    total = torch.zeros((), dtype=torch.float64)
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            generator = torch.Generator().manual_seed(1)
+            target = torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+            total = total + nn.functional.mse_loss(tensor, target)
+    return total
+
+
+def cases() -> Iterator[tuple[str, nn.Module, tuple[Any, ...], dict[str, Any]]]:
+    """Every model of the list that can be built here, with its inputs."""
+    for name in LISTED:
+        yield name, *zoo.build(name)
+    minilm = AutoModel.from_pretrained(model_folder(), local_files_only=True).train()
+    yield "minilm (pretrained)", minilm, (), sentences()
+
+
+def stored(rms: float | None, scale: float) -> float | None:
+    """An RMS in stored units; None for a value that is zero, absent or not finite."""
+    return rms / scale if rms and math.isfinite(rms) else None
+
+
+def shares(measured: Estimates, chosen: ScalePlan) -> dict[str, tuple[int, int, dict[str, float]]]:
+    """By direction: values within [1/2, 2], all values, and the stored RMS of the others."""
+    found = {}
+    for direction, factor in zip(DIRECTIONS, ("fwd", "bwd"), strict=True):
+        held = {
+            name: value
+            for name, rms in measured.items()
+            if (value := stored(getattr(rms, direction), getattr(chosen.values[name], factor)))
+        }
+        outside = {n: v for n, v in held.items() if not 0.5 <= v <= 2.0}
+        found[direction] = (len(held) - len(outside), len(held), outside)
+    return found
+
+
+def within(
+    measured: Estimates, predicted: Estimates, bound: float = 2.0
+) -> dict[str, tuple[int, int, dict[str, float]]]:
+    """By direction: predictions within ``bound`` × of the measured RMS, all, and the others."""
+    found = {}
+    for direction in DIRECTIONS:
+        ratios = {}
+        for name, rms in measured.items():
+            true = stored(getattr(rms, direction), 1.0)
+            if true is not None:
+                ratios[name] = (getattr(predicted[name], direction) or 0.0) / true
+        outside = {n: r for n, r in ratios.items() if not 1 / bound <= r <= bound}
+        found[direction] = (len(ratios) - len(outside), len(ratios), outside)
+    return found
+
+
+def evaluate(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, dict[str, tuple[int, int, dict[str, float]]]]:
+    """All shares of one model."""
+    rules = load_rules()
+    captured = capture(model, args, kwargs)
+    output = model(*args, **kwargs)
+    scalars = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and not t.dim()]
+    loss: Callable[[Any], Tensor] | None = None if scalars else target_loss
+    measured = measure(captured, None, loss)
+    predicted = analyse(captured, rules, loss).estimates
+    return {
+        "measured": shares(measured, plan(captured, measured, rules)),
+        "analysis": shares(measured, plan(captured, predicted, rules)),
+        "predicted": within(measured, predicted),
+    }
+
+
+def percent(count: int, total: int) -> str:
+    """A share as text."""
+    return f"{100 * count / total:.1f}" if total else "-"
+
+
+def main() -> None:
+    """Evaluate the list and write the table."""
+    warnings.simplefilter("ignore")
+    lines = [
+        "# Estimates",
+        "",
+        "`python -m examples.estimates`",
+        "",
+        "Percent of values (fwd) and gradients (bwd) that are stored with an RMS in [1/2, 2] when",
+        "planned by measurement (M) and by analysis (A), and of predictions by analysis within 2 ×",
+        "of the measured RMS (P). Zero values and absent gradients are not counted; all others are.",
+        "",
+        "| model | values | M fwd | M bwd | A fwd | A bwd | P fwd | P bwd |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    sums: dict[tuple[str, str], list[int]] = {}
+    strays: list[str] = []
+    for name, model, args, kwargs in cases():
+        found = evaluate(model, args, kwargs)
+        row = [name, str(found["predicted"]["forward"][1] + found["predicted"]["backward"][1])]
+        for kind, by_direction in found.items():
+            for direction, (count, total, outside) in by_direction.items():
+                row.append(percent(count, total))
+                entry = sums.setdefault((kind, direction), [0, 0])
+                entry[0] += count
+                entry[1] += total
+                if kind != "analysis" and outside:
+                    worst = sorted(outside.items(), key=lambda o: -abs(math.log2(o[1] or 1e-30)))
+                    text = ", ".join(f"{n} ({v:.2g})" for n, v in worst[:6])
+                    more = f" and {len(worst) - 6} more" if len(worst) > 6 else ""
+                    strays.append(f"- {name}, {kind}, {direction}: {text}{more}")
+        print(" ".join(f"{cell:>12}" for cell in row), flush=True)
+        lines.append("| " + " | ".join(row) + " |")
+    total = [
+        percent(*sums[kind, d])
+        for kind in ("measured", "analysis", "predicted")
+        for d in DIRECTIONS
+    ]
+    print(" ".join(f"{cell:>12}" for cell in ["all", "", *total]))
+    lines.append("| **all** | | " + " | ".join(total) + " |")
+    lines += ["", "Outside (stored RMS, or predicted over measured):", "", *strays, ""]
+    (ROOT / "docs" / "results" / "estimates.md").write_text("\n".join(lines), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
