@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
-from hypothesis import HealthCheck, Phase, given, settings
+from conversion import RULES, same
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from strategies import Program, programs, random_plan
-from torch import Tensor
+from torch import Tensor, fx, nn
 
-from unitify.capture import Capture
+from unitify.capture import Capture, capture
 from unitify.execution import leaf_parameters, run_captured
+from unitify.measure import measure
 from unitify.module import UnitScaledModule
-from unitify.plan import ScalePlan
+from unitify.plan import ScalePlan, check_plan, plan
 from unitify.rewrite import rewrite
-from unitify.rule_table import load_rules
 from unitify.transform import build
-
-RULES = load_rules()
-slow = settings(
-    deadline=None,
-    max_examples=150,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-    phases=[Phase.generate, Phase.shrink],
-)
+from unitify.validation import validate, validate_parameters
 
 
-def transformed(capture: Capture, chosen: ScalePlan) -> UnitScaledModule:
-    return build(capture, rewrite(capture, chosen, RULES), chosen)
+def many(examples: int) -> settings:
+    """So many examples, the same ones every time; none is too slow under load."""
+    return settings(
+        deadline=None,
+        max_examples=examples,
+        derandomize=True,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
 
 
-def results(run, inputs: tuple[Tensor, ...], parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+def transformed(captured: Capture, chosen: ScalePlan) -> UnitScaledModule:
+    return build(captured, rewrite(captured, chosen, RULES), chosen)
+
+
+def results(
+    run: Callable[[list[Tensor]], Any], inputs: tuple[Tensor, ...], parameters: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """Outputs, and the gradients of parameters and inputs, under one seed."""
     leaves = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs]
     torch.manual_seed(3)
@@ -49,27 +59,18 @@ def results(run, inputs: tuple[Tensor, ...], parameters: dict[str, Tensor]) -> d
     return found
 
 
-def original_results(capture: Capture) -> dict[str, Tensor]:
-    parameters = leaf_parameters(capture)
-    return results(lambda xs: run_captured(capture, xs, parameters), capture.example, parameters)
+def original_results(captured: Capture) -> dict[str, Tensor]:
+    parameters = leaf_parameters(captured)
+    return results(lambda xs: run_captured(captured, xs, parameters), captured.example, parameters)
 
 
 def module_results(module: UnitScaledModule) -> dict[str, Tensor]:
-    parameters = dict(module.named_parameters())
+    parameters: dict[str, Tensor] = dict(module.named_parameters())
     found = results(lambda xs: module.flat_forward(*xs), module.capture.example, parameters)
     for name in parameters:
         if f"gradient of {name}" in found:
             found[f"gradient of {name}"] *= module.plan.parameters[name].bwd
     return found
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    """Bitwise, where NaN equals NaN."""
-    return (
-        a.dtype == b.dtype
-        and torch.equal(a.isnan(), b.isnan())
-        and torch.equal(a.nan_to_num(0.0), b.nan_to_num(0.0))
-    )
 
 
 def assert_same(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
@@ -78,9 +79,104 @@ def assert_same(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
     assert not wrong, wrong
 
 
+def keeps_its_distance(captured: Capture) -> bool:
+    """Do all values stay far from the ends of a format with the exponents of float32?
+
+    There, powers of two do round: what is subnormal at true scale or at the stored one.
+    """
+    smallest, largest = math.inf, 0.0
+
+    def observe(_: fx.Node, value: Any) -> None:
+        nonlocal smallest, largest
+        if isinstance(value, Tensor) and value.is_floating_point():
+            magnitudes = value.detach().abs().double()
+            magnitudes = magnitudes[magnitudes.isfinite() & (magnitudes > 0)]
+            if magnitudes.numel():
+                smallest = min(smallest, float(magnitudes.min()))
+                largest = max(largest, float(magnitudes.max()))
+
+    inputs = [x.detach() for x in captured.example]
+    run_captured(captured, inputs, leaf_parameters(captured), observe)
+    return smallest > 2.0**-50 and largest < 2.0**30
+
+
 @given(st.data(), programs())
-@slow
+@many(120)
 def test_any_scales_are_exact(data: st.DataObject, program: Program) -> None:
-    capture = program.capture()
-    chosen = random_plan(data.draw, capture, RULES)
-    assert_same(original_results(capture), module_results(transformed(capture, chosen)))
+    captured = program.capture()
+    chosen = random_plan(data.draw, captured, RULES)
+    check_plan(captured, chosen)
+    module = transformed(captured, chosen)
+    assert validate(captured, module.graph, chosen, RULES) == ()
+    assert_same(original_results(captured), module_results(module))
+
+
+@given(st.data(), programs(dtypes=(torch.float32, torch.bfloat16)))
+@many(80)
+def test_any_scales_are_exact_in_short_formats(data: st.DataObject, program: Program) -> None:
+    captured = program.capture()
+    assume(keeps_its_distance(captured))
+    module = transformed(captured, random_plan(data.draw, captured, RULES))
+    assert_same(original_results(captured), module_results(module))
+
+
+@given(programs())
+@many(30)
+def test_chosen_scales_are_exact_and_survive(program: Program) -> None:
+    """Through JSON, a copy, a state dict, and the original's own state dict."""
+    captured = program.capture()
+    chosen = plan(captured, measure(captured), RULES)
+    again = ScalePlan.from_json(json.loads(json.dumps(chosen.to_json())))
+    assert again == chosen
+    module = transformed(captured, chosen)
+    expected = original_results(captured)
+    assert_same(expected, module_results(module))
+    assert_same(expected, module_results(copy.deepcopy(module)))
+
+    rebuilt = transformed(captured, again)
+    with torch.no_grad():
+        for parameter in rebuilt.parameters():
+            parameter.fill_(float("nan"))
+    rebuilt.load_state_dict(module.state_dict())
+    assert_same(expected, module_results(rebuilt))
+    assert validate_parameters(rebuilt) == ()
+
+    true = module.original_state_dict()
+    for name, tensor in program.root.state_dict().items():
+        assert torch.equal(true[name], tensor)
+    rebuilt.load_original_state_dict(program.root.state_dict())
+    assert_same(expected, module_results(rebuilt))
+
+
+@given(programs())
+@many(40)
+def test_in_place_operations_mean_the_same_out_of_place(program: Program) -> None:
+    captured = program.capture()
+    torch.manual_seed(3)
+    with torch.no_grad():
+        drawn = program.module()(*[x.clone() for x in program.inputs])
+    found = original_results(captured)
+    for i, output in enumerate(drawn):
+        assert same(output, found[f"output {i}"])
+
+
+class Model(nn.Module):
+    """A program as a user's module."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.body = program.module()
+
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        return self.body(x, y)
+
+
+@given(st.data(), programs(max_steps=8))
+@many(5)
+def test_any_scales_are_exact_after_a_real_capture(data: st.DataObject, program: Program) -> None:
+    model = Model(program)
+    captured = capture(model, program.inputs, {})
+    assume(captured.mode is None)
+    module = transformed(captured, random_plan(data.draw, captured, RULES))
+    assert validate(captured, module.graph, module.plan, RULES) == ()
+    assert_same(original_results(captured), module_results(module))
