@@ -61,6 +61,8 @@ class AssembledModule(UnitScaledModule):
     def parts(self) -> Mapping[str, UnitScaledModule]:
         """The modules that hold one graph each, by name."""
         parts: Mapping[str, UnitScaledModule] = self.__dict__["_parts"]
+        for name, part in parts.items():
+            part.training = self.host.get_submodule(path_of(name)).training
         return parts
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

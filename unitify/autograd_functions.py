@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 @contextlib.contextmanager
 def noted_functions() -> Iterator[list[str]]:
-    """Names of the Python-defined autograd functions called inside on inputs with gradients."""
+    """Names of the Python-defined autograd functions called inside where gradients are recorded."""
     names: dict[str, None] = {}
     found: list[str] = []
     original = torch.autograd.Function.__dict__["apply"]
@@ -28,7 +28,7 @@ def noted_functions() -> Iterator[list[str]]:
         if (
             not is_operator
             and torch.is_grad_enabled()
-            and any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs)
+            and any(isinstance(x, torch.Tensor) and x.is_floating_point() for x in inputs)
         ):
             names[cls.__name__] = None
         return original.__get__(None, cls)(*args, **kwargs)

@@ -39,7 +39,7 @@ from unitify.diagnostics import (
 from unitify.functional import remove_mutation
 from unitify.inline import inline_regions
 from unitify.modes import merge_modes
-from unitify.signature import CallSignature, Leaf, bind, register_dataclasses
+from unitify.signature import CallSignature, Leaf, bind, register_dataclasses, unbind
 
 _CHECKS = {torch.ops.aten._assert_tensor_metadata.default}
 
@@ -278,6 +278,8 @@ def _record(
 def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
 ) -> ExportedProgram:
+    signature = inspect.signature(model.forward)
+    named = bind(signature, args, kwargs)
     shapes = dynamic_shapes
     if isinstance(dynamic_shapes, str):
 
@@ -286,19 +288,42 @@ def _export(
                 return None
             return dict.fromkeys(range(leaf.dim()), Dim.AUTO)
 
-        named = inspect.signature(model.forward).bind(*args, **kwargs).arguments
-        shapes = pytree.tree_map(free, dict(named))
-        for name, parameter in inspect.signature(model.forward).parameters.items():
-            if parameter.kind is parameter.VAR_KEYWORD and name in shapes:
-                shapes.update(shapes.pop(name))
+        shapes = pytree.tree_map(free, named)
+    elif isinstance(dynamic_shapes, list | tuple):
+        shapes = dict(zip(named, dynamic_shapes, strict=False))
     try:
-        with noted_functions() as lost:
-            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        with _called_by_name(model, args, kwargs), noted_functions() as lost:
+            program = torch.export.export(model, (), named, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise _ExportError from error
     if lost:
         raise UnitifyError(*(GradientLost(where=type(model).__name__, function=f) for f in lost))
     return program
+
+
+@contextlib.contextmanager
+def _called_by_name(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[None]:
+    """Let ``model`` take each argument of this call by a name of its own, ``*args`` included."""
+    original, was_set = model.forward, "forward" in vars(model)
+    signature = inspect.signature(original)
+
+    def forward(**named: Any) -> Any:
+        given, keywords = unbind(signature, args, kwargs, named)
+        return original(*given, **keywords)
+
+    names = bind(signature, args, kwargs)
+    forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+    )
+    model.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        del model.__dict__["forward"]
+        if was_set:
+            model.__dict__["forward"] = original
 
 
 def _flat_graph(

@@ -190,7 +190,8 @@ def _observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         handles.append(module.register_forward_hook(after))
     try:
-        with unchanged(model), use:
+        # Without gradients, so that nothing a module keeps of the run holds on to a graph.
+        with unchanged(model), torch.no_grad(), use:
             model(*args, **kwargs)
     except Exception as error:
         raise nothing_captured(f"it does not run: {type(error).__name__}: {error}") from error

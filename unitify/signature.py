@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,6 +116,25 @@ def bind(
         else:
             flat[name] = value
     return flat
+
+
+def unbind(
+    signature: inspect.Signature,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    named: Mapping[str, Any],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The call ``(args, kwargs)`` again, each value as ``named`` has it for what ``bind`` gave.
+
+    What was positional stays so: some models look at how they are called.
+    """
+    places: list[str] = []
+    for name, value in signature.bind_partial(*args).arguments.items():
+        if signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
+            places.extend(f"{name}_{i}" for i in range(len(value)))
+        else:
+            places.append(name)
+    return tuple(named[name] for name in places), {name: named[name] for name in kwargs}
 
 
 def _is_default(signature: inspect.Signature, name: str, value: Any) -> bool:
