@@ -12,7 +12,8 @@ import torch
 from conversion import RULES, same
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
-from strategies import Program, programs, random_plan
+from program import Program
+from strategies import programs, random_plan
 from torch import Tensor, fx, nn
 
 from unitify.capture import Capture, capture

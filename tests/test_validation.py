@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conversion import RULES, Conversion, conversion
-from strategies import chain
+from program import chain
 from torch import Tensor, fx, nn
 
 import unitify

@@ -1,6 +1,7 @@
 """unitify: a PyTorch model in, the same function with every tensor near unit scale out."""
 
 import unitify.ops as _ops  # noqa: F401  (registers unitify::rescale)
+from unitify import optim
 from unitify.capture import Capture
 from unitify.cast import Recipe
 from unitify.diagnostics import Diagnostic, UnitifyError, UnitifyWarning
@@ -27,6 +28,7 @@ __all__ = [
     "__version__",
     "estimate",
     "load",
+    "optim",
     "rebuild",
     "transform",
     "verify",
