@@ -128,7 +128,7 @@ def main() -> None:
         "",
         "Percent of values (fwd) and gradients (bwd) that are stored with an RMS in [1/2, 2] when",
         "planned by measurement (M) and by analysis (A), and of predictions by analysis within 2 ×",
-        "of the measured RMS (P). Zero values and absent gradients are not counted; all others are.",
+        "of the measured RMS (P). Zero values and absent gradients are not counted.",
         "",
         "| model | values | M fwd | M bwd | A fwd | A bwd | P fwd | P bwd |",
         "|---|---|---|---|---|---|---|---|",

@@ -13,7 +13,7 @@ from unitify.formula_moments import formula_gradient
 from unitify.forward_moments import CANNOT_RUN, ForwardMoments, Results, Step, linear_names
 from unitify.laws import holds_tensors, is_scalable
 from unitify.linear_moments import linear_gradient
-from unitify.moments import Moment, add, fit, gaussian, number, quadrature
+from unitify.moments import Moment, add, fit, gaussian, limited, number, quadrature
 from unitify.operation import Operation
 from unitify.rule_table import Rule
 from unitify.sampled_moments import observed, sampled_gradients
@@ -90,7 +90,8 @@ class BackwardMoments:
         if node.op == "get_attr":
             arrived = arrived.uniform()
         present = held[index]
-        held[index] = arrived if present is None else add(present, arrived)
+        total = arrived if present is None else add(present, arrived)
+        held[index] = limited(total, self.of.elements)
         self.steps.setdefault(node.name, []).append(step)
 
     def _through(self, node: fx.Node, position: int) -> None:

@@ -20,7 +20,7 @@ from unitify.extremes import holds_mask
 from unitify.formula_moments import formula_forward
 from unitify.laws import holds_tensors, is_scalable
 from unitify.linear_moments import linear_forward
-from unitify.moments import Moment, compressed, exactly, gaussian, number, quadrature
+from unitify.moments import Moment, compressed, exactly, gaussian, limited, number, quadrature
 from unitify.operation import Operation, on_cpu
 from unitify.rule_table import Rule, RuleTable
 from unitify.sampled_moments import observed, sampled_results
@@ -28,6 +28,8 @@ from unitify.schema import named_arguments, operation_name
 
 #: One entry a result of an operation; None for a result that is not floating.
 Results = list["Moment | None"]
+#: Numbers that the moments of all values of a graph may take together, in either direction.
+MEMORY = 2**25
 #: What running an operation on moments may raise: it wants another type, layout or size.
 CANNOT_RUN = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError)
 
@@ -55,6 +57,7 @@ class ForwardMoments:
         self.known: dict[fx.Node, Any] = {}
         self.steps: dict[str, Step] = {}
         self.ways: dict[fx.Node, str] = {}
+        self.elements = MEMORY // max(len(capture.graph.nodes), 1)
         #: Values that are not floating and depend on an input's contents.
         self.from_inputs: set[fx.Node] = set()
 
@@ -146,7 +149,7 @@ class ForwardMoments:
         self._note(node, [moment], "run", {source.name: moment.rms})
 
     def _note(self, node: fx.Node, results: Results, way: str, inputs: Mapping[str, float]) -> None:
-        self.moments[node] = results
+        self.moments[node] = [m and limited(m, self.elements) for m in results]
         first = next((m for m in results if m is not None), None)
         self.steps[node.name] = Step(way, inputs, first.rms if first is not None else 0.0)
 

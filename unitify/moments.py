@@ -110,6 +110,17 @@ def compress(array: Tensor) -> Tensor:
     return array
 
 
+def limited(moment: Moment, elements: int) -> Moment:
+    """At most ``elements`` numbers: dimensions along which least differs are averaged away."""
+    mean, square = torch.broadcast_tensors(moment.mean, moment.square)
+    while square.numel() > elements:
+        kept = [d for d, size in enumerate(square.shape) if size > 1]
+        loss = {d: float((square - square.mean(d, keepdim=True)).square().mean()) for d in kept}
+        least = min(kept, key=lambda d: loss[d])
+        mean, square = mean.mean(least, keepdim=True), square.mean(least, keepdim=True)
+    return moment if square.numel() == moment.square.numel() else Moment(mean, square)
+
+
 def compressed(moment: Moment) -> Moment:
     """The same moments with the dimensions along which nothing differs at size one."""
     return Moment(compress(moment.mean), compress(moment.square))

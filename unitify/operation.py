@@ -96,5 +96,5 @@ def call_by_name(node: fx.Node, arguments: Mapping[str, Any]) -> Any:
 
 
 def on_cpu(value: Any) -> Any:
-    """A tensor moved to the CPU; anything else as it is."""
-    return value.detach().cpu() if isinstance(value, Tensor) else value
+    """A copy of a tensor on the CPU (a graph may write into integers); anything else as it is."""
+    return value.detach().cpu().clone() if isinstance(value, Tensor) else value
