@@ -388,6 +388,31 @@ def in_place() -> Built:
     return InPlace(), (torch.randn(3, 4, 8),), {}
 
 
+class StochasticDepth(nn.Module):
+    """Whole branches dropped at random in training, a second head in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.head, self.auxiliary = nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        for layer in self.layers:
+            y = F.gelu(layer(x))
+            if self.training:
+                keep = y.new_empty(y.shape[0], 1).bernoulli_(0.8)
+                y = y * keep.div_(0.8)
+            x = x + y
+        if self.training:
+            return {"logits": self.head(x), "auxiliary": self.auxiliary(x)}
+        return {"logits": self.head(x)}
+
+
+@model
+def stochastic_depth() -> Built:
+    return StochasticDepth(), (torch.randn(6, 8),), {}
+
+
 class Functions(nn.Module):
     """Elementwise functions, roots, powers, reductions and sorting, each on its own branch."""
 

@@ -118,6 +118,7 @@ class _Rewriter:
     def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
         self.contents: dict[fx.Node, fx.Node] = {}
+        self.holders: dict[fx.Node, fx.Node] = {}
         self.base: dict[fx.Node, fx.Node] = {}
         self.version: dict[fx.Node, int] = {}
         self.seen: dict[fx.Node, int] = {}
@@ -193,29 +194,12 @@ class _Rewriter:
 
     def _holder_of(self, contents: fx.Node) -> fx.Node:
         """The tensor whose current contents are ``contents``."""
-        for tensor in self.mutated:
-            if self.contents.get(tensor) is contents:
-                return tensor
-        return contents
+        tensor = self.holders.get(contents)
+        return tensor if tensor is not None and self.contents[tensor] is contents else contents
 
     def _replace(self, node: fx.Node, tensor: fx.Node) -> None:
-        counterpart = functional_counterpart(node.target)  # type: ignore[arg-type]
-        if counterpart is None:
-            raise UnitifyError(
-                AliasedMutation(where=node.name, operation=str(node.target), view=tensor.name)
-            )
         with self.graph.inserting_before(node):
-            args = fx.node.map_arg(node.args, self._read)
-            kwargs = dict(fx.node.map_arg(node.kwargs, self._read))
-            if counterpart is aten.copy.default:
-                contents, source = args[0], args[1]
-                assert isinstance(contents, fx.Node)
-                assert isinstance(source, fx.Node)
-                value = self._overwritten(tensor, contents, source)
-            else:
-                outputs = {a.name for a in node.target._schema.arguments if a.is_out}  # type: ignore[union-attr]
-                kept = {name: value for name, value in kwargs.items() if name not in outputs}
-                value = self._keep_dtype(self._call(counterpart, args, node, kept), tensor)
+            value = self._out_of_place(node, tensor)
             self._store(tensor, value)
             view = tensor
             while view in self.base:
@@ -233,6 +217,7 @@ class _Rewriter:
 
     def _store(self, tensor: fx.Node, value: fx.Node) -> None:
         self.contents[tensor] = value
+        self.holders[value] = tensor
         self.mutated[tensor] = None
 
     def _keep_dtype(self, value: fx.Node, tensor: fx.Node) -> fx.Node:
@@ -244,6 +229,31 @@ class _Rewriter:
         if any(torch.promote_types(t.dtype, dtype) != dtype for t in wider):
             return self._call(aten.to.dtype, (value, dtype), tensor)
         return value
+
+    def _out_of_place(self, node: fx.Node, tensor: fx.Node) -> fx.Node:
+        """What the write ``node`` leaves in ``tensor``."""
+        operation: Any = node.target
+        args = fx.node.map_arg(node.args, self._read)
+        kwargs = dict(fx.node.map_arg(node.kwargs, self._read))
+        counterpart = functional_counterpart(operation)
+        if counterpart is aten.copy.default:
+            contents, source = args[0], args[1]
+            assert isinstance(contents, fx.Node)
+            assert isinstance(source, fx.Node)
+            return self._overwritten(tensor, contents, source)
+        if counterpart is not None:
+            outputs = {a.name for a in operation._schema.arguments if a.is_out}
+            kept = {name: value for name, value in kwargs.items() if name not in outputs}
+            return self._keep_dtype(self._call(counterpart, args, node, kept), tensor)
+        if "val" not in node.meta or not isinstance(node.meta["val"], torch.Tensor):
+            raise UnitifyError(
+                AliasedMutation(where=node.name, operation=str(operation), view=tensor.name)
+            )
+        # Nothing else does the same: let it write into a copy that no one else reads.
+        contents = self._read(tensor)
+        fresh = self._call(aten.clone.default, (contents,), tensor)
+        args, kwargs = fx.node.map_arg((args, kwargs), lambda n: fresh if n is contents else n)
+        return self._call(operation, args, node, kwargs)
 
     def _overwritten(self, tensor: fx.Node, contents: fx.Node, source: fx.Node) -> fx.Node:
         """All of ``contents`` exchanged for ``source``: ``aten.copy`` has no derivative."""
