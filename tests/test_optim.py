@@ -2,105 +2,35 @@
 
 from __future__ import annotations
 
-import copy
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from conversion import RULES
-from strategies import random_plan
 from torch import Tensor, nn
-from torch.optim import Optimizer, lr_scheduler
+from torch.optim import Optimizer
+from training import (
+    ADAMW,
+    STEPS,
+    Pair,
+    assert_same_parameters,
+    fresh_pair,
+    scaled_at_random,
+    tokens,
+    train,
+)
 
 import unitify
 from unitify import optim
-from unitify.capture import capture
 from unitify.optimizers import UNITS, OptimizerUnits, Units
-from unitify.rewrite import rewrite
-from unitify.transform import build
-
-STEPS = 20
-
-
-class Tied(nn.Module):
-    """An embedding that is the head, too; a frozen layer; a parameter without gradient."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(11, 8)
-        self.frozen = nn.Linear(8, 8)
-        self.frozen.requires_grad_(False)
-        self.hidden = nn.Linear(8, 8)
-        self.norm = nn.LayerNorm(8)
-        self.head = nn.Linear(8, 11, bias=False)
-        self.head.weight = self.embedding.weight
-        self.unused = nn.Linear(3, 3)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.embedding(tokens)
-        x = x + F.gelu(self.hidden(self.norm(self.frozen(x))))
-        return F.cross_entropy(self.head(x).flatten(0, 1), tokens.flatten().roll(-1))
-
-
-def tokens(seed: int) -> Tensor:
-    return torch.randint(0, 11, (4, 5), generator=torch.Generator().manual_seed(seed))
-
-
-def scaled_at_random(model: nn.Module, *args: Any) -> unitify.UnitScaledModule:
-    """Every parameter at a scale of its own, in both directions."""
-    captured = capture(model, args, {})
-    generator = random.Random(5)
-    chosen = random_plan(lambda _: generator.randint(-6, 6), captured, RULES)
-    return build(captured, rewrite(captured, chosen, RULES), chosen)
-
-
-@pytest.fixture(scope="module")
-def pristine() -> tuple[nn.Module, unitify.UnitScaledModule]:
-    torch.manual_seed(0)
-    model = Tied()
-    return model, scaled_at_random(model, tokens(0))
 
 
 @pytest.fixture
-def pair(pristine: Any) -> tuple[nn.Module, unitify.UnitScaledModule]:
-    model, module = pristine
-    return copy.deepcopy(model), copy.deepcopy(module)
+def pair() -> Pair:
+    return fresh_pair()
 
 
-def assert_same_parameters(model: nn.Module, module: unitify.UnitScaledModule) -> None:
-    stored = dict(module.named_parameters())
-    for name, parameter in model.named_parameters():
-        true = stored[name].detach() * module.plan.parameters[name].fwd
-        assert torch.equal(true, parameter.detach()), name
-
-
-Clip = Callable[[nn.Module], Any]
-
-
-def train(
-    model: nn.Module,
-    optimizer: Optimizer,
-    *,
-    clip: Clip = lambda _: None,
-    scheduler: Any = None,
-    accumulate: int = 1,
-) -> None:
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        for part in range(accumulate):
-            model(tokens(step * accumulate + part)).backward()
-        clip(model)
-        optimizer.step()
-        if scheduler is not None:
-            scheduler.step()
-
-
-def trained(
-    pair: tuple[nn.Module, unitify.UnitScaledModule], kind: type[Optimizer], **options: Any
-) -> None:
+def trained(pair: Pair, kind: type[Optimizer], **options: Any) -> None:
     """Both of ``pair`` trained, and compared."""
     model, module = pair
     train(model, kind(list(model.parameters()), **options))
@@ -144,7 +74,7 @@ CASES: list[tuple[type[Optimizer], dict[str, Any]]] = [
 @pytest.mark.parametrize(
     ("kind", "options"), CASES, ids=[f"{kind.__name__}-{options}" for kind, options in CASES]
 )
-def test_twenty_steps_are_the_originals(pair: Any, kind: Any, options: dict[str, Any]) -> None:
+def test_twenty_steps_are_the_originals(pair: Pair, kind: Any, options: dict[str, Any]) -> None:
     trained(pair, kind, **options)
 
 
@@ -185,125 +115,10 @@ def test_sparse_gradients() -> None:
     assert_same_parameters(model, module)
 
 
-# -- clipping -----------------------------------------------------------------------------
-
-ADAMW = {"lr": 0.01, "weight_decay": 0.1}
-
-
-def backward(*owners: nn.Module) -> None:
-    for owner in owners:
-        owner(tokens(1)).backward()
-
-
-def assert_same_gradients(model: nn.Module, module: unitify.UnitScaledModule) -> None:
-    stored = dict(module.named_parameters())
-    for name, parameter in model.named_parameters():
-        if parameter.grad is None:
-            assert stored[name].grad is None
-        else:
-            true = stored[name].grad * module.plan.parameters[name].bwd
-            assert torch.equal(true, parameter.grad), name
-
-
-@pytest.mark.parametrize("norm_type", [1.0, 2.0, 3.0, 0.5, float("inf"), 0.0])
-@pytest.mark.parametrize("max_norm", [0.05, 1e3])
-def test_clipping_by_norm(pair: Any, norm_type: float, max_norm: float) -> None:
-    model, module = pair
-    backward(model, module)
-    expected = nn.utils.clip_grad_norm_(list(model.parameters()), max_norm, norm_type)
-    found = optim.clip_grad_norm_(module, max_norm, norm_type)
-    assert torch.equal(expected, found)
-    assert_same_gradients(model, module)
-
-
-def test_clipping_by_value(pair: Any) -> None:
-    model, module = pair
-    backward(model, module)
-    nn.utils.clip_grad_value_(list(model.parameters()), 0.02)
-    optim.clip_grad_value_(module, 0.02)
-    assert any(bool((p.grad.abs() == 0.02).any()) for p in model.parameters() if p.grad is not None)
-    assert_same_gradients(model, module)
-
-
-def test_clipping_without_gradients(pair: Any) -> None:
-    assert torch.equal(optim.clip_grad_norm_(pair[1], 1.0), torch.tensor(0.0))
-
-
-def test_a_norm_that_is_not_finite(pair: Any) -> None:
-    _, module = pair
-    backward(module)
-    next(p for p in module.parameters() if p.grad is not None).grad.fill_(float("nan"))
-    assert torch.isnan(optim.clip_grad_norm_(module, 1.0))
-    with pytest.raises(RuntimeError, match="non-finite"):
-        optim.clip_grad_norm_(module, 1.0, error_if_nonfinite=True)
-
-
-def test_training_with_clipping_and_accumulation(pair: Any) -> None:
-    model, module = pair
-    train(
-        model, O.AdamW(list(model.parameters()), **ADAMW), accumulate=3,
-        clip=lambda owner: nn.utils.clip_grad_norm_(owner.parameters(), 0.1),
-    )  # fmt: skip
-    train(
-        module, O.AdamW(optim.param_groups(module, O.AdamW, **ADAMW)), accumulate=3,
-        clip=lambda owner: optim.clip_grad_norm_(owner, 0.1),
-    )  # fmt: skip
-    assert_same_parameters(model, module)
-
-
-# -- learning-rate schedulers -------------------------------------------------------------
-
-MULTIPLYING: dict[str, Callable[[Optimizer], Any]] = {
-    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
-    "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda _: 0.9),
-    "StepLR": lambda o: lr_scheduler.StepLR(o, 4, 0.3),
-    "ExponentialLR": lambda o: lr_scheduler.ExponentialLR(o, 0.9),
-    "LinearLR": lambda o: lr_scheduler.LinearLR(o, 0.1, total_iters=10),
-    "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o, 20, 2.0),
-    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 20),
-    "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 7),
-}
-
-
-def schedule(pair: Any, plain: Callable[[Optimizer], Any], own: Callable[[Optimizer], Any]) -> None:
-    model, module = pair
-    optimizer = O.AdamW(list(model.parameters()), **ADAMW)
-    train(model, optimizer, scheduler=plain(optimizer))
-    optimizer = O.AdamW(optim.param_groups(module, O.AdamW, **ADAMW))
-    train(module, optimizer, scheduler=own(optimizer))
-
-
-@pytest.mark.parametrize("name", MULTIPLYING)
-def test_a_scheduler_that_multiplies(pair: Any, name: str) -> None:
-    schedule(pair, MULTIPLYING[name], MULTIPLYING[name])
-    assert_same_parameters(*pair)
-
-
-def test_a_scheduler_of_absolute_rates(pair: Any) -> None:
-    rates = optim.learning_rates
-
-    def cycle(optimizer: Optimizer, most: Any) -> Any:
-        return lr_scheduler.OneCycleLR(optimizer, most, total_steps=STEPS + 1)
-
-    schedule(pair, lambda o: cycle(o, 0.05), lambda o: cycle(o, rates(o, 0.05)))
-    assert_same_parameters(*pair)
-
-
-def test_one_absolute_rate_for_all_groups_is_another_training(pair: Any) -> None:
-    """What the documentation warns of: ``eta_min`` is one number, the groups' units differ."""
-
-    def cosine(optimizer: Optimizer) -> Any:
-        return lr_scheduler.CosineAnnealingLR(optimizer, 20, eta_min=5e-3)
-
-    schedule(pair, cosine, cosine)
-    with pytest.raises(AssertionError):
-        assert_same_parameters(*pair)
-
-
 # -- groups -------------------------------------------------------------------------------
 
 
-def test_groups_hold_every_parameter_once_with_its_name(pair: Any) -> None:
+def test_groups_hold_every_parameter_once_with_its_name(pair: Pair) -> None:
     _, module = pair
     groups = optim.param_groups(module, O.AdamW, **ADAMW)
     found = {
@@ -319,7 +134,7 @@ def test_groups_hold_every_parameter_once_with_its_name(pair: Any) -> None:
     assert optimizer.param_groups[0]["param_names"] == groups[0]["param_names"]
 
 
-def test_groups_of_the_users_own(pair: Any) -> None:
+def test_groups_of_the_users_own(pair: Pair) -> None:
     def groups(owner: nn.Module) -> list[dict[str, Any]]:
         decayed = [p for p in owner.parameters() if p.dim() > 1]
         rest = [(n, p) for n, p in owner.named_parameters() if p.dim() <= 1]
@@ -338,7 +153,7 @@ def test_groups_of_the_users_own(pair: Any) -> None:
     assert_same_parameters(model, module)
 
 
-def test_a_generator_of_parameters(pair: Any) -> None:
+def test_a_generator_of_parameters(pair: Pair) -> None:
     model, module = pair
     train(model, O.SGD(model.embedding.parameters(), lr=0.1))
     embedding: Iterator[Tensor] = module.embedding.parameters()
@@ -346,7 +161,7 @@ def test_a_generator_of_parameters(pair: Any) -> None:
     assert_same_parameters(model, module)
 
 
-def test_a_parameter_that_is_thawed_later(pair: Any) -> None:
+def test_a_parameter_that_is_thawed_later(pair: Pair) -> None:
     model, module = pair
     plain = O.AdamW(list(model.parameters()), **ADAMW)
     own = O.AdamW(optim.param_groups(module, O.AdamW, **ADAMW))
@@ -357,7 +172,7 @@ def test_a_parameter_that_is_thawed_later(pair: Any) -> None:
     assert_same_parameters(model, module)
 
 
-def test_a_wrapped_module(pair: Any) -> None:
+def test_a_wrapped_module(pair: Pair) -> None:
     """DDP and compile wrap a module; its parameters are the same objects under longer names."""
     model, module = pair
     wrapped = nn.ModuleDict({"inner": module})
@@ -366,7 +181,7 @@ def test_a_wrapped_module(pair: Any) -> None:
     assert_same_parameters(model, module)
 
 
-def test_an_optimizer_saved_and_loaded(pair: Any) -> None:
+def test_an_optimizer_saved_and_loaded(pair: Pair) -> None:
     model, module = pair
     plain = O.AdamW(list(model.parameters()), **ADAMW)
     own = O.AdamW(optim.param_groups(module, O.AdamW, **ADAMW))
@@ -406,7 +221,7 @@ class Named(torch.optim.AdamW):
         super().__init__(params, **options)
 
 
-def test_units_of_an_optimiser_that_is_not_known(pair: Any) -> None:
+def test_units_of_an_optimiser_that_is_not_known(pair: Pair) -> None:
     model, module = pair
     units = OptimizerUnits({"lr": Units(-1, 0), "weight_decay": Units(1, 0)})
     options = {"lr": 0.01, "weight_decay": 0.1}
@@ -415,7 +230,7 @@ def test_units_of_an_optimiser_that_is_not_known(pair: Any) -> None:
     assert_same_parameters(model, module)
 
 
-def test_a_subclass_shares_the_row_of_its_base(pair: Any) -> None:
+def test_a_subclass_shares_the_row_of_its_base(pair: Pair) -> None:
     model, module = pair
     train(model, Named(list(model.parameters()), eps=1e-3))
     train(module, Named(optim.param_groups(module, Named, eps=1e-3)))
@@ -423,7 +238,7 @@ def test_a_subclass_shares_the_row_of_its_base(pair: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", [O.RAdam, O.Adafactor, O.LBFGS, Lion])
-def test_an_optimiser_that_cannot_be_exact_is_refused(pair: Any, kind: Any) -> None:
+def test_an_optimiser_that_cannot_be_exact_is_refused(pair: Pair, kind: Any) -> None:
     with pytest.raises(unitify.UnitifyError) as caught:
         optim.param_groups(pair[1], kind, lr=0.1)
     assert caught.value.code == "U007"
@@ -434,7 +249,7 @@ def test_an_optimiser_that_cannot_be_exact_is_refused(pair: Any, kind: Any) -> N
     ("kind", "options"),
     [(O.AdamW, {"learning_rate": 1.0}), (O.Adagrad, {"initial_accumulator_value": 0.1})],
 )
-def test_an_option_that_cannot_be_used_is_refused(pair: Any, kind: Any, options: Any) -> None:
+def test_an_option_that_cannot_be_used_is_refused(pair: Pair, kind: Any, options: Any) -> None:
     with pytest.raises(unitify.UnitifyError) as caught:
         optim.param_groups(pair[1], kind, **options)
     assert caught.value.code == "U001"
