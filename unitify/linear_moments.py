@@ -27,12 +27,17 @@ from unitify.rule_table import Rule
 
 #: Moments by argument name; a list for an argument that is a list of tensors.
 Operands = Mapping[str, "Moment | list[Moment]"]
-#: Beyond this many elements operands are multiplied in single precision.
+#: Beyond this many elements operands are multiplied in single precision, and an operand of which
+#: one number is known is counted and not expanded.
 _LARGE = 2**22
+#: Beyond this many elements the gradient of an operand is counted: one number is wanted of it.
+_HUGE = 2**24
 
 
 def linear_forward(operation: Operation, rule: Rule, operands: Operands) -> list[Moment]:
     """Moments of every result of an operation that is linear in each of ``rule.linear``."""
+    if _is_counted(operation, rule, operands):
+        operands = _as_numbers(operands)
     if rule.terms and _all_uniform(operands):
         terms, coefficient = _counts(operation, rule, "out")
         product = _product([operands[n] for n in rule.linear if n in operands])
@@ -61,6 +66,8 @@ def linear_gradient(
 
     ``grads``: moments of the gradients of the operation's results.
     """
+    if _is_counted(operation, rule, operands, name) and len(grads) == 1:
+        operands, grads = _as_numbers(operands), [grads[0].uniform()]
     if rule.terms and _all_uniform(operands) and len(grads) == 1 and grads[0].is_uniform:
         terms, coefficient = _counts(operation, rule, name)
         others = [operands[n] for n in rule.linear if n in operands and n != name]
@@ -80,6 +87,21 @@ def linear_gradient(
         from_parts(compress(m * size), compress((v * run.coefficient).clamp_min(0.0) * size**2))
         for m, v in zip(means, spread, strict=True)
     ]
+
+
+def _is_counted(
+    operation: Operation, rule: Rule, operands: Operands, target: str | None = None
+) -> bool:
+    """Would running on arrays take too large ones, of an operand that nobody knows anyway?"""
+    if not rule.terms or any(isinstance(m, list) for m in operands.values()):
+        return False
+    sizes = {n: math.prod(operation.shape(n)) for n in operands}
+    blank = [n for n, m in operands.items() if isinstance(m, Moment) and m.is_uniform]
+    return any(sizes[n] > _LARGE for n in blank) or (target is not None and sizes[target] > _HUGE)
+
+
+def _as_numbers(operands: Operands) -> Operands:
+    return {n: m.uniform() for n, m in operands.items() if isinstance(m, Moment)}
 
 
 def _all_uniform(operands: Operands) -> bool:
