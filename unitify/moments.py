@@ -107,7 +107,8 @@ def compress(array: Tensor) -> Tensor:
         first = array.narrow(dimension, 0, 1)
         if array.stride(dimension) == 0 or bool((array == first).all()):
             array = first
-    return array
+    # A view would keep the whole array alive.
+    return array.clone() if array.untyped_storage().nbytes() > array.nbytes else array
 
 
 def limited(moment: Moment, elements: int) -> Moment:
