@@ -21,11 +21,11 @@ LONGEST = 400
 ORDER = """
     version diagnostics estimates verification formats layout ops
     expressions schema rule_table samples
-    signature functional inline modes autograd_functions composite capture inputs
-    dimensions laws extremes execution
+    signature functional inline modes autograd_functions composite exporting capture inputs
+    dimensions laws extremes execution islands
     moments operation counts formula_moments linear_moments sampled_moments
     forward_moments backward_moments analysis measure
-    plan scale_classes rewrite cast module optimizers optim
+    plan scale_classes rewrite cast module assembly optimizers optim
     equation validation verify transform
     state_dict rebuild explain checkpoint pretrained folder report targets convert table cli
 """.split()  # noqa: SIM905

@@ -1,27 +1,38 @@
-"""Does a model call a ``torch.autograd.Function`` of its own?
+"""What of a model's backward pass a recording would lose, silently.
 
-Export traces through the forward of such a function and loses its backward, silently. So the
-functions that run while a model is recorded are noted, where a gradient would pass them.
+Export traces through the forward of a ``torch.autograd.Function`` and drops its own backward; it
+drops the hooks on saved tensors that activation checkpointing works by. Both are noted while the
+model is recorded.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
 
-@contextlib.contextmanager
-def noted_functions() -> Iterator[list[str]]:
-    """Names of the Python-defined autograd functions called inside where gradients are recorded."""
-    names: dict[str, None] = {}
-    found: list[str] = []
-    original = torch.autograd.Function.__dict__["apply"]
+@dataclass
+class Noted:
+    """``functions``: autograd functions called; ``saved_hooks``: were saved tensors packed?"""
 
-    def apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+    functions: dict[str, None] = field(default_factory=dict)
+    saved_hooks: bool = False
+
+
+@contextlib.contextmanager
+def noted_backward() -> Iterator[Noted]:
+    """Notes what happens inside, where gradients are recorded."""
+    noted = Noted()
+    function: Any = torch.autograd.Function
+    hooks: Any = torch.autograd.graph.saved_tensors_hooks
+    apply, enter = vars(function)["apply"], hooks.__enter__
+
+    def noted_apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
         inputs = pytree.tree_leaves((args, kwargs))
         # An operator of torch.library keeps its backward, which torch wraps in such a class.
         is_operator = cls.__module__.startswith("torch._library")
@@ -30,13 +41,16 @@ def noted_functions() -> Iterator[list[str]]:
             and torch.is_grad_enabled()
             and any(isinstance(x, torch.Tensor) and x.is_floating_point() for x in inputs)
         ):
-            names[cls.__name__] = None
-        return original.__get__(None, cls)(*args, **kwargs)
+            noted.functions[cls.__name__] = None
+        return apply.__get__(None, cls)(*args, **kwargs)
 
-    function: Any = torch.autograd.Function
-    function.apply = classmethod(apply)
+    def noted_enter(self: Any) -> Any:
+        noted.saved_hooks = True
+        return enter(self)
+
+    function.apply = classmethod(noted_apply)
+    hooks.__enter__ = noted_enter
     try:
-        yield found
+        yield noted
     finally:
-        function.apply = original
-        found.extend(names)
+        function.apply, hooks.__enter__ = apply, enter

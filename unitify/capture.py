@@ -19,11 +19,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
 
-from unitify.autograd_functions import noted_functions
 from unitify.composite import open_composites
 from unitify.diagnostics import (
     CacheLeftOut,
@@ -36,10 +35,11 @@ from unitify.diagnostics import (
     OneModeOnly,
     UnitifyError,
 )
+from unitify.exporting import ExportError, export, without_cache
 from unitify.functional import remove_mutation
 from unitify.inline import inline_regions
 from unitify.modes import merge_modes
-from unitify.signature import CallSignature, Leaf, bind, register_dataclasses, unbind
+from unitify.signature import CallSignature, Leaf, bind, register_dataclasses
 
 _CHECKS = {torch.ops.aten._assert_tensor_metadata.default}
 
@@ -93,15 +93,26 @@ def capture(
 
     Raises ``UnitifyError`` (U101, U109) where the model cannot be recorded whole.
     """
+    args, kwargs = distinct(args, in_order(inspect.signature(model.forward), kwargs))
+    register_dataclasses((args, kwargs))
+    larger = doubled(args, kwargs) if dynamic_shapes == "auto" else None
+    if larger is not None:
+        # A size of one is always fixed by a recording; a batch of two stands for any other.
+        with contextlib.suppress(UnitifyError):
+            return _captured(model, *larger, dynamic_shapes)
+    return _captured(model, args, kwargs, dynamic_shapes)
+
+
+def _captured(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> Capture:
     notes: list[Diagnostic] = []
     signature = inspect.signature(model.forward)
-    args, kwargs = distinct(args, in_order(signature, kwargs))
-    register_dataclasses((args, kwargs))
     arguments = tuple(bind(signature, args, kwargs))
     aliases = parameter_aliases(model)
 
     def recorded() -> _Record:
-        return _record(model, _export(model, args, kwargs, dynamic_shapes), args, kwargs)
+        return _record(model, args, kwargs, dynamic_shapes, notes)
 
     def captured(record: _Record, mode: str | None, other: Capture | None = None) -> Capture:
         call = CallSignature(signature, arguments, record.in_spec, record.out_spec, record.leaves)
@@ -115,7 +126,7 @@ def capture(
             constants=record.constants,
             mode=mode,
             other=other,
-            diagnostics=(*notes, *frozen),
+            diagnostics=(*dict.fromkeys(notes), *frozen),
         )
 
     with _quiet_model(model, notes):
@@ -159,6 +170,24 @@ def distinct(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[s
                 leaves[position] = leaf.detach().clone().requires_grad_(leaf.requires_grad)
             seen.add(id(leaf))
     result: tuple[Any, dict[str, Any]] = pytree.tree_unflatten(leaves, spec)
+    return result
+
+
+def doubled(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """The same inputs with a batch of two, where every tensor has a batch of one; else None."""
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    batched = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim()]
+    if not batched or any(leaf.shape[0] != 1 for leaf in batched):
+        return None
+    twice = [
+        torch.cat([leaf, leaf]).detach().requires_grad_(leaf.requires_grad)
+        if any(leaf is other for other in batched)
+        else leaf
+        for leaf in leaves
+    ]
+    result: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_unflatten(twice, spec)
     return result
 
 
@@ -207,7 +236,7 @@ def _recorded_modes(
         for training in (model.training, not model.training):
             model.train(training)
             records[training] = record()
-    except (UnitifyError, _ExportError) as error:
+    except (UnitifyError, ExportError) as error:
         if not records:
             raise _not_captured(model, error) from error.__cause__
         return records, f"the other mode cannot be captured ({_first_line(error)})"
@@ -224,10 +253,6 @@ def _not_captured(model: nn.Module, error: Exception) -> UnitifyError:
     return UnitifyError(NotCaptured(where=name, module=name, reason=_first_line(error)))
 
 
-class _ExportError(Exception):
-    """``torch.export`` failed; the cause is its own exception."""
-
-
 def _first_line(error: Exception) -> str:
     error = error.__cause__ if isinstance(error.__cause__, Exception) else error
     lines = [line for line in str(error).splitlines() if line.strip()]
@@ -235,25 +260,9 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def without_cache(model: nn.Module) -> Iterator[bool]:
-    """Generation caches (``config.use_cache``) switched off inside; yields whether any was on."""
-    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
-    caching = [c for c in configs.values() if getattr(c, "use_cache", False) is True]
-    for config in caching:
-        config.use_cache = False
-    try:
-        yield bool(caching)
-    finally:
-        for config in caching:
-            config.use_cache = True
-
-
-@contextlib.contextmanager
 def _quiet_model(model: nn.Module, notes: list[Diagnostic]) -> Iterator[None]:
     """Switch off what a graph cannot keep, and note it."""
     name = type(model).__name__
-    if any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
-        notes.append(CheckpointingLost(where=name))
     handle = model.register_forward_hook(lambda _module, _args, out: register_dataclasses(out))
     try:
         with without_cache(model) as cached:
@@ -265,65 +274,24 @@ def _quiet_model(model: nn.Module, notes: list[Diagnostic]) -> Iterator[None]:
 
 
 def _record(
-    model: nn.Module, program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic_shapes: Any,
+    notes: list[Diagnostic],
 ) -> _Record:
+    name = type(model).__name__
+    program, noted = export(model, args, kwargs, dynamic_shapes)
+    if noted.functions:
+        raise UnitifyError(*(GradientLost(where=name, function=f) for f in noted.functions))
+    if noted.saved_hooks:
+        notes.append(CheckpointingLost(where=name))
     named = bind(inspect.signature(model.forward), args, kwargs)
     example, in_spec = pytree.tree_flatten(named)
     graph, leaves, constants = _flat_graph(model, program, example)
     out_spec = program.call_spec.out_spec
     assert out_spec is not None
     return _Record(graph, in_spec, out_spec, leaves, tuple(example), constants)
-
-
-def _export(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
-) -> ExportedProgram:
-    signature = inspect.signature(model.forward)
-    named = bind(signature, args, kwargs)
-    shapes = dynamic_shapes
-    if isinstance(dynamic_shapes, str):
-
-        def free(leaf: Any) -> Any:
-            if not isinstance(leaf, torch.Tensor):
-                return None
-            return dict.fromkeys(range(leaf.dim()), Dim.AUTO)
-
-        shapes = pytree.tree_map(free, named)
-    elif isinstance(dynamic_shapes, list | tuple):
-        shapes = dict(zip(named, dynamic_shapes, strict=False))
-    try:
-        with _called_by_name(model, args, kwargs), noted_functions() as lost:
-            program = torch.export.export(model, (), named, dynamic_shapes=shapes, strict=False)
-    except Exception as error:
-        raise _ExportError from error
-    if lost:
-        raise UnitifyError(*(GradientLost(where=type(model).__name__, function=f) for f in lost))
-    return program
-
-
-@contextlib.contextmanager
-def _called_by_name(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Iterator[None]:
-    """Let ``model`` take each argument of this call by a name of its own, ``*args`` included."""
-    original, was_set = model.forward, "forward" in vars(model)
-    signature = inspect.signature(original)
-
-    def forward(**named: Any) -> Any:
-        given, keywords = unbind(signature, args, kwargs, named)
-        return original(*given, **keywords)
-
-    names = bind(signature, args, kwargs)
-    forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
-    )
-    model.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        del model.__dict__["forward"]
-        if was_set:
-            model.__dict__["forward"] = original
 
 
 def _flat_graph(

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from unitify.assembly import value_name
-from unitify.capture import without_cache
 from unitify.diagnostics import Diagnostic
 from unitify.execution import (
     LossFunction,
@@ -26,6 +25,7 @@ from unitify.execution import (
     run_captured,
     unchanged,
 )
+from unitify.exporting import without_cache
 from unitify.islands import path_of
 from unitify.module import UnitScaledModule
 from unitify.plan import Scale
