@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ Operands = Mapping[str, "Moment | list[Moment]"]
 _LARGE = 2**22
 #: Beyond this many elements the gradient of an operand is counted: one number is wanted of it.
 _HUGE = 2**24
+#: Beyond this many elements a uniform gradient through a view is not followed place by place.
+_MOVED = 2**18
 
 
 def linear_forward(operation: Operation, rule: Rule, operands: Operands) -> list[Moment]:
@@ -50,11 +53,11 @@ def linear_forward(operation: Operation, rule: Rule, operands: Operands) -> list
     means = run.forward(lambda m: m.mean)
     if run.is_multilinear:
         full, known = run.forward(lambda m: m.square), run.forward(lambda m: m.mean**2)
-        spread = [a - b for a, b in zip(full, known, strict=True)]
+        spread = [compress(a) - compress(b) for a, b in zip(full, known, strict=True)]
     else:
         spread = run.forward(lambda m: m.var)
     return [
-        from_parts(compress(m), compress((v * run.coefficient).clamp_min(0.0)))
+        from_parts(compress(m), (compress(v) * run.coefficient).clamp_min(0.0))
         for m, v in zip(means, spread, strict=True)
     ]
 
@@ -66,7 +69,7 @@ def linear_gradient(
 
     ``grads``: moments of the gradients of the operation's results.
     """
-    if _is_counted(operation, rule, operands, name) and len(grads) == 1:
+    if len(grads) == 1 and _is_counted(operation, rule, operands, name, grads[0]):
         operands, grads = _as_numbers(operands), [grads[0].uniform()]
     if rule.terms and _all_uniform(operands) and len(grads) == 1 and grads[0].is_uniform:
         terms, coefficient = _counts(operation, rule, name)
@@ -80,24 +83,33 @@ def linear_gradient(
     if run.is_multilinear and name in rule.linear:
         full = run.backward(name, lambda m: m.square, [u.square for u in units])
         known = run.backward(name, lambda m: m.mean**2, [u.mean**2 for u in units])
-        spread = [a - b for a, b in zip(full, known, strict=True)]
+        spread = [compress(a) - compress(b) for a, b in zip(full, known, strict=True)]
     else:
         spread = run.backward(name, lambda m: m.var, [u.var for u in units])
     return [
-        from_parts(compress(m * size), compress((v * run.coefficient).clamp_min(0.0) * size**2))
+        from_parts(compress(m) * size, (compress(v) * run.coefficient).clamp_min(0.0) * size**2)
         for m, v in zip(means, spread, strict=True)
     ]
 
 
 def _is_counted(
-    operation: Operation, rule: Rule, operands: Operands, target: str | None = None
+    operation: Operation,
+    rule: Rule,
+    operands: Operands,
+    target: str | None = None,
+    grad: Moment | None = None,
 ) -> bool:
-    """Would running on arrays take too large ones, of an operand that nobody knows anyway?"""
+    """Would running on arrays take too large ones, for what a count tells as well?"""
     if not rule.terms or any(isinstance(m, list) for m in operands.values()):
         return False
     sizes = {n: math.prod(operation.shape(n)) for n in operands}
     blank = [n for n, m in operands.items() if isinstance(m, Moment) and m.is_uniform]
-    return any(sizes[n] > _LARGE for n in blank) or (target is not None and sizes[target] > _HUGE)
+    if any(sizes[n] > _LARGE for n in blank):
+        return True
+    if target is None or grad is None:
+        return False
+    moved = len(operands) == 1 and grad.is_uniform and sizes[target] > _MOVED
+    return moved or sizes[target] > _HUGE
 
 
 def _as_numbers(operands: Operands) -> Operands:
@@ -144,6 +156,14 @@ def _counted(
     )
 
 
+@dataclass(frozen=True)
+class _Row:
+    """A dimension that is run with one row: its size, and the dimension of the result it is."""
+
+    size: int
+    result: int
+
+
 class _Run:
     """The operation on arrays of moments.
 
@@ -162,8 +182,7 @@ class _Run:
         large = any(m.mean.numel() > _LARGE for m in operands.values() if isinstance(m, Moment))
         self.dtype = torch.float32 if large else torch.float64
         self.dense = False
-        countable = self.is_multilinear and bool(rule.terms)
-        self.rows = {n: self._free_rows(n, rule) for n in self.linear} if countable else {}
+        self.rows = {n: self._free_rows(n, rule) for n in self.linear} if rule.terms else {}
 
     def forward(self, part: Callable[[Moment], Tensor]) -> list[Tensor]:
         return self._or_dense(
@@ -188,6 +207,12 @@ class _Run:
     def _backward(
         self, name: str, part: Callable[[Moment], Tensor], grads: list[Tensor]
     ) -> list[Tensor]:
+        if len(self.linear) == 1:
+            # The gradient of a sum does not depend on what was summed: its own rows count.
+            for rows in self.rows.values():
+                for dimension, row in list(rows.items()):
+                    if any(g.shape[row.result] != 1 for g in grads):
+                        del rows[dimension]
         arrays = self._arrays(part, added=False)
         target = arrays[name]
         leaves = target if isinstance(target, list) else [target]
@@ -201,7 +226,7 @@ class _Run:
             ]
             found = torch.autograd.grad(results, leaves, upstream, allow_unused=True)
         repeated = math.prod(
-            size for n, rows in self.rows.items() if n != name for size in rows.values()
+            row.size for n, rows in self.rows.items() if n != name for row in rows.values()
         )
         return [
             (torch.zeros_like(x) if g is None else g).double() * repeated
@@ -212,54 +237,71 @@ class _Run:
         arrays: dict[str, Any] = {}
         for name, moment in self.operands.items():
             if isinstance(moment, list):
-                argument = self.operation.operands[name]
-                shapes = [self.operation.shape_of(a) for a in argument]
-                pairs = zip(moment, shapes, strict=True)
-                arrays[name] = [part(m).to(self.dtype).expand(s) for m, s in pairs]
-                continue
-            if isinstance(self.operation.number(name), int | float):
+                pairs = zip(moment, self._shapes(name), strict=True)
+                arrays[name] = [self._expanded(name, part(m), s) for m, s in pairs]
+            elif isinstance(self.operation.number(name), int | float):
                 arrays[name] = float(part(moment))
-                continue
-            array = part(moment).to(self.dtype)
-            if name in self.added and not added:
-                array = torch.zeros_like(array)
-            arrays[name] = self._expanded(name, array)
+            else:
+                array = part(moment)
+                if name in self.added and not added:
+                    array = torch.zeros_like(array)
+                arrays[name] = self._expanded(name, array, self._shapes(name)[0])
         return arrays
 
-    def _expanded(self, name: str, array: Tensor) -> Tensor:
-        shape = list(self.operation.shape(name))
+    def _shapes(self, name: str) -> list[list[int]]:
+        """The shape of an operand, or of each tensor of a list."""
+        argument = self.operation.operands.get(name)
+        if isinstance(argument, list):
+            return [list(self.operation.shape_of(a)) for a in argument]
+        return [list(self.operation.shape(name))]
+
+    def _expanded(self, name: str, array: Tensor, shape: list[int]) -> Tensor:
         for dimension in self.rows.get(name, {}):
             shape[dimension] = 1
-        expanded = array.expand(shape)
+        expanded = array.to(self.dtype).expand(shape)
         return expanded.contiguous() if self.dense else expanded
 
-    def _free_rows(self, name: str, rule: Rule) -> dict[int, int]:
+    def _free_rows(self, name: str, rule: Rule) -> dict[int, _Row]:
         """Uniform dimensions of an operand that reappear, alone, as a dimension of the result."""
-        moment = self.operands[name]
-        assert isinstance(moment, Moment)
-        shapes = {n: list(self.operation.shape(n)) for n in self.operands}
+        held = self.operands[name]
+        moments = held if isinstance(held, list) else [held]
+        shapes = {n: self._shapes(n) for n in self.operands}
         whole = self._result_shape(shapes)
-        free: dict[int, int] = {}
-        for dimension, size in enumerate(shapes[name]):
-            uniform = moment.mean.shape[dimension] == 1 and moment.square.shape[dimension] == 1
+        free: dict[int, _Row] = {}
+        for dimension, size in enumerate(shapes[name][0]):
+            uniform = all(
+                m.mean.shape[dimension] == 1 and m.square.shape[dimension] == 1 for m in moments
+            )
             if size == 1 or not uniform or (rule.window and dimension):
                 continue
-            shapes[name][dimension] = 1
+            before = [shape[dimension] for shape in shapes[name]]
+            for shape in shapes[name]:
+                shape[dimension] = 1
             now = self._result_shape(shapes)
             changed = [i for i, (a, b) in enumerate(zip(whole, now, strict=False)) if a != b]
             if len(now) == len(whole) and len(changed) == 1 and now[changed[0]] == 1:
-                free[dimension] = size
+                free[dimension] = _Row(size, changed[0])
                 whole = now
             else:
-                shapes[name][dimension] = size
+                for shape, present in zip(shapes[name], before, strict=True):
+                    shape[dimension] = present
         return free
 
-    def _result_shape(self, shapes: Mapping[str, list[int]]) -> tuple[int, ...]:
+    def _result_shape(self, shapes: Mapping[str, list[list[int]]]) -> tuple[int, ...]:
+        """The shape of the (only) result for operands of these shapes; () where it cannot be."""
+        blanks: dict[str, Any] = {}
+        for name, listed in shapes.items():
+            tensors = [torch.empty(shape, device="meta") for shape in listed]
+            is_list = isinstance(self.operands[name], list)
+            number = None if is_list else self.operation.number(name)
+            blanks[name] = tensors if is_list else tensors[0]
+            if isinstance(number, int | float):
+                blanks[name] = number
         try:
-            result = self.operation({n: torch.empty(s, device="meta") for n, s in shapes.items()})
-        except (RuntimeError, ValueError, IndexError):
+            result = self.operation(blanks)
+        except (RuntimeError, ValueError, IndexError, TypeError):
             return ()
-        return tuple(result.shape)
+        return tuple(result.shape) if isinstance(result, Tensor) else ()
 
 
 def _listed(result: Any) -> list[Tensor]:
