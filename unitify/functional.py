@@ -10,6 +10,7 @@ Integer and boolean tensors keep their in-place operations: they hold no scale.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -274,6 +275,11 @@ class _Rewriter:
         if target in _PART:
             args = (contents, value, *view.args[1:])
             return self._call(_PART[target], args, base, dict(view.kwargs))
+        if target is aten.narrow.default:
+            dimension, start, length = view.args[1:]
+            end = self._sum(start, length)
+            args = (contents, value, dimension, start, end)
+            return self._call(aten.slice_scatter.default, args, base)
         if target in _REORDERED:
             operation, rest = _REORDERED[target](base, view)
             return self._call(operation, (value, *rest), base)
@@ -284,6 +290,14 @@ class _Rewriter:
         raise UnitifyError(
             AliasedMutation(where=view.name, operation="an in-place operation", view=str(target))
         )
+
+    def _sum(self, a: Any, b: Any) -> Any:
+        if not isinstance(a, fx.Node) and not isinstance(b, fx.Node):
+            return a + b
+        made = self.graph.call_function(operator.add, (a, b))
+        values = [n.meta["val"] if isinstance(n, fx.Node) else n for n in (a, b)]
+        made.meta = {"val": values[0] + values[1]}
+        return made
 
     def _write_back_at_end(self, output: fx.Node) -> None:
         with self.graph.inserting_before(output):

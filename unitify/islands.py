@@ -94,7 +94,7 @@ def _islands(
     calls = _observe(model, args, kwargs)
     shapes = dynamic_shapes if dynamic_shapes is None else "auto"
     found: dict[str, Capture] = {}
-    notes: list[Diagnostic] = list(_named(error, ""))
+    notes: list[Diagnostic] = list(_named(error, type(model).__name__))
     # Top down: the children of a module are tried only where the module itself fails.
     pending = list(_children(model, ""))
     seen: set[nn.Module] = set()
@@ -133,12 +133,11 @@ def _children(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
 def _named(error: UnitifyError, path: str) -> Iterator[Diagnostic]:
     """Why the module at ``path`` was not captured, as notes that name it."""
     for diagnostic in error.diagnostics:
-        name = path or diagnostic.where
         reason = getattr(diagnostic, "reason", None) or diagnostic.message
         if isinstance(diagnostic, GradientLost):
-            yield dataclasses.replace(diagnostic, where=name)
+            yield dataclasses.replace(diagnostic, where=path)
         else:
-            yield NotCaptured(where=name, module=name, reason=reason)
+            yield NotCaptured(where=path, module=path, reason=reason)
 
 
 @dataclass
