@@ -224,9 +224,9 @@ def _(path: Path) -> None:
 def _(path: Path) -> None:
     model = nn.Linear(64, 8, bias=False)
     with torch.no_grad():
-        model.weight.mul_(2.0**-100)
-    # Products near 2^-148 are subnormal; they round in the original, and not at unit scale.
-    unitify.transform(model, torch.randn(4, 64) * 2.0**-44)
+        model.weight.mul_(2.0**100)
+    # Products near 2^140 overflow in the original, where infinities cancel, and not at unit scale.
+    unitify.transform(model, torch.randn(4, 64) * 2.0**44)
 
 
 @triggers("U502")
@@ -235,6 +235,15 @@ def _(path: Path) -> Found:
     rescale = next(n for n in module.graph.nodes if n.target is torch.ops.unitify.rescale.default)
     rescale.args = (rescale.args[0], 2 * rescale.args[1], rescale.args[2])
     return list(validate(module.capture, module.graph, module.plan, load_rules()))
+
+
+@triggers("U503")
+def _(path: Path) -> Found:
+    model = nn.Linear(64, 8, bias=False)
+    with torch.no_grad():
+        model.weight.mul_(2.0**-100)
+    # Products near 2^-148 are subnormal; they round in the original, and not at unit scale.
+    return list(unitify.transform(model, torch.randn(4, 64) * 2.0**-44).diagnostics)
 
 
 @triggers("U601")

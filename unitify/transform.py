@@ -12,7 +12,7 @@ from unitify.analysis import analyse
 from unitify.assembly import Part, agreed, assemble, value_name
 from unitify.capture import Capture
 from unitify.cast import Recipe, cast, recipe_named
-from unitify.diagnostics import NotExact, UnitifyError, UnknownOption
+from unitify.diagnostics import NotExact, Underflow, UnitifyError, UnknownOption
 from unitify.estimates import Estimates
 from unitify.execution import LossFunction
 from unitify.inputs import as_inputs, given_or_inferred
@@ -93,6 +93,9 @@ def transform(
         if not result.exact:
             differences = "; ".join(str(d) for d in result.differences[:3])
             raise UnitifyError(NotExact(where=type(model).__name__, differences=differences))
+        if result.underflows:
+            note = Underflow(tensors=len(result.underflows), first=str(result.underflows[0]))
+            module.diagnostics = (*module.diagnostics, note)
         module.verification = result
     if inplace:
         adopt_parameters(model, module)

@@ -9,11 +9,16 @@ from unitify.diagnostics import Diagnostic
 
 @dataclass(frozen=True)
 class Difference:
-    """One tensor that differs: its name, the largest absolute and relative difference."""
+    """One tensor that differs: its name, the largest absolute and relative difference.
+
+    ``is_underflow``: no element differs by as much as the smallest normal number of the type. Below
+    that the format rounds to fixed steps, so that power-of-two scaling is not exact, there alone.
+    """
 
     name: str
     largest: float
     relative: float
+    is_underflow: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} by {self.largest:.3g} ({self.relative:.3g} of its RMS)"
@@ -21,16 +26,17 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verification:
-    """``exact``: bitwise the captured original. ``differences`` names what is not.
+    """``exact``: bitwise the captured original, away from underflow. ``differences``: what is not.
 
-    ``compared``: how many tensors were compared by running both; none on the meta device.
+    ``underflows``: tensors that differ by less than the smallest normal number, and nothing more.
     ``model_differences``: where the captured graph itself differs from the model as run eagerly
-    (other kernels, chosen for other shapes or masks); empty for most models.
-    ``findings``: where the graph does not follow the one equation, found without running it.
+    (other kernels, chosen for other shapes or masks); empty for most models. ``findings``: what
+    validation without running found.
     """
 
     exact: bool
     compared: int
     differences: tuple[Difference, ...] = ()
+    underflows: tuple[Difference, ...] = ()
     model_differences: tuple[Difference, ...] = ()
     findings: tuple[Diagnostic, ...] = ()

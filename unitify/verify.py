@@ -76,7 +76,8 @@ def verify_by_running(
         found = _stored_results(part, part.flat_call, flat, loss, seed)
         captured |= {value_name(name, key): tensor for key, tensor in expected.items()}
         stored |= {value_name(name, key): tensor for key, tensor in found.items()}
-    differences = _compare(captured, stored)
+    differing = _compare(captured, stored)
+    differences = tuple(d for d in differing if not d.is_underflow)
     named, spec = pytree.tree_flatten((args, kwargs))
     eager = _model_results(model, named, spec, loss_fn, seed)
     # Where the model keeps gradients from its inputs there is nothing to compare.
@@ -94,6 +95,7 @@ def verify_by_running(
         exact=not differences,
         compared=len(captured),
         differences=differences,
+        underflows=tuple(d for d in differing if d.is_underflow),
         model_differences=_compare(eager, {k: v for k, v in own.items() if k not in skipped}),
     )
 
@@ -199,11 +201,13 @@ def _compare(expected: dict[str, Tensor], found: dict[str, Tensor]) -> tuple[Dif
         a, b = expected[name], found[name]
         if a.shape == b.shape and a.dtype == b.dtype and _equal(a, b):
             continue
-        largest, scale = float("inf"), 1.0
+        largest, scale, smallest = float("inf"), 1.0, 0.0
         if a.shape == b.shape:
             largest = float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
             scale = float(a.double().square().mean().sqrt()) or 1.0
-        differences.append(Difference(name, largest, largest / scale))
+        if a.is_floating_point() and a.dtype == b.dtype:
+            smallest = torch.finfo(a.dtype).smallest_normal
+        differences.append(Difference(name, largest, largest / scale, largest < smallest))
     return tuple(sorted(differences, key=lambda d: -d.relative))
 
 

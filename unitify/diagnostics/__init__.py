@@ -52,7 +52,7 @@ from unitify.diagnostics.use import (
     UnknownCode,
     UnknownOption,
 )
-from unitify.diagnostics.verifying import NotExact, WrongFactor
+from unitify.diagnostics.verifying import NotExact, Underflow, WrongFactor
 
 __all__ = [
     "AliasedMutation",
@@ -82,6 +82,7 @@ __all__ = [
     "PlanMismatch",
     "RuleInvalid",
     "ScaleNotAllowed",
+    "Underflow",
     "UnitifyError",
     "UnitifyWarning",
     "UnknownCode",

@@ -12,10 +12,10 @@ from unitify.diagnostics.diagnostic import Diagnostic
 class NotExact(Diagnostic):
     """The transformed module is not bitwise the original.
 
-    This is a bug of unitify unless the original has values outside the normal range
-    of its number format (subnormals, overflow), where power-of-two scaling rounds.
+    This is a bug of unitify unless the original overflows the range of its number format, or
+    multiplies what underflowed (U503) up again.
 
-    Example: a model whose gradients are so small that they are subnormal.
+    Example: a model whose products are beyond the largest number of the format.
     Fix: report it with the model; ``Verification.differences`` names what differs. With
     ``verify=False`` (``--no-verify``) the module is returned regardless.
     """
@@ -42,3 +42,22 @@ class WrongFactor(Diagnostic):
     fix: ClassVar[str] = "Please report it"
     value: str
     problem: str
+
+
+@dataclass(frozen=True)
+class Underflow(Diagnostic):
+    """Some values of the original are below the normal range of its number format.
+
+    Numbers smaller than the smallest normal one (1.2e-38 in float32) are stored in fixed steps, so
+    that they round in the original and not at unit scale. The result is the more precise of the
+    two; it differs by less than the smallest normal number, and nowhere else.
+
+    Example: a pretrained network with channels that are all but dead has gradients like 1e-42.
+    Fix: none is needed.
+    """
+
+    code: ClassVar[str] = "U503"
+    why: ClassVar[str] = "{tensors} tensors differ below the smallest normal number, first {first}"
+    fix: ClassVar[str] = "None is needed: the original itself has no precision there"
+    tensors: int
+    first: str
