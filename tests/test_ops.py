@@ -49,7 +49,9 @@ def test_both_factors_survive_compilation(backend: str) -> None:
 
 @pytest.mark.parametrize("forward", [1.0, 2.0])
 @pytest.mark.parametrize(
-    "x", [torch.randn(3, 4), torch.randn(4, 3).t(), torch.randn(2, 8)[:, 1:7:2]], ids=str
+    "x",
+    [torch.randn(3, 4), torch.randn(4, 3).t(), torch.randn(2, 8)[:, 1:7:2]],
+    ids=["dense", "transposed", "strided"],
 )
 def test_the_operator_keeps_pytorchs_contract(x: Tensor, forward: float) -> None:
     x = x.detach().requires_grad_()
