@@ -213,7 +213,7 @@ class UNet(nn.Module):
         self.norm = nn.BatchNorm2d(16)
         self.head = nn.Conv2d(8, 1, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         skips = []
         for layer in self.down:
             x = F.relu(layer(x))
@@ -223,12 +223,13 @@ class UNet(nn.Module):
         for layer in self.up:
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
             x = F.relu(layer(torch.cat([x, skips.pop()], 1)))
-        return torch.sigmoid(self.head(x))
+        logits = self.head(x)
+        return F.binary_cross_entropy(torch.sigmoid(logits), mask), logits
 
 
 @model
 def unet() -> Built:
-    return UNet(), (torch.randn(2, 3, 8, 8),), {}
+    return UNet(), (torch.randn(2, 3, 8, 8), (torch.rand(2, 1, 8, 8) < 0.5).float()), {}
 
 
 class Experts(nn.Module):
