@@ -61,8 +61,9 @@ class UnitScaledModule(fx.GraphModule):
     def recompile(self) -> Any:
         """Generate the flat forward from the graph; calls go through the original signature."""
         code = super().recompile()
-        cls = type(self)
-        cls._flat_forward = cls.forward  # type: ignore[attr-defined]
+        # An attribute of the instance: code that was compiled around another graph is then not
+        # used for this one.
+        self.__dict__["_flat_forward"] = type(self).forward
         if hasattr(self, "capture"):
             self._take_signature(self.capture.call.signature)
         return code
@@ -80,7 +81,7 @@ class UnitScaledModule(fx.GraphModule):
 
     def flat_forward(self, *inputs: Any) -> tuple[Any, ...]:
         """The graph itself: flat inputs to flat results."""
-        results: tuple[Any, ...] = self._flat_forward(*inputs)  # type: ignore[operator]
+        results: tuple[Any, ...] = self.__dict__["_flat_forward"](self, *inputs)
         return results
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
