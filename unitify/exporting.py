@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import io
 import logging
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,7 +54,17 @@ def export(
             program = torch.export.export(model, (), named, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise ExportError from error
+    _forget_this_file(program.graph_module)
     return program, noted
+
+
+def _forget_this_file(graph_module: torch.fx.GraphModule) -> None:
+    """Source lines are the model's: take out the frame of the call that was made from here."""
+    frame = re.compile(rf'\s*File "{re.escape(__file__)}", line \d+, in .+\n.*\n?')
+    for module in graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            if trace := node.meta.get("stack_trace"):
+                node.meta["stack_trace"] = frame.sub("", trace).lstrip()
 
 
 #: Where torch warns of sizes that it fixes, and prints what it cannot record: diagnostics say both.
