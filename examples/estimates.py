@@ -27,7 +27,7 @@ import zoo  # noqa: E402
 
 from examples.minilm import model_folder, sentences  # noqa: E402
 from unitify.analysis import analyse  # noqa: E402
-from unitify.capture import capture  # noqa: E402
+from unitify.capture import Capture, capture  # noqa: E402
 from unitify.estimates import Estimates  # noqa: E402
 from unitify.measure import measure  # noqa: E402
 from unitify.plan import ScalePlan, plan  # noqa: E402
@@ -96,11 +96,10 @@ def within(
 
 
 def evaluate(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    captured: Capture, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, dict[str, tuple[int, int, dict[str, float]]]]:
     """All shares of one model."""
     rules = load_rules()
-    captured = capture(model, args, kwargs)
     output = model(*args, **kwargs)
     scalars = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and not t.dim()]
     loss: Callable[[Any], Tensor] | None = None if scalars else target_loss
@@ -136,7 +135,7 @@ def main() -> None:
     sums: dict[tuple[str, str], list[int]] = {}
     strays: list[str] = []
     for name, model, args, kwargs in cases():
-        found = evaluate(model, args, kwargs)
+        found = evaluate(capture(model, args, kwargs), model, args, kwargs)
         row = [name, str(found["predicted"]["forward"][1] + found["predicted"]["backward"][1])]
         for kind, by_direction in found.items():
             for direction, (count, total, outside) in by_direction.items():

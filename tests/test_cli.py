@@ -226,7 +226,7 @@ BAD_OPTIONS = [
     (["--model", "factories:mlp", "--inputs", "factories:inputs_none"], "U003", "no batch"),
     (["--model", "factories:mlp", "--inputs", "factories:raises"], "U604", "no GPU here"),
     (["--model", "factories:mlp", "--inputs", "factories:inputs_tuple"], "U102", "too many"),
-    (["--model", "factories:mlp", "--inputs", "factories:inputs_misfit"], "U102", "cannot be multiplied"),
+    (["--model", "factories:mlp", "--inputs", "factories:inputs_misfit"], "U102", "shapes"),
     (["--model", "factories:mlp", "--scales", "guessed"], "U001", "analysis, measured"),
     (["--model", "factories:mlp", "--rules", "none.toml"], "U201", "none.toml"),
     (["--model", "factories:mlp", "--recipe", "fp9"], "U401", "'fp9'"),
