@@ -14,13 +14,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from conversion import Conversion, conversion, same
+from compiled import distance, results
+from conversion import conversion, same
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 import unitify
-from unitify.execution import backward_starts
-from unitify.module import UnitScaledModule
 
 AOT_EAGER = [
     "mlp", "residual_cnn", "lstm", "gpt2", "llama", "bert", "mixed_convolutions", "experts",
@@ -36,34 +34,6 @@ def _fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def results(
-    module: UnitScaledModule, case: Conversion, backend: str, training: bool = True
-) -> dict[str, Tensor]:
-    """Outputs and true gradients of one compiled call."""
-    module = copy.deepcopy(module).train(training)
-    compiled = torch.compile(module, backend=backend)
-    inputs, spec = pytree.tree_flatten((case.args, case.kwargs))
-    inputs = [
-        x.detach().clone().requires_grad_()
-        if isinstance(x, Tensor) and x.is_floating_point()
-        else x
-        for x in inputs
-    ]
-    args, kwargs = pytree.tree_unflatten(inputs, spec)
-    torch.manual_seed(0)
-    output = compiled(*args, **kwargs)
-    starts, gradients = backward_starts(output, None)
-    torch.autograd.backward(starts, gradients)
-    leaves = [x for x in pytree.tree_leaves(output) if isinstance(x, Tensor)]
-    found = {f"output {i}": leaf.detach() for i, leaf in enumerate(leaves)}
-    for name, parameter in module.named_parameters():
-        if parameter.grad is not None:
-            found[name] = parameter.grad * module.plan.parameters[name].bwd
-    for i, x in enumerate(x for x in inputs if isinstance(x, Tensor) and x.grad is not None):
-        found[f"input {i}"] = x.grad
-    return found
-
-
 @pytest.mark.parametrize("name", AOT_EAGER)
 def test_aot_eager_is_exact(name: str) -> None:
     case = conversion(name)
@@ -71,11 +41,6 @@ def test_aot_eager_is_exact(name: str) -> None:
     found = results(case.module, case, "aot_eager")
     assert expected.keys() == found.keys()
     assert [key for key in expected if not same(expected[key], found[key])] == []
-
-
-def distance(a: Tensor, b: Tensor) -> float:
-    """RMS of the difference."""
-    return float((a.double() - b.double()).square().mean().sqrt())
 
 
 @pytest.mark.parametrize("name", INDUCTOR)
