@@ -19,7 +19,7 @@ LONGEST = 400
 
 #: The pipeline, in order: a module imports only what stands before it.
 ORDER = """
-    version diagnostics estimates verification rounding formats layout ops
+    version diagnostics estimates verification rounding formats snr layout ops
     expressions schema rule_table samples
     signature functional inline modes autograd_functions composite exporting capture inputs
     dimensions laws extremes execution islands

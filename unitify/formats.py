@@ -101,14 +101,14 @@ def quantise(
     (Plain conversion would hide it: on the CPU infinity becomes the largest value of E4M3.)
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    rounded = _rounded(wide.clamp(-format.largest, format.largest), format, generator)
-    is_special = wide.isinf()
-    if not saturate and format.nans:
-        free = _by_arithmetic(wide, format, generator)
-        rounded, is_special = free, is_special | (free.abs() > format.largest)
+    if saturate or not format.nans:
+        rounded = _rounded(wide.clamp(-format.largest, format.largest), format, generator)
+        is_special = wide.isinf()
+    else:
+        rounded = _by_arithmetic(wide, format, generator)
+        is_special = wide.isinf() | (rounded.abs() > format.largest)
     overflow = torch.inf if format.infinities else torch.nan
-    special = torch.copysign(torch.full_like(wide, overflow), wide)
-    return torch.where(is_special, special, rounded).to(x.dtype)
+    return torch.where(is_special, wide * overflow, rounded).to(x.dtype)
 
 
 def _rounded(x: Tensor, format: Format, generator: torch.Generator | None) -> Tensor:
