@@ -108,6 +108,19 @@ def _(path: Path) -> None:
     param_groups(unitify.transform(factories.mlp()), torch.optim.LBFGS)
 
 
+@triggers("U008")
+def _(path: Path) -> None:
+    module = unitify.transform(factories.mlp(), (X,), verify=False)
+    optimizer = torch.optim.SGD(module.parameters())
+    optimizer.state[next(module.parameters())]["trace"] = torch.zeros(1)
+    unitify.rebase_(module, optimizer, [X])
+
+
+@triggers("U009")
+def _(path: Path) -> None:
+    unitify.rebase_(factories.mlp(), None, [X])
+
+
 @triggers("U101")
 def _(path: Path) -> None:
     capture(Forward(lambda m, x: m.linear(x) if x.sum() > 0 else x), (X,), {})

@@ -27,6 +27,7 @@ ORDER = """
     forward_moments backward_moments analysis measure
     plan scale_classes rewrite cast module assembly optimizers optim
     equation validation verify transform
+    optimizer_state rebase
     state_dict rebuild explain checkpoint pretrained folder report targets convert table cli
 """.split()  # noqa: SIM905
 

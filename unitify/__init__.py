@@ -9,6 +9,7 @@ from unitify.estimates import Rms
 from unitify.folder import load
 from unitify.module import UnitScaledModule
 from unitify.plan import Scale, ScalePlan
+from unitify.rebase import Rebase, rebase_
 from unitify.rebuild import rebuild
 from unitify.transform import estimate, transform, verify
 from unitify.verification import Verification
@@ -17,6 +18,7 @@ from unitify.version import __version__
 __all__ = [
     "Capture",
     "Diagnostic",
+    "Rebase",
     "Recipe",
     "Rms",
     "Scale",
@@ -29,6 +31,7 @@ __all__ = [
     "estimate",
     "load",
     "optim",
+    "rebase_",
     "rebuild",
     "transform",
     "verify",

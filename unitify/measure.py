@@ -33,7 +33,7 @@ def measure(
     ``batches``: lists of flat inputs; the capture's own example where None.
     Raises ``UnitifyError`` (U003) for an empty list.
     """
-    tally = _Tally()
+    tally = Tally()
     given = [list(capture.example)] if batches is None else batches
     count = 0
     with unchanged(capture.model, seed):
@@ -42,26 +42,40 @@ def measure(
             count += 1
     if not count:
         raise UnitifyError(BatchesNeeded())
-    return {
-        node.name: Rms(tally.rms(node.name, 0), tally.rms(node.name, 1))
-        for node in capture.graph.nodes
-        if is_scalable(node)
-    }
+    return tally.estimates(capture)
 
 
-class _Tally:
+class Tally:
     """Sums of squares and element counts by (value, direction)."""
 
     def __init__(self) -> None:
         self.sums: dict[tuple[str, int], list[float]] = {}
 
+    def observe(self, node: fx.Node, value: Any) -> None:
+        """Count a result as its node is run, and its gradient when that arrives."""
+        if not is_scalable(node) or not isinstance(value, Tensor):
+            return
+        self.add(node.name, 0, value)
+        if value.requires_grad:
+            value.register_hook(lambda gradient: self.add(node.name, 1, gradient))
+
+    def estimates(self, capture: Capture) -> Estimates:
+        """What was counted, for every floating value of ``capture``."""
+        return {
+            node.name: Rms(self.rms(node.name, 0), self.rms(node.name, 1))
+            for node in capture.graph.nodes
+            if is_scalable(node)
+        }
+
     def add(self, name: str, direction: int, tensor: Tensor) -> None:
+        """Count ``tensor`` as value (0) or gradient (1) of ``name``."""
         norm = float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64))
         entry = self.sums.setdefault((name, direction), [0.0, 0.0])
         entry[0] += norm * norm
         entry[1] += tensor.numel()
 
     def rms(self, name: str, direction: int) -> float | None:
+        """Root mean square of all that was counted; None for nothing."""
         if (name, direction) not in self.sums:
             return None
         total, count = self.sums[name, direction]
@@ -69,7 +83,7 @@ class _Tally:
 
 
 def _measure_one(
-    capture: Capture, inputs: list[Any], loss_fn: LossFunction | None, tally: _Tally
+    capture: Capture, inputs: list[Any], loss_fn: LossFunction | None, tally: Tally
 ) -> None:
     parameters = leaf_parameters(capture)
     leaves = [
@@ -77,14 +91,7 @@ def _measure_one(
         for x in inputs
     ]
 
-    def observe(node: fx.Node, value: Any) -> None:
-        if not is_scalable(node) or not isinstance(value, Tensor):
-            return
-        tally.add(node.name, 0, value)
-        if value.requires_grad:
-            value.register_hook(lambda g, name=node.name: tally.add(name, 1, g))
-
-    output = run_captured(capture, leaves, parameters, observe)
+    output = run_captured(capture, leaves, parameters, tally.observe)
     starts, gradients = backward_starts(output, loss_fn)
     targets = [p for p in parameters.values() if p.requires_grad]
     targets += [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -83,6 +84,16 @@ class UnitScaledModule(fx.GraphModule):
         """The graph itself: flat inputs to flat results."""
         results: tuple[Any, ...] = self.__dict__["_flat_forward"](self, *inputs)
         return results
+
+    @contextlib.contextmanager
+    def running(self, run: Callable[..., tuple[Any, ...]]) -> Iterator[None]:
+        """Inside, ``run(self, *flat inputs)`` takes the place of the graph."""
+        own = self.__dict__["_flat_forward"]
+        self.__dict__["_flat_forward"] = run
+        try:
+            yield
+        finally:
+            self.__dict__["_flat_forward"] = own
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call with the original's arguments.

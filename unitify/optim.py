@@ -68,8 +68,9 @@ def param_groups(
     ``"params"`` (parameters of ``module``, or (name, parameter) pairs) and overrides; all
     parameters where None. ``units``: a row for an optimiser that ``UNITS`` does not have.
 
-    Each group holds ``params``, ``param_names``, every hyperparameter that depends on a scale, the
-    other options as given, and ``lr_factor`` (see ``learning_rates``).
+    Each group holds ``params`` (in the order of ``module.parameters()``), ``param_names``, every
+    hyperparameter that depends on a scale, the other options as given, ``lr_factor`` (see
+    ``learning_rates``) and ``given_group``: which of ``params`` it is part of.
 
     Raises ``UnitifyError``: U007 for an optimiser that is not known, U001 for an unknown option.
     """
@@ -77,18 +78,22 @@ def param_groups(
     defaults = _defaults(optimizer_class)
     names = {id(p): name for name, p in module.named_parameters()}
     scales = scales_of(module)
+    place = {id(p): index for index, p in enumerate(module.parameters())}
     groups: list[dict[str, Any]] = []
-    for given in [{"params": module.parameters()}] if params is None else params:
+    for index, given in enumerate([{"params": module.parameters()}] if params is None else params):
         own = {
             name: value for name, value in given.items() if name not in ("params", "param_names")
         }
         asked = {**options, **own}
         _check_options(optimizer_class, defaults, row, options, asked)
         merged: dict[tuple[float, ...], dict[str, Any]] = {}
-        for parameter in _tensors(given["params"]):
+        for parameter in sorted(
+            _tensors(given["params"]), key=lambda p: place.get(id(p), len(place))
+        ):
             name = names.get(id(parameter), "")
-            scaled, key = _scaled(row, {**defaults, **asked}, scales.get(name, Scale()))
-            group = merged.setdefault(key, {"params": [], "param_names": [], **asked, **scaled})
+            scaled, key = scaled_options(row, {**defaults, **asked}, scales.get(name, Scale()))
+            empty = {"params": [], "param_names": [], "given_group": index}
+            group = merged.setdefault(key, {**empty, **asked, **scaled})
             group["params"].append(parameter)
             group["param_names"].append(name)
         groups.extend(merged.values())
@@ -100,10 +105,13 @@ def _tensors(params: Any) -> Iterator[Tensor]:
         yield item[1] if isinstance(item, tuple) else item
 
 
-def _scaled(
+def scaled_options(
     row: OptimizerUnits, hyperparameters: Mapping[str, Any], scale: Scale
 ) -> tuple[dict[str, Any], tuple[float, ...]]:
-    """The hyperparameters that depend on the scale; their factors (equal ones share a group)."""
+    """The hyperparameters that depend on the scale; their factors (equal ones share a group).
+
+    ``lr_factor`` is among the first: what a learning rate is multiplied by.
+    """
     units = dict(row.units)
     for flag, replaced in row.when.items():
         if hyperparameters.get(flag):

@@ -123,3 +123,37 @@ class OptimizerUnsupported(Diagnostic):
     optimizer: str
     reason: str
     known: str
+
+
+@dataclass(frozen=True)
+class StateNotMoved(Diagnostic):
+    """``unitify.rebase_`` does not know in which units an optimiser keeps something.
+
+    A rebase stores parameters and gradients at other scales, and must move everything that an
+    optimiser has derived from them. Nothing is changed where it cannot.
+
+    Example: ``rebase_(module, optimizer, batches)`` where ``optimizer`` is a subclass of ``SGD``
+    that keeps a tensor of its own for each parameter.
+    Fix: pass ``units=``, an ``OptimizerUnits`` whose ``state`` lists the powers of fwd and bwd
+    for each name.
+    """
+
+    code: ClassVar[str] = "U008"
+    why: ClassVar[str] = "{optimizer} keeps {name!r}, whose units are not known"
+    fix: ClassVar[str] = "Pass units=OptimizerUnits(..., state={{{name!r}: Units(fwd, bwd), ...}})"
+    optimizer: str
+    name: str
+
+
+@dataclass(frozen=True)
+class NothingTransformed(Diagnostic):
+    """The module holds nothing that ``unitify.transform`` made.
+
+    Example: ``unitify.monitor(model)`` with the original model in place of the transformed one.
+    Fix: pass the result of ``transform``, or a module around it.
+    """
+
+    code: ClassVar[str] = "U009"
+    why: ClassVar[str] = "{module} holds no transformed module"
+    fix: ClassVar[str] = "Pass the result of unitify.transform, or a module that holds it"
+    module: str
