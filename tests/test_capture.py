@@ -366,7 +366,15 @@ def outputs(m: Forward, x: Tensor) -> Tensor:
     return y + made
 
 
-WRITES = [assign, add_to_view, index_put, transposed, chained, outputs]
+def uninitialised(m: Forward, x: Tensor) -> Tensor:
+    y = x.new_empty(x.shape[0], 8)
+    y[:, :4] = m.linear(x)[:, :4]
+    y[:, 4:] = m.other(x)[:, 4:]
+    whole = torch.empty_like(y, memory_format=torch.contiguous_format)
+    return y + torch.empty(8).fill_(2.0) + whole.copy_(x)
+
+
+WRITES = [assign, add_to_view, index_put, transposed, chained, outputs, uninitialised]
 
 
 @pytest.mark.parametrize("function", WRITES, ids=lambda f: f.__name__)
@@ -379,6 +387,16 @@ def test_writes_through_views(function: Callable[..., Any]) -> None:
     assert not module.verification.model_differences
     assert tuple(module.parts) == ("",)
     assert_same_call(model, module, torch.randn(9, 8))
+
+
+def test_memory_that_was_never_written_is_no_value() -> None:
+    """What happens to be there would be taken for its RMS."""
+    module = transformed(Forward(uninitialised), torch.randn(6, 8))
+    held = {
+        str(node.target).split(".")[1] for node in module.graph.nodes if "." in str(node.target)
+    }
+    assert {"new_zeros", "zeros_like", "zeros"} <= held
+    assert not {"new_empty", "empty_like", "empty"} & held
 
 
 def test_a_buffer_that_the_model_keeps() -> None:

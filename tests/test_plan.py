@@ -18,6 +18,9 @@ from unitify.capture import Capture, capture
 from unitify.estimates import Rms
 from unitify.measure import measure
 from unitify.plan import Scale, ScalePlan, check_plan, plan
+from unitify.rewrite import rewrite
+from unitify.transform import build
+from unitify.verify import verify_by_running
 
 exponents = st.integers(-120, 120)
 scales = st.builds(Scale.of_exponents, exponents, exponents)
@@ -127,6 +130,16 @@ def test_a_factor_between_two_layers_moves_what_is_between(k: int) -> None:
             assert after.values[name] == moved(scale, -k, k)
         else:
             assert after.values[name] == moved(scale, k, -k), name
+
+
+def test_an_absurd_estimate_is_not_followed(small: Capture) -> None:
+    """Were it, factors between it and its neighbours would leave the range of float32."""
+    estimates = measure(small)
+    absurd = {**estimates, "relu": Rms(2.0**90, 2.0**-95), "mul": Rms(2.0**-80, 2.0**85)}
+    chosen = plan(small, absurd, RULES)
+    module = build(small, rewrite(small, chosen, RULES), chosen)
+    found = verify_by_running(small.model, module, small.example, {})
+    assert found.exact, found.differences
 
 
 def test_tied_parameters_have_one_scale() -> None:

@@ -66,6 +66,12 @@ _SAME = {
     aten.view_as.default,
     aten.lift_fresh_copy.default,
 }
+#: Memory as it was found, and the same with something in it.
+_UNINITIALISED: dict[OpOverload, OpOverload] = {
+    aten.empty.memory_format: aten.zeros.default,
+    aten.empty_like.default: aten.zeros_like.default,
+    aten.new_empty.default: aten.new_zeros.default,
+}
 
 
 def remove_mutation(graph: fx.Graph) -> None:
@@ -73,7 +79,19 @@ def remove_mutation(graph: fx.Graph) -> None:
 
     Raises ``UnitifyError`` (U105) for a write through a view that cannot be written back.
     """
+    _fill_with_zeros(graph)
     _Rewriter(graph).run()
+
+
+def _fill_with_zeros(graph: fx.Graph) -> None:
+    """Exchange what was never written for zeros: it would be taken for a value, and is any."""
+    for node in graph.nodes:
+        if node.target in _UNINITIALISED and _is_floating(node):
+            known = {a.name for a in _UNINITIALISED[node.target]._schema.arguments}
+            kwargs = {name: value for name, value in node.kwargs.items() if name in known}
+            dropped = node.kwargs.keys() - known
+            if all(node.kwargs[n] in (None, torch.contiguous_format) for n in dropped):
+                node.target, node.kwargs = _UNINITIALISED[node.target], kwargs
 
 
 def _is_floating(node: fx.Node) -> bool:

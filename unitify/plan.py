@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -28,8 +29,10 @@ from unitify.schema import named_arguments, nodes_of, operation_name
 
 #: Half the width, in octaves, of the band in which a value keeps the scale it arrives at.
 TOLERANCE = 1.0
-#: Beyond this an RMS tells of masking constants, zeros or a broken estimate, not of a scale.
-_LIMIT = 120.0
+#: Octaves around the typical RMS of a direction beyond which one tells of masking constants, zeros
+#: or a broken estimate, not of a scale. A factor of the one equation is the sum of three such
+#: distances, so that with a third of the range of float32 none of them overflows.
+_LIMIT = 42
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,11 @@ class _Planner:
         self.forward: dict[fx.Node, int] = {}
         self.backward: dict[fx.Node, int] = {}
         self.factors: dict[fx.Node, Factors] = {}
+        #: log2 of the typical RMS. Values are near one; gradients all shrink with the loss's mean.
+        self.typical = {
+            "forward": 0,
+            "backward": _median_log(e.backward for e in estimates.values()),
+        }
 
     # Forward: operands are known, so the scale at which a result arrives is too.
     def choose_forward(self) -> None:
@@ -180,7 +188,12 @@ class _Planner:
     def _settle(self, node: fx.Node, arrivals: list[int]) -> int:
         if node in self.extreme:
             return 0
-        return _nearest(self._log_rms(node, "forward"), arrivals)
+        return self._nearest(node, "forward", arrivals)
+
+    def _nearest(self, node: fx.Node, direction: str, arrivals: list[int]) -> int:
+        middle = self.typical[direction]
+        chosen = _nearest(self._log_rms(node, direction), arrivals)
+        return min(max(chosen, middle - _LIMIT), middle + _LIMIT)
 
     def _log_rms(self, node: fx.Node, direction: str) -> float | None:
         estimate = self.estimates.get(node.name, Rms())
@@ -188,7 +201,7 @@ class _Planner:
         if rms is None or not rms > 0 or not math.isfinite(rms):
             return None
         log = math.log2(rms)
-        return log if abs(log) < _LIMIT else None
+        return log if abs(log - self.typical[direction]) <= _LIMIT else None
 
     # Backward: every consumer hands back a gradient at some scale; the majority within
     # tolerance is kept, so that most edges need no factor of their own.
@@ -198,7 +211,7 @@ class _Planner:
                 self.backward[node] = 0
                 continue
             arrivals = [a for user in node.users for a in self._arrivals(node, user)]
-            self.backward[node] = _nearest(self._log_rms(node, "backward"), arrivals)
+            self.backward[node] = self._nearest(node, "backward", arrivals)
 
     def _arrivals(self, node: fx.Node, user: fx.Node) -> Iterable[int]:
         own = self.forward[node]
@@ -238,6 +251,11 @@ def _nearest(log_rms: float | None, arrivals: list[int]) -> int:
         counts = Counter(within)
         return max(counts, key=lambda a: (counts[a], -abs(log_rms - a)))
     return round(log_rms)
+
+
+def _median_log(values: Iterable[float | None]) -> int:
+    logs = [math.log2(v) for v in values if v is not None and v > 0 and math.isfinite(v)]
+    return round(statistics.median(logs)) if logs else 0
 
 
 def versions() -> dict[str, str]:
