@@ -1,0 +1,165 @@
+"""A training that is stopped and resumed, cut into micro-batches, or run under autocast."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import lr_scheduler
+from training import fresh_pair, scaled_at_random, tokens
+
+import unitify
+from unitify import optim
+from unitify.plan import ScalePlan
+
+ADAMW = {"lr": 0.01, "weight_decay": 0.1, "amsgrad": True}
+O = torch.optim  # noqa: E741
+
+
+class Net(nn.Module):
+    """Dropout, a buffer that trains and a tied head: all that a checkpoint has to hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(32, 16)
+        self.norm = nn.BatchNorm1d(16)
+        self.hidden = nn.Linear(16, 16)
+        self.dropout = nn.Dropout(0.3)
+        self.head = nn.Linear(16, 32, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.norm(self.embedding(ids).transpose(1, 2)).transpose(1, 2)
+        x = self.dropout(F.gelu(self.hidden(x)))
+        return F.cross_entropy(self.head(x).flatten(0, 1), ids.flatten())
+
+
+def ids(seed: int) -> Tensor:
+    return torch.randint(0, 32, (4, 6), generator=torch.Generator().manual_seed(seed))
+
+
+def optimiser(module: nn.Module) -> tuple[Any, Any]:
+    made = O.AdamW(optim.param_groups(module, O.AdamW, **ADAMW))
+    return made, lr_scheduler.StepLR(made, 3, 0.5)
+
+
+def train(module: Any, optimizer: Any, schedule: Any, steps: range) -> None:
+    for seed in steps:
+        optimizer.zero_grad()
+        module(ids(seed)).backward()
+        optim.clip_grad_norm_(module, 1.0)
+        optimizer.step()
+        schedule.step()
+
+
+@pytest.mark.parametrize("recipe", [None, "fp8"])
+@pytest.mark.parametrize("is_rebased", [False, True], ids=["", "rebased"])
+def test_a_resumed_training_is_the_uninterrupted_one(recipe: str | None, is_rebased: bool) -> None:
+    torch.manual_seed(0)
+    module = unitify.transform(Net(), (ids(0),), recipe=recipe)
+    optimizer, schedule = optimiser(module)
+    train(module, optimizer, schedule, range(5))
+    if is_rebased:
+        moved = unitify.rebase_(module, optimizer, [ids(5), ids(6)], scheduler=schedule)
+        assert moved.parameters
+    file = io.BytesIO()
+    torch.save(
+        {
+            "weights": module.state_dict(),
+            "plan": module.plan.to_json(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "random": torch.get_rng_state(),
+        },
+        file,
+    )
+    train(module, optimizer, schedule, range(5, 11))
+
+    file.seek(0)
+    held = torch.load(file, weights_only=True)
+    torch.manual_seed(1)
+    resumed = unitify.rebuild(
+        Net(), held["weights"], ScalePlan.from_json(held["plan"]), (ids(0),), recipe=recipe
+    )
+    optimizer, schedule = optimiser(resumed)
+    optimizer.load_state_dict(held["optimizer"])
+    schedule.load_state_dict(held["schedule"])
+    torch.set_rng_state(held["random"])
+    train(resumed, optimizer, schedule, range(5, 11))
+    assert resumed.plan == module.plan
+    expected = module.state_dict()
+    assert expected.keys() == resumed.state_dict().keys()
+    assert all(torch.equal(t, expected[name]) for name, t in resumed.state_dict().items())
+
+
+def test_gradients_of_micro_batches_add_up_as_the_originals() -> None:
+    model, module = fresh_pair()
+    for owner in (model, module):
+        for seed in range(4):
+            (owner(tokens(seed)) / 4).backward()
+    stored = dict(module.named_parameters())
+    for name, parameter in model.named_parameters():
+        if parameter.grad is None:
+            assert stored[name].grad is None
+        else:
+            true = stored[name].grad * module.plan.parameters[name].bwd
+            assert torch.equal(true, parameter.grad), name
+
+
+def test_autocast_to_bfloat16_is_the_originals() -> None:
+    """Its exponents are those of float32, so that factors commute with its rounding, too."""
+    torch.manual_seed(0)
+    model = Net().train()
+    module = scaled_at_random(model, ids(0)).train()
+    found = []
+    for owner in (copy.deepcopy(model), module):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = owner(ids(1))
+        loss.backward()
+        found.append((loss, dict(owner.named_parameters())))
+    (expected, true), (loss, stored) = found
+    assert torch.equal(loss, expected)
+    for name, parameter in true.items():
+        bwd = module.plan.parameters[name].bwd
+        assert torch.equal(stored[name].grad * bwd, parameter.grad), name
+
+
+def test_autocast_to_float16_needs_no_loss_scaling() -> None:
+    """Gradients that float16 holds as zero in the original are near one here."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
+
+    class Faint(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 1e-6 * self.layers(x).square().mean()
+
+    model, x = Faint(), torch.randn(64, 32)
+    module = unitify.transform(model, (x,))
+    exact = torch.autograd.grad(model(x), list(model.parameters()))
+    with torch.autocast("cpu", dtype=torch.float16):
+        plain, own = model(x), module(x)
+    lost = torch.autograd.grad(plain, list(model.parameters()))
+    kept = torch.autograd.grad(own, list(module.parameters()))
+    for true, none, stored in zip(exact, lost, kept, strict=True):
+        assert not none.any()
+        cosine = F.cosine_similarity(true.flatten(), stored.flatten(), dim=0)
+        assert cosine > 0.999
+
+
+def test_autocast_leaves_alone_what_a_recipe_casts() -> None:
+    torch.manual_seed(0)
+    module = unitify.transform(Net().eval(), (ids(0),), recipe="fp8").eval()
+    alone = module(ids(1))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        both = module(ids(1))
+    assert torch.equal(both, alone)
