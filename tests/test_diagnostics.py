@@ -233,6 +233,22 @@ def _(path: Path) -> None:
     unitify.transform(factories.mlp(), recipe="fp9")
 
 
+@triggers("U402")
+def _(path: Path) -> None:
+    unitify.transform(factories.mlp(), recipe="fp8,exlude=lm_head")
+
+
+@triggers("U403")
+def _(path: Path) -> Found:
+    module = unitify.transform(factories.mlp(), recipe="fp8,exclude=lm_head")
+    return list(module.diagnostics)
+
+
+@triggers("U404")
+def _(path: Path) -> None:
+    unitify.transform(nn.Conv1d(16, 16, 3), torch.randn(2, 16, 8), recipe="fp8,simulate=false")
+
+
 @triggers("U501")
 def _(path: Path) -> None:
     model = nn.Linear(64, 8, bias=False)

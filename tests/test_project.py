@@ -20,12 +20,14 @@ LONGEST = 400
 #: The pipeline, in order: a module imports only what stands before it.
 ORDER = """
     version diagnostics estimates verification rounding formats snr layout ops
+    cast_operator scaled_mm fp8_linear recipe recipe_reader
     expressions schema rule_table samples
     signature functional inline modes autograd_functions composite exporting capture inputs
     dimensions laws extremes execution islands
-    moments operation counts formula_moments linear_moments sampled_moments
+    operation flops residual choices
+    moments counts formula_moments linear_moments sampled_moments
     forward_moments backward_moments analysis measure
-    plan scale_classes rewrite cast module assembly optimizers optim
+    plan uniform scale_classes rewrite cast lowering module casting assembly optimizers optim
     equation validation verify transform
     optimizer_state rebase
     state_dict rebuild explain checkpoint pretrained folder report targets convert table cli

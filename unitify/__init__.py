@@ -3,7 +3,7 @@
 import unitify.ops as _ops  # noqa: F401  (registers unitify::rescale)
 from unitify import optim
 from unitify.capture import Capture
-from unitify.cast import Recipe
+from unitify.choices import Choice
 from unitify.diagnostics import Diagnostic, UnitifyError, UnitifyWarning
 from unitify.estimates import Rms
 from unitify.folder import load
@@ -11,12 +11,14 @@ from unitify.module import UnitScaledModule
 from unitify.plan import Scale, ScalePlan
 from unitify.rebase import Rebase, rebase_
 from unitify.rebuild import rebuild
+from unitify.recipe import Recipe
 from unitify.transform import estimate, transform, verify
 from unitify.verification import Verification
 from unitify.version import __version__
 
 __all__ = [
     "Capture",
+    "Choice",
     "Diagnostic",
     "Rebase",
     "Recipe",

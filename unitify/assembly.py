@@ -18,6 +18,7 @@ import torch
 from torch import fx, nn
 
 from unitify.capture import Capture, parameter_aliases
+from unitify.choices import Choice
 from unitify.diagnostics import Diagnostic, InputMismatch, UnitifyError, UnitifyWarning
 from unitify.islands import OTHER_MODE, path_of
 from unitify.module import UnitScaledModule
@@ -65,6 +66,15 @@ class AssembledModule(UnitScaledModule):
             part.training = self.host.get_submodule(path_of(name)).training
         return parts
 
+    @property
+    def casts(self) -> tuple[Choice, ...]:
+        """What the recipe does with every value of every part, as ``part/value``."""
+        return tuple(
+            replace(choice, value=value_name(name, choice.value))
+            for name, part in self.parts.items()
+            for choice in part.casts
+        )
+
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call: the model's own code, with the graphs of its islands."""
         return self.host(*args, **kwargs)
@@ -81,6 +91,8 @@ class AssembledModule(UnitScaledModule):
             for name, part in self.parts.items()
         }
         made = AssembledModule(copy.deepcopy(self.host, memo), parts, self.diagnostics)
+        for name, part in self.parts.items():
+            made.parts[name].recipe, made.parts[name]._casts = part.recipe, part.casts
         made.recipe, made.verification = self.recipe, self.verification
         memo[id(self)] = made
         return made

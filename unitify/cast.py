@@ -1,97 +1,132 @@
 """Casts: the one stage that loses precision, and only where a recipe asks for it.
 
-The operands of every operation that contracts (linear, matmul, convolution: those whose rule
-sums products) are cast in the forward pass, the gradient that arrives at its output in the
-backward pass. Here a cast is simulated, there and back, as a node ``unitify::cast`` of
-the graph: the arithmetic stays in the model's own type.
+Takes a rewritten graph and the table of choices; gives a copy of the graph with ``unitify::cast``
+nodes in it. The operands of a product are cast in front of it, the gradient that arrives at its
+result behind it; with ``values = "all"`` every value is cast where it is stored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable
+from typing import Any
 
-import sympy
 import torch
 from torch import fx
 
-from unitify.diagnostics import UnitifyError, UnknownRecipe
-from unitify.formats import E4M3, E5M2, Format
-from unitify.laws import is_scalable
-from unitify.rule_table import Rule, RuleTable
+import unitify.cast_operator  # registers unitify::cast
+from unitify.capture import Capture
+from unitify.choices import Choice
+from unitify.laws import factors, holds_tensors, is_scalable
+from unitify.plan import Scale, ScalePlan
+from unitify.recipe import Recipe
+from unitify.rule_table import RuleTable
 from unitify.schema import named_arguments, operation_name, set_argument
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """Which formats operands and gradients of contractions are cast to."""
-
-    name: str
-    forward: Format
-    backward: Format
+_CAST = torch.ops.unitify.cast.default
+assert unitify.cast_operator
 
 
-#: E4M3 where precision matters, E5M2 where range does (Micikevicius et al. 2022, section 3).
-FP8 = Recipe("fp8", E4M3, E5M2)
-
-RECIPES: Mapping[str, Recipe] = {FP8.name: FP8}
-
-
-def recipe_named(recipe: str | Recipe | None) -> Recipe | None:
-    """The recipe of a name; a ``Recipe`` or None is returned as it is.
-
-    Raises ``UnitifyError`` (U401) for an unknown name.
-    """
-    if recipe is None or isinstance(recipe, Recipe):
-        return recipe
-    if recipe not in RECIPES:
-        raise UnitifyError(UnknownRecipe(name=str(recipe), known=", ".join(RECIPES)))
-    return RECIPES[recipe]
-
-
-def is_contraction(rule: Rule | None) -> bool:
-    """Does the operation sum products of two operands, as a matrix multiplication does?"""
-    return rule is not None and len(rule.linear) == 2 and rule.terms.get("out") != sympy.S.One
-
-
-def cast(graph: fx.Graph, recipe: Recipe, rules: RuleTable) -> fx.Graph:
-    """A copy of a rewritten graph with the casts of ``recipe`` in it."""
-    made = fx.Graph()
-    placed: dict[fx.Node, fx.Node] = {}
+def cast(
+    graph: fx.Graph,
+    choices: Iterable[Choice],
+    recipe: Recipe,
+    capture: Capture,
+    plan: ScalePlan,
+    rules: RuleTable,
+) -> fx.Graph:
+    """A copy of ``graph``, which ``plan`` made of ``capture``, with the casts of ``choices``."""
+    chosen = {choice.value: choice for choice in choices if choice.is_cast}
+    originals = {node.name: node for node in capture.graph.nodes}
+    caster = _Caster(recipe)
+    #: Emitted node of a result's own rescale → the name of the value that it stores.
+    stored: dict[fx.Node, str] = {}
     for node in graph.nodes:
         if node.op == "output":
-            made.output(fx.node.map_arg(node.args[0], lambda n: placed[n]))
+            caster.graph.output(fx.node.map_arg(node.args[0], lambda n: caster.placed[n]))
             continue
-        copy = made.node_copy(node, lambda n: placed[n])
-        copy._rename(node.name)
-        placed[node] = copy
-        rule = rules.get(operation_name(node))
-        if is_contraction(rule) and is_scalable(node):
-            assert rule is not None
-            _cast_operands(made, copy, rule, recipe.forward)
-            placed[node] = _inserted(made, copy, "", recipe.backward.name)
-    return made
+        made = caster.copy(node)
+        if node.name in chosen and node.name in originals:
+            if recipe.values == "contractions":
+                caster.product(node, made, chosen[node.name], rules)
+            elif _is_rescaled(originals[node.name], plan, rules):
+                (rescale,) = node.users
+                stored[rescale] = node.name
+            else:
+                caster.value(node, made, chosen[node.name])
+        elif node in stored:
+            caster.value(node, made, chosen[stored[node]])
+    return caster.graph
+
+
+class _Caster:
+    """The graph being made, and where in it each node of the other graph is found."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        exponent = math.frexp(recipe.scale)[1] - 1
+        amax = recipe.scaling == "amax"
+        self.options: tuple[Any, ...] = (exponent, exponent, amax, recipe.saturate)
+        self.graph = fx.Graph()
+        self.placed: dict[fx.Node, fx.Node] = {}
+        #: Casts of operands that are there already, by operand and format.
+        self.operands: dict[tuple[fx.Node, str], fx.Node] = {}
+
+    def copy(self, node: fx.Node) -> fx.Node:
+        made = self.graph.node_copy(node, lambda n: self.placed[n])
+        made._rename(node.name)
+        self.placed[node] = made
+        return made
+
+    def value(self, node: fx.Node, made: fx.Node, choice: Choice) -> None:
+        """Cast a stored value for all of its users."""
+        self.placed[node] = self._insert(made, choice.forward, choice.backward)
+
+    def product(self, node: fx.Node, made: fx.Node, choice: Choice, rules: RuleTable) -> None:
+        """Cast the operands of a product, and the gradient of its result."""
+        rule = rules[operation_name(node)]
+        arguments = named_arguments(made)
+        with self.graph.inserting_before(made):
+            for name in rule.products:
+                argument = fx.node.map_arg(
+                    arguments[name], lambda n: self._operand(n, choice.forward)
+                )
+                set_argument(made, name, argument)
+        self.placed[node] = self._insert(made, "", choice.backward)
+
+    def _operand(self, operand: fx.Node, format: str) -> fx.Node:
+        if not is_scalable(operand) or not format:
+            return operand
+        if (operand, format) not in self.operands:
+            self.operands[operand, format] = self._insert(operand, format, "")
+        return self.operands[operand, format]
+
+    def _insert(self, node: fx.Node, forward: str, backward: str) -> fx.Node:
+        made = self.graph.call_function(_CAST, (node, forward, backward, *self.options))
+        made.meta = dict(node.meta)
+        return made
+
+
+def _is_rescaled(node: fx.Node, plan: ScalePlan, rules: RuleTable) -> bool:
+    """Does a rescale of its own stand between the operation and its stored result?"""
+    if node.op != "call_function" or not node.users:
+        return False
+
+    def exponents(n: fx.Node) -> tuple[int, int]:
+        return plan.values.get(n.name, Scale()).exponents
+
+    source = node.args[0] if node.args else None
+    # One result of several leaves, and is differentiated, in the units of its operation.
+    maker = source if isinstance(source, fx.Node) and holds_tensors(source) else node
+    rule = rules.get(operation_name(maker))
+    found = factors(rule, maker, lambda n: exponents(n)[0], exponents(maker)[0])
+    gradient = 0 if found.true_gradient else exponents(maker)[1]
+    return exponents(node) != (found.output, gradient)
 
 
 def cast_values(graph: fx.Graph) -> tuple[str, ...]:
-    """Names of the operations whose operands and gradient a graph casts."""
+    """Names of the operations whose operands a graph casts."""
     found: dict[str, None] = {}
     for node in graph.nodes:
-        if node.target is torch.ops.unitify.cast.default and node.args[1]:
+        if node.target is _CAST and node.args[1]:
             found.update(dict.fromkeys(user.name for user in node.users))
     return tuple(found)
-
-
-def _cast_operands(graph: fx.Graph, node: fx.Node, rule: Rule, format: Format) -> None:
-    arguments = named_arguments(node)
-    for name in rule.linear:
-        operand = arguments[name]
-        if isinstance(operand, fx.Node) and is_scalable(operand):
-            with graph.inserting_before(node):
-                set_argument(node, name, _inserted(graph, operand, format.name, ""))
-
-
-def _inserted(graph: fx.Graph, node: fx.Node, forward: str, backward: str) -> fx.Node:
-    made = graph.call_function(torch.ops.unitify.cast.default, (node, forward, backward))
-    made.meta = dict(node.meta)
-    return made

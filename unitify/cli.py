@@ -24,6 +24,7 @@ from unitify.diagnostics import UnitifyError
 from unitify.explain import explain_code, explain_value
 from unitify.folder import read, true_model
 from unitify.inputs import as_inputs
+from unitify.recipe_reader import configured_recipe, read_recipe
 from unitify.table import report_table
 from unitify.targets import build_model, input_batches
 from unitify.version import __version__
@@ -92,7 +93,12 @@ def convert(
     model: Factory = None,
     inputs: InputsFunction = None,
     recipe: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Where casts go, such as fp8.")
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            help="Where casts go: fp8, fp8,exclude=lm_head or a .toml file; else that of "
+            "[tool.unitify] in ./pyproject.toml.",
+        ),
     ] = None,
     scales: Annotated[
         str,
@@ -104,13 +110,15 @@ def convert(
     ] = True,
 ) -> None:
     """Convert a checkpoint: the same function, with every tensor stored near unit RMS."""
-    with _reported(), _progress(stages(scales, verify, recipe)) as advance:
+    with _reported():
+        casts = read_recipe(recipe) if recipe is not None else configured_recipe(Path())
+    with _reported(), _progress(stages(scales, verify, casts)) as advance:
         report = convert_checkpoint(
             checkpoint,
             output,
             model=model,
             inputs=inputs,
-            recipe=recipe,
+            recipe=casts,
             scales=scales,
             rules=rules,
             verify=verify,

@@ -16,7 +16,6 @@ from typing import Any
 from torch import nn
 
 from unitify.capture import Capture
-from unitify.cast import recipe_named
 from unitify.checkpoint import fill, read_state_dict
 from unitify.diagnostics import ModelNeeded, UnitifyError, UnknownOption
 from unitify.estimates import Estimates
@@ -24,6 +23,8 @@ from unitify.folder import check_absent, sha256, write
 from unitify.inputs import as_inputs, infer_inputs
 from unitify.measure import measure
 from unitify.pretrained import companions, read_pretrained, weight_files
+from unitify.recipe import Recipe
+from unitify.recipe_reader import read_recipe
 from unitify.report import Report, make_report
 from unitify.rule_table import load_rules
 from unitify.targets import Batch, build_model, input_batches
@@ -43,11 +44,12 @@ class Source:
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
-def stages(scales: str, verify: bool = True, recipe: str | None = None) -> tuple[str, ...]:
+def stages(scales: str, verify: bool = True, recipe: Recipe | None = None) -> tuple[str, ...]:
     """The stages of ``convert`` in order, as ``on_stage`` hears of them when each is done."""
     checked = ("verify",) if verify else ()
     casting = ("cast",) if recipe is not None else ()
-    return ("read", "capture", scales, "plan", "rewrite", *checked, *casting, "report", "write")
+    estimated = (scales,) if recipe is None or recipe.scaling == "unit" else ()
+    return ("read", "capture", *estimated, "plan", "rewrite", *checked, *casting, "report", "write")
 
 
 def convert(
@@ -56,7 +58,7 @@ def convert(
     *,
     model: str | None = None,
     inputs: str | None = None,
-    recipe: str | None = None,
+    recipe: str | Recipe | None = None,
     scales: str = "analysis",
     rules: Iterable[str | Path] = (),
     verify: bool = True,
@@ -75,7 +77,7 @@ def convert(
     check_absent(output)
     if scales not in SCALES:
         raise UnitifyError(UnknownOption(option="scales", value=scales, choices=", ".join(SCALES)))
-    recipe_named(recipe)
+    casts = read_recipe(recipe)
     rules = tuple(rules)
     table = load_rules(rules)
     source = read_source(checkpoint, model)
@@ -88,7 +90,7 @@ def convert(
         kwargs,
         scales=scales,
         batches=batches if scales == "measured" else None,
-        recipe=recipe,
+        recipe=casts,
         verify=verify,
         rules=rules,
         on_stage=clock.done,

@@ -44,7 +44,7 @@ class Converted:
     path: Path
     plan: ScalePlan
     weights: Mapping[str, Tensor]
-    recipe: str | None
+    recipe: Mapping[str, Any] | None
 
     @property
     def huggingface(self) -> Path | None:
@@ -182,7 +182,7 @@ def _write_files(
         (folder / HUGGINGFACE).mkdir(exist_ok=True)
         shutil.copyfile(companion, folder / HUGGINGFACE / companion.name)
         hashed.append(f"{HUGGINGFACE}/{companion.name}")
-    recipe = module.recipe.name if module.recipe is not None else None
+    recipe = module.recipe.as_table() if module.recipe is not None else None
     document: dict[str, Any] = {"format": FORMAT, **module.plan.to_json(), "recipe": recipe}
     document["versions"] = {**document["versions"], **versions}
     document["source"] = dict(source)

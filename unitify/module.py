@@ -12,9 +12,10 @@ import torch
 from torch import fx, nn
 
 from unitify.capture import Capture
-from unitify.cast import Recipe
+from unitify.choices import Choice
 from unitify.diagnostics import Diagnostic, KeysDiffer, OneModeOnly, UnitifyError
 from unitify.plan import Scale, ScalePlan
+from unitify.recipe import Recipe
 from unitify.verification import Verification
 
 
@@ -31,6 +32,7 @@ class UnitScaledModule(fx.GraphModule):
     diagnostics: tuple[Diagnostic, ...]
     #: What is cast, and what verification found before the casts; None for neither.
     recipe: Recipe | None = None
+    _casts: tuple[Choice, ...] = ()
     verification: Verification | None = None
 
     def __init__(
@@ -116,9 +118,14 @@ class UnitScaledModule(fx.GraphModule):
         """The modules that hold one graph each, by name: this one alone, for most models."""
         return {"": self}
 
-    def take_casts(self, graph: fx.Graph, recipe: Recipe) -> None:
-        """Run ``graph``, this module's own with the casts of ``recipe``, from now on."""
-        self.recipe = recipe
+    @property
+    def casts(self) -> tuple[Choice, ...]:
+        """What the recipe does with every value, and why; empty without a recipe."""
+        return self._casts
+
+    def take_casts(self, graph: fx.Graph, recipe: Recipe, choices: tuple[Choice, ...]) -> None:
+        """Run ``graph``, this module's own with the casts of ``choices``, from now on."""
+        self.recipe, self._casts = recipe, choices
         self.graph = graph
 
     def original_state_dict(self) -> dict[str, torch.Tensor]:
@@ -155,7 +162,7 @@ class UnitScaledModule(fx.GraphModule):
         root = skeleton_like(self, memo)
         graph = copy.deepcopy(self.graph)
         made = UnitScaledModule(root, graph, self.plan, self.capture, self.diagnostics)
-        made.recipe, made.verification = self.recipe, self.verification
+        made.recipe, made._casts, made.verification = self.recipe, self._casts, self.verification
         memo[id(self)] = made
         return made
 

@@ -1,20 +1,20 @@
-"""The operations that a transformed graph holds beside the model's own.
+"""``unitify::rescale``, and how Inductor learns of operators like it.
 
-``unitify::rescale`` is registered with ``torch.library``: it survives export, Dynamo and AOT
-autograd with both of its factors, and Inductor fuses it through a decomposition.
+It is registered with ``torch.library``: so it survives export, Dynamo and AOT autograd with
+both of its factors, and Inductor fuses it through a decomposition.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from unitify.formats import FORMATS, quantise
 from unitify.layout import scaled
 
 _library = torch.library.Library("unitify", "DEF")
@@ -71,63 +71,28 @@ def rescale(x: Tensor, forward: float, backward: float) -> Tensor:
     return result
 
 
-_library.define("cast(Tensor x, str forward, str backward) -> Tensor")
-
-
-def _cast_kernel(x: Tensor, forward: str, backward: str) -> Tensor:
-    return quantise(x, FORMATS[forward]) if forward else x.clone()
-
-
-class _Cast(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, forward: str, backward: str) -> Tensor:
-        ctx.backward_format = backward
-        with torch._C._AutoDispatchBelowAutograd():
-            result: Tensor = torch.ops.unitify.cast.default(x, forward, backward)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        if not ctx.backward_format:
-            return gradient, None, None
-        return torch.ops.unitify.cast.default(gradient, ctx.backward_format, ""), None, None
-
-
-def _cast_autograd(x: Tensor, forward: str, backward: str) -> Tensor:
-    result: Tensor = _Cast.apply(x, forward, backward)  # type: ignore[no-untyped-call]
-    return result
-
-
-_library.impl("cast", _cast_kernel, "CompositeExplicitAutograd")
-_library.impl("cast", _cast_autograd, "Autograd")
-
-
-def cast(x: Tensor, forward: str, backward: str) -> Tensor:
-    """``x`` rounded to the format named ``forward``, its gradient to ``backward`` ("" for none).
-
-    The gradient passes the rounding unchanged (straight through).
-    """
-    result: Tensor = torch.ops.unitify.cast.default(x, forward, backward)
-    return result
-
-
 def _decomposed_rescale(x: Tensor, forward: float, backward: float) -> Tensor:
     return torch.mul(x, forward)
 
 
+#: Our operators in terms of torch's own; each operator's module adds its row.
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    torch.ops.unitify.rescale.default: _decomposed_rescale
+}
+
+
 def register_decompositions() -> None:
-    """Let Inductor fuse ``rescale`` into its neighbours, if Inductor is loaded.
+    """Let Inductor fuse ``DECOMPOSITIONS`` into their neighbours, if Inductor is loaded.
 
     It need not be when this module is imported. Every compilation first runs a graph on tensors
-    without data, so the kernel of ``rescale`` calls this in time.
+    without data, so the kernels of our operators call this in time.
     """
     inductor = sys.modules.get("torch._inductor.decomposition")
     if inductor is None and "torch._inductor" in sys.modules:
         inductor = importlib.import_module("torch._inductor.decomposition")
-    if inductor is None or torch.ops.unitify.rescale.default in inductor.decompositions:
+    if inductor is None or DECOMPOSITIONS.keys() <= inductor.decompositions.keys():
         return
-    inductor.decompositions[torch.ops.unitify.rescale.default] = _decomposed_rescale
-    inductor.decompositions[torch.ops.unitify.cast.default] = _cast_kernel
+    inductor.decompositions.update(DECOMPOSITIONS)
     # Inductor keeps a copy of the table once something else has been compiled.
     inductor.fast_random_decomps.cache_clear()
 

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from unitify.analysis import analyse
 from unitify.assembly import AssembledModule, Part, agreed, joined
 from unitify.capture import Capture
-from unitify.cast import cast
+from unitify.casting import Casts, with_casts
 from unitify.diagnostics import (
     BatchesNeeded,
     NothingTransformed,
@@ -196,17 +196,23 @@ def _runner(captured: Capture, parameters: dict[str, Tensor], tally: Tally) -> C
 def _plans(
     found: Mapping[str, tuple[Capture, Estimates]], whole: UnitScaledModule, rules: RuleTable
 ) -> dict[str, ScalePlan]:
-    """A plan for each part; one that was not run keeps its scales, its twin's parameters aside."""
+    """A plan for each part.
+
+    One that was not run keeps its scales, its twin's parameters aside; one with the recipe of a
+    baseline has none to choose.
+    """
     chosen: dict[str, Part] = {}
     plans: dict[str, ScalePlan] = {}
 
-    def is_unseen(name: str) -> bool:
-        return all(rms.forward is None for rms in found[name][1].values())
+    def is_kept(name: str) -> bool:
+        recipe = whole.parts[name].recipe
+        is_baseline = recipe is not None and recipe.scaling != "unit"
+        return is_baseline or all(rms.forward is None for rms in found[name][1].values())
 
-    for name in sorted(found, key=is_unseen):
+    for name in sorted(found, key=is_kept):
         captured, estimates = found[name]
         part = whole.parts[name]
-        own = part.plan if is_unseen(name) else plan(captured, estimates, rules)
+        own = part.plan if is_kept(name) else plan(captured, estimates, rules)
         plans[name] = agreed(own, name, captured, chosen)
         chosen.setdefault(path_of(name), (captured, part.graph, plans[name]))
     return plans
@@ -221,13 +227,15 @@ class _Chosen:
     plan: ScalePlan
     graph: fx.Graph
     #: The same graph with the casts of the part's recipe.
-    casts: fx.Graph | None
+    casts: Casts | None
 
     @staticmethod
     def of(whole: UnitScaledModule, name: str, new: ScalePlan, rules: RuleTable) -> _Chosen:
         part = whole.parts[name]
         graph = rewrite(part.capture, new, rules)
-        casts = None if part.recipe is None else cast(graph, part.recipe, rules)
+        casts = None
+        if part.recipe is not None:
+            casts = with_casts(graph, part.casts, part.recipe, part.capture, new, rules)
         return _Chosen(whole, part, new, graph, casts)
 
     def adopt(self) -> int:
@@ -235,8 +243,8 @@ class _Chosen:
         changed = sum(self.plan.values[n] != scale for n, scale in self.part.plan.values.items())
         self.part.plan = self.plan
         self.part.graph = self.graph
-        if self.casts is not None and self.part.recipe is not None:
-            self.part.take_casts(self.casts, self.part.recipe)
+        if self.casts is not None:
+            self.part.take_casts(self.casts.graph, self.casts.recipe, self.casts.choices)
         if isinstance(self.whole, AssembledModule):
             plans = {name: part.plan for name, part in self.whole.parts.items()}
             self.whole.plan = joined(plans, self.whole.host)

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from unitify.assembly import Part, assemble, plan_of
-from unitify.cast import Recipe, cast, recipe_named
+from unitify.casting import cast_module
 from unitify.diagnostics import KeysDiffer, UnitifyError
 from unitify.inputs import given_or_inferred
 from unitify.islands import record
 from unitify.module import UnitScaledModule
 from unitify.plan import ScalePlan, check_plan
+from unitify.recipe import Recipe
+from unitify.recipe_reader import read_recipe
 from unitify.rewrite import rewrite
 from unitify.rule_table import load_rules
 from unitify.state_dict import fitting
@@ -33,7 +35,7 @@ def rebuild(
     example_inputs: Any = (),
     example_kwargs: Mapping[str, Any] | None = None,
     *,
-    recipe: str | Recipe | None = None,
+    recipe: str | Mapping[str, Any] | Recipe | None = None,
     dynamic_shapes: Any = "auto",
     rules: Iterable[Any] = (),
 ) -> UnitScaledModule:
@@ -46,7 +48,7 @@ def rebuild(
     Raises ``UnitifyError``: U401 for an unknown recipe, U301 or U302 where the plan does not belong
     to the model, U603 where the weights do not.
     """
-    casts = recipe_named(recipe)
+    casts = read_recipe(recipe)
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
     recorded = record(model, args, kwargs, dynamic_shapes)
@@ -61,9 +63,7 @@ def rebuild(
         module = assemble(model, parts, recorded.diagnostics)
     take_over(module, state_dict)
     if casts is not None:
-        for part in module.parts.values():
-            part.take_casts(cast(part.graph, casts, table), casts)
-        module.recipe = casts
+        cast_module(module, casts, table)
     return module
 
 

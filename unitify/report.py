@@ -14,7 +14,7 @@ from typing import Any
 from torch import fx
 
 from unitify.capture import Capture
-from unitify.cast import cast_values
+from unitify.choices import Choice, flop_share
 from unitify.diagnostics import Diagnostic, NoRule
 from unitify.estimates import Estimates
 from unitify.laws import holds_tensors, is_scalable
@@ -48,7 +48,7 @@ class Report:
 
     ``exact``: bitwise the captured original before casts; None where it was not verified.
     ``restored``: operations without a rule. ``left_out``: what capture and transform noted.
-    ``casts``: operations whose operands and gradient the recipe casts. ``seconds``: each stage's.
+    ``casts``: what the recipe does with every value. ``seconds``: each stage's.
     """
 
     model: str
@@ -66,7 +66,7 @@ class Report:
     left_out: tuple[Diagnostic, ...]
     scales: str
     recipe: str | None
-    casts: tuple[str, ...]
+    casts: tuple[Choice, ...]
     seconds: Mapping[str, float]
 
     def as_json(self) -> dict[str, Any]:
@@ -89,8 +89,23 @@ class Report:
             },
             "restored": [d.as_json() for d in self.restored],
             "left_out": [d.as_json() for d in self.left_out],
-            "casts": list(self.casts),
+            "casts": [asdict(c) for c in self.casts if c.is_cast],
+            "kept_products": [asdict(c) for c in self.casts if c.is_product and not c.is_cast],
+            "cast_share_of_flops": self.flop_shares(),
             "seconds": {stage: round(time, 3) for stage, time in self.seconds.items()},
+        }
+
+    def flop_shares(self) -> dict[str, float]:
+        """Share of FLOPs that are cast, or run on FP8 operands; without a recipe nothing.
+
+        Of "products" of all kinds, and of those with a "weight" alone.
+        """
+        if self.recipe is None or not any(c.flops for c in self.casts):
+            return {}
+        return {
+            "products": flop_share(self.casts),
+            "weights": flop_share(self.casts, weights_only=True),
+            "weights_on_fp8": flop_share(self.casts, weights_only=True, runs="fp8"),
         }
 
 
@@ -120,7 +135,7 @@ def make_report(
         left_out=module.diagnostics,
         scales=scales,
         recipe=module.recipe.name if module.recipe is not None else None,
-        casts=cast_values(module.graph),
+        casts=module.casts,
         seconds=dict(seconds or {}),
     )
 

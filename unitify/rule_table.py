@@ -6,6 +6,7 @@ An operation without a row has no law (it is restored to true scale) and sampled
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -50,6 +51,19 @@ class Moments:
 
 
 @dataclass(frozen=True)
+class MatrixProduct:
+    """A row's ``matmul``: the operation as left @ right (+ bias), by names of its arguments.
+
+    Left is [.., K]; right is [K, N], or [N, K] where ``is_transposed``; bias is [N].
+    """
+
+    left: str
+    right: str
+    is_transposed: bool = False
+    bias: str | None = None
+
+
+@dataclass(frozen=True)
 class Rule:
     """One operation: its law, and one of four ways to predict moments.
 
@@ -68,6 +82,9 @@ class Rule:
     dimensions along which the operand was broadcast; False where they are final.
     ``true_gradient``: the backward kernel is not linear in the gradient to the last bit, so the
     gradient is restored before it, like the operands of a restoring operation.
+    ``products``: the operands whose products are summed, which a recipe may cast: the ``linear``
+    ones of a row that has two and sums, where it does not say otherwise; none for other rows.
+    ``matmul``: how to read it as a product of matrices, where it is one.
     ``sample``: arguments on which the row is tested; ``variants``: more of them, as changes to it.
     """
 
@@ -86,6 +103,8 @@ class Rule:
     channels: tuple[str, ...] = ()
     broadcast: bool = True
     true_gradient: bool = False
+    products: tuple[str, ...] = ()
+    matmul: MatrixProduct | None = None
     sample: Mapping[str, Any] = field(default_factory=dict)
     variants: tuple[Mapping[str, Any], ...] = ()
     source: str = ""
@@ -114,7 +133,7 @@ RuleTable = Mapping[str, Rule]
 _KEYS = {
     "law", "only", "even", "defaults", "dims", "linear", "terms", "elementwise",
     "coefficient", "window", "broadcast", "forward", "backward", "over", "sample", "variants",
-    "source", "like", "true_gradient", "where", "channels",
+    "source", "like", "true_gradient", "where", "channels", "products", "matmul",
 }  # fmt: skip
 
 
@@ -201,12 +220,30 @@ def _rule(operation: str, family: str, row: Mapping[str, Any]) -> Rule:
         window=bool(row.get("window", False)),
         broadcast=bool(row.get("broadcast", True)),
         true_gradient=bool(row.get("true_gradient", False)),
+        products=tuple(row.get("products", _summed_products(row, formulas))),
+        matmul=_matrix_product(row["matmul"]) if "matmul" in row else None,
         coefficient=parse_formula(row.get("coefficient", "1")),
         over=tuple(over) if isinstance(over := row.get("over"), list) else over,
         sample=dict(row.get("sample", {})),
         variants=tuple({**row["sample"], **changes} for changes in row.get("variants", ())),
         source=str(row.get("source", "")),
     )
+
+
+def _summed_products(row: Mapping[str, Any], terms: Mapping[str, sympy.Expr]) -> tuple[str, ...]:
+    linear = tuple(row.get("linear", ()))
+    return linear if len(linear) == 2 and terms.get("out", sympy.S.One) != sympy.S.One else ()
+
+
+_MATRIX_PRODUCT = re.compile(r"(\w+) @ (\w+)(\.T)?(?: \+ (\w+))?")
+
+
+def _matrix_product(text: str) -> MatrixProduct:
+    found = _MATRIX_PRODUCT.fullmatch(text)
+    if found is None:
+        raise ExpressionError(f"{text!r} is not of the form 'left @ right.T + bias'")
+    left, right, transposed, bias = found.groups()
+    return MatrixProduct(left, right, transposed is not None, bias)
 
 
 def _law(row: Mapping[str, Any]) -> Law | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
+from unitify.choices import Choice
 from unitify.report import Report, Share
 
 _SHOWN = 4
@@ -65,7 +66,31 @@ def _left_out(report: Report) -> str:
 def _recipe(report: Report) -> str:
     if report.recipe is None:
         return "none"
-    return f"{report.recipe}, {len(report.casts):,} operations on cast operands"
+    return "\n".join([report.recipe, *_shares(report), *_reasons(report.casts)])
+
+
+def _shares(report: Report) -> list[str]:
+    shares = {name: f"{100 * share:.1f} %" for name, share in report.flop_shares().items()}
+    if not shares or not any(c.is_cast and c.is_product for c in report.casts):
+        return []
+    return [
+        f"{shares['weights']} of linear FLOPs cast ({shares['products']} of all products); "
+        f"{shares['weights_on_fp8']} on FP8 operands"
+    ]
+
+
+def _reasons(casts: tuple[Choice, ...]) -> list[str]:
+    """One line for each reason: what is cast, what is kept, and how many values."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for choice in casts:
+        kind = f"cast to {choice.forward}/{choice.backward}" if choice.is_cast else "kept"
+        why = f"{choice.reason}; simulated: {choice.runs_because}" if choice.runs_because else ""
+        groups.setdefault((kind, why or choice.reason), []).append(choice.value)
+    lines = []
+    for (kind, reason), values in sorted(groups.items(), key=lambda item: item[0][0] == "kept"):
+        more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
+        lines.append(f"{kind} ({reason}): {', '.join(values[:_SHOWN])}{more}")
+    return lines
 
 
 def _seconds(report: Report) -> str:

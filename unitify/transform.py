@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import fx, nn
 from unitify.analysis import analyse
 from unitify.assembly import Part, agreed, assemble, value_name
 from unitify.capture import Capture
-from unitify.cast import Recipe, cast, recipe_named
+from unitify.casting import cast_module
 from unitify.diagnostics import NotExact, Underflow, UnitifyError, UnknownOption
 from unitify.estimates import Estimates
 from unitify.execution import LossFunction
@@ -20,8 +21,11 @@ from unitify.islands import path_of, record
 from unitify.measure import measure
 from unitify.module import UnitScaledModule, adopt_parameters, skeleton_like
 from unitify.plan import ScalePlan, plan
+from unitify.recipe import Recipe
+from unitify.recipe_reader import read_recipe
 from unitify.rewrite import rewrite
 from unitify.rule_table import RuleTable, load_rules
+from unitify.uniform import uniform_plan
 from unitify.verification import Verification
 from unitify.verify import verify_module
 
@@ -39,7 +43,7 @@ def transform(
     loss_fn: LossFunction | None = None,
     scales: str = "analysis",
     batches: Iterable[Any] | None = None,
-    recipe: str | Recipe | None = None,
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | None = None,
     dynamic_shapes: Any = "auto",
     verify: bool = True,
     inplace: bool = False,
@@ -54,7 +58,8 @@ def transform(
       gradient of every output.
     - ``scales``: "analysis" predicts RMS without data; "measured" takes it from ``batches`` (the
       example inputs where there are none).
-    - ``recipe``: what to cast, by name ("fp8") or as a ``Recipe``; None casts nothing.
+    - ``recipe``: what to cast, as ``recipe_reader.read_recipe`` takes it: a name ("fp8"), a name
+      with changes ("fp8,exclude=lm_head"), a table, a TOML file, a ``Recipe``; None casts nothing.
     - ``dynamic_shapes``: "auto" leaves every size free that the model leaves free; else as for
       ``torch.export.export``.
     - ``verify``: compare bitwise with the original, before any cast.
@@ -63,11 +68,11 @@ def transform(
     - ``rules``: rule files or mappings beside the shipped ones.
     - ``on_stage(name, made)`` is called after each stage, with what the stage made.
 
-    Raises ``UnitifyError``: U002 without inputs, U101 to U109 from capture, U501 or U502 where the
-    result is not exact.
+    Raises ``UnitifyError``: U002 without inputs, U101 to U109 from capture, U401 to U404 from the
+    recipe, U501 or U502 where the result is not exact.
     """
     done = on_stage or (lambda _name, _made: None)
-    casts = recipe_named(recipe)
+    casts = read_recipe(recipe)
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
     recorded = record(model, args, kwargs, dynamic_shapes)
@@ -75,9 +80,13 @@ def transform(
     batches = None if batches is None else list(batches)
     parts: dict[str, Part] = {}
     for name, captured in recorded.parts.items():
-        estimates = _estimates(name, captured, scales, batches, loss_fn, table)
-        done(scales, estimates)
-        chosen = agreed(plan(captured, estimates, table), name, captured, parts)
+        if casts is not None and casts.scaling != "unit":
+            planned = uniform_plan(captured, casts.loss_scale)
+        else:
+            estimates = _estimates(name, captured, scales, batches, loss_fn, table)
+            done(scales, estimates)
+            planned = plan(captured, estimates, table)
+        chosen = agreed(planned, name, captured, parts)
         done("plan", chosen)
         parts[name] = captured, rewrite(captured, chosen, table), chosen
     if recorded.whole is not None:
@@ -100,9 +109,7 @@ def transform(
     if inplace:
         adopt_parameters(model, module)
     if casts is not None:
-        for part in module.parts.values():
-            part.take_casts(cast(part.graph, casts, table), casts)
-        module.recipe = casts
+        module.diagnostics = (*module.diagnostics, *cast_module(module, casts, table))
         done("cast", module)
     return module
 

@@ -30,7 +30,12 @@ from unitify.diagnostics.capturing import (
     NothingCaptured,
     OneModeOnly,
 )
-from unitify.diagnostics.casting import UnknownRecipe
+from unitify.diagnostics.casting import (
+    NotInFP8,
+    PatternUnmatched,
+    RecipeInvalid,
+    UnknownRecipe,
+)
 from unitify.diagnostics.diagnostic import Diagnostic, UnitifyError, UnitifyWarning
 from unitify.diagnostics.estimating import NoRule, NotFinite, RuleInvalid, UnknownValue
 from unitify.diagnostics.files import (
@@ -75,6 +80,7 @@ __all__ = [
     "NotCaptured",
     "NotExact",
     "NotFinite",
+    "NotInFP8",
     "NotWritten",
     "NothingCaptured",
     "NothingTransformed",
@@ -82,7 +88,9 @@ __all__ = [
     "OptimizerUnsupported",
     "OutputExists",
     "PackageMissing",
+    "PatternUnmatched",
     "PlanMismatch",
+    "RecipeInvalid",
     "RuleInvalid",
     "ScaleNotAllowed",
     "StateNotMoved",

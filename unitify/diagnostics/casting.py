@@ -21,3 +21,49 @@ class UnknownRecipe(Diagnostic):
     fix: ClassVar[str] = "Known recipes: {known}"
     name: str
     known: str
+
+
+@dataclass(frozen=True)
+class RecipeInvalid(Diagnostic):
+    """What was given as a recipe is none: an unknown key, or a value that its key cannot have.
+
+    Example: ``transform(model, recipe="fp8,exlude=lm_head")``.
+    Fix: the keys are the fields of ``unitify.Recipe``; their values are described there.
+    """
+
+    code: ClassVar[str] = "U402"
+    why: ClassVar[str] = "this is no recipe: {problem}"
+    fix: ClassVar[str] = "The keys are those of unitify.Recipe, described there"
+    problem: str
+
+
+@dataclass(frozen=True)
+class PatternUnmatched(Diagnostic):
+    """A pattern of the recipe matches nothing in the model, so that it changes nothing.
+
+    Example: ``transform(model, recipe="fp8,exclude=lmhead")`` where the module is ``lm_head``.
+    Fix: use a name as ``named_parameters()`` or ``named_modules()`` has it, or an operation.
+    """
+
+    code: ClassVar[str] = "U403"
+    why: ClassVar[str] = "the pattern {pattern!r} of the recipe's {key} matches nothing"
+    fix: ClassVar[str] = "Use the name of a weight, a module, an operation or a value"
+    key: str
+    pattern: str
+
+
+@dataclass(frozen=True)
+class NotInFP8(Diagnostic):
+    """The recipe asks for FP8 arithmetic where device, format or operation has none.
+
+    Example: ``transform(model, recipe="fp8,simulate=false")`` of a model with convolutions.
+    Fix: with ``simulate = "auto"`` the casts are made and such operations multiply the rounded
+    operands in the model's own type; or leave the operation out with ``exclude``.
+    """
+
+    code: ClassVar[str] = "U404"
+    why: ClassVar[str] = "{value} ({operation}) cannot run on FP8 operands: {problem}"
+    fix: ClassVar[str] = 'Use simulate = "auto", or exclude it from the recipe'
+    value: str
+    operation: str
+    problem: str
