@@ -95,9 +95,9 @@ def main() -> None:
             seconds, memory = run(["convert", *arguments, "--recipe", "fp8", "-o", str(target)])
             report = json.loads((target / "report.json").read_text("utf-8"))
             parameters = sum(p.numel() for p in NETS[name].load()[0].parameters())
-            exact = report["verification"]["exact"]
+            exact = report["verification"]["exact_before_casts"]
             lines.append(
-                f"| {name} | {parameters / 1e6:.1f} M | {len(report['cast'])} | {exact} "
+                f"| {name} | {parameters / 1e6:.1f} M | {len(report['casts'])} | {exact} "
                 f"| {seconds:.0f} | {memory:.1f} |"
             )
             print(lines[-1], flush=True)

@@ -199,8 +199,16 @@ def test_other_batch_and_length(name: str) -> None:
 
 def test_other_image_sizes() -> None:
     case = conversion("unet")
-    images = torch.randn(3, 3, 16, 12)
-    assert_same_call(case.model.eval(), case.module.eval(), images)
+    images, masks = torch.randn(3, 3, 16, 12), torch.ones(3, 1, 16, 12)
+    assert_same_call(case.model.eval(), case.module.eval(), images, masks)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_other_lengths_of_a_recurrent_layer(name: str) -> None:
+    case = conversion(name)
+    for batch, length in ((3, 4), (1, 13)):
+        tokens = torch.randint(0, 50, (batch, length))
+        assert_same_call(case.model.eval(), case.module.eval(), tokens)
 
 
 @pytest.mark.parametrize("batch", [2, 5])

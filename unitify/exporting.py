@@ -21,6 +21,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from unitify.autograd_functions import Noted, noted_backward
+from unitify.recurrent import free_length
 from unitify.signature import bind, unbind
 
 
@@ -51,7 +52,12 @@ def export(
     elif isinstance(dynamic_shapes, list | tuple):
         shapes = dict(zip(named, dynamic_shapes, strict=False))
     try:
-        with _called_by_name(model, args, kwargs), _silence(), noted_backward() as noted:
+        with (
+            _called_by_name(model, args, kwargs),
+            _silence(),
+            free_length(),
+            noted_backward() as noted,
+        ):
             program = torch.export.export(model, (), named, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise ExportError from error

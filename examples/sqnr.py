@@ -1,0 +1,131 @@
+"""Signal to quantisation noise of every layer: no data, measurement and dynamic amax side by side.
+
+    python -m examples.sqnr
+
+writes ``docs/results/sqnr.md`` for small models of every kind. A layer is an operation whose
+operands are cast; its noise is that of all casts up to it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+import unitify
+from examples.estimates import LISTED
+from unitify.cast import cast_values
+from unitify.recipe import RECIPES, Recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+import zoo  # noqa: E402
+
+_CAST = torch.ops.unitify.cast.default
+
+#: Label → recipe and where its scales come from.
+VARIANTS: Mapping[str, tuple[str, str]] = {
+    "plain": ("fp8-plain", "analysis"),
+    "dynamic amax": ("fp8-amax", "analysis"),
+    "unit, no data": ("fp8", "analysis"),
+    "unit, measured": ("fp8", "measured"),
+}
+
+
+def simulated(name: str, **changes: Any) -> Recipe:
+    """A named recipe that rounds and multiplies in float32, so that every cast is a node."""
+    return dataclasses.replace(RECIPES[name], simulate=True, **changes)
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a module's graph with its casts or without; keeps results of some operations."""
+
+    def __init__(self, module: fx.GraphModule, kept: frozenset[str], is_exact: bool) -> None:
+        super().__init__(module, garbage_collect_values=True)
+        self.kept, self.is_exact = kept, is_exact
+        self.found: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.target is _CAST and self.is_exact:
+            return self.env[n.args[0]]  # type: ignore[index]
+        result = super().run_node(n)
+        if n.name in self.kept and isinstance(result, Tensor):
+            self.found[n.name] = result.double()
+        return result
+
+
+def layer_sqnr(module: unitify.UnitScaledModule, args: Any, kwargs: Any) -> dict[str, float]:
+    """SQNR in dB of each operation whose operands ``module`` casts: Σx² / Σ(x - x̂)²."""
+    kept = frozenset(cast_values(module.graph))
+    runs = []
+    for is_exact in (True, False):
+        recorder = _Recorder(module, kept, is_exact)
+        with torch.no_grad(), module.running(lambda _, *flat, r=recorder: r.run(*flat)):
+            torch.manual_seed(0)
+            module(*args, **kwargs)
+        runs.append(recorder.found)
+    exact, noisy = runs
+    return {name: decibels(exact[name], noisy[name]) for name in exact}
+
+
+def decibels(exact: Tensor, noisy: Tensor) -> float:
+    """10 log10 of signal power over the power of the error; infinite for none."""
+    error = float((exact - noisy).square().sum())
+    signal = float(exact.square().sum())
+    return 10 * math.log10(signal / error) if error and signal else math.inf
+
+
+def summary(levels: Mapping[str, float]) -> str:
+    """Median and worst."""
+    return f"{statistics.median(levels.values()):.1f} / {min(levels.values()):.1f}"
+
+
+def compared(
+    model: nn.Module, args: Any, kwargs: Any, **changes: Any
+) -> dict[str, dict[str, float]]:
+    """SQNR of every layer, by variant."""
+    found = {}
+    for label, (recipe, scales) in VARIANTS.items():
+        chosen = simulated(recipe, **changes)
+        module = unitify.transform(
+            model, args, kwargs, recipe=chosen, scales=scales, verify=False
+        ).train(model.training)
+        found[label] = layer_sqnr(module, args, kwargs)
+    return found
+
+
+def main() -> None:
+    """Compare the list and write the table."""
+    warnings.simplefilter("ignore")
+    lines = [
+        "# Noise of every layer",
+        "",
+        "`python -m examples.sqnr`",
+        "",
+        "SQNR in dB of the results of all operations whose operands are cast to E4M3, accumulated",
+        "from the inputs: median / worst. Every dimension is cast, divisible by 16 or not.",
+        "",
+        "| model | layers | " + " | ".join(VARIANTS) + " |",
+        "|---|---|" + "---|" * len(VARIANTS),
+    ]
+    for name in LISTED:
+        model, args, kwargs = zoo.build(name)
+        found = compared(model.eval(), args, kwargs, multiple=1)
+        count = len(next(iter(found.values())))
+        cells = [name, str(count), *(summary(levels) for levels in found.values())]
+        lines.append("| " + " | ".join(cells) + " |")
+        print(lines[-1], flush=True)
+    (ROOT / "docs" / "results" / "sqnr.md").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
