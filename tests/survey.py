@@ -138,7 +138,7 @@ def compared(
     model.train(training)
     module.train(training)
     found = unitify.verify(model, module, args, kwargs)
-    with unchanged(model), without_cache(model):
+    with unchanged(model, wholly=True), without_cache(model):
         output = model(*args, **kwargs)
         starts, gradients = backward_starts(output, None)
         torch.autograd.backward(starts, gradients)

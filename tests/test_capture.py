@@ -88,6 +88,23 @@ def test_star_arguments() -> None:
     assert_same_call(model, module, *call, **dict(reversed(kwargs.items())))
 
 
+def test_sizes_of_star_arguments_as_torch_takes_them() -> None:
+    class Stars(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, *tensors: Tensor, **named: Tensor) -> Tensor:
+            return self.linear(sum([*tensors, *named.values()]))
+
+    model, x = Stars(), torch.randn(3, 4)
+    batch = {0: torch.export.Dim("batch")}
+    for shapes in ({"tensors": (batch, batch), "named": {"z": batch}}, "auto"):
+        module = unitify.transform(model, (x, x + 1), {"z": x + 2}, dynamic_shapes=shapes)
+        y = torch.randn(5, 4)
+        assert_same_call(model, module, y, y + 1, z=y + 2)
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -436,12 +453,54 @@ def test_an_input_that_the_model_writes_into() -> None:
 # -- what is refused, warned of or kept ------------------------------------------------------
 
 
+def test_a_model_that_writes_into_its_weights() -> None:
+    """Behind the back of the optimiser, and in units that are no longer the weight's."""
+
+    def forward(m: Forward, x: Tensor) -> Tensor:
+        if not m.training:
+            with torch.no_grad():
+                m.other.weight.mul_(0.5)
+        return m.linear(m.other(x))
+
+    model, x = Forward(forward), torch.randn(4, 8)
+    before = model.other.weight.clone()
+    module = transformed(model, x)
+    assert [d.code for d in module.diagnostics] == ["U103"]
+    assert "writes into its parameter other.weight" in str(module.diagnostics[0])
+    assert same(model.other.weight, before)
+    assert_same_call(model, module, x)
+    islands = transformed(model.eval(), x)
+    assert set(islands.parts) == {"linear", "other"}
+    assert_same_call(model, islands, x)
+
+
+def test_a_capture_that_differs_is_warned_of() -> None:
+    def forward(m: Forward, x: Tensor) -> Tensor:
+        return m.linear(x) * (2.0 if torch.compiler.is_exporting() else 3.0)
+
+    with pytest.warns(unitify.UnitifyWarning, match="U110 .* output 0"):
+        module = unitify.transform(Forward(forward), (torch.randn(4, 8),))
+    assert module.verification is not None
+    assert module.verification.exact
+
+
+def test_rounding_is_not_warned_of() -> None:
+    """Attention with no mask and with a causal one take other kernels."""
+    model, args, kwargs = zoo.build("llama")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", unitify.UnitifyWarning)
+        module = unitify.transform(model, args, kwargs)
+    assert module.verification is not None
+    assert module.verification.model_differences
+
+
 def test_lost_checkpointing_is_noted() -> None:
     config = transformers.LlamaConfig(**zoo.zoo_transformers.MAIN["llama"][1])
     model = transformers.LlamaForCausalLM(config)
     model.gradient_checkpointing_enable()
     tokens = torch.randint(0, 99, (2, 6))
-    module = transformed(model.train(), input_ids=tokens, labels=tokens)
+    with pytest.warns(unitify.UnitifyWarning, match="U107"):
+        module = unitify.transform(model.train(), (), {"input_ids": tokens, "labels": tokens})
     assert [d.code for d in module.diagnostics] == ["U107"]
 
 

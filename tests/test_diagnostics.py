@@ -190,6 +190,14 @@ def _(path: Path) -> None:
     capture(Forward(lambda m, x: Doubled.apply(m.linear(x))), (X,), {})
 
 
+@triggers("U110")
+def _(path: Path) -> Found:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        return self.linear(x) * (2.0 if torch.compiler.is_exporting() else 3.0)
+
+    return list(unitify.transform(Forward(forward), (X,)).diagnostics)
+
+
 @triggers("U201")
 def _(path: Path) -> None:
     unitify.transform(factories.mlp(), rules=[{"mine.f.default": {"law": {"out": "x +* y"}}}])

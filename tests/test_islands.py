@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -122,7 +123,8 @@ def built(name: str) -> tuple[nn.Module, tuple[Any, ...], AssembledModule]:
     if name == "branch":
         with torch.no_grad():
             model.first[0].bias += 1.0
-    module = unitify.transform(model, args, scales="measured")
+    with pytest.warns(unitify.UnitifyWarning, match="U1"):
+        module = unitify.transform(model, args, scales="measured")
     assert isinstance(module, AssembledModule)
     return model, args, module
 
@@ -249,7 +251,8 @@ def test_training(name: str) -> None:
 def test_an_island_called_in_other_ways() -> None:
     torch.manual_seed(0)
     model, x = Called(), torch.randn(3, 4, 8)
-    module = unitify.transform(model, (x,), scales="measured")
+    with pytest.warns(unitify.UnitifyWarning, match="U10"):
+        module = unitify.transform(model, (x,), scales="measured")
     assert set(module.parts) == {"block"}
     with pytest.warns(unitify.UnitifyWarning, match="U104"):
         assert_same(model, module, (x,))
@@ -263,6 +266,43 @@ def test_attributes_and_hooks_of_an_island_are_there() -> None:
     assert seen == ["left"]
     assert module.get_submodule("left").out_features == 4
     assert isinstance(module.get_submodule("first")[2], nn.Dropout)
+
+
+def test_verification_is_of_the_whole_too() -> None:
+    """What lies between islands is compared as well: the same code around the captured graphs."""
+    model, args, module = built("tied")
+    found = unitify.verify(model, module, args)
+    names = {name for name, _ in model.named_parameters()}
+    assert found.exact
+    assert found.compared > 2 * len(names)
+    module.host.body.register_forward_hook(lambda _m, _a, y: y * 1.5)
+    found = unitify.verify(model, module, args)
+    assert not found.exact
+    assert {d.name for d in found.differences} <= {"output 0", *(f"gradient of {n}" for n in names)}
+
+
+class Caching(Branch):
+    """Returns a cache when it is asked for one, as Hugging Face models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(use_cache=True)
+
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> dict[str, Any]:
+        found = super().forward(x, shift)
+        return {**found, "cache": x} if self.config.use_cache else found
+
+
+def test_a_cache_is_left_out() -> None:
+    torch.manual_seed(0)
+    model, x = Caching(), torch.randn(4, 8)
+    with pytest.warns(unitify.UnitifyWarning, match="U101"):
+        module = unitify.transform(model, (x,))
+    assert "U108" in {d.code for d in module.diagnostics}
+    assert module.verification is not None
+    assert not module.verification.model_differences
+    assert set(module(x)) == {"y"}
+    assert model.config.use_cache
 
 
 class Unusable(nn.Module):

@@ -20,6 +20,7 @@ from torch import fx, nn
 from unitify.capture import Capture, parameter_aliases
 from unitify.choices import Choice
 from unitify.diagnostics import Diagnostic, InputMismatch, UnitifyError, UnitifyWarning
+from unitify.exporting import switch_off_cache
 from unitify.islands import OTHER_MODE, path_of
 from unitify.module import UnitScaledModule
 from unitify.ops import rescale
@@ -103,11 +104,27 @@ def assemble(
 ) -> AssembledModule:
     """The module of ``parts`` around a copy of ``model``, whose weights become stored ones."""
     host = copy.deepcopy(model)
+    switch_off_cache(host)
     scales = joined({name: part[2] for name, part in parts.items()}, host).parameters
     with torch.no_grad():
         for name, parameter in host.named_parameters():
             parameter.div_(scales[name].fwd)
     return AssembledModule(host, parts, diagnostics)
+
+
+def unscaled(model: nn.Module, module: UnitScaledModule) -> AssembledModule:
+    """``model`` with the captured graphs in place of the islands of ``module``, all true."""
+    return assemble(
+        model,
+        {
+            name: (
+                part.capture,
+                copy.deepcopy(part.capture.graph),
+                ScalePlan({}, dict.fromkeys(part.capture.aliases, Scale())),
+            )
+            for name, part in module.parts.items()
+        },
+    )
 
 
 def value_name(part: str, value: str) -> str:

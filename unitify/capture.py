@@ -36,7 +36,7 @@ from unitify.diagnostics import (
     UnitifyError,
 )
 from unitify.exporting import ExportError, export, without_cache
-from unitify.functional import remove_mutation
+from unitify.functional import remove_mutation, written_argument
 from unitify.inline import inline_regions
 from unitify.modes import merge_modes
 from unitify.signature import CallSignature, Leaf, bind, register_dataclasses
@@ -320,6 +320,12 @@ def _flat_graph(
             graph.erase_node(node)
     open_composites(graph)
     remove_mutation(graph)
+    for node in graph.nodes:
+        written = written_argument(node)
+        if written is not None and written.op == "get_attr" and written.target in aliases:
+            # A weight of another scale would be written, behind the back of the optimiser.
+            name, reason = type(model).__name__, f"it writes into its parameter {written.target}"
+            raise UnitifyError(NotCaptured(where=name, module=name, reason=reason))
     graph.eliminate_dead_code()
     graph.lint()
     return _with_portable_names(graph), tuple(leaves), constants

@@ -40,17 +40,7 @@ def export(
     """
     signature = inspect.signature(model.forward)
     named = bind(signature, args, kwargs)
-    shapes = dynamic_shapes
-    if isinstance(dynamic_shapes, str):
-
-        def free(leaf: Any) -> Any:
-            if not isinstance(leaf, torch.Tensor):
-                return None
-            return dict.fromkeys(range(leaf.dim()), Dim.AUTO)
-
-        shapes = pytree.tree_map(free, named)
-    elif isinstance(dynamic_shapes, list | tuple):
-        shapes = dict(zip(named, dynamic_shapes, strict=False))
+    shapes = _by_name(dynamic_shapes, signature, named)
     try:
         with (
             _called_by_name(model, args, kwargs),
@@ -63,6 +53,33 @@ def export(
         raise ExportError from error
     _forget_this_file(program.graph_module)
     return program, noted
+
+
+def _by_name(shapes: Any, signature: inspect.Signature, named: dict[str, Any]) -> Any:
+    """``dynamic_shapes`` by the names of ``bind``, from any of the forms that torch takes."""
+    if isinstance(shapes, str):
+
+        def free(leaf: Any) -> Any:
+            if not isinstance(leaf, torch.Tensor):
+                return None
+            return dict.fromkeys(range(leaf.dim()), Dim.AUTO)
+
+        return pytree.tree_map(free, named)
+    if isinstance(shapes, list | tuple):
+        return dict(zip(named, shapes, strict=False))
+    if not isinstance(shapes, dict):
+        return shapes
+    # Of *args and **kwargs torch takes the shapes together; each has a name of its own here.
+    spread: dict[str, Any] = {}
+    for name, shape in shapes.items():
+        parameter = signature.parameters.get(name)
+        if parameter is not None and parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            spread |= {f"{name}_{i}": item for i, item in enumerate(shape or ())}
+        elif parameter is not None and parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            spread |= shape or {}
+        else:
+            spread[name] = shape
+    return {name: spread.get(name) for name in named}
 
 
 def _forget_this_file(graph_module: torch.fx.GraphModule) -> None:
@@ -128,12 +145,18 @@ def _called_by_name(
 @contextlib.contextmanager
 def without_cache(model: nn.Module) -> Iterator[bool]:
     """Generation caches (``config.use_cache``) switched off inside; yields whether any was on."""
-    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
-    caching = [c for c in configs.values() if getattr(c, "use_cache", False) is True]
-    for config in caching:
-        config.use_cache = False
+    caching = switch_off_cache(model)
     try:
         yield bool(caching)
     finally:
         for config in caching:
             config.use_cache = True
+
+
+def switch_off_cache(model: nn.Module) -> list[Any]:
+    """Set ``config.use_cache`` to False throughout ``model``; returns the configs that had it."""
+    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    caching = [c for c in configs.values() if getattr(c, "use_cache", False) is True]
+    for config in caching:
+        config.use_cache = False
+    return caching

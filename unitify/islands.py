@@ -21,12 +21,14 @@ from torch.utils import _pytree as pytree
 from unitify.capture import Capture, capture, nothing_captured
 from unitify.diagnostics import (
     AliasedMutation,
+    CacheLeftOut,
     Diagnostic,
     GradientLost,
     NotCaptured,
     UnitifyError,
 )
 from unitify.execution import unchanged
+from unitify.exporting import without_cache
 
 #: Failures of a capture that its submodules may not have.
 _LOCAL = (NotCaptured, GradientLost, AliasedMutation)
@@ -73,7 +75,10 @@ def record(
     except UnitifyError as error:
         if not all(isinstance(d, _LOCAL) for d in error.diagnostics):
             raise
-        return _islands(model, args, kwargs, dynamic_shapes, error)
+        with without_cache(model) as cached:
+            found = _islands(model, args, kwargs, dynamic_shapes, error)
+        notes = [CacheLeftOut(where=type(model).__name__)] if cached else []
+        return dataclasses.replace(found, diagnostics=(*found.diagnostics, *notes))
     return Recording(model, _with_twin("", captured), captured.diagnostics)
 
 
@@ -190,7 +195,7 @@ def _observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         handles.append(module.register_forward_hook(after))
     try:
         # Without gradients, so that nothing a module keeps of the run holds on to a graph.
-        with unchanged(model), torch.no_grad(), use:
+        with unchanged(model, wholly=True), torch.no_grad(), use:
             model(*args, **kwargs)
     except Exception as error:
         raise nothing_captured(f"it does not run: {type(error).__name__}: {error}") from error

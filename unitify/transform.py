@@ -13,7 +13,7 @@ from unitify.analysis import analyse
 from unitify.assembly import Part, agreed, assemble, value_name
 from unitify.capture import Capture
 from unitify.casting import cast_module
-from unitify.diagnostics import NotExact, Underflow, UnitifyError, UnknownOption
+from unitify.diagnostics import NotExact, UnitifyError, UnknownOption, warn_of_losses
 from unitify.estimates import Estimates
 from unitify.execution import LossFunction
 from unitify.inputs import as_inputs, given_or_inferred
@@ -27,7 +27,7 @@ from unitify.rewrite import rewrite
 from unitify.rule_table import RuleTable, load_rules
 from unitify.uniform import uniform_plan
 from unitify.verification import Verification
-from unitify.verify import verify_module
+from unitify.verify import notes_on, verify_module
 
 SCALES = ("analysis", "measured")
 
@@ -68,6 +68,8 @@ def transform(
     - ``rules``: rule files or mappings beside the shipped ones.
     - ``on_stage(name, made)`` is called after each stage, with what the stage made.
 
+    Warns (``UnitifyWarning``) of what is not kept: submodules left alone, one mode, checkpointing.
+
     Raises ``UnitifyError``: U002 without inputs, U101 to U109 from capture, U401 to U404 from the
     recipe, U501 or U502 where the result is not exact.
     """
@@ -102,10 +104,9 @@ def transform(
         if not result.exact:
             differences = "; ".join(str(d) for d in result.differences[:3])
             raise UnitifyError(NotExact(where=type(model).__name__, differences=differences))
-        if result.underflows:
-            note = Underflow(tensors=len(result.underflows), first=str(result.underflows[0]))
-            module.diagnostics = (*module.diagnostics, note)
+        module.diagnostics += notes_on(result, type(model).__name__)
         module.verification = result
+    warn_of_losses(module.diagnostics)
     if inplace:
         adopt_parameters(model, module)
     if casts is not None:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from unitify.assembly import value_name
-from unitify.diagnostics import Diagnostic
+from unitify.assembly import AssembledModule, unscaled, value_name
+from unitify.diagnostics import CaptureDiffers, Diagnostic, Underflow
 from unitify.execution import (
     LossFunction,
     backward_starts,
@@ -54,6 +54,17 @@ def verify_module(
     return replace(run, exact=run.exact and not findings, findings=findings)
 
 
+def notes_on(result: Verification, where: str) -> tuple[Diagnostic, ...]:
+    """What a user has to know of a result that is exact: U503, and U110 where capture differs."""
+    notes: list[Diagnostic] = []
+    if result.underflows:
+        notes.append(Underflow(tensors=len(result.underflows), first=str(result.underflows[0])))
+    differing = [d for d in result.model_differences if not (d.is_rounding or d.is_underflow)]
+    if differing:
+        notes.append(CaptureDiffers(where=where, tensors=len(differing), first=str(differing[0])))
+    return tuple(notes)
+
+
 def verify_by_running(
     model: nn.Module,
     module: UnitScaledModule,
@@ -64,7 +75,8 @@ def verify_by_running(
 ) -> Verification:
     """Run ``model``, its captured graph and ``module`` on the same inputs; compare bitwise.
 
-    An island is run on the inputs that it was captured with.
+    Islands are run one by one, on the inputs that they were captured with, and then together, by
+    the code around them, against the captured graphs in their places.
     """
     captured: dict[str, Tensor] = {}
     stored: dict[str, Tensor] = {}
@@ -76,21 +88,20 @@ def verify_by_running(
         found = _stored_results(part, part.flat_call, flat, loss, seed)
         captured |= {value_name(name, key): tensor for key, tensor in expected.items()}
         stored |= {value_name(name, key): tensor for key, tensor in found.items()}
+    named, spec = pytree.tree_flatten((args, kwargs))
+    in_islands = any(path_of(name) for name in module.parts)
+    eager = _model_results(model, named, spec, loss_fn, seed, wholly=in_islands)
+    own = captured
+    if tuple(module.parts) != ("",):
+        own = _assembled_results(module, named, spec, loss_fn, seed)
+        if in_islands:
+            plain = unscaled(model, module)
+            captured |= _assembled_results(plain, named, spec, loss_fn, seed)
+            stored |= own
     differing = _compare(captured, stored)
     differences = tuple(d for d in differing if not d.is_underflow)
-    named, spec = pytree.tree_flatten((args, kwargs))
-    eager = _model_results(model, named, spec, loss_fn, seed)
     # Where the model keeps gradients from its inputs there is nothing to compare.
-    skipped = {k for k in captured if k.startswith("gradient of input") and k not in eager}
-    if tuple(module.parts) != ("",):
-
-        def assembled(inputs: list[Any]) -> Any:
-            given, keywords = pytree.tree_unflatten(inputs, spec)
-            return module(*given, **keywords)
-
-        own = _stored_results(module, assembled, named, loss_fn, seed)
-    else:
-        own = captured
+    skipped = {k for k in own if k.startswith("gradient of input") and k not in eager}
     return Verification(
         exact=not differences,
         compared=len(captured),
@@ -100,12 +111,27 @@ def verify_by_running(
     )
 
 
+def _assembled_results(
+    module: UnitScaledModule,
+    inputs: list[Any],
+    spec: pytree.TreeSpec,
+    loss_fn: LossFunction | None,
+    seed: int,
+) -> dict[str, Tensor]:
+    def run(given: list[Any]) -> Any:
+        args, kwargs = pytree.tree_unflatten(given, spec)
+        return module(*args, **kwargs)
+
+    return _stored_results(module, run, inputs, loss_fn, seed)
+
+
 def _model_results(
     model: nn.Module,
     inputs: list[Any],
     spec: pytree.TreeSpec,
     loss_fn: LossFunction | None,
     seed: int,
+    wholly: bool,
 ) -> dict[str, Tensor]:
     parameters = {
         name: parameter.detach().requires_grad_(parameter.requires_grad)
@@ -121,7 +147,7 @@ def _model_results(
             args, kwargs = pytree.tree_unflatten([_detached(x) for x in given], spec)
             return torch.func.functional_call(model, parameters, args, kwargs, tie_weights=True)
 
-    with unchanged(model, seed), without_cache(model):
+    with unchanged(model, seed, wholly), without_cache(model):
         return _results(run, inputs, parameters, model, loss_fn)
 
 
@@ -149,7 +175,8 @@ def _stored_results(
     seed: int,
 ) -> dict[str, Tensor]:
     """The results of a module on stored values, its parameters' gradients true again."""
-    with unchanged(module, seed):
+    host = module.host if isinstance(module, AssembledModule) else None
+    with unchanged(host or module, seed, wholly=host is not None):
         own: dict[str, Tensor] = dict(module.named_parameters())
         stored = _results(run, inputs, own, module, loss_fn)
     for name in own:
@@ -201,13 +228,17 @@ def _compare(expected: dict[str, Tensor], found: dict[str, Tensor]) -> tuple[Dif
         a, b = expected[name], found[name]
         if a.shape == b.shape and a.dtype == b.dtype and _equal(a, b):
             continue
-        largest, scale, smallest = float("inf"), 1.0, 0.0
+        largest, scale, smallest, precision = float("inf"), 1.0, 0.0, 0.0
         if a.shape == b.shape:
             largest = float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
             scale = float(a.double().square().mean().sqrt()) or 1.0
         if a.is_floating_point() and a.dtype == b.dtype:
             smallest = torch.finfo(a.dtype).smallest_normal
-        differences.append(Difference(name, largest, largest / scale, largest < smallest))
+            precision = torch.finfo(a.dtype).eps ** 0.5
+        relative = largest / scale
+        differences.append(
+            Difference(name, largest, relative, largest < smallest, relative < precision)
+        )
     return tuple(sorted(differences, key=lambda d: -d.relative))
 
 

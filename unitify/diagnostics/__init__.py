@@ -22,6 +22,7 @@ from unitify.diagnostics import (
 from unitify.diagnostics.capturing import (
     AliasedMutation,
     CacheLeftOut,
+    CaptureDiffers,
     CheckpointingLost,
     FrozenDimension,
     GradientLost,
@@ -36,7 +37,12 @@ from unitify.diagnostics.casting import (
     RecipeInvalid,
     UnknownRecipe,
 )
-from unitify.diagnostics.diagnostic import Diagnostic, UnitifyError, UnitifyWarning
+from unitify.diagnostics.diagnostic import (
+    Diagnostic,
+    UnitifyError,
+    UnitifyWarning,
+    warn_of_losses,
+)
 from unitify.diagnostics.estimating import NoRule, NotFinite, RuleInvalid, UnknownValue
 from unitify.diagnostics.files import (
     CheckpointUnreadable,
@@ -65,6 +71,7 @@ __all__ = [
     "AliasedMutation",
     "BatchesNeeded",
     "CacheLeftOut",
+    "CaptureDiffers",
     "CheckpointUnreadable",
     "CheckpointingLost",
     "Diagnostic",
@@ -104,6 +111,7 @@ __all__ = [
     "UnsafeCheckpoint",
     "WrongFactor",
     "all_diagnostics",
+    "warn_of_losses",
 ]
 
 #: The stages' files, in the order of their codes.

@@ -20,6 +20,7 @@ class NotCaptured(Diagnostic):
     """
 
     code: ClassVar[str] = "U101"
+    is_loss: ClassVar[bool] = True
     why: ClassVar[str] = "{module} cannot be captured whole: {reason}"
     fix: ClassVar[str] = "Its submodules are transformed one by one; this part is left alone"
     module: str
@@ -53,6 +54,7 @@ class OneModeOnly(Diagnostic):
     """
 
     code: ClassVar[str] = "U103"
+    is_loss: ClassVar[bool] = True
     why: ClassVar[str] = "only {mode} mode was captured: {reason}"
     fix: ClassVar[str] = "Call model.{other}() first and transform again to use that mode"
     mode: str
@@ -114,6 +116,7 @@ class CheckpointingLost(Diagnostic):
     """
 
     code: ClassVar[str] = "U107"
+    is_loss: ClassVar[bool] = True
     why: ClassVar[str] = "activation checkpointing is not kept in the graph"
     fix: ClassVar[str] = "Results are the same; expect more memory in training"
 
@@ -146,6 +149,27 @@ class GradientLost(Diagnostic):
     """
 
     code: ClassVar[str] = "U109"
+    is_loss: ClassVar[bool] = True
     why: ClassVar[str] = "{function} has a backward pass of its own, which export would drop"
     fix: ClassVar[str] = "Register it with torch.library.custom_op and register_autograd"
     function: str
+
+
+@dataclass(frozen=True)
+class CaptureDiffers(Diagnostic):
+    """The captured graph does not compute what the model computes when it runs by itself.
+
+    Bitwise the result is the captured graph; that one differs from the model by more than other
+    kernels round (the square root of the type's precision, relative to a tensor's RMS).
+
+    Example: a model that draws random numbers from NumPy, or looks at how it is being run.
+    Fix: compare the two on your data; if they have to be equal, give the model as it is in use
+    (its mode, its options) and inputs for which it takes its usual way.
+    """
+
+    code: ClassVar[str] = "U110"
+    is_loss: ClassVar[bool] = True
+    why: ClassVar[str] = "while recorded the model differs in {tensors} tensors, first {first}"
+    fix: ClassVar[str] = "Compare module and model on your own data before you rely on it"
+    tensors: int
+    first: str

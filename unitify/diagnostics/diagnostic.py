@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -14,6 +16,8 @@ class Diagnostic:
     code: ClassVar[str] = ""
     why: ClassVar[str] = ""
     fix: ClassVar[str] = ""
+    #: Does ``transform`` warn of it, because something of the model is not kept?
+    is_loss: ClassVar[bool] = False
 
     #: Module path, value name or file, and the user's source line where known.
     where: str = field(default="", kw_only=True)
@@ -66,3 +70,14 @@ class UnitifyError(Exception):
 
 class UnitifyWarning(UserWarning):
     """Something that was left alone, or is not what it seems."""
+
+
+def warn_of_losses(diagnostics: Iterable[Diagnostic]) -> None:
+    """One ``UnitifyWarning`` for each code under which something of the model is not kept."""
+    found: dict[str, list[Diagnostic]] = {}
+    for diagnostic in diagnostics:
+        if diagnostic.is_loss:
+            found.setdefault(diagnostic.code, []).append(diagnostic)
+    for first, *others in found.values():
+        more = f" ({len(others)} more of the kind in .diagnostics)" if others else ""
+        warnings.warn(UnitifyWarning(f"{first}{more}"), stacklevel=3)
