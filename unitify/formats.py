@@ -85,6 +85,10 @@ FORMATS = {
 }  # fmt: skip
 
 
+#: Types to which torch converts as IEEE 754 does, infinities, NaN and overflow included.
+_IEEE = (torch.float16, torch.bfloat16)
+
+
 def quantise(
     x: Tensor, format: Format, saturate: bool = True, generator: torch.Generator | None = None
 ) -> Tensor:
@@ -100,6 +104,8 @@ def quantise(
     has one, everything else of the kind is NaN, also in INT8, whose codes could not say so.
     (Plain conversion would hide it: on the CPU infinity becomes the largest value of E4M3.)
     """
+    if not saturate and generator is None and x.dtype == torch.float32 and format.dtype in _IEEE:
+        return x.to(format.dtype).to(x.dtype)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     if saturate or not format.nans:
         rounded = _rounded(wide.clamp(-format.largest, format.largest), format, generator)
