@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from unitify.formats import FORMATS, Format, quantise
-from unitify.ops import DECOMPOSITIONS, register_decompositions
+from unitify.ops import DECOMPOSITIONS, PLAIN, register_decompositions
 
 _library = torch.library.Library("unitify", "FRAGMENT")
 _library.define(
@@ -94,7 +94,7 @@ class _Cast(torch.autograd.Function):
     ) -> Tensor:
         ctx.backward_cast = (backward, "", backward_exponent, 0, amax, saturate)
         ctx.set_materialize_grads(False)
-        if not forward and type(x) in (Tensor, torch.nn.Parameter):
+        if not forward and type(x) in PLAIN:
             return x.view_as(x)
         with torch._C._AutoDispatchBelowAutograd():
             result: Tensor = torch.ops.unitify.cast.default(

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from unitify.formats import FORMATS
-from unitify.ops import DECOMPOSITIONS, register_decompositions
+from unitify.ops import DECOMPOSITIONS, PLAIN, register_decompositions
 from unitify.scaled_mm import decode, encode, product
 
 _library = torch.library.Library("unitify", "FRAGMENT")
@@ -77,7 +77,14 @@ class _FP8Linear(torch.autograd.Function):
                 (x.dtype, weight.dtype, bias.dtype if bias is not None else None),
             )
             ctx.backward_format, ctx.exponents = backward, exponents
-            return _output(left, right, bias, x, exponents[0] + exponents[1])
+            if type(x) in PLAIN:
+                return _output(left, right, bias, x, exponents[0] + exponents[1])
+            # While a graph is recorded it stays one operator, which brings its backward pass along.
+            # Codes are written down a second time; a compiler sees that they are the same.
+            result: Tensor = torch.ops.unitify.fp8_linear.default(
+                x, weight, bias, forward, backward, exponents
+            )
+            return result
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]

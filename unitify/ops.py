@@ -33,7 +33,7 @@ class _Rescale(torch.autograd.Function):
         ctx.forward_factor, ctx.backward_factor = forward, backward
         # No gradient stays no gradient: an optimiser tells it from zero.
         ctx.set_materialize_grads(False)
-        if type(x) in _PLAIN:
+        if type(x) in PLAIN:
             # No one records this call, so it need not go through the dispatcher again.
             return x.view_as(x) if forward == 1.0 else scaled(x, forward)
         with torch._C._AutoDispatchBelowAutograd():
@@ -53,7 +53,8 @@ class _Rescale(torch.autograd.Function):
         return result, None, None
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+#: Types of tensors that hold data and are not being recorded.
+PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _rescale_autograd(x: Tensor, forward: float, backward: float) -> Tensor:
