@@ -28,7 +28,8 @@ ORDER = """
     moments counts formula_moments linear_moments sampled_moments
     forward_moments backward_moments analysis measure
     cast_error passage noise_moments noise measured_noise budget
-    plan uniform scale_classes rewrite cast lowering module casting assembly optimizers optim
+    plan operand_casts uniform scale_classes rewrite
+    cast lowering module casting assembly optimizers optim
     equation validation verify transform
     optimizer_state rebase readings monitor
     state_dict rebuild explain checkpoint pretrained folder report targets convert table cli

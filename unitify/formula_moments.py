@@ -43,6 +43,17 @@ def formula_gradient(
     return found if laid == shape else Moment(found.mean.flatten(), found.square.flatten())
 
 
+def formula_gain(
+    operation: Operation, rule: Rule, operands: Mapping[str, Moment], name: str
+) -> Tensor:
+    """E[(∂y/∂x)²] of one operand: the mean square of its gradient where the result's is one.
+
+    As the row states it: per element of the result in a ``broadcast`` row, of the operand in others.
+    """
+    unit = Moment(torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64))
+    return _evaluated(operation, rule, rule.backward[name], {**operands, "grad": unit})[1]
+
+
 def along_channels(shape: tuple[int, ...], ndim: int) -> tuple[int, ...]:
     """``shape`` (one entry) as that of an operand along dimension 1 of ``ndim``."""
     return (*shape, *[1] * (ndim - 2)) if len(shape) == 1 else shape
