@@ -93,7 +93,9 @@ class AssembledModule(UnitScaledModule):
         }
         made = AssembledModule(copy.deepcopy(self.host, memo), parts, self.diagnostics)
         for name, part in self.parts.items():
-            made.parts[name].recipe, made.parts[name]._casts = part.recipe, part.casts
+            copied = made.parts[name]
+            copied.recipe, copied._casts = part.recipe, part.casts
+            copied.is_inference = made.is_inference = part.is_inference
         made.recipe, made.verification = self.recipe, self.verification
         memo[id(self)] = made
         return made
@@ -232,7 +234,9 @@ def _forward_of(
                 try:
                     return part(*args, **kwargs)
                 except UnitifyError as error:
-                    if is_whole or not isinstance(error.diagnostics[0], InputMismatch):
+                    # The module's own code needs weights, which codes have taken the place of.
+                    alone = is_whole or part.is_inference
+                    if alone or not isinstance(error.diagnostics[0], InputMismatch):
                         raise
                     warnings.warn(UnitifyWarning(str(error)), stacklevel=2)
                 return _with_true_parameters(module, graphs[0].plan, args, kwargs)
