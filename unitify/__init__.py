@@ -8,6 +8,7 @@ from unitify.diagnostics import Diagnostic, UnitifyError, UnitifyWarning
 from unitify.estimates import Rms
 from unitify.folder import load
 from unitify.module import UnitScaledModule
+from unitify.monitor import Monitor, monitor
 from unitify.plan import Scale, ScalePlan
 from unitify.rebase import Rebase, rebase_
 from unitify.rebuild import rebuild
@@ -20,6 +21,7 @@ __all__ = [
     "Capture",
     "Choice",
     "Diagnostic",
+    "Monitor",
     "Rebase",
     "Recipe",
     "Rms",
@@ -32,6 +34,7 @@ __all__ = [
     "__version__",
     "estimate",
     "load",
+    "monitor",
     "optim",
     "rebase_",
     "rebuild",
