@@ -59,7 +59,10 @@ def row(name: str) -> str:
         return "| " + " | ".join([*line, "-"]) + " |"
     double = conversion(name, torch.float64)
     true = results(double.unscaled(), double, "eager", training=False)
-    line.append(f"{max(relative(true[key], expected[key]) for key in true):.1e}")
+    top = max(float(t.abs().max()) for t in true.values())
+    # A gradient that is zero but for rounding (a key's bias) has no digits to compare.
+    held = [key for key, t in true.items() if float(t.abs().max()) > 1e-9 * top]
+    line.append(f"{max(relative(true[key], expected[key]) for key in held):.1e}")
     return "| " + " | ".join(line) + " |"
 
 
