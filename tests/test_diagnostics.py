@@ -257,6 +257,12 @@ def _(path: Path) -> None:
     unitify.transform(nn.Conv1d(16, 16, 3), torch.randn(2, 16, 8), recipe="fp8,simulate=false")
 
 
+@triggers("U405")
+def _(path: Path) -> Found:
+    recipe = "fp8-auto,multiple=1,min_sqnr=90"
+    return list(unitify.transform(factories.mlp(), recipe=recipe).diagnostics)
+
+
 @triggers("U501")
 def _(path: Path) -> None:
     model = nn.Linear(64, 8, bias=False)

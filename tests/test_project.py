@@ -22,14 +22,15 @@ ORDER = """
     version diagnostics estimates verification rounding formats snr layout ops
     cast_operator scaled_mm fp8_linear recipe recipe_reader
     expressions schema rule_table samples
-    signature functional inline modes autograd_functions composite recurrent exporting capture inputs
+    signature functional inline modes autograd_functions composite recurrent exporting
+    capture inputs
     dimensions laws extremes execution islands
     operation flops residual choices
     moments counts formula_moments linear_moments sampled_moments
     forward_moments backward_moments analysis measure
     cast_error passage noise_moments noise measured_noise budget
     plan operand_casts uniform scale_classes rewrite
-    cast lowering module casting assembly optimizers optim
+    cast lowering folding headroom noise_bound module assembly casting optimizers optim
     equation validation verify transform
     optimizer_state rebase readings monitor
     state_dict rebuild explain checkpoint pretrained folder report targets convert table cli

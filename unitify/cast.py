@@ -8,7 +8,7 @@ result behind it; with ``values = "all"`` every value is cast where it is stored
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -65,11 +65,12 @@ class _Caster:
     def __init__(self, recipe: Recipe) -> None:
         exponent = math.frexp(recipe.scale)[1] - 1
         amax = recipe.scaling == "amax"
-        self.options: tuple[Any, ...] = (exponent, exponent, amax, recipe.saturate)
+        self.exponent = exponent
+        self.options: tuple[Any, ...] = (amax, recipe.saturate)
         self.graph = fx.Graph()
         self.placed: dict[fx.Node, fx.Node] = {}
-        #: Casts of operands that are there already, by operand and format.
-        self.operands: dict[tuple[fx.Node, str], fx.Node] = {}
+        #: Casts of operands that are there already, by operand, format and exponent.
+        self.operands: dict[tuple[fx.Node, str, int], fx.Node] = {}
 
     def copy(self, node: fx.Node) -> fx.Node:
         made = self.graph.node_copy(node, lambda n: self.placed[n])
@@ -79,29 +80,35 @@ class _Caster:
 
     def value(self, node: fx.Node, made: fx.Node, choice: Choice) -> None:
         """Cast a stored value for all of its users."""
-        self.placed[node] = self._insert(made, choice.forward, choice.backward)
+        formats = choice.forward, choice.backward
+        self.placed[node] = self._insert(made, *formats, self.exponent)
 
     def product(self, node: fx.Node, made: fx.Node, choice: Choice, rules: RuleTable) -> None:
         """Cast the operands of a product, and the gradient of its result."""
         rule = rules[operation_name(node)]
         arguments = named_arguments(made)
+        *exponents, of_gradient = choice.exponents or (self.exponent,)
+        headroom = iter(exponents)
         with self.graph.inserting_before(made):
-            for name in rule.products:
+            for name in (n for n in arguments if n in rule.products):
                 argument = fx.node.map_arg(
-                    arguments[name], lambda n: self._operand(n, choice.forward)
+                    arguments[name], lambda n: self._operand(n, choice.forward, headroom)
                 )
                 set_argument(made, name, argument)
-        self.placed[node] = self._insert(made, "", choice.backward)
+        self.placed[node] = self._insert(made, "", choice.backward, of_gradient)
 
-    def _operand(self, operand: fx.Node, format: str) -> fx.Node:
+    def _operand(self, operand: fx.Node, format: str, headroom: Iterator[int]) -> fx.Node:
         if not is_scalable(operand) or not format:
             return operand
-        if (operand, format) not in self.operands:
-            self.operands[operand, format] = self._insert(operand, format, "")
-        return self.operands[operand, format]
+        exponent = next(headroom, self.exponent)
+        key = operand, format, exponent
+        if key not in self.operands:
+            self.operands[key] = self._insert(operand, format, "", exponent)
+        return self.operands[key]
 
-    def _insert(self, node: fx.Node, forward: str, backward: str) -> fx.Node:
-        made = self.graph.call_function(_CAST, (node, forward, backward, *self.options))
+    def _insert(self, node: fx.Node, forward: str, backward: str, exponent: int) -> fx.Node:
+        arguments = (node, forward, backward, exponent, exponent, *self.options)
+        made = self.graph.call_function(_CAST, arguments)
         made.meta = dict(node.meta)
         return made
 

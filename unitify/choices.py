@@ -16,7 +16,7 @@ from unitify.diagnostics import Diagnostic, PatternUnmatched
 from unitify.dimensions import shape_of
 from unitify.extremes import extreme_values
 from unitify.flops import flops
-from unitify.formats import Format
+from unitify.formats import FORMATS, Format
 from unitify.laws import holds_tensors, is_scalable
 from unitify.recipe import Recipe
 from unitify.residual import branch_ends
@@ -33,6 +33,10 @@ class Choice:
     - ``is_product``: is it a sum of products (linear, matmul, convolution, attention)?
       ``has_weight``: of an operand that is a weight or made from weights alone?
     - ``flops``: of one forward call, for products
+    - ``exponents``: headroom of each operand of a product and of its gradient, log2: x is cast as
+      2^e · round(x / 2^e); zeros where empty
+    - ``noise``: of a product, where it was predicted: E[error²] / E[value²] that its casts add to
+      the output which they harm most
     - ``runs``: of a product that is cast: "fp8" where FP8 operands are multiplied, "simulated"
       where they are rounded, and multiplied in the model's own type; ``runs_because`` says why
     """
@@ -45,6 +49,8 @@ class Choice:
     is_product: bool = False
     has_weight: bool = False
     flops: int = 0
+    exponents: tuple[int, ...] = ()
+    noise: float = 0.0
     runs: str = ""
     runs_because: str = ""
 
@@ -54,14 +60,21 @@ class Choice:
         return bool(self.forward or self.backward)
 
 
-def flop_share(choices: Iterable[Choice], *, weights_only: bool = False, runs: str = "") -> float:
-    """The share of product FLOPs that are cast (and run as ``runs`` says, if it does).
+def flop_share(
+    choices: Iterable[Choice], *, weights_only: bool = False, runs: str = "", bits: int = 8
+) -> float:
+    """The share of product FLOPs whose operands are cast to formats of at most ``bits``.
 
-    ``weights_only``: of products with a weight alone, as linear layers are. NaN of none at all.
+    ``runs``: of those that run so alone. ``weights_only``: of products with a weight alone, as
+    linear layers are. NaN where there is none at all.
     """
     counted = [c for c in choices if c.is_product and (c.has_weight or not weights_only)]
     total = sum(c.flops for c in counted)
-    cast = sum(c.flops for c in counted if c.is_cast and (not runs or c.runs == runs))
+    cast = sum(
+        c.flops
+        for c in counted
+        if c.forward and FORMATS[c.forward].bits <= bits and (not runs or c.runs == runs)
+    )
     return cast / total if total else float("nan")
 
 

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from unitify.choices import Choice
 from unitify.diagnostics import FolderDamaged, NotWritten, OutputExists, UnitifyError
 from unitify.module import UnitScaledModule
 from unitify.plan import ScalePlan
@@ -45,6 +46,7 @@ class Converted:
     plan: ScalePlan
     weights: Mapping[str, Tensor]
     recipe: Mapping[str, Any] | None
+    casts: tuple[Choice, ...] | None = None
 
     @property
     def huggingface(self) -> Path | None:
@@ -108,6 +110,7 @@ def read(path: Path) -> Converted:
         plan=ScalePlan.from_json(document),
         weights=_read_weights(path / WEIGHTS),
         recipe=document.get("recipe"),
+        casts=_casts(path, document.get("casts")),
     )
 
 
@@ -136,6 +139,7 @@ def load(
         example_inputs,
         example_kwargs,
         recipe=found.recipe,
+        casts=found.casts,
         rules=rules,
     )
 
@@ -184,6 +188,8 @@ def _write_files(
         hashed.append(f"{HUGGINGFACE}/{companion.name}")
     recipe = module.recipe.as_table() if module.recipe is not None else None
     document: dict[str, Any] = {"format": FORMAT, **module.plan.to_json(), "recipe": recipe}
+    if recipe is not None:
+        document["casts"] = [asdict(choice) for choice in module.casts if choice.is_product]
     document["versions"] = {**document["versions"], **versions}
     document["source"] = dict(source)
     document["sha256"] = {name: sha256(folder / name) for name in hashed}
@@ -223,6 +229,15 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             return {**weights, **{name: weights[of] for name, of in tied.items()}}
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise _damaged(path, str(error)) from error
+
+
+def _casts(path: Path, rows: Any) -> tuple[Choice, ...] | None:
+    try:
+        if rows is None:
+            return None
+        return tuple(Choice(**{**row, "exponents": tuple(row["exponents"])}) for row in rows)
+    except (TypeError, KeyError) as error:
+        raise _damaged(path, f"its casts are none ({error})") from None
 
 
 def _read_plan(path: Path) -> dict[str, Any]:

@@ -34,6 +34,18 @@ def measure(
     Raises ``UnitifyError`` (U003) for an empty list.
     """
     tally = Tally()
+    measure_into(tally, capture, batches, loss_fn, seed)
+    return tally.estimates(capture)
+
+
+def measure_into(
+    tally: Tally,
+    capture: Capture,
+    batches: Iterable[list[Any]] | None = None,
+    loss_fn: LossFunction | None = None,
+    seed: int = 0,
+) -> None:
+    """Show ``tally`` every floating value and gradient over ``batches``, as ``measure`` does."""
     given = [list(capture.example)] if batches is None else batches
     count = 0
     with unchanged(capture.model, seed):
@@ -42,7 +54,6 @@ def measure(
             count += 1
     if not count:
         raise UnitifyError(BatchesNeeded())
-    return tally.estimates(capture)
 
 
 class Tally:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from unitify.assembly import Part, assemble, plan_of
 from unitify.casting import cast_module
+from unitify.choices import Choice
 from unitify.diagnostics import KeysDiffer, UnitifyError
 from unitify.inputs import given_or_inferred
 from unitify.islands import record
@@ -36,6 +37,7 @@ def rebuild(
     example_kwargs: Mapping[str, Any] | None = None,
     *,
     recipe: str | Mapping[str, Any] | Recipe | None = None,
+    casts: Iterable[Choice] | None = None,
     dynamic_shapes: Any = "auto",
     rules: Iterable[Any] = (),
 ) -> UnitScaledModule:
@@ -43,12 +45,13 @@ def rebuild(
 
     ``model``: a model of the class that was transformed; its weights do not matter, and are not
     changed. ``state_dict``: stored weights. ``example_inputs`` and the options are those of
-    ``transform``; with a ``recipe`` its casts are there again.
+    ``transform``; with a ``recipe`` its casts are there again. ``casts``: ``module.casts``, which
+    recipes need that choose by what they see (``fp8-auto``).
 
-    Raises ``UnitifyError``: U401 for an unknown recipe, U301 or U302 where the plan does not belong
-    to the model, U603 where the weights do not.
+    Raises ``UnitifyError``: U401 or U402 for a recipe that is none, U301 or U302 where the plan
+    does not belong to the model, U603 where the weights do not.
     """
-    casts = read_recipe(recipe)
+    rounding = read_recipe(recipe)
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
     recorded = record(model, args, kwargs, dynamic_shapes)
@@ -62,8 +65,8 @@ def rebuild(
     else:
         module = assemble(model, parts, recorded.diagnostics)
     take_over(module, state_dict)
-    if casts is not None:
-        cast_module(module, casts, table)
+    if rounding is not None:
+        cast_module(module, rounding, table, made=casts)
     return module
 
 

@@ -112,8 +112,9 @@ def _problems(recipe: Recipe) -> list[str]:
             found.append(f"{name} is {value!r}, not a power of two")
         elif value != 1.0 and recipe.scaling != scaling:
             found.append(f"{name} goes with scaling = {scaling!r}, not {recipe.scaling!r}")
-    if recipe.scaling != "unit" and recipe.headroom != "none":
-        found.append(f"headroom goes with scaling = 'unit', not {recipe.scaling!r}")
+    is_chosen = recipe.headroom != "none" or recipe.min_sqnr is not None
+    if is_chosen and (recipe.scaling != "unit" or recipe.values == "all"):
+        found.append("headroom and min_sqnr go with scaling = 'unit' and values = 'contractions'")
     return found
 
 
@@ -140,6 +141,7 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("fp8-fnuz", E4M3FNUZ, E5M2FNUZ),
         # Blake et al. 2024 (arXiv 2407.17465): the operands of these two grow while training.
         Recipe("fp8-mixed", E4M3, E5M2, branch_ends=BF16),
+        Recipe("fp8-auto", E4M3, E5M2, headroom="normal", min_sqnr=20.0),
         _FP16,
         Recipe("bf16", BF16, BF16, values="all", saturate=False),
         _FP8_PLAIN,

@@ -96,7 +96,7 @@ class Report:
         }
 
     def flop_shares(self) -> dict[str, float]:
-        """Share of FLOPs that are cast, or run on FP8 operands; without a recipe nothing.
+        """Share of FLOPs on operands of at most eight bits, and multiplied so; none without any.
 
         Of "products" of all kinds, and of those with a "weight" alone.
         """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from unitify.choices import Choice
+from unitify.choices import Choice, flop_share
 from unitify.report import Report, Share
 
 _SHOWN = 4
@@ -71,11 +71,11 @@ def _recipe(report: Report) -> str:
 
 def _shares(report: Report) -> list[str]:
     shares = {name: f"{100 * share:.1f} %" for name, share in report.flop_shares().items()}
-    if not shares or not any(c.is_cast and c.is_product for c in report.casts):
+    if not shares or not flop_share(report.casts):
         return []
     return [
-        f"{shares['weights']} of linear FLOPs cast ({shares['products']} of all products); "
-        f"{shares['weights_on_fp8']} on FP8 operands"
+        f"{shares['weights']} of linear FLOPs on eight bits ({shares['products']} of all "
+        f"products); {shares['weights_on_fp8']} multiplied so"
     ]
 
 

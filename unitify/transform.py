@@ -12,7 +12,7 @@ from torch import fx, nn
 from unitify.analysis import analyse
 from unitify.assembly import Part, agreed, assemble, value_name
 from unitify.capture import Capture
-from unitify.casting import cast_module
+from unitify.casting import Evidence, cast_module
 from unitify.diagnostics import NotExact, UnitifyError, UnknownOption, warn_of_losses
 from unitify.estimates import Estimates
 from unitify.execution import LossFunction
@@ -81,13 +81,14 @@ def transform(
     done("capture", recorded.whole or recorded)
     batches = None if batches is None else list(batches)
     parts: dict[str, Part] = {}
+    found: dict[str, Estimates] = {}
     for name, captured in recorded.parts.items():
         if casts is not None and casts.scaling != "unit":
             planned = uniform_plan(captured, casts.loss_scale)
         else:
-            estimates = _estimates(name, captured, scales, batches, loss_fn, table)
-            done(scales, estimates)
-            planned = plan(captured, estimates, table)
+            found[name] = _estimates(name, captured, scales, batches, loss_fn, table)
+            done(scales, found[name])
+            planned = plan(captured, found[name], table)
         chosen = agreed(planned, name, captured, parts)
         done("plan", chosen)
         parts[name] = captured, rewrite(captured, chosen, table), chosen
@@ -107,12 +108,21 @@ def transform(
         module.diagnostics += notes_on(result, type(model).__name__)
         module.verification = result
     warn_of_losses(module.diagnostics)
+    if casts is not None:
+        flat = {n: _flat(n, c, batches) for n, c in recorded.parts.items()} if batches else {}
+        evidence = Evidence(found, flat, loss_fn)
+        module.diagnostics = (*module.diagnostics, *cast_module(module, casts, table, evidence))
+        done("cast", module)
     if inplace:
         adopt_parameters(model, module)
-    if casts is not None:
-        module.diagnostics = (*module.diagnostics, *cast_module(module, casts, table))
-        done("cast", module)
     return module
+
+
+def _flat(name: str, captured: Capture, batches: list[Any]) -> list[list[Any]]:
+    """Flat inputs of a part; an island has the inputs that it received."""
+    if path_of(name):
+        return [list(captured.example)]
+    return [captured.flat_inputs(*as_inputs(batch)) for batch in batches]
 
 
 def _estimates(

@@ -32,6 +32,7 @@ from unitify.diagnostics.capturing import (
     OneModeOnly,
 )
 from unitify.diagnostics.casting import (
+    BoundMissed,
     NotInFP8,
     PatternUnmatched,
     RecipeInvalid,
@@ -70,6 +71,7 @@ from unitify.diagnostics.verifying import NotExact, Underflow, WrongFactor
 __all__ = [
     "AliasedMutation",
     "BatchesNeeded",
+    "BoundMissed",
     "CacheLeftOut",
     "CaptureDiffers",
     "CheckpointUnreadable",

@@ -53,6 +53,21 @@ class PatternUnmatched(Diagnostic):
 
 
 @dataclass(frozen=True)
+class BoundMissed(Diagnostic):
+    """Not even with every product in BF16 does an output keep the asked signal to noise.
+
+    Example: ``transform(model, recipe="fp8-auto,min_sqnr=90")``.
+    Fix: ask for less; what is predicted is the most that the formats leave.
+    """
+
+    code: ClassVar[str] = "U405"
+    why: ClassVar[str] = "it is predicted to keep {predicted} dB, {asked} were asked for"
+    fix: ClassVar[str] = "Ask for less with min_sqnr"
+    asked: float
+    predicted: float
+
+
+@dataclass(frozen=True)
 class NotInFP8(Diagnostic):
     """The recipe asks for FP8 arithmetic where device, format or operation has none.
 

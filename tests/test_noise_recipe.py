@@ -1,0 +1,183 @@
+"""Recipes that choose by what they see: headroom, and how much noise an output may carry."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import unitify
+from unitify import folder
+from unitify.choices import flop_share
+from unitify.diagnostics import UnitifyError
+from unitify.formats import E4M3, E5M2, quantise
+from unitify.headroom import measured_distributions
+from unitify.snr import Histogram, best_scale
+
+
+class Deep(nn.Module):
+    """Layers of which some add more noise to the output than others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(4))
+        self.wide, self.last = nn.Linear(64, 256), nn.Linear(256, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + 0.3 * torch.tanh(layer(x))
+        y: Tensor = self.last(F.gelu(self.wide(x)))
+        return y
+
+
+def deep() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return Deep(), torch.randn(256, 64)
+
+
+def with_outliers() -> Tensor:
+    """Unit normal but for a few elements far beyond E4M3's 448."""
+    torch.manual_seed(0)
+    x = torch.randn(512, 32)
+    x[::64, 0] = 4000.0
+    return x
+
+
+def sqnr(found: Tensor, true: Tensor) -> float:
+    return 10 * math.log10(float(true.square().sum() / (found - true).square().sum()))
+
+
+def test_measured_headroom_spares_outliers() -> None:
+    x = with_outliers()
+    model = nn.Linear(32, 16, bias=False)
+    true = model(x)
+    found = {}
+    for headroom in ("none", "normal", "measured"):
+        recipe = {"base": "fp8", "headroom": headroom}
+        module = unitify.transform(model, (x / 64,), recipe=recipe, scales="measured", batches=[x])
+        (choice,) = (c for c in module.casts if c.is_product)
+        found[headroom] = sqnr(module(x), true), choice.exponents
+    assert found["measured"][1][0] >= 4
+    assert found["measured"][0] > found["none"][0] + 10
+    assert found["normal"][1][1:] == (0, 0)
+
+
+def test_headroom_is_where_signal_to_noise_is_best() -> None:
+    x = with_outliers()
+    model = nn.Linear(32, 16, bias=False)
+    recipe = {"base": "fp8", "headroom": "measured", "simulate": True}
+    module = unitify.transform(model, (x,), recipe=recipe, scales="measured", batches=[x])
+    (choice,) = (c for c in module.casts if c.is_product)
+    of_x, of_weight, _ = choice.exponents
+    histogram = Histogram.of(x)
+    assert 2.0**of_x == best_scale(E4M3, histogram.rms, histogram)
+    stored = module.get_parameter("weight").detach()
+    rounded = quantise(stored / 2.0**of_weight, E4M3) * 2.0**of_weight
+    scale = module.plan.parameters["weight"].fwd
+    expected = F.linear(quantise(x / 2.0**of_x, E4M3) * 2.0**of_x, rounded * scale)
+    assert torch.equal(module(x), expected)
+
+
+def test_distributions_are_those_of_the_batches() -> None:
+    model, x = deep()
+    module = unitify.transform(model, (x,), recipe="fp8")
+    batches = [[x], [4 * x]]
+    found = measured_distributions(module.casts, module.capture, batches)
+    histogram = found["x", 0]
+    both = torch.cat([x, 4 * x]).double()
+    assert isinstance(histogram, Histogram)
+    assert sum(histogram.counts) == both.numel()
+    assert histogram.rms == pytest.approx(float(both.square().mean().sqrt()), rel=0.01)
+    assert ("linear", 1) in found
+
+
+@pytest.mark.parametrize("simulate", [True, "auto"])
+def test_headroom_runs_on_codes(simulate: str | bool) -> None:
+    x = with_outliers()
+    model = nn.Linear(32, 16, bias=False)
+    recipe = {"base": "fp8", "headroom": "measured", "simulate": simulate}
+    module = unitify.transform(model, (x,), recipe=recipe, scales="measured", batches=[x])
+    twin = unitify.transform(
+        model, (x,), recipe={**recipe, "simulate": True}, scales="measured", batches=[x]
+    )
+    torch.testing.assert_close(module(x), twin(x))
+    assert torch.equal(module.to_inference()(x), module(x))
+
+
+def auto(bound: float) -> unitify.UnitScaledModule:
+    model, x = deep()
+    return unitify.transform(model, (x,), recipe=f"fp8-auto,min_sqnr={bound}", scales="measured")
+
+
+def test_a_tighter_bound_leaves_more_in_bf16() -> None:
+    model, x = deep()
+    true = model(x)
+    shares, measured = [], []
+    for bound in (10, 30, 36, 45):
+        module = auto(bound)
+        assert not module.diagnostics
+        shares.append(flop_share(module.casts))
+        measured.append(sqnr(module(x), true))
+        # What is predicted with no data is what is measured, within 3 dB.
+        assert measured[-1] > bound - 3
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] == 1.0
+    assert 0.0 < shares[2] < 1.0
+    assert measured == sorted(measured)
+
+
+def test_every_product_is_told_its_noise() -> None:
+    choices = [c for c in auto(36).casts if c.is_product]
+    assert all(c.noise > 0 for c in choices)
+    left = {c.value for c in choices if c.forward == "bf16"}
+    assert left
+    assert all("36 dB" in c.reason for c in choices if c.value in left)
+    assert {c.forward for c in choices} == {"bf16", "e4m3"}
+
+
+def test_it_survives_the_disk(tmp_path: Path) -> None:
+    module = auto(36)
+    _, x = deep()
+    folder.write(tmp_path / "out", module, {})
+    again = unitify.load(tmp_path / "out", Deep(), (x,))
+    assert again.casts == module.casts
+    assert torch.equal(again(x), module(x))
+    given = module.state_dict(), module.plan, (x,)
+    rebuilt = unitify.rebuild(Deep(), *given, recipe=module.recipe, casts=module.casts)
+    assert torch.equal(rebuilt(x), module(x))
+    with pytest.raises(UnitifyError, match="U402"):
+        unitify.rebuild(Deep(), *given, recipe="fp8-auto")
+
+
+def test_in_place_it_chooses_the_same() -> None:
+    """Noise is predicted from true weights, also where the module takes them over."""
+    model, x = deep()
+    expected = unitify.transform(model, (x,), recipe="fp8-auto,min_sqnr=36")
+    module = unitify.transform(
+        copy.deepcopy(model), (x,), recipe="fp8-auto,min_sqnr=36", inplace=True
+    )
+    assert module.casts == expected.casts
+    assert torch.equal(module(x), expected(x))
+
+
+def test_gradients_have_headroom_of_their_own() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Linear(32, 16, bias=False), torch.randn(64, 32)
+    gradient = torch.randn(64, 16)
+    gradient[0, 0] = 1e7
+    recipe = {"base": "fp8", "headroom": "measured", "simulate": True}
+    module = unitify.transform(
+        model, (x,), recipe=recipe, scales="measured", loss_fn=lambda y: (y * gradient).sum()
+    )
+    (choice,) = (c for c in module.casts if c.is_product)
+    module(x).backward(gradient)
+    scale = module.plan.values["linear"].bwd * 2.0 ** choice.exponents[2]
+    arriving = quantise(gradient / scale, E5M2) * scale
+    weight = module.get_parameter("weight")
+    found = weight.grad * module.plan.parameters["weight"].bwd
+    assert torch.equal(found, arriving.t() @ quantise(x, E4M3))
