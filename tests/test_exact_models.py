@@ -63,7 +63,7 @@ def test_exact_in_other_precisions(name: str, dtype: torch.dtype) -> None:
 
 
 #: Of the survey (``make survey``) those that differ most from the zoo's own models.
-UNLIKE = ["mamba", "deberta_v2", "whisper", "swin", "convbert", "bloom", "deepseek_v3"]
+UNLIKE = ["mamba", "deberta_v2", "whisper", "bloom", "deepseek_v3"]
 
 
 @pytest.mark.parametrize("name", UNLIKE)

@@ -86,17 +86,18 @@ def backward_starts(output: Any, loss_fn: LossFunction | None) -> tuple[list[Ten
 def unchanged(model: nn.Module, seed: int = 0, wholly: bool = False) -> Iterator[None]:
     """A fixed seed inside; random state and buffers as before afterwards.
 
-    ``wholly``: parameters and plain attributes of modules, too, for Python code that may change
-    them. A captured graph does not.
+    ``wholly``: parameters, their ``.grad`` (none inside) and plain attributes of modules, too, for
+    Python code that may change them. A captured graph does not.
     """
     buffers = {name: b.detach().clone() for name, b in model.named_buffers() if not b.is_meta}
-    weights = [
-        (p, p.detach().clone(), p._version) for p in model.parameters() if wholly and not p.is_meta
-    ]
+    parameters = [p for p in model.parameters() if wholly and not p.is_meta]
+    weights = [(p, p.detach().clone(), p._version, p.grad) for p in parameters]
     attributes = {m: dict(vars(m)) for m in model.modules() if wholly}
     devices = {p.device.index or 0 for p in model.parameters() if p.is_cuda}
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
+        for parameter in parameters:
+            parameter.grad = None
         try:
             yield
         finally:
@@ -106,6 +107,7 @@ def unchanged(model: nn.Module, seed: int = 0, wholly: bool = False) -> Iterator
             with torch.no_grad():
                 for name, held in buffers.items():
                     model.get_buffer(name).copy_(held)
-                for parameter, held, version in weights:
+                for parameter, held, version, gradient in weights:
+                    parameter.grad = gradient
                     if parameter._version != version:
                         parameter.copy_(held)
