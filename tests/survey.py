@@ -100,10 +100,10 @@ class Row:
 def surveyed(name: str, scales: str = "analysis") -> Row:
     """Transform and compare the architecture of this name; an error becomes part of the row."""
     model, args, kwargs = zoo.build(name)
-    start = time.perf_counter()
+    start = time.process_time()
 
     def row(**found: Any) -> Row:
-        return Row(name, time.perf_counter() - start, **found)
+        return Row(name, time.process_time() - start, **found)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -170,7 +170,7 @@ def table(rows: Iterable[Row]) -> str:
         f"{len(rows)} architectures: {len(whole)} whole, {len(islands)} in islands, "
         f"{len(rows) - len(whole) - len(islands)} refused; {len(exact)} exact.",
         "",
-        "| model | captured | tensors | outputs bitwise | gradients bitwise | eagerly | seconds |",
+        "| model | captured | tensors | outputs bitwise | gradients bitwise | eagerly | CPU seconds |",
         "|---|---|--:|---|---|---|--:|",
     ]
     for row in rows:
