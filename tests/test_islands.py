@@ -281,6 +281,77 @@ def test_verification_is_of_the_whole_too() -> None:
     assert {d.name for d in found.differences} <= {"output 0", *(f"gradient of {n}" for n in names)}
 
 
+class Recomputed(torch.autograd.Function):
+    """Runs a module again in its backward pass, which adds to the weights' gradients itself."""
+
+    @staticmethod
+    def forward(ctx: Any, module: nn.Module, x: Tensor) -> Tensor:
+        ctx.module = module
+        ctx.save_for_backward(x)
+        return module(x).detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor | None]:
+        assert ctx.module.training
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            ctx.module(x).backward(gradient)
+        return None, x.grad
+
+
+class Reversible(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.inside = nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Recomputed.apply(self.inside, self.before(x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_backward_pass_in_python(training: bool) -> None:
+    """Its gradients are compared too; where it refuses to run there are none."""
+    torch.manual_seed(0)
+    model, x = Reversible().train(training), torch.randn(4, 8)
+    with pytest.warns(unitify.UnitifyWarning, match="U109"):
+        module = unitify.transform(model, (x,), scales="measured")
+    assert set(module.parts) == {"before", "inside"}
+    assert module.verification is not None
+    assert not module.verification.model_differences
+    assert all(parameter.grad is None for parameter in model.parameters())
+    if training:
+        assert_same(model, module, (x,))
+        assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+class OwnSeed(nn.Module):
+    """No two runs are the same, whatever the seed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.other = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(torch.seed() % 2**60)
+        y = self.other(x)
+        x = self.linear(x)
+        return (F.dropout(x) if x.sum().item() < 1e9 else x), y
+
+
+def test_what_is_drawn_anew_cannot_be_compared() -> None:
+    torch.manual_seed(0)
+    model, x = OwnSeed(), torch.randn(64, 8)
+    with pytest.warns(unitify.UnitifyWarning) as warned:
+        module = unitify.transform(model, (x,))
+    assert {str(w.message)[:4] for w in warned} == {"U101", "U110"}
+    found = module.verification
+    assert found is not None
+    assert found.exact
+    differing = {d.name for d in found.model_differences}
+    assert {"output 0", "gradient of linear.weight"} <= differing
+    assert not {"output 1", "gradient of other.weight"} & differing
+
+
 class Caching(Branch):
     """Returns a cache when it is asked for one, as Hugging Face models do."""
 
