@@ -343,3 +343,19 @@ def test_what_is_refused(pair: Pair, code: str, arguments: dict[str, Any]) -> No
     with pytest.raises(UnitifyError) as caught:
         unitify.rebase_(pair[1], None, **arguments)
     assert caught.value.code == code
+
+
+def test_a_module_for_inference_has_nothing_to_move() -> None:
+    module = unitify.transform(nn.Sequential(nn.Linear(16, 16)), (torch.randn(4, 16),))
+    with pytest.raises(UnitifyError) as caught:
+        unitify.rebase_(module.to_inference(), None, [torch.randn(4, 16)])
+    assert caught.value.code == "U009"
+
+
+def test_a_baseline_has_no_scales_to_choose() -> None:
+    x = torch.randn(4, 16)
+    module = unitify.transform(nn.Sequential(nn.Linear(16, 16)), (x,), recipe="fp8-plain")
+    before, expected = module.plan, module(x)
+    assert unitify.rebase_(module, None, [64 * x]).values == 0
+    assert module.plan == before
+    assert torch.equal(module(x), expected)

@@ -95,7 +95,8 @@ def monitor(
     Calls with gradients enabled are counted (every micro-batch is one). A record is complete when
     the backward pass that follows its call is; results and gradients are those of any other call.
 
-    The other calls cost two hooks each; a call that is read costs a few eager ones.
+    A call that is read costs about two eager ones (1.6 to 2 measured on language models of width
+    256 and 64); the others two Python hooks, which is not measurable.
 
     Raises ``UnitifyError``: U001 for an option that cannot be, U009 where nothing is transformed,
     U606 where ``path`` cannot be written.

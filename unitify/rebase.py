@@ -91,12 +91,15 @@ def rebase_(
     old over the new scale, which the result names. Casts are placed anew by the module's recipe.
 
     Raises ``UnitifyError``, having changed nothing: U003 without batches, U007 and U008 for an
-    optimiser or a state whose units are not known, U009 where nothing is transformed.
+    optimiser or a state whose units are not known, U009 where nothing that can be trained is
+    transformed.
     """
     if scales not in SCALES:
         choices = ", ".join(SCALES)
         raise UnitifyError(UnknownOption(option="scales", value=scales, choices=choices))
-    wholes = transformed(module)
+    wholes = [whole for whole in transformed(module) if not whole.is_inference]
+    if not wholes:
+        raise UnitifyError(NothingTransformed(module="a module for inference alone"))
     optimizers = _many(optimizer)
     rows = [units if units is not None else units_of(type(o)) for o in optimizers]
     for one, row in zip(optimizers, rows, strict=True):

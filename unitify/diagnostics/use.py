@@ -149,7 +149,8 @@ class StateNotMoved(Diagnostic):
 class NothingTransformed(Diagnostic):
     """The module holds nothing that ``unitify.transform`` made.
 
-    Example: ``unitify.monitor(model)`` with the original model in place of the transformed one.
+    Example: ``unitify.monitor(model)`` with the original model in place of the transformed one;
+    ``unitify.rebase_(module.to_inference(), …)``, whose weights are codes.
     Fix: pass the result of ``transform``, or a module around it.
     """
 
