@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import factories
 import pytest
 import torch
 import torch.nn.functional as F
 import zoo
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from typer.testing import CliRunner, Result
 
 import unitify
 from unitify.capture import Capture, capture
 from unitify.choices import Choice, Patterns, choose, flop_share
+from unitify.cli import app
 from unitify.diagnostics import UnitifyError
 from unitify.formats import BF16, E4M3, E5M2
 from unitify.recipe import FP8, RECIPES, Recipe
@@ -178,7 +185,7 @@ def test_every_floating_value_has_a_choice_and_a_reason() -> None:
     assert set(products) - set(kept) == {"linear", "linear_1", "conv1d", "linear_4"}
     assert {"matmul", "matmul_1", "linear_2", "linear_3"} == set(kept)
     assert kept["matmul"].startswith("a product of activations")
-    assert kept["linear_2"] == "a width of 10 is not divisible by 16"
+    assert kept["linear_2"] == "a width of 10 is not divisible by 16 (multiple = 1 casts)"
     assert products["linear"].forward == "e4m3"
     assert products["linear"].backward == "e5m2"
 
@@ -385,3 +392,56 @@ def test_the_module_tells_what_was_cast() -> None:
     assert choices["conv1d"].runs == "simulated"
     assert choices["conv1d"].runs_because == "it is not one product of two matrices"
     assert unitify.transform(Several(), torch.randint(0, 48, (2, 16))).casts == ()
+
+
+# -- from the command line ------------------------------------------------------------------
+
+
+@pytest.fixture
+def converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    monkeypatch.chdir(tmp_path)
+    save_file(factories.mlp().state_dict(), tmp_path / "mlp.safetensors")
+    start = ["convert", "mlp.safetensors", "--model", "factories:mlp", "-o", "out"]
+    return lambda *arguments: CliRunner().invoke(app, [*start, *arguments])
+
+
+def test_convert_tells_what_was_cast(converted: Callable[..., Result]) -> None:
+    result = converted("--recipe", "fp8,multiple=1,exclude=2")
+    assert result.exit_code == 0, result.output
+    shown = " ".join(result.stdout.replace("│", " ").split())
+    assert "cast to e4m3/e5m2 (a sum of products): linear" in shown
+    assert "kept (excluded by '2'): linear_1" in shown
+    assert "66.7 % of linear FLOPs on eight bits" in shown
+    report = json.loads(Path("out/report.json").read_text())
+    assert [c["value"] for c in report["casts"]] == ["linear"]
+    assert [c["value"] for c in report["kept_products"]] == ["linear_1"]
+    module = unitify.load("out", factories.mlp())
+    assert module.recipe == read_recipe("fp8,multiple=1,exclude=2")
+
+
+def test_the_project_names_the_recipe(converted: Callable[..., Result]) -> None:
+    Path("pyproject.toml").write_text('[tool.unitify]\nrecipe = "fp8,multiple=1"')
+    assert converted().exit_code == 0
+    assert json.loads(Path("out/report.json").read_text())["recipe"] == "fp8,multiple=1"
+
+
+@pytest.mark.parametrize("recipe", ["fp8,exlude=a", "none.toml", "fp9"])
+def test_a_wrong_recipe_is_one_line(converted: Callable[..., Result], recipe: str) -> None:
+    result = converted("--recipe", recipe)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert not Path("out").exists()
+
+
+# -- in the documentation -----------------------------------------------------------------------
+
+
+def test_the_page_names_every_recipe_and_key() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text("utf-8")
+    for name in (*RECIPES, *(field.name for field in dataclasses.fields(Recipe))):
+        assert f"`{name}`" in page, name
+    for text in re.findall(r'recipe="([^"]+)"|--recipe (\S+)', page):
+        assert read_recipe(text[0] or text[1]) is not None
+    for block in re.findall(r"```toml\n(.+?)```", page, re.DOTALL):
+        assert read_recipe(tomllib.loads(block)["tool"]["unitify"]["recipe"]) is not None

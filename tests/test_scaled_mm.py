@@ -272,6 +272,18 @@ def test_products_with_numbers_or_vectors_stay() -> None:
     }
 
 
+def test_the_graph_beneath_is_still_the_original() -> None:
+    """Verified after the fact, a module on codes is found to differ by its casts alone."""
+    real, twin, x = pair()
+    for module in (real, twin):
+        found = unitify.verify(module.capture.model, module, (x,))
+        assert not found.findings
+        assert not found.exact
+    rescale = next(n for n in real.graph.nodes if operation_name(n) == "unitify.rescale.default")
+    rescale.args = (rescale.args[0], 2.0 * rescale.args[1], rescale.args[2])
+    assert {d.code for d in unitify.verify(real.capture.model, real, (x,)).findings} == {"U502"}
+
+
 # -- export and compilation -----------------------------------------------------------------------
 
 

@@ -207,12 +207,15 @@ class _Chooser:
         for operand in weights or operands:
             for width in _widths(operand, rule):
                 if width % self.recipe.multiple:
-                    return "", "", f"a width of {width} is not divisible by {self.recipe.multiple}"
+                    return "", "", self._odd(width)
         if node.name in self.kept:
             return "", "", self.kept[node.name]
         if self.recipe.branch_ends is not None and node in self.ends:
             return *_both(self.recipe.branch_ends), "the last product of a residual branch"
         return self.recipe.forward.name, self.recipe.backward.name, "a sum of products"
+
+    def _odd(self, width: int) -> str:
+        return f"a width of {width} is not divisible by {self.recipe.multiple} (multiple = 1 casts)"
 
     # -- all other values -----------------------------------------------------------------
 

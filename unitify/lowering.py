@@ -16,13 +16,14 @@ import torch
 from torch import fx
 
 import unitify.fp8_linear  # registers unitify::fp8_linear
+from unitify.capture import Capture
 from unitify.choices import Choice
 from unitify.diagnostics import NotInFP8, UnitifyError
 from unitify.formats import FORMATS
 from unitify.recipe import Recipe
 from unitify.rule_table import MatrixProduct, RuleTable
 from unitify.scaled_mm import multiplies
-from unitify.schema import named_arguments
+from unitify.schema import named_arguments, operation_name, set_argument
 
 _CAST = torch.ops.unitify.cast.default
 _FP8_LINEAR = torch.ops.unitify.fp8_linear.default
@@ -64,6 +65,39 @@ def lower(
     if refused:
         raise UnitifyError(*refused)
     return made, tuple(noted)
+
+
+def without_codes(graph: fx.Graph, capture: Capture, rules: RuleTable) -> fx.Graph:
+    """``graph`` with the operations of ``capture`` in the place of products on FP8 operands.
+
+    Their operands are not cast then: what is left can be compared with the capture, node by node.
+    """
+    originals = {node.name: node for node in capture.graph.nodes}
+    made = fx.Graph()
+    placed: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op == "output":
+            made.output(fx.node.map_arg(node.args[0], lambda n: placed[n]))
+            continue
+        if node.target is not _FP8_LINEAR:
+            placed[node] = made.node_copy(node, lambda n: placed[n])
+            continue
+        original = originals[node.name]
+        matmul = rules[operation_name(original)].matmul
+        assert matmul is not None
+        left, right, bias = node.args[:3]
+        if not matmul.is_transposed:
+            (right,) = right.all_input_nodes
+        given = {matmul.left: left, matmul.right: right, matmul.bias or "": bias}
+        operands = {name: placed[n] for name, n in given.items() if n is not None}
+        # Numbers stay as they are; operands are put in by name below.
+        anyone = dict.fromkeys(original.all_input_nodes, placed[left])
+        put = made.node_copy(original, anyone.__getitem__)
+        for name, operand in operands.items():
+            set_argument(put, name, operand)
+        placed[node] = put
+    made.eliminate_dead_code()
+    return made
 
 
 def objection(node: fx.Node, matmul: MatrixProduct | None, choice: Choice, recipe: Recipe) -> str:

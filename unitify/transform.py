@@ -68,7 +68,8 @@ def transform(
     - ``rules``: rule files or mappings beside the shipped ones.
     - ``on_stage(name, made)`` is called after each stage, with what the stage made.
 
-    Warns (``UnitifyWarning``) of what is not kept: submodules left alone, one mode, checkpointing.
+    Warns (``UnitifyWarning``) of what is not kept: submodules left alone, one mode, checkpointing,
+    a pattern of the recipe that matches nothing.
 
     Raises ``UnitifyError``: U002 without inputs, U101 to U109 from capture, U401 to U404 from the
     recipe, U501 or U502 where the result is not exact.
@@ -111,7 +112,9 @@ def transform(
     if casts is not None:
         flat = {n: _flat(n, c, batches) for n, c in recorded.parts.items()} if batches else {}
         evidence = Evidence(found, flat, loss_fn)
-        module.diagnostics = (*module.diagnostics, *cast_module(module, casts, table, evidence))
+        notes = cast_module(module, casts, table, evidence)
+        module.diagnostics = (*module.diagnostics, *notes)
+        warn_of_losses(notes)
         done("cast", module)
     if inplace:
         adopt_parameters(model, module)

@@ -27,6 +27,7 @@ from unitify.execution import (
 )
 from unitify.exporting import without_cache
 from unitify.islands import path_of
+from unitify.lowering import without_codes
 from unitify.module import UnitScaledModule
 from unitify.plan import Scale
 from unitify.rule_table import RuleTable
@@ -46,7 +47,8 @@ def verify_module(
     """Both kinds of verification; on the meta device, where nothing can be compared, the first."""
     findings: tuple[Diagnostic, ...] = ()
     for part in module.parts.values():
-        findings += validate(part.capture, part.graph, part.plan, rules)
+        graph = without_codes(part.graph, part.capture, rules)
+        findings += validate(part.capture, graph, part.plan, rules)
         findings += validate_parameters(part)
     if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
         return Verification(exact=not findings, compared=0, findings=findings)

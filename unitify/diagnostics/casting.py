@@ -46,6 +46,7 @@ class PatternUnmatched(Diagnostic):
     """
 
     code: ClassVar[str] = "U403"
+    is_loss: ClassVar[bool] = True
     why: ClassVar[str] = "the pattern {pattern!r} of the recipe's {key} matches nothing"
     fix: ClassVar[str] = "Use the name of a weight, a module, an operation or a value"
     key: str
@@ -61,6 +62,7 @@ class BoundMissed(Diagnostic):
     """
 
     code: ClassVar[str] = "U405"
+    is_loss: ClassVar[bool] = True
     why: ClassVar[str] = "it is predicted to keep {predicted} dB, {asked} were asked for"
     fix: ClassVar[str] = "Ask for less with min_sqnr"
     asked: float

@@ -16,7 +16,7 @@ class Diagnostic:
     code: ClassVar[str] = ""
     why: ClassVar[str] = ""
     fix: ClassVar[str] = ""
-    #: Does ``transform`` warn of it, because something of the model is not kept?
+    #: Does ``transform`` warn of it, because something of the model, or asked for, is not kept?
     is_loss: ClassVar[bool] = False
 
     #: Module path, value name or file, and the user's source line where known.
@@ -73,7 +73,7 @@ class UnitifyWarning(UserWarning):
 
 
 def warn_of_losses(diagnostics: Iterable[Diagnostic]) -> None:
-    """One ``UnitifyWarning`` for each code under which something of the model is not kept."""
+    """One ``UnitifyWarning`` for each code under which something is not kept."""
     found: dict[str, list[Diagnostic]] = {}
     for diagnostic in diagnostics:
         if diagnostic.is_loss:
