@@ -28,7 +28,7 @@ ORDER = """
     operation flops residual choices
     moments counts formula_moments linear_moments sampled_moments
     forward_moments backward_moments analysis measure
-    cast_error passage noise_moments noise measured_noise budget
+    cast_error passage noise_moments noise measured_moments measured_noise budget
     plan operand_casts uniform scale_classes rewrite
     cast lowering folding headroom noise_bound module assembly casting optimizers optim
     equation validation verify transform

@@ -1,8 +1,10 @@
 """What a cast adds to a value of known moments: the moments of its rounding error.
 
 Takes a ``Moment`` (elements known exactly, per channel, or by one number) and an ``OperandCast``;
-gives the ``Moment`` of Q(x) − x at true scale. A known weight has a known error; of anything else
-the error has no mean, and the mean square that its RMS lets a normal distribution expect.
+gives the ``Moment`` of Q(x) − x at true scale. What varies over many steps of the format has an
+error without mean, of the mean square that a normal distribution of its RMS lets expect. What does
+not vary (a weight, a channel that is constant) has the error of its mean, the same everywhere. In
+between the sawtooth Q(x) − x is averaged over a normal distribution.
 """
 
 from __future__ import annotations
@@ -16,10 +18,13 @@ from torch import Tensor
 
 from unitify.formats import Format, quantise
 from unitify.moments import Moment
+from unitify.rounding import spacing
 from unitify.snr import relative_error
 
 #: Points an octave at which the curve of a format is computed; between them it is interpolated.
 _DENSITY = 8
+#: Cells on either side of the mean's own that are counted, for a spread of up to one step.
+_CELLS = 5
 
 
 @dataclass(frozen=True)
@@ -30,18 +35,33 @@ class OperandCast:
     scale: float = 1.0
 
 
-def cast_error(x: Moment, shape: tuple[int, ...], cast: OperandCast) -> Moment:
-    """Moments of the rounding error of a tensor of this shape."""
-    if is_known(x, shape):
-        error = quantise(x.mean / cast.scale, cast.format) * cast.scale - x.mean
-        return Moment(error, error * error)
-    square = x.square * relative_errors(cast.format, x.square.sqrt() / cast.scale)
-    return Moment(torch.zeros_like(square), square)
+def cast_error(x: Moment, cast: OperandCast) -> Moment:
+    """Moments of the rounding error of a tensor."""
+    format, scale = cast.format, cast.scale
+    mean, std = x.mean / scale, x.var.sqrt() / scale
+    nearest = quantise(mean, format)
+    step = spacing(mean, format.mantissa_bits, format.min_exponent)
+    bias = nearest - mean + _carried(nearest - mean, std, step)
+    # How much is left of the first harmonic of the sawtooth's square.
+    constancy = torch.exp(-2 * (math.pi * std / step) ** 2)
+    varied = x.square * relative_errors(format, x.square.sqrt() / scale)
+    square = constancy * ((nearest - mean) * scale) ** 2 + (1 - constancy) * varied
+    bias = bias * scale
+    return Moment(bias, torch.maximum(square, bias * bias))
 
 
-def is_known(x: Moment, shape: tuple[int, ...]) -> bool:
-    """Is every single element known, as those of a weight are?"""
-    return tuple(x.mean.shape) == shape and not bool(x.var.any())
+def _carried(offset: Tensor, std: Tensor, step: Tensor) -> Tensor:
+    """E[Q(x)] − Q(mean): what elements beyond the cell of their mean add. Zero without spread.
+
+    ``offset``: Q(mean) − mean. Beyond a step of spread the whole error has no mean.
+    """
+    total = torch.zeros_like(offset)
+    spread = (std * math.sqrt(2)).clamp_min(1e-300)
+    for cell in range(_CELLS):
+        reach = (cell + 0.5) * step
+        above, below = ((reach + side * offset) / spread for side in (1, -1))
+        total = total + step * (torch.erfc(above) - torch.erfc(below)) / 2
+    return torch.where(std < step, total, -offset)
 
 
 def relative_errors(format: Format, rms: Tensor) -> Tensor:

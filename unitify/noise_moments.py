@@ -114,7 +114,7 @@ class NoiseMoments:
         moment = self.of.moment(operand) if cast is not None else None
         if cast is None or moment is None:
             return None
-        return cast_error(moment, Operation.shape_of(operand), cast)
+        return cast_error(moment, cast)
 
     def _settle(
         self, node: fx.Node, operation: Operation, arrived: list[Arrival], cast: dict[str, Errors]

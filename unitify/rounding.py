@@ -17,7 +17,7 @@ def spacing(x: Tensor, mantissa_bits: int, min_exponent: int) -> Tensor:
     """
     exponent = torch.frexp(x).exponent - 1
     # Zero, infinity and NaN have no exponent; what frexp gives for them differs between kernels.
-    exponent = torch.where((x == 0) | ~x.isfinite(), 0, exponent)
+    exponent = torch.where((x == 0) | ~x.isfinite(), min_exponent, exponent)
     return torch.ldexp(torch.ones_like(x), exponent.clamp_min(min_exponent) - mantissa_bits)
 
 
