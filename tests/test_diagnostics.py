@@ -267,9 +267,9 @@ def _(path: Path) -> Found:
 def _(path: Path) -> None:
     model = nn.Linear(64, 8, bias=False)
     with torch.no_grad():
-        model.weight.mul_(2.0**100)
-    # Products near 2^140 overflow in the original, where infinities cancel, and not at unit scale.
-    unitify.transform(model, torch.randn(4, 64) * 2.0**44)
+        model.weight.mul_(2.0**40)
+    # Products near 2^130 overflow in the original, where infinities cancel, and not at unit scale.
+    unitify.transform(model, torch.randn(4, 64) * 2.0**92)
 
 
 @triggers("U502")
@@ -284,9 +284,9 @@ def _(path: Path) -> Found:
 def _(path: Path) -> Found:
     model = nn.Linear(64, 8, bias=False)
     with torch.no_grad():
-        model.weight.mul_(2.0**-100)
+        model.weight.mul_(2.0**-36)
     # Products near 2^-148 are subnormal; they round in the original, and not at unit scale.
-    return list(unitify.transform(model, torch.randn(4, 64) * 2.0**-44).diagnostics)
+    return list(unitify.transform(model, torch.randn(4, 64) * 2.0**-108).diagnostics)
 
 
 @triggers("U601")
