@@ -121,6 +121,14 @@ def _(path: Path) -> None:
     unitify.rebase_(factories.mlp(), None, [X])
 
 
+@triggers("U010")
+def _(path: Path) -> None:
+    module = unitify.transform(factories.mlp(), (X,), verify=False)
+    optimizer = torch.optim.SGD(module.parameters())
+    torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    unitify.rebase_(module, optimizer, [X])
+
+
 @triggers("U101")
 def _(path: Path) -> None:
     capture(Forward(lambda m, x: m.linear(x) if x.sum() > 0 else x), (X,), {})

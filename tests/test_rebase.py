@@ -359,3 +359,13 @@ def test_a_baseline_has_no_scales_to_choose() -> None:
     assert unitify.rebase_(module, None, [64 * x]).values == 0
     assert module.plan == before
     assert torch.equal(module(x), expected)
+
+
+def test_a_schedule_that_was_given_up(pair: Pair) -> None:
+    plain, own = optimizers(pair, O.AdamW, **ADAMW)
+    for optimizer in (plain, own):
+        schedule = lr_scheduler.ExponentialLR(optimizer, 0.5)
+        optimizer.step()
+        schedule.step()
+    unitify.rebase_(pair[1], own, BATCHES, scheduler=())
+    assert_same_training(pair, plain, own)

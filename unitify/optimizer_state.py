@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from unitify.diagnostics import StateNotMoved, UnitifyError
+from unitify.diagnostics import SchedulerNeeded, StateNotMoved, UnitifyError
 from unitify.optim import scaled_options
 from unitify.optimizers import OptimizerUnits
 from unitify.plan import Scale
@@ -30,14 +30,19 @@ _RATES = ("base_lrs", "max_lrs", "min_lrs", "_last_lr")
 _OTHERS = ("lr_lambdas", "base_momentums", "max_momentums")
 
 
-def check_movable(optimizer: Optimizer, row: OptimizerUnits) -> None:
-    """Are the units of all that ``optimizer`` keeps known?
+def check_movable(
+    optimizer: Optimizer, row: OptimizerUnits, *, needs_scheduler: bool = False
+) -> None:
+    """Are the units of all that ``optimizer`` keeps known, and its schedulers at hand?
 
-    Raises ``UnitifyError`` (U008), one finding a name.
+    ``needs_scheduler``: none is given. Raises ``UnitifyError``: U008, one finding a name; U010
+    where a scheduler has left its mark.
     """
     kept = {name: None for state in optimizer.state.values() for name in state}
     unknown = [name for name in kept if name not in row.state]
     name = type(optimizer).__name__
+    if needs_scheduler and any("initial_lr" in group for group in optimizer.param_groups):
+        raise UnitifyError(SchedulerNeeded(where=name, optimizer=name))
     if unknown:
         raise UnitifyError(*(StateNotMoved(where=name, optimizer=name, name=n) for n in unknown))
 

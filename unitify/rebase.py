@@ -82,7 +82,8 @@ def rebase_(
       ``optimizer.param_groups``, parameters stay the same objects.
     - ``batches``: inputs of calls, as for ``transform``; each is run forward and backward. Buffers,
       ``.grad`` and random state are as before afterwards.
-    - ``scheduler``: the learning-rate scheduler or schedulers of the optimisers.
+    - ``scheduler``: the learning-rate scheduler or schedulers of the optimisers; () where one was
+      there and is not used any more.
     - ``scales``: "measured" on the batches, or "analysis" of the weights, which takes none.
     - ``loss_fn``, ``rules``: as ``transform`` was given. ``units``: as for ``param_groups``.
 
@@ -92,7 +93,7 @@ def rebase_(
 
     Raises ``UnitifyError``, having changed nothing: U003 without batches, U007 and U008 for an
     optimiser or a state whose units are not known, U009 where nothing that can be trained is
-    transformed.
+    transformed, U010 where a scheduler is missing.
     """
     if scales not in SCALES:
         choices = ", ".join(SCALES)
@@ -103,7 +104,7 @@ def rebase_(
     optimizers = _many(optimizer)
     rows = [units if units is not None else units_of(type(o)) for o in optimizers]
     for one, row in zip(optimizers, rows, strict=True):
-        check_movable(one, row)
+        check_movable(one, row, needs_scheduler=scheduler is None)
     table = load_rules(rules)
     parts = [(whole, name, part) for whole in wholes for name, part in whole.parts.items()]
     captures = [_true_capture(part) for _, _, part in parts]

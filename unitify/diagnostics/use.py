@@ -146,6 +146,23 @@ class StateNotMoved(Diagnostic):
 
 
 @dataclass(frozen=True)
+class SchedulerNeeded(Diagnostic):
+    """``unitify.rebase_`` was not given the learning-rate scheduler of an optimiser.
+
+    A scheduler keeps learning rates in the units of the groups that it was made for, one for each.
+    A rebase changes both, so that it would go on with rates of other parameters.
+
+    Example: ``rebase_(module, optimizer, batches)`` where ``LambdaLR(optimizer, …)`` exists.
+    Fix: pass ``scheduler=``, or ``scheduler=()`` where the scheduler is not used any more.
+    """
+
+    code: ClassVar[str] = "U010"
+    why: ClassVar[str] = "{optimizer} has learning rates that a scheduler set, and none is given"
+    fix: ClassVar[str] = "Pass scheduler=, or scheduler=() where it is not used any more"
+    optimizer: str
+
+
+@dataclass(frozen=True)
 class NothingTransformed(Diagnostic):
     """The module holds nothing that ``unitify.transform`` made.
 
