@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import unitify
 from examples.evaluation import METRICS, evaluate
 from examples.nets import NETS
 from examples.sqnr import VARIANTS, layer_sqnr, simulated, summary
+from unitify.choices import flop_share
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,9 +30,31 @@ CASES: Mapping[str, tuple[str, str, dict[str, Any]]] = {
     "unit, measured, headroom": ("fp8", "measured", {"headroom": "measured"}),
 }
 
+#: Net → signal-to-noise ratios (dB) that every output is to keep, by what is left in BF16.
+BOUNDS: Mapping[str, tuple[float, ...]] = {
+    "mobilenet_v2": (5.0, 10.0, 15.0, 20.0, 25.0),
+    "smollm2": (10.0, 15.0, 20.0),
+}
+
+
+def converted(name: str, recipe: str, scales: str = "analysis", **changes: Any) -> Any:
+    """A net with the casts of a recipe, every width cast, in eval mode."""
+    model, inputs = NETS[name].load()
+    chosen = simulated(recipe, multiple=1, **changes)
+    module = unitify.transform(model, (), inputs, verify=False, recipe=chosen, scales=scales)
+    return module.eval()
+
+
+def bounded(name: str) -> Iterator[str]:
+    """A row for every bound of a net: the share of product FLOPs in FP8, and the metric."""
+    for bound in BOUNDS.get(name, ()):
+        module = converted(name, "fp8", min_sqnr=bound, headroom="normal")
+        share = flop_share(module.casts)
+        yield f"| {name} | {bound:g} | {100 * share:.1f} | {evaluate(name, module):.4f} |"
+
 
 def main() -> None:
-    """Evaluate the nets and write the table."""
+    """Evaluate the nets and write the tables."""
     warnings.simplefilter("ignore")
     chosen = sys.argv[1:] or list(METRICS)
     quality = [
@@ -39,21 +62,22 @@ def main() -> None:
         "|---" * (3 + len(CASES)) + "|",
     ]
     noise = ["| net | layers | " + " | ".join(CASES) + " |", "|---" * (2 + len(CASES)) + "|"]
+    bounds = ["| net | bound, dB | product FLOPs in FP8, % | metric |", "|---|---|---|---|"]
     for name in chosen:
         model, inputs = NETS[name].load()
         arrow = "↑" if METRICS[name].higher_is_better else "↓"
         row = [name, f"{METRICS[name].label} {arrow}", f"{evaluate(name, model):.4f}"]
         levels = []
         for recipe, scales, changes in CASES.values():
-            module = unitify.transform(
-                model, (), inputs, verify=False,
-                recipe=simulated(recipe, multiple=1, **changes), scales=scales,
-            ).eval()  # fmt: skip
+            module = converted(name, recipe, scales, **changes)
             row.append(f"{evaluate(name, module):.4f}")
             levels.append(layer_sqnr(module, (), inputs))
         quality.append("| " + " | ".join(row) + " |")
         noise.append("| " + " | ".join([name, str(len(levels[0])), *map(summary, levels)]) + " |")
         print(quality[-1], noise[-1], sep="\n", flush=True)
+        for line in bounded(name):
+            bounds.append(line)
+            print(line, flush=True)
     if sys.argv[1:]:
         return
     lines = [
@@ -70,6 +94,10 @@ def main() -> None:
         "SQNR of the layers' results in dB, accumulated from the inputs: median / worst.",
         "",
         *noise,
+        "",
+        '`Recipe(min_sqnr=…, headroom="normal")`, no data: every output is to keep that ratio.',
+        "",
+        *bounds,
         "",
     ]
     (ROOT / "docs" / "results" / "ptq.md").write_text("\n".join(lines), "utf-8")
