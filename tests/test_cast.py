@@ -352,7 +352,7 @@ def test_patterns_reach_into_islands() -> None:
     assert torch.equal(again(x), module(x))
 
 
-@pytest.mark.parametrize("recipe", ["fp8,exclude=head,multiple=1", "fp8-amax", "fp16"])
+@pytest.mark.parametrize("recipe", ["fp8,exclude=head,multiple=1", "fp16"])
 def test_a_recipe_survives_the_disk(tmp_path: Path, recipe: str) -> None:
     from unitify import folder
 
