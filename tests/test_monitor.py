@@ -175,6 +175,20 @@ def test_writer_and_file(tmp_path: Path) -> None:
     assert lines[1]["outside"] == last.outside
 
 
+def test_what_is_not_finite_is_null_in_the_file(tmp_path: Path) -> None:
+    module, path = linears(), tmp_path / "scales.jsonl"
+    with unitify.monitor(module, every=1, path=path) as monitor:
+        module(torch.full((32, 16), torch.inf))
+    assert monitor.latest is not None
+    assert monitor.latest.forward["input_1"].rms == torch.inf
+
+    def refused(constant: str) -> None:
+        raise AssertionError(constant)
+
+    line = json.loads(path.read_text("utf-8"), parse_constant=refused)
+    assert line["forward"]["input_1"]["rms"] is None
+
+
 def test_a_call_without_backward_pass_is_a_record_of_values() -> None:
     module = linears()
     with unitify.monitor(module, every=1) as monitor:

@@ -199,9 +199,14 @@ class Monitor:
 
 
 def _plain(record: Record) -> dict[str, Any]:
-    def plain(readings: Mapping[str, Reading]) -> dict[str, dict[str, float]]:
+    def plain(readings: Mapping[str, Reading]) -> dict[str, dict[str, float | None]]:
         return {
-            value: {name: n for name, n in asdict(reading).items() if n is not None}
+            # JSON has no NaN and no infinity: they are null.
+            value: {
+                name: n if math.isfinite(n) else None
+                for name, n in asdict(reading).items()
+                if n is not None
+            }
             for value, reading in readings.items()
         }
 
