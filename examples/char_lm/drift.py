@@ -99,7 +99,7 @@ def table(runs: Sequence[Run]) -> str:
         f"wants, {STEPS} steps, seeds {', '.join(map(str, sorted({r.seed for r in runs})))}.",
         "*Farthest*: |log2 RMS| as stored, of the gradient farthest from unit scale among those",
         "cast to E5M2; *lost*: the share of one that E5M2 holds as zero or as a subnormal number,",
-        f"mean of all. Both are the median of the readings after step {STEPS // 2}; nan: it diverged.",
+        f"mean of all. Both are the median of the readings after step {STEPS // 2}. nan: diverged.",
         "",
         "![loss, distance and share lost](scale_drift.svg)",
         "",
