@@ -60,8 +60,7 @@ def train(module: Any, optimizer: Any, schedule: Any, steps: range) -> None:
         schedule.step()
 
 
-@pytest.mark.parametrize("recipe", [None, "fp8"])
-@pytest.mark.parametrize("is_rebased", [False, True], ids=["", "rebased"])
+@pytest.mark.parametrize(("recipe", "is_rebased"), [(None, False), ("fp8", True)])
 def test_a_resumed_training_is_the_uninterrupted_one(recipe: str | None, is_rebased: bool) -> None:
     torch.manual_seed(0)
     module = unitify.transform(Net(), (ids(0),), recipe=recipe)
