@@ -43,15 +43,21 @@ def formula_gradient(
     return found if laid == shape else Moment(found.mean.flatten(), found.square.flatten())
 
 
-def formula_gain(
+def formula_slope(
     operation: Operation, rule: Rule, operands: Mapping[str, Moment], name: str
-) -> Tensor:
-    """E[(∂y/∂x)²] of one operand: the mean square of its gradient where the result's is one.
+) -> Moment:
+    """E[∂y/∂x] and E[(∂y/∂x)²] of one operand: its gradient where the result's is one.
 
-    As the row states it: per element of the result in a ``broadcast`` row, of the operand in others.
+    As the row has it: per element of the result in a ``broadcast`` row, of the operand in others.
+    The sign is known where the derivative hardly varies, and taken to be positive elsewhere.
     """
-    unit = Moment(torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64))
-    return _evaluated(operation, rule, rule.backward[name], {**operands, "grad": unit})[1]
+    zero, one = (torch.full((), v, dtype=torch.float64) for v in (0.0, 1.0))
+    moments = rule.backward[name]
+    of_noise = {**operands, "grad": Moment(zero, one)}
+    of_constant = {**operands, "grad": Moment(one, one)}
+    square = _evaluated(operation, rule, moments, of_noise)[1]
+    mean = _evaluated(operation, rule, moments, of_constant)[0]
+    return Moment(torch.where(2 * mean * mean > square, mean, square.sqrt()), square)
 
 
 def along_channels(shape: tuple[int, ...], ndim: int) -> tuple[int, ...]:

@@ -18,15 +18,14 @@ from unitify.forward_moments import ForwardMoments
 from unitify.moments import exactly, limited
 from unitify.rule_table import RuleTable
 
-#: Numbers kept of one value.
-ELEMENTS = 2**20
+#: Numbers that are kept of all values of a graph together.
+MEMORY = 2**26
 
 
 def measured_moments(
     capture: Capture,
     rules: RuleTable,
     inputs: list[Any] | None = None,
-    elements: int = ELEMENTS,
     seed: int = 0,
 ) -> ForwardMoments:
     """What ``ForwardMoments`` predicts, replaced by what one run of the captured graph shows.
@@ -35,7 +34,7 @@ def measured_moments(
     """
     forward = ForwardMoments(capture, rules, None)
     forward.run()
-    forward.elements = elements
+    forward.elements = elements = MEMORY // max(len(capture.graph.nodes), 1)
 
     def observe(node: fx.Node, value: Any) -> None:
         if node in forward.moments:

@@ -20,16 +20,17 @@ import math
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from unitify.formula_moments import along_channels, formula_forward, formula_gain
+from unitify.formula_moments import along_channels, formula_forward, formula_slope
 from unitify.forward_moments import CANNOT_RUN, ForwardMoments, linear_names
 from unitify.laws import is_scalable
 from unitify.linear_moments import linear_forward
 from unitify.moments import Moment, fit, from_parts, gaussian, number, quadrature
 from unitify.operation import Operation
 from unitify.rule_table import Rule
-from unitify.sampled_moments import sampled_gradients
+from unitify.sampled_moments import sampled_difference, sampled_gradients
 
 #: The error of every tensor of an argument, or of every result; None for none.
 Errors = list["Moment | None"]
@@ -85,7 +86,21 @@ class ErrorPassage:
                 return [self._by_formula(self.rule, name, errors[0])]
             # An operand without a formula lends its shape or type.
             return [None]
+        single = isinstance(self.operation.node.meta["val"], Tensor)
+        if single and not isinstance(self.operation.operands[name], list):
+            return [self._by_difference(name, errors[0])]
         return self._by_gradients(self._sampled.get(name), name, errors)
+
+    def _by_difference(self, name: str, error: Moment | None) -> Moment:
+        """Moments of a sampled change, apart along the dimensions in which the error is known."""
+        assert error is not None
+        change = sampled_difference(self.operation, self.operands, name, error, self.position)
+        alike = change.dim() == error.mean.dim()
+        shape = torch.broadcast_shapes(error.mean.shape, error.square.shape)
+        pooled = [d for d in range(change.dim()) if not alike or shape[d] == 1]
+        if not pooled:
+            return Moment(change, change * change)
+        return Moment(change.mean(pooled, keepdim=True), (change**2).mean(pooled, keepdim=True))
 
     def _is_linear(self, rule: Rule, name: str) -> bool:
         """Is the operation of degree one in the operand, and zero with it?"""
@@ -134,9 +149,9 @@ class ErrorPassage:
 
     def _by_formula(self, rule: Rule, name: str, error: Moment | None) -> Moment:
         assert error is not None
-        gain = formula_gain(self.operation, rule, self.operands, name)
+        slope = formula_slope(self.operation, rule, self.operands, name)
         if not rule.broadcast:
-            found = self._by_gradients([Moment(gain, gain)], name, [error])[0]
+            found = self._by_gradients([slope], name, [error])[0]
             assert found is not None
             return found
         shape = self.operation.result_shapes[0]
@@ -146,7 +161,7 @@ class ErrorPassage:
                 for m in (error.mean, error.square)
             ]
             error = Moment(*laid)
-        found = _times(error, gain.sqrt(), gain)
+        found = _times(error, slope.mean, slope.square)
         return Moment(fit(found.mean, shape), fit(found.square, shape))
 
     @cached_property

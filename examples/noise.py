@@ -1,0 +1,129 @@
+"""Noise of casts: predicted with no data, and from one batch, against measured.
+
+    python -m examples.noise
+
+writes ``docs/results/noise.md``, for small models of every kind and for pretrained nets. Casts are
+those of ``fp8`` without attention's own products: E4M3 for both operands of every product.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from examples.estimates import LISTED
+from examples.nets import NETS
+from unitify.analysis import analyse
+from unitify.capture import capture
+from unitify.measured_moments import measured_moments
+from unitify.measured_noise import measured_noise
+from unitify.noise import Noise, ValueNoise, predict_noise
+from unitify.operand_casts import operand_casts
+from unitify.plan import plan
+from unitify.rule_table import load_rules
+from unitify.schema import operation_name
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+import zoo  # noqa: E402
+
+#: Fewer elements have no RMS to speak of.
+ELEMENTS = 64
+BAND = 3.0
+HEAD = (
+    "model", "values", "≤ 3 dB, no data", "≤ 3 dB, one batch", "products", "≤ 3 dB, no data",
+    "≤ 3 dB, one batch", "median error, no data", "one batch", "outputs: measured", "no data",
+    "one batch",
+)  # fmt: skip
+
+
+def cases() -> Iterator[tuple[str, nn.Module, tuple[Any, ...], dict[str, Any]]]:
+    """Small models in train mode, then the pretrained nets that are installed, in eval mode."""
+    for name in LISTED:
+        yield name, *zoo.build(name)
+    for name, net in NETS.items():
+        if net.folder is not None:
+            model, inputs = net.load()
+            yield f"{name} (pretrained)", model, (), inputs
+
+
+def row(
+    name: str, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[str, ...]:
+    """One line of the table."""
+    rules = load_rules()
+    held = capture(model, args, kwargs)
+    scales = plan(held, analyse(held, rules).estimates, rules)
+    products = {
+        node.name: "e4m3"
+        for node in held.graph.nodes
+        if (rule := rules.get(operation_name(node))) and rule.products and rule.linear
+    }
+    casts = operand_casts(held, scales, rules, products)
+    measured = {
+        n: v
+        for n, v in measured_noise(held, casts).items()
+        if v.elements >= ELEMENTS and v.error and math.isfinite(v.signal)
+    }
+    guesses = (
+        predict_noise(held, rules, casts),
+        predict_noise(held, rules, casts, measured_moments(held, rules)),
+    )
+    apart = [differences(g, measured) for g in guesses]
+    outputs = [n for n in guesses[0].outputs if n in measured]
+    return (
+        name,
+        str(len(measured)),
+        *(share(d.values()) for d in apart),
+        str(sum(n in products for n in measured)),
+        *(share(x for n, x in d.items() if n in products) for d in apart),
+        *(f"{statistics.median(d.values()):+.1f}" if d else "" for d in apart),
+        ", ".join(f"{measured[n].sqnr:.1f}" for n in outputs),
+        *(", ".join(f"{g.values[n].sqnr:.1f}" for n in outputs) for g in guesses),
+    )
+
+
+def differences(noise: Noise, measured: Mapping[str, ValueNoise]) -> dict[str, float]:
+    """Predicted minus measured decibels."""
+    return {n: noise.values[n].sqnr - v.sqnr for n, v in measured.items()}
+
+
+def share(apart: Any) -> str:
+    """How many are within the band, in percent."""
+    listed = list(apart)
+    return f"{100 * sum(abs(d) <= BAND for d in listed) / len(listed):.0f}" if listed else ""
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    rows = []
+    for case in cases():
+        rows.append(row(*case))
+        print(*rows[-1], sep=" | ", flush=True)
+    lines = [HEAD, ["---"] * len(HEAD), *rows]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    page = ROOT / "docs" / "results" / "noise.md"
+    page.write_text(f"""# Noise
+
+`python -m examples.noise`
+
+Signal to quantisation noise with both operands of every product cast to E4M3 (attention's own
+products aside), at the scales of the plan by analysis: predicted with no data, and linearised at
+the batch that is measured. Shares in percent of values (and of the products among them) of at
+least {ELEMENTS} elements whose prediction is within {BAND:g} dB of measured; errors are predicted
+minus measured, in dB, above zero where the prediction is too good. Outputs in dB.
+
+{text}
+""", "utf-8")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
