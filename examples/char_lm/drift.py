@@ -72,8 +72,11 @@ def run(rate: float, kind: str, seed: int, text: Text) -> Run:
         if record is not None and record.step == step:
             cast = [r for r in record.backward.values() if r.underflow is not None and r.rms]
             made.steps.append(step)
-            made.distance.append(round(max(abs(math.log2(r.rms)) for r in cast), 2))
-            made.lost.append(round(mean(r.underflow or 0.0 for r in cast), 4))
+            is_finite = all(math.isfinite(r.rms) for r in cast)
+            farthest = max(abs(math.log2(r.rms)) for r in cast) if is_finite else math.nan
+            lost = mean(r.underflow or 0.0 for r in cast) if is_finite else math.nan
+            made.distance.append(round(farthest, 2))
+            made.lost.append(round(lost, 4))
         if is_rebased and (step + 1) % EVERY == 0 and step + 1 < STEPS:
             batch = text.batch(BATCH, SHAPE.length, torch.Generator().manual_seed(step))
             unitify.rebase_(module, optimizer, [batch], scheduler=schedule)

@@ -90,6 +90,6 @@ def draw(runs: Sequence[Run], shapes: Sequence[Shape], path: Path) -> None:
     axes.set_yticks(range(len(shapes)), [str(shape) for shape in shapes])
     axes.invert_yaxis()
     axes.set_xlabel("bits per character above float32 with the same seed, % (grey: within 0.5 %)")
-    axes.legend(loc="upper right", fontsize="small")
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
