@@ -281,6 +281,44 @@ def test_verification_is_of_the_whole_too() -> None:
     assert {d.name for d in found.differences} <= {"output 0", *(f"gradient of {n}" for n in names)}
 
 
+class Norm(nn.Module):
+    """Takes its input twice: as it is, or as what an operation hands back unchanged."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.linear, self.kind = nn.Linear(32, 32), kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "composite":
+            return self.linear(F.rms_norm(x, (32,)))
+        y = x.to(torch.float32) if self.kind == "same" else x
+        return self.linear(y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+class ResidualNorm(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(32, 32), Norm(kind)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x) * 16
+        z = self.norm(y)
+        return z if z.sum().item() > 1e9 else z + y
+
+
+@pytest.mark.parametrize("kind", ["plain", "same", "composite"])
+def test_sums_at_the_boundary_keep_their_order(kind: str) -> None:
+    """An island's input gets gradients from within and from the code around it."""
+    torch.manual_seed(0)
+    model, x = ResidualNorm(kind), torch.randn(64, 32)
+    with pytest.warns(unitify.UnitifyWarning, match="U101"):
+        module = unitify.transform(model, (x,), scales="measured")
+    assert set(module.parts) == {"first", "norm"}
+    assert module.verification is not None
+    assert not module.verification.model_differences
+    assert_same(model, module, (x,))
+
+
 class Recomputed(torch.autograd.Function):
     """Runs a module again in its backward pass, which adds to the weights' gradients itself."""
 

@@ -26,7 +26,8 @@ from unitify.schema import nodes_of
 def open_composites(graph: fx.Graph) -> None:
     """Inline, in ``graph``, every composite operation that adds up gradients inside.
 
-    Its other users decide: the sum is hidden only from a value that is used elsewhere, too.
+    Its other users decide: the sum is hidden only from a value that is used elsewhere, too. An
+    input may be, outside of the graph.
     """
     known: dict[Any, tuple[int, ...]] = {}
     for node in list(graph.nodes):
@@ -50,6 +51,7 @@ def _hides_a_sum(node: fx.Node, known: dict[Any, tuple[int, ...]]) -> bool:
         operand
         for operand in operands
         if operands.count(operand) > 1
+        or operand.op == "placeholder"
         or any(_takes_part(u) for u in operand.users if u is not node)
     }
     if not shared:

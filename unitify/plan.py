@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
+from torch._ops import OpOverload
 
 from unitify.capture import Capture
 from unitify.diagnostics import PlanMismatch, ScaleNotAllowed, UnitifyError
@@ -111,10 +112,31 @@ def parameter_of(capture: Capture, node: fx.Node) -> str | None:
 
 
 def is_fixed(capture: Capture, node: fx.Node) -> bool:
-    """Must the value stay at true scale? Inputs, buffers and constants of the recording must."""
+    """Must the value stay at true scale? Inputs, buffers and constants of the recording must.
+
+    So must what an operation hands back of them unchanged (``to`` where the type is right): it is
+    the same tensor, and its gradients are summed with those from outside of the graph.
+    """
+    while _is_handed_back(node):
+        node = node.args[0]  # type: ignore[assignment]
     if node.op == "placeholder":
         return True
     return node.op == "get_attr" and parameter_of(capture, node) is None
+
+
+def _is_handed_back(node: fx.Node) -> bool:
+    """Is the result the first operand itself?"""
+    source = node.args[0] if node.op == "call_function" and node.args else None
+    if not isinstance(source, fx.Node) or not isinstance(node.target, OpOverload):
+        return False
+    if not any(result.alias_info is not None for result in node.target._schema.returns):
+        return False
+    held, given = node.meta.get("val"), source.meta.get("val")
+    if not isinstance(held, Tensor) or not isinstance(given, Tensor):
+        return False
+    # As text: two free sizes are compared without deciding that they are equal.
+    same_layout = str((held.shape, held.stride())) == str((given.shape, given.stride()))
+    return same_layout and held.untyped_storage()._cdata == given.untyped_storage()._cdata
 
 
 class _Planner:
@@ -180,13 +202,13 @@ class _Planner:
             self.forward[operand] = self._settle(operand, [self.forward[operand] - needed])
 
     def _parameter_scale(self, node: fx.Node) -> int:
-        return 0 if is_fixed(self.capture, node) else self._settle(node, [])
+        return self._settle(node, [])
 
     def _scale(self, node: fx.Node) -> int:
         return self.forward.get(node, 0)
 
     def _settle(self, node: fx.Node, arrivals: list[int]) -> int:
-        if node in self.extreme:
+        if node in self.extreme or is_fixed(self.capture, node):
             return 0
         return self._nearest(node, "forward", arrivals)
 
