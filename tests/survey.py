@@ -170,7 +170,7 @@ def table(rows: Iterable[Row]) -> str:
         f"{len(rows)} architectures: {len(whole)} whole, {len(islands)} in islands, "
         f"{len(rows) - len(whole) - len(islands)} refused; {len(exact)} exact.",
         "",
-        "| model | captured | tensors | outputs bitwise | gradients bitwise | eagerly | CPU seconds |",
+        "| model | captured | tensors | outputs bitwise | gradients bitwise | eagerly | CPU s |",
         "|---|---|--:|---|---|---|--:|",
     ]
     for row in rows:
