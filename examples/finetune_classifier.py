@@ -165,16 +165,16 @@ def table(runs: Sequence[Run]) -> str:
         "",
         f"MiniLM (6 layers of 384), {TRAINING} sentences of film reviews, one pass in batches of",
         f"{BATCH}, evaluated on {HELD_OUT} others. AdamW, learning rate {ADAMW['lr']}, decay,",
-        "schedule, clipping and dropout are the same in every row. Mean over seeds "
-        f"{', '.join(str(s) for s in sorted({r.seed for r in runs}))}; each seed in brackets.",
+        "schedule, clipping and dropout are the same in every row. Mean over the seeds that all",
+        "precisions have, and each seed in brackets.",
         "",
         "| precision | held-out loss | accuracy |",
         "|---|---|---|",
     ]
-    for precision in PRECISIONS:
+    seeds = set.intersection(*({r.seed for r in runs if r.precision == p} for p in PRECISIONS))
+    for precision in PRECISIONS if seeds else ():
         own = sorted((r for r in runs if r.precision == precision), key=lambda r: r.seed)
-        if not own:
-            continue
+        own = [r for r in own if r.seed in seeds]
         each = ", ".join(f"{r.loss:.4f}" for r in own)
         right = ", ".join(f"{r.accuracy:.3f}" for r in own)
         lines.append(

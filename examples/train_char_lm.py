@@ -1,5 +1,6 @@
 """A character language model trained in float32, FP16 and FP8: does it end at the same loss?
 
+    pip install -e '.[examples]' && pip install --no-deps gensim==4.4.0
     python -m examples.train_char_lm
 
 Six models (attention, convolution and recurrence, each with layer norm before and after), seven

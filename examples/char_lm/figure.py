@@ -28,24 +28,22 @@ def excess(runs: Sequence[Run], shape: Shape, label: str) -> dict[int, float]:
 
 def table(runs: Sequence[Run], shapes: Sequence[Shape]) -> str:
     """Bits per character, mean of the seeds and half their spread; excess over float32."""
-    seeds = sorted({r.seed for r in runs})
     lines = [
         "# Training in FP16 and FP8",
         "",
         "    python -m examples.train_char_lm",
         "",
         "Bits per character of held-out text (Wikipedia articles, 2.5 million characters) after",
-        f"{STEPS} steps of a small language model; mean over seeds {', '.join(map(str, seeds))},",
-        "± half of their spread. Initialisation, batches and hyperparameters are the same in every",
-        "row of a model; none was chosen for a precision. *Excess*: mean of the differences to",
-        "float32, each to that of the same seed. FP16 holds weights, activations and gradients in",
-        "FP16, with float32 master weights; FP8 casts the operands of products to E4M3, and the",
-        "gradients of their results to E5M2.",
+        f"{STEPS} steps of a small language model; mean over the seeds, ± half of their spread.",
+        "Initialisation, batches and hyperparameters are the same in every row of a model; none",
+        "was chosen for a precision. *Excess*: mean of the differences to float32, each to that of",
+        "the same seed. FP16 holds weights, activations and gradients in FP16, with float32 master",
+        "weights; FP8 casts the operands of products to E4M3, the gradients of their results to E5M2.",
         "",
         "![excess over float32](char_lm.svg)",
         "",
-        "| model | precision | bits per character | excess | worst seed |",
-        "|---|---|---|---|---|",
+        "| model | precision | seeds | bits per character | excess | worst seed |",
+        "|---|---|---|---|---|---|",
     ]
     for shape in shapes:
         for precision in PRECISIONS:
@@ -54,7 +52,8 @@ def table(runs: Sequence[Run], shapes: Sequence[Shape]) -> str:
                 continue
             above = list(excess(runs, shape, precision.label).values())
             spread = (max(bits.values()) - min(bits.values())) / 2
-            cells = [str(shape), precision.label, f"{mean(bits.values()):.4f} ± {spread:.4f}"]
+            cells = [str(shape), precision.label, str(len(bits))]
+            cells.append(f"{mean(bits.values()):.4f} ± {spread:.4f}")
             if precision.recipe is None:
                 cells += ["", ""]
             else:
