@@ -8,6 +8,7 @@ runs ``unitify convert … --recipe fp8`` once for each net, and writes
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
@@ -58,7 +59,12 @@ def checkpoint(name: str, folder: Path) -> list[str]:
         return [str(model_folder()), "--inputs", "examples.minilm:sentences"]
     model, _ = NETS[name].load()
     if name == "smollm2":
-        model.save_pretrained(folder / name)
+        # As a folder of plain weights: one that was read from GGUF refuses to be written.
+        config = copy.deepcopy(model.config)
+        del config.quantization_config
+        plain = type(model)(config)
+        plain.load_state_dict(model.state_dict())
+        plain.save_pretrained(folder / name)
         tokenizer = AutoTokenizer.from_pretrained(NETS[name].folder, gguf_file=SMOLLM2_FILE)
         tokenizer.save_pretrained(folder / name)
         return [str(folder / name), "--inputs", f"{here}_inputs"]
