@@ -2,7 +2,8 @@
 
 A value that was seen is known element by element, so that ``noise`` then is the casts' error
 linearised at that batch: exact derivatives, and rounding errors of the very numbers. What is too
-large for that is averaged along the dimensions in which it differs least.
+large for that is averaged along the dimensions in which it differs least; in a net with a few huge
+activations that is worse than no data at all (one token's error then stands for every token's).
 """
 
 from __future__ import annotations
