@@ -2,8 +2,8 @@
 
 A value that was seen is known element by element, so that ``noise`` then is the casts' error
 linearised at that batch: exact derivatives, and rounding errors of the very numbers. What is too
-large for that is averaged along the dimensions in which it differs least; in a net with a few huge
-activations that is worse than no data at all (one token's error then stands for every token's).
+large for that is averaged along the dimensions in which it differs least: predictions are then
+rougher, and may be worse than those without data.
 """
 
 from __future__ import annotations
