@@ -362,6 +362,73 @@ def test_a_backward_pass_in_python(training: bool) -> None:
         assert all(parameter.grad is not None for parameter in module.parameters())
 
 
+class WithWeight(torch.autograd.Function):
+    """Its backward pass takes a weight of the module, whose call it is not."""
+
+    @staticmethod
+    def forward(ctx: Any, module: nn.Module, x: Tensor) -> Tensor:
+        ctx.module = module
+        return module(x).detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, gradient @ ctx.module.weight
+
+
+def test_a_weight_that_a_backward_pass_uses_stays_true() -> None:
+    class Uses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.inside = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return WithWeight.apply(self.inside, self.before(x))
+
+    torch.manual_seed(0)
+    model, x = Uses(), torch.randn(4, 8)
+    with pytest.warns(unitify.UnitifyWarning, match="U109"):
+        module = unitify.transform(model, (x,), scales="measured")
+    assert set(module.parts) == {"before", "inside"}
+    assert module.plan.parameters["inside.weight"] == unitify.Scale()
+    assert module.plan.parameters["before.weight"] != unitify.Scale()
+    assert_same(model, module, (x,))
+
+
+class Keeps(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.largest = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        self.largest = float(x.shape[0])
+        return y
+
+
+class Reads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.keeps, self.last = Keeps(), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.keeps(x)
+        y = y / self.keeps.largest
+        return self.last(y) if y.sum().item() < 1e9 else y
+
+
+def test_what_a_module_keeps_of_its_call_is_kept() -> None:
+    torch.manual_seed(0)
+    model, x = Reads(), torch.randn(4, 8)
+    with pytest.warns(unitify.UnitifyWarning, match="U101"):
+        module = unitify.transform(model, (x,), scales="measured")
+    assert set(module.parts) == {"keeps.linear", "last"}
+    assert "its call writes largest" in str(module.diagnostics)
+    assert model.keeps.largest == 0.0
+    assert_same(model, module, (x,))
+    assert_same(model, module, (torch.randn(7, 8),))
+
+
 class OwnSeed(nn.Module):
     """No two runs are the same, whatever the seed."""
 

@@ -8,6 +8,7 @@ boundary, since values that cross it are true. What is left runs as the Python c
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from unitify.diagnostics import (
     NotCaptured,
     UnitifyError,
 )
-from unitify.execution import unchanged
+from unitify.execution import backward_starts, unchanged
 from unitify.exporting import without_cache
 
 #: Failures of a capture that its submodules may not have.
@@ -108,7 +109,10 @@ def _islands(
         if module in seen or not any(True for _ in module.parameters()):
             continue
         seen.add(module)
-        if module in calls.inputs:
+        if module in calls.writes:
+            reason = f"its call writes {calls.writes[module]}, which other code may read"
+            notes.append(NotCaptured(where=path, module=path, reason=reason))
+        elif module in calls.inputs:
             try:
                 found.update(_with_twin(path, capture(module, *calls.inputs[module], shapes)))
                 seen.update(module.modules())
@@ -150,11 +154,13 @@ class _Calls:
     """What one run of a model shows.
 
     ``inputs``: each submodule's first call. ``uses``: each parameter, with the modules that were
-    running whenever it was used.
+    running whenever it was used. ``writes``: the modules in whose calls an attribute was written,
+    and which: other code may read it, and a graph would not write it.
     """
 
     inputs: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
     uses: dict[nn.Parameter, set[tuple[nn.Module, ...]]] = field(default_factory=dict)
+    writes: dict[nn.Module, str] = field(default_factory=dict)
 
 
 class _ParameterUse(TorchFunctionMode):
@@ -180,13 +186,20 @@ class _ParameterUse(TorchFunctionMode):
 def _observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Calls:
     calls = _Calls()
     use = _ParameterUse(calls)
+    attributes: list[dict[str, Any]] = []
 
     def before(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         if module not in calls.inputs:
             calls.inputs[module] = pytree.tree_map(_copied, (given, named))
         use.running.append(module)
+        attributes.append(dict(vars(module)))
 
     def after(module: nn.Module, given: Any, result: Any) -> None:
+        known = attributes.pop()
+        for name, value in vars(module).items():
+            if name not in known or not _is_same(known[name], value):
+                for running in use.running:
+                    calls.writes.setdefault(running, name)
         use.running.pop()
 
     handles = []
@@ -197,12 +210,33 @@ def _observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         # Without gradients, so that nothing a module keeps of the run holds on to a graph.
         with unchanged(model, wholly=True), torch.no_grad(), use:
             model(*args, **kwargs)
+        # A backward pass in Python may use parameters, too. Some models refuse to run it.
+        with (
+            contextlib.suppress(Exception),
+            unchanged(model, wholly=True),
+            torch.enable_grad(),
+            use,
+        ):
+            _run_backward(*backward_starts(model(*args, **kwargs), None))
     except Exception as error:
         raise nothing_captured(f"it does not run: {type(error).__name__}: {error}") from error
     finally:
         for handle in handles:
             handle.remove()
     return calls
+
+
+def _run_backward(starts: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
+    """``torch.autograd.backward``, which would switch off the mode that notes uses."""
+    engine: Any = torch.autograd.Variable._execution_engine
+    engine.run_backward(
+        tuple(starts), tuple(gradients), False, False, (),
+        allow_unreachable=True, accumulate_grad=True,
+    )  # fmt: skip
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    return a is b or (isinstance(a, int | float | str) and type(a) is type(b) and a == b)
 
 
 def _copied(value: Any) -> Any:
