@@ -100,6 +100,7 @@ class Row:
 def surveyed(name: str, scales: str = "analysis") -> Row:
     """Transform and compare the architecture of this name; an error becomes part of the row."""
     model, args, kwargs = zoo.build(name)
+    settle(model, args, kwargs)
     start = time.process_time()
 
     def row(**found: Any) -> Row:
@@ -120,6 +121,23 @@ def surveyed(name: str, scales: str = "analysis") -> Row:
             return row(refused=f"{type(error).__name__}: {error}")
     islands = tuple(sorted({path_of(part) for part in module.parts} - {""}))
     return row(islands=islands, diagnostics=module.diagnostics, modes=modes)
+
+
+def settle(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Give batch norms the statistics of the inputs.
+
+    With those that they start with, the values of a deep untrained network leave the range of
+    float32 in evaluation; there the original rounds, and is no measure of anything.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    usual = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    if norms:
+        with torch.no_grad():
+            model.train()(*args, **kwargs)
+    for norm, momentum in zip(norms, usual, strict=True):
+        norm.momentum = momentum
 
 
 def holds_for(module: unitify.UnitScaledModule, mode: str) -> bool:

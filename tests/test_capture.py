@@ -474,6 +474,21 @@ def test_a_model_that_writes_into_its_weights() -> None:
     assert_same_call(model, islands, x)
 
 
+def test_what_a_model_keeps_of_a_call_is_its_own() -> None:
+    """Tensors of the calls that transform makes of it would hold on to their graphs."""
+
+    def forward(m: Forward, x: Tensor) -> Tensor:
+        if "weight" not in m.kept:
+            m.kept["weight"] = m.other.weight * 2.0
+        return m.linear(x) @ m.kept["weight"]
+
+    model, x = Forward(forward), torch.randn(4, 8)
+    model.kept = {}
+    module = transformed(model, x)
+    assert model.kept == {}
+    assert_same_call(model, module, x)
+
+
 def test_a_capture_that_differs_is_warned_of() -> None:
     def forward(m: Forward, x: Tensor) -> Tensor:
         return m.linear(x) * (2.0 if torch.compiler.is_exporting() else 3.0)

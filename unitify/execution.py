@@ -84,15 +84,15 @@ def backward_starts(output: Any, loss_fn: LossFunction | None) -> tuple[list[Ten
 
 @contextlib.contextmanager
 def unchanged(model: nn.Module, seed: int = 0, wholly: bool = False) -> Iterator[None]:
-    """A fixed seed inside; random state and buffers as before afterwards.
+    """A fixed seed inside; random state, buffers and attributes of modules as before afterwards.
 
-    ``wholly``: parameters, their ``.grad`` (none inside) and plain attributes of modules, too, for
-    Python code that may change them. A captured graph does not.
+    ``wholly``: parameters and their ``.grad`` (none inside), too, for Python code that may change
+    them. A captured graph does not.
     """
     buffers = {name: b.detach().clone() for name, b in model.named_buffers() if not b.is_meta}
     parameters = [p for p in model.parameters() if wholly and not p.is_meta]
     weights = [(p, p.detach().clone(), p._version, p.grad) for p in parameters]
-    attributes = {m: dict(vars(m)) for m in model.modules() if wholly}
+    attributes = [(vars(module), _contents(vars(module))) for module in model.modules()]
     devices = {p.device.index or 0 for p in model.parameters() if p.is_cuda}
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -101,9 +101,8 @@ def unchanged(model: nn.Module, seed: int = 0, wholly: bool = False) -> Iterator
         try:
             yield
         finally:
-            for module, before in attributes.items():
-                vars(module).clear()
-                vars(module).update(before)
+            for attribute, before in attributes:
+                _put_back(attribute, before)
             with torch.no_grad():
                 for name, held in buffers.items():
                     model.get_buffer(name).copy_(held)
@@ -111,3 +110,26 @@ def unchanged(model: nn.Module, seed: int = 0, wholly: bool = False) -> Iterator
                     parameter.grad = gradient
                     if parameter._version != version:
                         parameter.copy_(held)
+
+
+def _contents(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Every attribute, and a copy of what it holds where a module may keep tensors of a call."""
+    return {
+        name: (value, value.copy() if type(value) in (dict, list, set) else None)
+        for name, value in attributes.items()
+        if name not in _TABLES
+    }
+
+
+#: Attributes of every module that hold its tensors and submodules; they have owners of their own.
+_TABLES = ("_parameters", "_buffers", "_modules")
+
+
+def _put_back(attributes: dict[str, Any], before: dict[str, tuple[Any, Any]]) -> None:
+    for name in [n for n in attributes if n not in before and n not in _TABLES]:
+        del attributes[name]
+    for name, (value, held) in before.items():
+        attributes[name] = value
+        if held is not None:
+            value.clear()
+            (value.extend if isinstance(value, list) else value.update)(held)
