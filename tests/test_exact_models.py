@@ -62,8 +62,8 @@ def test_exact_in_other_precisions(name: str, dtype: torch.dtype) -> None:
     assert found.exact, found.differences
 
 
-#: Of the survey (``make survey``) those that differ most from the zoo's own models.
-UNLIKE = ["mamba", "deberta_v2", "whisper", "bloom", "deepseek_v3"]
+#: Of the survey (``make survey``) some that differ most from the zoo; the last comes in islands.
+UNLIKE = ["mamba", "deberta_v2", "vilt"]
 
 
 @pytest.mark.parametrize("name", UNLIKE)
