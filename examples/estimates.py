@@ -26,12 +26,12 @@ sys.path.insert(0, str(ROOT / "tests"))
 import zoo  # noqa: E402
 
 from examples.minilm import model_folder, sentences  # noqa: E402
-from unitify.analysis import analyse  # noqa: E402
-from unitify.capture import Capture, capture  # noqa: E402
+from unitify.analysis.analyse import analyse  # noqa: E402
+from unitify.capture.whole import Capture, capture  # noqa: E402
 from unitify.estimates import Estimates  # noqa: E402
 from unitify.measure import measure  # noqa: E402
-from unitify.plan import ScalePlan, plan  # noqa: E402
-from unitify.rule_table import load_rules  # noqa: E402
+from unitify.operations.rule_table import load_rules  # noqa: E402
+from unitify.plan.scale_plan import ScalePlan, plan  # noqa: E402
 
 DIRECTIONS = ("forward", "backward")
 LISTED = (

@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from unitify.formats import E4M3, E5M2, FORMATS, FP16, INT8, Format
-from unitify.snr import NORMAL, GeneralisedNormal, best_scale, snr
+from unitify.formats.signal_to_noise import NORMAL, GeneralisedNormal, best_scale, snr
+from unitify.formats.table import E4M3, E5M2, FORMATS, FP16, INT8, Format
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "results"
 #: log2 of the RMS at which curves are drawn.

@@ -21,7 +21,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import unitify
-from unitify.laws import is_scalable
+from unitify.operations.laws import is_scalable
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -20,15 +20,15 @@ from torch import nn
 
 from examples.estimates import LISTED
 from examples.nets import NETS
-from unitify.analysis import analyse
-from unitify.capture import capture
-from unitify.measured_moments import measured_moments
-from unitify.measured_noise import measured_noise
-from unitify.noise import Noise, ValueNoise, predict_noise
-from unitify.operand_casts import operand_casts
-from unitify.plan import plan
-from unitify.rule_table import load_rules
-from unitify.schema import operation_name
+from unitify.analysis.analyse import analyse
+from unitify.capture.whole import capture
+from unitify.noise.measured import measured_noise
+from unitify.noise.measured_moments import measured_moments
+from unitify.noise.operand_casts import operand_casts
+from unitify.noise.predict import Noise, ValueNoise, predict_noise
+from unitify.operations.rule_table import load_rules
+from unitify.operations.schema import operation_name
+from unitify.plan.scale_plan import plan
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))

@@ -19,7 +19,7 @@ import unitify
 from examples.evaluation import METRICS, evaluate
 from examples.nets import NETS
 from examples.sqnr import VARIANTS, layer_sqnr, simulated, summary
-from unitify.choices import flop_share
+from unitify.recipe.choices import flop_share
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -22,8 +22,8 @@ from torch import Tensor, fx, nn
 
 import unitify
 from examples.estimates import LISTED
-from unitify.cast import cast_values
-from unitify.recipe import RECIPES, Recipe
+from unitify.cast.insert import cast_values
+from unitify.recipe.recipe import RECIPES, Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))

@@ -9,8 +9,8 @@ from conversion import Conversion
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from unitify.execution import backward_starts
-from unitify.module import UnitScaledModule
+from unitify.capture.execution import backward_starts
+from unitify.module.unit_scaled import UnitScaledModule
 
 
 def results(

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import unitify
-from unitify.capture import Capture
-from unitify.module import UnitScaledModule
-from unitify.plan import Scale, ScalePlan
+from unitify.capture.whole import Capture
+from unitify.module.unit_scaled import UnitScaledModule
+from unitify.operations.rule_table import load_rules
+from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.rewrite import rewrite
-from unitify.rule_table import load_rules
 from unitify.transform import build
 
 RULES = load_rules()

@@ -12,10 +12,10 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from unitify.capture import Capture, parameter_aliases
-from unitify.composite import open_composites
-from unitify.functional import remove_mutation
-from unitify.signature import CallSignature, Leaf
+from unitify.capture.composite import open_composites
+from unitify.capture.functional import remove_mutation
+from unitify.capture.signature import CallSignature, Leaf
+from unitify.capture.whole import Capture, parameter_aliases
 
 aten = torch.ops.aten
 Draw = Callable[[st.SearchStrategy[Any]], Any]

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from unitify.capture import Capture
-from unitify.execution import GraphRunner
-from unitify.laws import holds_tensors, is_scalable
-from unitify.rule_table import Rule
-from unitify.samples import draw_arguments, parse_arguments
+from unitify.capture.execution import GraphRunner
+from unitify.capture.whole import Capture
+from unitify.operations.laws import holds_tensors, is_scalable
+from unitify.operations.rule_table import Rule
+from unitify.operations.samples import draw_arguments, parse_arguments
 
 
 @dataclass

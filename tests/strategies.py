@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from program import Builder, Draw, Program
 from torch import Tensor, fx
 
-from unitify.capture import Capture
-from unitify.extremes import extreme_values
-from unitify.laws import factors, holds_tensors, is_scalable
-from unitify.plan import Scale, ScalePlan, is_fixed, parameter_of
-from unitify.rule_table import RuleTable
-from unitify.schema import operation_name
+from unitify.capture.whole import Capture
+from unitify.operations.extremes import extreme_values
+from unitify.operations.laws import factors, holds_tensors, is_scalable
+from unitify.operations.rule_table import RuleTable
+from unitify.operations.schema import operation_name
+from unitify.plan.scale_plan import Scale, ScalePlan, is_fixed, parameter_of
 
 aten = torch.ops.aten
 

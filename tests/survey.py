@@ -21,10 +21,10 @@ from conversion import tensors
 from torch import nn
 
 import unitify
+from unitify.capture.execution import backward_starts, unchanged
+from unitify.capture.exporting import without_cache
+from unitify.capture.islands import path_of
 from unitify.diagnostics import AliasedMutation, Diagnostic, GradientLost, NotCaptured, OneModeOnly
-from unitify.execution import backward_starts, unchanged
-from unitify.exporting import without_cache
-from unitify.islands import path_of
 from unitify.verification import Difference, Verification
 
 MODES = {"train": True, "eval": False}

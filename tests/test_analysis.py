@@ -16,11 +16,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import unitify
 from examples.estimates import LISTED, evaluate
-from unitify.analysis import analyse
-from unitify.capture import capture
+from unitify.analysis.analyse import analyse
+from unitify.capture.whole import capture
 from unitify.estimates import Rms
-from unitify.plan import plan
-from unitify.rule_table import load_rules
+from unitify.operations.rule_table import load_rules
+from unitify.plan.scale_plan import plan
 
 Shares = Mapping[str, Mapping[str, tuple[int, int, dict[str, float]]]]
 

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import unitify
-from unitify.cast_operator import amax_factor, cast
-from unitify.formats import E4M3, E5M2, FORMATS, FP16, Format, quantise
-from unitify.recipe import RECIPES
-from unitify.schema import operation_name
+from unitify.formats.table import E4M3, E5M2, FORMATS, FP16, Format, quantise
+from unitify.operations.schema import operation_name
+from unitify.ops.cast import amax_factor, cast
+from unitify.recipe.recipe import RECIPES
 
 # -- the operator -----------------------------------------------------------------------
 
@@ -354,7 +354,7 @@ def test_patterns_reach_into_islands() -> None:
 
 @pytest.mark.parametrize("recipe", ["fp8,exclude=head,multiple=1", "fp16"])
 def test_a_recipe_survives_the_disk(tmp_path: Path, recipe: str) -> None:
-    from unitify import folder
+    from unitify.checkpoint import folder
 
     model, tokens = small()
     module = unitify.transform(model, (tokens,), recipe=recipe)

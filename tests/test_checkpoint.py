@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import unitify
-from unitify import folder
-from unitify.checkpoint import fill, read_state_dict
+from unitify.checkpoint import folder
+from unitify.checkpoint.files import fill, read_state_dict
+from unitify.checkpoint.state_dict import check_finite, fitting
 from unitify.diagnostics import UnitifyError
-from unitify.state_dict import check_finite, fitting
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[torch.Tensor, ...]]] = {
     "mlp": (factories.mlp, (torch.randn(4, 6),)),

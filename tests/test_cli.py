@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 import unitify
-from unitify import folder
+from unitify.checkpoint import folder
 from unitify.cli import app
 from unitify.diagnostics import all_diagnostics
 

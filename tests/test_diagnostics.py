@@ -17,18 +17,18 @@ from torch.utils.checkpoint import checkpoint
 
 import unitify
 import unitify.diagnostics
-from unitify import folder
-from unitify.capture import capture
-from unitify.checkpoint import read_state_dict
+from unitify.capture.whole import capture
+from unitify.checkpoint import folder
+from unitify.checkpoint.files import read_state_dict
+from unitify.checkpoint.state_dict import check_finite
+from unitify.checkpoint.targets import build_model
 from unitify.convert import convert
 from unitify.diagnostics import Diagnostic, UnitifyError, all_diagnostics
 from unitify.diagnostics.__main__ import page
 from unitify.explain import explain_code, explain_value
-from unitify.report import without_rule
-from unitify.rule_table import load_rules
-from unitify.state_dict import check_finite
-from unitify.targets import build_model
-from unitify.validation import validate
+from unitify.operations.rule_table import load_rules
+from unitify.report.report import without_rule
+from unitify.verify.validation import validate
 
 ROOT = Path(__file__).resolve().parent.parent
 X = torch.randn(4, 6)
@@ -103,7 +103,7 @@ def _(path: Path) -> None:
 
 @triggers("U007")
 def _(path: Path) -> None:
-    from unitify.optim import param_groups
+    from unitify.optim.groups import param_groups
 
     param_groups(unitify.transform(factories.mlp()), torch.optim.LBFGS)
 

@@ -15,8 +15,8 @@ import torch
 from test_rule_moments import PREDICTED, RULES, Declared, declared
 from torch import Tensor
 
-from unitify.moments import gaussian
-from unitify.noise_moments import NoiseMoments
+from unitify.analysis.moments import gaussian
+from unitify.noise.moments import NoiseMoments
 
 SEEDS = range(8)
 LIMIT = 4.0

@@ -8,9 +8,9 @@ import zoo
 from conversion import OTHER_KERNELS, Conversion, conversion
 from survey import surveyed
 
-from unitify.module import UnitScaledModule
+from unitify.module.unit_scaled import UnitScaledModule
 from unitify.verification import Verification
-from unitify.verify import verify_by_running
+from unitify.verify.running import verify_by_running
 
 
 def verified(case: Conversion, module: UnitScaledModule, training: bool) -> Verification:

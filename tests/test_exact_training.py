@@ -13,7 +13,7 @@ from conversion import OTHER_KERNELS, Conversion, same, tensors
 from torch import Tensor, nn
 
 import unitify.optim
-from unitify.execution import backward_starts, run_captured
+from unitify.capture.execution import backward_starts, run_captured
 
 STEPS = 20
 OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, float]]] = {

@@ -20,7 +20,7 @@ from gfloat.formats import (
 from torch import Tensor
 
 import unitify  # noqa: F401 (registers the operator)
-from unitify.formats import FORMATS, Format, quantise
+from unitify.formats.table import FORMATS, Format, quantise
 
 NUMPY = {
     "fp32": np.float32,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import unitify
 from unitify.diagnostics import UnitifyError
-from unitify.formats import E4M3
+from unitify.formats.table import E4M3
 
 
 class Net(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import unitify
 import unitify.optim
-from unitify.assembly import AssembledModule
+from unitify.module.assembly import AssembledModule
 
 
 class Branch(nn.Module):

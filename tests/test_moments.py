@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unitify.moments import add, compress, fit, gaussian, participation, quadrature
+from unitify.analysis.moments import add, compress, fit, gaussian, participation, quadrature
 
 #: 1/RMS of f(x) and of f'(x) for x ~ N(0, 1): closed forms where there are any, else published
 #: constants (Blake et al. 2023, appendix) to their four digits.

@@ -11,23 +11,23 @@ import pytest
 import torch
 import zoo
 
-from unitify.analysis import analyse
-from unitify.budget import Budget, budget, choose
-from unitify.capture import Capture, capture
-from unitify.cast_error import OperandCast, cast_error, relative_errors
-from unitify.flops import flops
-from unitify.formats import BF16, E4M3, E5M2, FORMATS, Format, quantise
-from unitify.forward_moments import ForwardMoments
-from unitify.measured_moments import measured_moments
-from unitify.measured_noise import measured_noise
-from unitify.moments import Moment, exactly, gaussian
-from unitify.noise import Noise, ValueNoise, predict_noise
-from unitify.noise_moments import Place
-from unitify.operand_casts import operand_casts
-from unitify.plan import plan
-from unitify.rule_table import load_rules
-from unitify.schema import operation_name
-from unitify.snr import relative_error
+from unitify.analysis.analyse import analyse
+from unitify.analysis.forward import ForwardMoments
+from unitify.analysis.moments import Moment, exactly, gaussian
+from unitify.capture.whole import Capture, capture
+from unitify.formats.signal_to_noise import relative_error
+from unitify.formats.table import BF16, E4M3, E5M2, FORMATS, Format, quantise
+from unitify.noise.budget import Budget, budget, choose
+from unitify.noise.cast_error import OperandCast, cast_error, relative_errors
+from unitify.noise.measured import measured_noise
+from unitify.noise.measured_moments import measured_moments
+from unitify.noise.moments import Place
+from unitify.noise.operand_casts import operand_casts
+from unitify.noise.predict import Noise, ValueNoise, predict_noise
+from unitify.operations.flops import flops
+from unitify.operations.rule_table import load_rules
+from unitify.operations.schema import operation_name
+from unitify.plan.scale_plan import plan
 
 RULES = load_rules()
 MODELS = ["mlp", "residual_cnn", "gpt2", "llama"]

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unitify
-from unitify import folder
-from unitify.choices import flop_share
+from unitify.cast.headroom import measured_distributions
+from unitify.checkpoint import folder
 from unitify.diagnostics import UnitifyError
-from unitify.formats import E4M3, E5M2, quantise
-from unitify.headroom import measured_distributions
-from unitify.snr import Histogram, best_scale
+from unitify.formats.signal_to_noise import Histogram, best_scale
+from unitify.formats.table import E4M3, E5M2, quantise
+from unitify.recipe.choices import flop_share
 
 
 class Deep(nn.Module):

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import unitify
-from unitify.layout import scaled
-from unitify.ops import rescale
+from unitify.ops.layout import scaled
+from unitify.ops.rescale import rescale
 
 RESCALE = torch.ops.unitify.rescale.default
 

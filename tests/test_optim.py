@@ -22,7 +22,7 @@ from training import (
 
 import unitify
 from unitify import optim
-from unitify.optimizers import UNITS, OptimizerUnits, Units
+from unitify.optim.optimizers import UNITS, OptimizerUnits, Units
 
 
 @pytest.fixture

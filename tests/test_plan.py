@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import unitify
-from unitify.capture import Capture, capture
+from unitify.capture.whole import Capture, capture
 from unitify.estimates import Rms
 from unitify.measure import measure
-from unitify.plan import Scale, ScalePlan, check_plan, plan
+from unitify.plan.scale_plan import Scale, ScalePlan, check_plan, plan
 from unitify.rewrite import rewrite
 from unitify.transform import build
-from unitify.verify import verify_by_running
+from unitify.verify.running import verify_by_running
 
 exponents = st.integers(-120, 120)
 scales = st.builds(Scale.of_exponents, exponents, exponents)

@@ -16,14 +16,14 @@ from program import Program
 from strategies import programs, random_plan
 from torch import Tensor, fx, nn
 
-from unitify.capture import Capture, capture
-from unitify.execution import leaf_parameters, run_captured
+from unitify.capture.execution import leaf_parameters, run_captured
+from unitify.capture.whole import Capture, capture
 from unitify.measure import measure
-from unitify.module import UnitScaledModule
-from unitify.plan import ScalePlan, check_plan, plan
+from unitify.module.unit_scaled import UnitScaledModule
+from unitify.plan.scale_plan import ScalePlan, check_plan, plan
 from unitify.rewrite import rewrite
 from unitify.transform import build
-from unitify.validation import validate, validate_parameters
+from unitify.verify.validation import validate, validate_parameters
 
 
 def many(examples: int) -> settings:

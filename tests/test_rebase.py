@@ -16,8 +16,8 @@ from training import ADAMW, Pair, assert_same_parameters, fresh_pair, scaled_at_
 import unitify
 from unitify import optim
 from unitify.diagnostics import UnitifyError
-from unitify.optimizer_state import multiply_
-from unitify.optimizers import OptimizerUnits, Units
+from unitify.optim.optimizers import OptimizerUnits, Units
+from unitify.optim.state import multiply_
 
 BATCHES = [(tokens(100),), (tokens(101),)]
 O = torch.optim  # noqa: E741

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
 import unitify
-from unitify.capture import Capture, capture
-from unitify.choices import Choice, Patterns, choose, flop_share
+from unitify.capture.whole import Capture, capture
 from unitify.cli import app
 from unitify.diagnostics import UnitifyError
-from unitify.formats import BF16, E4M3, E5M2
-from unitify.recipe import FP8, RECIPES, Recipe
-from unitify.recipe_reader import configured_recipe, read_recipe
-from unitify.rule_table import load_rules
+from unitify.formats.table import BF16, E4M3, E5M2
+from unitify.operations.rule_table import load_rules
+from unitify.recipe.choices import Choice, Patterns, choose, flop_share
+from unitify.recipe.reader import configured_recipe, read_recipe
+from unitify.recipe.recipe import FP8, RECIPES, Recipe
 
 RULES = load_rules()
 

@@ -17,8 +17,8 @@ from training import fresh_pair, scaled_at_random, tokens
 
 import unitify
 from unitify import optim
-from unitify.formats import E4M3
-from unitify.plan import ScalePlan
+from unitify.formats.table import E4M3
+from unitify.plan.scale_plan import ScalePlan
 
 ADAMW = {"lr": 0.01, "weight_decay": 0.1, "amsgrad": True}
 O = torch.optim  # noqa: E741

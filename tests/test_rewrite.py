@@ -11,12 +11,12 @@ from conversion import RULES
 from strategies import random_plan
 from torch import Tensor, fx, nn
 
-from unitify.capture import capture
-from unitify.module import UnitScaledModule
-from unitify.plan import Scale, ScalePlan
+from unitify.capture.whole import capture
+from unitify.module.unit_scaled import UnitScaledModule
+from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.rewrite import rewrite
 from unitify.transform import build
-from unitify.verify import verify_by_running
+from unitify.verify.running import verify_by_running
 
 RESCALE = torch.ops.unitify.rescale.default
 

@@ -16,10 +16,10 @@ import rule_samples
 import torch
 from torch import Tensor
 
-from unitify.laws import Factors, factors
-from unitify.plan import Scale, ScalePlan
+from unitify.operations.laws import Factors, factors
+from unitify.operations.rule_table import Rule, RuleTable, load_rules
+from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.rewrite import rewrite
-from unitify.rule_table import Rule, RuleTable, load_rules
 
 RULES = load_rules()
 SEEDS = {torch.float32: (0, 1, 2), torch.float64: (3,), torch.bfloat16: (4,)}

@@ -15,12 +15,12 @@ import rule_samples
 import torch
 from torch import Tensor, fx
 
-from unitify.backward_moments import BackwardMoments
+from unitify.analysis.backward import BackwardMoments
+from unitify.analysis.forward import ForwardMoments, Step
+from unitify.analysis.moments import Moment, gaussian
 from unitify.estimates import Rms
-from unitify.forward_moments import ForwardMoments, Step
-from unitify.moments import Moment, gaussian
-from unitify.rule_table import Rule, load_rules
-from unitify.samples import Sample, parse_arguments
+from unitify.operations.rule_table import Rule, load_rules
+from unitify.operations.samples import Sample, parse_arguments
 
 RULES = load_rules()
 SEEDS = range(32)

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unitify
-from unitify.cast_operator import cast
 from unitify.diagnostics import UnitifyError
-from unitify.formats import E4M3, E4M3FNUZ, E5M2, E5M2FNUZ, Format, quantise
-from unitify.fp8_linear import fp8_linear
-from unitify.rule_table import load_rules
-from unitify.scaled_mm import aligned, decode, encode, multiplies, product
-from unitify.schema import operation_name
+from unitify.formats.table import E4M3, E4M3FNUZ, E5M2, E5M2FNUZ, Format, quantise
+from unitify.operations.rule_table import load_rules
+from unitify.operations.schema import operation_name
+from unitify.ops.cast import cast
+from unitify.ops.fp8_linear import fp8_linear
+from unitify.ops.scaled_mm import aligned, decode, encode, multiplies, product
 
 FP8 = [E4M3, E5M2, E4M3FNUZ, E5M2FNUZ]
 RULES = load_rules()

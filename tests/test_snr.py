@@ -8,8 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from unitify.formats import E4M3, E4M3FNUZ, E5M2, E5M2FNUZ, FORMATS, FP16, INT8, quantise
-from unitify.snr import NORMAL, GeneralisedNormal, Histogram, best_scale, relative_error, snr
+from unitify.formats.signal_to_noise import (
+    NORMAL,
+    GeneralisedNormal,
+    Histogram,
+    best_scale,
+    relative_error,
+    snr,
+)
+from unitify.formats.table import E4M3, E4M3FNUZ, E5M2, E5M2FNUZ, FORMATS, FP16, INT8, quantise
 
 SAMPLES = 200_000
 LIMIT = 4.0

@@ -18,13 +18,13 @@ from program import chain
 from torch import Tensor, fx, nn
 
 import unitify
-from unitify.capture import Capture, capture
+from unitify.capture.whole import Capture, capture
 from unitify.estimates import Rms
 from unitify.measure import measure
-from unitify.plan import Scale, ScalePlan, plan
+from unitify.plan.scale_plan import Scale, ScalePlan, plan
 from unitify.rewrite import rewrite
 from unitify.transform import build
-from unitify.validation import Checker, validate, validate_parameters
+from unitify.verify.validation import Checker, validate, validate_parameters
 
 RESCALE = torch.ops.unitify.rescale.default
 #: Real models and the kinds of mutation tried on each; on ``Several`` all are.

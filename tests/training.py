@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import unitify
-from unitify.capture import capture
+from unitify.capture.whole import capture
 from unitify.rewrite import rewrite
 from unitify.transform import build
 

@@ -1,18 +1,18 @@
 """unitify: a PyTorch model in, the same function with every tensor near unit scale out."""
 
-import unitify.ops as _ops  # noqa: F401  (registers unitify::rescale)
+import unitify.ops as _ops  # noqa: F401  (registers the operators of emitted graphs)
 from unitify import optim
-from unitify.capture import Capture
-from unitify.choices import Choice
+from unitify.capture.whole import Capture
+from unitify.checkpoint.folder import load
+from unitify.checkpoint.rebuild import rebuild
 from unitify.diagnostics import Diagnostic, UnitifyError, UnitifyWarning
+from unitify.drift.monitor import Monitor, monitor
+from unitify.drift.rebase import Rebase, rebase_
 from unitify.estimates import Rms
-from unitify.folder import load
-from unitify.module import UnitScaledModule
-from unitify.monitor import Monitor, monitor
-from unitify.plan import Scale, ScalePlan
-from unitify.rebase import Rebase, rebase_
-from unitify.rebuild import rebuild
-from unitify.recipe import Recipe
+from unitify.module.unit_scaled import UnitScaledModule
+from unitify.plan.scale_plan import Scale, ScalePlan
+from unitify.recipe.choices import Choice
+from unitify.recipe.recipe import Recipe
 from unitify.transform import estimate, transform, verify
 from unitify.verification import Verification
 from unitify.version import __version__

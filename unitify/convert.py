@@ -15,19 +15,19 @@ from typing import Any
 
 from torch import nn
 
-from unitify.capture import Capture
-from unitify.checkpoint import fill, read_state_dict
+from unitify.capture.inputs import as_inputs, infer_inputs
+from unitify.capture.whole import Capture
+from unitify.checkpoint.files import fill, read_state_dict
+from unitify.checkpoint.folder import check_absent, sha256, write
+from unitify.checkpoint.pretrained import companions, read_pretrained, weight_files
+from unitify.checkpoint.targets import Batch, build_model, input_batches
 from unitify.diagnostics import ModelNeeded, UnitifyError, UnknownOption
 from unitify.estimates import Estimates
-from unitify.folder import check_absent, sha256, write
-from unitify.inputs import as_inputs, infer_inputs
 from unitify.measure import measure
-from unitify.pretrained import companions, read_pretrained, weight_files
-from unitify.recipe import Recipe
-from unitify.recipe_reader import read_recipe
-from unitify.report import Report, make_report
-from unitify.rule_table import load_rules
-from unitify.targets import Batch, build_model, input_batches
+from unitify.operations.rule_table import load_rules
+from unitify.recipe.reader import read_recipe
+from unitify.recipe.recipe import Recipe
+from unitify.report.report import Report, make_report
 from unitify.transform import SCALES, transform
 
 

@@ -15,15 +15,15 @@ from typing import Any
 
 from torch import fx, nn
 
-from unitify.analysis import Analysis, analyse
-from unitify.capture import Capture, capture
+from unitify.analysis.analyse import Analysis, analyse
+from unitify.analysis.forward import Step
+from unitify.capture.inputs import given_or_inferred
+from unitify.capture.whole import Capture, capture
 from unitify.diagnostics import UnitifyError, UnknownCode, UnknownValue, all_diagnostics
-from unitify.expressions import Monomial
-from unitify.forward_moments import Step
-from unitify.inputs import given_or_inferred
-from unitify.plan import Scale, ScalePlan, plan
-from unitify.rule_table import Rule, RuleTable, load_rules
-from unitify.schema import operation_name
+from unitify.operations.expressions import Monomial
+from unitify.operations.rule_table import Rule, RuleTable, load_rules
+from unitify.operations.schema import operation_name
+from unitify.plan.scale_plan import Scale, ScalePlan, plan
 
 #: How many values a derivation shows on its way back to inputs and parameters.
 LONGEST = 12

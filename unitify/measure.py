@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from unitify.capture import Capture
-from unitify.diagnostics import BatchesNeeded, UnitifyError
-from unitify.estimates import Estimates, Rms
-from unitify.execution import (
+from unitify.capture.execution import (
     LossFunction,
     backward_starts,
     leaf_parameters,
     run_captured,
     unchanged,
 )
-from unitify.laws import is_scalable
+from unitify.capture.whole import Capture
+from unitify.diagnostics import BatchesNeeded, UnitifyError
+from unitify.estimates import Estimates, Rms
+from unitify.operations.laws import is_scalable
 
 
 def measure(

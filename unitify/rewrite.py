@@ -22,12 +22,12 @@ import sympy
 import torch
 from torch import fx
 
-from unitify.capture import Capture
-from unitify.dimensions import evaluate_default
-from unitify.laws import Factors, factors, holds_tensors, is_complex, is_scalable
-from unitify.plan import ScalePlan
-from unitify.rule_table import Rule, RuleTable
-from unitify.schema import named_arguments, nodes_of, operation_name, set_argument
+from unitify.capture.whole import Capture
+from unitify.operations.dimensions import evaluate_default
+from unitify.operations.laws import Factors, factors, holds_tensors, is_complex, is_scalable
+from unitify.operations.rule_table import Rule, RuleTable
+from unitify.operations.schema import named_arguments, nodes_of, operation_name, set_argument
+from unitify.plan.scale_plan import ScalePlan
 
 _RESCALE = torch.ops.unitify.rescale.default
 

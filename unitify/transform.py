@@ -9,25 +9,25 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from unitify.analysis import analyse
-from unitify.assembly import Part, agreed, assemble, value_name
-from unitify.capture import Capture
-from unitify.casting import Evidence, cast_module
+from unitify.analysis.analyse import analyse
+from unitify.capture.execution import LossFunction
+from unitify.capture.inputs import as_inputs, given_or_inferred
+from unitify.capture.islands import path_of, record
+from unitify.capture.whole import Capture
+from unitify.cast.casting import Evidence, cast_module
 from unitify.diagnostics import NotExact, UnitifyError, UnknownOption, warn_of_losses
 from unitify.estimates import Estimates
-from unitify.execution import LossFunction
-from unitify.inputs import as_inputs, given_or_inferred
-from unitify.islands import path_of, record
 from unitify.measure import measure
-from unitify.module import UnitScaledModule, adopt_parameters, skeleton_like
-from unitify.plan import ScalePlan, plan
-from unitify.recipe import Recipe
-from unitify.recipe_reader import read_recipe
+from unitify.module.assembly import Part, agreed, assemble, value_name
+from unitify.module.unit_scaled import UnitScaledModule, adopt_parameters, skeleton_like
+from unitify.operations.rule_table import RuleTable, load_rules
+from unitify.plan.scale_plan import ScalePlan, plan
+from unitify.plan.uniform import uniform_plan
+from unitify.recipe.reader import read_recipe
+from unitify.recipe.recipe import Recipe
 from unitify.rewrite import rewrite
-from unitify.rule_table import RuleTable, load_rules
-from unitify.uniform import uniform_plan
 from unitify.verification import Verification
-from unitify.verify import notes_on, verify_module
+from unitify.verify.running import notes_on, verify_module
 
 SCALES = ("analysis", "measured")
 

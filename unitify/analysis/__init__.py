@@ -1,0 +1,1 @@
+"""Second stage, without data: moments of every value and gradient by the rules."""

@@ -1,0 +1,46 @@
+"""Estimates by analysis: moments carried through the graph by the rules, without data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from unitify.analysis.backward import BackwardMoments
+from unitify.analysis.forward import ForwardMoments, Step
+from unitify.capture.execution import LossFunction
+from unitify.capture.whole import Capture
+from unitify.estimates import Estimates, Rms
+from unitify.operations.laws import is_scalable
+from unitify.operations.rule_table import RuleTable
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Estimates and, for every value, the step that led to them in each direction."""
+
+    estimates: Estimates
+    forward: Mapping[str, Step]
+    backward: Mapping[str, tuple[Step, ...]]
+
+
+def analyse(
+    capture: Capture,
+    rules: RuleTable,
+    loss_fn: LossFunction | None = None,
+    weight_rms: float | None = None,
+) -> Analysis:
+    """Predict the RMS of every value of ``capture`` and of its gradient.
+
+    ``weight_rms``: RMS of weight matrices that hold no data (meta device); the initialiser's
+    range of a Hugging Face config, else fan_in^-1/2, where None.
+    """
+    forward = ForwardMoments(capture, rules, weight_rms)
+    forward.run()
+    backward = BackwardMoments(forward, loss_fn)
+    backward.run()
+    estimates = {
+        node.name: Rms(forward.rms(node), backward.rms(node))
+        for node in capture.graph.nodes
+        if is_scalable(node)
+    }
+    return Analysis(estimates, forward.steps, {n: tuple(s) for n, s in backward.steps.items()})

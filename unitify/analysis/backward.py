@@ -1,0 +1,178 @@
+"""Moments of every gradient of a graph, from the loss (or the outputs) to the parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from unitify.analysis.formulas import formula_gradient
+from unitify.analysis.forward import CANNOT_RUN, ForwardMoments, Results, Step, linear_names
+from unitify.analysis.linear import linear_gradient
+from unitify.analysis.moments import Moment, add, fit, gaussian, limited, number, quadrature
+from unitify.analysis.sampled import observed, sampled_gradients
+from unitify.capture.whole import Capture
+from unitify.operations.dimensions import shape_of
+from unitify.operations.laws import holds_tensors, is_scalable
+from unitify.operations.operation import Operation
+from unitify.operations.rule_table import Rule
+from unitify.operations.schema import named_arguments, nodes_of, operation_name
+
+
+class BackwardMoments:
+    """Moments of every gradient, summed over the consumers of a value."""
+
+    def __init__(self, forward: ForwardMoments, loss_fn: Any) -> None:
+        self.of = forward
+        self.loss_fn = loss_fn
+        self.grads: dict[fx.Node, Results] = {}
+        self.steps: dict[str, list[Step]] = {}
+        self.differentiable = _differentiable(forward.capture)
+
+    def rms(self, node: fx.Node) -> float | None:
+        """Predicted RMS of the gradient that reaches ``node``; None without one."""
+        held = self.grads.get(node)
+        return held[0].rms if held and held[0] is not None else None
+
+    def run(self) -> None:
+        """Walk the graph from its output to its inputs."""
+        nodes = list(self.of.capture.graph.nodes)
+        self._start(nodes[-1])
+        for position in range(len(nodes) - 1, -1, -1):
+            node = nodes[position]
+            if node.op == "call_function" and any(g is not None for g in self.grads.get(node, [])):
+                self._through(node, position)
+
+    def _start(self, output: fx.Node) -> None:
+        results = [n for n in nodes_of(output.args) if n in self.differentiable]
+        if self.loss_fn is not None:
+            starts = self._loss_starts(output)
+        else:
+            scalars = [n for n in results if not shape_of(n.meta["val"])]
+            starts = {n: number(1.0, n.meta["val"].dim()) for n in scalars[:1] or results}
+        for node, moment in starts.items():
+            self._give(node, moment, Step("given", {}, moment.rms))
+
+    def _loss_starts(self, output: fx.Node) -> dict[fx.Node, Moment]:
+        """Gradients of the user's loss at outputs drawn from their predicted moments."""
+        generator = torch.Generator().manual_seed(0)
+        drawn: dict[fx.Node, Tensor] = {}
+        flat: list[Any] = []
+        for item in output.args[0]:  # type: ignore[union-attr]
+            if isinstance(item, fx.Node) and is_scalable(item):
+                moment = self.of.moment(item) or number(0.0)
+                shape = shape_of(item.meta["val"])
+                noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+                value = (moment.mean + moment.var.sqrt() * noise).expand(shape)
+                leaf = value.to(item.meta["val"].dtype).requires_grad_(True)
+                drawn[item] = leaf
+                flat.append(leaf)
+            else:
+                flat.append(self.of.known.get(item, item) if isinstance(item, fx.Node) else item)
+        with torch.enable_grad():
+            loss = self.loss_fn(self.of.capture.call.unflatten(flat))
+            found = torch.autograd.grad(loss, list(drawn.values()), allow_unused=True)
+        return {
+            n: observed(g)
+            for n, g in zip(drawn, found, strict=True)
+            if g is not None and n in self.differentiable
+        }
+
+    def _give(self, node: fx.Node, moment: Moment, step: Step, index: int = 0) -> None:
+        if node not in self.differentiable:
+            return
+        value = node.meta["val"]
+        count = len(value) if isinstance(value, list | tuple) else 1
+        held = self.grads.setdefault(node, [None] * count)
+        shape = shape_of(value[index] if isinstance(value, list | tuple) else value)
+        arrived = Moment(fit(moment.mean, shape), fit(moment.square, shape))
+        if node.op == "get_attr":
+            arrived = arrived.uniform()
+        present = held[index]
+        total = arrived if present is None else add(present, arrived)
+        held[index] = limited(total, self.of.elements)
+        self.steps.setdefault(node.name, []).append(step)
+
+    def _through(self, node: fx.Node, position: int) -> None:
+        source = node.args[0] if node.args else None
+        grads = self.grads[node]
+        if isinstance(source, fx.Node) and holds_tensors(source):
+            assert grads[0] is not None
+            step = Step("run", {node.name: grads[0].rms}, grads[0].rms)
+            self._give(source, grads[0], step, int(node.args[1]))  # type: ignore[arg-type]
+            return
+        operation = Operation(node, self.of.known)
+        rule = self.of.rules.get(operation_name(node))
+        gradients, way = self._predict(operation, rule, grads, position)
+        for name, moments in gradients.items():
+            targets = nodes_of(named_arguments(node)[name])
+            for target, moment in zip(targets, moments, strict=False):
+                if is_scalable(target):
+                    inputs = {node.name: next(g.rms for g in grads if g is not None)}
+                    self._give(target, moment, Step(way, inputs, moment.rms))
+
+    def _predict(
+        self, operation: Operation, rule: Rule | None, grads: Results, position: int
+    ) -> tuple[dict[str, list[Moment]], str]:
+        wanted = [
+            n for n, a in operation.operands.items()
+            if any(x in self.differentiable for x in nodes_of(a))
+        ]  # fmt: skip
+        if not wanted:
+            return {}, "run"
+        way = self.of.ways[operation.node]
+        if way in ("run", "quadrature", "formula") and rule is not None:
+            operands = self.of.operands(operation, rule)
+            try:
+                return self._by_rule(operation, rule, operands, grads, wanted), way
+            except CANNOT_RUN:
+                # As in the forward direction: what cannot run on moments runs on samples.
+                pass
+        operands = self.of.operands(operation, None)
+        try:
+            sampled = sampled_gradients(operation, operands, grads, position)
+        except CANNOT_RUN:
+            first = next(g for g in grads if g is not None)
+            ndim = {n: len(operation.shape(n)) for n in wanted if n in operands}
+            return {n: [gaussian(0.0, first.rms, k)] for n, k in ndim.items()}, "assumed"
+        return {n: m for n, m in sampled.items() if n in wanted}, "sampled"
+
+    def _by_rule(
+        self, operation: Operation, rule: Rule, operands: dict[str, Any], grads: Results,
+        wanted: list[str],
+    ) -> dict[str, list[Moment]]:  # fmt: skip
+        first = grads[0]
+        if rule.linear and self.of.ways[operation.node] == "run":
+            named = {n: operands[n] for n in linear_names(rule, operands)}
+            filled = [g if g is not None else number(0.0, len(s))
+                      for g, s in zip(grads, operation.result_shapes, strict=True)]  # fmt: skip
+            return {n: linear_gradient(operation, rule, named, n, filled) for n in wanted}
+        assert first is not None
+        if rule.elementwise:
+            name = rule.elementwise
+            _, slope = quadrature(lambda x: operation({name: x}), operands[name])
+            return {name: [Moment(slope.mean * first.mean, slope.square * first.square)]}
+        # An operand without a formula gets no gradient (it lends its shape or type).
+        return {
+            n: [formula_gradient(operation, rule, operands, n, first)]
+            for n in wanted
+            if n in rule.backward
+        }
+
+
+def _differentiable(capture: Capture) -> set[fx.Node]:
+    """Values that depend on a parameter or a floating input."""
+    found: set[fx.Node] = set()
+    for node in capture.graph.nodes:
+        if node.op == "placeholder":
+            starts = is_scalable(node)
+        elif node.op == "get_attr":
+            starts = is_scalable(node) and str(node.target) in capture.aliases
+        else:
+            starts = (is_scalable(node) or holds_tensors(node)) and any(
+                n in found for n in node.all_input_nodes
+            )
+        if starts:
+            found.add(node)
+    return found

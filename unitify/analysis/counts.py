@@ -1,0 +1,140 @@
+"""Numbers that a rule's ``dims`` may name and that no shape tells: they take a function to count.
+
+Each is computed from an ``Operation`` (its shapes, its numbers, the masks and indices that the
+example leads to) and the moments of its operands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unitify.analysis.moments import Moment
+from unitify.operations.dimensions import hint
+from unitify.operations.extremes import LIMIT
+from unitify.operations.operation import Operation
+from unitify.operations.schema import named_arguments
+
+
+def attended_keys(operation: Operation, operands: Mapping[str, Any]) -> float:
+    """Harmonic mean, over queries, of how many keys an attention mask leaves to attend to.
+
+    The harmonic mean, because uniform attention over k keys divides the variance by k.
+    """
+    queries, keys = operation.shape("query")[-2], operation.shape("key")[-2]
+    mask = operation.number("attn_mask")
+    moment = operands.get("attn_mask")
+    if isinstance(moment, Moment) and "attn_mask" in operation.operands:
+        mask = moment.mean > -LIMIT
+    if isinstance(mask, Tensor) and mask.dtype == torch.bool:
+        allowed = mask.sum(-1) * (keys if mask.shape[-1] == 1 else 1)
+    elif operation.number("is_causal"):
+        allowed = torch.ones(queries, keys).tril().sum(-1)
+    else:
+        return float(keys)
+    return float(1.0 / (1.0 / allowed.double().clamp_min(1.0)).mean())
+
+
+def overlaps(operation: Operation, _operands: Mapping[str, Any]) -> float:
+    """Pairs (window position, place in the window) that meet the image and not its padding.
+
+    For one channel of one image, over all spatial dimensions.
+    """
+    return math.prod(
+        sum(
+            0 <= position * w.stride - w.padding + place * w.dilation < w.image
+            for position in range(w.positions)
+            for place in range(w.kernel)
+        )
+        for w in _windows(operation)
+    )
+
+
+def positions(operation: Operation, _operands: Mapping[str, Any]) -> float:
+    """Positions of the window: the elements of a convolution's output plane."""
+    return math.prod(w.positions for w in _windows(operation))
+
+
+def places(operation: Operation, _operands: Mapping[str, Any]) -> float:
+    """Elements of the image plane that the window moves over."""
+    return math.prod(w.image for w in _windows(operation))
+
+
+@dataclass(frozen=True)
+class _Window:
+    """One spatial dimension of an operation that moves a window over an image."""
+
+    image: int
+    positions: int
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+
+
+def _windows(operation: Operation) -> list[_Window]:
+    """Spatial dimensions of a convolution, a pool, or a change between image and columns.
+
+    A transposed convolution moves its window over the output.
+    """
+    arguments = named_arguments(operation.node)
+    first = next(iter(arguments))
+    source, result = operation.shape(first), operation.result_shapes[0]
+    kernel = arguments.get("kernel_size")
+    if kernel is None:
+        kernel = operation.shape("weight")[2:]
+    count = len(kernel)
+    stride = _each(arguments["stride"], count) or list(kernel)
+    dilation = _each(arguments.get("dilation", 1), count)
+    padding = arguments["padding"]
+    if isinstance(padding, str):
+        spare = [
+            d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)
+        ]
+        before, total = [s // 2 for s in spare], spare
+    else:
+        before = _each(padding, count)
+        total = [2 * p for p in before]
+    writes = "output_size" in arguments or arguments.get(
+        "transposed", "output_padding" in arguments
+    )
+    image = (result if writes else source)[-count:]
+    if "weight" in arguments or ("kernel_size" in arguments and len(source) == len(result)):
+        moved = list((source if writes else result)[-count:])
+    else:
+        moved = [
+            (i + t - d * (k - 1) - 1) // s + 1
+            for i, t, d, k, s in zip(image, total, dilation, kernel, stride, strict=True)
+        ]
+    columns = zip(image, moved, kernel, stride, before, dilation, strict=True)
+    return [_Window(*(hint(n) for n in column)) for column in columns]
+
+
+def _each(value: Any, count: int) -> list[Any]:
+    """One number a spatial dimension, from a number or a list; empty from an empty list."""
+    if isinstance(value, list | tuple):
+        return list(value) * count if len(value) == 1 else list(value)
+    return [value] * count
+
+
+def targets(operation: Operation, _operands: Mapping[str, Any]) -> float:
+    """Class targets that count: all but those that equal ``ignore_index``."""
+    target = operation.number("target")
+    if isinstance(target, Tensor) and not target.is_floating_point():
+        return float((target != operation.number("ignore_index")).sum().clamp_min(1))
+    return float(math.prod(operation.shape("target")))
+
+
+#: Name in a rule file → how it is counted.
+COUNTS: dict[str, Callable[[Operation, Mapping[str, Any]], float]] = {
+    "attended_keys": attended_keys,
+    "overlaps": overlaps,
+    "places": places,
+    "positions": positions,
+    "targets": targets,
+}

@@ -1,0 +1,179 @@
+"""Moments by a rule's formulas, on arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from unitify.analysis.counts import COUNTS
+from unitify.analysis.moments import Moment, evaluate_moments, fit
+from unitify.operations.dimensions import evaluate, symbol_values
+from unitify.operations.operation import Operation
+from unitify.operations.rule_table import Moments, Rule
+from unitify.operations.schema import named_arguments
+
+
+def formula_forward(operation: Operation, rule: Rule, operands: Mapping[str, Moment]) -> Moment:
+    """Moments of the result, by the row's ``forward``."""
+    assert rule.forward is not None
+    mean, square = _evaluated(operation, rule, rule.forward, operands)
+    shape = operation.result_shapes[0]
+    return Moment(fit(mean, shape), fit(square, shape))
+
+
+def formula_gradient(
+    operation: Operation, rule: Rule, operands: Mapping[str, Moment], name: str, grad: Moment
+) -> Moment:
+    """Moments of the gradient of one operand, by the row's ``backward``.
+
+    A ``broadcast`` row states them for an element of the result: they are summed over the
+    dimensions along which the operand was broadcast.
+    """
+    moments = rule.backward[name]
+    mean, square = _evaluated(operation, rule, moments, {**operands, "grad": grad})
+    shape, result = operation.shape(name), operation.result_shapes[0]
+    laid = along_channels(shape, len(result)) if name in rule.channels else shape
+    if rule.broadcast:
+        mean, square = _summed(mean, square, result, laid)
+    found = Moment(fit(mean, laid), fit(square, laid))
+    return found if laid == shape else Moment(found.mean.flatten(), found.square.flatten())
+
+
+def formula_slope(
+    operation: Operation, rule: Rule, operands: Mapping[str, Moment], name: str
+) -> Moment:
+    """E[∂y/∂x] and E[(∂y/∂x)²] of one operand: its gradient where the result's is one.
+
+    As the row has it: per element of the result in a ``broadcast`` row, of the operand in others.
+    The sign is known where the derivative hardly varies, and taken to be positive elsewhere.
+    """
+    zero, one = (torch.full((), v, dtype=torch.float64) for v in (0.0, 1.0))
+    moments = rule.backward[name]
+    of_noise = {**operands, "grad": Moment(zero, one)}
+    of_constant = {**operands, "grad": Moment(one, one)}
+    square = _evaluated(operation, rule, moments, of_noise)[1]
+    mean = _evaluated(operation, rule, moments, of_constant)[0]
+    return Moment(torch.where(2 * mean * mean > square, mean, square.sqrt()), square)
+
+
+def along_channels(shape: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    """``shape`` (one entry) as that of an operand along dimension 1 of ``ndim``."""
+    return (*shape, *[1] * (ndim - 2)) if len(shape) == 1 else shape
+
+
+def _evaluated(
+    operation: Operation, rule: Rule, moments: Moments, operands: Mapping[str, Moment]
+) -> tuple[Tensor, Tensor]:
+    values = formula_values(operation, rule, operands)
+    over = over_dimensions(operation, rule)
+    ndim = len(operation.result_shapes[0])
+    operands = {n: _laid(m, ndim) if n in rule.channels else m for n, m in operands.items()}
+    mean = evaluate_moments(moments.mean, operands, values, over.average, over.largest)
+    square = evaluate_moments(moments.square, operands, values, over.average, over.largest)
+    mean, square = torch.broadcast_tensors(mean, square)
+    return mean, torch.maximum(square, mean * mean)
+
+
+def _laid(moment: Moment, ndim: int) -> Moment:
+    mean, square = (m.reshape(along_channels(m.shape, ndim)) for m in (moment.mean, moment.square))
+    return Moment(mean, square)
+
+
+def formula_values(
+    operation: Operation, rule: Rule, operands: Mapping[str, Moment]
+) -> dict[str, float]:
+    """Numbers that the formulas of a row may name, for this node."""
+    values = symbol_values(operation.node)
+    for name, argument in named_arguments(operation.node).items():
+        if isinstance(argument, fx.Node) and name not in values:
+            known = operation.number(name)
+            if isinstance(known, bool | int | float):
+                values[name] = float(known)
+    if rule.law is not None:
+        for name, default in rule.law.defaults.items():
+            if name not in values:
+                held = {**values, "epsilon": torch.finfo(torch.float32).eps}
+                values[name] = evaluate(default, held)
+    shape = _widest(operation)
+    over = _over(operation, rule, len(shape))
+    values["over.numel"] = float(math.prod(shape[d] for d in over))
+    for name, expression in rule.dims.items():
+        named = {s.name for s in expression.free_symbols} & COUNTS.keys()
+        counted = {n: COUNTS[n](operation, operands) for n in named}
+        values[name] = evaluate(expression, {**values, **counted})
+    return values
+
+
+@dataclass(frozen=True)
+class Over:
+    """The ``over`` dimensions of a row at one node, counted from the end; they keep size one."""
+
+    usual: tuple[int, ...]
+
+    def average(self, array: Tensor, *dimensions: int) -> Tensor:
+        """``average(e)`` of the row; ``average(e, d)`` is the mean over dimension ``d``."""
+        present = [d for d in dimensions or self.usual if -d <= array.dim()]
+        return array.mean(present, keepdim=True) if present else array
+
+    def largest(self, array: Tensor) -> Tensor:
+        """``largest(e)`` of the row."""
+        present = [d for d in self.usual if -d <= array.dim()]
+        return array.amax(present, keepdim=True) if present else array
+
+
+def over_dimensions(operation: Operation, rule: Rule) -> Over:
+    """What ``average`` and ``largest`` run over at this node."""
+    return Over(tuple(_over(operation, rule, len(_widest(operation)))))
+
+
+def _widest(operation: Operation) -> tuple[int, ...]:
+    """The shape of the operand with most dimensions."""
+    shapes = [operation.shape(n) for n in operation.operands if _is_tensor(operation, n)]
+    return max(shapes, key=len, default=())
+
+
+def _is_tensor(operation: Operation, name: str) -> bool:
+    return isinstance(operation.operands[name], fx.Node)
+
+
+def _over(operation: Operation, rule: Rule, ndim: int) -> list[int]:
+    """The dimensions of ``over``, counted from the end."""
+    over = rule.over
+    if over is None:
+        return []
+    if isinstance(over, tuple):
+        listed = list(over)
+    else:
+        kind, _, what = over.partition(":")
+        if kind == "trailing":
+            count = len(operation.number(what))
+            return [-i - 1 for i in range(count)]
+        if kind == "except":
+            kept = int(what) % ndim
+            return [d - ndim for d in range(ndim) if d != kept]
+        argument = operation.number(what)
+        listed = list(argument) if isinstance(argument, list | tuple) else [argument]
+        if argument is None or not listed:
+            listed = list(range(ndim))
+    return [d if d < 0 else d - ndim for d in listed]
+
+
+def _summed(
+    mean: Tensor, square: Tensor, result: tuple[int, ...], operand: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    var = (square - mean * mean).clamp_min(0.0)
+    mean, var = fit(mean, result), fit(var, result)
+    leading = len(result) - len(operand)
+    for dimension, size in enumerate(result):
+        own = operand[dimension - leading] if dimension >= leading else 1
+        if own == 1 and size > 1:
+            if mean.shape[dimension] == 1:
+                mean, var = mean * size, var * size
+            else:
+                mean = mean.sum(dimension, keepdim=True)
+                var = var.sum(dimension, keepdim=True)
+    return mean, var + mean * mean

@@ -1,0 +1,269 @@
+"""Moments of every value of a graph, from its inputs and parameters to its outputs.
+
+Each operation's row in the rule table says how: by counting or running its sums
+(``linear_moments``), by quadrature (``moments``), by formula (``formula_moments``), or on samples
+(``sampled_moments``). What is not floating (sizes, masks, indices) is computed as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from unitify.analysis.formulas import formula_forward
+from unitify.analysis.linear import linear_forward
+from unitify.analysis.moments import (
+    Moment,
+    compressed,
+    exactly,
+    gaussian,
+    limited,
+    number,
+    quadrature,
+)
+from unitify.analysis.sampled import observed, sampled_results
+from unitify.capture.whole import Capture
+from unitify.operations.dimensions import hint, shape_of
+from unitify.operations.extremes import holds_mask
+from unitify.operations.laws import holds_tensors, is_scalable
+from unitify.operations.operation import Operation, on_cpu
+from unitify.operations.rule_table import Rule, RuleTable
+from unitify.operations.schema import named_arguments, operation_name
+
+#: One entry a result of an operation; None for a result that is not floating.
+Results = list["Moment | None"]
+#: Numbers that the moments of all values of a graph may take together, in either direction.
+MEMORY = 2**25
+#: What running an operation on moments may raise: it wants another type, layout or size.
+CANNOT_RUN = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError)
+
+
+@dataclass(frozen=True)
+class Step:
+    """How one RMS was derived: by what means, from which RMS of which values.
+
+    ``way``: given, exact, counted, run, quadrature, formula, sampled or assumed.
+    """
+
+    way: str
+    inputs: Mapping[str, float]
+    rms: float
+
+
+class ForwardMoments:
+    """Moments of every floating value; plain values of everything else."""
+
+    def __init__(self, capture: Capture, rules: RuleTable, weight_rms: float | None) -> None:
+        self.capture = capture
+        self.rules = rules
+        self.weight_rms = weight_rms
+        self.moments: dict[fx.Node, Results] = {}
+        self.known: dict[fx.Node, Any] = {}
+        self.steps: dict[str, Step] = {}
+        self.ways: dict[fx.Node, str] = {}
+        self.elements = MEMORY // max(len(capture.graph.nodes), 1)
+        #: Values that are not floating and depend on an input's contents.
+        self.from_inputs: set[fx.Node] = set()
+
+    def run(self) -> None:
+        """Walk the graph from its inputs to its output."""
+        inputs = iter(self.capture.example)
+        for position, node in enumerate(self.capture.graph.nodes):
+            if node.op == "placeholder":
+                self._placeholder(node, next(inputs))
+            elif node.op == "get_attr":
+                self._attribute(node)
+            elif node.op == "call_function":
+                self._call(node, position)
+
+    def rms(self, node: fx.Node) -> float | None:
+        """Predicted RMS of ``node``; None where nothing is known."""
+        moment = self.moment(node)
+        return moment.rms if moment is not None else None
+
+    def moment(self, node: fx.Node) -> Moment | None:
+        """What is known of a value; weights are read anew each time, they are large."""
+        if node in self.moments:
+            return self.moments[node][0]
+        if node.op == "get_attr" and is_scalable(node):
+            return self._weight(node)
+        return None
+
+    def _placeholder(self, node: fx.Node, value: Any) -> None:
+        if not is_scalable(node):
+            if isinstance(value, Tensor) and value.is_meta:
+                value = torch.zeros(value.shape, dtype=value.dtype)
+            self.known[node] = on_cpu(value)
+            self.from_inputs.add(node)
+            return
+        moment = gaussian(0.0, 1.0, value.dim())
+        if holds_mask(value):
+            moment = compressed(exactly(value))
+        elif not value.is_meta and value.numel():
+            moment = observed(value).uniform()
+        self._note(node, [moment], "given", {})
+
+    def _attribute(self, node: fx.Node) -> None:
+        if not is_scalable(node):
+            value = self.capture.attribute(str(node.target))
+            empty = isinstance(value, Tensor) and value.is_meta
+            self.known[node] = None if empty else on_cpu(value)
+            return
+        moment = self._weight(node)
+        self.steps[node.name] = Step("exact", {}, moment.rms)
+
+    def _weight(self, node: fx.Node) -> Moment:
+        tensor = self.capture.attribute(str(node.target))
+        if not tensor.is_meta:
+            return exactly(tensor)
+        if tensor.dim() <= 1:
+            zero = str(node.target).endswith("bias")
+            return number(0.0 if zero else 1.0, tensor.dim())
+        config = getattr(self.capture.model, "config", None)
+        spread = getattr(config, "initializer_range", None) or shape_of(tensor)[-1] ** -0.5
+        return gaussian(0.0, float(self.weight_rms or spread), tensor.dim())
+
+    def _call(self, node: fx.Node, position: int) -> None:
+        source = node.args[0] if node.args else None
+        if isinstance(source, fx.Node) and source in self.moments and holds_tensors(source):
+            self._take(node, source)
+            return
+        operation = Operation(node, self.known)
+        if not (is_scalable(node) or holds_tensors(node)):
+            is_size = not isinstance(node.meta.get("val"), Tensor)
+            if not is_size and any(
+                n in self.from_inputs or is_scalable(n) for n in node.all_input_nodes
+            ):
+                self.from_inputs.add(node)
+            self._plain(node, operation, position)
+            return
+        rule = self.rules.get(operation_name(node))
+        results, way = self._predict(operation, rule, position)
+        self.ways[node] = way
+        inputs = {n.name: m.rms for n in node.all_input_nodes if (m := self.moment(n)) is not None}
+        self._note(node, results, way, inputs)
+
+    def _take(self, node: fx.Node, source: fx.Node) -> None:
+        index = int(node.args[1])  # type: ignore[arg-type]
+        moment = self.moments[source][index]
+        if moment is None:
+            values = self.known.get(source)
+            self.known[node] = values[index] if values is not None else None
+            return
+        self._note(node, [moment], "run", {source.name: moment.rms})
+
+    def _note(self, node: fx.Node, results: Results, way: str, inputs: Mapping[str, float]) -> None:
+        self.moments[node] = [m and limited(m, self.elements) for m in results]
+        first = next((m for m in results if m is not None), None)
+        self.steps[node.name] = Step(way, inputs, first.rms if first is not None else 0.0)
+
+    def _plain(self, node: fx.Node, operation: Operation, position: int) -> None:
+        value = node.meta.get("val")
+        if isinstance(value, torch.SymInt | int) and not isinstance(value, bool):
+            self.known[node] = hint(value)
+            return
+        try:
+            if operation.operands:
+                drawn = sampled_results(operation, self.operands(operation, None), position)
+                self.known[node] = drawn[0] if len(drawn) == 1 else drawn
+            else:
+                self.known[node] = operation()
+        except CANNOT_RUN:
+            # An integer nobody can know without data (an index beyond, an empty selection).
+            self.known[node] = None
+
+    def operands(self, operation: Operation, rule: Rule | None) -> dict[str, Any]:
+        """Moments of the floating operands, and of what a rule's formula treats as one."""
+        found: dict[str, Any] = {}
+        for name, argument in operation.operands.items():
+            if isinstance(argument, list):
+                found[name] = [self._any_moment(a) for a in argument]
+            else:
+                found[name] = self.moment(argument)
+        for name, argument in named_arguments(operation.node).items():
+            if rule is None or name in found:
+                continue
+            if name in rule.linear or not rule.linear:
+                moment = self._of_plain(argument)
+                if moment is not None:
+                    found[name] = moment
+                elif argument is None and rule.law is not None:
+                    found[name] = number(1.0 if name in rule.law.output else 0.0)
+        return found
+
+    def _any_moment(self, argument: Any) -> Moment:
+        moment = self.moment(argument) if isinstance(argument, fx.Node) else None
+        return moment or self._of_plain(argument) or number(0.0)
+
+    def _of_plain(self, argument: Any) -> Moment | None:
+        value = self.known.get(argument) if isinstance(argument, fx.Node) else argument
+        if isinstance(value, Tensor):
+            return compressed(exactly(value))
+        if isinstance(value, int | float):
+            return number(float(value))
+        return None
+
+    def _predict(
+        self, operation: Operation, rule: Rule | None, position: int
+    ) -> tuple[Results, str]:
+        operands = self.operands(operation, rule)
+        try:
+            if not operation.operands and (rule is None or not (rule.linear or rule.forward)):
+                return [_exactly_or_none(v) for v in _as_list(operation())], "exact"
+            if rule is not None and rule.linear and self._runs(operation, rule):
+                named = {n: operands[n] for n in linear_names(rule, operands)}
+                results: Results = list(linear_forward(operation, rule, named))
+                return results, "run"
+            if rule is not None and rule.elementwise:
+                name = rule.elementwise
+                value, _ = quadrature(lambda x: operation({name: x}), operands[name])
+                return [value], "quadrature"
+            if rule is not None and rule.forward is not None:
+                return [formula_forward(operation, rule, operands)], "formula"
+        except CANNOT_RUN:
+            # The operation cannot run on moments (it wants another type or layout): sample it.
+            pass
+        return self._sample(operation, position)
+
+    def _runs(self, operation: Operation, rule: Rule) -> bool:
+        """Is a linear operation run as it is? One with a formula is if the model alone says how.
+
+        An embedding of positions is known row by row; of the user's tokens, only on average.
+        """
+        return rule.forward is None or not any(
+            n in self.from_inputs for n in operation.node.all_input_nodes if not is_scalable(n)
+        )
+
+    def _sample(self, operation: Operation, position: int) -> tuple[Results, str]:
+        operands = self.operands(operation, None)
+        try:
+            drawn = sampled_results(operation, operands, position)
+        except CANNOT_RUN:
+            ndims = [len(s) for s in operation.result_shapes]
+            moments = [m for m in operands.values() if isinstance(m, Moment)]
+            rms = moments[0].rms if moments else 1.0
+            return [gaussian(0.0, rms, n) for n in ndims], "assumed"
+        self.known[operation.node] = drawn
+        return [_exactly_or_none(v, whole=False) for v in drawn], "sampled"
+
+
+def _exactly_or_none(value: Any, whole: bool = True) -> Moment | None:
+    """Moments of a computed tensor; None for what is not floating."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return None
+    if not whole:
+        return observed(value)
+    return compressed(exactly(value))
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def linear_names(rule: Rule, operands: Mapping[str, Any]) -> list[str]:
+    """Operands that are multiplied or added: those that the row counts terms for."""
+    return [n for n in operands if n in rule.linear or n in rule.terms]

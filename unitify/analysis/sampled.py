@@ -1,0 +1,110 @@
+"""Moments of an operation without a formula: run it on samples of its operands.
+
+Operands are drawn from the normal distribution of their moments (no data is involved), the
+operation runs forward and backward, and what comes out is measured.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unitify.analysis.linear import Operands
+from unitify.analysis.moments import Moment
+from unitify.operations.operation import Operation
+
+#: Along the last dimension moments are kept apart where each rests on at least this many samples.
+_ENOUGH = 32
+
+
+def sampled_results(operation: Operation, operands: Operands, seed: int) -> list[Any]:
+    """One draw of the operation's results, as they come (tensors, integers, None)."""
+    drawn = draw(operation, operands, torch.Generator().manual_seed(seed))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        result = operation(drawn)
+    return list(result) if isinstance(result, list | tuple) else [result]
+
+
+def sampled_gradients(
+    operation: Operation, operands: Operands, grads: list[Moment | None], seed: int
+) -> dict[str, list[Moment]]:
+    """Moments of the gradient of every operand, by name; a list has one entry a tensor."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = draw(operation, operands, generator)
+    leaves: dict[str, list[Tensor]] = {}
+    for name, value in drawn.items():
+        listed = value if isinstance(value, list) else [value]
+        leaves[name] = [t.requires_grad_(True) for t in listed if isinstance(t, Tensor)]
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        result = operation(drawn)
+        results = list(result) if isinstance(result, list | tuple) else [result]
+        starts = [
+            (r, _draw_one(g, tuple(r.shape), r.dtype, generator))
+            for r, g in zip(results, grads, strict=True)
+            if g is not None and isinstance(r, Tensor) and r.requires_grad
+        ]
+        flat = [t for tensors in leaves.values() for t in tensors]
+        if not starts or not flat:
+            return {}
+        outputs, upstream = [r for r, _ in starts], [g for _, g in starts]
+        found = iter(torch.autograd.grad(outputs, flat, upstream, allow_unused=True))
+    gradients: dict[str, list[Moment]] = {}
+    for name, tensors in leaves.items():
+        got = [next(found) for _ in tensors]
+        pairs = zip(tensors, got, strict=True)
+        gradients[name] = [observed(torch.zeros_like(t) if g is None else g) for t, g in pairs]
+    return gradients
+
+
+def sampled_difference(
+    operation: Operation, operands: Operands, name: str, error: Moment, seed: int
+) -> Tensor:
+    """What one draw of an operand's error changes in one draw of the (only) result."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = draw(operation, operands, generator)
+    noise = _draw_one(error, operation.shape(name), drawn[name].dtype, generator)
+    results: list[Tensor] = []
+    for held in (drawn, {**drawn, name: drawn[name] + noise}):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            results.append(operation(held).double())
+    return results[1] - results[0]
+
+
+def draw(operation: Operation, operands: Operands, generator: torch.Generator) -> dict[str, Any]:
+    """A sample of every floating operand, in the operand's own shape and type."""
+    drawn: dict[str, Any] = {}
+    for name, argument in operation.operands.items():
+        moment = operands[name]
+        if isinstance(moment, list):
+            drawn[name] = [
+                _draw_one(m, operation.shape_of(a), a.meta["val"].dtype, generator)
+                for m, a in zip(moment, argument, strict=True)
+            ]
+        else:
+            dtype = argument.meta["val"].dtype
+            drawn[name] = _draw_one(moment, operation.shape(name), dtype, generator)
+    return drawn
+
+
+def _draw_one(
+    moment: Moment, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator
+) -> Tensor:
+    noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return (moment.mean + moment.var.sqrt() * noise).expand(shape).to(dtype).contiguous()
+
+
+def observed(tensor: Tensor) -> Moment:
+    """The moments of one sample, apart for each position of the last dimension if it is long."""
+    values = torch.nan_to_num(tensor.detach().double().cpu(), posinf=3.4e38, neginf=-3.4e38)
+    if values.dim() == 0:
+        return Moment(values, values * values)
+    leading = tuple(range(values.dim() - 1))
+    if leading and values.numel() >= _ENOUGH * values.shape[-1]:
+        return Moment(values.mean(leading, keepdim=True), (values**2).mean(leading, keepdim=True))
+    every = tuple(range(values.dim()))
+    return Moment(values.mean(every, keepdim=True), (values**2).mean(every, keepdim=True))

@@ -1,0 +1,135 @@
+"""Run a captured graph, and start its backward pass where the user's training would.
+
+Shared by measurement and verification; neither touches ``.grad`` nor keeps a change of a
+buffer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from unitify.capture.whole import Capture
+
+Observer = Callable[[fx.Node, Any], None]
+LossFunction = Callable[[Any], Tensor]
+
+
+class GraphRunner(fx.Interpreter):
+    """Runs a graph whose attributes come from a function; shows every result to ``observe``."""
+
+    def __init__(
+        self, graph: fx.Graph, attribute: Callable[[str], Any], observe: Observer | None = None
+    ) -> None:
+        super().__init__(nn.Module(), graph=graph)
+        self.attribute = attribute
+        self.observe = observe
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """The attribute as the capture names it."""
+        return self.attribute(str(target))
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node, then show its result."""
+        result = super().run_node(n)
+        if self.observe is not None and n.op != "output":
+            self.observe(n, result)
+        return result
+
+
+def run_captured(
+    capture: Capture,
+    inputs: list[Any],
+    parameters: dict[str, Tensor] | None = None,
+    observe: Observer | None = None,
+) -> Any:
+    """The original's outputs, from its captured graph on flat ``inputs``.
+
+    ``parameters`` replace the model's own, by first name.
+    """
+    held = parameters or {}
+
+    def attribute(target: str) -> Any:
+        return held[target] if target in held else capture.attribute(target)
+
+    runner = GraphRunner(capture.graph, attribute, observe)
+    return capture.call.unflatten(runner.run(*inputs))
+
+
+def leaf_parameters(capture: Capture) -> dict[str, Tensor]:
+    """Fresh leaves that share the memory of the parameters, by first name."""
+    found = dict(capture.model.named_parameters(remove_duplicate=True))
+    return {name: found[name].detach().requires_grad_(found[name].requires_grad) for name in found}
+
+
+def backward_starts(output: Any, loss_fn: LossFunction | None) -> tuple[list[Tensor], list[Tensor]]:
+    """Where gradients start, and the gradients there.
+
+    At ``loss_fn(output)``; else at a scalar in the output (a loss), else a unit gradient at every
+    floating output that depends on a parameter or input.
+    """
+    if loss_fn is not None:
+        loss = loss_fn(output)
+        return [loss], [torch.ones_like(loss)]
+    tensors = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and t.requires_grad]
+    scalars = [t for t in tensors if t.dim() == 0]
+    starts = scalars[:1] or tensors
+    return starts, [torch.ones_like(t) for t in starts]
+
+
+@contextlib.contextmanager
+def unchanged(model: nn.Module, seed: int = 0, wholly: bool = False) -> Iterator[None]:
+    """A fixed seed inside; random state, buffers and attributes of modules as before afterwards.
+
+    ``wholly``: parameters and their ``.grad`` (none inside), too, for Python code that may change
+    them. A captured graph does not.
+    """
+    buffers = {name: b.detach().clone() for name, b in model.named_buffers() if not b.is_meta}
+    parameters = [p for p in model.parameters() if wholly and not p.is_meta]
+    weights = [(p, p.detach().clone(), p._version, p.grad) for p in parameters]
+    attributes = [(vars(module), _contents(vars(module))) for module in model.modules()]
+    devices = {p.device.index or 0 for p in model.parameters() if p.is_cuda}
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        for parameter in parameters:
+            parameter.grad = None
+        try:
+            yield
+        finally:
+            for attribute, before in attributes:
+                _put_back(attribute, before)
+            with torch.no_grad():
+                for name, held in buffers.items():
+                    model.get_buffer(name).copy_(held)
+                for parameter, held, version, gradient in weights:
+                    parameter.grad = gradient
+                    if parameter._version != version:
+                        parameter.copy_(held)
+
+
+def _contents(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Every attribute, and a copy of what it holds where a module may keep tensors of a call."""
+    return {
+        name: (value, value.copy() if type(value) in (dict, list, set) else None)
+        for name, value in attributes.items()
+        if name not in _TABLES
+    }
+
+
+#: Attributes of every module that hold its tensors and submodules; they have owners of their own.
+_TABLES = ("_parameters", "_buffers", "_modules")
+
+
+def _put_back(attributes: dict[str, Any], before: dict[str, tuple[Any, Any]]) -> None:
+    for name in [n for n in attributes if n not in before and n not in _TABLES]:
+        del attributes[name]
+    for name, (value, held) in before.items():
+        attributes[name] = value
+        if held is not None:
+            value.clear()
+            (value.extend if isinstance(value, list) else value.update)(held)

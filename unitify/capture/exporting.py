@@ -1,0 +1,162 @@
+"""One call of ``torch.export`` on a model: any signature, no caches, nothing lost unnoticed.
+
+Takes a model and the inputs of a call; gives an ``ExportedProgram`` whose placeholders are the
+call's arguments by name, and what of the backward pass it lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from unitify.capture.autograd_functions import Noted, noted_backward
+from unitify.capture.recurrent import free_length
+from unitify.capture.signature import bind, unbind
+
+
+class ExportError(Exception):
+    """``torch.export`` failed; the cause is its own exception."""
+
+
+def export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> tuple[ExportedProgram, Noted]:
+    """``model`` as it is called by ``args`` and ``kwargs``, recorded in its present mode.
+
+    ``dynamic_shapes``: "auto" leaves every size free; else as for ``torch.export.export``.
+
+    Raises ``ExportError``.
+    """
+    signature = inspect.signature(model.forward)
+    named = bind(signature, args, kwargs)
+    shapes = _by_name(dynamic_shapes, signature, named)
+    try:
+        with (
+            _called_by_name(model, args, kwargs),
+            _silence(),
+            free_length(),
+            noted_backward() as noted,
+        ):
+            program = torch.export.export(model, (), named, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        raise ExportError from error
+    _forget_this_file(program.graph_module)
+    return program, noted
+
+
+def _by_name(shapes: Any, signature: inspect.Signature, named: dict[str, Any]) -> Any:
+    """``dynamic_shapes`` by the names of ``bind``, from any of the forms that torch takes."""
+    if isinstance(shapes, str):
+
+        def free(leaf: Any) -> Any:
+            if not isinstance(leaf, torch.Tensor):
+                return None
+            return dict.fromkeys(range(leaf.dim()), Dim.AUTO)
+
+        return pytree.tree_map(free, named)
+    if isinstance(shapes, list | tuple):
+        return dict(zip(named, shapes, strict=False))
+    if not isinstance(shapes, dict):
+        return shapes
+    # Of *args and **kwargs torch takes the shapes together; each has a name of its own here.
+    spread: dict[str, Any] = {}
+    for name, shape in shapes.items():
+        parameter = signature.parameters.get(name)
+        if parameter is not None and parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            spread |= {f"{name}_{i}": item for i, item in enumerate(shape or ())}
+        elif parameter is not None and parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            spread |= shape or {}
+        else:
+            spread[name] = shape
+    return {name: spread.get(name) for name in named}
+
+
+def _forget_this_file(graph_module: torch.fx.GraphModule) -> None:
+    """Source lines are the model's: take out the frame of the call that was made from here."""
+    frame = re.compile(rf'\s*File "{re.escape(__file__)}", line \d+, in .+\n.*\n?')
+    for module in graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            if trace := node.meta.get("stack_trace"):
+                node.meta["stack_trace"] = frame.sub("", trace).lstrip()
+
+
+#: Where torch warns of sizes that it fixes, and prints what it cannot record: diagnostics say both.
+_LOGGERS = (
+    "torch._export.non_strict_utils",
+    "torch._subclasses.fake_tensor",
+    "torch.export",
+    "torch.fx.experimental.symbolic_shapes",
+)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    # Whoever asked for these logs gets them.
+    muted = [log for log in loggers if not (log.disabled or log.isEnabledFor(logging.INFO))]
+    for log in muted:
+        log.disabled = True
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            # Recurrent layers list their own parameters; nothing is assigned that could be lost.
+            warnings.filterwarnings("ignore", r"The tensor attributes? self\..*_flat_weights")
+            yield
+    finally:
+        for log in muted:
+            log.disabled = False
+
+
+@contextlib.contextmanager
+def _called_by_name(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[None]:
+    """Let ``model`` take each argument of this call by a name of its own, ``*args`` included."""
+    original, was_set = model.forward, "forward" in vars(model)
+    signature = inspect.signature(original)
+
+    def forward(**named: Any) -> Any:
+        given, keywords = unbind(signature, args, kwargs, named)
+        return original(*given, **keywords)
+
+    names = bind(signature, args, kwargs)
+    forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+    )
+    model.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        del model.__dict__["forward"]
+        if was_set:
+            model.__dict__["forward"] = original
+
+
+@contextlib.contextmanager
+def without_cache(model: nn.Module) -> Iterator[bool]:
+    """Generation caches (``config.use_cache``) switched off inside; yields whether any was on."""
+    caching = switch_off_cache(model)
+    try:
+        yield bool(caching)
+    finally:
+        for config in caching:
+            config.use_cache = True
+
+
+def switch_off_cache(model: nn.Module) -> list[Any]:
+    """Set ``config.use_cache`` to False throughout ``model``; returns the configs that had it."""
+    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    caching = [c for c in configs.values() if getattr(c, "use_cache", False) is True]
+    for config in caching:
+        config.use_cache = False
+    return caching

@@ -1,0 +1,280 @@
+"""A model that cannot be captured whole, captured island by island.
+
+Takes a model and example inputs; gives the captures that together stand for it, by part. Usually
+that is one, of the whole model. Otherwise its submodules are tried from the top down, each on the
+inputs that it receives in one run of the model; what can be captured is an *island*, exact at its
+boundary, since values that cross it are true. What is left runs as the Python code that it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from unitify.capture.execution import backward_starts, unchanged
+from unitify.capture.exporting import without_cache
+from unitify.capture.whole import Capture, capture, nothing_captured
+from unitify.diagnostics import (
+    AliasedMutation,
+    CacheLeftOut,
+    Diagnostic,
+    GradientLost,
+    NotCaptured,
+    UnitifyError,
+)
+
+#: Failures of a capture that its submodules may not have.
+_LOCAL = (NotCaptured, GradientLost, AliasedMutation)
+
+#: Ends the name of a part that holds in the other mode than its twin.
+OTHER_MODE = "@other"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The captures that stand for ``model``, by part.
+
+    A part is named by the path of its submodule ("" for the whole model), and ``@other`` after it
+    where the two modes of a submodule are two graphs. ``diagnostics``: what was left alone.
+    """
+
+    model: nn.Module
+    parts: Mapping[str, Capture]
+    diagnostics: tuple[Diagnostic, ...] = ()
+
+    @property
+    def whole(self) -> Capture | None:
+        """The one capture of the whole model, in both modes; None if it takes more than one."""
+        return self.parts[""] if tuple(self.parts) == ("",) else None
+
+
+def path_of(part: str) -> str:
+    """The path of the submodule that a part stands for."""
+    return part.removesuffix(OTHER_MODE)
+
+
+def record(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic_shapes: Any = "auto",
+) -> Recording:
+    """Capture ``model`` whole, else each of its islands.
+
+    Raises ``UnitifyError``: U102 where no part of it can be captured.
+    """
+    try:
+        captured = capture(model, args, kwargs, dynamic_shapes)
+    except UnitifyError as error:
+        if not all(isinstance(d, _LOCAL) for d in error.diagnostics):
+            raise
+        with without_cache(model) as cached:
+            found = _islands(model, args, kwargs, dynamic_shapes, error)
+        notes = [CacheLeftOut(where=type(model).__name__)] if cached else []
+        return dataclasses.replace(found, diagnostics=(*found.diagnostics, *notes))
+    return Recording(model, _with_twin("", captured), captured.diagnostics)
+
+
+def _with_twin(path: str, captured: Capture) -> dict[str, Capture]:
+    parts = {path: captured}
+    if captured.other is not None:
+        parts[path + OTHER_MODE] = captured.other
+    return parts
+
+
+def _islands(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic_shapes: Any,
+    error: UnitifyError,
+) -> Recording:
+    calls = _observe(model, args, kwargs)
+    shapes = dynamic_shapes if dynamic_shapes is None else "auto"
+    found: dict[str, Capture] = {}
+    notes: list[Diagnostic] = list(_named(error, type(model).__name__))
+    # Top down: the children of a module are tried only where the module itself fails.
+    pending = list(_children(model, ""))
+    seen: set[nn.Module] = set()
+    while pending:
+        path, module = pending.pop(0)
+        if module in seen or not any(True for _ in module.parameters()):
+            continue
+        seen.add(module)
+        if module in calls.writes:
+            reason = f"its call writes {calls.writes[module]}, which other code may read"
+            notes.append(NotCaptured(where=path, module=path, reason=reason))
+        elif module in calls.inputs:
+            try:
+                found.update(_with_twin(path, capture(module, *calls.inputs[module], shapes)))
+                seen.update(module.modules())
+                continue
+            except UnitifyError as failure:
+                notes.extend(_named(failure, path))
+        elif not any(True for _ in module.children()):
+            notes.append(NotCaptured(where=path, module=path, reason="it is not called itself"))
+        pending[:0] = _children(module, path)
+    if not found:
+        raise nothing_captured("; ".join(d.message for d in notes)) from error
+    held = _shared_parameters(model, found) | _used_outside(model, found, calls)
+    parts = {part: _with_true(captured, held) for part, captured in found.items()}
+    for part, captured in parts.items():
+        where = path_of(part)
+        notes.extend(
+            dataclasses.replace(d, where=f"{where} {d.where}".strip()) for d in captured.diagnostics
+        )
+    return Recording(model, parts, tuple(notes))
+
+
+def _children(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        yield f"{path}.{name}" if path else name, child
+
+
+def _named(error: UnitifyError, path: str) -> Iterator[Diagnostic]:
+    """Why the module at ``path`` was not captured, as notes that name it."""
+    for diagnostic in error.diagnostics:
+        reason = getattr(diagnostic, "reason", None) or diagnostic.message
+        if isinstance(diagnostic, GradientLost):
+            yield dataclasses.replace(diagnostic, where=path)
+        else:
+            yield NotCaptured(where=path, module=path, reason=reason)
+
+
+@dataclass
+class _Calls:
+    """What one run of a model shows.
+
+    ``inputs``: each submodule's first call. ``uses``: each parameter, with the modules that were
+    running whenever it was used. ``writes``: the modules in whose calls an attribute was written,
+    and which: other code may read it, and a graph would not write it.
+    """
+
+    inputs: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
+    uses: dict[nn.Parameter, set[tuple[nn.Module, ...]]] = field(default_factory=dict)
+    writes: dict[nn.Module, str] = field(default_factory=dict)
+
+
+class _ParameterUse(TorchFunctionMode):
+    """Notes which modules are running where a parameter's contents are used."""
+
+    def __init__(self, calls: _Calls) -> None:
+        super().__init__()
+        self.calls = calls
+        self.running: list[nn.Module] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        # A size or a type is no use of the contents.
+        if any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(result)):
+            for leaf in pytree.tree_leaves((args, kwargs)):
+                if isinstance(leaf, nn.Parameter):
+                    self.calls.uses.setdefault(leaf, set()).add(tuple(self.running))
+        return result
+
+
+def _observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Calls:
+    calls = _Calls()
+    use = _ParameterUse(calls)
+    attributes: list[dict[str, Any]] = []
+
+    def before(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if module not in calls.inputs:
+            calls.inputs[module] = pytree.tree_map(_copied, (given, named))
+        use.running.append(module)
+        attributes.append(dict(vars(module)))
+
+    def after(module: nn.Module, given: Any, result: Any) -> None:
+        known = attributes.pop()
+        for name, value in vars(module).items():
+            if name not in known or not _is_same(known[name], value):
+                for running in use.running:
+                    calls.writes.setdefault(running, name)
+        use.running.pop()
+
+    handles = []
+    for module in model.modules():
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(module.register_forward_hook(after))
+    try:
+        # Without gradients, so that nothing a module keeps of the run holds on to a graph.
+        with unchanged(model, wholly=True), torch.no_grad(), use:
+            model(*args, **kwargs)
+        # A backward pass in Python may use parameters, too. Some models refuse to run it.
+        with (
+            contextlib.suppress(Exception),
+            unchanged(model, wholly=True),
+            torch.enable_grad(),
+            use,
+        ):
+            _run_backward(*backward_starts(model(*args, **kwargs), None))
+    except Exception as error:
+        raise nothing_captured(f"it does not run: {type(error).__name__}: {error}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _run_backward(starts: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
+    """``torch.autograd.backward``, which would switch off the mode that notes uses."""
+    engine: Any = torch.autograd.Variable._execution_engine
+    engine.run_backward(
+        tuple(starts), tuple(gradients), False, False, (),
+        allow_unreachable=True, accumulate_grad=True,
+    )  # fmt: skip
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    return a is b or (isinstance(a, int | float | str) and type(a) is type(b) and a == b)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    return value
+
+
+def _shared_parameters(model: nn.Module, found: Mapping[str, Capture]) -> set[nn.Parameter]:
+    """Parameters of islands that some module outside the island holds, too."""
+    shared: set[nn.Parameter] = set()
+    for part in found:
+        inside = set(model.get_submodule(path_of(part)).modules())
+        held = {p for m in inside for p in m.parameters(recurse=False)}
+        for module in model.modules():
+            if module not in inside:
+                shared |= held & set(module.parameters(recurse=False))
+    return shared
+
+
+def _used_outside(
+    model: nn.Module, found: Mapping[str, Capture], calls: _Calls
+) -> set[nn.Parameter]:
+    """Parameters of islands that Python code used while no island that holds them was running."""
+    holders: dict[nn.Parameter, set[nn.Module]] = {}
+    for part in found:
+        island = model.get_submodule(path_of(part))
+        for parameter in island.parameters():
+            holders.setdefault(parameter, set()).add(island)
+    return {
+        parameter
+        for parameter, islands in holders.items()
+        if any(islands.isdisjoint(running) for running in calls.uses.get(parameter, ()))
+    }
+
+
+def _with_true(captured: Capture, parameters: set[nn.Parameter]) -> Capture:
+    """The capture with ``parameters`` kept at true scale: no name stands for them."""
+    names = dict(captured.model.named_parameters(remove_duplicate=False))
+    aliases = {n: first for n, first in captured.aliases.items() if names[n] not in parameters}
+    return dataclasses.replace(captured, aliases=aliases)

@@ -1,0 +1,1 @@
+"""Fifth stage: casts in the emitted graph, and products that run on FP8 operands."""

@@ -1,0 +1,130 @@
+"""The cast stage for a whole module:  choose ─► cast ─► lower,  part by part.
+
+Each step is a function of its own file; here they are put together, once for every caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from unitify.capture.execution import LossFunction
+from unitify.capture.islands import path_of
+from unitify.capture.whole import Capture
+from unitify.cast.headroom import measured_distributions, with_headroom
+from unitify.cast.insert import cast
+from unitify.cast.lowering import lower
+from unitify.cast.noise_bound import within_bound
+from unitify.diagnostics import Diagnostic, RecipeInvalid, UnitifyError
+from unitify.estimates import Estimates
+from unitify.module.assembly import value_name
+from unitify.module.unit_scaled import UnitScaledModule
+from unitify.operations.rule_table import RuleTable
+from unitify.plan.scale_plan import ScalePlan
+from unitify.recipe.choices import Choice, Patterns, choose
+from unitify.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Casts:
+    """A graph with casts in it, by which recipe, and what was chosen for each value."""
+
+    graph: fx.Graph
+    recipe: Recipe
+    choices: tuple[Choice, ...]
+
+
+def with_casts(
+    graph: fx.Graph,
+    choices: tuple[Choice, ...],
+    recipe: Recipe,
+    capture: Capture,
+    plan: ScalePlan,
+    rules: RuleTable,
+) -> Casts:
+    """``graph``, which ``plan`` made of ``capture``, with the casts of ``choices``.
+
+    Raises ``UnitifyError`` (U404) where the recipe insists on FP8 and a product cannot run on it.
+    """
+    cast_graph = cast(graph, choices, recipe, capture, plan, rules)
+    device = next((p.device for p in capture.model.parameters()), torch.device("cpu"))
+    lowered, noted = lower(cast_graph, choices, recipe, rules, device)
+    return Casts(lowered, recipe, noted)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a module's values, by part: for recipes that choose by it.
+
+    ``batches``: lists of flat inputs; a part without any has its capture's example.
+    """
+
+    estimates: Mapping[str, Estimates]
+    batches: Mapping[str, list[list[Any]]] = field(default_factory=dict)
+    loss_fn: LossFunction | None = None
+
+
+def cast_module(
+    module: UnitScaledModule,
+    recipe: Recipe,
+    rules: RuleTable,
+    evidence: Evidence | None = None,
+    made: Iterable[Choice] | None = None,
+) -> tuple[Diagnostic, ...]:
+    """Cast every part of ``module`` by ``recipe``, in place. Returns what the user should know.
+
+    ``made``: choices of products to repeat, by the names that ``module.casts`` has.
+
+    Raises ``UnitifyError``: U404 as ``with_casts``; U402 where the recipe chooses by evidence, and
+    neither that nor ``made`` is there.
+    """
+    needs_evidence = recipe.headroom != "none" or recipe.min_sqnr is not None
+    if needs_evidence and evidence is None and made is None:
+        problem = "headroom and min_sqnr are chosen by transform: pass on its module.casts"
+        raise UnitifyError(RecipeInvalid(where=recipe.name, problem=problem))
+    patterns = Patterns(recipe)
+    notes: list[Diagnostic] = []
+    held = {choice.value: choice for choice in made or () if choice.is_product}
+    found: dict[str, Casts] = {}
+    for name, part in module.parts.items():
+        chosen = choose(part.capture, recipe, rules, path=path_of(name), patterns=patterns)
+        if made is not None:
+            chosen = tuple(_repeated(c, held.get(value_name(name, c.value))) for c in chosen)
+        elif needs_evidence and evidence is not None:
+            chosen, noted = _by_evidence(chosen, name, part, recipe, rules, evidence)
+            notes += noted
+        found[name] = with_casts(part.graph, chosen, recipe, part.capture, part.plan, rules)
+    for name, part in module.parts.items():
+        part.take_casts(found[name].graph, recipe, found[name].choices)
+    module.recipe = recipe
+    return (*patterns.unmatched(), *notes)
+
+
+def _repeated(choice: Choice, held: Choice | None) -> Choice:
+    return choice if held is None else replace(held, value=choice.value)
+
+
+def _by_evidence(
+    choices: tuple[Choice, ...],
+    name: str,
+    part: UnitScaledModule,
+    recipe: Recipe,
+    rules: RuleTable,
+    evidence: Evidence,
+) -> tuple[tuple[Choice, ...], tuple[Diagnostic, ...]]:
+    """Headroom first, then what its noise leaves in BF16."""
+    capture, plan = part.capture, part.plan
+    if recipe.headroom != "none":
+        distributions = None
+        if recipe.headroom == "measured":
+            batches = evidence.batches.get(name)
+            distributions = measured_distributions(choices, capture, batches, evidence.loss_fn)
+        estimates = evidence.estimates[name]
+        choices = with_headroom(choices, capture, plan, rules, estimates, distributions)
+    if recipe.min_sqnr is None:
+        return choices, ()
+    return within_bound(choices, capture, plan, rules, recipe.min_sqnr)

@@ -1,0 +1,166 @@
+"""From casts around a product of matrices to one operator on FP8 operands.
+
+    cast(x) @ cast(w)ᵀ + bias, its gradient cast   ─►   unitify::fp8_linear(x, w, bias)
+
+Takes a graph with casts, and gives another one, with what ran where noted in the choices. A
+product stays simulated where no such operator says the same, and the choice says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx
+
+import unitify.ops  # noqa: F401  (registers unitify::fp8_linear)
+from unitify.capture.whole import Capture
+from unitify.diagnostics import NotInFP8, UnitifyError
+from unitify.formats.table import FORMATS
+from unitify.operations.rule_table import MatrixProduct, RuleTable
+from unitify.operations.schema import named_arguments, operation_name, set_argument
+from unitify.ops.scaled_mm import multiplies
+from unitify.recipe.choices import Choice
+from unitify.recipe.recipe import Recipe
+
+_CAST = torch.ops.unitify.cast.default
+_FP8_LINEAR = torch.ops.unitify.fp8_linear.default
+
+
+def lower(
+    graph: fx.Graph,
+    choices: Sequence[Choice],
+    recipe: Recipe,
+    rules: RuleTable,
+    device: torch.device,
+) -> tuple[fx.Graph, tuple[Choice, ...]]:
+    """``graph`` with the products that can be on FP8 operands, and the choices with ``runs``.
+
+    ``device``: where the weights are, which decides what runs; the operator itself looks at every
+    call. Raises ``UnitifyError`` (U404) where the recipe asks for FP8 and a product cannot.
+    """
+    made = fx.Graph()
+    made.output(made.graph_copy(graph, {}))
+    nodes = {node.name: node for node in made.nodes}
+    noted: list[Choice] = []
+    refused: list[NotInFP8] = []
+    for choice in choices:
+        if not (choice.is_product and choice.is_cast and recipe.values == "contractions"):
+            noted.append(choice)
+            continue
+        why = "the recipe says simulate" if recipe.simulate is True else ""
+        node = nodes[choice.value]
+        matmul = rules[choice.operation].matmul
+        why = why or objection(node, matmul, choice, recipe)
+        if not why:
+            assert matmul is not None
+            _replace(made, node, matmul, choice)
+            why = _missing(device, choice)
+        if why and recipe.simulate is False:
+            refused.append(NotInFP8(value=choice.value, operation=choice.operation, problem=why))
+        noted.append(replace(choice, runs="simulated" if why else "fp8", runs_because=why))
+    if refused:
+        raise UnitifyError(*refused)
+    return made, tuple(noted)
+
+
+def without_codes(graph: fx.Graph, capture: Capture, rules: RuleTable) -> fx.Graph:
+    """``graph`` with the operations of ``capture`` in the place of products on FP8 operands.
+
+    Their operands are not cast then: what is left can be compared with the capture, node by node.
+    """
+    originals = {node.name: node for node in capture.graph.nodes}
+    made = fx.Graph()
+    placed: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op == "output":
+            made.output(fx.node.map_arg(node.args[0], lambda n: placed[n]))
+            continue
+        if node.target is not _FP8_LINEAR:
+            placed[node] = made.node_copy(node, lambda n: placed[n])
+            continue
+        original = originals[node.name]
+        matmul = rules[operation_name(original)].matmul
+        assert matmul is not None
+        left, right, bias = node.args[:3]
+        if not matmul.is_transposed:
+            (right,) = right.all_input_nodes
+        given = {matmul.left: left, matmul.right: right, matmul.bias or "": bias}
+        operands = {name: placed[n] for name, n in given.items() if n is not None}
+        # Numbers stay as they are; operands are put in by name below.
+        anyone = dict.fromkeys(original.all_input_nodes, placed[left])
+        put = made.node_copy(original, anyone.__getitem__)
+        for name, operand in operands.items():
+            set_argument(put, name, operand)
+        placed[node] = put
+    made.eliminate_dead_code()
+    return made
+
+
+def objection(node: fx.Node, matmul: MatrixProduct | None, choice: Choice, recipe: Recipe) -> str:
+    """Why the operator does not say the same as the casts and the product; "" where it does."""
+    if recipe.scaling == "amax":
+        return "its scales are found at run time"
+    if any(FORMATS[name].bits != 8 or FORMATS[name].dtype is None for name in _formats(choice)):
+        return f"{choice.forward} and {choice.backward} are not both FP8"
+    if not recipe.saturate:
+        return "FP8 operands saturate"
+    if matmul is None:
+        return "it is not one product of two matrices"
+    arguments = named_arguments(node)
+    left, right = (_tensor(arguments[name]) for name in (matmul.left, matmul.right))
+    if left.dim() < 2 or right.dim() != 2:
+        return f"its operands have {left.dim()} and {right.dim()} dimensions"
+    bias = arguments[matmul.bias] if matmul.bias is not None else None
+    if bias is not None and _tensor(bias).shape != node.meta["val"].shape[-1:]:
+        return "what it adds is not a bias"
+    if any(arguments.get(name, 1) != 1 for name in ("alpha", "beta")):
+        return "it multiplies by alpha or beta"
+    if left.dtype == torch.float64:
+        return "the model is in float64"
+    return ""
+
+
+def _missing(device: torch.device, choice: Choice) -> str:
+    forward, backward = (FORMATS[name].dtype for name in _formats(choice))
+    assert forward is not None
+    assert backward is not None
+    if multiplies(device, forward, forward) and multiplies(device, backward, forward):
+        return ""
+    return f"the device {device} multiplies no {choice.forward} by {choice.backward}"
+
+
+def _formats(choice: Choice) -> tuple[str, str]:
+    return choice.forward, choice.backward
+
+
+def _tensor(argument: Any) -> Any:
+    return argument.meta["val"]
+
+
+def _replace(graph: fx.Graph, node: fx.Node, matmul: MatrixProduct, choice: Choice) -> None:
+    """Put the operator in the place of ``node`` and the casts around it, under its name."""
+    arguments = named_arguments(node)
+    (of_gradient,) = node.users
+    left, right = arguments[matmul.left], arguments[matmul.right]
+    bias = arguments[matmul.bias] if matmul.bias is not None else None
+    exponents = [left.args[3], right.args[3], of_gradient.args[4]]
+    with graph.inserting_before(node):
+        weight = right.args[0]
+        if not matmul.is_transposed:
+            weight = graph.call_function(torch.ops.aten.t.default, (weight,))
+            weight.meta = {**right.meta, "val": right.meta["val"].t()}
+        operands = (left.args[0], weight, bias)
+        made = graph.call_function(
+            _FP8_LINEAR, (*operands, choice.forward, choice.backward, exponents)
+        )
+    made.meta = dict(node.meta)
+    name = node.name
+    of_gradient.replace_all_uses_with(made)
+    for old in (of_gradient, node, left, right):
+        if not old.users:
+            graph.erase_node(old)
+    # Not by ``_rename``: a graph never gives the name of an erased node again.
+    made.name = name

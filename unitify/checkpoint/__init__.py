@@ -1,0 +1,1 @@
+"""Checkpoints read, converted folders written and loaded; nothing in them is run."""

@@ -1,0 +1,258 @@
+"""The folder that ``unitify convert`` writes, and ``load``, which reads it back.
+
+    model.safetensors   stored weights, a tied tensor once
+    plan.json           scales (log2), recipe, versions, SHA-256 of what decides the function
+    report.json         what a reader wants to know
+    huggingface/        config and tokenizer of a Hugging Face model
+
+The config lies in a folder of its own, so that nobody reads stored weights as true ones.
+Written to a temporary folder beside the target and renamed: it is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from unitify.checkpoint.pretrained import from_config
+from unitify.checkpoint.rebuild import rebuild
+from unitify.checkpoint.state_dict import fitting
+from unitify.diagnostics import FolderDamaged, NotWritten, OutputExists, UnitifyError
+from unitify.module.unit_scaled import UnitScaledModule
+from unitify.plan.scale_plan import ScalePlan
+from unitify.recipe.choices import Choice
+
+FORMAT = 1
+WEIGHTS, PLAN, REPORT, HUGGINGFACE = (
+    "model.safetensors", "plan.json", "report.json", "huggingface",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A converted folder, read and checked: its plan, stored weights and options."""
+
+    path: Path
+    plan: ScalePlan
+    weights: Mapping[str, Tensor]
+    recipe: Mapping[str, Any] | None
+    casts: tuple[Choice, ...] | None = None
+
+    @property
+    def huggingface(self) -> Path | None:
+        """The folder with the Hugging Face config; None for other models."""
+        folder = self.path / HUGGINGFACE
+        return folder if folder.is_dir() else None
+
+
+def check_absent(path: Path) -> None:
+    """Raises ``UnitifyError`` where ``path`` exists (U605) or cannot be made (U606)."""
+    if os.path.lexists(path):
+        raise UnitifyError(OutputExists(path=str(path)))
+    above = next(p for p in path.absolute().parents if p.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise UnitifyError(NotWritten(path=str(path), problem=f"{above} is not writable"))
+
+
+def write(
+    path: Path,
+    module: UnitScaledModule,
+    report: Mapping[str, Any],
+    *,
+    versions: Mapping[str, str] | None = None,
+    source: Mapping[str, Any] | None = None,
+    companions: Iterable[Path] = (),
+) -> None:
+    """Write ``module`` to the new folder ``path``, whole or not at all.
+
+    Raises ``UnitifyError``: U605 where it exists, U606 where it cannot be written.
+    """
+    check_absent(path)
+    partial = path.absolute().with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        _write_files(partial, module, report, versions or {}, source or {}, companions)
+        os.rename(partial, path)
+    except (OSError, SafetensorError) as error:
+        if os.path.lexists(path):
+            raise UnitifyError(OutputExists(path=str(path))) from None
+        raise UnitifyError(NotWritten(path=str(path), problem=str(error))) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def read(path: Path) -> Converted:
+    """Read a converted folder, checking every hash.
+
+    Raises ``UnitifyError`` (U607 where it is not as it was written, U301 for a plan that is none).
+    """
+    document = _read_plan(path)
+    hashes = document.get("sha256")
+    if document.get("format") != FORMAT or not isinstance(hashes, Mapping):
+        raise _damaged(path, f"{PLAN} has not the format {FORMAT}")
+    if hashes.get(PLAN) != _digest_of_plan(document):
+        raise _damaged(path, f"{PLAN} is not as it was written")
+    for name, digest in hashes.items():
+        if name != PLAN and (not (path / name).is_file() or sha256(path / name) != digest):
+            raise _damaged(path, f"{name} is missing or not as it was written")
+    return Converted(
+        path=path,
+        plan=ScalePlan.from_json(document),
+        weights=_read_weights(path / WEIGHTS),
+        recipe=document.get("recipe"),
+        casts=_casts(path, document.get("casts")),
+    )
+
+
+def load(
+    path: str | os.PathLike[str],
+    model: nn.Module | None = None,
+    example_inputs: Any = (),
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    rules: Iterable[Any] = (),
+) -> UnitScaledModule:
+    """The module in a folder that ``unitify convert`` wrote.
+
+    ``model``: a model of the class that was converted; its weights do not matter. It may be left
+    out for a Hugging Face model, whose config lies in the folder. Example inputs are inferred as
+    for ``transform``, or those that the conversion was given.
+
+    Raises ``UnitifyError``: U607 where a hash differs, U301, U302 or U603 where plan or weights do
+    not belong to the model.
+    """
+    found = read(Path(path))
+    return rebuild(
+        _skeleton(found, model),
+        found.weights,
+        found.plan,
+        example_inputs,
+        example_kwargs,
+        recipe=found.recipe,
+        casts=found.casts,
+        rules=rules,
+    )
+
+
+def true_model(found: Converted, model: nn.Module | None = None) -> nn.Module:
+    """The original model again, with its true weights. ``model`` as for ``load``; it is filled.
+
+    Raises ``UnitifyError`` (U603, U607).
+    """
+    built = _skeleton(found, model)
+    true = {
+        name: tensor * found.plan.parameters[name].fwd if name in found.plan.parameters else tensor
+        for name, tensor in found.weights.items()
+    }
+    built.load_state_dict(fitting(built, true, same_types=True), strict=True)
+    return built
+
+
+def _skeleton(found: Converted, model: nn.Module | None) -> nn.Module:
+    if model is not None:
+        return model
+    if found.huggingface is None:
+        raise _damaged(found.path, "it names no model: pass one")
+    return from_config(found.huggingface)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_files(
+    folder: Path,
+    module: UnitScaledModule,
+    report: Mapping[str, Any],
+    versions: Mapping[str, str],
+    source: Mapping[str, Any],
+    companions: Iterable[Path],
+) -> None:
+    _write_weights(folder / WEIGHTS, module.state_dict())
+    hashed = [WEIGHTS]
+    for companion in companions:
+        (folder / HUGGINGFACE).mkdir(exist_ok=True)
+        shutil.copyfile(companion, folder / HUGGINGFACE / companion.name)
+        hashed.append(f"{HUGGINGFACE}/{companion.name}")
+    recipe = module.recipe.as_table() if module.recipe is not None else None
+    document: dict[str, Any] = {"format": FORMAT, **module.plan.to_json(), "recipe": recipe}
+    if recipe is not None:
+        document["casts"] = [asdict(choice) for choice in module.casts if choice.is_product]
+    document["versions"] = {**document["versions"], **versions}
+    document["source"] = dict(source)
+    document["sha256"] = {name: sha256(folder / name) for name in hashed}
+    document["sha256"][PLAN] = _digest_of_plan(document)
+    (folder / PLAN).write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+
+
+def _digest_of_plan(document: Mapping[str, Any]) -> str:
+    """The hash of everything in plan.json but itself, whatever its layout."""
+    hashes = {k: v for k, v in document["sha256"].items() if k != PLAN}
+    text = json.dumps({**document, "sha256": hashes}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _write_weights(path: Path, state_dict: Mapping[str, Tensor]) -> None:
+    """safetensors holds no tensor twice: a tied name is noted in the header."""
+    first: dict[Any, str] = {}
+    tied: dict[str, str] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in state_dict.items():
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and place in first:
+            tied[name] = first[place]
+            continue
+        first[place] = name
+        # A copy: tensors that overlap in memory (views of one buffer) are stored apart.
+        tensors[name] = tensor.detach().clone().contiguous()
+    save_file(tensors, path, metadata={"format": "pt", "tied": json.dumps(tied)})
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tied = json.loads((file.metadata() or {}).get("tied", "{}"))
+            return {**weights, **{name: weights[of] for name, of in tied.items()}}
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _casts(path: Path, rows: Any) -> tuple[Choice, ...] | None:
+    try:
+        if rows is None:
+            return None
+        return tuple(Choice(**{**row, "exponents": tuple(row["exponents"])}) for row in rows)
+    except (TypeError, KeyError) as error:
+        raise _damaged(path, f"its casts are none ({error})") from None
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise _damaged(path, "there is no such folder")
+    try:
+        document = json.loads((path / PLAN).read_text("utf-8"))
+    except FileNotFoundError:
+        raise _damaged(path, f"there is no {PLAN} in it") from None
+    except (OSError, ValueError) as error:
+        raise _damaged(path, f"{PLAN} is not JSON ({error})") from None
+    if not isinstance(document, dict):
+        raise _damaged(path, f"{PLAN} is not an object")
+    return document
+
+
+def _damaged(path: Path, problem: str) -> UnitifyError:
+    return UnitifyError(FolderDamaged(path=str(path), problem=problem))

@@ -1,0 +1,101 @@
+"""``rebuild``: a module again from a model of the right class, stored weights and a plan.
+
+The pipeline without its estimates: capture, check the plan, rewrite. A pair
+``(module.state_dict(), module.plan)`` can be pickled and handed to ``rebuild``; the result is
+bitwise the module that it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unitify.capture.inputs import given_or_inferred
+from unitify.capture.islands import record
+from unitify.cast.casting import cast_module
+from unitify.checkpoint.state_dict import fitting
+from unitify.diagnostics import KeysDiffer, UnitifyError
+from unitify.module.assembly import Part, assemble, plan_of
+from unitify.module.unit_scaled import UnitScaledModule
+from unitify.operations.rule_table import load_rules
+from unitify.plan.scale_plan import ScalePlan, check_plan
+from unitify.recipe.choices import Choice
+from unitify.recipe.reader import read_recipe
+from unitify.recipe.recipe import Recipe
+from unitify.rewrite import rewrite
+from unitify.transform import build
+
+
+def rebuild(
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    plan: ScalePlan,
+    example_inputs: Any = (),
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    recipe: str | Mapping[str, Any] | Recipe | None = None,
+    casts: Iterable[Choice] | None = None,
+    dynamic_shapes: Any = "auto",
+    rules: Iterable[Any] = (),
+) -> UnitScaledModule:
+    """The module that ``state_dict`` and ``plan`` were taken from.
+
+    ``model``: a model of the class that was transformed; its weights do not matter, and are not
+    changed. ``state_dict``: stored weights. ``example_inputs`` and the options are those of
+    ``transform``; with a ``recipe`` its casts are there again. ``casts``: ``module.casts``, which
+    recipes need that choose by what they see (``fp8-auto``).
+
+    Raises ``UnitifyError``: U401 or U402 for a recipe that is none, U301 or U302 where the plan
+    does not belong to the model, U603 where the weights do not.
+    """
+    rounding = read_recipe(recipe)
+    args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
+    table = load_rules(rules)
+    recorded = record(model, args, kwargs, dynamic_shapes)
+    parts: dict[str, Part] = {}
+    for name, captured in recorded.parts.items():
+        own = plan_of(plan, name, captured)
+        check_plan(captured, own)
+        parts[name] = captured, rewrite(captured, own, table), own
+    if recorded.whole is not None:
+        module = build(*parts[""])
+    else:
+        module = assemble(model, parts, recorded.diagnostics)
+    take_over(module, state_dict)
+    if rounding is not None:
+        cast_module(module, rounding, table, made=casts)
+    return module
+
+
+def take_over(module: UnitScaledModule, state_dict: Mapping[str, Tensor]) -> None:
+    """Load stored weights; a module on the meta device receives memory first.
+
+    Raises ``UnitifyError`` (U603) where names, shapes or types differ, and where a buffer that no
+    state dict holds is on the meta device.
+    """
+    complete = fitting(module, state_dict, same_types=True)
+    lost = [n for n, b in module.named_buffers() if b.is_meta and n not in complete]
+    if lost:
+        problem = f"the buffer {lost[0]} is on the meta device and no state dict holds it"
+        raise UnitifyError(KeysDiffer(problem=problem))
+    _materialise(module)
+    module.load_state_dict(complete, strict=True)
+
+
+def _materialise(module: nn.Module) -> None:
+    """Empty memory in place of meta tensors; tied tensors stay one."""
+    made: dict[int, Tensor] = {}
+    for child in module.modules():
+        for held in (child._parameters, child._buffers):
+            for name, tensor in held.items():
+                if tensor is None or not tensor.is_meta:
+                    continue
+                if id(tensor) not in made:
+                    empty = torch.empty_like(tensor, device="cpu")
+                    if isinstance(tensor, nn.Parameter):
+                        empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+                    made[id(tensor)] = empty
+                held[name] = made[id(tensor)]  # type: ignore[assignment]

@@ -1,0 +1,15 @@
+"""The command line: ``unitify COMMAND``, a file each.
+
+Every failure that a user can cause is one coded line on stderr and exit status 2. Tables go to
+stdout, progress to stderr where that is a terminal; ``NO_COLOR`` is honoured.
+"""
+
+from unitify.cli import convert, explain
+from unitify.cli.application import app
+
+__all__ = ["app", "convert", "explain", "main"]
+
+
+def main() -> None:
+    """The console script ``unitify``."""
+    app()

@@ -1,0 +1,68 @@
+"""``unitify convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from unitify.cli.application import app
+from unitify.cli.options import Factory, InputsFunction, RuleFiles
+from unitify.cli.terminal import progress_bar, reported
+from unitify.convert import convert as convert_checkpoint
+from unitify.convert import stages
+from unitify.recipe.reader import configured_recipe, read_recipe
+from unitify.report.table import report_table
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CKPT",
+            help="A .safetensors or .pt state dict (with --model), or a Hugging Face folder.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to make.")
+    ],
+    model: Factory = None,
+    inputs: InputsFunction = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            help="Where casts go: fp8, fp8,exclude=lm_head or a .toml file; else that of "
+            "[tool.unitify] in ./pyproject.toml.",
+        ),
+    ] = None,
+    scales: Annotated[
+        str,
+        typer.Option(metavar="analysis|measured", help="Predicted without data, or measured."),
+    ] = "analysis",
+    rules: RuleFiles = [],  # noqa: B006  (typer copies it)
+    verify: Annotated[
+        bool, typer.Option(help="Compare the result bitwise with the original, before casts.")
+    ] = True,
+) -> None:
+    """Convert a checkpoint: the same function, with every tensor stored near unit RMS."""
+    with reported():
+        casts = read_recipe(recipe) if recipe is not None else configured_recipe(Path())
+    with reported(), progress_bar(stages(scales, verify, casts)) as advance:
+        report = convert_checkpoint(
+            checkpoint,
+            output,
+            model=model,
+            inputs=inputs,
+            recipe=casts,
+            scales=scales,
+            rules=rules,
+            verify=verify,
+            on_stage=advance,
+        )
+    console = Console()
+    console.print(report_table(report))
+    console.print(f"written to {output}", highlight=False, soft_wrap=True)

@@ -1,0 +1,55 @@
+"""``unitify explain``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from unitify.capture.inputs import as_inputs
+from unitify.checkpoint.folder import read, true_model
+from unitify.checkpoint.targets import build_model, input_batches
+from unitify.cli.application import app
+from unitify.cli.options import Factory, InputsFunction, RuleFiles
+from unitify.cli.terminal import reported
+from unitify.explain import explain_code, explain_value
+
+
+@app.command()
+def explain(
+    subject: Annotated[
+        str, typer.Argument(metavar="CODE|VALUE", help="A code such as U202, or a value's name.")
+    ],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="A converted folder.")
+    ] = None,
+    model: Factory = None,
+    inputs: InputsFunction = None,
+    rules: RuleFiles = [],  # noqa: B006  (typer copies it)
+) -> None:
+    """Say what a diagnostic means, or how the scale of a value was derived."""
+    with reported():
+        if re.fullmatch(r"[Uu]\d+", subject):
+            text = explain_code(subject.upper())
+        else:
+            text = _derivation(subject, folder, model, inputs, rules)
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _derivation(
+    name: str, folder: Path | None, model: str | None, inputs: str | None, rules: list[Path]
+) -> str:
+    """From a converted folder, a factory, or a folder whose model the factory builds."""
+    if folder is None and model is None:
+        raise typer.BadParameter("a value needs a converted folder or --model")
+    built = build_model(model) if model is not None else None
+    chosen = None
+    if folder is not None:
+        converted = read(folder)
+        built, chosen = true_model(converted, built), converted.plan
+    assert built is not None
+    args, kwargs = as_inputs(input_batches(inputs)[0]) if inputs is not None else ((), {})
+    return explain_value(name, built, args, kwargs, chosen=chosen, rules=rules)

@@ -1,0 +1,26 @@
+"""Options that several commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Factory = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="pkg.module:factory", help="The function that builds the model."
+    ),
+]
+InputsFunction = Annotated[
+    str | None,
+    typer.Option(
+        "--inputs",
+        metavar="pkg.module:function",
+        help="Returns example inputs: a tuple, a dict, or a list of these (batches).",
+    ),
+]
+RuleFiles = Annotated[
+    list[Path], typer.Option("--rules", metavar="FILE", help="A rule file of your own; repeatable.")
+]

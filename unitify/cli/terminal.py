@@ -1,0 +1,51 @@
+"""What every command does to a terminal: failures on one line each, a bar while it works."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from unitify.diagnostics import UnitifyError
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """A ``UnitifyError`` as one line a finding on stderr, and exit status 2."""
+    with warnings.catch_warnings():
+        # What torch and transformers warn of on the way is theirs; ours is in the report.
+        warnings.simplefilter("ignore")
+        disabled = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        except UnitifyError as error:
+            console = Console(stderr=True)
+            for diagnostic in error.diagnostics:
+                line = f"error: {diagnostic}"
+                console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from None
+        finally:
+            logging.disable(disabled)
+
+
+@contextlib.contextmanager
+def progress_bar(names: tuple[str, ...]) -> Iterator[Callable[[str], None]]:
+    """A bar over the stages, gone when they are done; yields what each stage calls at its end."""
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        task = progress.add_task(names[0], total=len(names))
+
+        def advance(stage: str) -> None:
+            following = names[names.index(stage) + 1 :] if stage in names else (stage,)
+            progress.update(task, advance=1, description=following[0] if following else stage)
+
+        yield advance

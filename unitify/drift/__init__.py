@@ -1,0 +1,1 @@
+"""While a module trains: scales watched, and chosen anew."""

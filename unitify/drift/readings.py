@@ -1,0 +1,158 @@
+"""What there is to read of a module's graph: values, gradients, and the casts of both.
+
+Takes a part of a module; gives, by node of its graph, which results are values of the original
+and in which units, and which are about to be cast to which format. Nothing is run here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from unitify.formats.table import FORMATS, Format
+from unitify.module.unit_scaled import UnitScaledModule
+from unitify.operations.laws import factors, holds_tensors, is_scalable
+from unitify.operations.rule_table import RuleTable
+from unitify.operations.schema import named_arguments, operation_name
+from unitify.ops.cast import amax_factor
+
+_INSERTED = ("unitify.rescale.default", "unitify.cast.default")
+
+
+@dataclass(frozen=True)
+class Watch:
+    """One thing to read of a node's result x, or of the gradient that reaches it.
+
+    Of x · 2^``exponent`` either the RMS (``is_rms``), or what ``format`` cannot hold; with ``amax``
+    of x times the factor that its cast finds.
+    """
+
+    value: str
+    direction: str
+    exponent: int = 0
+    is_rms: bool = False
+    format: Format | None = None
+    amax: bool = False
+
+    def sums(self, x: Tensor) -> list[Tensor]:
+        """Squares, elements, non-zeros, too small, too large, elements that were cast; 0-d each."""
+        zero = torch.zeros((), dtype=torch.float64, device=x.device)
+        squares, elements, shares = zero, zero, [zero] * 4
+        if self.is_rms:
+            norm = torch.linalg.vector_norm(x, dtype=torch.float64) * 2.0**self.exponent
+            squares, elements = norm * norm, zero + x.numel()
+        if self.format is not None:
+            shares = self._shares(x, zero)
+        return [squares, elements, *shares]
+
+    def _shares(self, x: Tensor, zero: Tensor) -> list[Tensor]:
+        assert self.format is not None
+        factor = amax_factor(x, self.format) if self.amax else 2.0**self.exponent
+        size = (x * factor).abs()
+        return [
+            zero + (size > 0).sum(),
+            zero + ((size > 0) & (size < self.format.smallest_normal)).sum(),
+            zero + (size > self.format.largest).sum(),
+            zero + x.numel(),
+        ]
+
+
+def watches(
+    part: UnitScaledModule, format: Format | None, rules: RuleTable
+) -> dict[str, list[Watch]]:
+    """Name of a node of ``part.graph`` → what to read there.
+
+    ``format``: read shares of values and directions that nothing casts in this format.
+    """
+    units = stored_units(part, rules)
+    cast = _casts(part.graph, units)
+    done = {(watch.value, watch.direction) for held in cast.values() for watch in held}
+    found: dict[str, list[Watch]] = {}
+    for node in part.graph.nodes:
+        own = found.setdefault(node.name, [])
+        if node.name in units:
+            for direction, exponent in zip(("forward", "backward"), units[node.name], strict=True):
+                own.append(Watch(node.name, direction, exponent, is_rms=True))
+                if format is not None and (node.name, direction) not in done:
+                    own.append(Watch(node.name, direction, exponent, format=format))
+        own += cast.get(node.name, ())
+    return found
+
+
+def stored_units(part: UnitScaledModule, rules: RuleTable) -> dict[str, tuple[int, int]]:
+    """log2 of what turns the result of a node, and its gradient, into the value as it is stored.
+
+    An operation leaves its result in units of its own, which a rescale may follow.
+    """
+    scales = {name: scale.exponents for name, scale in part.plan.values.items()}
+
+    def forward(node: fx.Node) -> int:
+        return scales.get(node.name, (0, 0))[0]
+
+    units: dict[fx.Node, tuple[int, int]] = {}
+    found: dict[str, tuple[int, int]] = {}
+    for node in part.capture.graph.nodes:
+        own = scales.get(node.name, (0, 0))
+        source = node.args[0] if node.args else None
+        if node.op != "call_function":
+            units[node] = own
+        elif isinstance(source, fx.Node) and holds_tensors(source) and is_scalable(node):
+            units[node] = units[source]
+        else:
+            law = factors(rules.get(operation_name(node)), node, forward, own[0])
+            units[node] = law.output, 0 if law.true_gradient else own[1]
+        if is_scalable(node) and node.op != "output":
+            found[node.name] = units[node][0] - own[0], units[node][1] - own[1]
+    return found
+
+
+def _casts(graph: fx.Graph, values: Mapping[str, Any]) -> dict[str, list[Watch]]:
+    """By node whose result, or whose result's gradient, is cast next."""
+    found: dict[str, list[Watch]] = {}
+    seen: set[tuple[str, Watch]] = set()
+
+    def add(node: Any, watch: Watch) -> None:
+        if isinstance(node, fx.Node) and (node.name, watch) not in seen:
+            seen.add((node.name, watch))
+            found.setdefault(node.name, []).append(watch)
+
+    for node in graph.nodes:
+        for operand, direction, format, exponent, amax in _rounded(node):
+            source = _source(operand, values)
+            if source is not None and format:
+                watch = Watch(source, direction, -exponent, format=FORMATS[format], amax=amax)
+                add(operand, watch)
+    return found
+
+
+def _source(node: fx.Node, values: Mapping[str, Any]) -> str | None:
+    """The value that a node holds, whatever was inserted between."""
+    while node.name not in values and operation_name(node) in _INSERTED:
+        inner = node.args[0]
+        assert isinstance(inner, fx.Node)
+        node = inner
+    return node.name if node.name in values else None
+
+
+def _rounded(node: fx.Node) -> list[tuple[fx.Node, str, str, int, bool]]:
+    """What a node rounds: (whose result or gradient, direction, format, exponent, amax)."""
+    if operation_name(node) == "unitify.cast.default":
+        given = named_arguments(node)
+        amax = bool(given.get("amax"))
+        return [
+            (given["x"], "forward", given["forward"], given.get("forward_exponent") or 0, amax),
+            (node, "backward", given["backward"], given.get("backward_exponent") or 0, amax),
+        ]
+    if operation_name(node) == "unitify.fp8_linear.default":
+        given = named_arguments(node)
+        x, weight, gradient = given["exponents"]
+        return [
+            (given["x"], "forward", given["forward"], x, False),
+            (given["weight"], "forward", given["forward"], weight, False),
+            (node, "backward", given["backward"], gradient, False),
+        ]
+    return []

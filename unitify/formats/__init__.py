@@ -1,0 +1,6 @@
+"""Number formats as data, rounding to them, and what they leave of a signal."""
+
+from unitify.formats.signal_to_noise import best_scale, snr
+from unitify.formats.table import FORMATS, Format, quantise
+
+__all__ = ["FORMATS", "Format", "best_scale", "quantise", "snr"]

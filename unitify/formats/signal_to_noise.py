@@ -1,0 +1,194 @@
+"""Signal to noise of a cast: how much of a distribution a format keeps, at which scale.
+
+Takes a format and the distribution of a tensor's elements; gives E[x²] over the mean square of the
+rounding error, in decibels. Nothing is sampled: between two midpoints every x becomes the same
+value v, and ∫ (x − v)² p(x) dx is exact from the first three partial moments of the density.
+
+Blake et al. 2023 (arXiv 2303.11257, figure 2) draw these curves to show why RMS 1 is a good target.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from unitify.formats.table import Format
+
+#: Mantissa bits up to which every number of a format is listed.
+_LISTED = 7
+#: Octaves below and above the RMS in which numbers are told apart.
+_BELOW, _ABOVE = 24, 16
+#: How many octaves from RMS 1 a scale may bring a tensor.
+_OCTAVES = 20
+
+
+class Distribution(Protocol):
+    """Symmetric about zero, with E[x²] = 1."""
+
+    def partial(self, bound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """∫ p, ∫ x·p and ∫ x²·p from 0 to ``bound``, for the density p of |x|."""
+        ...
+
+
+@dataclass(frozen=True)
+class GeneralisedNormal:
+    """The density ∝ exp(−|x/α|^power): 2 is the normal, 1 Laplace's; less has longer tails.
+
+    Partial moments are regularised incomplete gamma functions of (bound/α)^power.
+    """
+
+    power: float = 2.0
+
+    @staticmethod
+    def of_kurtosis(kurtosis: float) -> GeneralisedNormal:
+        """The one whose E[x⁴]/E[x²]² is ``kurtosis`` (normal 3, Laplace 6), between 1.9 and 10⁴."""
+        low, high = 0.2, 12.0
+        for _ in range(60):
+            middle = math.sqrt(low * high)
+            low, high = (
+                (middle, high) if GeneralisedNormal(middle).kurtosis > kurtosis else (low, middle)
+            )
+        return GeneralisedNormal(low)
+
+    @property
+    def kurtosis(self) -> float:
+        """E[x⁴] / E[x²]²."""
+        one, three, five = (math.lgamma(k / self.power) for k in (1, 3, 5))
+        return math.exp(five + one - 2 * three)
+
+    def partial(self, bound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As ``Distribution`` says."""
+        one, three = (math.lgamma(k / self.power) for k in (1, 3))
+        width = math.exp((one - three) / 2)
+        reach = (bound / width).pow(self.power)
+
+        def moment(order: int) -> Tensor:
+            a = (order + 1) / self.power
+            whole = width**order * math.exp(math.lgamma(a) - one)
+            share: Tensor = torch.special.gammainc(torch.full_like(reach, a), reach)
+            return share * whole
+
+        return moment(0), moment(1), moment(2)
+
+
+NORMAL = GeneralisedNormal()
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """What was measured of a tensor: counts of |x| between ascending ``edges``; flat inside a bin.
+
+    ``edges`` start at zero or above, in the units of the tensor; there is one count fewer.
+    """
+
+    edges: tuple[float, ...]
+    counts: tuple[float, ...]
+
+    @staticmethod
+    def of(tensor: Tensor, bins_per_octave: int = 64, octaves: int = 32) -> Histogram:
+        """That of a tensor, over ``octaves`` below its largest element (and one bin to zero)."""
+        magnitude = tensor.detach().double().abs().flatten()
+        largest = float(magnitude.max()) if magnitude.numel() else 0.0
+        if not largest:
+            return Histogram((0.0, 1.0), (0.0,))
+        steps = torch.arange(-octaves * bins_per_octave, 1, dtype=torch.float64)
+        edges = torch.cat([torch.zeros(1), torch.exp2(steps / bins_per_octave)]) * largest
+        place = torch.bucketize(magnitude, edges[1:-1])
+        counts = torch.bincount(place, minlength=len(edges) - 1)
+        return Histogram(tuple(edges.tolist()), tuple(counts.double().tolist()))
+
+    @property
+    def rms(self) -> float:
+        """Root mean square of what was counted."""
+        total, square = (float(self._sums(k)[-1]) for k in (0, 2))
+        return math.sqrt(square / total) if total else 0.0
+
+    def partial(self, bound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As ``Distribution`` says: the histogram, divided by its RMS."""
+        unit = self.rms or 1.0
+        edges = torch.tensor(self.edges, dtype=torch.float64)
+        end = (bound * unit).clamp(edges[0], edges[-1])
+        place = (torch.bucketize(end, edges) - 1).clamp(0, len(self.counts) - 1)
+        start, width = edges[place], (edges[1:] - edges[:-1])[place]
+        density = torch.tensor(self.counts, dtype=torch.float64)[place] / width
+        total = float(self._sums(0)[-1]) or 1.0
+
+        def moment(order: int) -> Tensor:
+            inside = density * (end ** (order + 1) - start ** (order + 1)) / (order + 1)
+            return (self._sums(order)[place] + inside) / (total * unit**order)
+
+        return moment(0), moment(1), moment(2)
+
+    def _sums(self, order: int) -> Tensor:
+        """Σ |x|^order below each edge."""
+        edges = torch.tensor(self.edges, dtype=torch.float64)
+        powers = edges ** (order + 1) / (order + 1)
+        density = torch.tensor(self.counts, dtype=torch.float64) / (edges[1:] - edges[:-1])
+        each = density * (powers[1:] - powers[:-1])
+        return torch.cat([torch.zeros(1, dtype=torch.float64), each.cumsum(0)])
+
+
+def relative_error(format: Format, rms: float, distribution: Distribution = NORMAL) -> float:
+    """E[(Q(x) − x)²] / E[x²] of elements of this RMS, cast to ``format``, saturating.
+
+    Of formats with many mantissa bits those beyond seven count by the rule of a uniform error: a
+    quarter of its mean square for each.
+    """
+    if not rms > 0:
+        return 0.0
+    octave = math.floor(math.log2(rms))
+    low = min(max(format.min_exponent, octave - _BELOW), format.max_exponent)
+    high = max(min(format.max_exponent, octave + _ABOVE), low)
+    values, bounds = (x / rms for x in _cells(format, low, high))
+    below = [torch.cat([torch.zeros(1), m]) for m in distribution.partial(bounds)]
+    mass, first, second = (m[1:] - m[:-1] for m in below)
+    errors = (second - 2 * values * first + values * values * mass).clamp_min(0.0)
+    rounding = float(errors[:-1].sum()) * 0.25 ** max(format.mantissa_bits - _LISTED, 0)
+    return rounding + float(errors[-1])
+
+
+def snr(format: Format, rms: float, distribution: Distribution = NORMAL) -> float:
+    """10·log10(E[x²] / E[(Q(x) − x)²]): signal to noise of a cast, in decibels."""
+    return decibels(relative_error(format, rms, distribution))
+
+
+def decibels(relative: float) -> float:
+    """A noise-to-signal ratio of powers as a signal-to-noise ratio in decibels."""
+    return -10 * math.log10(relative) if relative > 0 else math.inf
+
+
+def best_scale(
+    format: Format, rms: float, distribution: Distribution = NORMAL, tolerance: float = 0.1
+) -> float:
+    """The power of two s at which to cast elements of this RMS: s·Q(x/s) is nearest to x.
+
+    Of the scales within ``tolerance`` decibels of the best the one that is nearest to 1 is taken:
+    the curve is flat over many octaves, and a scale that stays costs nothing.
+    """
+    if not rms > 0:
+        return 1.0
+    center = round(math.log2(rms))
+    reach = range(-_OCTAVES, _OCTAVES + 1)
+    found = {-k + center: snr(format, math.ldexp(rms, k - center), distribution) for k in reach}
+    found[0] = snr(format, rms, distribution)
+    best = max(found.values())
+    near = [e for e, decibel in found.items() if decibel >= best - tolerance]
+    return math.ldexp(1.0, min(near, key=lambda e: (abs(e), e)))
+
+
+@cache
+def _cells(format: Format, low: int, high: int) -> tuple[Tensor, Tensor]:
+    """Numbers of a format between two exponents, and where the cell of each ends: halfway on.
+
+    The last cell is that of everything beyond the largest number.
+    """
+    bits = min(format.mantissa_bits, _LISTED)
+    part = replace(format, mantissa_bits=bits, min_exponent=low, max_exponent=high)
+    values = part.values()
+    ends = torch.tensor([format.largest, torch.inf], dtype=torch.float64)
+    return torch.cat([values, ends[:1]]), torch.cat([(values[1:] + values[:-1]) / 2, ends])

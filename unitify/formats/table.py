@@ -1,0 +1,131 @@
+"""Number formats, as data, and rounding to them.
+
+The table is that of Blake et al. 2023 (arXiv 2303.11257, table A.1), with INT8 for comparison.
+Of the two 8-bit families, (a) is that of Noune et al. 2022 (arXiv 2206.02915): no infinities, no
+negative zero, one NaN in its place; (b) that of Micikevicius et al. 2022 (arXiv 2209.05433, table
+1), in which E5 keeps the special codes of IEEE 754 and E4 gives up all but one NaN of each sign.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unitify.formats.rounding import round_nearest, round_stochastic
+
+
+@dataclass(frozen=True)
+class Format:
+    """One number format: a sign, an exponent and a mantissa, with subnormal numbers.
+
+    - ``paper``: its name in the table of Blake et al. 2023; "" for one that is not there
+    - ``dtype``: torch's type for it; None where torch has none, or none that holds fractions
+    - ``max_exponent``, ``min_exponent``: log2 of the largest and of the smallest normal binade
+    - ``largest``: the largest finite value
+    - ``infinities``, ``nans``: how many codes stand for ±infinity and for NaN
+    """
+
+    name: str
+    paper: str
+    dtype: torch.dtype | None
+    exponent_bits: int
+    mantissa_bits: int
+    max_exponent: int
+    min_exponent: int
+    largest: float
+    infinities: int
+    nans: int
+
+    @property
+    def bits(self) -> int:
+        """Width of a code, sign included."""
+        return 1 + self.exponent_bits + self.mantissa_bits
+
+    @property
+    def smallest_normal(self) -> float:
+        """The smallest positive number that has all mantissa bits."""
+        return 2.0**self.min_exponent
+
+    @property
+    def smallest_subnormal(self) -> float:
+        """The smallest positive number."""
+        return 2.0 ** (self.min_exponent - self.mantissa_bits)
+
+    def values(self) -> Tensor:
+        """Every finite number of the format from zero up, ascending, in float64.
+
+        Meant for formats of up to 19 bits: there are 2^(bits − 1) of them.
+        """
+        exponents = torch.arange(self.min_exponent, self.max_exponent + 1, dtype=torch.float64)
+        mantissas = torch.arange(2**self.mantissa_bits, dtype=torch.float64)
+        normal = (1 + mantissas / 2**self.mantissa_bits) * torch.exp2(exponents).unsqueeze(1)
+        every = torch.cat([mantissas * self.smallest_subnormal, normal.flatten()])
+        return every[every <= self.largest]
+
+
+FP32 = Format(
+    "fp32", "FP32", torch.float32, 8, 23, 127, -126, (2 - 2**-23) * 2.0**127, 2, 2**24 - 2
+)
+TF32 = Format("tf32", "TF32", None, 8, 10, 127, -126, (2 - 2**-10) * 2.0**127, 2, 2**11 - 2)
+BF16 = Format("bf16", "BF16", torch.bfloat16, 8, 7, 127, -126, (2 - 2**-7) * 2.0**127, 2, 2**8 - 2)
+FP16 = Format("fp16", "FP16", torch.float16, 5, 10, 15, -14, 65504.0, 2, 2**11 - 2)
+E5M2FNUZ = Format("e5m2fnuz", "FP8 E5 (a)", torch.float8_e5m2fnuz, 5, 2, 15, -15, 57344.0, 0, 1)
+E5M2 = Format("e5m2", "FP8 E5 (b)", torch.float8_e5m2, 5, 2, 15, -14, 57344.0, 2, 6)
+E4M3FNUZ = Format("e4m3fnuz", "FP8 E4 (a)", torch.float8_e4m3fnuz, 4, 3, 7, -7, 240.0, 0, 1)
+E4M3 = Format("e4m3", "FP8 E4 (b)", torch.float8_e4m3fn, 4, 3, 8, -6, 448.0, 0, 2)
+#: The integers −127 … 127, as symmetric quantisation uses them: one binade of normal numbers
+#: (64 … 127) above as many subnormal ones, all one apart.
+INT8 = Format("int8", "", None, 1, 6, 6, 6, 127.0, 0, 0)
+
+#: By name, from the most bits to the fewest.
+FORMATS = {
+    f.name: f for f in (FP32, TF32, BF16, FP16, E5M2FNUZ, E5M2, E4M3FNUZ, E4M3, INT8)
+}  # fmt: skip
+
+
+#: Types to which torch converts as IEEE 754 does, infinities, NaN and overflow included.
+_IEEE = (torch.float16, torch.bfloat16)
+
+
+def quantise(
+    x: Tensor, format: Format, saturate: bool = True, generator: torch.Generator | None = None
+) -> Tensor:
+    """``x`` rounded to ``format`` and held in its own type again.
+
+    To nearest, ties to even; with a ``generator`` stochastically, so that the mean is kept.
+
+    Saturates: finite values beyond the largest become the largest. Without ``saturate`` they
+    become infinity where they round to more than the largest (NaN in a format without infinity),
+    as in IEEE 754. INT8, which has no special codes, always saturates.
+
+    What was infinite or NaN before the cast stays visible: an infinity is kept where the format
+    has one, everything else of the kind is NaN, also in INT8, whose codes could not say so.
+    (Plain conversion would hide it: on the CPU infinity becomes the largest value of E4M3.)
+    """
+    if not saturate and generator is None and x.dtype == torch.float32 and format.dtype in _IEEE:
+        return x.to(format.dtype).to(x.dtype)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    if saturate or not format.nans:
+        rounded = _rounded(wide.clamp(-format.largest, format.largest), format, generator)
+        is_special = wide.isinf()
+    else:
+        rounded = _by_arithmetic(wide, format, generator)
+        is_special = wide.isinf() | (rounded.abs() > format.largest)
+    overflow = torch.inf if format.infinities else torch.nan
+    return torch.where(is_special, wide * overflow, rounded).to(x.dtype)
+
+
+def _rounded(x: Tensor, format: Format, generator: torch.Generator | None) -> Tensor:
+    """``x``, all of it within the format's range, rounded."""
+    # Torch converts from float64 by way of float32, which rounds twice.
+    if generator is None and format.dtype is not None and x.dtype == torch.float32:
+        return x.to(format.dtype).to(x.dtype)
+    return _by_arithmetic(x, format, generator)
+
+
+def _by_arithmetic(x: Tensor, format: Format, generator: torch.Generator | None) -> Tensor:
+    if generator is not None:
+        return round_stochastic(x, format.mantissa_bits, format.min_exponent, generator)
+    return round_nearest(x, format.mantissa_bits, format.min_exponent)

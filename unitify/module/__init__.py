@@ -1,0 +1,1 @@
+"""``UnitScaledModule``: what the pipeline returns, of one graph or of several."""

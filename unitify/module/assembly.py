@@ -1,0 +1,265 @@
+"""``AssembledModule``: a model some of whose modules run as transformed graphs, each a part.
+
+The Python code of the model stays: a copy of it holds the stored weights, and the ``forward`` of
+each island's module calls the island's graph. Hooks, attributes and methods of every module are
+there as before, and parameters have their names.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from unitify.capture.exporting import switch_off_cache
+from unitify.capture.islands import OTHER_MODE, path_of
+from unitify.capture.whole import Capture, parameter_aliases
+from unitify.diagnostics import Diagnostic, InputMismatch, UnitifyError, UnitifyWarning
+from unitify.module.unit_scaled import UnitScaledModule
+from unitify.ops.rescale import rescale
+from unitify.plan.scale_plan import Scale, ScalePlan
+from unitify.recipe.choices import Choice
+
+#: A part as the pipeline made it: its capture, the graph on stored values, and its plan.
+Part = tuple[Capture, fx.Graph, ScalePlan]
+
+
+class AssembledModule(UnitScaledModule):
+    """A ``UnitScaledModule`` of several graphs. ``parts``: each as a module of its own, by name.
+
+    ``plan.values`` names values ``part/value``; ``plan.parameters`` has the names of the whole
+    model. Its ``graph`` is the call of ``host``, the model around the parts.
+    """
+
+    host: nn.Module
+
+    def __init__(
+        self,
+        host: nn.Module,
+        parts: Mapping[str, Part],
+        diagnostics: tuple[Diagnostic, ...] = (),
+    ) -> None:
+        fx.GraphModule.__init__(self, {"host": host}, _call_of_host(), type(self).__name__)
+        # The host's own tables, not copies: the two are one tree of modules on one set of weights.
+        self.__dict__["host"] = host
+        _share_tables(host, self)
+        self.training = host.training
+        self.plan = joined({name: part[2] for name, part in parts.items()}, host)
+        self.diagnostics = diagnostics
+        self.__dict__["_parts"] = {name: _attach(host, name, part) for name, part in parts.items()}
+        for path in dict.fromkeys(path_of(name) for name in parts):
+            module = host.get_submodule(path)
+            graphs = [p for p in (self.parts.get(path), self.parts.get(path + OTHER_MODE)) if p]
+            module.__dict__["forward"] = _forward_of(module, graphs, is_whole=not path)
+        self._take_signature(inspect.signature(type(host).forward))
+
+    @property
+    def parts(self) -> Mapping[str, UnitScaledModule]:
+        """The modules that hold one graph each, by name."""
+        parts: Mapping[str, UnitScaledModule] = self.__dict__["_parts"]
+        for name, part in parts.items():
+            part.training = self.host.get_submodule(path_of(name)).training
+        return parts
+
+    @property
+    def casts(self) -> tuple[Choice, ...]:
+        """What the recipe does with every value of every part, as ``part/value``."""
+        return tuple(
+            replace(choice, value=value_name(name, choice.value))
+            for name, part in self.parts.items()
+            for choice in part.casts
+        )
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One call: the model's own code, with the graphs of its islands."""
+        return self.host(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> AssembledModule:
+        """Switch every module, those of the parts and those that were left alone."""
+        self.host.train(mode)
+        self.training = mode
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AssembledModule:
+        parts = {
+            name: (part.capture, copy.deepcopy(part.graph), part.plan)
+            for name, part in self.parts.items()
+        }
+        made = AssembledModule(copy.deepcopy(self.host, memo), parts, self.diagnostics)
+        for name, part in self.parts.items():
+            copied = made.parts[name]
+            copied.recipe, copied._casts = part.recipe, part.casts
+            copied.is_inference = made.is_inference = part.is_inference
+        made.recipe, made.verification = self.recipe, self.verification
+        memo[id(self)] = made
+        return made
+
+
+def assemble(
+    model: nn.Module, parts: Mapping[str, Part], diagnostics: tuple[Diagnostic, ...] = ()
+) -> AssembledModule:
+    """The module of ``parts`` around a copy of ``model``, whose weights become stored ones."""
+    host = copy.deepcopy(model)
+    switch_off_cache(host)
+    scales = joined({name: part[2] for name, part in parts.items()}, host).parameters
+    with torch.no_grad():
+        for name, parameter in host.named_parameters():
+            parameter.div_(scales[name].fwd)
+    return AssembledModule(host, parts, diagnostics)
+
+
+def unscaled(model: nn.Module, module: UnitScaledModule) -> AssembledModule:
+    """``model`` with the captured graphs in place of the islands of ``module``, all true."""
+    return assemble(
+        model,
+        {
+            name: (
+                part.capture,
+                copy.deepcopy(part.capture.graph),
+                ScalePlan({}, dict.fromkeys(part.capture.aliases, Scale())),
+            )
+            for name, part in module.parts.items()
+        },
+    )
+
+
+def value_name(part: str, value: str) -> str:
+    """The name of a part's value among those of all parts."""
+    return f"{part}/{value}" if part else value
+
+
+def joined(plans: Mapping[str, ScalePlan], model: nn.Module) -> ScalePlan:
+    """One plan of all parts' plans: values as ``part/value``, parameters of the whole model."""
+    first = parameter_aliases(model)
+    scales: dict[str, Scale] = {}
+    for name, plan in plans.items():
+        for own, scale in plan.parameters.items():
+            path = path_of(name)
+            scales.setdefault(first[f"{path}.{own}" if path else own], scale)
+    return ScalePlan(
+        values={
+            value_name(name, value): scale
+            for name, plan in plans.items()
+            for value, scale in plan.values.items()
+        },
+        parameters={name: scales.get(stands, Scale()) for name, stands in first.items()},
+        versions=next(iter(plans.values())).versions,
+    )
+
+
+def agreed(chosen: ScalePlan, name: str, captured: Capture, parts: Mapping[str, Part]) -> ScalePlan:
+    """``chosen`` with the parameters' scales of the part's twin, if that was planned before."""
+    twin = parts.get(path_of(name))
+    if twin is None:
+        return chosen
+    parameters = twin[2].parameters
+    held = {
+        node.name: parameters[captured.aliases[str(node.target)]]
+        for node in captured.graph.nodes
+        if node.op == "get_attr" and node.name in chosen.values and node.target in captured.aliases
+    }
+    return replace(chosen, values={**chosen.values, **held}, parameters=parameters)
+
+
+def plan_of(plan: ScalePlan, part: str, captured: Capture) -> ScalePlan:
+    """What of a joined plan is the plan of one part."""
+    path = path_of(part)
+    return ScalePlan(
+        values={
+            value.removeprefix(value_name(part, "")): scale
+            for value, scale in plan.values.items()
+            if value.rpartition("/")[0] == part
+        },
+        parameters={
+            name: plan.parameters.get(f"{path}.{name}" if path else name, Scale())
+            for name in captured.aliases
+        },
+        versions=plan.versions,
+    )
+
+
+def _call_of_host() -> fx.Graph:
+    graph = fx.Graph()
+    args, kwargs = graph.placeholder("*args"), graph.placeholder("**kwargs")
+    host = graph.get_attr("host")
+    graph.output(graph.call_function(call, (host, args, kwargs)))
+    return graph
+
+
+def call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The module's own call."""
+    return module(*args, **kwargs)
+
+
+_TABLES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
+
+
+def _share_tables(owner: nn.Module, user: nn.Module) -> None:
+    for table in _TABLES:
+        user.__dict__[table] = owner.__dict__[table]
+
+
+def _attach(host: nn.Module, name: str, part: Part) -> UnitScaledModule:
+    """The part as a module on the weights of its place in ``host``."""
+    captured, graph, plan = part
+    module = host.get_submodule(path_of(name))
+    for target, constant in captured.constants.items():
+        if hasattr(module, target):
+            continue  # A copy of an assembled module has them already.
+        if isinstance(constant, torch.Tensor):
+            module.register_buffer(target, constant, persistent=False)
+        else:
+            module.add_module(target, constant)
+    made = UnitScaledModule(module, graph, plan, captured, captured.diagnostics)
+    _share_tables(module, made)
+    return made
+
+
+def _forward_of(
+    module: nn.Module, graphs: list[UnitScaledModule], is_whole: bool
+) -> Callable[..., Any]:
+    """What an island's module runs: the graph of its mode; its own code where no graph fits."""
+    signature = inspect.signature(type(module).forward)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        for part in graphs:
+            if part.capture.mode in (None, "train" if module.training else "eval"):
+                part.training = module.training
+                try:
+                    return part(*args, **kwargs)
+                except UnitifyError as error:
+                    # The module's own code needs weights, which codes have taken the place of.
+                    alone = is_whole or part.is_inference
+                    if alone or not isinstance(error.diagnostics[0], InputMismatch):
+                        raise
+                    warnings.warn(UnitifyWarning(str(error)), stacklevel=2)
+                return _with_true_parameters(module, graphs[0].plan, args, kwargs)
+        if is_whole:
+            return graphs[0](*args, **kwargs)
+        return _with_true_parameters(module, graphs[0].plan, args, kwargs)
+
+    parameters = list(signature.parameters.values())[1:]
+    forward.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return forward
+
+
+def _with_true_parameters(
+    module: nn.Module, plan: ScalePlan, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """The module's own code on true weights, whose gradients come back in stored units."""
+    original = copy.copy(module)
+    del original.__dict__["forward"]
+    true = {name: _true(p, plan.parameters.get(name)) for name, p in module.named_parameters()}
+    return torch.func.functional_call(original, true, args, kwargs, tie_weights=True)
+
+
+def _true(parameter: torch.Tensor, scale: Scale | None) -> torch.Tensor:
+    if scale is None or scale == Scale():
+        return parameter
+    return rescale(parameter, scale.fwd, 1.0 / scale.bwd)

@@ -1,0 +1,140 @@
+"""Weights held as codes: what a graph casts of its weights alone, it can be given cast already.
+
+Takes a graph with casts and its attributes; gives a graph that reads codes, and the codes. Results
+are the same to the bit: what was rounded at every call was rounded to these numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from unitify.capture.execution import GraphRunner
+from unitify.formats.table import FORMATS, Format, quantise
+from unitify.operations.schema import named_arguments, operation_name
+from unitify.ops.cast import amax_factor
+from unitify.ops.scaled_mm import decode
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A graph whose weights are codes, and the codes by the names under which it reads them."""
+
+    graph: fx.Graph
+    codes: Mapping[str, Tensor]
+
+
+def fold(
+    graph: fx.Graph, attribute: Callable[[str], Any], is_weight: Callable[[str], bool]
+) -> Folded:
+    """``graph`` with every cast of weights alone done once.
+
+    ``attribute``: what a ``get_attr`` node names; ``is_weight``: is that a parameter?
+    """
+    made = fx.Graph()
+    made.output(made.graph_copy(graph, {}))
+    folder = _Folder(made, attribute, is_weight)
+    for node in list(made.nodes):
+        folder.visit(node)
+    made.eliminate_dead_code()
+    return Folded(made, folder.codes)
+
+
+class _Folder:
+    def __init__(
+        self,
+        graph: fx.Graph,
+        attribute: Callable[[str], Any],
+        is_weight: Callable[[str], bool],
+    ) -> None:
+        self.graph, self.attribute = graph, attribute
+        #: Node made from weights alone → the first of them.
+        self.weights: dict[fx.Node, str] = {}
+        self.is_weight = is_weight
+        self.codes: dict[str, Tensor] = {}
+        #: The name of codes that are there already, by what they are codes of.
+        self.names: dict[Any, str] = {}
+
+    def visit(self, node: fx.Node) -> None:
+        if node.op == "get_attr" and self.is_weight(str(node.target)):
+            self.weights[node] = str(node.target)
+        elif operation_name(node) == "unitify.fp8_linear.default":
+            weight, format = node.args[1], FORMATS[str(node.args[3])]
+            exponents: Any = node.args[5]
+            if weight in self.weights:
+                read = self._codes(weight, format, exponents[1], node)  # type: ignore[arg-type]
+                node.update_arg(1, read)
+        elif operation_name(node) == "unitify.cast.default" and node.args[0] in self.weights:
+            self._cast(node)
+        elif node.op == "call_function":
+            operands = node.all_input_nodes
+            if operands and all(n in self.weights for n in operands):
+                self.weights[node] = self.weights[operands[0]]
+
+    def _cast(self, node: fx.Node) -> None:
+        given = named_arguments(node)
+        format = FORMATS.get(given["forward"])
+        if format is None or format.dtype is None:
+            return
+        weight, exponent = given["x"], given["forward_exponent"]
+        if given["amax"]:
+            factor = amax_factor(self._value(weight).to(torch.float32), format)
+            exponent = 1 - math.frexp(float(factor))[1]
+        dtype = node.meta["val"].dtype
+        with self.graph.inserting_before(node):
+            read = self._codes(weight, format, exponent, node, given["saturate"])
+            decoded = self.graph.call_function(decode, (read, dtype, exponent))
+        decoded.meta = dict(node.meta)
+        node.replace_all_uses_with(decoded)
+        self.graph.erase_node(node)
+
+    def _codes(
+        self, weight: fx.Node, format: Format, exponent: int, user: fx.Node, saturate: bool = True
+    ) -> fx.Node:
+        key = (*_origin(weight), format.name, exponent)
+        if key not in self.names:
+            path, _, own = self.weights[weight].rpartition(".")
+            name = f"{path}.{own}_{format.name}".strip(".")
+            while name in self.codes:
+                name += "_"
+            self.names[key] = name
+            self.codes[name] = _coded(self._value(weight), format, exponent, saturate)
+        with self.graph.inserting_before(user):
+            return self.graph.get_attr(self.names[key])
+
+    def _value(self, node: fx.Node) -> Tensor:
+        """A node made from weights alone, computed."""
+        own = fx.Graph()
+        needed: dict[fx.Node, None] = {}
+        pending = [node]
+        while pending:
+            current = pending.pop()
+            needed[current] = None
+            pending += current.all_input_nodes
+        placed: dict[fx.Node, fx.Node] = {}
+        for current in self.graph.nodes:
+            if current in needed:
+                placed[current] = own.node_copy(current, lambda n: placed[n])
+        own.output(placed[node])
+        with torch.no_grad():
+            value: Tensor = GraphRunner(own, self.attribute).run()
+        return value
+
+
+def _coded(x: Tensor, format: Format, exponent: int, saturate: bool) -> Tensor:
+    assert format.dtype is not None
+    return quantise(x / 2.0**exponent, format, saturate).to(format.dtype).contiguous()
+
+
+def _origin(node: fx.Node) -> tuple[Any, ...]:
+    """What a node's value is: the node itself, behind rescales that change gradients alone."""
+    while operation_name(node) == "unitify.rescale.default" and node.args[1] == 1.0:
+        node = node.args[0]  # type: ignore[assignment]
+    if node.op == "get_attr":
+        return ("attribute", node.target)
+    return ("node", node)

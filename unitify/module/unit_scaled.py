@@ -1,0 +1,266 @@
+"""``UnitScaledModule``: the transformed model, an ``fx.GraphModule`` on stored values."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from unitify.capture.whole import Capture
+from unitify.diagnostics import Diagnostic, KeysDiffer, OneModeOnly, UnitifyError
+from unitify.module.folding import fold
+from unitify.plan.scale_plan import Scale, ScalePlan
+from unitify.recipe.choices import Choice
+from unitify.recipe.recipe import Recipe
+from unitify.verification import Verification
+
+
+class UnitScaledModule(fx.GraphModule):
+    """The same function and the same gradients as the model, with tensors near unit scale.
+
+    Parameters have the names of the original; a parameter p is stored as p / ``plan.parameters
+    [name].fwd`` and receives the gradient g / ``.bwd``. Called like the original; returns the
+    original's type. Inputs, outputs and their gradients are true.
+    """
+
+    plan: ScalePlan
+    capture: Capture
+    diagnostics: tuple[Diagnostic, ...]
+    #: What is cast, and what verification found before the casts; None for neither.
+    recipe: Recipe | None = None
+    _casts: tuple[Choice, ...] = ()
+    #: Are cast weights held as codes, for the forward pass alone?
+    is_inference: bool = False
+    verification: Verification | None = None
+
+    def __init__(
+        self,
+        root: nn.Module,
+        graph: fx.Graph,
+        plan: ScalePlan,
+        capture: Capture,
+        diagnostics: tuple[Diagnostic, ...] = (),
+    ) -> None:
+        super().__init__(root, graph, class_name=type(self).__name__)
+        # GraphModule copied what the graph names; the whole tree of the original takes its place,
+        # in the original's order, with the parameters that the graph does not use.
+        self._modules.clear()
+        self._parameters.clear()
+        for name, child in root.named_children():
+            self.add_module(name, child)
+        for name, parameter in root.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name, buffer in root.named_buffers(recurse=False):
+            persistent = name not in root._non_persistent_buffers_set
+            self.register_buffer(name, buffer, persistent=persistent)
+        self.plan = plan
+        self.capture = capture
+        self.diagnostics = diagnostics
+        self.training = root.training
+        self._take_signature(capture.call.signature)
+
+    def recompile(self) -> Any:
+        """Generate the flat forward from the graph; calls go through the original signature."""
+        code = super().recompile()
+        # An attribute of the instance: code that was compiled around another graph is then not
+        # used for this one.
+        self.__dict__["_flat_forward"] = type(self).forward
+        if hasattr(self, "capture"):
+            self._take_signature(self.capture.call.signature)
+        return code
+
+    def _take_signature(self, signature: inspect.Signature) -> None:
+        def forward(self: UnitScaledModule, *args: Any, **kwargs: Any) -> Any:
+            return self.run(args, kwargs)
+
+        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        rest = list(signature.parameters.values())
+        if rest and rest[0].name == "self":
+            own = own.replace(name="self_")
+        forward.__signature__ = signature.replace(parameters=[own, *rest])  # type: ignore[attr-defined]
+        type(self).forward = forward  # type: ignore[method-assign]
+
+    def flat_forward(self, *inputs: Any) -> tuple[Any, ...]:
+        """The graph itself: flat inputs to flat results."""
+        results: tuple[Any, ...] = self.__dict__["_flat_forward"](self, *inputs)
+        return results
+
+    @contextlib.contextmanager
+    def running(self, run: Callable[..., tuple[Any, ...]]) -> Iterator[None]:
+        """Inside, ``run(self, *flat inputs)`` takes the place of the graph."""
+        own = self.__dict__["_flat_forward"]
+        self.__dict__["_flat_forward"] = run
+        try:
+            yield
+        finally:
+            self.__dict__["_flat_forward"] = own
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One call with the original's arguments.
+
+        Raises ``UnitifyError``: U104 for inputs of another form, U103 in the mode that the graph
+        does not hold for.
+        """
+        mode = self.capture.mode
+        if mode is not None and self.training != (mode == "train"):
+            note = next(d for d in self.capture.diagnostics if isinstance(d, OneModeOnly))
+            raise UnitifyError(note)
+        return self.flat_call(self.capture.flat_inputs(args, kwargs))
+
+    def flat_call(self, inputs: list[Any]) -> Any:
+        """From flat inputs to the original's type of result, in whatever mode the graph is."""
+        return self.capture.call.unflatten(self.flat_forward(*inputs))
+
+    @property
+    def parts(self) -> Mapping[str, UnitScaledModule]:
+        """The modules that hold one graph each, by name: this one alone, for most models."""
+        return {"": self}
+
+    @property
+    def casts(self) -> tuple[Choice, ...]:
+        """What the recipe does with every value, and why; empty without a recipe."""
+        return self._casts
+
+    def take_casts(self, graph: fx.Graph, recipe: Recipe, choices: tuple[Choice, ...]) -> None:
+        """Run ``graph``, this module's own with the casts of ``choices``, from now on."""
+        self.recipe, self._casts = recipe, choices
+        self.graph = graph
+
+    def to_inference(self) -> UnitScaledModule:
+        """A copy for the forward pass alone, whose cast weights are held as codes.
+
+        A weight in an 8-bit format takes a quarter of the memory of float32. Results are those of
+        this module to the bit. Weights that are also used as they are (an embedding that is the
+        head, too) are held beside their codes. Codes are buffers, named after weight and format;
+        state dicts of the original do not fit any more.
+        """
+        made = copy.deepcopy(self).eval().requires_grad_(False)
+        made.is_inference = True
+        parts = list(made.parts.values())
+        used = {id(p) for part in parts for p in part._used_parameters()}
+        folded = [fold(p.graph, p._attribute, p._is_parameter) for p in parts]
+        for part, graph in zip(parts, folded, strict=True):
+            for name, codes in graph.codes.items():
+                path, _, own = name.rpartition(".")
+                part.get_submodule(path).register_buffer(own, codes)
+            part.graph, part.is_inference = graph.graph, True
+        used -= {id(p) for part in parts for p in part._used_parameters()}
+        for child in made.modules():
+            for name in [n for n, p in child._parameters.items() if id(p) in used]:
+                del child._parameters[name]
+        return made
+
+    def _attribute(self, target: str) -> Any:
+        return operator.attrgetter(target)(self)
+
+    def _is_parameter(self, target: str) -> bool:
+        return isinstance(self._attribute(target), nn.Parameter)
+
+    def _used_parameters(self) -> list[nn.Parameter]:
+        held = [self._attribute(str(n.target)) for n in self.graph.nodes if n.op == "get_attr"]
+        return [p for p in held if isinstance(p, nn.Parameter)]
+
+    def original_state_dict(self) -> dict[str, torch.Tensor]:
+        """True weights and buffers under the original's names: exact, ready for the original.
+
+        Raises ``UnitifyError`` (U603) after ``to_inference``, where weights are codes.
+        """
+        self._check_weights()
+        return {
+            name: tensor * self._scale(name).fwd if self._is_scaled(name) else tensor.clone()
+            for name, tensor in self.state_dict().items()
+        }
+
+    def load_original_state_dict(
+        self, state_dict: Mapping[str, torch.Tensor], strict: bool = True
+    ) -> None:
+        """Take over true weights and buffers, as the original would.
+
+        Raises ``UnitifyError`` (U603) where names or shapes differ, and after ``to_inference``.
+        """
+        self._check_weights()
+        stored = {
+            name: tensor / self._scale(name).fwd if self._is_scaled(name) else tensor
+            for name, tensor in state_dict.items()
+        }
+        try:
+            self.load_state_dict(stored, strict=strict)
+        except RuntimeError as error:
+            problem = " ".join(str(error).split())
+            raise UnitifyError(KeysDiffer(problem=problem)) from None
+
+    def _check_weights(self) -> None:
+        if self.is_inference:
+            problem = "the module was made by to_inference and holds codes in place of weights"
+            raise UnitifyError(KeysDiffer(problem=problem))
+
+    def _is_scaled(self, name: str) -> bool:
+        return self._scale(name).fwd != 1.0
+
+    def _scale(self, name: str) -> Scale:
+        return self.plan.parameters.get(name, Scale())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> UnitScaledModule:
+        root = skeleton_like(self, memo)
+        graph = copy.deepcopy(self.graph)
+        made = UnitScaledModule(root, graph, self.plan, self.capture, self.diagnostics)
+        made.recipe, made._casts, made.verification = self.recipe, self._casts, self.verification
+        made.is_inference = self.is_inference
+        memo[id(self)] = made
+        return made
+
+    def __reduce__(self) -> Any:
+        raise TypeError("pickle (module.state_dict(), module.plan) and use unitify.rebuild")
+
+
+def adopt_parameters(model: nn.Module, module: UnitScaledModule) -> None:
+    """Put the ``Parameter`` objects of ``model`` into ``module``; they then hold stored weights."""
+    stored = dict(module.named_parameters(remove_duplicate=False))
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        parameter.data = stored[name].data
+        path, _, own = name.rpartition(".")
+        module.get_submodule(path)._parameters[own] = parameter
+
+
+def skeleton_like(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """Bare modules in the tree of ``model``, with copies of its parameters and buffers.
+
+    Tied parameters and shared modules stay tied; every module keeps its mode flag.
+    """
+    copies: dict[int, Any] = memo if memo is not None else {}
+    modules: dict[int, nn.Module] = {}
+
+    def bare(module: nn.Module) -> nn.Module:
+        if id(module) in modules:
+            return modules[id(module)]
+        made = modules[id(module)] = nn.Module()
+        made.training = module.training
+        for name, parameter in module._parameters.items():
+            held = copy.deepcopy(parameter, copies) if parameter is not None else None
+            made.register_parameter(name, held)
+        for name, buffer in module._buffers.items():
+            copied = copy.deepcopy(buffer, copies) if buffer is not None else None
+            persistent = name not in module._non_persistent_buffers_set
+            made.register_buffer(name, copied, persistent=persistent)
+        return made
+
+    # An explicit stack: a module tree may be deeper than Python recurses.
+    root = bare(model)
+    stack = [(model, root)]
+    visited = {id(model)}
+    while stack:
+        original, made = stack.pop()
+        for name, child in original._modules.items():
+            if child is None:
+                continue
+            made.add_module(name, bare(child))
+            if id(child) not in visited:
+                visited.add(id(child))
+                stack.append((child, made._modules[name]))  # type: ignore[arg-type]
+    return root

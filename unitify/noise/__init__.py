@@ -1,0 +1,1 @@
+"""What casts leave of a signal, predicted through the rules, and measured."""

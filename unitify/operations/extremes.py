@@ -1,0 +1,69 @@
+"""Values that carry masking constants (``-inf``, ``finfo.min``): never rescaled.
+
+A constant near the end of the number format has no room for a factor. It is followed from
+where it enters through every operation that runs on stored operands, up to one that restores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import fx
+
+from unitify.operations.laws import holds_tensors, is_scalable
+from unitify.operations.rule_table import Rule, RuleTable
+from unitify.operations.schema import named_arguments, nodes_of, operation_name
+
+#: A numeric argument at least this large in magnitude is a mask, not a quantity.
+LIMIT = 2.0**100
+
+
+def extreme_values(graph: fx.Graph, rules: RuleTable, inputs: Iterable[Any] = ()) -> set[fx.Node]:
+    """The nodes of ``graph`` whose values may hold a masking constant.
+
+    ``inputs``: the example's flat inputs; a mask among them shows by its contents.
+    """
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    extreme = {n for n, value in zip(placeholders, inputs, strict=False) if holds_mask(value)}
+    for node in graph.nodes:
+        if node.op != "call_function" or not (is_scalable(node) or holds_tensors(node)):
+            continue
+        arguments = named_arguments(node)
+        creates = any(_is_extreme(a) for a in arguments.values())
+        rule = rules.get(operation_name(node))
+        if creates or any(
+            operand in extreme and (_takes_apart(node) or _passes(rule, name))
+            for name, argument in arguments.items()
+            for operand in nodes_of(argument)
+        ):
+            extreme.add(node)
+    return extreme
+
+
+def _passes(rule: Rule | None, name: str) -> bool:
+    """Does the operation run on this operand as stored, and not on its true value?"""
+    if rule is None or rule.law is None:
+        return False
+    return dict(rule.law.factors.get(name, {})) != {name: Fraction(1)}
+
+
+def holds_mask(value: Any) -> bool:
+    """Does a tensor hold a masking constant?"""
+    if not isinstance(value, torch.Tensor) or value.is_meta or not value.is_floating_point():
+        return False
+    return bool((value.abs() >= LIMIT).any())
+
+
+def _takes_apart(node: fx.Node) -> bool:
+    source = node.args[0] if node.args else None
+    return isinstance(source, fx.Node) and holds_tensors(source)
+
+
+def _is_extreme(argument: Any) -> bool:
+    if isinstance(argument, bool) or not isinstance(argument, int | float):
+        return False
+    return isinstance(argument, float) and (math.isinf(argument) or abs(argument) >= LIMIT)

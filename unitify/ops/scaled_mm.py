@@ -1,0 +1,97 @@
+"""Products of FP8 matrices: codes, one multiplication, and what runs where.
+
+Takes tensors in the model's own type, rounds them to 8-bit codes once, and multiplies codes. The
+scale of a product is a constant: no largest element is looked for, and nothing is reduced at run
+time. Where the device multiplies no codes, they are read as numbers of the model's type and
+multiplied there: the same products, summed in another order.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from unitify.formats.table import Format
+
+#: FP8 matrix units multiply blocks of this many elements.
+BLOCK = 16
+
+
+def encode(x: Tensor, format: Format, exponent: int = 0) -> Tensor:
+    """The codes of ``x`` / 2^exponent, in the type of ``format``: as ``quantise`` rounds it."""
+    assert format.dtype is not None
+    wide = x.to(torch.float32)
+    if exponent:
+        wide = wide * 2.0**-exponent
+    special = torch.inf if format.infinities else torch.nan
+    within = wide.clamp(-format.largest, format.largest)
+    special_of = torch.copysign(torch.full_like(wide, special), wide)
+    return torch.where(wide.isinf(), special_of, within).to(format.dtype)
+
+
+def decode(codes: Tensor, dtype: torch.dtype, exponent: int = 0) -> Tensor:
+    """The numbers that ``codes`` stand for, times 2^exponent."""
+    numbers = codes.to(dtype)
+    return numbers * 2.0**exponent if exponent else numbers
+
+
+def product(a: Tensor, b: Tensor, dtype: torch.dtype, exponent: int = 0) -> Tensor:
+    """``a`` @ ``b``ᵀ · 2^exponent for codes a [M, K] and b [N, K]; [M, N] in ``dtype``.
+
+    Multiplies codes where ``multiplies`` says so.
+    """
+    if dtype == torch.float64 or not multiplies(a.device, a.dtype, b.dtype):
+        result = decode(a, dtype) @ decode(b, dtype).t()
+        return result * 2.0**exponent if exponent else result
+    rows, columns = a.shape[0], b.shape[0]
+    a, b = aligned(a.contiguous(), rows=False), aligned(b.contiguous(), rows=True)
+    scale = torch.full((), 2.0**exponent, dtype=torch.float32, device=a.device)
+    one = torch.ones((), dtype=torch.float32, device=a.device)
+    # The second operand is asked for column by column, which is what bᵀ is.
+    result = _multiplied(a, b.t(), scale, one, dtype)
+    return result[:rows, :columns] if b.shape[0] != columns else result
+
+
+def aligned(codes: Tensor, rows: bool) -> Tensor:
+    """``codes`` [R, C] with zeros added until C, and R where ``rows``, is a multiple of BLOCK.
+
+    Zero has the code zero in every format, and adds nothing to a product.
+    """
+    right = -codes.shape[1] % BLOCK
+    below = -codes.shape[0] % BLOCK if rows else 0
+    return torch.nn.functional.pad(codes, (0, right, 0, below)) if right or below else codes
+
+
+def _multiplied(
+    a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, dtype: torch.dtype
+) -> Tensor:
+    if not hasattr(torch.nn.functional, "scaled_mm"):
+        result: Tensor = torch._scaled_mm(a, b, scale_a=scale_a, scale_b=scale_b, out_dtype=dtype)
+        return result
+    from torch.nn.functional import ScalingType, scaled_mm
+
+    each = ScalingType.TensorWise
+    made: Tensor = scaled_mm(a, b, scale_a, each, scale_b, each, output_dtype=dtype)
+    return made
+
+
+def multiplies(device: torch.device, left: torch.dtype, right: torch.dtype) -> bool:
+    """Does ``device`` multiply matrices of codes of these two types?
+
+    The CPU does, of any FP8 types; NVIDIA's from compute capability 8.9 on, of E4M3 and E5M2, but
+    not E5M2 by E5M2. Elsewhere nothing is assumed.
+    """
+    fp8 = {torch.float8_e4m3fn, torch.float8_e5m2}
+    if device.type == "cpu":
+        return {left, right} <= fp8 | {torch.float8_e4m3fnuz, torch.float8_e5m2fnuz}
+    if device.type == "cuda" and torch.version.hip is None:
+        both_wide = left == right == torch.float8_e5m2
+        return {left, right} <= fp8 and not both_wide and _capability(device.index) >= (8, 9)
+    return False
+
+
+@cache
+def _capability(index: int | None) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)

@@ -1,0 +1,220 @@
+"""Parameter groups and clipping in the units in which parameters are stored."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_
+from torch.optim import Optimizer
+
+from unitify.diagnostics import UnitifyError, UnknownOption
+from unitify.module.unit_scaled import UnitScaledModule
+from unitify.optim.optimizers import OptimizerUnits, units_of
+from unitify.plan.scale_plan import Scale
+
+
+def scales_of(module: nn.Module) -> dict[str, Scale]:
+    """Name → ``Scale`` of every parameter of ``module``, whatever wraps its transformed parts.
+
+    A tied parameter is there once, under its first name; one outside transformed parts is at one.
+    """
+    inside: dict[int, Scale] = {}
+    for part in module.modules():
+        if isinstance(part, UnitScaledModule):
+            for name, parameter in part.named_parameters():
+                inside[id(parameter)] = part.plan.parameters.get(name, Scale())
+    return {name: inside.get(id(p), Scale()) for name, p in module.named_parameters()}
+
+
+def param_groups(
+    module: nn.Module,
+    optimizer_class: type[Optimizer],
+    *,
+    params: Iterable[Mapping[str, Any]] | None = None,
+    units: OptimizerUnits | None = None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Groups for ``optimizer_class`` that train ``module`` as ``options`` would the original.
+
+    ``options``: the hyperparameters of the original (``lr``, ``weight_decay``, ``betas``, …); what
+    is left out has the optimiser's default. ``params``: groups as torch knows them, each with
+    ``"params"`` (parameters of ``module``, or (name, parameter) pairs) and overrides; all
+    parameters where None. ``units``: a row for an optimiser that ``UNITS`` does not have.
+
+    Each group holds ``params`` (in the order of ``module.parameters()``), ``param_names``, every
+    hyperparameter that depends on a scale, the other options as given, ``lr_factor`` (see
+    ``learning_rates``) and ``given_group``: which of ``params`` it is part of.
+
+    Raises ``UnitifyError``: U007 for an optimiser that is not known, U001 for an unknown option.
+    """
+    row = units if units is not None else units_of(optimizer_class)
+    defaults = _defaults(optimizer_class)
+    names = {id(p): name for name, p in module.named_parameters()}
+    scales = scales_of(module)
+    place = {id(p): index for index, p in enumerate(module.parameters())}
+    groups: list[dict[str, Any]] = []
+    for index, given in enumerate([{"params": module.parameters()}] if params is None else params):
+        own = {
+            name: value for name, value in given.items() if name not in ("params", "param_names")
+        }
+        asked = {**options, **own}
+        _check_options(optimizer_class, defaults, row, options, asked)
+        merged: dict[tuple[float, ...], dict[str, Any]] = {}
+        for parameter in sorted(
+            _tensors(given["params"]), key=lambda p: place.get(id(p), len(place))
+        ):
+            name = names.get(id(parameter), "")
+            scaled, key = scaled_options(row, {**defaults, **asked}, scales.get(name, Scale()))
+            empty = {"params": [], "param_names": [], "given_group": index}
+            group = merged.setdefault(key, {**empty, **asked, **scaled})
+            group["params"].append(parameter)
+            group["param_names"].append(name)
+        groups.extend(merged.values())
+    return groups
+
+
+def _tensors(params: Any) -> Iterator[Tensor]:
+    for item in [params] if isinstance(params, Tensor) else params:
+        yield item[1] if isinstance(item, tuple) else item
+
+
+def scaled_options(
+    row: OptimizerUnits, hyperparameters: Mapping[str, Any], scale: Scale
+) -> tuple[dict[str, Any], tuple[float, ...]]:
+    """The hyperparameters that depend on the scale; their factors (equal ones share a group).
+
+    ``lr_factor`` is among the first: what a learning rate is multiplied by.
+    """
+    units = dict(row.units)
+    for flag, replaced in row.when.items():
+        if hyperparameters.get(flag):
+            units.update(replaced)
+    scaled: dict[str, Any] = {"lr_factor": units["lr"].of(scale)}
+    for name, unit in units.items():
+        value = hyperparameters.get(name)
+        if value is None or (not isinstance(value, Tensor | tuple) and value == 0):
+            continue
+        factor = unit.of(scale)
+        is_many = isinstance(value, tuple)
+        scaled[name] = tuple(v * factor for v in value) if is_many else value * factor
+    key = tuple(unit.of(scale) for name, unit in units.items() if name == "lr" or name in scaled)
+    return scaled, key
+
+
+def _defaults(optimizer_class: type[Optimizer]) -> dict[str, Any]:
+    """Options of the class and of the bases that its ``**kwargs`` reach; ``...`` has no default."""
+    found: dict[str, Any] = {}
+    for base in optimizer_class.__mro__:
+        if base is Optimizer or "__init__" not in vars(base):
+            continue
+        parameters = list(inspect.signature(base).parameters.values())[1:]
+        for parameter in parameters:
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                missing = parameter.default is parameter.empty
+                found.setdefault(parameter.name, ... if missing else parameter.default)
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return found
+
+
+def _check_options(
+    optimizer_class: type[Optimizer],
+    defaults: Mapping[str, Any],
+    row: OptimizerUnits,
+    options: Mapping[str, Any],
+    asked: Mapping[str, Any],
+) -> None:
+    """Groups may carry keys of the user's own; options may not."""
+    where = optimizer_class.__name__
+    known = ", ".join(defaults)
+    problems = [
+        UnknownOption(where=where, option=where, value=name, choices=known)
+        for name in options
+        if name not in defaults
+    ]
+    for name, value in asked.items():
+        if name in row.unscaled and value != row.unscaled[name]:
+            only = f"{row.unscaled[name]} (it is one for all groups, which have units of their own)"
+            problems.append(UnknownOption(where=where, option=name, value=str(value), choices=only))
+    for name in row.units:
+        if defaults.get(name) is ... and name not in asked:
+            problems.append(UnknownOption(where=where, option=name, value="", choices="a number"))
+    if problems:
+        raise UnitifyError(*problems)
+
+
+def learning_rates(groups: Optimizer | Iterable[Mapping[str, Any]], lr: float) -> list[float]:
+    """The absolute learning rate ``lr`` of the original in the units of each group, in their order.
+
+    For schedulers that take a list of rates: ``OneCycleLR(optimizer, max_lr=learning_rates(…))``.
+    """
+    if isinstance(groups, Optimizer):
+        groups = groups.param_groups
+    return [lr * float(group["lr_factor"]) for group in groups]
+
+
+#: Norms that commute with a power of two to the last bit; others are taken of true gradients.
+_EXACT_NORMS = (1.0, 2.0, float("inf"))
+
+
+@torch.no_grad()
+def total_norm(module: nn.Module, norm_type: float = 2.0) -> Tensor:
+    """The norm of all true gradients of ``module``, as of one vector; 0-d.
+
+    Parameters without gradient are left out. Zero where there is no gradient at all.
+    """
+    norm_type = float(norm_type)
+    scales = scales_of(module)
+    norms: list[Tensor] = []
+    for name, parameter in module.named_parameters():
+        gradient = parameter.grad
+        if gradient is None:
+            continue
+        if gradient.is_sparse:
+            gradient = gradient.coalesce().values()
+        bwd = scales[name].bwd
+        if norm_type in _EXACT_NORMS:
+            norms.append(torch.linalg.vector_norm(gradient, norm_type) * bwd)
+        else:
+            norms.append(torch.linalg.vector_norm(gradient * bwd, norm_type))
+    if not norms:
+        return torch.tensor(0.0)
+    together = torch.stack([norm.to(norms[0].device) for norm in norms])
+    norm: Tensor = torch.linalg.vector_norm(together, norm_type)
+    return norm
+
+
+def clip_grad_norm_(
+    module: nn.Module,
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+) -> Tensor:
+    """Scale all gradients so that the norm of the true ones is at most ``max_norm``.
+
+    As ``torch.nn.utils.clip_grad_norm_`` on the original. Returns the norm before clipping, 0-d.
+
+    Raises ``RuntimeError``, as torch does, for a norm that is not finite if asked to.
+    """
+    norm = total_norm(module, norm_type)
+    if error_if_nonfinite and not bool(torch.isfinite(norm)):
+        raise RuntimeError(
+            f"The total norm of order {norm_type} of the true gradients is non-finite, so they "
+            "cannot be clipped. To scale them by it anyway, set `error_if_nonfinite=False`"
+        )
+    clip_grads_with_norm_(module.parameters(), max_norm, norm)
+    return norm
+
+
+@torch.no_grad()
+def clip_grad_value_(module: nn.Module, clip_value: float) -> None:
+    """Clamp every element of the true gradients to [-``clip_value``, ``clip_value``]."""
+    scales = scales_of(module)
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            limit = float(clip_value) / scales[name].bwd
+            parameter.grad.clamp_(-limit, limit)

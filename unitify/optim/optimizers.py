@@ -1,0 +1,129 @@
+"""In which units an optimiser meets each of its hyperparameters: the table behind ``optim``.
+
+A parameter p is stored as p̂ = p/fwd and receives ĝ = g/bwd. Every quantity that an optimiser
+keeps is a product of powers of the two; a row lists by which ones a hyperparameter is multiplied so
+that the optimiser takes the original's step, divided by fwd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch.optim import Optimizer
+
+from unitify.diagnostics import OptimizerUnsupported, UnitifyError
+from unitify.plan.scale_plan import Scale
+
+
+class Units(NamedTuple):
+    """What a hyperparameter is multiplied by: fwd to the power ``fwd`` times bwd to ``bwd``."""
+
+    fwd: int
+    bwd: int
+
+    def of(self, scale: Scale) -> float:
+        """The factor for a parameter of this scale, a power of two."""
+        return float(scale.fwd**self.fwd * scale.bwd**self.bwd)
+
+
+@dataclass(frozen=True)
+class OptimizerUnits:
+    """The units of an optimiser's hyperparameters, by name.
+
+    ``state``: the units of what it keeps for a parameter between steps, by name. ``when``: further
+    units that replace the first where a flag (a hyperparameter, too) is set. ``unscaled``:
+    hyperparameters that must have the value given here, because the optimiser reads them
+    outside of its groups.
+    """
+
+    units: Mapping[str, Units]
+    state: Mapping[str, Units] = field(default_factory=dict)
+    when: Mapping[str, Mapping[str, Units]] = field(default_factory=dict)
+    unscaled: Mapping[str, Any] = field(default_factory=dict)
+
+
+_COUPLED = Units(1, -1)  # decay · p joins g
+_DECOUPLED = Units(1, 0)  # the step is divided by fwd, lr · decay is not
+#: The step is a multiple of the gradient.
+_GRADIENT_STEP = {"lr": Units(-1, 1), "weight_decay": _COUPLED}
+#: The step is normalised: g over the root of its mean square (plus eps), or its sign.
+_NORMALISED_STEP = {"lr": Units(-1, 0), "weight_decay": _COUPLED, "eps": Units(0, -1)}
+_DECOUPLED_FLAG = {"decoupled_weight_decay": {"weight_decay": _DECOUPLED}}
+
+_NUMBER = Units(0, 0)
+_GRADIENT = Units(0, -1)
+_SQUARE = Units(0, -2)  # of a gradient
+_PARAMETER = Units(-1, 0)
+_ADAM_STATE = {
+    "step": _NUMBER, "exp_avg": _GRADIENT, "exp_avg_sq": _SQUARE, "max_exp_avg_sq": _SQUARE,
+}  # fmt: skip
+
+#: Optimiser class → the units of its hyperparameters; subclasses share the row of their base.
+UNITS: Mapping[type[Optimizer], OptimizerUnits] = {
+    torch.optim.SGD: OptimizerUnits(_GRADIENT_STEP, {"momentum_buffer": _GRADIENT}),
+    torch.optim.ASGD: OptimizerUnits(
+        {**_GRADIENT_STEP, "lambd": Units(1, -1)},
+        {"step": _NUMBER, "mu": _NUMBER, "eta": _GRADIENT_STEP["lr"], "ax": _PARAMETER},
+    ),
+    torch.optim.Adam: OptimizerUnits(_NORMALISED_STEP, _ADAM_STATE, when=_DECOUPLED_FLAG),
+    torch.optim.AdamW: OptimizerUnits(
+        {**_NORMALISED_STEP, "weight_decay": _DECOUPLED}, _ADAM_STATE
+    ),
+    torch.optim.NAdam: OptimizerUnits(
+        _NORMALISED_STEP, {**_ADAM_STATE, "mu_product": _NUMBER}, when=_DECOUPLED_FLAG
+    ),
+    torch.optim.Adamax: OptimizerUnits(
+        _NORMALISED_STEP, {"step": _NUMBER, "exp_avg": _GRADIENT, "exp_inf": _GRADIENT}
+    ),
+    torch.optim.RMSprop: OptimizerUnits(
+        _NORMALISED_STEP,
+        # Momentum is kept of steps that are normalised already.
+        {"step": _NUMBER, "square_avg": _SQUARE, "grad_avg": _GRADIENT, "momentum_buffer": _NUMBER},
+    ),
+    torch.optim.Adagrad: OptimizerUnits(
+        _NORMALISED_STEP,
+        {"step": _NUMBER, "sum": _SQUARE},
+        unscaled={"initial_accumulator_value": 0},
+    ),
+    # Both running averages, of g² and of the steps' squares, are kept in units of bwd².
+    torch.optim.Adadelta: OptimizerUnits(
+        {**_GRADIENT_STEP, "eps": Units(0, -2)},
+        {"step": _NUMBER, "square_avg": _SQUARE, "acc_delta": _SQUARE},
+    ),
+    torch.optim.SparseAdam: OptimizerUnits({"lr": Units(-1, 0), "eps": Units(0, -1)}, _ADAM_STATE),
+    torch.optim.Rprop: OptimizerUnits(
+        {"lr": Units(-1, 0), "step_sizes": Units(-1, 0)},
+        {"step": _NUMBER, "prev": _GRADIENT, "step_size": _PARAMETER},
+    ),
+    torch.optim.Muon: OptimizerUnits(
+        {**_NORMALISED_STEP, "weight_decay": _DECOUPLED}, {"momentum_buffer": _GRADIENT}
+    ),
+}
+
+#: Optimisers that no choice of hyperparameters keeps exact, and why.
+_NOT_EXACT: Mapping[type[Optimizer], str] = {
+    torch.optim.RAdam: "its first steps are not normalised and its later ones are, under one lr",
+    torch.optim.Adafactor: "its first eps bounds g² at one place and g at another",
+    torch.optim.LBFGS: "it takes inner products over all parameters, whose scales differ",
+}
+
+
+def units_of(optimizer_class: type[Optimizer]) -> OptimizerUnits:
+    """The row of the nearest base class that ``UNITS`` knows.
+
+    Raises ``UnitifyError`` (U007) where there is none, or where no row can be exact.
+    """
+    for base in optimizer_class.__mro__:
+        if base in UNITS:
+            return UNITS[base]
+        if base in _NOT_EXACT:
+            reason = _NOT_EXACT[base]
+            break
+    else:
+        reason = "the units of its hyperparameters are not known"
+    known = ", ".join(sorted(c.__name__ for c in UNITS))
+    name = optimizer_class.__name__
+    raise UnitifyError(OptimizerUnsupported(where=name, optimizer=name, reason=reason, known=known))

@@ -1,0 +1,283 @@
+"""Which values a recipe casts, and why it leaves the others: a table, made before anything is cast.
+
+Takes a capture, a recipe and the rules; gives one ``Choice`` a value. Never changes a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import fx
+
+from unitify.capture.whole import Capture
+from unitify.diagnostics import Diagnostic, PatternUnmatched
+from unitify.formats.table import FORMATS, Format
+from unitify.operations.dimensions import shape_of
+from unitify.operations.extremes import extreme_values
+from unitify.operations.flops import flops
+from unitify.operations.laws import holds_tensors, is_scalable
+from unitify.operations.rule_table import Rule, RuleTable
+from unitify.operations.schema import named_arguments, nodes_of, operation_name
+from unitify.recipe.recipe import Recipe
+from unitify.recipe.residual import branch_ends
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a recipe does with one value, and why.
+
+    - ``forward``, ``backward``: names of formats, "" for none. Of a sum of products: formats of its
+      operands and of the gradient of its result; else of the value and of its gradient
+    - ``is_product``: is it a sum of products (linear, matmul, convolution, attention)?
+      ``has_weight``: of an operand that is a weight or made from weights alone?
+    - ``flops``: of one forward call, for products
+    - ``exponents``: headroom of each operand of a product and of its gradient, log2: x is cast as
+      2^e · round(x / 2^e); zeros where empty
+    - ``noise``: of a product, where it was predicted: E[error²] / E[value²] that its casts add to
+      the output which they harm most
+    - ``runs``: of a product that is cast: "fp8" where FP8 operands are multiplied, "simulated"
+      where they are rounded, and multiplied in the model's own type; ``runs_because`` says why
+    """
+
+    value: str
+    operation: str
+    forward: str = ""
+    backward: str = ""
+    reason: str = ""
+    is_product: bool = False
+    has_weight: bool = False
+    flops: int = 0
+    exponents: tuple[int, ...] = ()
+    noise: float = 0.0
+    runs: str = ""
+    runs_because: str = ""
+
+    @property
+    def is_cast(self) -> bool:
+        """Is anything cast?"""
+        return bool(self.forward or self.backward)
+
+
+def flop_share(
+    choices: Iterable[Choice], *, weights_only: bool = False, runs: str = "", bits: int = 8
+) -> float:
+    """The share of product FLOPs whose operands are cast to formats of at most ``bits``.
+
+    ``runs``: of those that run so alone. ``weights_only``: of products with a weight alone, as
+    linear layers are. NaN where there is none at all.
+    """
+    counted = [c for c in choices if c.is_product and (c.has_weight or not weights_only)]
+    total = sum(c.flops for c in counted)
+    cast = sum(
+        c.flops
+        for c in counted
+        if c.forward and FORMATS[c.forward].bits <= bits and (not runs or c.runs == runs)
+    )
+    return cast / total if total else float("nan")
+
+
+class Patterns:
+    """A recipe's ``include`` and ``exclude``; remembers which of them matched anything."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.matched: set[tuple[str, str]] = {("include", "*")}
+
+    def objection(self, names: Iterable[str]) -> str:
+        """Why something of these names is left out; "" where it is not."""
+        names = list(names)
+        included = [p for p in self.recipe.include if self._matches("include", p, names)]
+        excluded = [p for p in self.recipe.exclude if self._matches("exclude", p, names)]
+        if excluded:
+            return f"excluded by {excluded[0]!r}"
+        return "" if included else "included by no pattern"
+
+    def _matches(self, key: str, pattern: str, names: list[str]) -> bool:
+        found = any(fnmatchcase(name, pattern) for name in names)
+        if found:
+            self.matched.add((key, pattern))
+        return found
+
+    def unmatched(self) -> tuple[Diagnostic, ...]:
+        """A finding for every pattern that matched nothing."""
+        given = [("include", p) for p in self.recipe.include]
+        given += [("exclude", p) for p in self.recipe.exclude]
+        return tuple(
+            PatternUnmatched(key=key, pattern=pattern)
+            for key, pattern in given
+            if (key, pattern) not in self.matched
+        )
+
+
+def choose(
+    capture: Capture,
+    recipe: Recipe,
+    rules: RuleTable,
+    *,
+    path: str = "",
+    patterns: Patterns | None = None,
+    kept: Mapping[str, str] | None = None,
+) -> tuple[Choice, ...]:
+    """What ``recipe`` does with every floating value of ``capture``, in the graph's order.
+
+    ``path``: of the module that was captured, where it is a submodule. ``kept``: products to leave
+    out beside those that the recipe leaves out, and why.
+    """
+    chooser = _Chooser(capture, recipe, rules, path, patterns or Patterns(recipe), kept or {})
+    return tuple(chooser.choices())
+
+
+class _Chooser:
+    def __init__(
+        self,
+        capture: Capture,
+        recipe: Recipe,
+        rules: RuleTable,
+        path: str,
+        patterns: Patterns,
+        kept: Mapping[str, str],
+    ) -> None:
+        self.capture, self.recipe, self.rules = capture, recipe, rules
+        self.path, self.patterns, self.kept = path, patterns, kept
+        self.extreme = extreme_values(capture.graph, rules, capture.example)
+        self.ends = branch_ends(capture.graph, rules) if recipe.branch_ends else frozenset()
+        #: Value → the weights that it is made from, and whether from inputs, too.
+        self.weights: dict[fx.Node, frozenset[str]] = {}
+        self.from_input: set[fx.Node] = set()
+        for node in capture.graph.nodes:
+            self._trace(node)
+
+    def _trace(self, node: fx.Node) -> None:
+        if node.op == "get_attr":
+            first = self.capture.aliases.get(str(node.target))
+            self.weights[node] = frozenset({first} if first is not None else ())
+            return
+        if node.op == "placeholder" or any(n in self.from_input for n in node.all_input_nodes):
+            self.from_input.add(node)
+            made = any(self.weights[n] for n in node.all_input_nodes)
+            # Of an activation it matters that there are weights, not which.
+            self.weights[node] = frozenset({""} if made else ())
+            return
+        self.weights[node] = frozenset().union(*(self.weights[n] for n in node.all_input_nodes))
+
+    def choices(self) -> Iterator[Choice]:
+        for node in self.capture.graph.nodes:
+            rule = self.rules.get(operation_name(node))
+            if is_scalable(node) and rule is not None and rule.products:
+                yield self._product(node, rule)
+            elif is_scalable(node) and (node.op != "call_function" or not holds_tensors(node)):
+                yield self._value(node, rule)
+
+    # -- sums of products -----------------------------------------------------------------
+
+    def _product(self, node: fx.Node, rule: Rule) -> Choice:
+        operands = [
+            n
+            for name in rule.products
+            for n in nodes_of(named_arguments(node)[name])
+            if is_scalable(n)
+        ]
+        weights = [n for n in operands if n not in self.from_input and self.weights[n]]
+        forward, backward, reason = self._formats(node, rule, operands, weights)
+        return Choice(
+            value=node.name,
+            operation=operation_name(node),
+            forward=forward,
+            backward=backward,
+            reason=reason,
+            is_product=True,
+            has_weight=bool(weights),
+            flops=flops(node),
+        )
+
+    def _formats(
+        self, node: fx.Node, rule: Rule, operands: list[fx.Node], weights: list[fx.Node]
+    ) -> tuple[str, str, str]:
+        objection = self.patterns.objection(self._names(node, operands))
+        if objection:
+            return "", "", objection
+        if self.recipe.values == "all":
+            return self._stored(node)
+        if not any(self.weights[n] for n in operands):
+            return "", "", "neither operand depends on a weight"
+        if not weights and not self.recipe.attention:
+            return "", "", "a product of activations (attention = true casts these)"
+        for operand in weights or operands:
+            for width in _widths(operand, rule):
+                if width % self.recipe.multiple:
+                    return "", "", self._odd(width)
+        if node.name in self.kept:
+            return "", "", self.kept[node.name]
+        if self.recipe.branch_ends is not None and node in self.ends:
+            return *_both(self.recipe.branch_ends), "the last product of a residual branch"
+        return self.recipe.forward.name, self.recipe.backward.name, "a sum of products"
+
+    def _odd(self, width: int) -> str:
+        return f"a width of {width} is not divisible by {self.recipe.multiple} (multiple = 1 casts)"
+
+    # -- all other values -----------------------------------------------------------------
+
+    def _value(self, node: fx.Node, rule: Rule | None) -> Choice:
+        operation = operation_name(node) if node.op == "call_function" else node.op
+        if self.recipe.values != "all":
+            return Choice(node.name, operation, reason="not a sum of products")
+        objection = self.patterns.objection(self._names(node, [node]))
+        if not objection and rule is not None and rule.kind == "same-scale" and _moves(node):
+            objection = "moves a value that is cast already"
+        forward, backward, reason = ("", "", objection) if objection else self._stored(node)
+        return Choice(node.name, operation, forward, backward, reason)
+
+    def _stored(self, node: fx.Node) -> tuple[str, str, str]:
+        """Formats of a stored value."""
+        if node in self.extreme:
+            return "", "", "it carries masking constants"
+        if not node.meta["val"].dim():
+            return "", "", "a single number"
+        if not self.weights[node] and node.op != "placeholder":
+            return "", "", "it depends on no weight"
+        return self.recipe.forward.name, self.recipe.backward.name, "a stored value"
+
+    def _names(self, node: fx.Node, operands: list[fx.Node]) -> Iterator[str]:
+        """Everything that a pattern may call a value by."""
+        yield node.name
+        yield operation_name(node)
+        held = {w for n in operands if n not in self.from_input for w in self.weights[n]}
+        for name, first in self.capture.aliases.items():
+            if first in held:
+                yield self._full(name)
+        stack = node.meta.get("nn_module_stack") or {}
+        inner = list(stack.values())[-1][0] if stack else ""
+        if node.op == "get_attr":
+            inner = str(node.target).rpartition(".")[0]
+        parts = self._full(inner).split(".") if inner or self.path else []
+        for end in range(1, len(parts) + 1):
+            yield ".".join(parts[:end])
+
+    def _full(self, name: str) -> str:
+        return f"{self.path}.{name}".strip(".") if self.path else name
+
+
+def _both(format: Format) -> tuple[str, str]:
+    return format.name, format.name
+
+
+def _widths(operand: fx.Node, rule: Rule) -> tuple[int, ...]:
+    """The two dimensions that hardware multiplies in blocks: a weight's fan-in and fan-out."""
+    shape = shape_of(operand.meta["val"])
+    return shape[:2] if rule.window else shape[-2:]
+
+
+def _moves(node: fx.Node) -> bool:
+    """Does the result hold each element of its one operand once, as a view does?"""
+    source = node.all_input_nodes[0] if node.all_input_nodes else node
+    return is_scalable(source) and shape_numel(source) == shape_numel(node)
+
+
+def shape_numel(node: fx.Node) -> int:
+    """Elements of a value at the example's sizes."""
+    count = 1
+    for size in shape_of(node.meta["val"]):
+        count *= size
+    return count

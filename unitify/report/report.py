@@ -1,0 +1,189 @@
+"""What a conversion did, as numbers: made from capture, estimates, plan and module.
+
+Takes what the stages handed on, gives ``Report``: frozen, plain, ready for ``report.json``.
+Nothing is printed here (``table`` does).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import fx
+
+from unitify.capture.whole import Capture
+from unitify.diagnostics import Diagnostic, NoRule
+from unitify.estimates import Estimates
+from unitify.module.unit_scaled import UnitScaledModule
+from unitify.operations.laws import holds_tensors, is_scalable
+from unitify.operations.rule_table import RuleTable
+from unitify.operations.schema import operation_name
+from unitify.plan.scale_plan import Scale, ScalePlan
+from unitify.recipe.choices import Choice, flop_share
+from unitify.verification import Difference
+
+#: The unit band: an RMS in it counts as unit scale.
+UNIT = (0.5, 2.0)
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of ``total`` values have an RMS in the unit band, at true and at stored scale.
+
+    Values that are zero or have no gradient are not counted. ``outside``: the stored RMS of
+    those that are not in the band, by name.
+    """
+
+    total: int
+    before: int
+    after: int
+    outside: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """One conversion.
+
+    ``exact``: bitwise the captured original before casts; None where it was not verified.
+    ``restored``: operations without a rule. ``left_out``: what capture and transform noted.
+    ``casts``: what the recipe does with every value. ``seconds``: each stage's.
+    """
+
+    model: str
+    parameters: int
+    values: int
+    operations: int
+    rescales: int
+    forward: Share
+    backward: Share
+    exact: bool | None
+    compared: int
+    differences: tuple[Difference, ...]
+    model_differences: tuple[Difference, ...]
+    restored: tuple[NoRule, ...]
+    left_out: tuple[Diagnostic, ...]
+    scales: str
+    recipe: str | None
+    casts: tuple[Choice, ...]
+    seconds: Mapping[str, float]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data for ``report.json``."""
+        held = {
+            name: getattr(self, name)
+            for name in (
+                "model", "parameters", "values", "operations", "rescales", "scales", "recipe",
+            )
+        }  # fmt: skip
+        return {
+            **held,
+            "unit_forward": asdict(self.forward),
+            "unit_backward": asdict(self.backward),
+            "verification": {
+                "exact_before_casts": self.exact,
+                "compared": self.compared,
+                "differences": [asdict(d) for d in self.differences],
+                "model_differences": [asdict(d) for d in self.model_differences],
+            },
+            "restored": [d.as_json() for d in self.restored],
+            "left_out": [d.as_json() for d in self.left_out],
+            "casts": [asdict(c) for c in self.casts if c.is_cast],
+            "kept_products": [asdict(c) for c in self.casts if c.is_product and not c.is_cast],
+            "cast_share_of_flops": self.flop_shares(),
+            "seconds": {stage: round(time, 3) for stage, time in self.seconds.items()},
+        }
+
+    def flop_shares(self) -> dict[str, float]:
+        """Share of FLOPs on operands of at most eight bits, and multiplied so; none without any.
+
+        Of "products" of all kinds, and of those with a "weight" alone.
+        """
+        if self.recipe is None or not any(c.flops for c in self.casts):
+            return {}
+        return {
+            "products": flop_share(self.casts),
+            "weights": flop_share(self.casts, weights_only=True),
+            "weights_on_fp8": flop_share(self.casts, weights_only=True, runs="fp8"),
+        }
+
+
+def make_report(
+    module: UnitScaledModule,
+    measured: Estimates,
+    rules: RuleTable,
+    *,
+    scales: str = "analysis",
+    seconds: Mapping[str, float] | None = None,
+) -> Report:
+    """Sum up a conversion. ``measured``: RMS at true scale, as ``measure`` finds it on inputs."""
+    capture, verification = module.capture, module.verification
+    return Report(
+        model=type(capture.model).__name__,
+        parameters=sum(p.numel() for p in module.parameters()),
+        values=len(module.plan.values),
+        operations=sum(node.op == "call_function" for node in capture.graph.nodes),
+        rescales=_rescales(module.graph),
+        forward=unit_share(measured, module.plan, "forward"),
+        backward=unit_share(measured, module.plan, "backward"),
+        exact=None if verification is None else verification.exact,
+        compared=0 if verification is None else verification.compared,
+        differences=() if verification is None else verification.differences,
+        model_differences=() if verification is None else verification.model_differences,
+        restored=without_rule(capture, rules),
+        left_out=module.diagnostics,
+        scales=scales,
+        recipe=module.recipe.name if module.recipe is not None else None,
+        casts=module.casts,
+        seconds=dict(seconds or {}),
+    )
+
+
+def unit_share(estimates: Estimates, plan: ScalePlan, direction: str) -> Share:
+    """The share of values (``direction`` "forward") or gradients ("backward") in the unit band."""
+    before = after = total = 0
+    outside: dict[str, float] = {}
+    for name, estimate in estimates.items():
+        rms = estimate.forward if direction == "forward" else estimate.backward
+        if not rms:
+            continue
+        scale = plan.values.get(name, Scale())
+        stored = rms / (scale.fwd if direction == "forward" else scale.bwd)
+        total += 1
+        before += _is_unit(rms)
+        if _is_unit(stored):
+            after += 1
+        else:
+            outside[name] = stored
+    return Share(total, before, after, outside)
+
+
+def without_rule(capture: Capture, rules: RuleTable) -> tuple[NoRule, ...]:
+    """Operations on floating values that have no rule, the most frequent first."""
+    counts = Counter(
+        operation_name(node)
+        for node in capture.graph.nodes
+        if node.op == "call_function"
+        and not _takes_apart(node)
+        and any(is_scalable(n) or holds_tensors(n) for n in (node, *node.all_input_nodes))
+        and operation_name(node) not in rules
+    )
+    return tuple(
+        NoRule(where=type(capture.model).__name__, operation=operation, count=count)
+        for operation, count in counts.most_common()
+    )
+
+
+def _takes_apart(node: fx.Node) -> bool:
+    """Does the node pick one result of several?"""
+    source = node.args[0] if node.args else None
+    return isinstance(source, fx.Node) and holds_tensors(source)
+
+
+def _rescales(graph: fx.Graph) -> int:
+    return sum(operation_name(n).startswith("unitify.rescale") for n in graph.nodes)
+
+
+def _is_unit(rms: float) -> bool:
+    return UNIT[0] <= rms <= UNIT[1]

@@ -1,0 +1,97 @@
+"""A ``Report`` as a terminal shows it."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from unitify.recipe.choices import Choice, flop_share
+from unitify.report.report import Report, Share
+
+_SHOWN = 4
+
+
+def report_table(report: Report) -> Table:
+    """Two columns: what, and how much of it."""
+    table = Table(title=f"unitify · {report.model}", title_justify="left", show_header=False)
+    table.add_column("what", style="bold", no_wrap=True)
+    table.add_column("figure", overflow="fold")
+    table.add_row("parameters", f"{report.parameters:,}")
+    table.add_row("values", f"{report.values:,} (from {report.operations:,} operations)")
+    table.add_row("rescales inserted", f"{report.rescales:,}")
+    table.add_row("scales from", report.scales)
+    table.add_row("values at unit RMS", _share(report.forward))
+    table.add_row("gradients at unit RMS", _share(report.backward))
+    table.add_row("restored without a rule", _restored(report))
+    table.add_row("left out", _left_out(report))
+    table.add_row("recipe", _recipe(report))
+    table.add_row("exact before casts", verdict(report))
+    table.add_row("seconds", _seconds(report))
+    return table
+
+
+def verdict(report: Report) -> Text:
+    """Was the result verified to be the same function, before any cast?"""
+    if report.exact is None:
+        return Text("not verified", style="yellow")
+    if not report.exact:
+        first = f": {report.differences[0]}" if report.differences else ""
+        return Text(f"NO{first}", style="red")
+    tensors = f"{report.compared} outputs and gradients bitwise equal"
+    if report.model_differences:
+        largest = report.model_differences[0]
+        tensors += f" to the captured graph (run eagerly, the model differs: {largest})"
+    return Text(f"yes: {tensors}", style="green")
+
+
+def _share(share: Share) -> str:
+    if not share.total:
+        return "none"
+    before, after = (100 * n / share.total for n in (share.before, share.after))
+    return f"{before:.1f} % before, {after:.1f} % after (of {share.total:,})"
+
+
+def _restored(report: Report) -> str:
+    if not report.restored:
+        return "none"
+    shown = [f"{r.operation} × {r.count}" for r in report.restored[:_SHOWN]]
+    more = len(report.restored) - _SHOWN
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
+def _left_out(report: Report) -> str:
+    return "\n".join(f"{d.code} {d.message}" for d in report.left_out) or "nothing"
+
+
+def _recipe(report: Report) -> str:
+    if report.recipe is None:
+        return "none"
+    return "\n".join([report.recipe, *_shares(report), *_reasons(report.casts)])
+
+
+def _shares(report: Report) -> list[str]:
+    shares = {name: f"{100 * share:.1f} %" for name, share in report.flop_shares().items()}
+    if not shares or not flop_share(report.casts):
+        return []
+    return [
+        f"{shares['weights']} of linear FLOPs on eight bits ({shares['products']} of all "
+        f"products); {shares['weights_on_fp8']} multiplied so"
+    ]
+
+
+def _reasons(casts: tuple[Choice, ...]) -> list[str]:
+    """One line for each reason: what is cast, what is kept, and how many values."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for choice in casts:
+        kind = f"cast to {choice.forward}/{choice.backward}" if choice.is_cast else "kept"
+        why = f"{choice.reason}; simulated: {choice.runs_because}" if choice.runs_because else ""
+        groups.setdefault((kind, why or choice.reason), []).append(choice.value)
+    lines = []
+    for (kind, reason), values in sorted(groups.items(), key=lambda item: item[0][0] == "kept"):
+        more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
+        lines.append(f"{kind} ({reason}): {', '.join(values[:_SHOWN])}{more}")
+    return lines
+
+
+def _seconds(report: Report) -> str:
+    return ", ".join(f"{stage} {time:.1f}" for stage, time in report.seconds.items())

@@ -1,0 +1,1 @@
+"""Last stage: is the result bitwise the original?"""
