@@ -19,6 +19,15 @@ from conversion import conversion, same, tensors
 from torch import Tensor, fx, nn
 
 import unitify
+from unitify.capture import capture
+from unitify.capture.composite import open_composites
+from unitify.capture.exporting import export
+from unitify.capture.functional import remove_mutation
+from unitify.measure import measure
+from unitify.operations.rule_table import load_rules
+from unitify.plan import plan
+from unitify.rewrite import rewrite
+from unitify.verify.validation import validate
 
 
 class Forward(nn.Module):
@@ -626,20 +635,20 @@ def test_a_graph_of_thousands_of_nodes_takes_linear_time() -> None:
         return (F.relu_(y) + x) * 0.5
 
     model, x = Forward(forward), torch.randn(2, 8)
-    (program, _) = unitify.exporting.export(model, (x,), {}, "auto")
-    captured = unitify.capture.capture(model, (x,), {})
-    rules = unitify.rule_table.load_rules()
+    (program, _) = export(model, (x,), {}, "auto")
+    captured = capture(model, (x,), {})
+    rules = load_rules()
 
     def seconds(times: int) -> tuple[float, int]:
         in_place = repeated(program.graph, times)
         long = dataclasses.replace(captured, graph=repeated(captured.graph, times))
         start = time.perf_counter()
-        unitify.composite.open_composites(in_place)
-        unitify.functional.remove_mutation(in_place)
-        estimates = unitify.measure.measure(long)
-        chosen = unitify.plan.plan(long, estimates, rules)
-        graph = unitify.rewrite.rewrite(long, chosen, rules)
-        assert not unitify.validation.validate(long, graph, chosen, rules)
+        open_composites(in_place)
+        remove_mutation(in_place)
+        estimates = measure(long)
+        chosen = plan(long, estimates, rules)
+        graph = rewrite(long, chosen, rules)
+        assert not validate(long, graph, chosen, rules)
         return time.perf_counter() - start, len(long.graph.nodes)
 
     seconds(10)

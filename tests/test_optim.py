@@ -22,6 +22,7 @@ from training import (
 
 import unitify
 from unitify import optim
+from unitify.optim import groups
 from unitify.optim.optimizers import UNITS, OptimizerUnits, Units
 
 
@@ -257,4 +258,4 @@ def test_an_option_that_cannot_be_used_is_refused(pair: Pair, kind: Any, options
 
 def test_every_option_of_the_table_exists() -> None:
     for kind, row in UNITS.items():
-        assert row.units.keys() <= optim._defaults(kind).keys(), kind
+        assert row.units.keys() <= groups._defaults(kind).keys(), kind
