@@ -41,7 +41,7 @@ RESULTS = ROOT / "docs" / "results"
 SOURCE = ROOT / "build" / "vaderSentiment-0.5.zip"
 REVIEWS = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 
-TRAINING, HELD_OUT, LENGTH, BATCH, SEEDS = 768, 512, 32, 16, (0, 1, 2)
+TRAINING, HELD_OUT, LENGTH, BATCH, SEEDS = 4096, 1024, 32, 16, (0, 1, 2)
 #: What BERT's authors recommend for fine-tuning (Devlin et al. 2018, appendix A.3): no decay of
 #: biases and norms, a tenth of warm-up, then a linear decay; gradients clipped at norm one.
 ADAMW: dict[str, Any] = {"lr": 5e-5, "weight_decay": 0.01, "eps": 1e-8}

@@ -18,7 +18,7 @@ import unitify
 from examples.char_lm.models import LanguageModel, Shape
 from examples.char_lm.text import Text
 
-STEPS, BATCH, WARM_UP = 200, 16, 20
+STEPS, BATCH, WARM_UP = 1000, 16, 50
 OPTIONS: dict[str, Any] = {"lr": 3e-3, "weight_decay": 0.01}
 HELD_OUT_BATCHES = 32
 
