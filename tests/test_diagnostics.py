@@ -333,6 +333,42 @@ def _(path: Path) -> None:
     unitify.load(path, factories.mlp())
 
 
+@triggers("U701")
+def _(path: Path) -> None:
+    def branches(module: nn.Module, x: Tensor) -> Tensor:
+        return module.linear(x) if x.sum() > 0 else x
+
+    unitify.transform(nn.Sequential(nn.Linear(6, 6), Forward(branches)), (X,), scheme="unit")
+
+
+@triggers("U702")
+def _(path: Path) -> Found:
+    model = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 3))
+    with pytest.warns(unitify.UnitifyWarning):
+        return list(unitify.transform(model, (X,), scheme="u-mup").diagnostics)
+
+
+@triggers("U703")
+def _(path: Path) -> Found:
+    model, tokens = factories.TiedLanguageModel(), torch.randint(0, 24, (2, 5))
+    with pytest.warns(unitify.UnitifyWarning):
+        return list(unitify.transform(model, (tokens,), scheme="u-mup").diagnostics)
+
+
+@triggers("U704")
+def _(path: Path) -> Found:
+    module = unitify.transform(factories.mlp(), (X,), scheme="u-mup")
+    with pytest.warns(unitify.UnitifyWarning, match="U704"):
+        unitify.optim.param_groups(module, torch.optim.Adam, lr=1.0, weight_decay=0.1)
+    return [unitify.diagnostics.DecayNotIndependent(optimizer="Adam")]
+
+
+@triggers("U705")
+def _(path: Path) -> None:
+    folder.write(path / "out", unitify.transform(factories.mlp(), (X,), scheme="unit"), {})
+    folder.true_model(folder.read(path / "out"), factories.mlp())
+
+
 @pytest.mark.parametrize("code", TRIGGERS)
 def test_it_is_triggered(code: str, tmp_path: Path) -> None:
     try:

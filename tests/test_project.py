@@ -24,15 +24,17 @@ ORDER = {
     "diagnostics": "",
     "estimates": "",
     "verification": "",
+    "reparametrisation": "",
     "formats": "rounding table signal_to_noise",
     "ops": "layout rescale cast scaled_mm fp8_linear",
     "operations": """expressions schema rule_table samples dimensions laws extremes operation
-        flops""",
-    "capture": """signature functional inline modes autograd_functions composite recurrent
+        flops residual""",
+    "capture": """skeleton signature functional inline modes autograd_functions composite recurrent
         exporting whole inputs execution islands""",
-    "recipe": "recipe reader residual choices",
+    "recipe": "recipe reader choices",
     "analysis": "moments counts formulas linear sampled forward backward analyse",
     "measure": "",
+    "scheme": "options meetings structure roles stacks sweep multipliers reparametrise rates",
     "plan": "scale_plan uniform scale_classes",
     "rewrite": "",
     "noise": """cast_error passage moments predict measured_moments measured budget

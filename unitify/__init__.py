@@ -13,6 +13,8 @@ from unitify.module.unit_scaled import UnitScaledModule
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
+from unitify.reparametrisation import Reparametrisation
+from unitify.scheme import UMuP, UnitScheme
 from unitify.transform import estimate, transform, verify
 from unitify.verification import Verification
 from unitify.version import __version__
@@ -24,10 +26,13 @@ __all__ = [
     "Monitor",
     "Rebase",
     "Recipe",
+    "Reparametrisation",
     "Rms",
     "Scale",
     "ScalePlan",
+    "UMuP",
     "UnitScaledModule",
+    "UnitScheme",
     "UnitifyError",
     "UnitifyWarning",
     "Verification",

@@ -13,19 +13,22 @@ from unitify.analysis.analyse import analyse
 from unitify.capture.execution import LossFunction
 from unitify.capture.inputs import as_inputs, given_or_inferred
 from unitify.capture.islands import path_of, record
+from unitify.capture.skeleton import skeleton_like
 from unitify.capture.whole import Capture
 from unitify.cast.casting import Evidence, cast_module
 from unitify.diagnostics import NotExact, UnitifyError, UnknownOption, warn_of_losses
 from unitify.estimates import Estimates
 from unitify.measure import measure
 from unitify.module.assembly import Part, agreed, assemble, value_name
-from unitify.module.unit_scaled import UnitScaledModule, adopt_parameters, skeleton_like
+from unitify.module.unit_scaled import UnitScaledModule, adopt_parameters
 from unitify.operations.rule_table import RuleTable, load_rules
 from unitify.plan.scale_plan import ScalePlan, plan
 from unitify.plan.uniform import uniform_plan
 from unitify.recipe.reader import read_recipe
 from unitify.recipe.recipe import Recipe
 from unitify.rewrite import rewrite
+from unitify.scheme.options import UnitScheme, read_scheme
+from unitify.scheme.reparametrise import reparametrise
 from unitify.verification import Verification
 from unitify.verify.running import notes_on, verify_module
 
@@ -41,6 +44,7 @@ def transform(
     example_kwargs: dict[str, Any] | None = None,
     *,
     loss_fn: LossFunction | None = None,
+    scheme: str | UnitScheme = "preserve",
     scales: str = "analysis",
     batches: Iterable[Any] | None = None,
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | None = None,
@@ -56,6 +60,10 @@ def transform(
       where the model tells. Their values matter only with ``scales="measured"``.
     - ``loss_fn(output)``: where gradients start; else at a scalar in the output, else at a unit
       gradient of every output.
+    - ``scheme``: "preserve" keeps the model's function and weights. "unit" and "u-mup" make another
+      model of it, for training from scratch: new unit weights, and constants in the graph by which
+      every operation's result has unit RMS (``UnitScheme`` and ``UMuP`` have options). Gradients
+      are true ones of that model, which is ``module.capture.model``.
     - ``scales``: "analysis" predicts RMS without data; "measured" takes it from ``batches`` (the
       example inputs where there are none).
     - ``recipe``: what to cast, as ``recipe_reader.read_recipe`` takes it: a name ("fp8"), a name
@@ -72,14 +80,17 @@ def transform(
     a pattern of the recipe that matches nothing.
 
     Raises ``UnitifyError``: U002 without inputs, U101 to U109 from capture, U401 to U404 from the
-    recipe, U501 or U502 where the result is not exact.
+    recipe, U501 or U502 where the result is not exact, U701 for a scheme without the whole graph.
     """
     done = on_stage or (lambda _name, _made: None)
-    casts = read_recipe(recipe)
+    casts, asked = read_recipe(recipe), read_scheme(scheme)
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
     recorded = record(model, args, kwargs, dynamic_shapes)
     done("capture", recorded.whole or recorded)
+    recorded = reparametrise(recorded, asked, table)
+    model = recorded.model
+    done("reparametrise", recorded.whole or recorded)
     batches = None if batches is None else list(batches)
     parts: dict[str, Part] = {}
     found: dict[str, Estimates] = {}
@@ -144,7 +155,8 @@ def _estimates(
         batches, loss_fn = None, None
     flat = None if batches is None else (captured.flat_inputs(*as_inputs(b)) for b in batches)
     if scales == "analysis":
-        return analyse(captured, rules, loss_fn).estimates
+        weight_rms = None if captured.reparametrisation is None else 1.0
+        return analyse(captured, rules, loss_fn, weight_rms).estimates
     return measure(captured, flat, loss_fn)
 
 

@@ -40,6 +40,7 @@ from unitify.diagnostics import (
     OneModeOnly,
     UnitifyError,
 )
+from unitify.reparametrisation import Reparametrisation
 
 _CHECKS = {torch.ops.aten._assert_tensor_metadata.default}
 
@@ -53,7 +54,8 @@ class Capture:
     its output a flat tuple. ``aliases`` maps every parameter name to the one name that stands
     for its tensor (tied parameters share one). ``mode`` is None where the graph follows
     ``.train()``/``.eval()``, else the only mode that it holds for; ``other`` is then the
-    capture of the other mode, where there is one.
+    capture of the other mode, where there is one. ``reparametrisation``: the constants in the graph
+    that a scheme put there.
     """
 
     model: nn.Module
@@ -64,6 +66,7 @@ class Capture:
     constants: Mapping[str, Any] = field(default_factory=dict)
     mode: str | None = None
     other: Capture | None = None
+    reparametrisation: Reparametrisation | None = None
     diagnostics: tuple[Diagnostic, ...] = ()
 
     def attribute(self, target: str) -> Any:

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,17 @@ from torch import Tensor, nn
 from unitify.checkpoint.pretrained import from_config
 from unitify.checkpoint.rebuild import rebuild
 from unitify.checkpoint.state_dict import fitting
-from unitify.diagnostics import FolderDamaged, NotWritten, OutputExists, UnitifyError
+from unitify.diagnostics import (
+    FolderDamaged,
+    NoOriginal,
+    NotWritten,
+    OutputExists,
+    UnitifyError,
+)
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.plan.scale_plan import ScalePlan
 from unitify.recipe.choices import Choice
+from unitify.reparametrisation import Reparametrisation
 
 FORMAT = 1
 WEIGHTS, PLAN, REPORT, HUGGINGFACE = (
@@ -47,6 +54,7 @@ class Converted:
     weights: Mapping[str, Tensor]
     recipe: Mapping[str, Any] | None
     casts: tuple[Choice, ...] | None = None
+    scheme: Mapping[str, Reparametrisation] = field(default_factory=dict)
 
     @property
     def huggingface(self) -> Path | None:
@@ -111,6 +119,10 @@ def read(path: Path) -> Converted:
         weights=_read_weights(path / WEIGHTS),
         recipe=document.get("recipe"),
         casts=_casts(path, document.get("casts")),
+        scheme={
+            part: Reparametrisation.from_json(made)
+            for part, made in document.get("scheme", {}).items()
+        },
     )
 
 
@@ -140,6 +152,7 @@ def load(
         example_kwargs,
         recipe=found.recipe,
         casts=found.casts,
+        scheme=found.scheme,
         rules=rules,
     )
 
@@ -147,8 +160,10 @@ def load(
 def true_model(found: Converted, model: nn.Module | None = None) -> nn.Module:
     """The original model again, with its true weights. ``model`` as for ``load``; it is filled.
 
-    Raises ``UnitifyError`` (U603, U607).
+    Raises ``UnitifyError`` (U603, U607), and U705 where a scheme made another model of it.
     """
+    if found.scheme:
+        raise UnitifyError(NoOriginal(path=str(found.path)))
     built = _skeleton(found, model)
     true = {
         name: tensor * found.plan.parameters[name].fwd if name in found.plan.parameters else tensor
@@ -190,6 +205,8 @@ def _write_files(
     document: dict[str, Any] = {"format": FORMAT, **module.plan.to_json(), "recipe": recipe}
     if recipe is not None:
         document["casts"] = [asdict(choice) for choice in module.casts if choice.is_product]
+    if module.scheme:
+        document["scheme"] = {part: made.to_json() for part, made in module.scheme.items()}
     document["versions"] = {**document["versions"], **versions}
     document["source"] = dict(source)
     document["sha256"] = {name: sha256(folder / name) for name in hashed}

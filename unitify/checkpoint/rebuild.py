@@ -25,7 +25,9 @@ from unitify.plan.scale_plan import ScalePlan, check_plan
 from unitify.recipe.choices import Choice
 from unitify.recipe.reader import read_recipe
 from unitify.recipe.recipe import Recipe
+from unitify.reparametrisation import Reparametrisation
 from unitify.rewrite import rewrite
+from unitify.scheme.reparametrise import reparametrise
 from unitify.transform import build
 
 
@@ -38,6 +40,7 @@ def rebuild(
     *,
     recipe: str | Mapping[str, Any] | Recipe | None = None,
     casts: Iterable[Choice] | None = None,
+    scheme: Mapping[str, Reparametrisation] | None = None,
     dynamic_shapes: Any = "auto",
     rules: Iterable[Any] = (),
 ) -> UnitScaledModule:
@@ -46,7 +49,8 @@ def rebuild(
     ``model``: a model of the class that was transformed; its weights do not matter, and are not
     changed. ``state_dict``: stored weights. ``example_inputs`` and the options are those of
     ``transform``; with a ``recipe`` its casts are there again. ``casts``: ``module.casts``, which
-    recipes need that choose by what they see (``fp8-auto``).
+    recipes need that choose by what they see (``fp8-auto``). ``scheme``: ``module.scheme``, where
+    the module was made by one.
 
     Raises ``UnitifyError``: U401 or U402 for a recipe that is none, U301 or U302 where the plan
     does not belong to the model, U603 where the weights do not.
@@ -54,7 +58,7 @@ def rebuild(
     rounding = read_recipe(recipe)
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
-    recorded = record(model, args, kwargs, dynamic_shapes)
+    recorded = reparametrise(record(model, args, kwargs, dynamic_shapes), scheme, table)
     parts: dict[str, Part] = {}
     for name, captured in recorded.parts.items():
         own = plan_of(plan, name, captured)
@@ -63,7 +67,7 @@ def rebuild(
     if recorded.whole is not None:
         module = build(*parts[""])
     else:
-        module = assemble(model, parts, recorded.diagnostics)
+        module = assemble(recorded.model, parts, recorded.diagnostics)
     take_over(module, state_dict)
     if rounding is not None:
         cast_module(module, rounding, table, made=casts)

@@ -16,6 +16,7 @@ from unitify.diagnostics import (
     estimating,
     files,
     planning,
+    schemes,
     use,
     verifying,
 )
@@ -55,6 +56,13 @@ from unitify.diagnostics.files import (
     UnsafeCheckpoint,
 )
 from unitify.diagnostics.planning import PlanMismatch, ScaleNotAllowed
+from unitify.diagnostics.schemes import (
+    DecayNotIndependent,
+    NoOriginal,
+    SchemeNeedsGraph,
+    TiedRoles,
+    TrainableGains,
+)
 from unitify.diagnostics.use import (
     BatchesNeeded,
     InputsNeeded,
@@ -77,6 +85,7 @@ __all__ = [
     "CaptureDiffers",
     "CheckpointUnreadable",
     "CheckpointingLost",
+    "DecayNotIndependent",
     "Diagnostic",
     "FactoryFailed",
     "FolderDamaged",
@@ -86,6 +95,7 @@ __all__ = [
     "InputsNeeded",
     "KeysDiffer",
     "ModelNeeded",
+    "NoOriginal",
     "NoRule",
     "NotCaptured",
     "NotExact",
@@ -104,7 +114,10 @@ __all__ = [
     "RuleInvalid",
     "ScaleNotAllowed",
     "SchedulerNeeded",
+    "SchemeNeedsGraph",
     "StateNotMoved",
+    "TiedRoles",
+    "TrainableGains",
     "Underflow",
     "UnitifyError",
     "UnitifyWarning",
@@ -127,6 +140,7 @@ _STAGES: tuple[ModuleType, ...] = (
     casting,
     verifying,
     files,
+    schemes,
 )
 
 

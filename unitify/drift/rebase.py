@@ -28,6 +28,7 @@ from unitify.capture.execution import (
 )
 from unitify.capture.inputs import as_inputs
 from unitify.capture.islands import path_of
+from unitify.capture.skeleton import skeleton_like
 from unitify.capture.whole import Capture
 from unitify.cast.casting import Casts, with_casts
 from unitify.diagnostics import (
@@ -39,7 +40,7 @@ from unitify.diagnostics import (
 from unitify.estimates import Estimates
 from unitify.measure import Tally
 from unitify.module.assembly import AssembledModule, Part, agreed, joined
-from unitify.module.unit_scaled import UnitScaledModule, skeleton_like
+from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.rule_table import RuleTable, load_rules
 from unitify.optim.groups import scales_of
 from unitify.optim.optimizers import OptimizerUnits, units_of

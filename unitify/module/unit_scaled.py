@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from unitify.capture.skeleton import skeleton_like
 from unitify.capture.whole import Capture
 from unitify.diagnostics import Diagnostic, KeysDiffer, OneModeOnly, UnitifyError
 from unitify.module.folding import fold
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
+from unitify.reparametrisation import Reparametrisation
 from unitify.verification import Verification
 
 
@@ -123,6 +125,12 @@ class UnitScaledModule(fx.GraphModule):
         return {"": self}
 
     @property
+    def scheme(self) -> Mapping[str, Reparametrisation]:
+        """The constants that a scheme put into the graphs, by part; empty for "preserve"."""
+        found = {name: part.capture.reparametrisation for name, part in self.parts.items()}
+        return {name: made for name, made in found.items() if made is not None}
+
+    @property
     def casts(self) -> tuple[Choice, ...]:
         """What the recipe does with every value, and why; empty without a recipe."""
         return self._casts
@@ -168,6 +176,8 @@ class UnitScaledModule(fx.GraphModule):
 
     def original_state_dict(self) -> dict[str, torch.Tensor]:
         """True weights and buffers under the original's names: exact, ready for the original.
+
+        With a scheme the original is the true model that the scheme made, ``capture.model``.
 
         Raises ``UnitifyError`` (U603) after ``to_inference``, where weights are codes.
         """
@@ -226,41 +236,3 @@ def adopt_parameters(model: nn.Module, module: UnitScaledModule) -> None:
         parameter.data = stored[name].data
         path, _, own = name.rpartition(".")
         module.get_submodule(path)._parameters[own] = parameter
-
-
-def skeleton_like(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """Bare modules in the tree of ``model``, with copies of its parameters and buffers.
-
-    Tied parameters and shared modules stay tied; every module keeps its mode flag.
-    """
-    copies: dict[int, Any] = memo if memo is not None else {}
-    modules: dict[int, nn.Module] = {}
-
-    def bare(module: nn.Module) -> nn.Module:
-        if id(module) in modules:
-            return modules[id(module)]
-        made = modules[id(module)] = nn.Module()
-        made.training = module.training
-        for name, parameter in module._parameters.items():
-            held = copy.deepcopy(parameter, copies) if parameter is not None else None
-            made.register_parameter(name, held)
-        for name, buffer in module._buffers.items():
-            copied = copy.deepcopy(buffer, copies) if buffer is not None else None
-            persistent = name not in module._non_persistent_buffers_set
-            made.register_buffer(name, copied, persistent=persistent)
-        return made
-
-    # An explicit stack: a module tree may be deeper than Python recurses.
-    root = bare(model)
-    stack = [(model, root)]
-    visited = {id(model)}
-    while stack:
-        original, made = stack.pop()
-        for name, child in original._modules.items():
-            if child is None:
-                continue
-            made.add_module(name, bare(child))
-            if id(child) not in visited:
-                visited.add(id(child))
-                stack.append((child, made._modules[name]))  # type: ignore[arg-type]
-    return root

@@ -85,6 +85,12 @@ class Rule:
     ``products``: the operands whose products are summed, which a recipe may cast: the ``linear``
     ones of a row that has two and sums, where it does not say otherwise; none for other rows.
     ``matmul``: how to read it as a product of matrices, where it is one.
+    ``unit``: does a unit scaling scheme bring the result to unit RMS by a multiplier? So it does
+    with sums of products; rows of other kinds say so. ``parameters``: what a parameter in the place
+    of an operand is: "bias", "gain" or "table" (of embeddings); operands of products are matrices.
+    ``logits``: the operand of a softmax, or the number that multiplies logits inside of an
+    attention, whose logits are sums of ``width`` products.
+    ``weighs``: the number that multiplies the second term of a sum.
     ``sample``: arguments on which the row is tested; ``variants``: more of them, as changes to it.
     """
 
@@ -105,6 +111,11 @@ class Rule:
     true_gradient: bool = False
     products: tuple[str, ...] = ()
     matmul: MatrixProduct | None = None
+    unit: bool = False
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    logits: str | None = None
+    width: str | None = None
+    weighs: str | None = None
     sample: Mapping[str, Any] = field(default_factory=dict)
     variants: tuple[Mapping[str, Any], ...] = ()
     source: str = ""
@@ -133,7 +144,9 @@ RuleTable = Mapping[str, Rule]
 _KEYS = {
     "law", "only", "even", "defaults", "dims", "linear", "terms", "elementwise",
     "coefficient", "window", "broadcast", "forward", "backward", "over", "sample", "variants",
-    "source", "like", "true_gradient", "where", "channels", "products", "matmul",
+    "source", "like", "true_gradient", "where", "channels",
+    "products", "matmul", "unit", "parameters",
+    "logits", "width", "weighs",
 }  # fmt: skip
 
 
@@ -206,6 +219,7 @@ def _rule(operation: str, family: str, row: Mapping[str, Any]) -> Rule:
     where: dict[sympy.Symbol, sympy.Expr] = {}
     for name, text in row.get("where", {}).items():
         where[sympy.Symbol(name)] = parse_formula(text).xreplace(where)
+    products = tuple(row.get("products", _summed_products(row, formulas)))
     return Rule(
         operation=operation,
         family=family,
@@ -220,8 +234,13 @@ def _rule(operation: str, family: str, row: Mapping[str, Any]) -> Rule:
         window=bool(row.get("window", False)),
         broadcast=bool(row.get("broadcast", True)),
         true_gradient=bool(row.get("true_gradient", False)),
-        products=tuple(row.get("products", _summed_products(row, formulas))),
+        products=products,
         matmul=_matrix_product(row["matmul"]) if "matmul" in row else None,
+        unit=bool(row.get("unit", products)),
+        parameters=dict(row.get("parameters", {})),
+        logits=row.get("logits"),
+        width=row.get("width"),
+        weighs=row.get("weighs"),
         coefficient=parse_formula(row.get("coefficient", "1")),
         over=tuple(over) if isinstance(over := row.get("over"), list) else over,
         sample=dict(row.get("sample", {})),

@@ -11,10 +11,17 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import Optimizer
 
-from unitify.diagnostics import UnitifyError, UnknownOption
+from unitify.diagnostics import (
+    DecayNotIndependent,
+    UnitifyError,
+    UnknownOption,
+    warn_of_losses,
+)
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.optim.optimizers import OptimizerUnits, units_of
+from unitify.optim.optimizers import OptimizerUnits, Units, units_of
 from unitify.plan.scale_plan import Scale
+from unitify.scheme.options import UMuP
+from unitify.scheme.rates import learning_rate_factor
 
 
 def scales_of(module: nn.Module) -> dict[str, Scale]:
@@ -30,12 +37,28 @@ def scales_of(module: nn.Module) -> dict[str, Scale]:
     return {name: inside.get(id(p), Scale()) for name, p in module.named_parameters()}
 
 
+def rates_of(module: nn.Module, row: OptimizerUnits) -> dict[str, float]:
+    """Name → what a scheme multiplies a parameter's learning rate by; u-μP's parameters alone."""
+    is_gradient_step = row.units["lr"] == Units(-1, 1)
+    inside: dict[int, float] = {}
+    for part in module.modules():
+        made = part.scheme if isinstance(part, UnitScaledModule) else {}
+        for name, parameter in part.named_parameters(remove_duplicate=False) if made else ():
+            for chosen in made.values():
+                if chosen.scheme == UMuP.name and name in chosen.parameters:
+                    inside[id(parameter)] = learning_rate_factor(
+                        chosen.scheme, chosen.parameters[name], is_gradient_step=is_gradient_step
+                    )
+    return {name: inside[id(p)] for name, p in module.named_parameters() if id(p) in inside}
+
+
 def param_groups(
     module: nn.Module,
     optimizer_class: type[Optimizer],
     *,
     params: Iterable[Mapping[str, Any]] | None = None,
     units: OptimizerUnits | None = None,
+    independent_decay: bool = True,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Groups for ``optimizer_class`` that train ``module`` as ``options`` would the original.
@@ -44,6 +67,10 @@ def param_groups(
     is left out has the optimiser's default. ``params``: groups as torch knows them, each with
     ``"params"`` (parameters of ``module``, or (name, parameter) pairs) and overrides; all
     parameters where None. ``units``: a row for an optimiser that ``UNITS`` does not have.
+
+    Of a u-μP module ``lr`` is the one rate that transfers: each parameter's is multiplied by its
+    factor of width and depth. ``independent_decay``: the decay of a step is then ``weight_decay``
+    itself (times what a schedule makes of ``lr``), not ``lr`` times it. Warns (U704) if it is not.
 
     Each group holds ``params`` (in the order of ``module.parameters()``), ``param_names``, every
     hyperparameter that depends on a scale, the other options as given, ``lr_factor`` (see
@@ -54,7 +81,7 @@ def param_groups(
     row = units if units is not None else units_of(optimizer_class)
     defaults = _defaults(optimizer_class)
     names = {id(p): name for name, p in module.named_parameters()}
-    scales = scales_of(module)
+    scales, rates = scales_of(module), rates_of(module, row)
     place = {id(p): index for index, p in enumerate(module.parameters())}
     groups: list[dict[str, Any]] = []
     for index, given in enumerate([{"params": module.parameters()}] if params is None else params):
@@ -64,17 +91,46 @@ def param_groups(
         asked = {**options, **own}
         _check_options(optimizer_class, defaults, row, options, asked)
         merged: dict[tuple[float, ...], dict[str, Any]] = {}
+        if rates and {**defaults, **asked}.get("weight_decay"):
+            is_decoupled = _is_decoupled(row, {**defaults, **asked})
+            if not (independent_decay and is_decoupled):
+                warn_of_losses([DecayNotIndependent(optimizer=optimizer_class.__name__)])
         for parameter in sorted(
             _tensors(given["params"]), key=lambda p: place.get(id(p), len(place))
         ):
             name = names.get(id(parameter), "")
-            scaled, key = scaled_options(row, {**defaults, **asked}, scales.get(name, Scale()))
+            rate = rates.get(name, 1.0)
+            wanted = {**defaults, **asked}
+            if name in rates:
+                wanted |= _at_rate(wanted, rate, independent_decay and _is_decoupled(row, wanted))
+            scaled, key = scaled_options(row, wanted, scales.get(name, Scale()))
+            scaled["lr_factor"] *= rate
             empty = {"params": [], "param_names": [], "given_group": index}
-            group = merged.setdefault(key, {**empty, **asked, **scaled})
+            group = merged.setdefault((*key, rate), {**empty, **asked, **scaled})
             group["params"].append(parameter)
             group["param_names"].append(name)
         groups.extend(merged.values())
     return groups
+
+
+def _is_decoupled(row: OptimizerUnits, hyperparameters: Mapping[str, Any]) -> bool:
+    """Is the weight decay of a step a multiple of the parameter, and no part of the gradient?"""
+    units = dict(row.units)
+    for flag, replaced in row.when.items():
+        if hyperparameters.get(flag):
+            units.update(replaced)
+    return units.get("weight_decay") == Units(1, 0)
+
+
+def _at_rate(
+    hyperparameters: Mapping[str, Any], rate: float, independent_decay: bool
+) -> dict[str, Any]:
+    """Learning rate and weight decay of a parameter whose rate is ``rate`` times the given one."""
+    lr = hyperparameters["lr"] * rate
+    changed = {"lr": lr}
+    if independent_decay and hyperparameters.get("weight_decay") and float(lr):
+        changed["weight_decay"] = hyperparameters["weight_decay"] / float(lr)
+    return changed
 
 
 def _tensors(params: Any) -> Iterator[Tensor]:

@@ -218,6 +218,10 @@ class _Planner:
         return min(max(chosen, middle - _LIMIT), middle + _LIMIT)
 
     def _log_rms(self, node: fx.Node, direction: str) -> float | None:
+        made = self.capture.reparametrisation
+        if made is not None and direction == "forward" and node.name in made.outputs:
+            # Only its own multiplier takes it: the two are one operation of the scheme.
+            return None
         estimate = self.estimates.get(node.name, Rms())
         rms = getattr(estimate, direction)
         if rms is None or not rms > 0 or not math.isfinite(rms):

@@ -18,10 +18,10 @@ from unitify.operations.dimensions import shape_of
 from unitify.operations.extremes import extreme_values
 from unitify.operations.flops import flops
 from unitify.operations.laws import holds_tensors, is_scalable
+from unitify.operations.residual import branch_ends
 from unitify.operations.rule_table import Rule, RuleTable
 from unitify.operations.schema import named_arguments, nodes_of, operation_name
 from unitify.recipe.recipe import Recipe
-from unitify.recipe.residual import branch_ends
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,158 @@
+"""Residual sums, found from graphs alone: drawn ones, long ones and nested ones."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import fx
+
+from unitify.operations.residual import Residual, branch_ends, branches, residuals
+from unitify.operations.rule_table import load_rules
+
+aten = torch.ops.aten
+RULES = load_rules()
+X = torch.randn(2, 4)
+
+
+class Builder:
+    """A graph on values of one shape."""
+
+    def __init__(self) -> None:
+        self.graph = fx.Graph()
+        self.input = self.place(self.graph.placeholder("x"))
+        self.weight = self.place(self.graph.get_attr("weight"))
+
+    def place(self, node: fx.Node) -> fx.Node:
+        node.meta["val"] = X
+        return node
+
+    def call(self, target: object, *args: object) -> fx.Node:
+        return self.place(self.graph.call_function(target, args))
+
+    def linear(self, x: fx.Node) -> fx.Node:
+        return self.call(aten.linear.default, x, self.weight)
+
+    def add(self, x: fx.Node, y: fx.Node) -> fx.Node:
+        return self.call(aten.add.Tensor, x, y)
+
+    def found(self, result: fx.Node) -> tuple[Residual, ...]:
+        self.graph.output((result,))
+        return residuals(self.graph, RULES)
+
+
+@st.composite
+def residual_graphs(draw: st.DrawFn) -> tuple[Builder, fx.Node, set[fx.Node], set[fx.Node]]:
+    """A trunk of blocks of known kind, its end, its residual sums and its pointwise ones."""
+    b = Builder()
+    x, expected, pointwise = b.linear(b.input), set(), set()
+    for kind in draw(
+        st.lists(st.sampled_from(["pre", "post", "two", "sum", "hand", "nested"]), max_size=8)
+    ):
+        terms = draw(st.permutations([0, 1]))
+        if kind == "sum":
+            x = b.add(b.linear(x), b.linear(b.call(aten.relu.default, x)))
+            continue
+        if kind == "hand":
+            sides = [x, b.call(aten.pow.Tensor_Scalar, x, 3)]
+            x = b.add(*[sides[i] for i in terms])
+            pointwise.add(x)
+            continue
+        inner = b.call(aten.gelu.default, b.linear(x))
+        if kind == "nested":
+            inner = b.add(inner, b.linear(inner))
+            expected.add(inner)
+        sides = [x, b.linear(inner)]
+        y = b.add(*[sides[i] for i in terms])
+        expected.add(y)
+        if kind == "two":
+            y = b.add(y, b.linear(b.call(aten.tanh.default, x)))
+            expected.add(y)
+        x = b.call(aten.relu.default, y) if kind == "post" else y
+    return b, x, expected, pointwise
+
+
+@given(residual_graphs())
+def test_residual_sums_of_drawn_graphs(
+    drawn: tuple[Builder, fx.Node, set[fx.Node], set[fx.Node]],
+) -> None:
+    b, result, expected, pointwise = drawn
+    found = b.found(result)
+    assert {r.add for r in found if not r.is_pointwise} == expected
+    assert {r.add for r in found if r.is_pointwise} == pointwise
+    for residual in found:
+        assert {residual.skip, residual.branch} == set(residual.add.all_input_nodes)
+    owned = [node for _, inside in branches(b.graph, found) for node in inside]
+    assert len(owned) == len(set(owned))
+
+
+@given(st.data())
+def test_a_sum_of_drawn_graphs_is_residual_if_one_term_leads_to_the_other(
+    data: st.DataObject,
+) -> None:
+    """Any directed acyclic graph of sums and products, against reachability."""
+    b = Builder()
+    nodes = [b.input]
+    for _ in range(data.draw(st.integers(1, 14))):
+        pick = st.sampled_from(nodes)
+        if data.draw(st.booleans()):
+            nodes.append(b.linear(data.draw(pick)))
+        else:
+            nodes.append(b.add(data.draw(pick), data.draw(pick)))
+    found = {r.add: r for r in b.found(nodes[-1])}
+    before: dict[fx.Node, set[fx.Node]] = {}
+    for node in b.graph.nodes:
+        before[node] = set(node.all_input_nodes).union(*(before[n] for n in node.all_input_nodes))
+    for node in nodes:
+        terms = node.all_input_nodes
+        if node.target is not aten.add.Tensor or len(terms) != 2:
+            assert node not in found
+        elif terms[0] in before[terms[1]] or terms[1] in before[terms[0]]:
+            assert node in found
+        if node in found:
+            assert found[node].origin in before[found[node].branch]
+
+
+def seconds(result: fx.Node, b: Builder) -> float:
+    b.graph.output((result,))
+    started = time.perf_counter()
+    found = residuals(b.graph, RULES)
+    list(branches(b.graph, found))
+    branch_ends(b.graph, RULES)
+    return time.perf_counter() - started
+
+
+def chain(length: int) -> tuple[fx.Node, Builder]:
+    b = Builder()
+    x = b.linear(b.input)
+    for _ in range(length):
+        x = b.call(aten.relu.default, x)
+    return b.add(x, b.linear(x)), b
+
+
+def diamonds(count: int) -> tuple[fx.Node, Builder]:
+    b = Builder()
+    x = b.linear(b.input)
+    for _ in range(count):
+        x = b.add(b.linear(x), b.linear(x))
+    return b.add(b.linear(b.input), x), b
+
+
+def skips_from_the_start(count: int) -> tuple[fx.Node, Builder]:
+    """Every sum takes the first value again, as in a dense net."""
+    b = Builder()
+    x = first = b.linear(b.input)
+    for _ in range(count):
+        x = b.add(b.linear(x), first)
+    return x, b
+
+
+@pytest.mark.parametrize(
+    ("graph", "size"), [(chain, 2000), (diamonds, 100), (skips_from_the_start, 500)]
+)
+def test_long_graphs_take_no_time(graph: object, size: int) -> None:
+    result, b = graph(size)  # type: ignore[operator]
+    assert seconds(result, b) < 1.0

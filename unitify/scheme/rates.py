@@ -1,0 +1,49 @@
+"""Learning rates of u-μP: by what a parameter's role multiplies the one rate that is tuned.
+
+Adam and its like (Blake et al. 2024, arXiv 2407.17465, table 2): fan_out^-1/2 for an embedding,
+fan_in^-1/2 for a hidden matrix, one for readout, gains and biases; depth^-1/2 for what lies in a
+branch. A step that is a multiple of the gradient (SGD) has the factors that give the same change of
+function: μP's own (Yang et al. 2022, arXiv 2203.03466), carried over to unit weights by the
+invariance under A → Aθ, B → B/θ, C → C/θ².
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from unitify.reparametrisation import ParameterRole
+from unitify.scheme.options import UMuP
+
+Factor = Callable[[ParameterRole], float]
+
+
+def _one(_role: ParameterRole) -> float:
+    return 1.0
+
+
+NORMALISED: Mapping[str, Factor] = {
+    "embedding": lambda role: role.fan_out**-0.5,
+    "hidden": lambda role: role.fan_in**-0.5,
+    "readout": _one,
+    "gain": _one,
+    "bias": _one,
+    "other": _one,
+}
+GRADIENT: Mapping[str, Factor] = {
+    "embedding": lambda role: role.fan_out,
+    "hidden": lambda role: role.fan_in,
+    "readout": lambda role: role.fan_in,
+    "gain": lambda role: role.fan_out,
+    "bias": lambda role: role.fan_out,
+    "other": _one,
+}
+
+
+def learning_rate_factor(scheme: str, role: ParameterRole, *, is_gradient_step: bool) -> float:
+    """What the learning rate of a parameter is multiplied by; one for every scheme but u-μP."""
+    if scheme != UMuP.name:
+        return 1.0
+    if is_gradient_step:
+        return GRADIENT[role.role](role)
+    in_branch = role.depth**-0.5 if role.depth else 1.0
+    return NORMALISED[role.role](role) * in_branch
