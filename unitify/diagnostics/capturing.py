@@ -145,13 +145,13 @@ class GradientLost(Diagnostic):
     the module that holds it is left out of the capture.
 
     Example: ``MyFunction.apply(x)`` inside a ``forward``.
-    Fix: register it as an operator: ``torch.library.custom_op`` with ``register_autograd``.
+    Fix: register it as an operator: torch's ``custom_op`` and its ``register_autograd``.
     """
 
     code: ClassVar[str] = "U109"
     is_loss: ClassVar[bool] = True
     why: ClassVar[str] = "{function} has a backward pass of its own, which export would drop"
-    fix: ClassVar[str] = "Register it with torch.library.custom_op and register_autograd"
+    fix: ClassVar[str] = "Register it with torch's custom_op and register_autograd"
     function: str
 
 

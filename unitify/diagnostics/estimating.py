@@ -29,7 +29,7 @@ class NoRule(Diagnostic):
 
     Its operands are brought back to their true values, so they may be far from unit scale.
 
-    Example: an operation of your own, registered with ``torch.library.custom_op``.
+    Example: an operation of your own, registered with torch's ``custom_op``.
     Fix: nothing has to be mended; to keep its operands at unit scale add a rule file:
     ``transform(model, rules=["my_rules.toml"])``.
     """
