@@ -46,7 +46,7 @@ ORDER = {
     "transform": "",
     "drift": "rebase readings monitor",
     "checkpoint": "state_dict rebuild files pretrained folder targets",
-    "report": "report table",
+    "report": "report table constraints schemes",
     "explain": "",
     "convert": "",
     "cli": "application options terminal convert explain",
