@@ -3,7 +3,7 @@
 Blake et al. 2023 (arXiv 2303.11257, section 5) scale the backward pass apart from the forward pass.
 The gradients stay those of some model only if every operation uses one factor for both directions
 on each edge that is no *bridge* (cut-edge) of the graph. Here a captured model is read in their
-terms; a plan knows no such rule, since each of its edges has a factor that pays for what it changes.
+terms; a plan knows no such rule, since each edge has a factor that pays for what it changes.
 """
 
 from __future__ import annotations
