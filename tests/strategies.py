@@ -336,7 +336,7 @@ def programs(
 def random_plan(draw: Draw, capture: Capture, rules: RuleTable, limit: int = 12) -> ScalePlan:
     """Any powers of two for every value and parameter that may have a scale."""
     exponent = st.integers(-limit, limit)
-    extreme = extreme_values(capture.graph, rules, capture.example)
+    extreme = extreme_values(capture.graph, rules, capture.example, capture.attribute)
     forward: dict[fx.Node, int] = {}
     values: dict[str, Scale] = {}
     for node in capture.graph.nodes:

@@ -170,6 +170,32 @@ def test_a_mask_is_not_rescaled() -> None:
     assert chosen.values["masked_fill"].fwd == 1.0
 
 
+class ConstantMask(nn.Module):
+    """Attention whose mask is a tensor that is made while the model is recorded, or a buffer."""
+
+    def __init__(self, is_buffer: bool) -> None:
+        super().__init__()
+        self.query, self.key = nn.Linear(8, 8), nn.Linear(8, 8)
+        smallest = torch.tensor(torch.finfo(torch.float32).min)
+        self.register_buffer("smallest", smallest if is_buffer else None)
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        scores = 0.05 * self.query(x) @ self.key(x).mT
+        smallest = self.smallest
+        if smallest is None:
+            smallest = torch.tensor(torch.finfo(x.dtype).min)
+        return torch.where(keep, scores, smallest).softmax(-1) @ x
+
+
+@pytest.mark.parametrize("is_buffer", [True, False])
+def test_a_mask_held_in_a_tensor_is_not_rescaled(is_buffer: bool) -> None:
+    model, x = ConstantMask(is_buffer), torch.randn(2, 4, 8)
+    keep = torch.ones(2, 4, 4, dtype=torch.bool)
+    module = unitify.transform(model, (x, keep))
+    keep[0, 1] = False  # a row that is masked altogether is uniform, not NaN
+    assert torch.equal(module(x, keep), model(x, keep))
+
+
 # -- plans from elsewhere -----------------------------------------------------------------
 
 

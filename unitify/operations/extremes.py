@@ -7,7 +7,7 @@ where it enters through every operation that runs on stored operands, up to one 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from typing import Any
 
@@ -22,13 +22,18 @@ from unitify.operations.schema import named_arguments, nodes_of, operation_name
 LIMIT = 2.0**100
 
 
-def extreme_values(graph: fx.Graph, rules: RuleTable, inputs: Iterable[Any] = ()) -> set[fx.Node]:
+def extreme_values(
+    graph: fx.Graph, rules: RuleTable, inputs: Iterable[Any], attribute: Callable[[str], Any]
+) -> set[fx.Node]:
     """The nodes of ``graph`` whose values may hold a masking constant.
 
-    ``inputs``: the example's flat inputs; a mask among them shows by its contents.
+    ``inputs``: the example's flat inputs, ``attribute``: what a ``get_attr`` node names; a mask
+    among inputs, buffers and constants shows by its contents.
     """
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     extreme = {n for n, value in zip(placeholders, inputs, strict=False) if holds_mask(value)}
+    held = ((n, attribute(str(n.target))) for n in graph.nodes if n.op == "get_attr")
+    extreme |= {n for n, value in held if not _is_parameter(value) and holds_mask(value)}
     for node in graph.nodes:
         if node.op != "call_function" or not (is_scalable(node) or holds_tensors(node)):
             continue
@@ -56,6 +61,10 @@ def holds_mask(value: Any) -> bool:
     if not isinstance(value, torch.Tensor) or value.is_meta or not value.is_floating_point():
         return False
     return bool((value.abs() >= LIMIT).any())
+
+
+def _is_parameter(value: Any) -> bool:
+    return isinstance(value, torch.nn.Parameter)
 
 
 def _takes_apart(node: fx.Node) -> bool:

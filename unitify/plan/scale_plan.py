@@ -146,7 +146,7 @@ class _Planner:
         self.capture = capture
         self.estimates = estimates
         self.rules = rules
-        self.extreme = extreme_values(capture.graph, rules, capture.example)
+        self.extreme = extreme_values(capture.graph, rules, capture.example, capture.attribute)
         self.forward: dict[fx.Node, int] = {}
         self.backward: dict[fx.Node, int] = {}
         self.factors: dict[fx.Node, Factors] = {}

@@ -141,7 +141,7 @@ class _Chooser:
     ) -> None:
         self.capture, self.recipe, self.rules = capture, recipe, rules
         self.path, self.patterns, self.kept = path, patterns, kept
-        self.extreme = extreme_values(capture.graph, rules, capture.example)
+        self.extreme = extreme_values(capture.graph, rules, capture.example, capture.attribute)
         self.ends = branch_ends(capture.graph, rules) if recipe.branch_ends else frozenset()
         #: Value → the weights that it is made from, and whether from inputs, too.
         self.weights: dict[fx.Node, frozenset[str]] = {}
