@@ -25,12 +25,12 @@ ORDER = {
     "estimates": "",
     "verification": "",
     "reparametrisation": "",
-    "formats": "rounding table signal_to_noise",
+    "formats": "rounding table signal_to_noise band",
     "ops": "layout rescale cast scaled_mm fp8_linear",
     "operations": """expressions schema rule_table samples dimensions laws extremes operation
         flops residual""",
-    "capture": """skeleton signature functional inline modes autograd_functions composite recurrent
-        exporting whole inputs execution islands""",
+    "capture": """skeleton source signature functional inline modes autograd_functions composite
+        recurrent exporting whole inputs execution islands""",
     "recipe": "recipe reader choices",
     "analysis": "moments counts formulas linear sampled forward backward analyse",
     "measure": "",
@@ -44,12 +44,14 @@ ORDER = {
     "optim": "optimizers groups state",
     "verify": "equation validation running",
     "transform": "",
-    "drift": "rebase readings monitor",
+    "drift": "measuring rebase readings monitor",
     "checkpoint": "state_dict rebuild files pretrained folder targets",
     "report": "report table constraints schemes",
     "explain": "",
     "convert": "",
-    "cli": "application options terminal convert explain",
+    "check": """subject judged settings figures scale_faults causes lost_gradients naming
+        places finding plan_faults left_out outcome piece_findings checking targets text""",
+    "cli": "application options terminal convert explain check",
 }
 #: Every module by its path below the package, in that order; a package stands behind its files.
 MODULES = [

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import fx, nn
 from unitify.analysis.analyse import Analysis, analyse
 from unitify.analysis.forward import Step
 from unitify.capture.inputs import given_or_inferred
+from unitify.capture.source import frames_of, module_of, without_torch
 from unitify.capture.whole import Capture, capture
 from unitify.diagnostics import UnitifyError, UnknownCode, UnknownValue, all_diagnostics
 from unitify.operations.expressions import Monomial
@@ -89,11 +89,13 @@ def _derivation(
         lines.append(f"{direction:8} scale {_power(factor)}{_stored(rms, factor)}")
     lines += ["", "forward, from the value back to inputs and parameters:"]
     for found in _ancestors(node, analysis):
-        lines.append(f"  {_step(found.name, analysis.forward[found.name])}")
-        lines += [f"      {text}" for text in _formulas(rules.get(operation_name(found)), found)]
+        lines.append(f"  {step_text(found.name, analysis.forward[found.name])}")
+        lines += [
+            f"      {text}" for text in formula_texts(rules.get(operation_name(found)), found)
+        ]
     steps = analysis.backward.get(node.name, ())
     lines += ["", f"backward, {len(steps)} contribution{'' if len(steps) == 1 else 's'} added up:"]
-    lines += [f"  {_step('gradient', step)}" for step in steps]
+    lines += [f"  {step_text('gradient', step)}" for step in steps]
     return lines
 
 
@@ -108,16 +110,13 @@ def _title(node: fx.Node) -> str:
 def _origin(node: fx.Node) -> list[str]:
     """Module path and the innermost source line that is not torch's own, as capture recorded."""
     lines = []
-    stack = node.meta.get("nn_module_stack")
-    if stack:
-        path, kind = list(stack.values())[-1]
-        lines.append(f"in module {path or '(root)'} ({str(kind).rpartition('.')[2]})")
-    trace = str(node.meta.get("stack_trace") or "")
-    frames = re.findall(r'File "(.+)", line (\d+), in .+\n\s*(.+)', trace)
-    own = [frame for frame in frames if "/torch/" not in frame[0].replace("\\", "/")]
+    path, kind = module_of(node)
+    if kind:
+        lines.append(f"in module {path or '(root)'} ({kind})")
+    frames = frames_of(node)
     if frames:
-        file, line, text = (own or frames)[-1]
-        lines.append(f"at {file}:{line}: {text.strip()}")
+        frame = (without_torch(frames) or frames)[-1]
+        lines.append(f"at {frame}: {frame.text}")
     return lines
 
 
@@ -133,13 +132,14 @@ def _ancestors(node: fx.Node, analysis: Analysis) -> list[fx.Node]:
     return found[:LONGEST]
 
 
-def _step(name: str, step: Step) -> str:
+def step_text(name: str, step: Step) -> str:
+    """One step of a derivation: RMS, by what means, from which RMS of which values."""
     operands = ", ".join(f"{operand} ({rms:.4g})" for operand, rms in step.inputs.items())
     source = f" from {operands}" if operands else ""
     return f"{name}: rms {step.rms:.4g} ({step.way}){source}"
 
 
-def _formulas(rule: Rule | None, node: fx.Node) -> list[str]:
+def formula_texts(rule: Rule | None, node: fx.Node) -> list[str]:
     """The rule's row as far as it says how this value is distributed."""
     if node.op != "call_function":
         return []

@@ -15,12 +15,16 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from unitify.capture.source import Frame, frames_of_call
+
 
 @dataclass
 class Noted:
-    """``functions``: autograd functions called; ``saved_hooks``: were saved tensors packed?"""
+    """``functions``: autograd functions called, each with the stack of its first call;
+    ``saved_hooks``: were saved tensors packed?
+    """
 
-    functions: dict[str, None] = field(default_factory=dict)
+    functions: dict[str, tuple[Frame, ...]] = field(default_factory=dict)
     saved_hooks: bool = False
 
 
@@ -38,10 +42,11 @@ def noted_backward() -> Iterator[Noted]:
         is_operator = cls.__module__.startswith("torch._library")
         if (
             not is_operator
+            and cls.__name__ not in noted.functions
             and torch.is_grad_enabled()
             and any(isinstance(x, torch.Tensor) and x.is_floating_point() for x in inputs)
         ):
-            noted.functions[cls.__name__] = None
+            noted.functions[cls.__name__] = frames_of_call()
         return apply.__get__(None, cls)(*args, **kwargs)
 
     def noted_enter(self: Any) -> Any:

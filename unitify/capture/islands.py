@@ -146,7 +146,8 @@ def _named(error: UnitifyError, path: str) -> Iterator[Diagnostic]:
         if isinstance(diagnostic, GradientLost):
             yield dataclasses.replace(diagnostic, where=path)
         else:
-            yield NotCaptured(where=path, module=path, reason=reason)
+            frames = diagnostic.frames
+            yield NotCaptured(where=path, module=path, reason=reason, frames=frames)
 
 
 @dataclass

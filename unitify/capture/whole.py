@@ -29,6 +29,7 @@ from unitify.capture.functional import remove_mutation, written_argument
 from unitify.capture.inline import inline_regions
 from unitify.capture.modes import merge_modes
 from unitify.capture.signature import CallSignature, Leaf, bind, register_dataclasses
+from unitify.capture.source import frames_of_failure
 from unitify.diagnostics import (
     CacheLeftOut,
     CheckpointingLost,
@@ -253,7 +254,10 @@ def _not_captured(model: nn.Module, error: Exception) -> UnitifyError:
     if isinstance(error, UnitifyError):
         return error
     name = type(model).__name__
-    return UnitifyError(NotCaptured(where=name, module=name, reason=_first_line(error)))
+    cause = error.__cause__ or error
+    frames = tuple(f.place for f in frames_of_failure(cause.__traceback__))
+    found = NotCaptured(where=name, module=name, reason=_first_line(error), frames=frames)
+    return UnitifyError(found)
 
 
 def _first_line(error: Exception) -> str:
@@ -286,7 +290,11 @@ def _record(
     name = type(model).__name__
     program, noted = export(model, args, kwargs, dynamic_shapes)
     if noted.functions:
-        raise UnitifyError(*(GradientLost(where=name, function=f) for f in noted.functions))
+        lost = [
+            GradientLost(where=name, function=function, frames=tuple(f.place for f in stack))
+            for function, stack in noted.functions.items()
+        ]
+        raise UnitifyError(*lost)
     if noted.saved_hooks:
         notes.append(CheckpointingLost(where=name))
     named = bind(inspect.signature(model.forward), args, kwargs)

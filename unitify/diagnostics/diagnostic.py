@@ -21,6 +21,8 @@ class Diagnostic:
 
     #: Module path, value name or file, and the user's source line where known.
     where: str = field(default="", kw_only=True)
+    #: The user's call stack as (file, line), outermost first, where one is known.
+    frames: tuple[tuple[str, int], ...] = field(default=(), kw_only=True, repr=False, compare=False)
 
     @property
     def message(self) -> str:
@@ -43,7 +45,7 @@ class Diagnostic:
             "where": self.where,
             "why": self.message,
             "fix": self.remedy,
-            "values": {k: v for k, v in self.values().items() if k != "where"},
+            "values": {k: v for k, v in self.values().items() if k not in ("where", "frames")},
         }
 
     def __str__(self) -> str:

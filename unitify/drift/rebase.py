@@ -8,35 +8,22 @@ float32 the next step is bitwise the one that would have been taken.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.optim import Optimizer
-from torch.utils import _pytree as pytree
 
 from unitify.analysis.analyse import analyse
-from unitify.capture.execution import (
-    GraphRunner,
-    LossFunction,
-    backward_starts,
-    leaf_parameters,
-    unchanged,
-)
-from unitify.capture.inputs import as_inputs
+from unitify.capture.execution import LossFunction
 from unitify.capture.islands import path_of
 from unitify.capture.skeleton import skeleton_like
 from unitify.capture.whole import Capture
 from unitify.cast.casting import Casts, with_casts
-from unitify.diagnostics import (
-    BatchesNeeded,
-    NothingTransformed,
-    UnitifyError,
-    UnknownOption,
-)
+from unitify.diagnostics import NothingTransformed, UnitifyError, UnknownOption
+from unitify.drift.measuring import measure_running, true_capture
 from unitify.estimates import Estimates
 from unitify.measure import Tally
 from unitify.module.assembly import AssembledModule, Part, agreed, joined
@@ -108,7 +95,7 @@ def rebase_(
         check_movable(one, row, needs_scheduler=scheduler is None)
     table = load_rules(rules)
     parts = [(whole, name, part) for whole in wholes for name, part in whole.parts.items()]
-    captures = [_true_capture(part) for _, _, part in parts]
+    captures = [true_capture(part) for _, _, part in parts]
     if scales == "analysis":
         found = [analyse(captured, table, loss_fn).estimates for captured in captures]
     else:
@@ -142,15 +129,6 @@ def _many(given: Any) -> list[Any]:
     return list(given) if isinstance(given, list | tuple) else [given]
 
 
-def _true_capture(part: UnitScaledModule) -> Capture:
-    """The capture of a part around its weights and buffers of now, at true scale."""
-    model = skeleton_like(part)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.mul_(part.plan.parameters.get(name, Scale()).fwd)
-    return replace(part.capture, model=model)
-
-
 def _measured(
     module: nn.Module,
     parts: list[UnitScaledModule],
@@ -160,42 +138,8 @@ def _measured(
 ) -> list[Estimates]:
     """True RMS of every value of every part, as ``module`` runs without its casts."""
     tallies = [Tally() for _ in parts]
-    leaves = [leaf_parameters(captured) for captured in captures]
-    count = 0
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(unchanged(module))
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        for part, captured, parameters, tally in zip(parts, captures, leaves, tallies, strict=True):
-            stack.enter_context(part.running(_runner(captured, parameters, tally)))
-        for batch in batches:
-            count += 1
-            inputs, spec = pytree.tree_flatten(as_inputs(batch))
-            inputs = [_leaf(x) for x in inputs]
-            args, kwargs = pytree.tree_unflatten(inputs, spec)
-            starts, gradients = backward_starts(module(*args, **kwargs), loss_fn)
-            wanted = [p for own in leaves for p in own.values()] + [*module.parameters(), *inputs]
-            targets = [x for x in wanted if isinstance(x, Tensor) and x.requires_grad]
-            if starts and targets:
-                torch.autograd.grad(starts, targets, gradients, allow_unused=True)
-    if not count:
-        raise UnitifyError(BatchesNeeded())
+    measure_running(module, parts, captures, tallies, batches, loss_fn)
     return [t.estimates(captured) for t, captured in zip(tallies, captures, strict=True)]
-
-
-def _leaf(x: Any) -> Any:
-    if isinstance(x, Tensor) and x.is_floating_point():
-        return x.detach().requires_grad_(True)
-    return x
-
-
-def _runner(captured: Capture, parameters: dict[str, Tensor], tally: Tally) -> Callable[..., Any]:
-    def attribute(target: str) -> Any:
-        return parameters[target] if target in parameters else captured.attribute(target)
-
-    def run(_part: UnitScaledModule, *inputs: Any) -> Any:
-        return GraphRunner(captured.graph, attribute, tally.observe).run(*inputs)
-
-    return run
 
 
 def _plans(

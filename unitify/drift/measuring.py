@@ -1,0 +1,88 @@
+"""What the values of a module are now, at true scale: its captures, and a run of them.
+
+Takes a transformed module as it is; gives the captures of its parts around the weights of now, and
+shows every true value and gradient of a run to a tally. Nothing of the module changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from unitify.capture.execution import (
+    GraphRunner,
+    LossFunction,
+    backward_starts,
+    leaf_parameters,
+    unchanged,
+)
+from unitify.capture.inputs import as_inputs
+from unitify.capture.whole import Capture
+from unitify.diagnostics import BatchesNeeded, UnitifyError
+from unitify.measure import Tally
+from unitify.module.unit_scaled import UnitScaledModule, skeleton_like
+from unitify.plan.scale_plan import Scale
+
+
+def true_capture(part: UnitScaledModule) -> Capture:
+    """The capture of a part around its weights and buffers of now, at true scale."""
+    model = skeleton_like(part)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.mul_(part.plan.parameters.get(name, Scale()).fwd)
+    return replace(part.capture, model=model)
+
+
+def measure_running(
+    module: nn.Module,
+    parts: list[UnitScaledModule],
+    captures: list[Capture],
+    tallies: list[Tally],
+    batches: Iterable[Any],
+    loss_fn: LossFunction | None = None,
+) -> None:
+    """Show each part's tally its true values and gradients as ``module`` runs, without casts.
+
+    Raises ``UnitifyError`` (U003) without batches.
+    """
+    leaves = [leaf_parameters(captured) for captured in captures]
+    count = 0
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(unchanged(module))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        for part, captured, parameters, tally in zip(parts, captures, leaves, tallies, strict=True):
+            stack.enter_context(part.running(_runner(captured, parameters, tally)))
+        for batch in batches:
+            count += 1
+            inputs, spec = pytree.tree_flatten(as_inputs(batch))
+            inputs = [_leaf(x) for x in inputs]
+            args, kwargs = pytree.tree_unflatten(inputs, spec)
+            starts, gradients = backward_starts(module(*args, **kwargs), loss_fn)
+            wanted = [p for own in leaves for p in own.values()] + [*module.parameters(), *inputs]
+            targets = [x for x in wanted if isinstance(x, Tensor) and x.requires_grad]
+            if starts and targets:
+                torch.autograd.grad(starts, targets, gradients, allow_unused=True)
+    if not count:
+        raise UnitifyError(BatchesNeeded())
+
+
+def _leaf(x: Any) -> Any:
+    if isinstance(x, Tensor) and x.is_floating_point():
+        return x.detach().requires_grad_(True)
+    return x
+
+
+def _runner(captured: Capture, parameters: dict[str, Tensor], tally: Tally) -> Callable[..., Any]:
+    def attribute(target: str) -> Any:
+        return parameters[target] if target in parameters else captured.attribute(target)
+
+    def run(_part: UnitScaledModule, *inputs: Any) -> Any:
+        return GraphRunner(captured.graph, attribute, tally.observe).run(*inputs)
+
+    return run
