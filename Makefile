@@ -33,8 +33,8 @@ lint: $(VENV)/.test ## Style and types alone
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-docs: $(VENV)/.test ## Write docs/diagnostics.md from the code
-	$(RUN) -m unitify.diagnostics > docs/diagnostics.md
+docs: $(VENV)/.test ## Write docs/codes.md from the code
+	$(RUN) -m unitify.diagnostics > docs/codes.md
 
 clean: ## Remove the environment and what was built
 	rm -rf $(VENV) build dist demo-output *.egg-info

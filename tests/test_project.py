@@ -50,7 +50,8 @@ ORDER = {
     "explain": "",
     "convert": "",
     "check": """subject judged settings figures scale_faults causes lost_gradients naming
-        places finding plan_faults left_out outcome piece_findings checking targets text""",
+        places finding plan_faults left_out outcome piece_findings checking targets baseline text
+        markdown sarif github junit outputs""",
     "cli": "application options terminal convert explain check",
 }
 #: Every module by its path below the package, in that order; a package stands behind its files.

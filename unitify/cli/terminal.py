@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -16,7 +17,10 @@ from unitify.diagnostics import UnitifyError
 
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
-    """A ``UnitifyError`` as one line a finding on stderr, and exit status 2."""
+    """A ``UnitifyError`` as one line a finding on stderr, and exit status 2.
+
+    So ends any other exception, with its traceback: it is a bug of ours, and no finding.
+    """
     with warnings.catch_warnings():
         # What torch and transformers warn of on the way is theirs; ours is in the report.
         warnings.simplefilter("ignore")
@@ -29,6 +33,12 @@ def reported() -> Iterator[None]:
             for diagnostic in error.diagnostics:
                 line = f"error: {diagnostic}"
                 console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from None
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except Exception as error:
+            traceback.print_exception(error)
+            typer.echo("error: a bug of unitify; please report it with these lines", err=True)
             raise typer.Exit(2) from None
         finally:
             logging.disable(disabled)

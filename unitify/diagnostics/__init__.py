@@ -13,6 +13,7 @@ from types import ModuleType
 from unitify.diagnostics import (
     capturing,
     casting,
+    checking,
     estimating,
     files,
     planning,
@@ -39,6 +40,16 @@ from unitify.diagnostics.casting import (
     RecipeInvalid,
     UnknownRecipe,
 )
+from unitify.diagnostics.checking import (
+    FlushedToZero,
+    GradientStops,
+    OutsideUnitBand,
+    PlanDiffers,
+    PrecisionLost,
+    Saturated,
+    ScaleDrift,
+    ValueNotFinite,
+)
 from unitify.diagnostics.diagnostic import (
     Diagnostic,
     UnitifyError,
@@ -47,6 +58,7 @@ from unitify.diagnostics.diagnostic import (
 )
 from unitify.diagnostics.estimating import NoRule, NotFinite, RuleInvalid, UnknownValue
 from unitify.diagnostics.files import (
+    BaselineUnreadable,
     CheckpointUnreadable,
     FactoryFailed,
     FolderDamaged,
@@ -71,6 +83,7 @@ from unitify.diagnostics.use import (
     OptimizerUnsupported,
     PackageMissing,
     SchedulerNeeded,
+    SettingsInvalid,
     StateNotMoved,
     UnknownCode,
     UnknownOption,
@@ -79,6 +92,7 @@ from unitify.diagnostics.verifying import NotExact, Underflow, WrongFactor
 
 __all__ = [
     "AliasedMutation",
+    "BaselineUnreadable",
     "BatchesNeeded",
     "BoundMissed",
     "CacheLeftOut",
@@ -88,9 +102,11 @@ __all__ = [
     "DecayNotIndependent",
     "Diagnostic",
     "FactoryFailed",
+    "FlushedToZero",
     "FolderDamaged",
     "FrozenDimension",
     "GradientLost",
+    "GradientStops",
     "InputMismatch",
     "InputsNeeded",
     "KeysDiffer",
@@ -107,14 +123,20 @@ __all__ = [
     "OneModeOnly",
     "OptimizerUnsupported",
     "OutputExists",
+    "OutsideUnitBand",
     "PackageMissing",
     "PatternUnmatched",
+    "PlanDiffers",
     "PlanMismatch",
+    "PrecisionLost",
     "RecipeInvalid",
     "RuleInvalid",
+    "Saturated",
+    "ScaleDrift",
     "ScaleNotAllowed",
     "SchedulerNeeded",
     "SchemeNeedsGraph",
+    "SettingsInvalid",
     "StateNotMoved",
     "TiedRoles",
     "TrainableGains",
@@ -126,6 +148,7 @@ __all__ = [
     "UnknownRecipe",
     "UnknownValue",
     "UnsafeCheckpoint",
+    "ValueNotFinite",
     "WrongFactor",
     "all_diagnostics",
     "warn_of_losses",
@@ -141,6 +164,7 @@ _STAGES: tuple[ModuleType, ...] = (
     verifying,
     files,
     schemes,
+    checking,
 )
 
 

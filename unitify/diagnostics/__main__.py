@@ -8,9 +8,9 @@ from unitify.diagnostics import all_diagnostics
 
 
 def page() -> str:
-    """The text of ``docs/diagnostics.md``."""
+    """The text of ``docs/codes.md``."""
     parts = [
-        "# Diagnostics\n",
+        "# Codes\n",
         "Written by `make docs` from the docstrings in `unitify/diagnostics/`; "
         "`unitify explain CODE` prints one of them.\n",
     ]

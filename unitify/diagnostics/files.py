@@ -112,3 +112,18 @@ class FolderDamaged(Diagnostic):
     fix: ClassVar[str] = "Convert the checkpoint again"
     path: str
     problem: str
+
+
+@dataclass(frozen=True)
+class BaselineUnreadable(Diagnostic):
+    """The baseline of known findings cannot be read.
+
+    Example: ``unitify-baseline.json`` with the markers of an unresolved merge in it.
+    Fix: mend it, or write it anew with ``unitify check TARGET --update-baseline``.
+    """
+
+    code: ClassVar[str] = "U608"
+    why: ClassVar[str] = "{path} is no baseline: {problem}"
+    fix: ClassVar[str] = "Mend it, or write it anew with --update-baseline"
+    path: str
+    problem: str

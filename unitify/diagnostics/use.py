@@ -175,3 +175,17 @@ class NothingTransformed(Diagnostic):
     why: ClassVar[str] = "{module} holds no transformed module"
     fix: ClassVar[str] = "Pass the result of unitify.transform, or a module that holds it"
     module: str
+
+
+@dataclass(frozen=True)
+class SettingsInvalid(Diagnostic):
+    """``[tool.unitify.check]`` has a key that there is not, or a value that its key cannot have.
+
+    Example: ``flush = 0.1`` in place of ``flushed = 0.1``.
+    Fix: use the keys that docs/check.md lists.
+    """
+
+    code: ClassVar[str] = "U011"
+    why: ClassVar[str] = "these are no settings of unitify check: {problem}"
+    fix: ClassVar[str] = "Use the keys that docs/check.md lists"
+    problem: str

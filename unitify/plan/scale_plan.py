@@ -153,7 +153,7 @@ class _Planner:
         #: log2 of the typical RMS. Values are near one; gradients all shrink with the loss's mean.
         self.typical = {
             "forward": 0,
-            "backward": _median_log(e.backward for e in estimates.values()),
+            "backward": _within(_median_log(e.backward for e in estimates.values())),
         }
 
     # Forward: operands are known, so the scale at which a result arrives is too.
@@ -215,7 +215,7 @@ class _Planner:
     def _nearest(self, node: fx.Node, direction: str, arrivals: list[int]) -> int:
         middle = self.typical[direction]
         chosen = _nearest(self._log_rms(node, direction), arrivals)
-        return min(max(chosen, middle - _LIMIT), middle + _LIMIT)
+        return _within(chosen, middle)
 
     def _log_rms(self, node: fx.Node, direction: str) -> float | None:
         made = self.capture.reparametrisation
@@ -277,6 +277,15 @@ def _nearest(log_rms: float | None, arrivals: list[int]) -> int:
         counts = Counter(within)
         return max(counts, key=lambda a: (counts[a], -abs(log_rms - a)))
     return round(log_rms)
+
+
+def _within(exponent: int, middle: int = 0) -> int:
+    """``exponent``, or the nearest one that is no more than the limit from ``middle``.
+
+    The typical gradient is bounded, too: at an input, where gradients are true, a factor is as far
+    from one as the gradient's scale.
+    """
+    return min(max(exponent, middle - _LIMIT), middle + _LIMIT)
 
 
 def _median_log(values: Iterable[float | None]) -> int:

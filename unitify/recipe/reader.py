@@ -53,18 +53,29 @@ def configured_recipe(folder: Path) -> Recipe | None:
     return _from_file(path) if path.is_file() else None
 
 
+def own_table(path: Path) -> Mapping[str, Any]:
+    """``[tool.unitify]`` of a ``pyproject.toml``: ``recipe``, and ``check`` for ``unitify check``.
+
+    Raises ``UnitifyError`` (U402) for a file that cannot be read and for any other key.
+    """
+    own = _read(path).get("tool", {}).get("unitify", {})
+    if not isinstance(own, Mapping) or own.keys() - {"recipe", "check"}:
+        unknown = ", ".join(sorted(own)) if isinstance(own, Mapping) else own
+        raise _invalid(str(path), f"[tool.unitify] holds {unknown}; its keys are recipe and check")
+    return own
+
+
 def _from_file(path: Path) -> Recipe | None:
+    if path.name != "pyproject.toml":
+        return _from_table(_read(path), str(path))
+    return read_recipe(own_table(path).get("recipe"))
+
+
+def _read(path: Path) -> Any:
     try:
-        document: Any = tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise _invalid(str(path), f"it cannot be read ({error})") from None
-    if path.name != "pyproject.toml":
-        return _from_table(document, str(path))
-    own = document.get("tool", {}).get("unitify", {})
-    if not isinstance(own, Mapping) or own.keys() - {"recipe"}:
-        unknown = ", ".join(sorted(own)) if isinstance(own, Mapping) else own
-        raise _invalid(str(path), f"[tool.unitify] holds {unknown}; its one key is recipe")
-    return read_recipe(own.get("recipe"))
 
 
 def _from_table(table: Mapping[str, Any], where: str, name: str | None = None) -> Recipe:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import fx
 
 from unitify.capture.whole import Capture
@@ -161,18 +162,24 @@ def unit_share(estimates: Estimates, plan: ScalePlan, direction: str) -> Share:
 
 def without_rule(capture: Capture, rules: RuleTable) -> tuple[NoRule, ...]:
     """Operations on floating values that have no rule, the most frequent first."""
-    counts = Counter(
-        operation_name(node)
-        for node in capture.graph.nodes
-        if node.op == "call_function"
-        and not _takes_apart(node)
-        and any(is_scalable(n) or holds_tensors(n) for n in (node, *node.all_input_nodes))
-        and operation_name(node) not in rules
-    )
+    counts = Counter(operation_name(node) for node in nodes_without_rule(capture, rules))
     return tuple(
         NoRule(where=type(capture.model).__name__, operation=operation, count=count)
         for operation, count in counts.most_common()
     )
+
+
+def nodes_without_rule(capture: Capture, rules: RuleTable) -> list[fx.Node]:
+    """The calls of operations on floating values that have no rule, in the graph's order."""
+    return [
+        node
+        for node in capture.graph.nodes
+        if node.op == "call_function"
+        and not _takes_apart(node)
+        and not isinstance(node.meta.get("val"), int | float | torch.SymInt)
+        and any(is_scalable(n) or holds_tensors(n) for n in (node, *node.all_input_nodes))
+        and operation_name(node) not in rules
+    ]
 
 
 def _takes_apart(node: fx.Node) -> bool:

@@ -1,0 +1,93 @@
+"""``unitify-baseline.json``: findings that are known, so that CI fails on new or worse ones alone.
+
+A file that is committed: sorted, without times, one line a finding, so that two branches merge. A
+finding is known by code, name and direction; its figure, log2 and rounded, says how bad it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from unitify.check.finding import Finding
+from unitify.check.outcome import Outcome
+from unitify.diagnostics import BaselineUnreadable, NotWritten, UnitifyError
+
+VERSION = 1
+#: A finding is worse where its level exceeds the rounded one of the baseline by more than this.
+WORSE = 1.0
+
+#: Key of a finding → its rounded level; None where it has none.
+Baseline = Mapping[tuple[str, str, str], int | None]
+
+
+def read_baseline(path: Path) -> Baseline:
+    """The known findings in ``path``; none where there is no such file.
+
+    Raises ``UnitifyError`` (U608) for a file that is no baseline.
+    """
+    if not path.exists():
+        return {}
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        if document["version"] != VERSION:
+            raise ValueError(f"its version is {document['version']!r}, not {VERSION}")
+        return {_key(row): _level(row[3]) for row in document["findings"]}
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        problem = " ".join(str(error).split()) or type(error).__name__
+        raise UnitifyError(BaselineUnreadable(path=str(path), problem=problem)) from None
+
+
+def write_baseline(path: Path, outcome: Outcome) -> int:
+    """Make everything in ``outcome`` known. Returns how many findings that are.
+
+    Raises ``UnitifyError`` (U606) where the file cannot be written.
+    """
+    rows = sorted(
+        [*finding.key, None if finding.level is None else round(finding.level)]
+        for finding in (*outcome.findings, *outcome.known)
+    )
+    lines = ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}" for row in rows)
+    inner = f"\n{lines}\n " if rows else ""
+    text = f'{{\n "version": {VERSION},\n "findings": [{inner}]\n}}\n'
+    try:
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        problem = error.strerror or str(error)
+        raise UnitifyError(NotWritten(path=str(path), problem=problem)) from None
+    return len(rows)
+
+
+def against(outcome: Outcome, baseline: Baseline) -> Outcome:
+    """``outcome`` with known findings apart from new and worse ones, and what is stale."""
+    known = tuple(f for f in outcome.findings if _is_known(f, baseline))
+    keys = {finding.key for finding in outcome.findings}
+    return dataclasses.replace(
+        outcome,
+        findings=tuple(f for f in outcome.findings if not _is_known(f, baseline)),
+        known=known,
+        stale=tuple(sorted(key for key in baseline if key not in keys)),
+    )
+
+
+def _is_known(finding: Finding, baseline: Baseline) -> bool:
+    if finding.key not in baseline:
+        return False
+    level = baseline[finding.key]
+    return level is None or finding.level is None or finding.level - level <= WORSE
+
+
+def _key(row: Any) -> tuple[str, str, str]:
+    code, name, direction, _level = row
+    if not all(isinstance(text, str) for text in (code, name, direction)):
+        raise ValueError(f"{row!r} is not [code, name, direction, level]")
+    return code, name, direction
+
+
+def _level(value: Any) -> int | None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise ValueError(f"the level {value!r} is not a whole number")
+    return value

@@ -1,0 +1,163 @@
+"""``check``: a subject and settings to an ``Outcome``.
+
+    judge ─► predict ─► measure ─► find ─► select
+
+Estimates are always predicted, which gives each figure its derivation; what is measured is judged
+in their place.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from unitify.analysis.analyse import analyse
+from unitify.capture.inputs import as_inputs
+from unitify.check.figures import CastTally
+from unitify.check.finding import Finding, worst_first
+from unitify.check.judged import Judged, judged
+from unitify.check.left_out import left_out
+from unitify.check.outcome import Case, Outcome
+from unitify.check.piece_findings import PieceChecker
+from unitify.check.places import Places
+from unitify.check.plan_faults import Comparison
+from unitify.check.settings import Settings
+from unitify.check.subject import Piece, Subject
+from unitify.drift.measuring import measure_running
+from unitify.measure import measure_into
+from unitify.operations.laws import is_scalable
+from unitify.operations.rule_table import RuleTable
+
+#: Findings about the scale of a tensor, the plainest first: what is flushed or clipped says more
+#: than that digits are lost. Of one tensor one of them is reported.
+_OF_SCALE = ("U803", "U804", "U802")
+
+
+def check(
+    subject: Subject,
+    settings: Settings,
+    rules: RuleTable,
+    places: Places,
+    *,
+    target: str = "",
+    is_measured: bool = False,
+    batches: Iterable[Any] = (),
+    comparison: Comparison | None = None,
+) -> Outcome:
+    """Everything that is wrong with ``subject``, worst first.
+
+    ``is_measured``: judge what is measured on ``batches``, or on the example inputs of the captures
+    where there are none; else what is predicted. ``comparison``: plans to compare with.
+
+    Raises ``UnitifyError`` (U104) for batches unlike the example.
+    """
+    clock = _Clock()
+    scoped = {
+        name: judged(piece, subject.recipe, rules, settings.scope)
+        for name, piece in subject.pieces.items()
+    }
+    clock.done("judge")
+    analyses = {name: analyse(piece.capture, rules) for name, piece in subject.pieces.items()}
+    clock.done("predict")
+    tallies: Mapping[str, CastTally] = {}
+    if is_measured:
+        tallies = _measured(subject, scoped, list(batches))
+        clock.done("measure")
+    found: list[Finding] = list(left_out(subject.diagnostics, places))
+    cases: list[Case] = []
+    for name, piece in subject.pieces.items():
+        checker = PieceChecker(
+            piece, scoped[name], analyses[name], tallies.get(name), settings, rules, places
+        )
+        found += checker.findings(comparison or Comparison())
+        cases += checker.cases()
+    selected = [f for f in found if settings.reports(f.code, f.names)]
+    clock.done("find")
+    return Outcome(
+        target=target,
+        findings=tuple(worst_first(_one_of_scale(selected))),
+        cases=tuple(dict.fromkeys(cases)),
+        judged_by=_in_words(subject, settings),
+        figures="measured" if is_measured else "predicted",
+        notes=tuple(_notes(subject, settings, found, cases)),
+        seconds=clock.seconds,
+    )
+
+
+def _measured(
+    subject: Subject, scoped: Mapping[str, list[Judged]], batches: list[Any]
+) -> dict[str, CastTally]:
+    tallies = {name: CastTally(scoped[name]) for name in subject.pieces}
+    if subject.module is None or not batches:
+        for name, piece in subject.pieces.items():
+            flat = [piece.capture.flat_inputs(*as_inputs(batch)) for batch in batches]
+            measure_into(tallies[name], piece.capture, flat or None)
+        return tallies
+    parts = [subject.module.parts[name] for name in subject.pieces]
+    captures = [piece.capture for piece in subject.pieces.values()]
+    measure_running(subject.module, parts, captures, list(tallies.values()), batches)
+    return tallies
+
+
+def _one_of_scale(findings: list[Finding]) -> list[Finding]:
+    """One finding about the scale of a tensor, the plainest and worst; of others every one."""
+    chosen: dict[tuple[str, ...], Finding] = {}
+
+    def rank(finding: Finding) -> tuple[int, float]:
+        place = _OF_SCALE.index(finding.code) if finding.code in _OF_SCALE else 0
+        return place, -(finding.level or 0.0)
+
+    for finding in sorted(findings, key=rank):
+        kind = "scale" if finding.code in _OF_SCALE else finding.code
+        chosen.setdefault((kind, *finding.key[1:]), finding)
+    return list(chosen.values())
+
+
+def _in_words(subject: Subject, settings: Settings) -> str:
+    if settings.format == "unit":
+        low, high = settings.limits.band
+        return f"RMS within {low:g} to {high:g}"
+    if settings.format:
+        return f"all stored tensors in {settings.format}"
+    recipe = subject.recipe
+    formats = f"{recipe.forward.name}/{recipe.backward.name}"
+    others = ", all others by their RMS" if settings.values == "stored" else ""
+    return f"what the recipe {recipe.name} casts in {formats}{others}"
+
+
+def _notes(
+    subject: Subject, settings: Settings, found: list[Finding], cases: list[Case]
+) -> Iterator[str]:
+    if subject.recipe.scaling == "amax" and not settings.format:
+        yield "casts of this recipe find their own factor at run time and are not judged"
+    if len(subject.pieces) > 1:
+        yield "captured in parts: predicted gradients start at one at the outputs of each part"
+    if not any(_has_loss(piece) for piece in subject.pieces.values()):
+        yield "no output is a loss: gradients start at one in every element of the outputs"
+    names = {name for finding in found for name in finding.names}
+    names |= {name for case in cases for name in (case.name, case.module)}
+    for pattern in settings.unmatched(names):
+        yield f"the pattern {pattern!r} matches nothing"
+
+
+def _has_loss(piece: Piece) -> bool:
+    """Is there a single number among the outputs, where gradients start?"""
+    (output,) = (node for node in piece.capture.graph.nodes if node.op == "output")
+    held = [node.meta.get("val") for node in output.all_input_nodes if is_scalable(node)]
+    return any(isinstance(value, Tensor) and not value.dim() for value in held)
+
+
+class _Clock:
+    """Seconds of every step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def done(self, step: str) -> None:
+        now = time.perf_counter()
+        self.seconds[step] = now - self.last
+        self.last = now

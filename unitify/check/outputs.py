@@ -1,0 +1,109 @@
+"""Where an outcome is written, and as what.
+
+``--output-format FORMAT[=FILE]``, as often as wanted; ``--output-file`` is where the one format
+without a file of its own goes. What has no file goes to stdout, annotations to stderr.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from unitify.check.github import as_github
+from unitify.check.markdown import as_markdown
+from unitify.check.outcome import Outcome
+from unitify.check.sarif import as_sarif
+from unitify.check.text import as_text
+from unitify.diagnostics import NotWritten, UnitifyError, UnknownOption
+
+FORMATS = ("text", "json", "sarif", "github", "junit", "markdown")
+
+
+@dataclass(frozen=True)
+class Output:
+    """One format, and the file that it goes to; None for stdout (annotations: stderr)."""
+
+    format: str
+    path: Path | None = None
+
+
+def read_outputs(given: Iterable[str], file: Path | None = None) -> tuple[Output, ...]:
+    """What ``--output-format`` and ``--output-file`` say; text to stdout where they say nothing.
+
+    Raises ``UnitifyError`` (U001) for an unknown format, and where two would share one place.
+    """
+    outputs = []
+    for text in given or ("text",):
+        name, equals, path = text.partition("=")
+        if name not in FORMATS or (equals and not path):
+            raise _unknown("--output-format", text, ", ".join(FORMATS))
+        outputs.append(Output(name, Path(path) if path else None))
+    open_ended = [o for o in outputs if o.path is None]
+    if file is not None:
+        if len(open_ended) != 1:
+            choices = "one format without a file of its own (others as FORMAT=FILE)"
+            raise _unknown("--output-file", str(file), choices)
+        outputs = [Output(o.format, file) if o.path is None else o for o in outputs]
+    places = [o.path or ("stderr" if o.format == "github" else "stdout") for o in outputs]
+    for place in places:
+        if places.count(place) > 1:
+            raise _unknown("--output-format", str(place), "a file for each: FORMAT=FILE")
+    return tuple(outputs)
+
+
+def write_outputs(outcome: Outcome, outputs: Iterable[Output]) -> None:
+    """Write ``outcome`` in every format asked for.
+
+    Raises ``UnitifyError`` (U606) for a file that cannot be written.
+    """
+    for output in outputs:
+        if output.path is not None:
+            _write(output.path, _rendered(outcome, output.format))
+        elif output.format == "text":
+            Console().print(as_text(outcome), highlight=False, soft_wrap=True)
+        elif output.format == "github":
+            sys.stderr.write(_rendered(outcome, "github"))
+        else:
+            sys.stdout.write(_rendered(outcome, output.format))
+        if output.format == "github" and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
+            _write(Path(summary), as_markdown(outcome), appended=True)
+
+
+def _rendered(outcome: Outcome, format: str) -> str:
+    if format == "json":
+        return json.dumps(outcome.as_json(), indent=1, allow_nan=False) + "\n"
+    if format == "sarif":
+        return json.dumps(as_sarif(outcome), indent=1, allow_nan=False) + "\n"
+    if format == "github":
+        text = as_github(outcome)
+        return f"{text}\n" if text else ""
+    if format == "junit":
+        from unitify.check.junit import as_junit  # its library is loaded where it is asked for
+
+        return as_junit(outcome)
+    if format == "markdown":
+        return as_markdown(outcome)
+    written = io.StringIO()
+    Console(file=written, no_color=True).print(as_text(outcome), highlight=False, soft_wrap=True)
+    return written.getvalue()
+
+
+def _write(path: Path, text: str, appended: bool = False) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a" if appended else "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        problem = error.strerror or str(error)
+        raise UnitifyError(NotWritten(path=str(path), problem=problem)) from None
+
+
+def _unknown(option: str, value: str, choices: str) -> UnitifyError:
+    return UnitifyError(UnknownOption(option=option, value=value, choices=choices))

@@ -1,0 +1,183 @@
+"""Everything that is wrong in one graph: its figures become findings with a place and a cause."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from torch import fx
+
+from unitify.analysis.analyse import Analysis
+from unitify.capture.islands import path_of
+from unitify.capture.source import Frame, module_of
+from unitify.check.causes import Key, causes
+from unitify.check.figures import CastTally, Figure, predicted
+from unitify.check.finding import Finding
+from unitify.check.judged import Judged
+from unitify.check.lost_gradients import lost_gradients
+from unitify.check.naming import joined, stable_names
+from unitify.check.outcome import Case
+from unitify.check.places import Places
+from unitify.check.plan_faults import Comparison, differing, drifted
+from unitify.check.scale_faults import Fault, faults
+from unitify.check.settings import Settings
+from unitify.check.subject import Piece
+from unitify.diagnostics import Diagnostic, GradientStops, NoRule
+from unitify.estimates import Estimates
+from unitify.explain import formula_texts, step_text
+from unitify.operations.rule_table import RuleTable
+from unitify.operations.schema import operation_name
+from unitify.plan.scale_plan import plan
+from unitify.report.report import nodes_without_rule
+
+DIRECTIONS = ("forward", "backward")
+
+
+class PieceChecker:
+    """One piece, with everything that is known of it. ``tally``: where it was measured."""
+
+    def __init__(
+        self,
+        piece: Piece,
+        scoped: list[Judged],
+        analysis: Analysis,
+        tally: CastTally | None,
+        settings: Settings,
+        rules: RuleTable,
+        places: Places,
+    ) -> None:
+        self.piece, self.scoped, self.analysis, self.tally = piece, scoped, analysis, tally
+        self.settings, self.rules, self.places = settings, rules, places
+        self.names = stable_names(piece.name, piece.capture)
+        self.nodes = {node.name: node for node in piece.capture.graph.nodes}
+        self.estimates: Estimates = (
+            analysis.estimates if tally is None else tally.estimates(piece.capture)
+        )
+
+    def cases(self) -> Iterator[Case]:
+        """Every tensor that was judged."""
+        for one in self.scoped:
+            yield Case(self.names[one.node.name], self._module(one.node), one.direction)
+
+    def findings(self, comparison: Comparison) -> Iterator[Finding]:
+        """What is wrong, in no order."""
+        yield from self._of_scale()
+        yield from self._of_gradients()
+        for node in nodes_without_rule(self.piece.capture, self.rules):
+            no_rule = NoRule(operation=operation_name(node), count=1)
+            yield self._finding(node, "", no_rule, "note")
+        yield from self._of_plans(comparison)
+
+    # -- scale ----------------------------------------------------------------------------
+
+    def _of_scale(self) -> Iterator[Finding]:
+        found: list[Fault] = []
+        for one in (*self.scoped, *self._infinite_numbers()):
+            limits = self.settings.limits_for(self._names(one.node))
+            found += faults(one, self._figure(one), limits)
+        outside: dict[Key, float] = {}
+        for fault in found:
+            outside.setdefault(fault.judged.key, fault.octaves)
+        fine = {one.key for one in self.scoped} - outside.keys()
+        starts = causes(self.piece.capture.graph, outside, fine)
+        for fault in found:
+            judged = fault.judged
+            finding = replace(
+                self._finding(judged.node, judged.direction, fault.diagnostic, fault.severity),
+                level=fault.level,
+                derivation=tuple(self._derivation(judged)),
+            )
+            name, direction = starts[judged.key]
+            if (name, direction) != judged.key:
+                place = self._place(self.nodes[name], DIRECTIONS[direction])
+                finding = replace(finding, cause=self.names[name], cause_place=place)
+            yield finding
+
+    def _infinite_numbers(self) -> Iterator[Judged]:
+        """A loss that is not finite: of a single number only the gradient is judged otherwise."""
+        if self.tally is None or not self.tally.non_finite:
+            return
+        known = {one.key for one in self.scoped}
+        for name, direction in self.tally.non_finite:
+            if (name, direction) not in known and (name, 1) in known:
+                yield Judged(self.nodes[name], DIRECTIONS[direction], 0, None, False)
+
+    def _figure(self, one: Judged) -> Figure:
+        if self.tally is None:
+            return predicted(one, self.estimates)
+        return self.tally.figure(one, self.estimates)
+
+    def _derivation(self, one: Judged) -> Iterator[str]:
+        name = one.node.name
+        if one.exponent:
+            yield f"{one.because}, divided by 2^{one.exponent}"
+        else:
+            yield one.because
+        if self.tally is not None:
+            rms = getattr(self.estimates[name], one.direction)
+            yield f"measured rms {rms:.4g}; predicted:"
+        if one.direction == "forward":
+            if name in self.analysis.forward:
+                yield step_text(name, self.analysis.forward[name])
+            yield from formula_texts(self.rules.get(operation_name(one.node)), one.node)
+        else:
+            for step in self.analysis.backward.get(name, ()):
+                yield step_text("gradient", step)
+
+    # -- gradients and plans --------------------------------------------------------------
+
+    def _of_gradients(self) -> Iterator[Finding]:
+        capture, estimates = self.piece.capture, self.analysis.estimates
+        for node, parameters in lost_gradients(capture, estimates, self.rules).items():
+            first = joined(path_of(self.piece.name), parameters[0])
+            more = f" and {len(parameters) - 1} more" if len(parameters) > 1 else ""
+            operation = operation_name(node)
+            stops = GradientStops(operation=operation, parameters=first + more)
+            finding = self._finding(node, "backward", stops, "error")
+            yield replace(finding, place=self._place(node, "forward"))
+
+    def _of_plans(self, comparison: Comparison) -> Iterator[Finding]:
+        piece = self.piece
+        if comparison.drift:
+            for node, direction, found, level in drifted(piece, self.estimates, self.rules):
+                if level > self.settings.limits_for(self._names(node)).drift:
+                    finding = self._finding(node, direction, found, "warning")
+                    yield replace(finding, level=level)
+        if comparison.committed is not None:
+            planned = plan(piece.capture, self.estimates, self.rules)
+            committed = comparison.of_part(piece.name)
+            for node, direction, differs in differing(piece, planned, committed, comparison.path):
+                yield self._finding(node, direction, differs, "error")
+
+    # -- all ------------------------------------------------------------------------------
+
+    def _finding(
+        self, node: fx.Node, direction: str, diagnostic: Diagnostic, severity: str
+    ) -> Finding:
+        return Finding(
+            diagnostic=diagnostic,
+            name=self.names[node.name],
+            module=self._module(node),
+            place=self._place(node, direction),
+            direction=direction,
+            value=node.name,
+            severity=severity,
+        )
+
+    def _place(self, node: fx.Node, direction: str) -> Frame:
+        if direction != "backward":
+            return self.places.of_node(self.piece.name, node)
+        steps = self.analysis.backward.get(node.name, ())
+        largest = max(steps, key=lambda step: step.rms, default=None)
+        makers = list(largest.inputs) if largest is not None else []
+        consumer = self.nodes.get(makers[0]) if makers else None
+        return self.places.of_gradient(self.piece.name, node, consumer)
+
+    def _module(self, node: fx.Node) -> str:
+        path = module_of(node)[0]
+        if node.op == "get_attr":
+            path = str(node.target).rpartition(".")[0]
+        return joined(path_of(self.piece.name), path)
+
+    def _names(self, node: fx.Node) -> tuple[str, ...]:
+        return self.names[node.name], self._module(node), node.name

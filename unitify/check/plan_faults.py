@@ -1,0 +1,101 @@
+"""Findings about plans: scales that have drifted, and a plan unlike the committed one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import fx
+
+from unitify.check.subject import Piece
+from unitify.diagnostics import Diagnostic, PlanDiffers, PlanMismatch, ScaleDrift, UnitifyError
+from unitify.estimates import Estimates, Rms
+from unitify.module.assembly import value_name
+from unitify.operations.extremes import extreme_values
+from unitify.operations.rule_table import RuleTable
+from unitify.plan.scale_plan import Scale, ScalePlan, is_fixed
+
+DIRECTIONS = ("forward", "backward")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Plans to compare with. ``drift``: judge the scales of the subject's own plan.
+
+    ``committed``: a plan that one made now is to equal, and the ``path`` that it came from.
+    """
+
+    drift: bool = False
+    committed: ScalePlan | None = None
+    path: str = ""
+
+    def of_part(self, part: str) -> dict[str, Scale]:
+        """The committed scales of one part, by the names of its own graph."""
+        values = self.committed.values if self.committed is not None else {}
+        prefix = value_name(part, "")
+        return {
+            name.removeprefix(prefix): scale
+            for name, scale in values.items()
+            if name.startswith(prefix)
+        }
+
+
+def read_plan(path: Path) -> ScalePlan:
+    """A plan from a ``plan.json``, of a converted folder or as ``ScalePlan.dumps`` gives it.
+
+    Raises ``UnitifyError`` (U301).
+    """
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UnitifyError(PlanMismatch(problem=f"{path} cannot be read ({error})")) from None
+    return ScalePlan.from_json(document)
+
+
+def drifted(
+    piece: Piece, estimates: Estimates, rules: RuleTable
+) -> Iterator[tuple[fx.Node, str, Diagnostic, float]]:
+    """Every tensor with its octaves from the scale of the piece's plan, as a diagnostic.
+
+    What has to stay true (inputs, buffers) and what carries masking constants has no scale to
+    drift from.
+    """
+    extreme = extreme_values(
+        piece.capture.graph, rules, piece.capture.example, piece.capture.attribute
+    )
+    for node in piece.capture.graph.nodes:
+        scale = piece.plan.values.get(node.name)
+        if scale is None or node in extreme or is_fixed(piece.capture, node):
+            continue
+        for direction, exponent in zip(DIRECTIONS, scale.exponents, strict=True):
+            rms = getattr(estimates.get(node.name, Rms()), direction)
+            if rms and math.isfinite(rms):
+                octaves = math.log2(rms) - exponent
+                tensor = _tensor(direction)
+                power = f"2^{exponent}"
+                found = ScaleDrift(tensor=tensor, rms=rms, octaves=octaves, scale=power)
+                yield node, direction, found, abs(octaves)
+
+
+def differing(
+    piece: Piece, planned: ScalePlan, committed: Mapping[str, Scale], path: str
+) -> Iterator[tuple[fx.Node, str, Diagnostic]]:
+    """Every tensor of a piece that ``planned`` gives another scale than the ``committed`` plan."""
+    for node in piece.capture.graph.nodes:
+        scale = planned.values.get(node.name)
+        if scale is None:
+            continue
+        held = committed.get(node.name)
+        for place, direction in enumerate(DIRECTIONS):
+            text = "none" if held is None else f"2^{held.exponents[place]}"
+            own = f"2^{scale.exponents[place]}"
+            if own != text:
+                found = PlanDiffers(tensor=_tensor(direction), scale=own, committed=text, path=path)
+                yield node, direction, found
+
+
+def _tensor(direction: str) -> str:
+    return "gradient" if direction == "backward" else "value"

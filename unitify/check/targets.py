@@ -1,0 +1,80 @@
+"""What ``unitify check`` is pointed at: a factory, a Hugging Face folder or a converted one."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from unitify.capture.inputs import as_inputs
+from unitify.capture.source import Frame
+from unitify.checkpoint.folder import PLAN, load
+from unitify.checkpoint.pretrained import read_pretrained
+from unitify.checkpoint.targets import build_model, import_target, input_batches
+from unitify.diagnostics import CheckpointUnreadable, UnitifyError
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model that is there, and how it is called.
+
+    ``entry``: the line that names it. ``batches``: inputs of calls, the first of them the example;
+    none where none were given, and the model's own way of being called has to be inferred.
+    ``scales``: what the plan of a converted folder was made from, "" elsewhere.
+    """
+
+    model: nn.Module
+    batches: tuple[Any, ...]
+    entry: Frame | None = None
+    scales: str = ""
+
+
+def read_target(
+    target: str,
+    *,
+    model: str | None = None,
+    inputs: str | None = None,
+    rules: Iterable[Any] = (),
+) -> Target:
+    """Build what ``target`` names.
+
+    ``model``: the factory of a converted folder that names none. ``inputs``: a function that
+    returns example inputs, as for ``unitify convert``.
+
+    Raises ``UnitifyError``: U002 without inputs, U6xx for what cannot be read.
+    """
+    batches = tuple(input_batches(inputs)) if inputs is not None else ()
+    path = Path(target)
+    if (path / PLAN).is_file():
+        built = build_model(model) if model is not None else None
+        args, kwargs = as_inputs(batches[0]) if batches else ((), None)
+        loaded = load(path, built, args, kwargs, rules=rules)
+        return Target(loaded, batches, Frame(str(path / PLAN), 1), _scales(path))
+    if path.is_dir():
+        return Target(read_pretrained(path), batches, Frame(str(path / "config.json"), 1))
+    if ":" not in target:
+        problem = "there is no such folder; a factory is written package.module:name"
+        raise UnitifyError(CheckpointUnreadable(path=target, problem=problem))
+    return Target(build_model(target), batches, _definition(target))
+
+
+def _definition(target: str) -> Frame | None:
+    """The line where the factory is defined."""
+    function: Any = inspect.unwrap(import_target(target))
+    code = getattr(function, "__code__", None)
+    if code is not None:
+        return Frame(code.co_filename, code.co_firstlineno)
+    try:
+        return Frame(inspect.getsourcefile(function) or "", inspect.getsourcelines(function)[1])
+    except (TypeError, OSError):
+        return None
+
+
+def _scales(path: Path) -> str:
+    document = json.loads((path / PLAN).read_text("utf-8"))
+    return str(document.get("source", {}).get("scales", ""))

@@ -1,0 +1,69 @@
+"""The output format "text": for people at a terminal.
+
+Findings are grouped by the line that makes them; what merely follows from another finding is
+counted there, and listed in full by every other format.
+"""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from unitify.check.finding import Finding, by_line
+from unitify.check.outcome import Outcome
+
+_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
+#: Names of one group that are written out.
+_SHOWN = 3
+
+
+def as_text(outcome: Outcome) -> RenderableType:
+    """Everything that was found, the worst first, and a last line that sums it up."""
+    lines: list[Text] = []
+    followers: dict[tuple[str, str], int] = {}
+    for finding in outcome.findings:
+        if finding.cause and finding.cause_place is not None:
+            place = str(finding.cause_place), finding.cause
+            followers[place] = followers.get(place, 0) + 1
+    for group in by_line(f for f in outcome.findings if not f.cause):
+        lines += _block(group, followers)
+    orphans = sum(followers.values())
+    if orphans:
+        lines.append(Text(f"{orphans} more follow from findings that are not shown"))
+    lines += [Text(f"note: {note}", style="dim") for note in outcome.notes]
+    for code, name, direction in outcome.stale:
+        tensor = f" ({direction})" if direction else ""
+        lines.append(Text(f"stale in the baseline: {code} {name}{tensor}", style="dim"))
+    return Group(*lines, summary(outcome))
+
+
+def summary(outcome: Outcome) -> Text:
+    """One line: how much was found, of how many tensors, judged by what."""
+    judged = f"{len(outcome.cases):,} tensors of {outcome.target} {outcome.figures}"
+    known = f", {len(outcome.known):,} known" if outcome.known else ""
+    if outcome.is_clean:
+        return Text(f"clean: {judged}{known}; judged: {outcome.judged_by}", style="green")
+    counts = ", ".join(f"{code} × {count}" for code, count in outcome.counts.items())
+    found = f"{len(outcome.findings):,} findings ({counts}){known}"
+    return Text(f"{found} in {judged}; judged: {outcome.judged_by}", style="bold")
+
+
+def _block(group: list[Finding], followers: dict[tuple[str, str], int]) -> list[Text]:
+    first = group[0]
+    head = Text()
+    head.append(str(first.place) if first.place.file else "(no file)", style="bold")
+    head.append(f": {first.code} ", style=_STYLES[first.severity])
+    head.append(f"[{first.severity}] {first.message}")
+    lines = [head]
+    if first.place.text:
+        lines.append(Text(f"    | {first.place.text}", style="cyan"))
+    lines += [Text(f"    {line}", style="dim") for line in first.derivation[:4]]
+    others = [f.name for f in group[1:]]
+    if others:
+        more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+        lines.append(Text(f"    also {', '.join(others[:_SHOWN])}{more}"))
+    following = sum(followers.pop((str(f.place), f.name), 0) for f in group)
+    if following:
+        lines.append(Text(f"    {following} more findings follow from this"))
+    lines.append(Text(f"    fix: {first.fix}"))
+    return lines

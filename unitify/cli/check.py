@@ -1,0 +1,177 @@
+"""``unitify check``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unitify.capture.inputs import as_inputs
+from unitify.capture.source import Repository
+from unitify.check.baseline import against, read_baseline, write_baseline
+from unitify.check.checking import check as check_subject
+from unitify.check.outcome import Outcome
+from unitify.check.outputs import FORMATS, read_outputs, write_outputs
+from unitify.check.places import Places
+from unitify.check.plan_faults import Comparison, read_plan
+from unitify.check.settings import Settings, read_settings
+from unitify.check.subject import subject_of
+from unitify.check.targets import Target, read_target
+from unitify.cli.application import app
+from unitify.cli.options import Factory, InputsFunction, RuleFiles
+from unitify.cli.terminal import reported
+from unitify.operations.rule_table import load_rules
+from unitify.recipe.reader import configured_recipe, read_recipe
+from unitify.recipe.recipe import FP8, Recipe
+from unitify.transform import transform
+
+#: Exit statuses; 2, for usage and errors, is that of every command.
+CLEAN, FOUND = 0, 1
+
+Texts = list[str]
+
+
+def _option(*names: str, metavar: str, help: str) -> Any:
+    return typer.Option(*names, metavar=metavar, help=help)
+
+
+@app.command()
+def check(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET",
+            help="pkg.module:factory, a Hugging Face folder, or a converted folder.",
+        ),
+    ],
+    model: Factory = None,
+    inputs: InputsFunction = None,
+    measured: Annotated[
+        bool, typer.Option("--measured", help="Judge what is measured on the inputs.")
+    ] = False,
+    transformed: Annotated[
+        bool, typer.Option("--transformed", help="Transform the model first, and check the result.")
+    ] = False,
+    scales: Annotated[
+        str,
+        _option(metavar="analysis|measured", help="Where --transformed takes its scales from."),
+    ] = "analysis",
+    recipe: Annotated[
+        str | None,
+        _option(metavar="RECIPE", help="What is cast: that of [tool.unitify], else fp8."),
+    ] = None,
+    format: Annotated[
+        str | None,
+        _option(
+            metavar="F[/B]",
+            help="Judge every stored tensor so: e4m3, e4m3/e5m2, or unit for unit RMS.",
+        ),
+    ] = None,
+    values: Annotated[
+        str | None,
+        _option(metavar="stored|cast", help="All stored tensors, or those alone that are cast."),
+    ] = None,
+    plan: Annotated[
+        Path | None,
+        _option(metavar="FILE", help="A committed plan.json, which a plan made now has to equal."),
+    ] = None,
+    select: Annotated[
+        Texts, _option(metavar="CODE|PATTERN", help="Report these alone; repeatable.")
+    ] = [],  # noqa: B006  (typer copies it)
+    ignore: Annotated[
+        Texts, _option(metavar="CODE|PATTERN", help="Do not report these; repeatable.")
+    ] = [],  # noqa: B006
+    baseline: Annotated[
+        str | None, _option(metavar="FILE", help="Known findings [unitify-baseline.json].")
+    ] = None,
+    update_baseline: Annotated[
+        bool, typer.Option("--update-baseline", help="Make what is found known, and succeed.")
+    ] = False,
+    exit_zero: Annotated[
+        bool, typer.Option("--exit-zero", help="Succeed whatever is found.")
+    ] = False,
+    output_format: Annotated[
+        Texts,
+        _option(metavar="FORMAT[=FILE]", help=f"{', '.join(FORMATS)}; repeatable [text]."),
+    ] = [],  # noqa: B006
+    output_file: Annotated[
+        Path | None,
+        _option(metavar="FILE", help="Where the format without a file of its own goes."),
+    ] = None,
+    rules: RuleFiles = [],  # noqa: B006
+) -> None:
+    """Find every tensor that a number format would not hold, and the line that makes it.
+
+    Exit status: 0 nothing found, 1 something found, 2 wrong usage or an error.
+    """
+    with reported():
+        outputs = read_outputs(output_format, output_file)
+        settings = read_settings(
+            Path(),
+            format=format,
+            values=values,
+            select=tuple(select) or None,
+            ignore=tuple(ignore) or None,
+            baseline=baseline,
+        )
+        casts = read_recipe(recipe) if recipe is not None else configured_recipe(Path())
+        committed = read_plan(plan) if plan is not None else None
+        known = read_baseline(Path(settings.baseline)) if not update_baseline else {}
+        found = read_target(target, model=model, inputs=inputs, rules=rules)
+        if transformed:
+            found = _transformed(found, casts or FP8, scales, rules)
+        comparison = Comparison(
+            drift=bool(found.scales) and found.scales == ("measured" if measured else "analysis"),
+            committed=committed,
+            path=str(plan),
+        )
+        outcome = _outcome(found, target, settings, casts or FP8, measured, comparison, rules)
+        if update_baseline:
+            written = write_baseline(Path(settings.baseline), outcome)
+            typer.echo(f"{written} findings written to {settings.baseline}", err=True)
+            raise typer.Exit(CLEAN)
+        outcome = against(outcome, known)
+        write_outputs(outcome, outputs)
+    raise typer.Exit(CLEAN if outcome.is_clean or exit_zero else FOUND)
+
+
+def _outcome(
+    found: Target,
+    target: str,
+    settings: Settings,
+    recipe: Recipe,
+    is_measured: bool,
+    comparison: Comparison,
+    rules: list[Path],
+) -> Outcome:
+    table = load_rules(rules)
+    args, kwargs = as_inputs(found.batches[0]) if found.batches else ((), None)
+    subject = subject_of(found.model, args, kwargs, recipe, table)
+    outcome = check_subject(
+        subject,
+        settings,
+        table,
+        Places(Repository.around(Path()), subject.model, found.entry),
+        target=target,
+        is_measured=is_measured,
+        batches=found.batches,
+        comparison=comparison,
+    )
+    if found.scales and not comparison.drift:
+        how = "--measured --inputs" if found.scales == "measured" else "no --measured"
+        note = (
+            f"drift is not judged: the plan was made from {found.scales} scales (check with {how})"
+        )
+        outcome = dataclasses.replace(outcome, notes=(*outcome.notes, note))
+    return outcome
+
+
+def _transformed(found: Target, recipe: Recipe, scales: str, rules: list[Path]) -> Target:
+    args, kwargs = as_inputs(found.batches[0]) if found.batches else ((), None)
+    batches = list(found.batches) if scales == "measured" and found.batches else None
+    module = transform(
+        found.model, args, kwargs, scales=scales, batches=batches, recipe=recipe, rules=rules
+    )
+    return dataclasses.replace(found, model=module)
