@@ -23,10 +23,11 @@ from unitify.capture.execution import (
     unchanged,
 )
 from unitify.capture.inputs import as_inputs
+from unitify.capture.skeleton import skeleton_like
 from unitify.capture.whole import Capture
 from unitify.diagnostics import BatchesNeeded, UnitifyError
 from unitify.measure import Tally
-from unitify.module.unit_scaled import UnitScaledModule, skeleton_like
+from unitify.module.unit_scaled import UnitScaledModule
 from unitify.plan.scale_plan import Scale
 
 

@@ -19,7 +19,6 @@ from torch.optim import Optimizer
 from unitify.analysis.analyse import analyse
 from unitify.capture.execution import LossFunction
 from unitify.capture.islands import path_of
-from unitify.capture.skeleton import skeleton_like
 from unitify.capture.whole import Capture
 from unitify.cast.casting import Casts, with_casts
 from unitify.diagnostics import NothingTransformed, UnitifyError, UnknownOption

@@ -54,7 +54,7 @@ class Sweep(ForwardMoments):
     ) -> None:
         super().__init__(capture, rules, weight_rms=1.0)
         self.scheme, self.read, self.roles, self.sums = scheme, read, roles, sums
-        self.extreme = extreme_values(capture.graph, rules, capture.example)
+        self.extreme = extreme_values(capture.graph, rules, capture.example, capture.attribute)
         self.outputs: dict[str, float] = {}
         self.fan_in: dict[str, float] = {}
         self.operand_multipliers = self._operand_multipliers()
