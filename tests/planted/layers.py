@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 
 class Block(nn.Module):
@@ -34,7 +34,7 @@ class Overflowing(nn.Module):
         return self.mix(weights / weights.sum(-1, keepdim=True))
 
 
-@torch.library.custom_op("planted::mystery", mutates_args=())
+@library.custom_op("planted::mystery", mutates_args=())
 def mystery(x: Tensor) -> Tensor:
     """An operation that nobody has a rule for."""
     return x.sinh()

@@ -38,7 +38,7 @@ def noted_backward() -> Iterator[Noted]:
 
     def noted_apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
         inputs = pytree.tree_leaves((args, kwargs))
-        # An operator of torch.library keeps its backward, which torch wraps in such a class.
+        # A registered operator keeps its backward, which torch wraps in such a class.
         is_operator = cls.__module__.startswith("torch._library")
         if (
             not is_operator
