@@ -58,8 +58,10 @@ class _Recorder(fx.Interpreter):
         if n.target is _CAST and self.is_exact:
             return self.env[n.args[0]]  # type: ignore[index]
         result = super().run_node(n)
-        if n.name in self.kept and isinstance(result, Tensor):
-            self.found[n.name] = result.double()
+        if n.name in self.kept:
+            # Of a recurrent layer, its results at every step.
+            first = result if isinstance(result, Tensor) else result[0]
+            self.found[n.name] = first.double()
         return result
 
 

@@ -28,7 +28,7 @@ ORDER = {
     "formats": "rounding table signal_to_noise band",
     "ops": "layout rescale cast scaled_mm fp8_linear",
     "operations": """expressions schema rule_table samples dimensions laws extremes operation
-        flops residual""",
+        flops products residual""",
     "capture": """skeleton source signature functional inline modes autograd_functions composite
         recurrent exporting whole inputs execution islands""",
     "recipe": "recipe reader choices",

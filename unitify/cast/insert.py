@@ -8,7 +8,8 @@ result behind it; with ``values = "all"`` every value is cast where it is stored
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
+from itertools import count
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import fx
 import unitify.ops  # noqa: F401  (registers unitify::cast)
 from unitify.capture.whole import Capture
 from unitify.operations.laws import factors, holds_tensors, is_scalable
+from unitify.operations.products import product_operands
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import named_arguments, operation_name, set_argument
 from unitify.plan.scale_plan import Scale, ScalePlan
@@ -45,10 +47,17 @@ def cast(
             caster.graph.output(fx.node.map_arg(node.args[0], lambda n: caster.placed[n]))
             continue
         made = caster.copy(node)
-        if node.name in chosen and node.name in originals:
-            if recipe.values == "contractions":
-                caster.product(node, made, chosen[node.name], rules)
-            elif _is_rescaled(originals[node.name], plan, rules):
+        original = originals.get(node.name)
+        if recipe.values == "contractions":
+            maker = original and _maker(original)
+            if maker is not None and maker.name in chosen:
+                units = _Units(maker, plan, rules)
+                if maker is original:
+                    caster.operands_of(node, made, chosen[node.name], rules, units)
+                if is_scalable(original):
+                    caster.result(node, made, chosen[maker.name], units.gradient(node.name))
+        elif node.name in chosen and original is not None:
+            if _is_rescaled(original, plan, rules):
                 (rescale,) = node.users
                 stored[rescale] = node.name
             else:
@@ -56,6 +65,40 @@ def cast(
         elif node in stored:
             caster.value(node, made, chosen[stored[node]])
     return caster.graph
+
+
+def _maker(node: fx.Node) -> fx.Node:
+    """The operation that a value is a result of: the node itself, or that of several results."""
+    source = node.args[0] if node.args else None
+    return source if isinstance(source, fx.Node) and holds_tensors(source) else node
+
+
+class _Units:
+    """In which units an operation of the plan takes its operands, and the gradients of its results.
+
+    A cast rounds what is stored, whatever factor stands between it and the operation.
+    """
+
+    def __init__(self, maker: fx.Node, plan: ScalePlan, rules: RuleTable) -> None:
+        def exponents(name: str) -> tuple[int, int]:
+            return plan.values.get(name, Scale()).exponents
+
+        self._exponents = exponents
+        rule = rules.get(operation_name(maker))
+        own = exponents(maker.name)
+        found = factors(rule, maker, lambda n: exponents(n.name)[0], own[0])
+        #: log2 of the factor in front of each operand, by argument and index among its nodes.
+        self.operands: Mapping[tuple[str, int], int] = found.operands
+        #: log2 of the units in which a result leaves, and in which its gradient arrives.
+        self.result = found.output, 0 if found.true_gradient else own[1]
+
+    def gradient(self, name: str) -> int:
+        """log2 of the stored gradient's scale in the units in which the operation receives it."""
+        return self._exponents(name)[1] - self.result[1]
+
+    def is_stored(self, name: str) -> bool:
+        """Does a result leave, and is it differentiated, at the scale at which it is stored?"""
+        return self._exponents(name) == self.result
 
 
 class _Caster:
@@ -82,24 +125,34 @@ class _Caster:
         formats = choice.forward, choice.backward
         self.placed[node] = self._insert(made, *formats, self.exponent)
 
-    def product(self, node: fx.Node, made: fx.Node, choice: Choice, rules: RuleTable) -> None:
-        """Cast the operands of a product, and the gradient of its result."""
-        rule = rules[operation_name(node)]
-        arguments = named_arguments(made)
-        *exponents, of_gradient = choice.exponents or (self.exponent,)
-        headroom = iter(exponents)
+    def operands_of(
+        self, node: fx.Node, made: fx.Node, choice: Choice, rules: RuleTable, units: _Units
+    ) -> None:
+        """Cast the operands of a product."""
+        if not choice.forward:
+            return
+        headroom = choice.exponents or (self.exponent,) * len(node.all_input_nodes)
+        operands = product_operands(rules[operation_name(node)], made)
+        casts: dict[tuple[str, int], fx.Node] = {}
         with self.graph.inserting_before(made):
-            for name in (n for n in arguments if n in rule.products):
-                argument = fx.node.map_arg(
-                    arguments[name], lambda n: self._operand(n, choice.forward, headroom)
-                )
-                set_argument(made, name, argument)
-        self.placed[node] = self._insert(made, "", choice.backward, of_gradient)
+            for (name, index, operand), own in zip(operands, headroom, strict=False):
+                exponent = own + units.operands.get((name, index), 0)
+                casts[name, index] = self._operand(operand, choice.forward, exponent)
+        arguments = named_arguments(made)
+        for name in dict.fromkeys(name for name, _ in casts):
+            places = count()
+            argument = fx.node.map_arg(
+                arguments[name],
+                lambda n: casts.get((name, next(places)), n),  # noqa: B023
+            )
+            set_argument(made, name, argument)
 
-    def _operand(self, operand: fx.Node, format: str, headroom: Iterator[int]) -> fx.Node:
-        if not is_scalable(operand) or not format:
-            return operand
-        exponent = next(headroom, self.exponent)
+    def result(self, node: fx.Node, made: fx.Node, choice: Choice, unit: int) -> None:
+        """Cast the gradient of a product's result; ``unit``: log2 of its scale where it arrives."""
+        exponent = (choice.exponents or (self.exponent,))[-1] + unit
+        self.placed[node] = self._insert(made, "", choice.backward, exponent)
+
+    def _operand(self, operand: fx.Node, format: str, exponent: int) -> fx.Node:
         key = operand, format, exponent
         if key not in self.operands:
             self.operands[key] = self._insert(operand, format, "", exponent)
@@ -117,16 +170,7 @@ def _is_rescaled(node: fx.Node, plan: ScalePlan, rules: RuleTable) -> bool:
     if node.op != "call_function" or not node.users:
         return False
 
-    def exponents(n: fx.Node) -> tuple[int, int]:
-        return plan.values.get(n.name, Scale()).exponents
-
-    source = node.args[0] if node.args else None
-    # One result of several leaves, and is differentiated, in the units of its operation.
-    maker = source if isinstance(source, fx.Node) and holds_tensors(source) else node
-    rule = rules.get(operation_name(maker))
-    found = factors(rule, maker, lambda n: exponents(n)[0], exponents(maker)[0])
-    gradient = 0 if found.true_gradient else exponents(maker)[1]
-    return exponents(node) != (found.output, gradient)
+    return not _Units(_maker(node), plan, rules).is_stored(node.name)
 
 
 def cast_values(graph: fx.Graph) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ import unitify.ops  # noqa: F401  (registers unitify::fp8_linear)
 from unitify.capture.whole import Capture
 from unitify.diagnostics import NotInFP8, UnitifyError
 from unitify.formats.table import FORMATS
-from unitify.operations.rule_table import MatrixProduct, RuleTable
+from unitify.operations.rule_table import MatrixProduct, Rule, RuleTable
 from unitify.operations.schema import named_arguments, operation_name, set_argument
 from unitify.ops.scaled_mm import multiplies
 from unitify.recipe.choices import Choice
@@ -51,12 +51,11 @@ def lower(
             noted.append(choice)
             continue
         why = "the recipe says simulate" if recipe.simulate is True else ""
-        node = nodes[choice.value]
-        matmul = rules[choice.operation].matmul
-        why = why or objection(node, matmul, choice, recipe)
+        node, rule = nodes[choice.value], rules[choice.operation]
+        why = why or objection(node, rule, choice, recipe)
         if not why:
-            assert matmul is not None
-            _replace(made, node, matmul, choice)
+            assert rule.matmul is not None
+            _replace(made, node, rule.matmul, choice)
             why = _missing(device, choice)
         if why and recipe.simulate is False:
             refused.append(NotInFP8(value=choice.value, operation=choice.operation, problem=why))
@@ -99,7 +98,7 @@ def without_codes(graph: fx.Graph, capture: Capture, rules: RuleTable) -> fx.Gra
     return made
 
 
-def objection(node: fx.Node, matmul: MatrixProduct | None, choice: Choice, recipe: Recipe) -> str:
+def objection(node: fx.Node, rule: Rule, choice: Choice, recipe: Recipe) -> str:
     """Why the operator does not say the same as the casts and the product; "" where it does."""
     if recipe.scaling == "amax":
         return "its scales are found at run time"
@@ -107,6 +106,9 @@ def objection(node: fx.Node, matmul: MatrixProduct | None, choice: Choice, recip
         return f"{choice.forward} and {choice.backward} are not both FP8"
     if not recipe.saturate:
         return "FP8 operands saturate"
+    matmul = rule.matmul
+    if rule.inside:
+        return f"{rule.inside} stay in the model's own type"
     if matmul is None:
         return "it is not one product of two matrices"
     arguments = named_arguments(node)

@@ -14,9 +14,10 @@ from unitify.noise.budget import choose as leave_out
 from unitify.noise.moments import Place
 from unitify.noise.operand_casts import operand_casts
 from unitify.noise.predict import predict_noise
+from unitify.operations.products import product_operands
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import operation_name
-from unitify.plan.scale_plan import ScalePlan, operand_nodes
+from unitify.plan.scale_plan import ScalePlan
 from unitify.recipe.choices import Choice
 
 
@@ -58,8 +59,8 @@ def exponents(choices: Iterable[Choice], capture: Capture, rules: RuleTable) -> 
     found: dict[Place, int] = {}
     for choice in choices:
         node = nodes[choice.value]
-        products = rules[operation_name(node)].products
-        places = [(node.name, n, i) for n, i, _ in operand_nodes(node) if n in products]
+        operands = product_operands(rules[operation_name(node)], node)
+        places = [(node.name, name, index) for name, index, _ in operands]
         found.update(zip(places, choice.exponents, strict=False))
     return found
 

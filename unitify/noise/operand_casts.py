@@ -1,7 +1,7 @@
 """Which operand is cast at which true scale, for the products that a recipe casts.
 
 The bridge from a plan to the analysis of noise: takes formats by operation, gives ``OperandCast``
-by place. A product's operand is cast as it arrives: as it is stored, after its rescale.
+by place. A product's operand is cast at the scale at which it is stored.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from unitify.capture.whole import Capture
 from unitify.formats.table import FORMATS
 from unitify.noise.cast_error import OperandCast
 from unitify.noise.moments import Place
-from unitify.operations.laws import factors, is_scalable
+from unitify.operations.products import product_operands
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import operation_name
-from unitify.plan.scale_plan import ScalePlan, operand_nodes
+from unitify.plan.scale_plan import ScalePlan
 
 
 def operand_casts(
@@ -36,17 +36,8 @@ def operand_casts(
         rule = rules.get(operation_name(node))
         if node.name not in formats or rule is None:
             continue
-        units = factors(
-            rule,
-            node,
-            lambda n: plan.values[n.name].exponents[0] if n.name in plan.values else 0,
-            plan.values[node.name].exponents[0],
-        ).operands
-        for name, index, operand in operand_nodes(node):
-            if name not in rule.products or not is_scalable(operand):
-                continue
+        for name, index, operand in product_operands(rule, node):
             place = node.name, name, index
-            exponent = plan.values[operand.name].exponents[0] - units.get((name, index), 0)
-            exponent += (exponents or {}).get(place, 0)
+            exponent = plan.values[operand.name].exponents[0] + (exponents or {}).get(place, 0)
             found[place] = OperandCast(FORMATS[formats[node.name]], math.ldexp(1.0, exponent))
     return found

@@ -84,6 +84,9 @@ class Rule:
     gradient is restored before it, like the operands of a restoring operation.
     ``products``: the operands whose products are summed, which a recipe may cast: the ``linear``
     ones of a row that has two and sums, where it does not say otherwise; none for other rows.
+    ``casts``: the operands that a recipe may cast: ``products``, or those of an operation that holds
+    several products. ``inside``: what else is multiplied, but arises within the operation, where no
+    cast reaches, in words.
     ``matmul``: how to read it as a product of matrices, where it is one.
     ``unit``: does a unit scaling scheme bring the result to unit RMS by a multiplier? So it does
     with sums of products; rows of other kinds say so. ``parameters``: what a parameter in the place
@@ -110,6 +113,8 @@ class Rule:
     broadcast: bool = True
     true_gradient: bool = False
     products: tuple[str, ...] = ()
+    casts: tuple[str, ...] = ()
+    inside: str = ""
     matmul: MatrixProduct | None = None
     unit: bool = False
     parameters: Mapping[str, str] = field(default_factory=dict)
@@ -145,7 +150,7 @@ _KEYS = {
     "law", "only", "even", "defaults", "dims", "linear", "terms", "elementwise",
     "coefficient", "window", "broadcast", "forward", "backward", "over", "sample", "variants",
     "source", "like", "true_gradient", "where", "channels",
-    "products", "matmul", "unit", "parameters",
+    "products", "casts", "inside", "matmul", "unit", "parameters",
     "logits", "width", "weighs",
 }  # fmt: skip
 
@@ -235,6 +240,8 @@ def _rule(operation: str, family: str, row: Mapping[str, Any]) -> Rule:
         broadcast=bool(row.get("broadcast", True)),
         true_gradient=bool(row.get("true_gradient", False)),
         products=products,
+        casts=tuple(row.get("casts", products)),
+        inside=str(row.get("inside", "")),
         matmul=_matrix_product(row["matmul"]) if "matmul" in row else None,
         unit=bool(row.get("unit", products)),
         parameters=dict(row.get("parameters", {})),

@@ -18,9 +18,10 @@ from unitify.operations.dimensions import shape_of
 from unitify.operations.extremes import extreme_values
 from unitify.operations.flops import flops
 from unitify.operations.laws import holds_tensors, is_scalable
+from unitify.operations.products import product_operands, sums_products
 from unitify.operations.residual import branch_ends
 from unitify.operations.rule_table import Rule, RuleTable
-from unitify.operations.schema import named_arguments, nodes_of, operation_name
+from unitify.operations.schema import operation_name
 from unitify.recipe.recipe import Recipe
 
 
@@ -165,7 +166,7 @@ class _Chooser:
     def choices(self) -> Iterator[Choice]:
         for node in self.capture.graph.nodes:
             rule = self.rules.get(operation_name(node))
-            if is_scalable(node) and rule is not None and rule.products:
+            if rule is not None and sums_products(rule, node):
                 yield self._product(node, rule)
             elif is_scalable(node) and (node.op != "call_function" or not holds_tensors(node)):
                 yield self._value(node, rule)
@@ -173,12 +174,7 @@ class _Chooser:
     # -- sums of products -----------------------------------------------------------------
 
     def _product(self, node: fx.Node, rule: Rule) -> Choice:
-        operands = [
-            n
-            for name in rule.products
-            for n in nodes_of(named_arguments(node)[name])
-            if is_scalable(n)
-        ]
+        operands = [operand for _, _, operand in product_operands(rule, node)]
         weights = [n for n in operands if n not in self.from_input and self.weights[n]]
         forward, backward, reason = self._formats(node, rule, operands, weights)
         return Choice(
@@ -199,7 +195,8 @@ class _Chooser:
         if objection:
             return "", "", objection
         if self.recipe.values == "all":
-            return self._stored(node)
+            tells = is_scalable(node)
+            return self._stored(node) if tells else ("", "", "each of its results is cast")
         if not any(self.weights[n] for n in operands):
             return "", "", "neither operand depends on a weight"
         if not weights and not self.recipe.attention:
@@ -212,7 +209,8 @@ class _Chooser:
             return "", "", self.kept[node.name]
         if self.recipe.branch_ends is not None and node in self.ends:
             return *_both(self.recipe.branch_ends), "the last product of a residual branch"
-        return self.recipe.forward.name, self.recipe.backward.name, "a sum of products"
+        reason = f"a sum of products, all but {rule.inside}" if rule.inside else "a sum of products"
+        return self.recipe.forward.name, self.recipe.backward.name, reason
 
     def _odd(self, width: int) -> str:
         return f"a width of {width} is not divisible by {self.recipe.multiple} (multiple = 1 casts)"
