@@ -82,8 +82,8 @@ class Rule:
     dimensions along which the operand was broadcast; False where they are final.
     ``true_gradient``: the backward kernel is not linear in the gradient to the last bit, so the
     gradient is restored before it, like the operands of a restoring operation.
-    ``products``: the operands whose products are summed, which a recipe may cast: the ``linear``
-    ones of a row that has two and sums, where it does not say otherwise; none for other rows.
+    ``products``: the operands whose products are summed: the ``linear`` ones of a row that has
+    two and sums, where it does not say otherwise; none for other rows.
     ``casts``: the operands that a recipe may cast: ``products``, or those of an operation that holds
     several products. ``inside``: what else is multiplied, but arises within the operation, where no
     cast reaches, in words.
