@@ -334,6 +334,11 @@ def _(path: Path) -> None:
     unitify.load(path, factories.mlp())
 
 
+@triggers("U609")
+def _(path: Path) -> None:
+    unitify.transform(factories.mlp()).report(drift=path / "none.jsonl")
+
+
 @triggers("U701")
 def _(path: Path) -> None:
     def branches(module: nn.Module, x: Tensor) -> Tensor:

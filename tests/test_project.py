@@ -46,13 +46,15 @@ ORDER = {
     "transform": "",
     "drift": "measuring rebase readings monitor",
     "checkpoint": "state_dict rebuild files pretrained folder targets",
-    "report": "report table constraints schemes",
+    "report": """report table constraints schemes magnitudes losses origins numerics sqnr values
+        class_graph rule_texts drift_file gathering document summary
+        model_report of_module""",
     "explain": "",
     "convert": "",
     "check": """subject judged settings figures scale_faults causes lost_gradients naming
         places finding plan_faults left_out outcome piece_findings checking targets baseline text
         markdown sarif github junit outputs""",
-    "cli": "application options terminal convert explain check",
+    "cli": "application options terminal convert explain check report",
 }
 #: Every module by its path below the package, in that order; a package stands behind its files.
 MODULES = [

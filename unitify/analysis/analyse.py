@@ -16,11 +16,15 @@ from unitify.operations.rule_table import RuleTable
 
 @dataclass(frozen=True)
 class Analysis:
-    """Estimates and, for every value, the step that led to them in each direction."""
+    """Estimates and, for every value, the step that led to them in each direction.
+
+    ``moments``: what is known of each value beside its RMS, from which noise can be predicted.
+    """
 
     estimates: Estimates
     forward: Mapping[str, Step]
     backward: Mapping[str, tuple[Step, ...]]
+    moments: ForwardMoments
 
 
 def analyse(
@@ -43,4 +47,5 @@ def analyse(
         for node in capture.graph.nodes
         if is_scalable(node)
     }
-    return Analysis(estimates, forward.steps, {n: tuple(s) for n, s in backward.steps.items()})
+    steps = {name: tuple(found) for name, found in backward.steps.items()}
+    return Analysis(estimates, forward.steps, steps, forward)

@@ -65,6 +65,7 @@ from unitify.diagnostics.files import (
     KeysDiffer,
     NotWritten,
     OutputExists,
+    ReadingsUnreadable,
     UnsafeCheckpoint,
 )
 from unitify.diagnostics.planning import PlanMismatch, ScaleNotAllowed
@@ -129,6 +130,7 @@ __all__ = [
     "PlanDiffers",
     "PlanMismatch",
     "PrecisionLost",
+    "ReadingsUnreadable",
     "RecipeInvalid",
     "RuleInvalid",
     "Saturated",

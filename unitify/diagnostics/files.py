@@ -127,3 +127,18 @@ class BaselineUnreadable(Diagnostic):
     fix: ClassVar[str] = "Mend it, or write it anew with --update-baseline"
     path: str
     problem: str
+
+
+@dataclass(frozen=True)
+class ReadingsUnreadable(Diagnostic):
+    """The file of readings is missing, or is not what ``unitify.monitor`` writes.
+
+    Example: ``unitify report my_package:build --drift train.log``.
+    Fix: pass the file that ``unitify.monitor(module, path=…)`` was given.
+    """
+
+    code: ClassVar[str] = "U609"
+    why: ClassVar[str] = "{path}: {problem}"
+    fix: ClassVar[str] = "Pass the file that unitify.monitor(module, path=...) wrote"
+    path: str
+    problem: str

@@ -7,7 +7,7 @@ import copy
 import inspect
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import fx, nn
@@ -40,6 +40,8 @@ class UnitScaledModule(fx.GraphModule):
     #: Are cast weights held as codes, for the forward pass alone?
     is_inference: bool = False
     verification: Verification | None = None
+    #: ``report.of_module.report``, which stands behind this file and is put here by the package.
+    report: ClassVar[Callable[..., Any]]
 
     def __init__(
         self,

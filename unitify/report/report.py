@@ -152,8 +152,8 @@ def unit_share(estimates: Estimates, plan: ScalePlan, direction: str) -> Share:
         scale = plan.values.get(name, Scale())
         stored = rms / (scale.fwd if direction == "forward" else scale.bwd)
         total += 1
-        before += _is_unit(rms)
-        if _is_unit(stored):
+        before += is_unit(rms)
+        if is_unit(stored):
             after += 1
         else:
             outside[name] = stored
@@ -192,5 +192,6 @@ def _rescales(graph: fx.Graph) -> int:
     return sum(operation_name(n).startswith("unitify.rescale") for n in graph.nodes)
 
 
-def _is_unit(rms: float) -> bool:
+def is_unit(rms: float) -> bool:
+    """Does an RMS lie in the unit band?"""
     return UNIT[0] <= rms <= UNIT[1]

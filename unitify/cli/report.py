@@ -1,0 +1,116 @@
+"""``unitify report``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from unitify.capture.inputs import as_inputs, infer_inputs
+from unitify.check.targets import Target, read_target
+from unitify.cli.application import app
+from unitify.cli.options import Factory, InputsFunction, RuleFiles
+from unitify.cli.terminal import progress_bar, reported
+from unitify.module.unit_scaled import UnitScaledModule
+from unitify.operations.rule_table import load_rules
+from unitify.recipe.reader import configured_recipe, read_recipe
+from unitify.recipe.recipe import Recipe
+from unitify.report.drift_file import read_drift
+from unitify.report.gathering import Known, gather
+from unitify.report.model_report import ModelReport, format_of
+from unitify.report.summary import summary
+from unitify.transform import transform
+
+
+@app.command()
+def report(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET",
+            help="pkg.module:factory, a Hugging Face folder, or a converted folder.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Where to; text goes to the terminal."),
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(metavar="html|json|text|svg|png", help="By the suffix of FILE if left out."),
+    ] = None,
+    model: Factory = None,
+    inputs: InputsFunction = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="RECIPE", help="Whose casts to show; as for `unitify convert`."),
+    ] = None,
+    scales: Annotated[
+        str,
+        typer.Option(metavar="analysis|measured", help="Predicted without data, or measured."),
+    ] = "analysis",
+    rules: RuleFiles = [],  # noqa: B006  (typer copies it)
+    drift: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What unitify.monitor wrote of a training."),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option(help="Compare the transformed model bitwise with the original.")
+    ] = True,
+) -> None:
+    """Show what every value of a model is like, in the original and as transformed."""
+    with reported():
+        chosen = format_of(output, format)
+        casts = read_recipe(recipe) if recipe is not None else configured_recipe(Path())
+        records = () if drift is None else read_drift(drift)
+    stages = ("read", "capture", scales, "plan", "rewrite", "verify", "cast", "report")
+    with reported(), progress_bar(stages) as advance:
+        opened = read_target(target, model=model, inputs=inputs, rules=rules)
+        advance("read")
+        module = opened.model
+        if isinstance(module, UnitScaledModule):
+            scales = opened.scales or scales
+        else:
+            module = _transformed(opened, casts, scales, rules, verify, advance)
+        known = Known(
+            rules=load_rules(rules),
+            batches=opened.batches,
+            target=target,
+            scales=scales,
+            drift=records,
+        )
+        made = ModelReport(gather(module, known))
+        written = made.save(output, chosen) if output is not None else ()
+    console = Console()
+    if output is None and chosen == "text":
+        console.print(summary(made.numerics))
+    elif output is None:
+        print(made.rendered(chosen).decode(), end="")
+    for file in written:
+        console.print(f"written to {file}", highlight=False, soft_wrap=True)
+
+
+def _transformed(
+    opened: Target,
+    casts: Recipe | None,
+    scales: str,
+    rules: list[Path],
+    verify: bool,
+    advance: Callable[[str], None],
+) -> UnitScaledModule:
+    batches = list(opened.batches)
+    args, kwargs = as_inputs(batches[0]) if batches else infer_inputs(opened.model)
+    return transform(
+        opened.model,
+        args,
+        kwargs,
+        recipe=casts,
+        scales=scales,
+        batches=batches if batches and scales == "measured" else None,
+        rules=rules,
+        verify=verify,
+        on_stage=lambda name, _made: advance(name),
+    )

@@ -1,0 +1,47 @@
+"""The graph of scale classes as plain values: what ``plan.scale_classes`` found, by number."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+
+import networkx as nx
+
+from unitify.module.assembly import value_name
+from unitify.operations.rule_table import RuleTable
+from unitify.plan.scale_classes import scale_classes
+from unitify.report.numerics import Crossing, ScaleClass
+from unitify.report.values import Part
+from unitify.rewrite import rewrite
+
+
+def class_graph(
+    parts: Iterable[Part], rules: RuleTable
+) -> tuple[tuple[ScaleClass, ...], tuple[Crossing, ...]]:
+    """Scale classes of all parts, and the rescales between them by index of the classes.
+
+    Graphs are written anew without casts, which would stand between a rescale and its use.
+    """
+    classes: list[ScaleClass] = []
+    crossings: list[Crossing] = []
+    for part in parts:
+        found = scale_classes(rewrite(part.capture, part.plan, rules), part.plan)
+        place = {node: len(classes) + i for i, node in enumerate(found.nodes)}
+        classes += [_class(part.name, found, node) for node in found.nodes]
+        uses = Counter(
+            (place[a], place[b], _log2(d["forward"]), _log2(d["backward"]))
+            for a, b, d in found.edges(data=True)
+        )
+        crossings += [Crossing(*edge, uses=count) for edge, count in uses.items()]
+    return tuple(classes), tuple(crossings)
+
+
+def _class(part: str, found: nx.MultiDiGraph, node: str) -> ScaleClass:
+    forward, backward = found.nodes[node]["scale"].exponents
+    values = tuple(value_name(part, value) for value in found.nodes[node]["values"])
+    return ScaleClass(values, forward, backward)
+
+
+def _log2(factor: float) -> int:
+    return math.frexp(factor)[1] - 1

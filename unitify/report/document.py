@@ -1,0 +1,219 @@
+"""``Numerics`` as plain data: the JSON beside a report, and what its page shows.
+
+The layout is stated in docs/report.md and changes only with ``SCHEMA``. Numbers have five digits;
+there is no NaN and no infinity in JSON, so that either is null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from unitify.formats.table import FORMATS
+from unitify.recipe.choices import Choice, flop_share
+from unitify.report.magnitudes import Magnitudes
+from unitify.report.numerics import (
+    DIRECTIONS,
+    GRAPHS,
+    DriftRecord,
+    Numerics,
+    Side,
+    Value,
+)
+from unitify.version import __version__
+
+#: What the file says it is, and the version of its layout.
+KIND, SCHEMA = "unitify-report", 1
+
+
+def document(numerics: Numerics) -> dict[str, Any]:
+    """Everything that a report knows, ready for ``json.dumps``."""
+    sources = _Sources()
+    choices = [v.choice for v in numerics.values if v.choice is not None]
+    return {
+        "kind": KIND,
+        "schema": SCHEMA,
+        "versions": {**numerics.versions, "unitify": __version__},
+        "model": numerics.model,
+        "target": numerics.target,
+        "scales": numerics.scales,
+        "recipe": {
+            "name": numerics.recipe.name,
+            "forward": numerics.recipe.forward.name,
+            "backward": numerics.recipe.backward.name,
+            "table": numerics.recipe.as_table(),
+        },
+        "recipe_is_applied": numerics.is_applied,
+        "batches": numerics.batches,
+        "exact_before_casts": numerics.exact,
+        "parameters": numerics.parameters,
+        "formats": {name: _format(name) for name in numerics.formats},
+        "unit": {
+            direction: {graph: list(numerics.unit_share(direction, graph)) for graph in GRAPHS}
+            for direction in DIRECTIONS
+        },
+        "cast_share_of_flops": _number(flop_share(choices)),
+        "values": [_value(value, sources) for value in numerics.values],
+        "sources": sources.found,
+        "rules": {
+            name: {
+                "kind": rule.kind,
+                "family": rule.family,
+                "formulas": list(rule.formulas),
+                "source": rule.source,
+            }
+            for name, rule in numerics.rules.items()
+        },
+        "classes": [
+            {"values": list(c.values), "forward": c.forward, "backward": c.backward}
+            for c in numerics.classes
+        ],
+        "rescales": [
+            [c.source, c.target, c.forward, c.backward, c.uses] for c in numerics.crossings
+        ],
+        "findings": [d.as_json() for d in numerics.findings],
+        "notes": list(numerics.notes),
+        "drift": _drift(numerics.drift),
+    }
+
+
+def dumps(numerics: Numerics) -> str:
+    """The document as compact JSON, a value a line."""
+    held = document(numerics)
+    rows = ",\n".join(json.dumps(value, separators=(",", ":")) for value in held["values"])
+    text = json.dumps({**held, "values": []}, separators=(",", ":"))
+    return text.replace('"values":[]', f'"values":[\n{rows}\n]', 1) + "\n"
+
+
+class _Sources:
+    """Source lines, each once, by number."""
+
+    def __init__(self) -> None:
+        self.found: list[dict[str, Any]] = []
+        self.place: dict[tuple[str, int], int] = {}
+
+    def number(self, value: Value) -> int | None:
+        origin = value.origin
+        if not origin.file:
+            return None
+        key = origin.file, origin.line
+        if key not in self.place:
+            self.place[key] = len(self.found)
+            self.found.append(
+                {
+                    "file": origin.file,
+                    "shown": origin.shown,
+                    "line": origin.line,
+                    "first": origin.first,
+                    "excerpt": list(origin.excerpt),
+                }
+            )
+        return self.place[key]
+
+
+def _value(value: Value, sources: _Sources) -> dict[str, Any]:
+    sqnr = value.sqnr
+    return {
+        "name": value.name,
+        "kind": value.kind,
+        "operation": value.operation,
+        "shape": list(value.shape),
+        "module": value.origin.module,
+        "class": value.origin.kind,
+        "parameter": value.parameter or None,
+        "source": sources.number(value),
+        "restored": value.restored or None,
+        "forward": _side(value.forward),
+        "backward": _side(value.backward),
+        "sqnr": None if sqnr is None else {
+            "predicted": _numbers(sqnr.predicted),
+            "measured": _numbers(sqnr.measured) if sqnr.measured else None,
+        },
+        "choice": None if value.choice is None else _choice(value.choice),
+    }  # fmt: skip
+
+
+def _side(side: Side) -> dict[str, Any]:
+    return {
+        "predicted": _number(side.predicted),
+        "measured": _number(side.measured),
+        "exponent": side.exponent,
+        "cast": side.cast or None,
+        "octaves": None if side.magnitudes is None else _octaves(side.magnitudes),
+        "losses": {
+            graph: {
+                name: [_number(x, 3) for x in (loss.flushed, loss.subnormal, loss.saturated)]
+                for name, loss in held.items()
+            }
+            for graph, held in side.losses.items()
+        },
+        "steps": [[step.way, _number(step.rms), _numbers(step.sources)] for step in side.steps],
+    }
+
+
+def _octaves(magnitudes: Magnitudes) -> dict[str, Any]:
+    elements = magnitudes.total + magnitudes.zeros + magnitudes.special
+    return {
+        "first": magnitudes.first,
+        "shares": [_number(share, 3) for share in magnitudes.octaves()],
+        "zeros": _number(magnitudes.zeros / elements if elements else 0.0, 3),
+        "special": int(magnitudes.special),
+    }
+
+
+def _choice(choice: Choice) -> dict[str, Any]:
+    return {
+        "forward": choice.forward or None,
+        "backward": choice.backward or None,
+        "reason": choice.reason,
+        "is_product": choice.is_product,
+        "flops": choice.flops,
+        "runs": choice.runs or None,
+        "runs_because": choice.runs_because or None,
+    }
+
+
+def _format(name: str) -> dict[str, Any]:
+    format = FORMATS[name]
+    return {
+        "bits": format.bits,
+        "largest": format.largest,
+        "smallest_normal": format.smallest_normal,
+        "smallest_subnormal": format.smallest_subnormal,
+    }
+
+
+def _drift(records: Iterable[DriftRecord]) -> dict[str, Any] | None:
+    """Readings by value, one number a record: null where there is none, or it is zero."""
+    records = tuple(records)
+    if not records:
+        return None
+    return {
+        "steps": [r.step for r in records],
+        "outside": [_number(r.outside) for r in records],
+        **{
+            kind: {direction: _series(records, kind, direction) for direction in DIRECTIONS}
+            for kind in ("rms", "underflow", "saturation")
+        },
+    }
+
+
+def _series(
+    records: tuple[DriftRecord, ...], kind: str, direction: str
+) -> dict[str, list[float | None]]:
+    held = [getattr(record, kind)[direction] for record in records]
+    names = dict.fromkeys(name for readings in held for name in readings)
+    return {name: [_number(readings.get(name), 4) for readings in held] for name in names}
+
+
+def _numbers(held: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {name: _number(number) for name, number in held.items()}
+
+
+def _number(number: float | None, digits: int = 5) -> float | None:
+    if number is None or not math.isfinite(number):
+        return None
+    rounded = float(f"{number:.{digits}g}")
+    return int(rounded) if rounded == int(rounded) and abs(rounded) < 1e6 else rounded

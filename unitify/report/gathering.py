@@ -1,0 +1,153 @@
+"""``gather``: from a transformed module to its ``Numerics``.
+
+    module ─► analyse ─► measure ─► choices ─► signal to noise ─► values
+
+Nothing of the module changes. What cannot be said is named in ``notes``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from unitify.analysis.analyse import Analysis, analyse
+from unitify.capture.execution import LossFunction
+from unitify.capture.inputs import as_inputs
+from unitify.capture.islands import path_of
+from unitify.capture.whole import Capture
+from unitify.drift.measuring import measure_running, true_capture
+from unitify.formats.table import FORMATS, Format
+from unitify.module.unit_scaled import UnitScaledModule
+from unitify.operations.rule_table import RuleTable
+from unitify.recipe.choices import choose
+from unitify.recipe.recipe import FP8, Recipe
+from unitify.report.class_graph import class_graph
+from unitify.report.losses import JUDGED
+from unitify.report.magnitudes import MagnitudeTally
+from unitify.report.numerics import DriftRecord, Numerics
+from unitify.report.rule_texts import rule_text
+from unitify.report.sqnr import signal_to_noise, unpredictable
+from unitify.report.values import Part, values_of
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a report is made with beside the module. ``batches``: inputs of calls to measure on."""
+
+    rules: RuleTable
+    batches: tuple[Any, ...] = ()
+    loss_fn: LossFunction | None = None
+    target: str = ""
+    scales: str = "analysis"
+    drift: tuple[DriftRecord, ...] = ()
+
+
+def gather(module: UnitScaledModule, known: Known) -> Numerics:
+    """What every value of ``module`` is like, in the original and as transformed.
+
+    Raises ``UnitifyError`` where the module cannot be called with a batch.
+    """
+    notes: list[str] = []
+    recipe = module.recipe or FP8
+    captures = {name: _capture(part) for name, part in module.parts.items()}
+    analyses = {n: analyse(c, known.rules, _loss(n, known)) for n, c in captures.items()}
+    batches = known.batches
+    if batches and _is_empty(module):
+        batches = ()
+        notes.append("nothing was measured: the weights are on the meta device")
+    tallies = {name: MagnitudeTally() for name in captures}
+    if batches:
+        measure_running(
+            module,
+            list(module.parts.values()),
+            list(captures.values()),
+            list(tallies.values()),
+            batches,
+            known.loss_fn,
+        )
+    if problem := unpredictable(recipe):
+        notes.append(problem)
+    found = []
+    for name, capture in captures.items():
+        part = _part(module.parts[name], name, capture, analyses[name], recipe, known.rules)
+        if not problem:
+            batch = _flat(name, capture, batches)
+            moments = analyses[name].moments
+            choices = part.choices.values()
+            noise = signal_to_noise(capture, part.plan, choices, known.rules, moments, batch)
+            part = replace(part, sqnr=noise)
+        if batches:
+            estimates = tallies[name].estimates(capture)
+            part = replace(part, measured=estimates, magnitudes=tallies[name].magnitudes(capture))
+        found.append(part)
+    formats = _formats(recipe)
+    values = tuple(v for part in found for v in values_of(part, known.rules, formats))
+    classes, crossings = class_graph(found, known.rules)
+    operations = dict.fromkeys(value.operation for value in values)
+    verification = module.verification
+    return Numerics(
+        model=type(getattr(module, "host", None) or module.capture.model).__name__,
+        target=known.target,
+        scales=known.scales,
+        recipe=recipe,
+        is_applied=module.recipe is not None,
+        batches=len(batches),
+        exact=None if verification is None else verification.exact,
+        parameters=sum(p.numel() for p in module.parameters()),
+        values=values,
+        classes=classes,
+        crossings=crossings,
+        rules={o: rule_text(known.rules[o]) for o in operations if o in known.rules},
+        formats=tuple(format.name for format in formats),
+        findings=module.diagnostics,
+        notes=tuple(notes),
+        drift=known.drift,
+        versions=dict(module.plan.versions),
+    )
+
+
+def _capture(part: UnitScaledModule) -> Capture:
+    """Around the weights of now; the capture's own where the part holds no such weights."""
+    return part.capture if part.is_inference or _is_empty(part) else true_capture(part)
+
+
+def _is_empty(module: UnitScaledModule) -> bool:
+    return any(parameter.is_meta for parameter in module.parameters())
+
+
+def _loss(part: str, known: Known) -> LossFunction | None:
+    """An island has a unit gradient at its outputs."""
+    return None if path_of(part) else known.loss_fn
+
+
+def _flat(part: str, capture: Capture, batches: tuple[Any, ...]) -> list[Any] | None:
+    """The inputs on which noise is measured: of the first batch; an island has its own."""
+    if not batches:
+        return None
+    return list(capture.example) if path_of(part) else capture.flat_inputs(*as_inputs(batches[0]))
+
+
+def _part(
+    module: UnitScaledModule,
+    name: str,
+    capture: Capture,
+    analysis: Analysis,
+    recipe: Recipe,
+    rules: RuleTable,
+) -> Part:
+    choices = module.casts or choose(capture, recipe, rules, path=path_of(name))
+    return Part(
+        name=name,
+        capture=capture,
+        plan=module.plan,
+        analysis=analysis,
+        choices={choice.value: choice for choice in choices},
+        sqnr={},
+        stores_cast=recipe.values == "all",
+    )
+
+
+def _formats(recipe: Recipe) -> tuple[Format, ...]:
+    own = [recipe.forward.name, recipe.backward.name]
+    names = dict.fromkeys([format.name for format in JUDGED] + own)
+    return tuple(FORMATS[name] for name in names)

@@ -1,0 +1,111 @@
+"""``ModelReport``: the numerics of a model, and the forms in which people look at them.
+
+print(report)              a summary
+report                     the same and the main figure, in a notebook
+report.save("report.html") the whole of it; also .json, .txt, .svg and .png
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from unitify.diagnostics import NotWritten, OutputExists, UnitifyError, UnknownOption
+from unitify.report.document import KIND, document, dumps
+from unitify.report.numerics import Numerics
+from unitify.report.summary import summary
+
+#: Columns of a summary as text.
+WIDTH = 100
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """What ``module.report()`` returns."""
+
+    numerics: Numerics
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
+        console.print(summary(self.numerics))
+        written = console.file
+        assert isinstance(written, io.StringIO)
+        return written.getvalue()
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything that the report knows, as plain data (docs/report.md states the layout)."""
+        return document(self.numerics)
+
+    def rendered(self, format: str) -> bytes:
+        """The report in one of the formats of ``save``. Raises as that does."""
+        return WRITERS[format](self.numerics)
+
+    def save(self, path: str | os.PathLike[str], format: str | None = None) -> tuple[Path, ...]:
+        """Write the report to ``path``; returns the files that were written.
+
+        ``format``: html, json, text, svg or png; by the name's suffix where None. A page is written
+        with a JSON file of the same name beside it. A file that is there is replaced, but not a
+        JSON file beside the page that is no report.
+
+        Raises ``UnitifyError``: U001 for another format, U005 where a package for it is missing,
+        U605 where the JSON file beside would replace another file, U606 where nothing can be
+        written.
+        """
+        target = Path(path)
+        chosen = format_of(target, format)
+        files = {target: self.rendered(chosen)}
+        if chosen == "html":
+            beside = target.with_suffix(".json")
+            check_replaceable(beside)
+            files[beside] = dumps(self.numerics).encode()
+        for file, content in files.items():
+            try:
+                file.write_bytes(content)
+            except OSError as error:
+                problem = error.strerror or str(error)
+                raise UnitifyError(NotWritten(path=str(file), problem=problem)) from None
+        return tuple(files)
+
+
+def _text(numerics: Numerics) -> bytes:
+    return str(ModelReport(numerics)).encode()
+
+
+#: Format → what writes it.
+WRITERS: Mapping[str, Callable[[Numerics], bytes]] = {
+    "json": lambda numerics: dumps(numerics).encode(),
+    "text": _text,
+}
+#: Suffix of a file → its format.
+SUFFIXES = {".html": "html", ".htm": "html", ".json": "json", ".txt": "text"}
+
+
+def format_of(path: Path | None, format: str | None = None) -> str:
+    """The format asked for, else that of the name's suffix; text without a name.
+
+    Raises ``UnitifyError`` (U001) for one that there is not.
+    """
+    chosen = format or ("text" if path is None else SUFFIXES.get(path.suffix.lower(), path.suffix))
+    if chosen not in WRITERS:
+        choices = ", ".join(WRITERS)
+        raise UnitifyError(UnknownOption(option="format", value=chosen, choices=choices))
+    return chosen
+
+
+def check_replaceable(beside: Path) -> None:
+    """Raises ``UnitifyError`` (U605) where a file is there that is not the JSON of a report."""
+    if not os.path.lexists(beside):
+        return
+    try:
+        with beside.open(encoding="utf-8") as file:
+            start = file.read(64)
+    except (OSError, UnicodeDecodeError):
+        start = ""
+    if f'"kind":"{KIND}"' not in start:
+        raise UnitifyError(OutputExists(path=str(beside)))

@@ -1,0 +1,146 @@
+"""``Numerics`` for a terminal: shares at unit scale, what formats lose, what is restored and cast.
+
+Takes a ``Numerics``, gives what ``rich`` prints; nothing is printed here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from unitify.report.numerics import DIRECTIONS, GRAPHS, Numerics, Value
+
+#: How many of the worst values are shown, and from which share of their elements on.
+WORST, LEAST = 8, 1e-4
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What a format loses of one value or gradient in one of the graphs, as shares."""
+
+    value: Value
+    direction: str
+    format: str
+    graph: str
+    flushed: float
+    saturated: float
+
+    @property
+    def worst(self) -> float:
+        """The share that is lost outright."""
+        return max(self.flushed, self.saturated)
+
+
+def losses(numerics: Numerics, graph: str) -> list[Lost]:
+    """Losses of all values and gradients in the formats of the recipe, worst first.
+
+    Masks are left out: nothing casts them.
+    """
+    formats = numerics.recipe.forward.name, numerics.recipe.backward.name
+    found = [
+        Lost(value, direction, format, graph, held.flushed, held.saturated)
+        for value in numerics.values
+        if value.kind != "mask"
+        for direction, format in zip(DIRECTIONS, formats, strict=True)
+        if (held := value.side(direction).losses.get(graph, {}).get(format)) is not None
+    ]
+    return sorted(found, key=lambda lost: -lost.worst)
+
+
+def summary(numerics: Numerics) -> Group:
+    """Figures of the whole model, then what loses most."""
+    table = Table(
+        title=f"unitify · {numerics.model}", title_justify="left", show_header=False, box=None
+    )
+    table.add_column("what", style="bold", no_wrap=True)
+    table.add_column("figure", overflow="fold")
+    for what, figure in facts(numerics):
+        table.add_row(what, Text(figure))
+    return Group(table, Text(), *_worst(numerics))
+
+
+def facts(numerics: Numerics) -> Iterator[tuple[str, str]]:
+    """What a report says first, as pairs of text."""
+    yield "target", numerics.target or "a module"
+    known = (
+        f"measured on {numerics.batches} batch{'' if numerics.batches == 1 else 'es'}"
+        if numerics.batches
+        else "predicted, without data"
+    )
+    yield "values", f"{len(numerics.values):,} ({known}); {numerics.parameters:,} parameters"
+    yield "scales from", numerics.scales
+    for direction, name in zip(DIRECTIONS, ("values", "gradients"), strict=True):
+        before, total = numerics.unit_share(direction, "original")
+        after, _ = numerics.unit_share(direction, "transformed")
+        yield (
+            f"{name} at unit RMS",
+            (
+                f"{_percent(before, total)} before, {_percent(after, total)} after (of {total:,})"
+                if total
+                else "none"
+            ),
+        )
+    yield "exact before casts", {None: "not verified", True: "yes", False: "NO"}[numerics.exact]
+    cast = sum(v.choice is not None and v.choice.is_cast for v in numerics.values)
+    applied = "" if numerics.is_applied else " (not applied: what it would do)"
+    yield "recipe", f"{numerics.recipe.name}{applied}: {cast:,} operations cast"
+    yield "lowest signal to noise", _lowest(numerics)
+    yield "restored", _restored(numerics)
+    for note in numerics.notes:
+        yield "note", note
+    for finding in numerics.findings:
+        yield "left out", f"{finding.code} {finding.message}"
+
+
+def _lowest(numerics: Numerics) -> str:
+    found = []
+    for graph in GRAPHS:
+        ratios = [
+            ratio
+            for value in numerics.values
+            if value.sqnr is not None
+            and (ratio := (value.sqnr.measured or value.sqnr.predicted).get(graph)) is not None
+        ]
+        found.append(f"{min(ratios):.1f} dB" if ratios else "none")
+    return f"{found[0]} before, {found[1]} after"
+
+
+def _restored(numerics: Numerics) -> str:
+    counts = Counter(v.operation for v in numerics.values if v.restored == "no rule")
+    by_law = sum(v.restored == "law" for v in numerics.values)
+    unruled = ", ".join(f"{name} × {count}" for name, count in counts.most_common(4))
+    return f"{by_law:,} by their law; without a rule: {unruled or 'none'}"
+
+
+def _worst(numerics: Numerics) -> Iterator[Table | Text]:
+    formats = numerics.recipe.forward.name, numerics.recipe.backward.name
+    for graph in GRAPHS:
+        found = [lost for lost in losses(numerics, graph)[:WORST] if lost.worst >= LEAST]
+        table = Table(
+            title=f"worst in {'/'.join(formats)}, {graph}", title_justify="left", box=None
+        )
+        table.add_column("value")
+        table.add_column("module")
+        table.add_column("direction")
+        table.add_column("format")
+        table.add_column("to zero", justify="right")
+        table.add_column("saturated", justify="right")
+        for lost in found:
+            table.add_row(
+                Text(lost.value.name),
+                Text(lost.value.module),
+                lost.direction,
+                lost.format,
+                f"{100 * lost.flushed:.2f} %",
+                f"{100 * lost.saturated:.2f} %",
+            )
+        yield table if found else Text(f"{table.title}: nothing above {100 * LEAST:g} %")
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "none"

@@ -1,0 +1,194 @@
+"""The values of one graph, in its order: everything that was found out about each, put together.
+
+Takes a ``Part`` (a module of one graph, its analysis, what was measured, the recipe's choices);
+gives one ``Value`` for each floating-point value. A parameter stands before its first use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from unitify.analysis.analyse import Analysis
+from unitify.analysis.forward import Step
+from unitify.capture.islands import path_of
+from unitify.capture.whole import Capture
+from unitify.estimates import Estimates, Rms
+from unitify.formats.table import Format
+from unitify.module.assembly import value_name
+from unitify.operations.dimensions import shape_of
+from unitify.operations.extremes import extreme_values
+from unitify.operations.laws import factors, is_scalable
+from unitify.operations.rule_table import RuleTable
+from unitify.operations.schema import operation_name
+from unitify.plan.scale_plan import Scale, ScalePlan, operand_nodes, parameter_of
+from unitify.recipe.choices import Choice
+from unitify.report.losses import Loss, loss
+from unitify.report.magnitudes import Magnitudes, magnitudes_of
+from unitify.report.numerics import Derivation, Side, Sqnr, Value
+from unitify.report.origins import origin_of
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is known of one graph. ``measured`` and ``magnitudes`` are empty without batches.
+
+    ``stores_cast``: does the recipe cast stored values, not the operands of products?
+    """
+
+    name: str
+    capture: Capture
+    plan: ScalePlan
+    analysis: Analysis
+    choices: Mapping[str, Choice]
+    sqnr: Mapping[str, Sqnr]
+    stores_cast: bool = False
+    measured: Estimates = field(default_factory=dict)
+    magnitudes: Mapping[tuple[str, int], Magnitudes] = field(default_factory=dict)
+
+
+def values_of(part: Part, rules: RuleTable, formats: Iterable[Format]) -> tuple[Value, ...]:
+    """Every floating-point value of a part, in the order of its graph."""
+    formats = tuple(formats)
+    casts = _casts(part, rules)
+    capture = part.capture
+    masks = extreme_values(capture.graph, rules, capture.example, capture.attribute)
+    return tuple(
+        Value(
+            name=value_name(part.name, node.name),
+            kind="mask" if node in masks else _kind(part.capture, node),
+            operation=operation_name(node) if node.op == "call_function" else node.op,
+            shape=shape_of(node.meta["val"]),
+            origin=origin_of(node, path_of(part.name)),
+            forward=_side(part, node, 0, formats, casts),
+            backward=_side(part, node, 1, formats, casts),
+            parameter=_parameter(part, node),
+            restored=_restored(part.plan, rules, node),
+            choice=part.choices.get(node.name),
+            sqnr=part.sqnr.get(node.name),
+        )
+        for node in ordered(part.capture.graph)
+    )
+
+
+def ordered(graph: fx.Graph) -> list[fx.Node]:
+    """The floating-point values of a graph, each parameter and buffer before its first use."""
+    found: dict[fx.Node, None] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            continue
+        for operand in node.all_input_nodes:
+            if operand.op == "get_attr" and is_scalable(operand):
+                found.setdefault(operand)
+        if node.op != "output" and is_scalable(node):
+            found.setdefault(node)
+    return list(found)
+
+
+def _casts(part: Part, rules: RuleTable) -> dict[tuple[str, int], str]:
+    """The formats that each value (0) and gradient (1) is cast to, by name.
+
+    Of a product that is cast the operands are, and the gradient of its result.
+    """
+    found: dict[tuple[str, int], dict[str, None]] = {}
+    for node in part.capture.graph.nodes:
+        choice = part.choices.get(node.name)
+        if choice is None:
+            continue
+        rule = rules.get(operation_name(node))
+        operands = [node.name]
+        if choice.is_product and rule is not None and not part.stores_cast:
+            operands = [o.name for name, _, o in operand_nodes(node) if name in rule.products]
+        for name in operands if choice.forward else ():
+            found.setdefault((name, 0), {})[choice.forward] = None
+        if choice.backward:
+            found.setdefault((node.name, 1), {})[choice.backward] = None
+    return {key: ", ".join(formats) for key, formats in found.items()}
+
+
+def _side(
+    part: Part,
+    node: fx.Node,
+    direction: int,
+    formats: tuple[Format, ...],
+    casts: Mapping[tuple[str, int], str],
+) -> Side:
+    scale = part.plan.values.get(node.name, Scale())
+    exponent = scale.exponents[direction]
+    predicted = _rms(part.analysis.estimates.get(node.name, Rms()), direction)
+    measured = _rms(part.measured.get(node.name, Rms()), direction)
+    held = part.magnitudes.get((node.name, direction)) or _of_weight(part, node, direction)
+    known: Magnitudes | float | None = held if held and held.total else None
+    if held is None:
+        known = measured or predicted
+    if direction:
+        steps = part.analysis.backward.get(node.name, ())
+    else:
+        step = part.analysis.forward.get(node.name)
+        steps = () if step is None else (step,)
+    return Side(
+        predicted=predicted,
+        measured=measured,
+        exponent=exponent,
+        magnitudes=held,
+        losses={} if known is None else _losses(known, exponent, formats),
+        cast=casts.get((node.name, direction), ""),
+        steps=tuple(_derivation(step, part.name) for step in steps),
+    )
+
+
+def _losses(
+    known: Magnitudes | float, exponent: int, formats: tuple[Format, ...]
+) -> dict[str, dict[str, Loss]]:
+    scales = {"original": 1.0, "transformed": 2.0**exponent}
+    return {
+        graph: {format.name: loss(format, known, scale) for format in formats}
+        for graph, scale in scales.items()
+    }
+
+
+def _of_weight(part: Part, node: fx.Node, direction: int) -> Magnitudes | None:
+    """A parameter or buffer is known without running anything."""
+    if direction or node.op != "get_attr":
+        return None
+    tensor = part.capture.attribute(str(node.target))
+    return None if tensor.is_meta else magnitudes_of(tensor)
+
+
+def _rms(estimate: Rms, direction: int) -> float | None:
+    return estimate.backward if direction else estimate.forward
+
+
+def _derivation(step: Step, part: str) -> Derivation:
+    sources = {value_name(part, name): rms for name, rms in step.inputs.items()}
+    return Derivation(step.way, step.rms, sources)
+
+
+def _kind(capture: Capture, node: fx.Node) -> str:
+    if node.op == "placeholder":
+        return "input"
+    if node.op == "get_attr":
+        return "parameter" if parameter_of(capture, node) is not None else "buffer"
+    return "result"
+
+
+def _parameter(part: Part, node: fx.Node) -> str:
+    if node.op != "get_attr":
+        return ""
+    return f"{path_of(part.name)}.{node.target}".strip(".")
+
+
+def _restored(plan: ScalePlan, rules: RuleTable, node: fx.Node) -> str:
+    """Why the operands of an operation return to true scale; "" where they need not."""
+    if node.op != "call_function" or not any(is_scalable(n) for n in node.all_input_nodes):
+        return ""
+    rule = rules.get(operation_name(node))
+    if rule is None:
+        return "no rule"
+
+    def scale(n: fx.Node) -> int:
+        return plan.values.get(n.name, Scale()).exponents[0]
+
+    return "law" if factors(rule, node, scale, scale(node)).restored else ""
