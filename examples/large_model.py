@@ -4,6 +4,10 @@
 
 builds a Llama of 70B shape on the meta device, transforms it there, checks the emitted graph
 without running it, and writes time and memory to ``docs/results/large_model.md``.
+
+    unitify report examples.large_model:model --inputs examples.large_model:tokens -o large.html
+
+shows its every value.
 """
 
 from __future__ import annotations
@@ -41,6 +45,17 @@ def llama(layers: int) -> LlamaForCausalLM:
         return LlamaForCausalLM(config)
 
 
+def model() -> LlamaForCausalLM:
+    """All 80 layers."""
+    return llama(80)
+
+
+def tokens() -> dict[str, torch.Tensor]:
+    """A batch of tokens, which are their own labels."""
+    ids = torch.zeros(2, 128, dtype=torch.long, device="meta")
+    return {"input_ids": ids, "labels": ids.clone()}
+
+
 def peak() -> float:
     """Peak memory of this process so far, GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -50,8 +65,7 @@ def main() -> None:
     """Transform and report."""
     warnings.simplefilter("ignore")
     layers = int(sys.argv[1]) if len(sys.argv) > 1 else 80
-    model = llama(layers)
-    ids = torch.zeros(2, 128, dtype=torch.long, device="meta")
+    built = llama(layers)
     rows: list[tuple[str, float, float]] = []
     clock = time.perf_counter()
 
@@ -63,10 +77,9 @@ def main() -> None:
         clock = now
 
     observer: Callable[[str, Any], None] = done
-    inputs = {"input_ids": ids, "labels": ids.clone()}
-    module = unitify.transform(model, example_kwargs=inputs, on_stage=observer)
+    module = unitify.transform(built, example_kwargs=tokens(), on_stage=observer)
     estimates = [n for n in module.capture.graph.nodes if is_scalable(n)]
-    billions = sum(p.numel() for p in model.parameters()) / 1e9
+    billions = sum(p.numel() for p in built.parameters()) / 1e9
     nodes = len(module.capture.graph.nodes)
     scales = module.plan.values.values()
     spread = max(abs(math.log2(s.bwd)) for s in scales)

@@ -47,7 +47,7 @@ ORDER = {
     "drift": "measuring rebase readings monitor",
     "checkpoint": "state_dict rebuild files pretrained folder targets",
     "report": """report table constraints schemes magnitudes losses origins numerics sqnr values
-        class_graph rule_texts drift_file gathering document summary
+        class_graph rule_texts drift_file gathering document summary sections page figure notebook
         model_report of_module""",
     "explain": "",
     "convert": "",

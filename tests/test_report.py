@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,20 @@ def residual_report(is_measured: bool = True) -> ModelReport:
 
 def by_name(numerics: Numerics) -> dict[str, Value]:
     return {value.name: value for value in numerics.values}
+
+
+def many(values: int) -> Numerics:
+    """The numerics of a model that holds the residual block again and again."""
+    numerics = residual_report().numerics
+    blocks = -(-values // len(numerics.values))
+
+    def renamed(value: Value, block: int) -> Value:
+        module = f"layers.{block}.{value.module}".rstrip(".")
+        origin = replace(value.origin, module=module)
+        return replace(value, name=f"{value.name}_{block}", origin=origin)
+
+    held = [renamed(v, block) for block in range(blocks) for v in numerics.values]
+    return replace(numerics, values=tuple(held[:values]))
 
 
 def test_values_are_those_of_the_pipeline() -> None:

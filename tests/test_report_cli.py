@@ -64,12 +64,18 @@ def test_a_converted_folder_has_its_own_scales_and_casts(run: Run, tmp_path: Pat
     assert {v["backward"]["cast"] for v in held["values"]} == {None, "e5m2"}
 
 
+def test_a_page_and_its_json(run: Run) -> None:
+    result = run("report", "factories:mlp", "-o", "report.html")
+    assert result.stdout == "written to report.html\nwritten to report.json\n"
+    assert Path("report.html").read_text("utf-8").startswith("<!doctype html>")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
         (("none",), "U601", "package.module:factory"),
         (("factories:raises",), "U604", "no GPU here"),
-        (("factories:mlp", "--format", "pdf"), "U001", "json"),
+        (("factories:mlp", "--format", "pdf"), "U001", "html"),
         (("factories:mlp", "-o", "report.pdf"), "U001", "pdf"),
         (("factories:mlp", "--recipe", "fp9"), "U401", "fp9"),
         (("factories:mlp", "--drift", "none.jsonl"), "U609", "none.jsonl"),

@@ -47,7 +47,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_the_rules_and_every_module_are_inside(wheel: Path) -> None:
+def test_rules_templates_and_every_module_are_inside(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for path in (ROOT / "unitify").rglob("*.py"):
         if (ROOT / "unitify" / "rules") not in path.parents:
@@ -56,6 +56,8 @@ def test_the_rules_and_every_module_are_inside(wheel: Path) -> None:
     assert rules
     assert rules <= names
     assert "unitify/py.typed" in names
+    templates = (ROOT / "unitify" / "report" / "templates").iterdir()
+    assert {f"unitify/report/templates/{path.name}" for path in templates} <= names
 
 
 def test_it_works_from_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
@@ -80,3 +82,6 @@ def test_it_works_from_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
         "model.safetensors", "plan.json", "report.json",
     ]  # fmt: skip
     assert (installed / "bin" / "unitify").exists()
+    command = ("report", "mine:build", "-o", "report.html")
+    run(sys.executable, "-m", "unitify", *command, cwd=work, **here)
+    assert b"</html>" in (work / "report.html").read_bytes()

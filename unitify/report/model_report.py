@@ -18,7 +18,10 @@ from rich.console import Console
 
 from unitify.diagnostics import NotWritten, OutputExists, UnitifyError, UnknownOption
 from unitify.report.document import KIND, document, dumps
+from unitify.report.figure import writer
+from unitify.report.notebook import notebook_html
 from unitify.report.numerics import Numerics
+from unitify.report.page import page
 from unitify.report.summary import summary
 
 #: Columns of a summary as text.
@@ -37,6 +40,9 @@ class ModelReport:
         written = console.file
         assert isinstance(written, io.StringIO)
         return written.getvalue()
+
+    def _repr_html_(self) -> str:
+        return notebook_html(self.numerics)
 
     def as_json(self) -> dict[str, Any]:
         """Everything that the report knows, as plain data (docs/report.md states the layout)."""
@@ -79,11 +85,21 @@ def _text(numerics: Numerics) -> bytes:
 
 #: Format → what writes it.
 WRITERS: Mapping[str, Callable[[Numerics], bytes]] = {
+    "html": page,
     "json": lambda numerics: dumps(numerics).encode(),
     "text": _text,
+    "svg": writer("svg"),
+    "png": writer("png"),
 }
 #: Suffix of a file → its format.
-SUFFIXES = {".html": "html", ".htm": "html", ".json": "json", ".txt": "text"}
+SUFFIXES = {
+    ".html": "html",
+    ".htm": "html",
+    ".json": "json",
+    ".txt": "text",
+    ".svg": "svg",
+    ".png": "png",
+}
 
 
 def format_of(path: Path | None, format: str | None = None) -> str:

@@ -97,17 +97,20 @@ def facts(numerics: Numerics) -> Iterator[tuple[str, str]]:
         yield "left out", f"{finding.code} {finding.message}"
 
 
+def lowest_ratio(numerics: Numerics, graph: str) -> float | None:
+    """The lowest signal-to-noise ratio of any value of a graph in decibels; None without noise."""
+    found = (
+        (value.sqnr.measured or value.sqnr.predicted).get(graph)
+        for value in numerics.values
+        if value.sqnr is not None
+    )
+    return min((ratio for ratio in found if ratio is not None), default=None)
+
+
 def _lowest(numerics: Numerics) -> str:
-    found = []
-    for graph in GRAPHS:
-        ratios = [
-            ratio
-            for value in numerics.values
-            if value.sqnr is not None
-            and (ratio := (value.sqnr.measured or value.sqnr.predicted).get(graph)) is not None
-        ]
-        found.append(f"{min(ratios):.1f} dB" if ratios else "none")
-    return f"{found[0]} before, {found[1]} after"
+    ratios = [lowest_ratio(numerics, graph) for graph in GRAPHS]
+    before, after = ("none" if ratio is None else f"{ratio:.1f} dB" for ratio in ratios)
+    return f"{before} before, {after} after"
 
 
 def _restored(numerics: Numerics) -> str:

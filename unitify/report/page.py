@@ -1,0 +1,148 @@
+"""The page of a report: one HTML file that holds everything it shows, and asks for nothing.
+
+Takes ``Numerics``; gives bytes. Numbers and the plotting library lie in the file compressed, in
+base64, so that no name of a checkpoint is ever part of the markup; what the template writes is
+escaped. The page's own policy forbids every request, and every script but the one written here.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from unitify.diagnostics import PackageMissing, UnitifyError
+from unitify.report.document import dumps
+from unitify.report.numerics import DIRECTIONS, GRAPHS, Numerics
+from unitify.report.sections import SECTIONS
+from unitify.report.summary import losses, lowest_ratio
+from unitify.version import __version__
+
+#: The scripts of the page, in the order in which they use one another.
+SCRIPTS = (
+    "base", "unpack", "model", "theme", "tooltip", "folding", "figures", "scales", "exponents",
+    "grid", "valuerow", "losses", "agreement", "noise", "valuestable", "classes", "casts", "drift",
+    "findings", "details", "start",
+)  # fmt: skip
+#: The classes of the signs in figures, and what they stand for.
+LEGEND = (
+    ("original", "original"),
+    ("transformed", "transformed"),
+    ("unit", "unit RMS, within [1/2, 2]"),
+    ("range", "normal range of the format"),
+    ("subnormal", "subnormal"),
+)
+#: From which share of its elements on a value is said to lose some.
+NOTABLE = 0.01
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A figure of the whole model: before and after, or one that has no before."""
+
+    what: str
+    after: str
+    note: str
+    before: str | None = None
+
+
+def page(numerics: Numerics) -> bytes:
+    """The report as one HTML file. The same numerics give the same bytes.
+
+    Raises ``UnitifyError`` (U005) where plotly is not installed.
+    """
+    plotly = _packed_plotly()
+    data = _packed(dumps(numerics))
+    text = (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            model=numerics.model,
+            version=__version__,
+            nonce=hashlib.sha256(data.encode()).hexdigest()[:32],
+            subtitle=list(_subtitle(numerics)),
+            tiles=list(_tiles(numerics)),
+            sections=SECTIONS,
+            legend=LEGEND,
+            style=Markup(_template("style.css")),
+            script=Markup("\n".join(_template(f"{name}.js") for name in SCRIPTS)),
+            data=data,
+            plotly=plotly,
+        )
+    )
+    return text.encode()
+
+
+@cache
+def environment() -> Environment:
+    """The templates of reports; whatever is put into them is escaped."""
+    loader = PackageLoader("unitify.report", "templates")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+
+
+def _subtitle(numerics: Numerics) -> Iterator[str]:
+    if numerics.target:
+        yield numerics.target
+    yield f"{numerics.parameters:,} parameters"
+    yield f"{len(numerics.values):,} values"
+    yield f"scales from {numerics.scales}"
+    batches = f"{numerics.batches} batch{'' if numerics.batches == 1 else 'es'}"
+    yield f"measured on {batches}" if numerics.batches else "predicted, without data"
+    applied = "" if numerics.is_applied else " (not applied)"
+    yield f"recipe {numerics.recipe.name}{applied}"
+
+
+def _tiles(numerics: Numerics) -> Iterator[Tile]:
+    for direction, name in zip(DIRECTIONS, ("Values", "Gradients"), strict=True):
+        before, total = numerics.unit_share(direction, "original")
+        after, _ = numerics.unit_share(direction, "transformed")
+        if total:
+            note = f"of {total:,}; RMS within [1/2, 2]"
+            yield Tile(f"{name} at unit RMS", _percent(after, total), note, _percent(before, total))
+    formats = f"{numerics.recipe.forward.name.upper()} / {numerics.recipe.backward.name.upper()}"
+    bad = [sum(lost.worst > NOTABLE for lost in losses(numerics, graph)) for graph in GRAPHS]
+    note = "values and gradients, to zero or beyond the range"
+    yield Tile(f"Losing over 1 % in {formats}", f"{bad[1]:,}", note, f"{bad[0]:,}")
+    ratios = [lowest_ratio(numerics, graph) for graph in GRAPHS]
+    if ratios[1] is not None:
+        before_text = "–" if ratios[0] is None else _decibels(ratios[0])
+        how = "measured" if numerics.batches else "predicted"
+        note = f"dB, {how}, under {numerics.recipe.name}"
+        yield Tile("Lowest signal to noise", _decibels(ratios[1]), note, before_text)
+    verdict = {None: "not verified", True: "bitwise", False: "not exact"}[numerics.exact]
+    yield Tile("Against the original", verdict, "outputs and gradients, before casts")
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f} %"
+
+
+def _decibels(ratio: float) -> str:
+    return f"{ratio:.1f}".replace("-", "−")
+
+
+def _template(name: str) -> str:
+    return (resources.files("unitify.report") / "templates" / name).read_text("utf-8")
+
+
+def _packed(text: str) -> str:
+    """gzip in base64, without a time of day."""
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
+
+
+@cache
+def _packed_plotly() -> str:
+    """The plotting library, as the package plotly brings it along."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        purpose = "a report as a page"
+        raise UnitifyError(PackageMissing(package="'unitify[report]'", purpose=purpose)) from None
+    return _packed(get_plotlyjs())

@@ -1,0 +1,150 @@
+// A table of any length: only the rows in sight are in the page. Sorting, searching and moving
+// about work by keyboard; a screen reader hears which row of how many it is on.
+
+const ROW = 34;
+
+// ``columns``: {label, group, get(row), show(row), numeric, width, note}. ``tools``: further filters, each
+// {node, keeps(row)}. Returns what redraws it.
+function grid(host, { label, columns, rows, opened, search, sort, tools = [], rowClass }) {
+  let shown = rows;
+  let order = sort ?? null;
+  let active = 0;
+  const head = element("tr", { "aria-rowindex": 1 });
+  const body = element("tbody");
+  const table = element(
+    "table",
+    { role: "grid", "aria-label": label },
+    element("colgroup", {}, ...columns.map((column) => element("col", { style: column.width ? `width: ${column.width}` : "" }))),
+    element("thead", {}, groupsOf(columns), head),
+    body,
+  );
+  const scroller = element("div", { class: "scroller", tabindex: 0, "aria-label": `${label}, use the arrow keys` }, table);
+  const say = element("span", { class: "note", role: "status" });
+  const field = element("input", {
+    type: "search", placeholder: "Search name, module, operation, file …", "aria-label": `Search in ${label}`,
+    oninput: () => update(),
+  });
+
+  columns.forEach((column) => {
+    const button = element(
+      "button",
+      { type: "button", title: column.note ?? "", onclick: () => {
+        const descending = order?.column === column ? !order.descending : Boolean(column.numeric);
+        order = { column, descending };
+        update();
+      } },
+      column.label,
+    );
+    column.head = element("th", { scope: "col", class: column.numeric ? "number" : "" }, button);
+    head.append(column.head);
+  });
+
+  function update() {
+    const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
+    shown = rows.filter((row) => {
+      if (!tools.every((tool) => tool.keeps(row))) return false;
+      if (!words.length) return true;
+      const text = search(row).toLowerCase();
+      return words.every((word) => text.includes(word));
+    });
+    for (const column of columns) {
+      column.head.setAttribute("aria-sort", order?.column !== column ? "none" : order.descending ? "descending" : "ascending");
+    }
+    if (order) {
+      const sign = order.descending ? -1 : 1;
+      const keyed = shown.map((row, index) => [order.column.get(row), index, row]);
+      keyed.sort(([a, i], [b, j]) => compared(a, b, sign) || i - j);
+      shown = keyed.map(([, , row]) => row);
+    }
+    active = Math.min(active, Math.max(shown.length - 1, 0));
+    say.textContent = shown.length === rows.length ? plural(rows.length, "row") : `${count(shown.length)} of ${plural(rows.length, "row")}`;
+    table.setAttribute("aria-rowcount", shown.length + 1);
+    scroller.scrollTop = 0;
+    draw();
+  }
+
+  function draw() {
+    const first = Math.max(Math.floor(scroller.scrollTop / ROW) - 8, 0);
+    const end = Math.min(first + Math.ceil((scroller.clientHeight || 480) / ROW) + 16, shown.length);
+    const spacer = (height) => element("tr", { class: "spacer", "aria-hidden": "true", style: `height: ${height}px` }, element("td", { colspan: columns.length }));
+    body.replaceChildren(
+      spacer(first * ROW),
+      ...shown.slice(first, end).map((row, offset) => rowOf(row, first + offset)),
+      spacer((shown.length - end) * ROW),
+    );
+  }
+
+  function rowOf(row, index) {
+    const made = element(
+      "tr",
+      {
+        "aria-rowindex": index + 2, class: [index === active ? "active" : "", rowClass ? rowClass(row) : ""].join(" ").trim() || null,
+        onclick: (event) => {
+          active = index;
+          if (!event.target.closest("a, button")) opened(row);
+          draw();
+        },
+      },
+      ...columns.map((column) => {
+        const cell = element("td", { class: column.numeric ? "number" : "" });
+        const content = column.show(row);
+        cell.append(...[content].flat().filter((part) => part !== null && part !== undefined));
+        return cell;
+      }),
+    );
+    return made;
+  }
+
+  function move(to) {
+    active = Math.min(Math.max(to, 0), shown.length - 1);
+    const [top, height] = [active * ROW, scroller.clientHeight - 2 * ROW];
+    if (top < scroller.scrollTop) scroller.scrollTop = top;
+    if (top > scroller.scrollTop + height) scroller.scrollTop = top - height;
+    draw();
+  }
+
+  scroller.addEventListener("scroll", () => requestAnimationFrame(draw), { passive: true });
+  scroller.addEventListener("keydown", (event) => {
+    if (event.target.closest("thead")) return;
+    const page = Math.max(Math.floor(scroller.clientHeight / ROW) - 2, 1);
+    const moves = {
+      ArrowDown: active + 1, ArrowUp: active - 1, PageDown: active + page, PageUp: active - page,
+      Home: 0, End: shown.length - 1,
+    };
+    if (event.key in moves) move(moves[event.key]);
+    else if (event.key === "Enter" && shown.length) opened(shown[active]);
+    else return;
+    event.preventDefault();
+  });
+  host.append(
+    element("div", { class: "controls" }, field, ...tools.map((tool) => tool.node), element("span", { class: "spacer" }), say),
+    scroller,
+  );
+  update();
+  return { update, replace: (others) => ((rows = others), update()) };
+}
+
+// A row above the heads, for neighbours that belong together; none where there are none.
+function groupsOf(columns) {
+  if (!columns.some((column) => column.group)) return null;
+  const cells = [];
+  for (const { group } of columns) {
+    const before = cells[cells.length - 1];
+    if (before && before.group === group) before.cell.colSpan += 1;
+    else cells.push({ group, cell: element("th", { scope: "colgroup", class: `group ${group ?? ""}`, colspan: 1 }, group ?? "") });
+  }
+  return element("tr", { class: "groups" }, ...cells.map(({ cell }) => cell));
+}
+
+// Empty last, whatever the direction.
+function compared(a, b, sign) {
+  const [none, other] = [a === null || a === undefined, b === null || b === undefined];
+  if (none || other) return none - other;
+  return sign * (typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b);
+}
+
+// A filter that is a switch.
+function filterSwitch(text, test, changed, isOn = false) {
+  const box = element("input", { type: "checkbox", checked: isOn, onchange: () => changed() });
+  return { node: element("label", { class: "switch" }, box, text), keeps: (row) => !box.checked || test(row) };
+}

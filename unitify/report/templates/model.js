@@ -1,0 +1,82 @@
+// The report's JSON as the views use it. Everything is in true units; what is stored is that
+// divided by 2^exponent.
+
+const GRAPHS = ["original", "transformed"];
+const DIRECTIONS = ["forward", "backward"];
+
+let report = null;
+const valueByName = new Map();
+
+function take(parsed) {
+  report = parsed;
+  report.values.forEach((value, index) => {
+    value.index = index;
+    valueByName.set(value.name, value);
+  });
+}
+
+function rms(side) {
+  return side.measured ?? side.predicted;
+}
+
+// log2 of the RMS as a graph holds it; null for zero, and where there is none.
+function logRms(value, direction, graph) {
+  const side = value[direction];
+  const found = rms(side);
+  if (!(found > 0)) return null;
+  return Math.log2(found) - (graph === "transformed" ? side.exponent : 0);
+}
+
+function isMask(value) {
+  return value.kind === "mask";
+}
+
+function shownName(value) {
+  return value.parameter ?? value.name;
+}
+
+function sourceText(value) {
+  if (value.source === null) return "";
+  const source = report.sources[value.source];
+  return `${source.shown}:${source.line}`;
+}
+
+function sourceLine(value) {
+  if (value.source === null) return "";
+  const source = report.sources[value.source];
+  return (source.excerpt[source.line - source.first] ?? "").trim();
+}
+
+// The share of the elements in each octave: as measured, else of a normal distribution.
+function octaves(side) {
+  if (side.octaves && side.octaves.shares.length) return side.octaves;
+  const found = rms(side);
+  if (!(found > 0) || side.octaves) return null;
+  const top = Math.floor(Math.log2(found)) + 3;
+  const shares = [];
+  const first = top - 16;
+  for (let octave = first; octave <= top; octave++) {
+    const [low, high] = [2 ** octave, 2 ** (octave + 1)].map((x) => x / found / Math.SQRT2);
+    shares.push(erf(high) - erf(low));
+  }
+  return { first, shares };
+}
+
+// Abramowitz and Stegun 7.1.26; good to 1.5e-7, which is more than a colour shows.
+function erf(x) {
+  const t = 1 / (1 + 0.3275911 * x);
+  const sum = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t;
+  return 1 - sum * Math.exp(-x * x);
+}
+
+function loss(value, direction, graph, format) {
+  return value[direction].losses[graph]?.[format] ?? null;
+}
+
+function lostOutright(held) {
+  return held === null ? 0 : Math.max(held[0], held[2]);
+}
+
+function isUnit(logarithm) {
+  return logarithm !== null && Math.abs(logarithm) <= 1;
+}

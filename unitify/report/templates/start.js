@@ -1,0 +1,28 @@
+// Unpack the numbers, then draw every section. Figures wait until they are seen.
+
+async function start() {
+  startTheme();
+  take(JSON.parse(await unpacked("packed-report")));
+  shownFormat.forward = report.recipe.forward;
+  shownFormat.backward = report.recipe.backward;
+  buildTree();
+  scalesView();
+  exponentsView();
+  lossesView();
+  agreementView();
+  noiseView();
+  valuesView();
+  classesView();
+  castsView();
+  driftView();
+  findingsView();
+  startDetails();
+  document.documentElement.dataset.ready = "yes";
+}
+
+start().catch((error) => {
+  document.documentElement.dataset.ready = "failed";
+  document.querySelector("main").prepend(
+    element("p", { class: "empty", role: "alert" }, `This report could not be drawn (${error.message}). It needs a browser of 2023 or later; the JSON file beside it holds the same numbers.`));
+  throw error;
+});

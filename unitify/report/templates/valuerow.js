@@ -1,0 +1,41 @@
+// Cells that several tables have in common.
+
+function valueLink(value) {
+  return element("a", { href: `#value=${encodeURIComponent(value.name)}`, title: shownName(value) }, shownName(value));
+}
+
+function valueSearch(value) {
+  return [value.name, value.parameter ?? "", value.module, value.operation, sourceText(value)].join(" ");
+}
+
+function nameColumn(of = (row) => row) {
+  return { label: "value", get: (row) => shownName(of(row)), show: (row) => valueLink(of(row)), width: "21%" };
+}
+
+function moduleColumn(of = (row) => row) {
+  return { label: "module", get: (row) => of(row).module, show: (row) => clipped(of(row).module), width: "19%" };
+}
+
+function clipped(text) {
+  return element("span", { title: text }, text);
+}
+
+// A number with a bar behind it, from zero to ``whole``.
+function barCell(share, kind) {
+  if (share === null || share === undefined) return "–";
+  return [
+    element("span", { class: `share ${kind}`, style: `--share: ${Math.min(share, 1)}`, "aria-hidden": "true" }),
+    element("span", {}, percent(share)),
+  ];
+}
+
+function badges(value) {
+  const found = [];
+  if (value.restored === "no rule") found.push(element("span", { class: "badge warn" }, "no rule"));
+  if (value.restored === "law") found.push(element("span", { class: "badge" }, "restored"));
+  for (const direction of DIRECTIONS) {
+    if (value[direction].cast) found.push(element("span", { class: "badge cast" }, `${direction === "forward" ? "" : "∂ "}${value[direction].cast}`));
+  }
+  if (isMask(value)) found.push(element("span", { class: "badge" }, "mask"));
+  return found;
+}

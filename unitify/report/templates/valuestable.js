@@ -1,0 +1,46 @@
+// Every value, one row each.
+
+function valuesView() {
+  const host = section("values");
+  host.replaceChildren();
+  const logColumn = (direction, graph) => ({
+    label: graph === "original" ? "true" : "stored",
+    group: direction === "forward" ? "value" : "gradient",
+    note: `log2 RMS of the ${direction === "forward" ? "value" : "gradient"}, ${graph}`,
+    numeric: true,
+    width: "8%",
+    get: (value) => logRms(value, direction, graph),
+    show: (value) => {
+      const logarithm = logRms(value, direction, graph);
+      const text = log2Text(logarithm);
+      return logarithm !== null && !isUnit(logarithm) ? element("span", { class: "outside" }, text) : text;
+    },
+  });
+  const isOutside = (value) => DIRECTIONS.some((direction) => {
+    const logarithm = logRms(value, direction, "transformed");
+    return logarithm !== null && !isUnit(logarithm);
+  });
+  let table = null;
+  const changed = () => table.update();
+  table = grid(host, {
+    label: "All values",
+    rows: report.values,
+    opened: (value) => showDetails(value),
+    search: valueSearch,
+    tools: [
+      filterSwitch("cast", (value) => DIRECTIONS.some((direction) => value[direction].cast), changed),
+      filterSwitch("restored", (value) => value.restored !== null, changed),
+      filterSwitch("stored outside unit", isOutside, changed),
+    ],
+    columns: [
+      nameColumn(),
+      moduleColumn(),
+      { label: "operation", get: (value) => value.operation, show: (value) => clipped(value.operation.replace(/^aten\.|\.default$/g, "")), width: "12%" },
+      logColumn("forward", "original"),
+      logColumn("forward", "transformed"),
+      logColumn("backward", "original"),
+      logColumn("backward", "transformed"),
+      { label: "", get: (value) => badges(value).length, show: badges },
+    ],
+  });
+}
