@@ -73,7 +73,7 @@ def test_a_page_and_its_json(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (("none",), "U601", "package.module:factory"),
+        (("none",), "U601", "package.module:"),
         (("factories:raises",), "U604", "no GPU here"),
         (("factories:mlp", "--format", "pdf"), "U001", "html"),
         (("factories:mlp", "-o", "report.pdf"), "U001", "pdf"),
