@@ -53,7 +53,7 @@ ORDER = {
     "convert": "",
     "check": """subject judged settings figures scale_faults causes lost_gradients naming
         places finding plan_faults left_out outcome piece_findings checking targets baseline text
-        markdown sarif github junit outputs""",
+        markdown sarif github junit outputs asserting""",
     "cli": "application options terminal convert explain check report",
 }
 #: Every module by its path below the package, in that order; a package stands behind its files.

@@ -40,7 +40,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("unitify", "rules"):
         ignored = shutil.ignore_patterns("__pycache__", "rules")
         shutil.copytree(ROOT / name, tree / name, ignore=ignored)
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.cfg", "pyproject.toml", "pytest_unitify.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree / name)
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", "dist", cwd=tree)
     (built,) = (tree / "dist").glob("unitify-*.whl")
@@ -55,7 +55,7 @@ def test_rules_templates_and_every_module_are_inside(wheel: Path) -> None:
     rules = {f"unitify/rules/{path.name}" for path in (ROOT / "rules").glob("*.toml")}
     assert rules
     assert rules <= names
-    assert "unitify/py.typed" in names
+    assert {"unitify/py.typed", "pytest_unitify.py"} <= names
     templates = (ROOT / "unitify" / "report" / "templates").iterdir()
     assert {f"unitify/report/templates/{path.name}" for path in templates} <= names
 

@@ -65,18 +65,19 @@ def write_outputs(outcome: Outcome, outputs: Iterable[Output]) -> None:
     """
     for output in outputs:
         if output.path is not None:
-            _write(output.path, _rendered(outcome, output.format))
+            _write(output.path, rendered(outcome, output.format))
         elif output.format == "text":
             Console().print(as_text(outcome), highlight=False, soft_wrap=True)
         elif output.format == "github":
-            sys.stderr.write(_rendered(outcome, "github"))
+            sys.stderr.write(rendered(outcome, "github"))
         else:
-            sys.stdout.write(_rendered(outcome, output.format))
+            sys.stdout.write(rendered(outcome, output.format))
         if output.format == "github" and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
             _write(Path(summary), as_markdown(outcome), appended=True)
 
 
-def _rendered(outcome: Outcome, format: str) -> str:
+def rendered(outcome: Outcome, format: str) -> str:
+    """``outcome`` as the text of one format."""
     if format == "json":
         return json.dumps(outcome.as_json(), indent=1, allow_nan=False) + "\n"
     if format == "sarif":

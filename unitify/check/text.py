@@ -9,6 +9,7 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from unitify.capture.source import Frame
 from unitify.check.finding import Finding, by_line
 from unitify.check.outcome import Outcome
 
@@ -20,16 +21,17 @@ _SHOWN = 3
 def as_text(outcome: Outcome) -> RenderableType:
     """Everything that was found, the worst first, and a last line that sums it up."""
     lines: list[Text] = []
-    followers: dict[tuple[str, str], int] = {}
+    begun = {(finding.name, finding.place) for finding in outcome.findings if not finding.cause}
+    shown: list[Finding] = []
+    followers: dict[tuple[str, Frame | None], int] = {}
     for finding in outcome.findings:
-        if finding.cause and finding.cause_place is not None:
-            place = str(finding.cause_place), finding.cause
-            followers[place] = followers.get(place, 0) + 1
-    for group in by_line(f for f in outcome.findings if not f.cause):
+        start = finding.cause, finding.cause_place
+        if start in begun:
+            followers[start] = followers.get(start, 0) + 1
+        else:
+            shown.append(finding)
+    for group in by_line(shown):
         lines += _block(group, followers)
-    orphans = sum(followers.values())
-    if orphans:
-        lines.append(Text(f"{orphans} more follow from findings that are not shown"))
     lines += [Text(f"note: {note}", style="dim") for note in outcome.notes]
     for code, name, direction in outcome.stale:
         tensor = f" ({direction})" if direction else ""
@@ -48,7 +50,7 @@ def summary(outcome: Outcome) -> Text:
     return Text(f"{found} in {judged}; judged: {outcome.judged_by}", style="bold")
 
 
-def _block(group: list[Finding], followers: dict[tuple[str, str], int]) -> list[Text]:
+def _block(group: list[Finding], followers: dict[tuple[str, Frame | None], int]) -> list[Text]:
     first = group[0]
     head = Text()
     head.append(str(first.place) if first.place.file else "(no file)", style="bold")
@@ -62,7 +64,7 @@ def _block(group: list[Finding], followers: dict[tuple[str, str], int]) -> list[
     if others:
         more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
         lines.append(Text(f"    also {', '.join(others[:_SHOWN])}{more}"))
-    following = sum(followers.pop((str(f.place), f.name), 0) for f in group)
+    following = sum(followers.pop((f.name, f.place), 0) for f in group)
     if following:
         lines.append(Text(f"    {following} more findings follow from this"))
     lines.append(Text(f"    fix: {first.fix}"))

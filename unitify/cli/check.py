@@ -160,10 +160,8 @@ def _outcome(
         comparison=comparison,
     )
     if found.scales and not comparison.drift:
-        how = "--measured --inputs" if found.scales == "measured" else "no --measured"
-        note = (
-            f"drift is not judged: the plan was made from {found.scales} scales (check with {how})"
-        )
+        how = "with --measured" if found.scales == "measured" else "without --measured"
+        note = f"drift is not judged: the plan is of {found.scales} scales; check {how}"
         outcome = dataclasses.replace(outcome, notes=(*outcome.notes, note))
     return outcome
 

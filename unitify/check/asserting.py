@@ -1,0 +1,110 @@
+"""Checks from Python: ``check_model``, ``assert_unit_scaled`` and what the pytest fixture is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from unitify.capture.inputs import as_inputs
+from unitify.capture.source import Frame, Repository, frames_of_call
+from unitify.check.baseline import against, read_baseline
+from unitify.check.checking import check
+from unitify.check.outcome import Outcome
+from unitify.check.outputs import rendered
+from unitify.check.places import Places
+from unitify.check.settings import read_settings
+from unitify.check.subject import subject_of
+from unitify.operations.rule_table import load_rules
+from unitify.recipe.reader import configured_recipe, read_recipe
+from unitify.recipe.recipe import FP8
+
+
+def check_model(
+    model: nn.Module,
+    inputs: Any = (),
+    *,
+    measured: bool = False,
+    recipe: Any = None,
+    rules: Any = (),
+    root: Path | None = None,
+    entry: Frame | None = None,
+    **settings: Any,
+) -> Outcome:
+    """What ``unitify check`` finds in ``model``, original or transformed.
+
+    - ``inputs``: of one call (a tensor, a tuple or a dict), or a list of these; inferred where the
+      model tells
+    - ``measured``: judge what is measured on them
+    - ``recipe``: what is cast, as for ``transform``; that of ``pyproject.toml`` or "fp8" where None
+    - ``root``: of the project, whose ``[tool.unitify.check]`` is read; None is the working folder
+    - ``settings``: keys of that table on top of it
+
+    Raises ``UnitifyError``: U002 or U102 for inputs, U011 for settings.
+    """
+    folder = root or Path()
+    chosen = read_settings(folder, **settings)
+    casts = read_recipe(recipe) if recipe is not None else configured_recipe(folder)
+    table = load_rules(rules)
+    batches = inputs if isinstance(inputs, list) else [inputs]
+    is_given = isinstance(batches[0], Mapping) or not isinstance(batches[0], tuple) or batches[0]
+    batches = batches if is_given else []
+    args, kwargs = as_inputs(batches[0]) if batches else ((), None)
+    subject = subject_of(model, args, kwargs, casts or FP8, table)
+    return check(
+        subject,
+        chosen,
+        table,
+        Places(Repository.around(folder), subject.model, entry),
+        target=type(model).__name__,
+        is_measured=measured,
+        batches=batches,
+    )
+
+
+def assert_unit_scaled(model: nn.Module, inputs: Any = (), **options: Any) -> None:
+    """Every tensor that ``model`` stores, and its gradient, has an RMS in the unit band.
+
+    As ``check_model`` with ``format="unit"``; another ``format`` asks whether that holds every
+    stored tensor. Raises ``AssertionError``, which says what does not, where it is made and why.
+    """
+    __tracebackhide__ = True  # pytest then shows the line of the test
+    options.setdefault("format", "unit")
+    options.setdefault("entry", _caller())
+    outcome = check_model(model, inputs, **options)
+    if not outcome.is_clean:
+        raise AssertionError(
+            f"{type(model).__name__} is not unit-scaled\n{rendered(outcome, 'text')}"
+        )
+
+
+@dataclass(frozen=True)
+class Checker:
+    """What the fixture ``unitify_check`` is: ``check_model`` with options and a baseline."""
+
+    root: Path
+    options: Mapping[str, Any] = field(default_factory=dict)
+    baseline: Path | None = None
+
+    def __call__(self, model: nn.Module, inputs: Any = (), **options: Any) -> Outcome:
+        """What is found in ``model``; findings of the baseline are in ``known``."""
+        given = {"root": self.root, "entry": _caller(), **self.options, **options}
+        outcome = check_model(model, inputs, **given)
+        if self.baseline is None:
+            return outcome
+        return against(outcome, read_baseline(self.baseline))
+
+    def assert_clean(self, model: nn.Module, inputs: Any = (), **options: Any) -> None:
+        """Raises ``AssertionError`` with all that is found in ``model`` and is not known."""
+        __tracebackhide__ = True
+        outcome = self(model, inputs, **{"entry": _caller(), **options})
+        if not outcome.is_clean:
+            raise AssertionError(rendered(outcome, "text"))
+
+
+def _caller() -> Frame:
+    """The line that called the function which asks."""
+    return frames_of_call()[-2]
