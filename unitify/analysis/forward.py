@@ -25,7 +25,8 @@ from unitify.analysis.moments import (
     number,
     quadrature,
 )
-from unitify.analysis.sampled import observed, sampled_results
+from unitify.analysis.sampled import observed, sampled_results, told_apart
+from unitify.analysis.stated import stated_moments
 from unitify.capture.whole import Capture
 from unitify.operations.dimensions import hint, shape_of
 from unitify.operations.extremes import holds_mask
@@ -46,7 +47,8 @@ CANNOT_RUN = (RuntimeError, TypeError, ValueError, IndexError, KeyError, Attribu
 class Step:
     """How one RMS was derived: by what means, from which RMS of which values.
 
-    ``way``: given, exact, counted, run, quadrature, formula, sampled or assumed.
+    ``way``: given, exact, run, quadrature, formula, sampled, assumed; stated (by an operation that
+    takes the value).
     """
 
     way: str
@@ -66,6 +68,7 @@ class ForwardMoments:
         self.steps: dict[str, Step] = {}
         self.ways: dict[fx.Node, str] = {}
         self.elements = MEMORY // max(len(capture.graph.nodes), 1)
+        self.stated = stated_moments(capture, rules)
         #: Values that are not floating and depend on an input's contents.
         self.from_inputs: set[fx.Node] = set()
 
@@ -160,6 +163,10 @@ class ForwardMoments:
         self.moments[node] = [m and limited(m, self.elements) for m in results]
         first = next((m for m in results if m is not None), None)
         self.steps[node.name] = Step(way, inputs, first.rms if first is not None else 0.0)
+        if node in self.stated:
+            source, told = self.stated[node]
+            self.moments[node] = [told]
+            self.steps[node.name] = Step("stated", {source.name: told.rms}, told.rms)
 
     def _plain(self, node: fx.Node, operation: Operation, position: int) -> None:
         value = node.meta.get("val")
@@ -248,16 +255,21 @@ class ForwardMoments:
             rms = moments[0].rms if moments else 1.0
             return [gaussian(0.0, rms, n) for n in ndims], "assumed"
         self.known[operation.node] = drawn
-        return [_exactly_or_none(v, whole=False) for v in drawn], "sampled"
+        shapes = operation.result_shapes
+        apart = [told_apart(operands, s) for s in shapes]
+        return [_observed_or_none(v, a) for v, a in zip(drawn, apart, strict=True)], "sampled"
 
 
-def _exactly_or_none(value: Any, whole: bool = True) -> Moment | None:
+def _exactly_or_none(value: Any) -> Moment | None:
     """Moments of a computed tensor; None for what is not floating."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        return None
-    if not whole:
-        return observed(value)
-    return compressed(exactly(value))
+    is_floating = isinstance(value, Tensor) and value.is_floating_point()
+    return compressed(exactly(value)) if is_floating else None
+
+
+def _observed_or_none(value: Any, apart: list[int]) -> Moment | None:
+    """Moments of a sample, apart along these dimensions; None for what is not floating."""
+    is_floating = isinstance(value, Tensor) and value.is_floating_point()
+    return observed(value, apart) if is_floating else None
 
 
 def _as_list(value: Any) -> list[Any]:

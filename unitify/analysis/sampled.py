@@ -6,6 +6,8 @@ operation runs forward and backward, and what comes out is measured.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from unitify.analysis.linear import Operands
 from unitify.analysis.moments import Moment
 from unitify.operations.operation import Operation
 
-#: Along the last dimension moments are kept apart where each rests on at least this many samples.
+#: Moments are kept apart where each rests on at least this many samples.
 _ENOUGH = 32
 
 
@@ -98,13 +100,29 @@ def _draw_one(
     return (moment.mean + moment.var.sqrt() * noise).expand(shape).to(dtype).contiguous()
 
 
-def observed(tensor: Tensor) -> Moment:
-    """The moments of one sample, apart for each position of the last dimension if it is long."""
+def observed(tensor: Tensor, kept: Iterable[int] = ()) -> Moment:
+    """The moments of one sample, apart along the dimensions ``kept`` and along the last one.
+
+    Along as many of them as leave each position enough elements to tell.
+    """
     values = torch.nan_to_num(tensor.detach().double().cpu(), posinf=3.4e38, neginf=-3.4e38)
-    if values.dim() == 0:
+    last = values.dim() - 1
+    for apart in ({*kept, last}, set(kept), {last}):
+        pooled = [d for d in range(values.dim()) if d not in apart]
+        if pooled and math.prod(values.shape[d] for d in pooled) >= _ENOUGH:
+            break
+    else:
+        pooled = list(range(values.dim()))
+    if not pooled:
         return Moment(values, values * values)
-    leading = tuple(range(values.dim() - 1))
-    if leading and values.numel() >= _ENOUGH * values.shape[-1]:
-        return Moment(values.mean(leading, keepdim=True), (values**2).mean(leading, keepdim=True))
-    every = tuple(range(values.dim()))
-    return Moment(values.mean(every, keepdim=True), (values**2).mean(every, keepdim=True))
+    return Moment(values.mean(pooled, keepdim=True), (values**2).mean(pooled, keepdim=True))
+
+
+def told_apart(operands: Operands, shape: tuple[int, ...]) -> list[int]:
+    """Dimensions of a result of this shape along which the moments of an operand differ.
+
+    An operand tells of a result of as many dimensions, where it has as many positions.
+    """
+    moments = [m for m in operands.values() if isinstance(m, Moment) and m.mean.dim() == len(shape)]
+    sizes = [torch.broadcast_shapes(m.mean.shape, m.square.shape) for m in moments]
+    return [d for d, size in enumerate(shape) if size > 1 and any(s[d] == size for s in sizes)]

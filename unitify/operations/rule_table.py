@@ -94,6 +94,8 @@ class Rule:
     ``logits``: the operand of a softmax, or the number that multiplies logits inside of an
     attention, whose logits are sums of ``width`` products.
     ``weighs``: the number that multiplies the second term of a sum.
+    ``states``: operand → formulas of what the other operands tell of its moments (statistics that
+    the operation keeps), unless they are still those of ``untold``: operand → value.
     ``sample``: arguments on which the row is tested; ``variants``: more of them, as changes to it.
     """
 
@@ -121,6 +123,8 @@ class Rule:
     logits: str | None = None
     width: str | None = None
     weighs: str | None = None
+    states: Mapping[str, Moments] = field(default_factory=dict)
+    untold: Mapping[str, float] = field(default_factory=dict)
     sample: Mapping[str, Any] = field(default_factory=dict)
     variants: tuple[Mapping[str, Any], ...] = ()
     source: str = ""
@@ -151,7 +155,7 @@ _KEYS = {
     "coefficient", "window", "broadcast", "forward", "backward", "over", "sample", "variants",
     "source", "like", "true_gradient", "where", "channels",
     "products", "casts", "inside", "matmul", "unit", "parameters",
-    "logits", "width", "weighs",
+    "logits", "width", "weighs", "states", "untold",
 }  # fmt: skip
 
 
@@ -248,6 +252,8 @@ def _rule(operation: str, family: str, row: Mapping[str, Any]) -> Rule:
         logits=row.get("logits"),
         width=row.get("width"),
         weighs=row.get("weighs"),
+        states={name: _moments(m, where) for name, m in row.get("states", {}).items()},
+        untold={name: float(value) for name, value in row.get("untold", {}).items()},
         coefficient=parse_formula(row.get("coefficient", "1")),
         over=tuple(over) if isinstance(over := row.get("over"), list) else over,
         sample=dict(row.get("sample", {})),
