@@ -33,8 +33,9 @@ lint: $(VENV)/.test ## Style and types alone
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-docs: $(VENV)/.test ## Write docs/codes.md from the code
+docs: $(VENV)/.test ## Write docs/codes.md and docs/rules.md from the code and the rules
 	$(RUN) -m unitify.diagnostics > docs/codes.md
+	$(RUN) -m unitify.rulebook > docs/rules.md
 
 clean: ## Remove the environment and what was built
 	rm -rf $(VENV) build dist demo-output *.egg-info

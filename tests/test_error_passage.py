@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 
 import pytest
-import rule_samples
 import torch
-from test_rule_moments import PREDICTED, RULES, Declared, declared
+from test_rule_moments import PREDICTED, RULES
 from torch import Tensor
 
 from unitify.analysis.moments import gaussian
 from unitify.noise.moments import NoiseMoments
+from unitify.rulebook import calls
+from unitify.rulebook.moments import Declared, declared
 
 SEEDS = range(8)
 LIMIT = 4.0
@@ -26,7 +27,7 @@ SMALL = 1e-6
 def predicted(operation: str) -> float:
     """Sum of squares of the results' errors, for errors of ``SMALL`` times each operand's RMS."""
     rule = RULES[operation]
-    call = rule_samples.call(rule, rule_samples.drawn(rule, rule.sample, 0, torch.float32))
+    call = calls.call(rule, calls.drawn(rule, rule.sample, 0, torch.float32))
     forward = Declared(call, rule)
     forward.run()
     noise = NoiseMoments(forward, {})
@@ -41,7 +42,7 @@ def predicted(operation: str) -> float:
     return sum(float(e.square.mean()) * math.prod(r.shape) for e, r in pairs(noise, call))
 
 
-def pairs(noise: NoiseMoments, call: rule_samples.Call) -> list[tuple[object, Tensor]]:
+def pairs(noise: NoiseMoments, call: calls.Call) -> list[tuple[object, Tensor]]:
     values = call.node.meta["val"]
     listed = values if isinstance(values, list | tuple) else [values]
     held = noise.errors.get(call.node, [None] * len(listed))
@@ -51,19 +52,19 @@ def pairs(noise: NoiseMoments, call: rule_samples.Call) -> list[tuple[object, Te
 def sampled(operation: str) -> list[float]:
     """That sum of squares, measured, by seed."""
     rule = RULES[operation]
-    call = rule_samples.call(rule, rule_samples.drawn(rule, rule.sample, 0, torch.float64))
+    call = calls.call(rule, calls.drawn(rule, rule.sample, 0, torch.float64))
     found = []
     for seed in SEEDS:
-        arguments = rule_samples.drawn(rule, rule.sample, 1000 + seed, torch.float64)
-        tensors = rule_samples.tensors_of(arguments)
+        arguments = calls.drawn(rule, rule.sample, 1000 + seed, torch.float64)
+        tensors = calls.tensors_of(arguments)
         generator = torch.Generator().manual_seed(5000 + seed)
-        before = flat(rule_samples.run(call.capture.graph, tensors, seed))
+        before = flat(calls.run(call.capture.graph, tensors, seed))
         # A result of few elements is drawn more often.
         draws = 16 if before.numel() < 32 else 1
         total = 0.0
         for _ in range(draws):
             moved = {n: noisy(t, generator) if t.requires_grad else t for n, t in tensors.items()}
-            after = flat(rule_samples.run(call.capture.graph, moved, seed))
+            after = flat(calls.run(call.capture.graph, moved, seed))
             total += float((after - before).square().sum())
         found.append(total / draws)
     return found

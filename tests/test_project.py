@@ -51,10 +51,11 @@ ORDER = {
         model_report of_module""",
     "explain": "",
     "convert": "",
+    "rulebook": "calls laws moments verify listing skeleton page",
     "check": """subject judged settings figures scale_faults causes lost_gradients naming
         places finding plan_faults left_out outcome piece_findings checking targets baseline text
         markdown sarif github junit outputs asserting""",
-    "cli": "application options terminal convert explain check report",
+    "cli": "application options terminal convert explain check rules report",
 }
 #: Every module by its path below the package, in that order; a package stands behind its files.
 MODULES = [
@@ -69,7 +70,7 @@ def files_by_module() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
-        if parts[0] in ("rules", "__init__", "__main__"):
+        if parts[0] in ("rules", "__init__") or parts[-1] == "__main__":
             continue
         if parts[0] != "diagnostics" or parts[1] == "__init__":
             found[".".join(part for part in parts if part != "__init__")] = path
@@ -133,6 +134,7 @@ def test_commands_of_the_readme_exist() -> None:
     named = {a or b for a, b in named}
     assert {"demo", "test"} <= named <= targets
     commands = {c.name or c.callback.__name__ for c in app.registered_commands}
+    commands |= {group.name for group in app.registered_groups}
     assert set(re.findall(r"unitify ([a-z]+) ", readme)) <= commands | {"is", "and"}
 
 

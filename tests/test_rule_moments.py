@@ -7,132 +7,30 @@ the prediction within four standard errors, and must not if the predicted RMS is
 
 from __future__ import annotations
 
-import math
 from functools import cache
 
 import pytest
-import rule_samples
-import torch
-from torch import Tensor, fx
 
-from unitify.analysis.backward import BackwardMoments
-from unitify.analysis.forward import ForwardMoments, Step
-from unitify.analysis.moments import Moment, gaussian
-from unitify.estimates import Rms
-from unitify.operations.rule_table import Rule, load_rules
-from unitify.operations.samples import Sample, parse_arguments
+from unitify.operations.rule_table import load_rules
+from unitify.rulebook import moments
+from unitify.rulebook.moments import LIMIT, is_predicted
 
 RULES = load_rules()
-SEEDS = range(32)
-LIMIT = 4.0
-#: Mean squares are taken in float64, of float32 results: sums of products round by about this.
-ROUNDING = 1e-5
-PREDICTED = sorted(
-    name for name, r in RULES.items() if r.sample and (r.linear or r.elementwise or r.forward)
-)
-
-
-class Declared(ForwardMoments):
-    """Operands are known by their declared moments alone, not by the values in one draw."""
-
-    def __init__(self, call: rule_samples.Call, rule: Rule) -> None:
-        super().__init__(call.capture, {rule.operation: rule}, weight_rms=None)
-        self.declared = declared(rule)
-
-    def _weight(self, node: fx.Node) -> Moment:
-        sample = self.declared[str(node.target)]
-        return gaussian(sample.mean, math.sqrt(sample.square), len(sample.shape))
-
-
-class FromNormal(BackwardMoments):
-    """Gradients start as independent normal numbers at every result."""
-
-    def _start(self, output: fx.Node) -> None:
-        for node in output.all_input_nodes:
-            value = node.meta["val"]
-            if isinstance(value, Tensor) and value.is_floating_point():
-                self._give(node, gaussian(0.0, 1.0, value.dim()), Step("given", {}, 1.0))
-
-
-def declared(rule: Rule) -> dict[str, Sample]:
-    """The samples of a row by the names that ``rule_samples.call`` gives the operands."""
-    found: dict[str, Sample] = {}
-    for name, value in parse_arguments(rule.sample).items():
-        items = {f"{name}_{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {}
-        for held, item in {name: value, **items}.items():
-            if isinstance(item, Sample):
-                found[f"{held}_operand"] = item
-    return found
+PREDICTED = sorted(name for name, rule in RULES.items() if is_predicted(rule))
 
 
 @cache
-def predicted(operation: str) -> tuple[dict[str, Rms], str]:
-    """Predicted RMS of every value of the row's graph, and the way in which it was."""
-    rule = RULES[operation]
-    call = rule_samples.call(rule, rule_samples.drawn(rule, rule.sample, 0, torch.float32))
-    forward = Declared(call, rule)
-    forward.run()
-    backward = FromNormal(forward, None)
-    backward.run()
-    carriers = [n for n in call.carriers if isinstance(n.meta["val"], Tensor)]
-    rms = {str(n.target) if n.op == "get_attr" else n.name: n for n in carriers}
-    estimates = {name: Rms(forward.rms(n), backward.rms(n)) for name, n in rms.items()}
-    return estimates, forward.ways[call.node]
+def predicted(operation: str) -> tuple[dict[str, moments.Rms], str]:
+    return moments.predicted(RULES[operation])
 
 
 @cache
-def sampled(operation: str) -> dict[tuple[str, str], list[float]]:
-    """Mean squares over the seeds, by (value, direction); only what the operation determines."""
-    rule = RULES[operation]
-    found: dict[tuple[str, str], list[float]] = {}
-    call = rule_samples.call(rule, rule_samples.drawn(rule, rule.sample, 0, torch.float32))
-    names = [n.name for n in next(reversed(call.capture.graph.nodes)).all_input_nodes]
-    for seed in SEEDS:
-        arguments = rule_samples.drawn(rule, rule.sample, 1000 + seed, torch.float32)
-        leaves = rule_samples.tensors_of(arguments)
-        results = rule_samples.run(call.capture.graph, leaves, seed)
-        floating = {
-            n: r
-            for n, r in zip(names, results, strict=True)
-            if isinstance(r, Tensor) and r.is_floating_point()
-        }
-        for name, result in floating.items():
-            found.setdefault((name, "forward"), []).append(mean_square(result))
-        starts = [r for r in floating.values() if r.requires_grad]
-        if not starts:
-            continue
-        generator = torch.Generator().manual_seed(seed)
-        upstream = [gradient_at(r, generator) for r in starts]
-        wanted = {n: t for n, t in leaves.items() if t.requires_grad}
-        gradients = torch.autograd.grad(starts, list(wanted.values()), upstream, allow_unused=True)
-        for name, gradient in zip(wanted, gradients, strict=True):
-            if gradient is not None:
-                found.setdefault((name, "backward"), []).append(mean_square(gradient))
-    return found
-
-
-def gradient_at(result: Tensor, generator: torch.Generator) -> Tensor:
-    """Normal, of unit variance; a single number has a random sign, which is less noisy."""
-    drawn = torch.randn(result.shape, generator=generator)
-    return (drawn if result.numel() > 1 else drawn.sign()).to(result.dtype)
-
-
-def mean_square(tensor: Tensor) -> float:
-    return float(tensor.detach().double().square().mean())
+def sampled(operation: str) -> moments.Sampled:
+    return moments.sampled(RULES[operation])
 
 
 def z_scores(operation: str, factor: float = 1.0) -> dict[tuple[str, str], float]:
-    """How many standard errors sampled mean squares are from (factor × predicted RMS)²."""
-    estimates, _ = predicted(operation)
-    scores: dict[tuple[str, str], float] = {}
-    for (name, direction), values in sampled(operation).items():
-        rms = getattr(estimates[name], direction) or 0.0
-        if factor != 1.0 and rms == 0.0:
-            continue
-        squares = torch.tensor(values, dtype=torch.float64)
-        error = max(float(squares.std()) / math.sqrt(len(values)), ROUNDING * rms**2, 1e-30)
-        scores[name, direction] = (float(squares.mean()) - (factor * rms) ** 2) / error
-    return scores
+    return moments.z_scores(predicted(operation)[0], sampled(operation), factor)
 
 
 @pytest.mark.parametrize("operation", PREDICTED)

@@ -8,7 +8,6 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
-import rule_samples
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from unitify.operations.schema import operation_name
 from unitify.ops.cast import cast
 from unitify.ops.fp8_linear import fp8_linear
 from unitify.ops.scaled_mm import aligned, decode, encode, multiplies, product
+from unitify.rulebook import calls
 
 FP8 = [E4M3, E5M2, E4M3FNUZ, E5M2FNUZ]
 RULES = load_rules()
@@ -90,12 +90,12 @@ def test_rows_read_as_products(operation: str) -> None:
     """What a row's ``matmul`` says is what the operation computes."""
     rule = RULES[operation]
     assert rule.matmul is not None
-    arguments = rule_samples.drawn(rule, rule.sample, 0, torch.float64)
+    arguments = calls.drawn(rule, rule.sample, 0, torch.float64)
     left, right = arguments[rule.matmul.left], arguments[rule.matmul.right]
     expected = left @ (right.t() if rule.matmul.is_transposed else right)
     if rule.matmul.bias is not None:
         expected = expected + arguments[rule.matmul.bias]
-    found = rule_samples.overload(operation)(*arguments.values())
+    found = calls.overload(operation)(*arguments.values())
     torch.testing.assert_close(found, expected)
 
 

@@ -84,9 +84,9 @@ class Rule:
     gradient is restored before it, like the operands of a restoring operation.
     ``products``: the operands whose products are summed: the ``linear`` ones of a row that has
     two and sums, where it does not say otherwise; none for other rows.
-    ``casts``: the operands that a recipe may cast: ``products``, or those of an operation that holds
-    several products. ``inside``: what else is multiplied, but arises within the operation, where no
-    cast reaches, in words.
+    ``casts``: the operands that a recipe may cast: ``products``, or those of an operation that
+    holds several products. ``inside``: what else is multiplied, but arises within the operation,
+    where no cast reaches, in words.
     ``matmul``: how to read it as a product of matrices, where it is one.
     ``unit``: does a unit scaling scheme bring the result to unit RMS by a multiplier? So it does
     with sums of products; rows of other kinds say so. ``parameters``: what a parameter in the place

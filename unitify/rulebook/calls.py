@@ -1,4 +1,4 @@
-"""One operation as a graph of its own: what every test of the rule table runs on.
+"""One operation as a graph of its own: what rows of the rule table are verified on.
 
 The sampled operands of a row become parameters (floating) and buffers of a bare module, so that
 they can carry scales like the parameters of a model.
@@ -47,6 +47,14 @@ def overload(operation: str) -> Any:
     for part in operation.split("."):
         found = getattr(found, part)
     return found
+
+
+def is_known(operation: str) -> bool:
+    """Is an operation of this name registered?"""
+    try:
+        return hasattr(overload(operation), "_schema")
+    except (AttributeError, RuntimeError):
+        return False
 
 
 def drawn(rule: Rule, sample: Mapping[str, Any], seed: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -106,7 +114,8 @@ def _call_function(graph: fx.Graph, operation: Any, held: dict[str, Any]) -> fx.
     """A call as export records it: by position up to the last argument given."""
     arguments = operation._schema.arguments
     unknown = held.keys() - {a.name for a in arguments}
-    assert not unknown, f"{operation} has no argument {unknown}"
+    if unknown:
+        raise ValueError(f"{operation} has no argument {', '.join(sorted(unknown))}")
     positional = [a for a in arguments if not a.kwarg_only]
     last = max((i for i, a in enumerate(positional) if a.name in held), default=-1)
     args = tuple(held.get(a.name, a.default_value) for a in positional[: last + 1])

@@ -1,0 +1,128 @@
+"""``unitify rules``: listed, verified on samples, extended, and the page that is written of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from unitify.cli import app
+from unitify.operations.rule_table import load_rules
+from unitify.rulebook.listing import row
+from unitify.rulebook.page import page
+from unitify.rulebook.skeleton import skeleton
+from unitify.rulebook.verify import verify, verify_row
+
+ROOT = Path(__file__).resolve().parent.parent
+RULES = load_rules()
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["rules", *arguments], env={"COLUMNS": "200"})
+
+
+def test_the_page_is_written_anew() -> None:
+    assert (ROOT / "docs" / "rules.md").read_text("utf-8") == page(), "run `make docs`"
+
+
+def test_every_row_is_on_the_page() -> None:
+    lines = {line.split("`")[1] for line in page().splitlines() if line.startswith("| `")}
+    assert lines == set(RULES)
+
+
+@pytest.mark.parametrize(
+    ("operation", "law", "forward"),
+    [
+        ("aten.linear.default", "out = input · weight, bias = bias / (input · weight)", "fan_in"),
+        ("aten.gelu.default", "", "quadrature over self"),
+        ("aten.sqrt.default", "out = self^1/2", ""),
+        ("aten.add.Tensor", "out = out, self = self / out, other = other / out", "mean"),
+        ("aten.sort.default", "out = self", "sampled"),
+    ],
+)
+def test_a_row_in_words(operation: str, law: str, forward: str) -> None:
+    found = row(RULES[operation])
+    assert found.law.startswith(law)
+    assert forward in " ".join(found.forward)
+
+
+def test_the_list() -> None:
+    result = run("--only", "aten.conv2d*")
+    assert result.exit_code == 0
+    assert "aten.conv2d.default" in result.stdout
+    assert "aten.linear" not in result.stdout
+
+
+@pytest.mark.parametrize("operation", ["aten.linear.default", "aten.relu.default", "aten.max.dim"])
+def test_shipped_rows_hold(operation: str) -> None:
+    (verdict,) = verify(RULES, [operation])
+    assert verdict.holds, verdict.problems
+    assert verdict.law > 4
+    assert (verdict.moments > 1) == (operation != "aten.max.dim")
+
+
+def test_a_row_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('["aten.sinh.default"]\nelementwise = "self"\n'
+                    'sample = { self = "normal(96, 96, rms=0.5)" }\n')  # fmt: skip
+    result = run("verify", str(path))
+    assert result.exit_code == 0
+    assert result.stdout.startswith("aten.sinh.default: holds (law ")
+    assert result.stdout.endswith("1 of 1 rows hold\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        # A hyperbolic sine is not homogeneous, and its mean square is not that of its operand.
+        ('["aten.sinh.default"]\nlaw = { out = "self" }\n'
+         'sample = { self = "normal(9, 9)" }', "the law gives other bits"),
+        ('["aten.sinh.default"]\nforward = { mean = "0", square = "square(self)" }\n'
+         'backward = { self = { mean = "mean(grad)", square = "square(grad)" } }\n'
+         'sample = { self = "normal(96, 96)" }', "standard errors"),
+        ('["aten.sinhh.default"]\nsample = { self = "normal(9)" }', "no operation of this name"),
+        ('["aten.sinh.default"]\nsample = { x = "normal(9)" }', "has no argument x"),
+    ],
+)  # fmt: skip
+def test_a_wrong_row_does_not_hold(tmp_path: Path, text: str, problem: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    result = run("verify", str(path))
+    assert result.exit_code == 1, result.output
+    assert "does not hold" in result.stdout
+    assert problem in result.stdout
+
+
+def test_a_file_that_holds_no_rules(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("x = 1")
+    result = run("verify", str(tmp_path / "mine.toml"))
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: U201")
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        "aten.cumsum.default",
+        "aten.sinh.default",
+        "aten.cat.default",
+        "aten.masked_fill.Scalar",
+        "aten.index_select.default",
+    ],
+)
+def test_a_skeleton_verifies_as_it_is(tmp_path: Path, operation: str) -> None:
+    path = tmp_path / "mine.toml"
+    result = run("new", operation, "-o", str(path))
+    assert result.exit_code == 0, result.output
+    table = load_rules([path])
+    verdict = verify_row(table[operation])
+    assert verdict.holds, verdict.problems
+    assert run("new", operation).stdout == path.read_text() == skeleton(operation)
+    assert run("new", operation, "-o", str(path)).exit_code == 2
+
+
+def test_a_skeleton_of_nothing() -> None:
+    result = run("new", "aten.nothing.default")
+    assert result.exit_code == 2
+    assert "aten.cumsum.default" in result.stderr

@@ -1,0 +1,107 @@
+"""``unitify rules``: the rule table, listed, verified and extended."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from unitify.checkpoint.folder import check_absent
+from unitify.cli.application import app
+from unitify.cli.options import RuleFiles
+from unitify.cli.terminal import reported
+from unitify.operations.rule_table import load_rules
+from unitify.rulebook.listing import Row, rows
+from unitify.rulebook.skeleton import skeleton
+from unitify.rulebook.verify import Verdict, verify
+
+rules_app = typer.Typer(
+    help="List the rule table; verify rows of it, or of a file of your own; begin a new one.",
+    invoke_without_command=True,
+)
+app.add_typer(rules_app, name="rules")
+
+Pattern = Annotated[
+    str, typer.Option("--only", metavar="PATTERN", help="Operations, such as 'aten.conv*'.")
+]
+
+
+@rules_app.callback(invoke_without_command=True)
+def rules(context: typer.Context, only: Pattern = "*", files: RuleFiles = []) -> None:  # noqa: B006
+    """List the rule table: each operation's law and moments."""
+    if context.invoked_subcommand is not None:
+        return
+    with reported():
+        found = [r for r in rows(load_rules(files).values()) if fnmatchcase(r.operation, only)]
+    Console().print(_table(found), soft_wrap=False)
+
+
+@rules_app.command("verify")
+def verify_rules(
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="A rule file of your own; the shipped rows if none."),
+    ] = None,
+    only: Pattern = "*",
+) -> None:
+    """Try rows on samples: laws to the last bit, moments within four standard errors.
+
+    Exit status: 0 if all hold, 1 if one does not, 2 for a file that holds no rules.
+    """
+    with reported():
+        shipped = load_rules()
+        table = shipped
+        if file is not None:
+            own = load_rules([file])
+            # A file may replace a shipped row by another; its own rows are those that differ.
+            table = {name: rule for name, rule in own.items() if shipped.get(name) is not rule}
+        verdicts = []
+        for verdict in verify(table, [only]):
+            verdicts.append(verdict)
+            Console().print(_line(verdict), highlight=False, soft_wrap=True)
+    failed = sum(not verdict.holds for verdict in verdicts)
+    print(f"{len(verdicts) - failed} of {len(verdicts)} rows hold")
+    raise typer.Exit(1 if failed else 0)
+
+
+@rules_app.command("new")
+def new_rule(
+    operation: Annotated[str, typer.Argument(metavar="OPERATION", help="aten.cumsum.default")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Else it is printed.")
+    ] = None,
+) -> None:
+    """Write a rule file to start from, which verifies as it is."""
+    with reported():
+        text = skeleton(operation)
+        if output is not None:
+            check_absent(output)
+            output.write_text(text, "utf-8")
+            return
+    print(text, end="")
+
+
+def _table(found: list[Row]) -> Table:
+    table = Table(title=f"{len(found)} rules", title_justify="left")
+    for name in ("operation", "law", "forward", "backward"):
+        table.add_column(name, overflow="fold")
+    for row in found:
+        law = f"{row.kind}\n{row.law}" if row.law else row.kind
+        cells = (row.operation, law, "\n".join(row.forward), "\n".join(row.backward))
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def _line(verdict: Verdict) -> Text:
+    line = Text(f"{verdict.operation}: ")
+    if verdict.holds:
+        tried = f"law {verdict.law} times to the last bit, {verdict.moments} moments"
+        line.append("holds", style="green").append(f" ({tried})" if verdict.law else "")
+    else:
+        line.append("does not hold", style="bold red").append(f": {'; '.join(verdict.problems)}")
+    return line.append(f" [{'; '.join(verdict.notes)}]") if verdict.notes else line
