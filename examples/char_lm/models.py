@@ -16,13 +16,17 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Shape:
-    """``mixer``: "attention", "convolution" or "recurrence"; ``norm``: "pre" or "post"."""
+    """``mixer``: "attention", "convolution" or "recurrence"; ``norm``: "pre", "post" or "none".
+
+    ``gains``: do norms have gains and biases that are trained?
+    """
 
     mixer: str
     norm: str
     width: int = 64
     depth: int = 2
     length: int = 32
+    gains: bool = True
 
     def __str__(self) -> str:
         return f"{self.mixer}, {self.norm}-norm"
@@ -88,13 +92,18 @@ class FeedForward(nn.Module):
         return self.down(F.gelu(self.up(x)))
 
 
-class Branch(nn.Module):
-    """A residual branch with layer norm before it or after the sum."""
+def norm_of(shape: Shape) -> nn.LayerNorm:
+    """A layer norm over the width."""
+    return nn.LayerNorm(shape.width, elementwise_affine=shape.gains)
 
-    def __init__(self, body: nn.Module, width: int, norm: str) -> None:
+
+class Branch(nn.Module):
+    """A residual branch with layer norm before it, after the sum, or nowhere."""
+
+    def __init__(self, body: nn.Module, shape: Shape) -> None:
         super().__init__()
-        self.body, self.norm = body, nn.LayerNorm(width)
-        self.is_pre = norm == "pre"
+        self.body, self.norm = body, norm_of(shape) if shape.norm != "none" else nn.Identity()
+        self.is_pre = shape.norm == "pre"
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, length, width] to the same."""
@@ -114,9 +123,9 @@ class LanguageModel(nn.Module):
         self.positions = nn.Embedding(shape.length, width) if is_attention else None
         self.blocks = nn.Sequential()
         for _ in range(shape.depth):
-            self.blocks.append(Branch(MIXERS[shape.mixer](width), width, shape.norm))
-            self.blocks.append(Branch(FeedForward(width), width, shape.norm))
-        self.last = nn.LayerNorm(width) if shape.norm == "pre" else nn.Identity()
+            self.blocks.append(Branch(MIXERS[shape.mixer](width), shape))
+            self.blocks.append(Branch(FeedForward(width), shape))
+        self.last = norm_of(shape) if shape.norm == "pre" else nn.Identity()
         self.head = nn.Linear(width, vocabulary)
 
     def forward(self, characters: Tensor, following: Tensor) -> Tensor:
