@@ -8,10 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import fx
+from torch import fx, nn
 
+from unitify.capture.whole import Capture
 from unitify.operations.residual import Residual, branch_ends, branches, residuals
 from unitify.operations.rule_table import load_rules
+from unitify.scheme.stacks import stacks
+from unitify.scheme.structure import structure
 
 aten = torch.ops.aten
 RULES = load_rules()
@@ -150,9 +153,36 @@ def skips_from_the_start(count: int) -> tuple[fx.Node, Builder]:
     return x, b
 
 
+def pointwise_diamonds(count: int) -> tuple[fx.Node, Builder]:
+    """Values that meet themselves again and again, without a product."""
+    b = Builder()
+    x = b.linear(b.input)
+    for _ in range(count):
+        x = b.add(b.call(aten.relu.default, x), b.call(aten.tanh.default, x))
+    return x, b
+
+
 @pytest.mark.parametrize(
     ("graph", "size"), [(chain, 2000), (diamonds, 100), (skips_from_the_start, 500)]
 )
 def test_long_graphs_take_no_time(graph: object, size: int) -> None:
     result, b = graph(size)  # type: ignore[operator]
     assert seconds(result, b) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("graph", "size"),
+    [(chain, 2000), (diamonds, 100), (pointwise_diamonds, 500), (skips_from_the_start, 500)],
+)
+def test_reading_a_long_graph_takes_no_time(graph: object, size: int) -> None:
+    """What a scheme rests on, found in one pass each."""
+    result, b = graph(size)  # type: ignore[operator]
+    b.graph.output((result,))
+    root = nn.Module()
+    root.register_parameter("weight", nn.Parameter(torch.randn(4, 4)))
+    captured = Capture(root, b.graph, None, (X,), {"weight": "weight"})  # type: ignore[arg-type]
+    started = time.perf_counter()
+    found = stacks(b.graph, structure(captured, RULES))
+    assert time.perf_counter() - started < 2.0
+    expected = {chain: 1, diamonds: 0, pointwise_diamonds: 0, skips_from_the_start: 500}
+    assert sum(len(stack.sums) for stack in found) == expected[graph]
