@@ -17,8 +17,8 @@ from torch import nn
 
 import unitify
 from examples.unit_scale.decoders import Decoder, LibraryDecoder, Size
-from examples.unit_scale.library import agreement, gradients, stored_rms, true_gradients
 from examples.unit_scale.overhead import flop_overhead, time_ratios
+from examples.unit_scale.published import agreement, gradients, stored_rms, true_gradients
 from examples.unit_scale.small import Library, Plain, example
 from unitify.measure import measure
 from unitify.plan.scale_plan import Scale
