@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import unitify
 from unitify.check import assert_unit_scaled
 
 pytest_plugins = ["pytester"]
@@ -98,3 +99,12 @@ def test_the_assertion_says_what_and_where() -> None:
         assert_unit_scaled(model, torch.randn(4, 16))
     assert "U801" in str(caught.value)
     assert "test_pytest_plugin.py:" in str(caught.value)
+
+
+def test_what_was_transformed_is_unit_scaled() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 8)), torch.randn(4, 16)
+    assert_unit_scaled(unitify.transform(model, x), x)
+    assert_unit_scaled(unitify.transform(model, x, scales="measured"), x, measured=True)
+    with pytest.raises(AssertionError):
+        assert_unit_scaled(model, x)
