@@ -151,12 +151,19 @@ def _name_modules(panel: Any, groups: list[Group]) -> None:
         is_free = all(abs(x - other) > len(groups) / (NAMED + 1) for other, _ in named)
         if run.path and is_free:
             named.append((x, _short(run.path)))
-    panel.set_xticks([x for x, _ in named], [name for _, name in named])
+    ticks = [x for x, _ in named], [name for _, name in named]
+    panel.set_xticks(*ticks, rotation=30, ha="right", rotation_mode="anchor", fontsize=7)
 
 
 def _short(path: str) -> str:
-    """The end of a module's path; with the one before it where that is a number."""
+    """The end of a module's path that tells it from its neighbours: layer.3, or 3.attention."""
     parts = path.split(".")
-    text = ".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
+    numbers = [index for index, part in enumerate(parts) if part.isdigit()]
+    if not numbers:
+        text = parts[-1]
+    elif numbers[-1] == len(parts) - 1:
+        text = ".".join(parts[-2:])
+    else:
+        text = f"{parts[numbers[-1]]}.{parts[-1]}"
     # Dollar signs would be read as formulas.
-    return (text if len(text) <= 20 else f"{text[:19]}…").replace("$", r"\$")
+    return (text if len(text) <= 16 else f"{text[:15]}…").replace("$", r"\$")

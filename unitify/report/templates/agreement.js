@@ -21,7 +21,7 @@ function agreementView() {
     const near = held.filter(({ x, y }) => Math.abs(x - y) <= Math.log2(factor)).length;
     return held.length ? `${((100 * near) / held.length).toFixed(1)} % of the ${direction === "forward" ? "values" : "gradients"}` : null;
   }).filter(Boolean).join(", ");
-  const plot = element("div", { class: "figure pair", id: "agreement-figure" });
+  const plot = element("div", { class: "figure pair", id: "agreement-figure", role: "group", "aria-label": "Predicted against measured RMS" });
   host.replaceChildren(plot, element("p", { class: "note" }, `Within a factor of 2: ${within(2)}. Within 4: ${within(4)}.`));
   figure(plot, (library) => {
     const layout = baseLayout(420);

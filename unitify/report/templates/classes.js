@@ -5,7 +5,7 @@ const MOST_CLASSES = 320;
 
 function classesView() {
   const host = section("classes");
-  const plot = element("div", { class: "figure", id: "classes-figure" });
+  const plot = element("div", { class: "figure", id: "classes-figure", role: "group", "aria-label": "Scale classes in the order of the graph" });
   const say = element("p", { class: "note", role: "status" });
   const held = report.classes.map((each, index) => {
     const values = each.values.map((name) => valueByName.get(name)).filter(Boolean);

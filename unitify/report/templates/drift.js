@@ -8,7 +8,7 @@ function driftView() {
     return;
   }
   let direction = "forward";
-  const lines = element("div", { class: "figure", id: "drift-figure" });
+  const lines = element("div", { class: "figure", id: "drift-figure", role: "group", "aria-label": "Stored RMS in the course of a training" });
   const way = element("select", { "aria-label": "Direction", onchange: (event) => { direction = event.target.value; redraw(); table.replace(rowsOf()); } },
     element("option", { value: "forward" }, "values"), element("option", { value: "backward" }, "gradients"));
   host.replaceChildren(element("div", { class: "controls" }, element("label", {}, "readings of ", way)), lines);

@@ -1,7 +1,10 @@
 // The exponents of the elements of every value: a column of a heat map for each slot.
 
+// How many octaves below the smallest number of the format are still shown.
+const FAR = 20;
+
 function exponentsView() {
-  const host = element("div", { class: "figure", id: "exponents-figure" });
+  const host = element("div", { class: "figure", id: "exponents-figure", role: "group", "aria-label": "Shares of elements by exponent, for every value and gradient" });
   let drawn = [];
   const redraw = figure(host, (library) => {
     const slots = slotsOf(root);
@@ -10,9 +13,10 @@ function exponentsView() {
     const maps = PANELS.map((panel) => heat(panel, drawn));
     for (const direction of DIRECTIONS) {
       const own = maps.filter((_, index) => PANELS[index].direction === direction);
-      const low = Math.min(...own.map((map) => map.low));
+      const deepest = bounds(shownFormat[direction]).subnormal - FAR;
+      const low = Math.max(Math.min(...own.map((map) => map.low)), deepest);
       const high = Math.max(...own.map((map) => map.high));
-      spans[direction] = spanOf([low, high], direction);
+      spans[direction] = [Math.min(low, bounds(shownFormat[direction]).subnormal) - 1, spanOf([low, high], direction)[1]];
     }
     const layout = panelLayout(slots, spans, [-0.5, slots.length - 0.5]);
     layout.shapes = PANELS.flatMap(({ direction, axis: name }) => boundLines(direction, name));

@@ -127,14 +127,20 @@ function runsOf(places, depth) {
     const parts = path.split(".").slice(0, depth);
     const prefix = parts.join(".");
     if (prefix !== before && prefix) {
-      const final = parts[parts.length - 1];
-      const tail = /^\d+$/.test(final) && parts.length > 1 ? parts.slice(-2).join(".") : final;
-      runs.push({ x, text: tail.length > 15 ? `${tail.slice(0, 14)}…` : tail, length: 0 });
+      runs.push({ x, text: shortPath(parts), length: 0 });
     }
     if (prefix) runs[runs.length - 1].length += 1;
     before = prefix;
   }
   return runs;
+}
+
+// The end of a path that tells it from its neighbours: layer.3, or 3.attention inside of it.
+function shortPath(parts) {
+  const number = parts.findLastIndex((part) => /^\d+$/.test(part));
+  const final = parts[parts.length - 1];
+  const text = number < 0 ? final : number === parts.length - 1 ? parts.slice(-2).join(".") : `${parts[number]}.${final}`;
+  return text.length > 15 ? `${text.slice(0, 14)}…` : text;
 }
 
 // An axis of slots, named by module.

@@ -7,7 +7,7 @@ function noiseView() {
     host.replaceChildren(element("p", { class: "empty" }, report.notes.find((note) => note.includes("signal to noise")) ?? "The recipe casts no product of this model, so there is no noise to show."));
     return;
   }
-  const plot = element("div", { class: "figure", id: "noise-figure" });
+  const plot = element("div", { class: "figure", id: "noise-figure", role: "group", "aria-label": "Signal to noise of every product" });
   const kinds = ["predicted", "measured"].filter((kind) => layers.some((value) => value.sqnr[kind]));
   host.replaceChildren(plot, element("p", { class: "note" },
     `${plural(layers.length, "product")} under ${report.recipe.name}${report.recipe_is_applied ? "" : " (not applied: what it would do)"}. ` +

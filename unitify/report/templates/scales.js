@@ -2,7 +2,7 @@
 // smallest to the largest with the median for a folded module.
 
 function scalesView() {
-  const host = element("div", { class: "figure", id: "scales-figure" });
+  const host = element("div", { class: "figure", id: "scales-figure", role: "group", "aria-label": "log2 RMS of every value and gradient; the table of all values holds the same numbers" });
   const say = element("p", { class: "note", "aria-live": "polite" });
   let zoomed = null;
   let drawn = [];
