@@ -193,6 +193,31 @@ def test_a_trained_module_is_reported_as_it_is_now() -> None:
     assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
 
 
+class Recurrent(nn.Module):
+    """An operation with several results, whose products are inside of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates = nn.LSTM(16, 16, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gates(x)[0]
+
+
+def test_one_operation_with_several_results() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 16)
+    numerics = unitify.transform(Recurrent(), (x,), recipe="fp8").report([(x,)]).numerics
+    product = next(c for c in numerics.choices if c.is_product and c.is_cast)
+    results = [v for v in numerics.values if v.product == product.value]
+    assert results
+    assert product.value not in by_name(numerics)
+    assert any(v.sqnr is not None and v.sqnr.measured for v in results)
+    assert {v.backward.cast for v in results} == {"e5m2"}
+    weights = [v.forward.cast for v in numerics.values if ".weight" in v.parameter]
+    assert weights == ["e4m3", "e4m3"]
+
+
 def test_islands_have_values_by_part() -> None:
     torch.manual_seed(0)
     with pytest.warns(unitify.UnitifyWarning, match="U109"):
@@ -238,12 +263,18 @@ LAYOUT: dict[str, Any] = {
     "kind": "", "schema": 1, "versions": {}, "model": "", "target": "", "scales": "",
     "recipe": ["name", "forward", "backward", "table"], "recipe_is_applied": True, "batches": 1,
     "exact_before_casts": True, "parameters": 1, "formats": {}, "unit": ["forward", "backward"],
-    "cast_share_of_flops": 1.0, "values": [], "sources": [], "rules": {}, "classes": [],
-    "rescales": [], "findings": [], "notes": [], "drift": None,
+    "cast_share_of_flops": 1.0, "values": [], "choices": [], "sources": [], "rules": {},
+    "classes": [], "rescales": [], "findings": [], "notes": [], "drift": None,
 }  # fmt: skip
 VALUE = [
     "name", "kind", "operation", "shape", "module", "class", "parameter", "source", "restored",
-    "forward", "backward", "sqnr", "choice",
+    "forward", "backward", "sqnr", "product",
+]  # fmt: skip
+
+
+CHOICE = [
+    "value", "operation", "forward", "backward", "reason", "is_product", "flops", "runs",
+    "runs_because",
 ]  # fmt: skip
 
 
@@ -260,6 +291,10 @@ def test_the_layout_of_the_json_is_stated() -> None:
         assert value["source"] is None or value["source"] < len(held["sources"])
         for name in value["forward"]["losses"].get("original", {}):
             assert name in held["formats"]
+    names = {value["name"] for value in held["values"]}
+    for choice in held["choices"]:
+        assert list(choice) == CHOICE
+        assert choice["value"] in names
     for source in held["sources"]:
         assert list(source) == ["file", "shown", "line", "first", "excerpt"]
     assert held == residual_report().as_json() == json.loads(json.dumps(held))

@@ -31,7 +31,6 @@ KIND, SCHEMA = "unitify-report", 1
 def document(numerics: Numerics) -> dict[str, Any]:
     """Everything that a report knows, ready for ``json.dumps``."""
     sources = _Sources()
-    choices = [v.choice for v in numerics.values if v.choice is not None]
     return {
         "kind": KIND,
         "schema": SCHEMA,
@@ -54,8 +53,9 @@ def document(numerics: Numerics) -> dict[str, Any]:
             direction: {graph: list(numerics.unit_share(direction, graph)) for graph in GRAPHS}
             for direction in DIRECTIONS
         },
-        "cast_share_of_flops": _number(flop_share(choices)),
+        "cast_share_of_flops": _number(flop_share(numerics.choices)),
         "values": [_value(value, sources) for value in numerics.values],
+        "choices": [_choice(choice) for choice in numerics.choices],
         "sources": sources.found,
         "rules": {
             name: {
@@ -131,7 +131,7 @@ def _value(value: Value, sources: _Sources) -> dict[str, Any]:
             "predicted": _numbers(sqnr.predicted),
             "measured": _numbers(sqnr.measured) if sqnr.measured else None,
         },
-        "choice": None if value.choice is None else _choice(value.choice),
+        "product": value.product or None,
     }  # fmt: skip
 
 
@@ -165,6 +165,8 @@ def _octaves(magnitudes: Magnitudes) -> dict[str, Any]:
 
 def _choice(choice: Choice) -> dict[str, Any]:
     return {
+        "value": choice.value,
+        "operation": choice.operation,
         "forward": choice.forward or None,
         "backward": choice.backward or None,
         "reason": choice.reason,

@@ -17,6 +17,7 @@ from unitify.capture.islands import path_of
 from unitify.capture.whole import Capture
 from unitify.drift.measuring import measure_running, true_capture
 from unitify.formats.table import FORMATS, Format
+from unitify.module.assembly import value_name
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.rule_table import RuleTable
 from unitify.recipe.choices import choose
@@ -95,6 +96,11 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
         exact=None if verification is None else verification.exact,
         parameters=sum(p.numel() for p in module.parameters()),
         values=values,
+        choices=tuple(
+            replace(choice, value=value_name(part.name, choice.value))
+            for part in found
+            for choice in part.choices.values()
+        ),
         classes=classes,
         crossings=crossings,
         rules={o: rule_text(known.rules[o]) for o in operations if o in known.rules},

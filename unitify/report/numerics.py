@@ -82,7 +82,7 @@ class Value:
     ``kind``: "input", "parameter", "buffer", "mask" (it carries masking constants) or "result".
     ``module``: path of the module that it was made in. ``parameter``: a parameter's own name.
     ``restored``: why its operands return to true scale: "no rule", "law", or "" where they do not.
-    ``choice``: what the recipe does with it.
+    ``product``: the sum of products whose result (or one of whose results) it is; "" for others.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Value:
     backward: Side
     parameter: str = ""
     restored: str = ""
-    choice: Choice | None = None
+    product: str = ""
     sqnr: Sqnr | None = None
 
     @property
@@ -157,8 +157,9 @@ class Numerics:
     """What every value of a model is like, in the original and as transformed.
 
     ``recipe``: whose casts are shown; ``is_applied``: does the module have them? (They are shown
-    as what "fp8" would do otherwise.) ``batches``: how many were measured. ``exact``: bitwise the
-    original before casts; None where nobody looked. ``notes``: what could not be said, and why.
+    as what "fp8" would do otherwise.) ``choices``: what it does with every value. ``batches``: how
+    many were measured. ``exact``: bitwise the original before casts; None where nobody looked.
+    ``notes``: what could not be said, and why.
     """
 
     model: str
@@ -170,6 +171,7 @@ class Numerics:
     exact: bool | None
     parameters: int
     values: tuple[Value, ...]
+    choices: tuple[Choice, ...]
     classes: tuple[ScaleClass, ...]
     crossings: tuple[Crossing, ...]
     rules: Mapping[str, RuleText]

@@ -86,7 +86,7 @@ def facts(numerics: Numerics) -> Iterator[tuple[str, str]]:
             ),
         )
     yield "exact before casts", {None: "not verified", True: "yes", False: "NO"}[numerics.exact]
-    cast = sum(v.choice is not None and v.choice.is_cast for v in numerics.values)
+    cast = sum(choice.is_cast for choice in numerics.choices)
     applied = "" if numerics.is_applied else " (not applied: what it would do)"
     yield "recipe", f"{numerics.recipe.name}{applied}: {cast:,} operations cast"
     yield "lowest signal to noise", _lowest(numerics)

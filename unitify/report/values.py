@@ -20,10 +20,11 @@ from unitify.formats.table import Format
 from unitify.module.assembly import value_name
 from unitify.operations.dimensions import shape_of
 from unitify.operations.extremes import extreme_values
-from unitify.operations.laws import factors, is_scalable
+from unitify.operations.laws import factors, holds_tensors, is_scalable
+from unitify.operations.products import product_operands
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import operation_name
-from unitify.plan.scale_plan import Scale, ScalePlan, operand_nodes, parameter_of
+from unitify.plan.scale_plan import Scale, ScalePlan, parameter_of
 from unitify.recipe.choices import Choice
 from unitify.report.losses import Loss, loss
 from unitify.report.magnitudes import Magnitudes, magnitudes_of
@@ -66,7 +67,7 @@ def values_of(part: Part, rules: RuleTable, formats: Iterable[Format]) -> tuple[
             backward=_side(part, node, 1, formats, casts),
             parameter=_parameter(part, node),
             restored=_restored(part.plan, rules, node),
-            choice=part.choices.get(node.name),
+            product=_product(part, node),
             sqnr=part.sqnr.get(node.name),
         )
         for node in ordered(part.capture.graph)
@@ -98,14 +99,23 @@ def _casts(part: Part, rules: RuleTable) -> dict[tuple[str, int], str]:
         if choice is None:
             continue
         rule = rules.get(operation_name(node))
-        operands = [node.name]
+        operands, results = [node], [node] if is_scalable(node) else [*node.users]
         if choice.is_product and rule is not None and not part.stores_cast:
-            operands = [o.name for name, _, o in operand_nodes(node) if name in rule.products]
-        for name in operands if choice.forward else ():
-            found.setdefault((name, 0), {})[choice.forward] = None
-        if choice.backward:
-            found.setdefault((node.name, 1), {})[choice.backward] = None
+            operands = [operand for _, _, operand in product_operands(rule, node)]
+        for operand in operands if choice.forward else ():
+            found.setdefault((operand.name, 0), {})[choice.forward] = None
+        for result in results if choice.backward else ():
+            found.setdefault((result.name, 1), {})[choice.backward] = None
     return {key: ", ".join(formats) for key, formats in found.items()}
+
+
+def _product(part: Part, node: fx.Node) -> str:
+    """The sum of products that a node is, or that it takes one result of."""
+    source = node.args[0] if node.op == "call_function" and node.args else None
+    is_part = isinstance(source, fx.Node) and holds_tensors(source)
+    name = source.name if isinstance(source, fx.Node) and is_part else node.name
+    choice = part.choices.get(name)
+    return value_name(part.name, name) if choice is not None and choice.is_product else ""
 
 
 def _side(

@@ -88,7 +88,7 @@ function derivationOf(value) {
   const step = ([way, result, sources], what) => {
     const from = Object.entries(sources);
     return element("li", {}, `${what} ${digits(result, 4)}, ${way}`, from.length ? " from " : "",
-      ...from.flatMap(([name, number], index) => [index ? ", " : "", valueByName.has(name) ? valueLink(valueByName.get(name)) : element("code", {}, name), ` (${digits(number, 4)})`]));
+      ...from.flatMap(([name, number], index) => [index ? ", " : "", nameLink(name), ` (${digits(number, 4)})`]));
   };
   const { forward, backward } = value;
   if (!forward.steps.length && !backward.steps.length) return [];
@@ -128,7 +128,7 @@ function ruleOf(value) {
 }
 
 function choiceOf(value) {
-  const choice = value.choice;
+  const choice = choiceByName.get(value.product ?? value.name);
   if (!choice) return [];
   const isCast = choice.forward || choice.backward;
   return [element("h3", {}, "Recipe"), element("p", {}, `${isCast ? `${choice.forward ?? "–"} / ${choice.backward ?? "–"}` : "kept"}: ${choice.reason}${choice.runs ? `; ${choice.runs}${choice.runs_because ? ` (${choice.runs_because})` : ""}` : ""}.`)];

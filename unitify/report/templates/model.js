@@ -6,6 +6,7 @@ const DIRECTIONS = ["forward", "backward"];
 
 let report = null;
 const valueByName = new Map();
+const choiceByName = new Map();
 
 function take(parsed) {
   report = parsed;
@@ -13,6 +14,7 @@ function take(parsed) {
     value.index = index;
     valueByName.set(value.name, value);
   });
+  report.choices.forEach((choice) => choiceByName.set(choice.value, choice));
 }
 
 function rms(side) {

@@ -2,7 +2,7 @@
 
 function noiseView() {
   const host = section("noise");
-  const layers = report.values.filter((value) => value.sqnr && value.choice?.is_product);
+  const layers = report.values.filter((value) => value.sqnr && value.product !== null);
   if (!layers.length) {
     host.replaceChildren(element("p", { class: "empty" }, report.notes.find((note) => note.includes("signal to noise")) ?? "The recipe casts no product of this model, so there is no noise to show."));
     return;

@@ -4,6 +4,11 @@ function valueLink(value) {
   return element("a", { href: `#value=${encodeURIComponent(value.name)}`, title: shownName(value) }, shownName(value));
 }
 
+// An operation with several results is a name alone: each result is a value of its own.
+function nameLink(name) {
+  return valueByName.has(name) ? valueLink(valueByName.get(name)) : element("code", {}, name);
+}
+
 function valueSearch(value) {
   return [value.name, value.parameter ?? "", value.module, value.operation, sourceText(value)].join(" ");
 }
