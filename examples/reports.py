@@ -114,15 +114,15 @@ def row(name: str) -> str:
     """One row of the table: makes the report of a model, opens it, and measures all of it."""
     title, build = MODELS[name]
     model, inputs = build()
-    start = time.perf_counter()
+    start = time.process_time()
     module = unitify.transform(model, example_kwargs=inputs, recipe="fp8")
-    transformed = time.perf_counter()
+    transformed = time.process_time()
     report = module.report([inputs])
-    gathered = time.perf_counter()
+    gathered = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.html"
         report.save(path)
-        written = time.perf_counter()
+        written = time.process_time()
         sizes = [p.stat().st_size / 1e6 for p in (path, path.with_suffix(".json"))]
         seen = opened(path)
     if name == "minilm":
@@ -142,10 +142,10 @@ def row(name: str) -> str:
 
 HEAD = """# What a report costs
 
-`python -m examples.reports`, on two cores that had other work. Seconds to transform, to gather what
-the report says, and to write page and JSON; megabytes of either; and in headless Chromium seconds
-until the page can be used, until every module is unfolded, and until the table of all values is
-sorted. Every page holds the plotting library, which is 2.0 MB of it.
+`python -m examples.reports`. Seconds of one core to transform, to gather what the report says, and
+to write page and JSON; megabytes of either. In headless Chromium, on two cores that had other work,
+seconds until the page can be used, until every module is unfolded, and until the table of all
+values is sorted. Every page holds the plotting library, which is 2.0 MB of it.
 
 | model | values | RMS | transform | gather | write | page | JSON | ready | unfold | sort |
 |---|---|---|---|---|---|---|---|---|---|---|

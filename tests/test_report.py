@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,19 @@ def test_a_recipe_whose_noise_is_not_predicted_says_so() -> None:
     assert by_name(numerics)["linear"].forward.cast == "fp16"
 
 
+def test_a_scheme_says_which_model_is_the_original() -> None:
+    model = nn.Sequential(nn.Linear(16, 16))
+    numerics = unitify.transform(model, (batch(),), scheme="unit").report().numerics
+    assert "that the scheme made" in numerics.notes[0]
+
+
+def test_codes_in_place_of_weights_change_no_value() -> None:
+    module = residual()[1].to_inference()
+    found, expected = module.report().numerics, residual_report(False).numerics
+    assert found.parameters == expected.parameters
+    assert found.values == expected.values
+
+
 def test_without_a_recipe_it_shows_what_fp8_would_do() -> None:
     module = unitify.transform(nn.Sequential(nn.Linear(16, 16)), (batch(),))
     numerics = module.report().numerics
@@ -298,6 +312,18 @@ def test_the_layout_of_the_json_is_stated() -> None:
     for source in held["sources"]:
         assert list(source) == ["file", "shown", "line", "first", "excerpt"]
     assert held == residual_report().as_json() == json.loads(json.dumps(held))
+
+
+def test_the_documentation_states_the_layout_and_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).resolve().parent.parent / "docs" / "report.md").read_text("utf-8")
+    for key in (*LAYOUT, *VALUE, *SIDE):
+        assert f"`{key}`" in text
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.+?)```", text, re.DOTALL)
+    exec(compile(block, "docs/report.md", "exec"), {})
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "report.json"}
 
 
 def test_text_names_what_matters() -> None:

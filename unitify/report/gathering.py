@@ -52,6 +52,8 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
     recipe = module.recipe or FP8
     captures = {name: _capture(part) for name, part in module.parts.items()}
     analyses = {n: analyse(c, known.rules, _loss(n, known)) for n, c in captures.items()}
+    if module.scheme:
+        notes.append("the original shown here is the true model that the scheme made")
     batches = known.batches
     if batches and _is_empty(module):
         batches = ()
@@ -86,15 +88,16 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
     classes, crossings = class_graph(found, known.rules)
     operations = dict.fromkeys(value.operation for value in values)
     verification = module.verification
+    model = getattr(module, "host", None) or module.capture.model
     return Numerics(
-        model=type(getattr(module, "host", None) or module.capture.model).__name__,
+        model=type(model).__name__,
         target=known.target,
         scales=known.scales,
         recipe=recipe,
         is_applied=module.recipe is not None,
         batches=len(batches),
         exact=None if verification is None else verification.exact,
-        parameters=sum(p.numel() for p in module.parameters()),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
         values=values,
         choices=tuple(
             replace(choice, value=value_name(part.name, choice.value))

@@ -25,11 +25,12 @@ from unitify.report.sections import SECTIONS
 from unitify.report.summary import losses, lowest_ratio
 from unitify.version import __version__
 
+STYLES = ("colours", "page", "controls", "tables", "panel")
 #: The scripts of the page, in the order in which they use one another.
 SCRIPTS = (
     "base", "unpack", "model", "theme", "tooltip", "folding", "figures", "scales", "exponents",
-    "grid", "valuerow", "losses", "agreement", "noise", "valuestable", "classes", "casts", "drift",
-    "findings", "details", "start",
+    "grid", "value_cells", "losses", "agreement", "noise", "values_table", "classes", "casts",
+    "drift", "findings", "details", "start",
 )  # fmt: skip
 #: The classes of the signs in figures, and what they stand for.
 LEGEND = (
@@ -71,7 +72,7 @@ def page(numerics: Numerics) -> bytes:
             tiles=list(_tiles(numerics)),
             sections=SECTIONS,
             legend=LEGEND,
-            style=Markup(_template("style.css")),
+            style=Markup("\n".join(_template(f"{name}.css") for name in STYLES)),
             script=Markup("\n".join(_template(f"{name}.js") for name in SCRIPTS)),
             data=data,
             plotly=plotly,

@@ -5,58 +5,144 @@ const MOST_CLASSES = 320;
 
 function classesView() {
   const host = section("classes");
-  const plot = element("div", { class: "figure", id: "classes-figure", role: "group", "aria-label": "Scale classes in the order of the graph" });
+  const plot = element("div", {
+    class: "figure",
+    id: "classes-figure",
+    role: "group",
+    "aria-label": "Scale classes in the order of the graph",
+  });
   const say = element("p", { class: "note", role: "status" });
-  const held = report.classes.map((each, index) => {
-    const values = each.values.map((name) => valueByName.get(name)).filter(Boolean);
-    return { ...each, index, members: values, at: Math.min(...values.map((value) => value.index)) };
-  }).filter((each) => each.members.length);
+  const held = report.classes
+    .map((each, index) => {
+      const values = each.values.map((name) => valueByName.get(name)).filter(Boolean);
+      return { ...each, index, members: values, at: Math.min(...values.map((value) => value.index)) };
+    })
+    .filter((each) => each.members.length);
   const byIndex = new Map(held.map((each) => [each.index, each]));
-  const inside = (path) => (each) => !path || each.members.some((value) => value.module === path || value.module.startsWith(`${path}.`));
+  const inside = (path) => (each) =>
+    !path || each.members.some((value) => value.module === path || value.module.startsWith(`${path}.`));
   const modules = modulesOf(root).filter((node) => node.modules.size || node.depth <= 1);
-  const small = modules.find((node) => held.filter(inside(node.path)).length <= MOST_CLASSES && node.values.length > 4);
+  const small = modules.find(
+    (node) => held.filter(inside(node.path)).length <= MOST_CLASSES && node.values.length > 4,
+  );
   let path = small ? small.path : "";
   let direction = "forward";
   let withParameters = false;
-  const pick = element("select", { "aria-label": "Module", onchange: (event) => { path = event.target.value; redraw(); } },
-    ...modules.map((node) => element("option", { value: node.path, selected: node.path === path }, node.path || "the whole model")));
-  const way = element("select", { "aria-label": "Direction", onchange: (event) => { direction = event.target.value; redraw(); } },
-    element("option", { value: "forward" }, "values"), element("option", { value: "backward" }, "gradients"));
-  const parameters = element("label", { class: "switch" },
-    element("input", { type: "checkbox", onchange: (event) => { withParameters = event.target.checked; redraw(); } }), "parameters");
+  const pick = element(
+    "select",
+    {
+      "aria-label": "Module",
+      onchange: (event) => {
+        path = event.target.value;
+        redraw();
+      },
+    },
+    ...modules.map((node) =>
+      element("option", { value: node.path, selected: node.path === path }, node.path || "the whole model"),
+    ),
+  );
+  const way = element(
+    "select",
+    {
+      "aria-label": "Direction",
+      onchange: (event) => {
+        direction = event.target.value;
+        redraw();
+      },
+    },
+    element("option", { value: "forward" }, "values"),
+    element("option", { value: "backward" }, "gradients"),
+  );
+  const parameters = element(
+    "label",
+    { class: "switch" },
+    element("input", {
+      type: "checkbox",
+      onchange: (event) => {
+        withParameters = event.target.checked;
+        redraw();
+      },
+    }),
+    "parameters",
+  );
 
   let nodes = [];
   let edges = [];
   const redraw = figure(plot, (library) => {
-    nodes = held.filter(inside(path)).filter((each) => withParameters || each.members.some((value) => value.kind !== "parameter"))
+    nodes = held
+      .filter(inside(path))
+      .filter((each) => withParameters || each.members.some((value) => value.kind !== "parameter"))
       .sort((a, b) => a.at - b.at);
     nodes.forEach((each, x) => (each.x = x));
     const shown = new Set(nodes);
-    edges = report.rescales.map(([source, target, forward, backward, uses]) => ({ source: byIndex.get(source), target: byIndex.get(target), forward, backward, uses }))
+    edges = report.rescales
+      .map(([source, target, forward, backward, uses]) => ({
+        source: byIndex.get(source),
+        target: byIndex.get(target),
+        forward,
+        backward,
+        uses,
+      }))
       .filter((edge) => shown.has(edge.source) && shown.has(edge.target));
     const y = (each) => each[direction];
     const layout = baseLayout(420);
     layout.margin.t = 16;
-    layout.xaxis = slotAxis(nodes.map((each) => ({ node: null, within: each.members[0].module })), [-1, nodes.length]);
-    layout.yaxis = axis({ title: { text: `log₂ of the scale of ${direction === "forward" ? "values" : "gradients"}`, font: { size: 12 }, standoff: 6 }, dtick: tickStep(extent(nodes.map(y))), tick0: 0 });
+    layout.xaxis = slotAxis(
+      nodes.map((each) => ({ node: null, within: each.members[0].module })),
+      [-1, nodes.length],
+    );
+    layout.yaxis = axis({
+      title: {
+        text: `log₂ of the scale of ${direction === "forward" ? "values" : "gradients"}`,
+        font: { size: 12 },
+        standoff: 6,
+      },
+      dtick: tickStep(extent(nodes.map(y))),
+      tick0: 0,
+    });
     const isRestored = (each) => each.members.some((value) => value.restored !== null);
     const isCast = (each) => each.members.some((value) => value[direction].cast);
     const traces = [
-      { type: "scatter", mode: "lines", hoverinfo: "skip", line: { color: colour("edge"), width: 1 },
-        x: edges.flatMap((edge) => [edge.source.x, edge.target.x, null]), y: edges.flatMap((edge) => [y(edge.source), y(edge.target), null]) },
-      { type: "scatter", mode: "markers", hoverinfo: "none", meta: "edge", marker: { size: 10, color: "rgba(0,0,0,0)" },
-        x: edges.map((edge) => (edge.source.x + edge.target.x) / 2), y: edges.map((edge) => (y(edge.source) + y(edge.target)) / 2) },
-      { type: "scatter", mode: "markers", hoverinfo: "none", meta: "class", x: nodes.map((each) => each.x), y: nodes.map(y),
+      {
+        type: "scatter",
+        mode: "lines",
+        hoverinfo: "skip",
+        line: { color: colour("edge"), width: 1 },
+        x: edges.flatMap((edge) => [edge.source.x, edge.target.x, null]),
+        y: edges.flatMap((edge) => [y(edge.source), y(edge.target), null]),
+      },
+      {
+        type: "scatter",
+        mode: "markers",
+        hoverinfo: "none",
+        meta: "edge",
+        marker: { size: 10, color: "rgba(0,0,0,0)" },
+        x: edges.map((edge) => (edge.source.x + edge.target.x) / 2),
+        y: edges.map((edge) => (y(edge.source) + y(edge.target)) / 2),
+      },
+      {
+        type: "scatter",
+        mode: "markers",
+        hoverinfo: "none",
+        meta: "class",
+        x: nodes.map((each) => each.x),
+        y: nodes.map(y),
         marker: {
           size: nodes.map((each) => Math.min(7 + 2.2 * Math.sqrt(each.members.length), 26)),
           symbol: nodes.map((each) => (isRestored(each) ? "diamond" : "circle")),
           color: nodes.map((each) => (isCast(each) ? colour("transformed") : colour("surface"))),
-          line: { width: 1.6, color: nodes.map((each) => (isRestored(each) ? colour("original") : colour("transformed"))) },
-        } },
+          line: {
+            width: 1.6,
+            color: nodes.map((each) => (isRestored(each) ? colour("original") : colour("transformed"))),
+          },
+        },
+      },
     ];
     library.react(plot, traces, layout, CONFIG);
-    say.replaceChildren(`${plural(nodes.length, "class", "classes")}, ${plural(edges.length, "rescale")} between them. `,
-      "Filled: cast by the recipe. Diamond: holds the result of a restored operation. Larger: more values.");
+    say.replaceChildren(
+      `${plural(nodes.length, "class", "classes")}, ${plural(edges.length, "rescale")} between them. `,
+      "Filled: cast by the recipe. Diamond: holds the result of a restored operation. Larger: more values.",
+    );
     if (plot.dataset.listens) return;
     plot.dataset.listens = "yes";
     plot.on("plotly_hover", ({ event, points: [point] }) => {
@@ -64,9 +150,22 @@ function classesView() {
       classTooltip(event, nodes[point.pointIndex]);
     });
     plot.on("plotly_unhover", hideTooltip);
-    plot.on("plotly_click", ({ points: [point] }) => point.data.meta === "class" && showDetails(nodes[point.pointIndex].members[0]));
+    plot.on(
+      "plotly_click",
+      ({ points: [point] }) => point.data.meta === "class" && showDetails(nodes[point.pointIndex].members[0]),
+    );
   });
-  host.replaceChildren(element("div", { class: "controls" }, element("label", {}, "module ", pick), element("label", {}, "scale of ", way), parameters), plot, say);
+  host.replaceChildren(
+    element(
+      "div",
+      { class: "controls" },
+      element("label", {}, "module ", pick),
+      element("label", {}, "scale of ", way),
+      parameters,
+    ),
+    plot,
+    say,
+  );
 }
 
 function modulesOf(node) {

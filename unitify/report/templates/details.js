@@ -29,10 +29,27 @@ function closeDetails(clearsHash = true) {
 function openDetails(value) {
   if (panel.hidden) opener = document.activeElement;
   panel.replaceChildren(
-    element("header", {},
-      element("div", {}, element("p", { class: "eyebrow" }, `${value.kind} · ${value.shape.join(" × ") || "a single number"}`), element("h2", { id: "details-title" }, shownName(value))),
-      element("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => closeDetails() }, "✕")),
-    element("p", { class: "place" }, element("code", {}, value.operation), value.module ? [" in ", element("code", {}, value.module), value.class ? ` (${value.class})` : ""] : ""),
+    element(
+      "header",
+      {},
+      element(
+        "div",
+        {},
+        element("p", { class: "eyebrow" }, `${value.kind} · ${value.shape.join(" × ") || "a single number"}`),
+        element("h2", { id: "details-title" }, shownName(value)),
+      ),
+      element(
+        "button",
+        { type: "button", class: "close", "aria-label": "Close", onclick: () => closeDetails() },
+        "✕",
+      ),
+    ),
+    element(
+      "p",
+      { class: "place" },
+      element("code", {}, value.operation),
+      value.module ? [" in ", element("code", {}, value.module), value.class ? ` (${value.class})` : ""] : "",
+    ),
     element("p", {}, ...badges(value)),
     ...numbersOf(value),
     ...sourceOf(value),
@@ -47,25 +64,60 @@ function openDetails(value) {
 }
 
 function numbersOf(value) {
-  const row = (name, show) => element("tr", {}, element("th", { scope: "row" }, name), ...DIRECTIONS.map((direction) => element("td", { class: "number" }, ...[show(value[direction], direction)].flat())));
+  const row = (name, show) =>
+    element(
+      "tr",
+      {},
+      element("th", { scope: "row" }, name),
+      ...DIRECTIONS.map((direction) =>
+        element("td", { class: "number" }, ...[show(value[direction], direction)].flat()),
+      ),
+    );
   const stored = (side) => (rms(side) === null ? "–" : digits(rms(side) / 2 ** side.exponent));
   const formats = Object.keys(report.formats);
-  const lossRow = (format) => row(`lost in ${format.toUpperCase()}`, (side) => {
-    const [before, after] = GRAPHS.map((graph) => side.losses[graph]?.[format] ?? null);
-    if (before === null) return "–";
-    return [element("span", { class: "original" }, percent(lostOutright(before))), " → ", element("span", { class: "transformed" }, percent(lostOutright(after)))];
-  });
-  return [element("table", { class: "numbers" },
-    element("thead", {}, element("tr", {}, element("th"), element("th", { scope: "col", class: "number" }, "forward"), element("th", { scope: "col", class: "number" }, "backward"))),
-    element("tbody", {},
-      row("RMS, predicted", (side) => digits(side.predicted)),
-      report.batches ? row("RMS, measured", (side) => digits(side.measured)) : null,
-      row("scale", (side) => powerOfTwo(side.exponent)),
-      row("RMS, stored", stored),
-      row("cast to", (side) => side.cast?.toUpperCase() ?? "–"),
-      ...formats.map(lossRow),
-    )),
-    value.sqnr ? element("p", { class: "note" }, `Signal to noise: ${GRAPHS.map((graph) => `${graph} ${decibels(value.sqnr.predicted[graph])} predicted${value.sqnr.measured ? `, ${decibels(value.sqnr.measured[graph])} measured` : ""}`).join("; ")}.`) : null,
+  const lossRow = (format) =>
+    row(`lost in ${format.toUpperCase()}`, (side) => {
+      const [before, after] = GRAPHS.map((graph) => side.losses[graph]?.[format] ?? null);
+      if (before === null) return "–";
+      return [
+        element("span", { class: "original" }, percent(lostOutright(before))),
+        " → ",
+        element("span", { class: "transformed" }, percent(lostOutright(after))),
+      ];
+    });
+  return [
+    element(
+      "table",
+      { class: "numbers" },
+      element(
+        "thead",
+        {},
+        element(
+          "tr",
+          {},
+          element("th"),
+          element("th", { scope: "col", class: "number" }, "forward"),
+          element("th", { scope: "col", class: "number" }, "backward"),
+        ),
+      ),
+      element(
+        "tbody",
+        {},
+        row("RMS, predicted", (side) => digits(side.predicted)),
+        report.batches ? row("RMS, measured", (side) => digits(side.measured)) : null,
+        row("scale", (side) => powerOfTwo(side.exponent)),
+        row("RMS, stored", stored),
+        row("cast to", (side) => side.cast?.toUpperCase() ?? "–"),
+        ...formats.map(lossRow),
+      ),
+    ),
+    value.sqnr
+      ? element(
+          "p",
+          { class: "note" },
+          `Signal to noise: ${GRAPHS.map((graph) => `${graph} ${decibels(value.sqnr.predicted[graph])} predicted${value.sqnr.measured ? `, ${decibels(value.sqnr.measured[graph])} measured` : ""}`).join("; ")}.`,
+        )
+      : null,
   ].filter(Boolean);
 }
 
@@ -74,11 +126,24 @@ function sourceOf(value) {
   const source = report.sources[value.source];
   const lines = source.excerpt.map((text, index) => {
     const number = source.first + index;
-    return element("span", { class: number === source.line ? "line here" : "line" }, element("span", { class: "at", "aria-hidden": "true" }, String(number)), `${text}\n`);
+    return element(
+      "span",
+      { class: number === source.line ? "line here" : "line" },
+      element("span", { class: "at", "aria-hidden": "true" }, String(number)),
+      `${text}\n`,
+    );
   });
   return [
     element("h3", {}, "Source"),
-    element("p", { class: "place" }, element("a", { href: `file://${encodeURI(source.file).replace(/[?#]/g, encodeURIComponent)}`, class: "source" }, `${source.shown}:${source.line}`)),
+    element(
+      "p",
+      { class: "place" },
+      element(
+        "a",
+        { href: `file://${encodeURI(source.file).replace(/[?#]/g, encodeURIComponent)}`, class: "source" },
+        `${source.shown}:${source.line}`,
+      ),
+    ),
     lines.length ? element("pre", {}, ...lines) : null,
   ].filter(Boolean);
 }
@@ -87,19 +152,52 @@ function sourceOf(value) {
 function derivationOf(value) {
   const step = ([way, result, sources], what) => {
     const from = Object.entries(sources);
-    return element("li", {}, `${what} ${digits(result, 4)}, ${way}`, from.length ? " from " : "",
-      ...from.flatMap(([name, number], index) => [index ? ", " : "", nameLink(name), ` (${digits(number, 4)})`]));
+    return element(
+      "li",
+      {},
+      `${what} ${digits(result, 4)}, ${way}`,
+      from.length ? " from " : "",
+      ...from.flatMap(([name, number], index) => [
+        index ? ", " : "",
+        nameLink(name),
+        ` (${digits(number, 4)})`,
+      ]),
+    );
   };
   const { forward, backward } = value;
   if (!forward.steps.length && !backward.steps.length) return [];
   const more = ancestors(value);
   return [
     element("h3", {}, "Derivation"),
-    element("ul", { class: "steps" }, ...forward.steps.map((held) => step(held, "RMS")),
-      ...(backward.steps.length > 1 ? [element("li", {}, `gradient: ${backward.steps.length} contributions added up`)] : []),
-      ...backward.steps.map((held) => step(held, "gradient"))),
-    more.length ? element("details", {}, element("summary", {}, "back to inputs and parameters"),
-      element("ol", { class: "steps" }, ...more.map((each) => element("li", {}, valueLink(each), ": ", ...each.forward.steps.map((held) => step(held, "RMS")))))) : null,
+    element(
+      "ul",
+      { class: "steps" },
+      ...forward.steps.map((held) => step(held, "RMS")),
+      ...(backward.steps.length > 1
+        ? [element("li", {}, `gradient: ${backward.steps.length} contributions added up`)]
+        : []),
+      ...backward.steps.map((held) => step(held, "gradient")),
+    ),
+    more.length
+      ? element(
+          "details",
+          {},
+          element("summary", {}, "back to inputs and parameters"),
+          element(
+            "ol",
+            { class: "steps" },
+            ...more.map((each) =>
+              element(
+                "li",
+                {},
+                valueLink(each),
+                ": ",
+                ...each.forward.steps.map((held) => step(held, "RMS")),
+              ),
+            ),
+          ),
+        )
+      : null,
   ].filter(Boolean);
 }
 
@@ -119,19 +217,41 @@ function ancestors(value) {
 function ruleOf(value) {
   const rule = report.rules[value.operation];
   if (rule) {
-    return [element("h3", {}, "Rule"), element("p", { class: "place" }, element("code", {}, value.operation), `, ${rule.kind}; rules/${rule.family}.toml`),
+    return [
+      element("h3", {}, "Rule"),
+      element(
+        "p",
+        { class: "place" },
+        element("code", {}, value.operation),
+        `, ${rule.kind}; rules/${rule.family}.toml`,
+      ),
       element("ul", { class: "formulas" }, ...rule.formulas.map((formula) => element("li", {}, formula))),
-      rule.source ? element("p", { class: "note" }, rule.source) : null].filter(Boolean);
+      rule.source ? element("p", { class: "note" }, rule.source) : null,
+    ].filter(Boolean);
   }
   if (value.restored !== "no rule") return [];
-  return [element("h3", {}, "Rule"), element("p", {}, "There is none: its operands return to true scale, and its moments come from running it on samples.")];
+  return [
+    element("h3", {}, "Rule"),
+    element(
+      "p",
+      {},
+      "There is none: its operands return to true scale, and its moments come from running it on samples.",
+    ),
+  ];
 }
 
 function choiceOf(value) {
   const choice = choiceByName.get(value.product ?? value.name);
   if (!choice) return [];
   const isCast = choice.forward || choice.backward;
-  return [element("h3", {}, "Recipe"), element("p", {}, `${isCast ? `${choice.forward ?? "–"} / ${choice.backward ?? "–"}` : "kept"}: ${choice.reason}${choice.runs ? `; ${choice.runs}${choice.runs_because ? ` (${choice.runs_because})` : ""}` : ""}.`)];
+  return [
+    element("h3", {}, "Recipe"),
+    element(
+      "p",
+      {},
+      `${isCast ? `${choice.forward ?? "–"} / ${choice.backward ?? "–"}` : "kept"}: ${choice.reason}${choice.runs ? `; ${choice.runs}${choice.runs_because ? ` (${choice.runs_because})` : ""}` : ""}.`,
+    ),
+  ];
 }
 
 function startDetails() {

@@ -4,7 +4,12 @@
 const FAR = 20;
 
 function exponentsView() {
-  const host = element("div", { class: "figure", id: "exponents-figure", role: "group", "aria-label": "Shares of elements by exponent, for every value and gradient" });
+  const host = element("div", {
+    class: "figure",
+    id: "exponents-figure",
+    role: "group",
+    "aria-label": "Shares of elements by exponent, for every value and gradient",
+  });
   let drawn = [];
   const redraw = figure(host, (library) => {
     const slots = slotsOf(root);
@@ -16,19 +21,41 @@ function exponentsView() {
       const deepest = bounds(shownFormat[direction]).subnormal - FAR;
       const low = Math.max(Math.min(...own.map((map) => map.low)), deepest);
       const high = Math.max(...own.map((map) => map.high));
-      spans[direction] = [Math.min(low, bounds(shownFormat[direction]).subnormal) - 1, spanOf([low, high], direction)[1]];
+      spans[direction] = [
+        Math.min(low, bounds(shownFormat[direction]).subnormal) - 1,
+        spanOf([low, high], direction)[1],
+      ];
     }
     const layout = panelLayout(slots, spans, [-0.5, slots.length - 0.5]);
     layout.shapes = PANELS.flatMap(({ direction, axis: name }) => boundLines(direction, name));
     const traces = maps.map(({ x, y, z }, index) => ({
-      type: "heatmap", x, y, z, xaxis: `x${PANELS[index].axis}`, yaxis: `y${PANELS[index].axis}`,
-      coloraxis: "coloraxis", hoverinfo: "none", meta: index, hoverongaps: false,
+      type: "heatmap",
+      x,
+      y,
+      z,
+      xaxis: `x${PANELS[index].axis}`,
+      yaxis: `y${PANELS[index].axis}`,
+      coloraxis: "coloraxis",
+      hoverinfo: "none",
+      meta: index,
+      hoverongaps: false,
     }));
     layout.coloraxis = {
-      cmin: 0, cmax: 0.4, colorscale: heatColours(),
+      cmin: 0,
+      cmax: 0.4,
+      colorscale: heatColours(),
       colorbar: {
-        orientation: "h", thickness: 9, len: 0.26, x: 1, xanchor: "right", y: 1.03, yanchor: "bottom",
-        outlinewidth: 0, tickformat: ".0%", tickfont: { size: 10 }, dtick: 0.1,
+        orientation: "h",
+        thickness: 9,
+        len: 0.26,
+        x: 1,
+        xanchor: "right",
+        y: 1.03,
+        yanchor: "bottom",
+        outlinewidth: 0,
+        tickformat: ".0%",
+        tickfont: { size: 10 },
+        dtick: 0.1,
         title: { text: "share of the elements", side: "left", font: { size: 11 } },
       },
     };
@@ -90,13 +117,29 @@ function heat({ direction, graph }, columns) {
     held.map(({ sums, total }) => (total && sums.has(exponent) ? sums.get(exponent) / total : null)),
   );
   // A row is the octave from 2^e to 2^(e+1), drawn around its middle.
-  return { x: columns.map((column) => column.x), y: y.map((exponent) => exponent + 0.5), z, low, high: high + 1 };
+  return {
+    x: columns.map((column) => column.x),
+    y: y.map((exponent) => exponent + 0.5),
+    z,
+    low,
+    high: high + 1,
+  };
 }
 
 function boundLines(direction, name) {
   const { largest, normal, subnormal } = bounds(shownFormat[direction]);
-  return [[largest, "solid"], [normal, "solid"], [subnormal, "dot"]].map(([y, dash]) => ({
-    type: "line", xref: `x${name} domain`, yref: `y${name}`, x0: 0, x1: 1, y0: y, y1: y,
+  return [
+    [largest, "solid"],
+    [normal, "solid"],
+    [subnormal, "dot"],
+  ].map(([y, dash]) => ({
+    type: "line",
+    xref: `x${name} domain`,
+    yref: `y${name}`,
+    x0: 0,
+    x1: 1,
+    y0: y,
+    y1: y,
     line: { color: colour("bound"), width: 1, dash },
   }));
 }

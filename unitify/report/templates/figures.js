@@ -7,8 +7,14 @@ const PANELS = [
   { direction: "backward", graph: "original", axis: "3" },
   { direction: "backward", graph: "transformed", axis: "4" },
 ];
-const COLUMNS = [[0, 0.487], [0.513, 1]];
-const ROWS = [[0.55, 1], [0, 0.45]];
+const COLUMNS = [
+  [0, 0.487],
+  [0.513, 1],
+];
+const ROWS = [
+  [0.55, 1],
+  [0, 0.45],
+];
 
 // The format whose range is drawn, by direction.
 const shownFormat = {};
@@ -41,8 +47,14 @@ const CONFIG = {
 
 function axis(extra = {}) {
   return {
-    gridcolor: colour("grid"), zeroline: false, linecolor: colour("line"), tickcolor: colour("line"),
-    ticks: "outside", ticklen: 4, automargin: false, ...extra,
+    gridcolor: colour("grid"),
+    zeroline: false,
+    linecolor: colour("line"),
+    tickcolor: colour("line"),
+    ticks: "outside",
+    ticklen: 4,
+    automargin: false,
+    ...extra,
   };
 }
 
@@ -55,25 +67,51 @@ function panelLayout(slots, span, range) {
   PANELS.forEach(({ direction, graph, axis: name }, index) => {
     const isBottom = direction === "backward";
     layout[`xaxis${name}`] = slotAxis(slots, range, {
-      domain: COLUMNS[index % 2], anchor: `y${name}`, matches: name ? "x" : undefined, showticklabels: isBottom,
+      domain: COLUMNS[index % 2],
+      anchor: `y${name}`,
+      matches: name ? "x" : undefined,
+      showticklabels: isBottom,
     });
     layout[`yaxis${name}`] = axis({
-      domain: ROWS[isBottom ? 1 : 0], anchor: `x${name}`, range: span[direction],
+      domain: ROWS[isBottom ? 1 : 0],
+      anchor: `x${name}`,
+      range: span[direction],
       matches: index % 2 ? `y${PANELS[index - 1].axis}` : undefined,
-      showticklabels: index % 2 === 0, dtick: tickStep(span[direction]), tick0: 0,
-      title: index % 2 === 0
-        ? { text: `${isBottom ? "gradients" : "values"}, log₂`, standoff: 6, font: { size: 12 } }
-        : undefined,
+      showticklabels: index % 2 === 0,
+      dtick: tickStep(span[direction]),
+      tick0: 0,
+      title:
+        index % 2 === 0
+          ? { text: `${isBottom ? "gradients" : "values"}, log₂`, standoff: 6, font: { size: 12 } }
+          : undefined,
     });
-    layout.shapes.push(...rangeShapes(direction, name), ...runs.lines.map(({ x }) => ({
-      type: "line", layer: "below", xref: `x${name}`, yref: `y${name} domain`, x0: x - 0.5, x1: x - 0.5, y0: 0, y1: 1,
-      line: { color: colour("grid"), width: 1 },
-    })));
+    layout.shapes.push(
+      ...rangeShapes(direction, name),
+      ...runs.lines.map(({ x }) => ({
+        type: "line",
+        layer: "below",
+        xref: `x${name}`,
+        yref: `y${name} domain`,
+        x0: x - 0.5,
+        x1: x - 0.5,
+        y0: 0,
+        y1: 1,
+        line: { color: colour("grid"), width: 1 },
+      })),
+    );
     layout.annotations.push(...rangeLabels(direction, name, index % 2 === 1));
     if (!isBottom) {
       layout.annotations.push({
-        xref: `x${name} domain`, yref: `y${name} domain`, x: 0, y: 1, xanchor: "left", yanchor: "bottom",
-        yshift: 8, showarrow: false, text: graph, font: { size: 13, color: colour(graph) },
+        xref: `x${name} domain`,
+        yref: `y${name} domain`,
+        x: 0,
+        y: 1,
+        xanchor: "left",
+        yanchor: "bottom",
+        yshift: 8,
+        showarrow: false,
+        text: graph,
+        font: { size: 13, color: colour(graph) },
       });
     }
   });
@@ -92,7 +130,9 @@ function plain(text) {
 // Stretches of slots within one module, {x, text, length}, as deep as there is room for lines
 // between them. Where one of them is most of the figure, names are those of a level below.
 function slotRuns(slots, [low, high]) {
-  const inSight = slots.map((slot, x) => ({ x, path: slot.node ? slot.node.path : slot.within })).filter(({ x }) => x >= low && x <= high);
+  const inSight = slots
+    .map((slot, x) => ({ x, path: slot.node ? slot.node.path : slot.within }))
+    .filter(({ x }) => x >= low && x <= high);
   let lines = runsOf(inSight, 1);
   let names = lines;
   for (let depth = 2; depth < 12; depth++) {
@@ -139,7 +179,12 @@ function runsOf(places, depth) {
 function shortPath(parts) {
   const number = parts.findLastIndex((part) => /^\d+$/.test(part));
   const final = parts[parts.length - 1];
-  const text = number < 0 ? final : number === parts.length - 1 ? parts.slice(-2).join(".") : `${parts[number]}.${final}`;
+  const text =
+    number < 0
+      ? final
+      : number === parts.length - 1
+        ? parts.slice(-2).join(".")
+        : `${parts[number]}.${final}`;
   return text.length > 15 ? `${text.slice(0, 14)}…` : text;
 }
 
@@ -147,8 +192,13 @@ function shortPath(parts) {
 function slotAxis(slots, range, extra = {}) {
   const ticks = slotTicks(slotRuns(slots, range), range);
   return axis({
-    showgrid: false, range, tickvals: ticks.map((tick) => tick.x), ticktext: ticks.map((tick) => plain(tick.text)),
-    tickangle: -32, tickfont: { size: 10.5 }, ...extra,
+    showgrid: false,
+    range,
+    tickvals: ticks.map((tick) => tick.x),
+    ticktext: ticks.map((tick) => plain(tick.text)),
+    tickangle: -32,
+    tickfont: { size: 10.5 },
+    ...extra,
   });
 }
 
@@ -168,8 +218,16 @@ function largestText(format) {
 
 function rangeShapes(direction, name) {
   const band = (low, high, fill) => ({
-    type: "rect", layer: "below", xref: `x${name} domain`, yref: `y${name}`, x0: 0, x1: 1,
-    y0: low, y1: high, fillcolor: fill, line: { width: 0 },
+    type: "rect",
+    layer: "below",
+    xref: `x${name} domain`,
+    yref: `y${name}`,
+    x0: 0,
+    x1: 1,
+    y0: low,
+    y1: high,
+    fillcolor: fill,
+    line: { width: 0 },
   });
   const { largest, normal, subnormal } = bounds(shownFormat[direction]);
   return [
@@ -183,8 +241,15 @@ function rangeLabels(direction, name, isRight) {
   if (!isRight) return [];
   const { largest, normal, subnormal } = bounds(shownFormat[direction]);
   const label = (y, text) => ({
-    xref: `x${name} domain`, yref: `y${name}`, x: 1, y, xanchor: "left", xshift: 4, showarrow: false,
-    text, font: { size: 10, color: colour("faint") },
+    xref: `x${name} domain`,
+    yref: `y${name}`,
+    x: 1,
+    y,
+    xanchor: "left",
+    xshift: 4,
+    showarrow: false,
+    text,
+    font: { size: 10, color: colour("faint") },
   });
   return [
     label(largest, largestText(shownFormat[direction])),
@@ -207,12 +272,15 @@ function figure(host, draw) {
   const redraw = () => {
     if (isSeen) withPlotly().then((library) => draw(library));
   };
-  new IntersectionObserver((entries, observer) => {
-    if (!entries.some((entry) => entry.isIntersecting)) return;
-    observer.disconnect();
-    isSeen = true;
-    redraw();
-  }, { rootMargin: "200px" }).observe(host);
+  new IntersectionObserver(
+    (entries, observer) => {
+      if (!entries.some((entry) => entry.isIntersecting)) return;
+      observer.disconnect();
+      isSeen = true;
+      redraw();
+    },
+    { rootMargin: "200px" },
+  ).observe(host);
   onTheme(redraw);
   return redraw;
 }
@@ -221,10 +289,13 @@ function formatChoice(direction, changed) {
   const label = direction === "forward" ? "values" : "gradients";
   const select = element(
     "select",
-    { "aria-label": `Format of ${label}`, onchange: (event) => {
-      shownFormat[direction] = event.target.value;
-      changed();
-    } },
+    {
+      "aria-label": `Format of ${label}`,
+      onchange: (event) => {
+        shownFormat[direction] = event.target.value;
+        changed();
+      },
+    },
     ...Object.keys(report.formats).map((name) =>
       element("option", { value: name, selected: name === shownFormat[direction] }, name.toUpperCase()),
     ),

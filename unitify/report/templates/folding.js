@@ -42,7 +42,7 @@ function buildTree() {
 function openUpTo(limit) {
   open.clear();
   open.add("");
-  for (let level = [...root.modules.values()]; level.length; ) {
+  for (let level = [...root.modules.values()]; level.length;) {
     level.forEach((node) => open.add(node.path));
     if (slotsOf(root).length > limit) {
       level.forEach((node) => open.delete(node.path));
@@ -109,8 +109,12 @@ function foldingOutline() {
         const row = element(
           "li",
           {
-            role: "treeitem", "aria-expanded": isOpen, "aria-level": child.depth,
-            tabindex: -1, "data-path": child.path, style: `--depth: ${child.depth - 1}`,
+            role: "treeitem",
+            "aria-expanded": isOpen,
+            "aria-level": child.depth,
+            tabindex: -1,
+            "data-path": child.path,
+            style: `--depth: ${child.depth - 1}`,
             onclick: () => toggle(child.path),
           },
           element("span", { class: "twist", "aria-hidden": "true" }, isOpen ? "▾" : "▸"),

@@ -14,25 +14,39 @@ function grid(host, { label, columns, rows, opened, search, sort, tools = [], ro
   const table = element(
     "table",
     { role: "grid", "aria-label": label },
-    element("colgroup", {}, ...columns.map((column) => element("col", { style: column.width ? `width: ${column.width}` : "" }))),
+    element(
+      "colgroup",
+      {},
+      ...columns.map((column) => element("col", { style: column.width ? `width: ${column.width}` : "" })),
+    ),
     element("thead", {}, groupsOf(columns), head),
     body,
   );
-  const scroller = element("div", { class: "scroller", tabindex: 0, "aria-label": `${label}, use the arrow keys` }, table);
+  const scroller = element(
+    "div",
+    { class: "scroller", tabindex: 0, "aria-label": `${label}, use the arrow keys` },
+    table,
+  );
   const say = element("span", { class: "note", role: "status" });
   const field = element("input", {
-    type: "search", placeholder: "Search name, module, operation, file …", "aria-label": `Search in ${label}`,
+    type: "search",
+    placeholder: "Search name, module, operation, file …",
+    "aria-label": `Search in ${label}`,
     oninput: () => update(),
   });
 
   columns.forEach((column) => {
     const button = element(
       "button",
-      { type: "button", title: column.note ?? "", onclick: () => {
-        const descending = order?.column === column ? !order.descending : Boolean(column.numeric);
-        order = { column, descending };
-        update();
-      } },
+      {
+        type: "button",
+        title: column.note ?? "",
+        onclick: () => {
+          const descending = order?.column === column ? !order.descending : Boolean(column.numeric);
+          order = { column, descending };
+          update();
+        },
+      },
       column.label,
     );
     column.head = element("th", { scope: "col", class: column.numeric ? "number" : "" }, button);
@@ -48,7 +62,10 @@ function grid(host, { label, columns, rows, opened, search, sort, tools = [], ro
       return words.every((word) => text.includes(word));
     });
     for (const column of columns) {
-      column.head.setAttribute("aria-sort", order?.column !== column ? "none" : order.descending ? "descending" : "ascending");
+      column.head.setAttribute(
+        "aria-sort",
+        order?.column !== column ? "none" : order.descending ? "descending" : "ascending",
+      );
     }
     if (order) {
       const sign = order.descending ? -1 : 1;
@@ -57,7 +74,10 @@ function grid(host, { label, columns, rows, opened, search, sort, tools = [], ro
       shown = keyed.map(([, , row]) => row);
     }
     active = Math.min(active, Math.max(shown.length - 1, 0));
-    say.textContent = shown.length === rows.length ? plural(rows.length, "row") : `${count(shown.length)} of ${plural(rows.length, "row")}`;
+    say.textContent =
+      shown.length === rows.length
+        ? plural(rows.length, "row")
+        : `${count(shown.length)} of ${plural(rows.length, "row")}`;
     table.setAttribute("aria-rowcount", shown.length + 1);
     scroller.scrollTop = 0;
     draw();
@@ -66,7 +86,12 @@ function grid(host, { label, columns, rows, opened, search, sort, tools = [], ro
   function draw() {
     const first = Math.max(Math.floor(scroller.scrollTop / ROW) - 8, 0);
     const end = Math.min(first + Math.ceil((scroller.clientHeight || 480) / ROW) + 16, shown.length);
-    const spacer = (height) => element("tr", { class: "spacer", "aria-hidden": "true", style: `height: ${height}px` }, element("td", { colspan: columns.length }));
+    const spacer = (height) =>
+      element(
+        "tr",
+        { class: "spacer", "aria-hidden": "true", style: `height: ${height}px` },
+        element("td", { colspan: columns.length }),
+      );
     body.replaceChildren(
       spacer(first * ROW),
       ...shown.slice(first, end).map((row, offset) => rowOf(row, first + offset)),
@@ -78,7 +103,8 @@ function grid(host, { label, columns, rows, opened, search, sort, tools = [], ro
     const made = element(
       "tr",
       {
-        "aria-rowindex": index + 2, class: [index === active ? "active" : "", rowClass ? rowClass(row) : ""].join(" ").trim() || null,
+        "aria-rowindex": index + 2,
+        class: [index === active ? "active" : "", rowClass ? rowClass(row) : ""].join(" ").trim() || null,
         onclick: (event) => {
           active = index;
           if (!event.target.closest("a, button")) opened(row);
@@ -108,8 +134,12 @@ function grid(host, { label, columns, rows, opened, search, sort, tools = [], ro
     if (event.target.closest("thead")) return;
     const page = Math.max(Math.floor(scroller.clientHeight / ROW) - 2, 1);
     const moves = {
-      ArrowDown: active + 1, ArrowUp: active - 1, PageDown: active + page, PageUp: active - page,
-      Home: 0, End: shown.length - 1,
+      ArrowDown: active + 1,
+      ArrowUp: active - 1,
+      PageDown: active + page,
+      PageUp: active - page,
+      Home: 0,
+      End: shown.length - 1,
     };
     if (event.key in moves) move(moves[event.key]);
     else if (event.key === "Enter" && shown.length) opened(shown[active]);
@@ -117,7 +147,14 @@ function grid(host, { label, columns, rows, opened, search, sort, tools = [], ro
     event.preventDefault();
   });
   host.append(
-    element("div", { class: "controls" }, field, ...tools.map((tool) => tool.node), element("span", { class: "spacer" }), say),
+    element(
+      "div",
+      { class: "controls" },
+      field,
+      ...tools.map((tool) => tool.node),
+      element("span", { class: "spacer" }),
+      say,
+    ),
     scroller,
   );
   update();
@@ -131,7 +168,11 @@ function groupsOf(columns) {
   for (const { group } of columns) {
     const before = cells[cells.length - 1];
     if (before && before.group === group) before.cell.colSpan += 1;
-    else cells.push({ group, cell: element("th", { scope: "colgroup", class: `group ${group ?? ""}`, colspan: 1 }, group ?? "") });
+    else
+      cells.push({
+        group,
+        cell: element("th", { scope: "colgroup", class: `group ${group ?? ""}`, colspan: 1 }, group ?? ""),
+      });
   }
   return element("tr", { class: "groups" }, ...cells.map(({ cell }) => cell));
 }
@@ -146,5 +187,8 @@ function compared(a, b, sign) {
 // A filter that is a switch.
 function filterSwitch(text, test, changed, isOn = false) {
   const box = element("input", { type: "checkbox", checked: isOn, onchange: () => changed() });
-  return { node: element("label", { class: "switch" }, box, text), keeps: (row) => !box.checked || test(row) };
+  return {
+    node: element("label", { class: "switch" }, box, text),
+    keeps: (row) => !box.checked || test(row),
+  };
 }

@@ -4,33 +4,65 @@ function noiseView() {
   const host = section("noise");
   const layers = report.values.filter((value) => value.sqnr && value.product !== null);
   if (!layers.length) {
-    host.replaceChildren(element("p", { class: "empty" }, report.notes.find((note) => note.includes("signal to noise")) ?? "The recipe casts no product of this model, so there is no noise to show."));
+    host.replaceChildren(
+      element(
+        "p",
+        { class: "empty" },
+        report.notes.find((note) => note.includes("signal to noise")) ??
+          "The recipe casts no product of this model, so there is no noise to show.",
+      ),
+    );
     return;
   }
-  const plot = element("div", { class: "figure", id: "noise-figure", role: "group", "aria-label": "Signal to noise of every product" });
+  const plot = element("div", {
+    class: "figure",
+    id: "noise-figure",
+    role: "group",
+    "aria-label": "Signal to noise of every product",
+  });
   const kinds = ["predicted", "measured"].filter((kind) => layers.some((value) => value.sqnr[kind]));
-  host.replaceChildren(plot, element("p", { class: "note" },
-    `${plural(layers.length, "product")} under ${report.recipe.name}${report.recipe_is_applied ? "" : " (not applied: what it would do)"}. ` +
-    (kinds.length > 1 ? "Lines are predicted, points are measured on the first batch." : "Predicted without data.")));
+  host.replaceChildren(
+    plot,
+    element(
+      "p",
+      { class: "note" },
+      `${plural(layers.length, "product")} under ${report.recipe.name}${report.recipe_is_applied ? "" : " (not applied: what it would do)"}. ` +
+        (kinds.length > 1
+          ? "Lines are predicted, points are measured on the first batch."
+          : "Predicted without data."),
+    ),
+  );
   figure(plot, (library) => {
     const layout = baseLayout(320);
     layout.margin.t = 16;
     const slots = layers.map((value) => ({ node: null, within: value.module }));
     layout.xaxis = slotAxis(slots, [-0.8, layers.length - 0.2]);
-    layout.yaxis = axis({ title: { text: "signal to noise, dB", font: { size: 12 }, standoff: 6 }, rangemode: "normal" });
-    const traces = GRAPHS.flatMap((graph) => kinds.map((kind) => ({
-      type: "scatter", mode: kind === "measured" ? "markers" : layers.length > 1 ? "lines" : "lines+markers",
-      x: layers.map((_, index) => index), y: layers.map((value) => value.sqnr[kind]?.[graph] ?? null), hoverinfo: "none",
-      line: { color: colour(graph), width: 2 }, marker: { color: colour(graph), size: layers.length > 300 ? 4 : 6 },
-    })));
+    layout.yaxis = axis({
+      title: { text: "signal to noise, dB", font: { size: 12 }, standoff: 6 },
+      rangemode: "normal",
+    });
+    const traces = GRAPHS.flatMap((graph) =>
+      kinds.map((kind) => ({
+        type: "scatter",
+        mode: kind === "measured" ? "markers" : layers.length > 1 ? "lines" : "lines+markers",
+        x: layers.map((_, index) => index),
+        y: layers.map((value) => value.sqnr[kind]?.[graph] ?? null),
+        hoverinfo: "none",
+        line: { color: colour(graph), width: 2 },
+        marker: { color: colour(graph), size: layers.length > 300 ? 4 : 6 },
+      })),
+    );
     library.react(plot, traces, layout, CONFIG);
     if (plot.dataset.listens) return;
     plot.dataset.listens = "yes";
     plot.on("plotly_hover", ({ event, points: [point] }) => {
       const value = layers[point.pointIndex];
       showTooltip(event, value.name, [
-        ["operation", value.operation], ["module", value.module],
-        ...kinds.flatMap((kind) => GRAPHS.map((graph) => [`${graph}, ${kind}`, decibels(value.sqnr[kind]?.[graph])])),
+        ["operation", value.operation],
+        ["module", value.module],
+        ...kinds.flatMap((kind) =>
+          GRAPHS.map((graph) => [`${graph}, ${kind}`, decibels(value.sqnr[kind]?.[graph])]),
+        ),
         ["source", sourceText(value)],
       ]);
     });

@@ -2,7 +2,12 @@
 // smallest to the largest with the median for a folded module.
 
 function scalesView() {
-  const host = element("div", { class: "figure", id: "scales-figure", role: "group", "aria-label": "log2 RMS of every value and gradient; the table of all values holds the same numbers" });
+  const host = element("div", {
+    class: "figure",
+    id: "scales-figure",
+    role: "group",
+    "aria-label": "log2 RMS of every value and gradient; the table of all values holds the same numbers",
+  });
   const say = element("p", { class: "note", "aria-live": "polite" });
   let zoomed = null;
   let drawn = [];
@@ -17,7 +22,8 @@ function scalesView() {
     drawn = columns;
     const span = {};
     for (const direction of DIRECTIONS) {
-      const all = report.values.filter((value) => !isMask(value))
+      const all = report.values
+        .filter((value) => !isMask(value))
         .flatMap((value) => GRAPHS.map((graph) => logRms(value, direction, graph)))
         .filter((logarithm) => logarithm !== null);
       span[direction] = spanOf(all, direction);
@@ -28,7 +34,9 @@ function scalesView() {
     say.textContent =
       `${plural(slots.length, "slot")}: ${plural(slots.filter((s) => !s.node).length, "value")} and ` +
       `${plural(slots.filter((s) => s.node).length, "folded module")}` +
-      (columns.some((column) => column.slots.length > 1) ? "; neighbours are joined, zoom in to tell them apart" : "");
+      (columns.some((column) => column.slots.length > 1)
+        ? "; neighbours are joined, zoom in to tell them apart"
+        : "");
     if (!host.dataset.listens) listen(library);
   });
 
@@ -63,10 +71,21 @@ function scalesView() {
     zoomed = null;
     redraw();
   });
-  const outline = element("details", { class: "modules", open: true }, element("summary", {}, "Modules"), foldingOutline());
+  const outline = element(
+    "details",
+    { class: "modules", open: true },
+    element("summary", {}, "Modules"),
+    foldingOutline(),
+  );
   section("scales").replaceChildren(
-    element("div", { class: "controls" }, foldingButtons(), element("span", { class: "spacer" }), element("span", {}, "range for"),
-      ...DIRECTIONS.map((direction) => formatChoice(direction, () => refold()))),
+    element(
+      "div",
+      { class: "controls" },
+      foldingButtons(),
+      element("span", { class: "spacer" }),
+      element("span", {}, "range for"),
+      ...DIRECTIONS.map((direction) => formatChoice(direction, () => refold())),
+    ),
     element("div", { class: "beside" }, outline, element("div", {}, host, say)),
   );
 }
@@ -119,8 +138,18 @@ function panelTraces({ direction, graph, axis: name }, columns) {
   return [
     { ...common, ...bars, mode: "lines", hoverinfo: "skip", opacity: 0.38, line: { color: ink, width } },
     {
-      ...common, x: points.x, y: points.y, customdata: points.customdata, mode: "markers", hoverinfo: "none",
-      marker: { color: ink, symbol: points.symbol, size: columns.length > 200 ? 4 : points.size, line: { width: 1, color: ink } },
+      ...common,
+      x: points.x,
+      y: points.y,
+      customdata: points.customdata,
+      mode: "markers",
+      hoverinfo: "none",
+      marker: {
+        color: ink,
+        symbol: points.symbol,
+        size: columns.length > 200 ? 4 : points.size,
+        line: { width: 1, color: ink },
+      },
     },
   ];
 }

@@ -22,7 +22,14 @@ async function start() {
 
 start().catch((error) => {
   document.documentElement.dataset.ready = "failed";
-  document.querySelector("main").prepend(
-    element("p", { class: "empty", role: "alert" }, `This report could not be drawn (${error.message}). It needs a browser of 2023 or later; the JSON file beside it holds the same numbers.`));
+  document
+    .querySelector("main")
+    .prepend(
+      element(
+        "p",
+        { class: "empty", role: "alert" },
+        `This report could not be drawn (${error.message}). It needs a browser of 2024 or later; the JSON file beside it holds the same numbers.`,
+      ),
+    );
   throw error;
 });

@@ -2,8 +2,13 @@
 
 const themeListeners = [];
 
+// What a colour is under the theme of now: the browser resolves it.
+const probe = document.createElement("span");
+
 function colour(name) {
-  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+  if (!probe.isConnected) document.body.append(Object.assign(probe, { hidden: true }));
+  probe.style.color = `var(--${name})`;
+  return getComputedStyle(probe).color;
 }
 
 function isDark() {

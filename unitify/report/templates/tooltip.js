@@ -8,10 +8,9 @@ function showTooltip(event, title, rows) {
     element(
       "dl",
       {},
-      ...rows.filter(([, text]) => text !== null && text !== "").flatMap(([name, text]) => [
-        element("dt", {}, name),
-        element("dd", {}, text),
-      ]),
+      ...rows
+        .filter(([, text]) => text !== null && text !== "")
+        .flatMap(([name, text]) => [element("dt", {}, name), element("dd", {}, text)]),
     ),
   );
   tooltip.hidden = false;

@@ -1,7 +1,11 @@
 // Cells that several tables have in common.
 
 function valueLink(value) {
-  return element("a", { href: `#value=${encodeURIComponent(value.name)}`, title: shownName(value) }, shownName(value));
+  return element(
+    "a",
+    { href: `#value=${encodeURIComponent(value.name)}`, title: shownName(value) },
+    shownName(value),
+  );
 }
 
 // An operation with several results is a name alone: each result is a value of its own.
@@ -14,11 +18,21 @@ function valueSearch(value) {
 }
 
 function nameColumn(of = (row) => row) {
-  return { label: "value", get: (row) => shownName(of(row)), show: (row) => valueLink(of(row)), width: "21%" };
+  return {
+    label: "value",
+    get: (row) => shownName(of(row)),
+    show: (row) => valueLink(of(row)),
+    width: "21%",
+  };
 }
 
 function moduleColumn(of = (row) => row) {
-  return { label: "module", get: (row) => of(row).module, show: (row) => clipped(of(row).module), width: "19%" };
+  return {
+    label: "module",
+    get: (row) => of(row).module,
+    show: (row) => clipped(of(row).module),
+    width: "19%",
+  };
 }
 
 function clipped(text) {
@@ -29,7 +43,11 @@ function clipped(text) {
 function barCell(share, kind) {
   if (share === null || share === undefined) return "–";
   return [
-    element("span", { class: `share ${kind}`, style: `--share: ${Math.min(share, 1)}`, "aria-hidden": "true" }),
+    element("span", {
+      class: `share ${kind}`,
+      style: `--share: ${Math.min(share, 1)}`,
+      "aria-hidden": "true",
+    }),
     element("span", {}, percent(share)),
   ];
 }
@@ -39,7 +57,14 @@ function badges(value) {
   if (value.restored === "no rule") found.push(element("span", { class: "badge warn" }, "no rule"));
   if (value.restored === "law") found.push(element("span", { class: "badge" }, "restored"));
   for (const direction of DIRECTIONS) {
-    if (value[direction].cast) found.push(element("span", { class: "badge cast" }, `${direction === "forward" ? "" : "∂ "}${value[direction].cast}`));
+    if (value[direction].cast)
+      found.push(
+        element(
+          "span",
+          { class: "badge cast" },
+          `${direction === "forward" ? "" : "∂ "}${value[direction].cast}`,
+        ),
+      );
   }
   if (isMask(value)) found.push(element("span", { class: "badge" }, "mask"));
   return found;

@@ -16,10 +16,11 @@ function valuesView() {
       return logarithm !== null && !isUnit(logarithm) ? element("span", { class: "outside" }, text) : text;
     },
   });
-  const isOutside = (value) => DIRECTIONS.some((direction) => {
-    const logarithm = logRms(value, direction, "transformed");
-    return logarithm !== null && !isUnit(logarithm);
-  });
+  const isOutside = (value) =>
+    DIRECTIONS.some((direction) => {
+      const logarithm = logRms(value, direction, "transformed");
+      return logarithm !== null && !isUnit(logarithm);
+    });
   let table = null;
   const changed = () => table.update();
   table = grid(host, {
@@ -35,7 +36,12 @@ function valuesView() {
     columns: [
       nameColumn(),
       moduleColumn(),
-      { label: "operation", get: (value) => value.operation, show: (value) => clipped(value.operation.replace(/^aten\.|\.default$/g, "")), width: "12%" },
+      {
+        label: "operation",
+        get: (value) => value.operation,
+        show: (value) => clipped(value.operation.replace(/^aten\.|\.default$/g, "")),
+        width: "12%",
+      },
       logColumn("forward", "original"),
       logColumn("forward", "transformed"),
       logColumn("backward", "original"),
