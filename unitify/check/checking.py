@@ -9,7 +9,7 @@ in their place.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -36,6 +36,11 @@ from unitify.operations.rule_table import RuleTable
 _OF_SCALE = ("U803", "U804", "U802")
 
 
+def steps(is_measured: bool) -> tuple[str, ...]:
+    """The steps of ``check`` in order."""
+    return ("judge", "predict", *(("measure",) if is_measured else ()), "find")
+
+
 def check(
     subject: Subject,
     settings: Settings,
@@ -46,15 +51,17 @@ def check(
     is_measured: bool = False,
     batches: Iterable[Any] = (),
     comparison: Comparison | None = None,
+    on_step: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Everything that is wrong with ``subject``, worst first.
 
     ``is_measured``: judge what is measured on ``batches``, or on the example inputs of the captures
     where there are none; else what is predicted. ``comparison``: plans to compare with.
+    ``on_step`` is called with the name of each step that is done, as ``steps`` lists them.
 
     Raises ``UnitifyError`` (U104) for batches unlike the example.
     """
-    clock = _Clock()
+    clock = _Clock(on_step)
     scoped = {
         name: judged(piece, subject.recipe, rules, settings.scope)
         for name, piece in subject.pieces.items()
@@ -153,7 +160,8 @@ def _has_loss(piece: Piece) -> bool:
 class _Clock:
     """Seconds of every step."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_step: Callable[[str], None] | None) -> None:
+        self.on_step = on_step
         self.seconds: dict[str, float] = {}
         self.last = time.perf_counter()
 
@@ -161,3 +169,5 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[step] = now - self.last
         self.last = now
+        if self.on_step is not None:
+            self.on_step(step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from unitify.capture.inputs import as_inputs
 from unitify.capture.source import Repository
 from unitify.check.baseline import against, read_baseline, write_baseline
 from unitify.check.checking import check as check_subject
+from unitify.check.checking import steps
 from unitify.check.outcome import Outcome
 from unitify.check.outputs import FORMATS, read_outputs, write_outputs
 from unitify.check.places import Places
@@ -21,7 +23,7 @@ from unitify.check.subject import subject_of
 from unitify.check.targets import Target, read_target
 from unitify.cli.application import app
 from unitify.cli.options import Factory, InputsFunction, RuleFiles
-from unitify.cli.terminal import reported
+from unitify.cli.terminal import progress_bar, reported
 from unitify.operations.rule_table import load_rules
 from unitify.recipe.reader import configured_recipe, read_recipe
 from unitify.recipe.recipe import FP8, Recipe
@@ -119,15 +121,22 @@ def check(
         casts = read_recipe(recipe) if recipe is not None else configured_recipe(Path())
         committed = read_plan(plan) if plan is not None else None
         known = read_baseline(Path(settings.baseline)) if not update_baseline else {}
+    names = ("read", *(("transform",) if transformed else ()), "capture", *steps(measured))
+    with reported(), progress_bar(names) as advance:
         found = read_target(target, model=model, inputs=inputs, rules=rules)
+        advance("read")
         if transformed:
             found = _transformed(found, casts or FP8, scales, rules)
+            advance("transform")
         comparison = Comparison(
             drift=bool(found.scales) and found.scales == ("measured" if measured else "analysis"),
             committed=committed,
             path=str(plan),
         )
-        outcome = _outcome(found, target, settings, casts or FP8, measured, comparison, rules)
+        outcome = _outcome(
+            found, target, settings, casts or FP8, measured, comparison, rules, advance
+        )
+    with reported():
         if update_baseline:
             written = write_baseline(Path(settings.baseline), outcome)
             typer.echo(f"{written} findings written to {settings.baseline}", err=True)
@@ -145,10 +154,12 @@ def _outcome(
     is_measured: bool,
     comparison: Comparison,
     rules: list[Path],
+    advance: Callable[[str], None],
 ) -> Outcome:
     table = load_rules(rules)
     args, kwargs = as_inputs(found.batches[0]) if found.batches else ((), None)
     subject = subject_of(found.model, args, kwargs, recipe, table)
+    advance("capture")
     outcome = check_subject(
         subject,
         settings,
@@ -158,6 +169,7 @@ def _outcome(
         is_measured=is_measured,
         batches=found.batches,
         comparison=comparison,
+        on_step=advance,
     )
     if found.scales and not comparison.drift:
         how = "with --measured" if found.scales == "measured" else "without --measured"
