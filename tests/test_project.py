@@ -46,12 +46,12 @@ ORDER = {
     "transform": "",
     "drift": "measuring rebase readings monitor",
     "checkpoint": "state_dict rebuild files pretrained folder targets",
+    "rulebook": "calls laws moments verify listing skeleton page",
     "report": """report table constraints schemes magnitudes losses origins numerics sqnr values
-        class_graph rule_texts drift_file gathering document summary sections page figure notebook
+        class_graph drift_file gathering document summary sections page figure notebook
         model_report of_module""",
     "explain": "",
     "convert": "",
-    "rulebook": "calls laws moments verify listing skeleton page",
     "check": """subject judged settings figures scale_faults causes lost_gradients naming
         places finding plan_faults left_out outcome piece_findings checking targets baseline text
         markdown sarif github junit outputs asserting""",

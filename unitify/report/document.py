@@ -61,7 +61,9 @@ def document(numerics: Numerics) -> dict[str, Any]:
             name: {
                 "kind": rule.kind,
                 "family": rule.family,
-                "formulas": list(rule.formulas),
+                "law": rule.law or None,
+                "forward": list(rule.forward),
+                "backward": list(rule.backward),
                 "source": rule.source,
             }
             for name, rule in numerics.rules.items()

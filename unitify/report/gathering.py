@@ -26,9 +26,9 @@ from unitify.report.class_graph import class_graph
 from unitify.report.losses import JUDGED
 from unitify.report.magnitudes import MagnitudeTally
 from unitify.report.numerics import DriftRecord, Numerics
-from unitify.report.rule_texts import rule_text
 from unitify.report.sqnr import signal_to_noise, unpredictable
 from unitify.report.values import Part, values_of
+from unitify.rulebook.listing import row
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
         ),
         classes=classes,
         crossings=crossings,
-        rules={o: rule_text(known.rules[o]) for o in operations if o in known.rules},
+        rules={o: row(known.rules[o]) for o in operations if o in known.rules},
         formats=tuple(format.name for format in formats),
         findings=module.diagnostics,
         notes=tuple(notes),

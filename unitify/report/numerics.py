@@ -17,6 +17,7 @@ from unitify.report.losses import Loss
 from unitify.report.magnitudes import Magnitudes
 from unitify.report.origins import Origin
 from unitify.report.report import is_unit
+from unitify.rulebook.listing import Row
 
 #: What is compared in a report.
 GRAPHS = ("original", "transformed")
@@ -128,17 +129,6 @@ class Crossing:
 
 
 @dataclass(frozen=True)
-class RuleText:
-    """A row of the rule table, for people: its kind, law and formulas; ``family``: its file."""
-
-    operation: str
-    kind: str
-    family: str
-    formulas: tuple[str, ...]
-    source: str = ""
-
-
-@dataclass(frozen=True)
 class DriftRecord:
     """One record of a monitor: readings of stored values by direction and name.
 
@@ -174,7 +164,7 @@ class Numerics:
     choices: tuple[Choice, ...]
     classes: tuple[ScaleClass, ...]
     crossings: tuple[Crossing, ...]
-    rules: Mapping[str, RuleText]
+    rules: Mapping[str, Row]
     formats: tuple[str, ...]
     findings: tuple[Diagnostic, ...] = ()
     notes: tuple[str, ...] = ()

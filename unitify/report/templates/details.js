@@ -225,7 +225,14 @@ function ruleOf(value) {
         element("code", {}, value.operation),
         `, ${rule.kind}; rules/${rule.family}.toml`,
       ),
-      element("ul", { class: "formulas" }, ...rule.formulas.map((formula) => element("li", {}, formula))),
+      element(
+        "ul",
+        { class: "formulas" },
+        rule.law ? element("li", {}, `law: ${rule.law}`) : null,
+        ...DIRECTIONS.flatMap((direction) =>
+          rule[direction].map((text) => element("li", {}, `${direction}: ${text}`)),
+        ),
+      ),
       rule.source ? element("p", { class: "note" }, rule.source) : null,
     ].filter(Boolean);
   }
