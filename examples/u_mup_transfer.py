@@ -51,7 +51,7 @@ class Parametrisation:
 
 
 PARAMETRISATIONS = (
-    Parametrisation("standard", "none", None, (-10, -9, -8, -7, -6, -5)),
+    Parametrisation("standard", "none", None, (-10, -9, -8, -7, -6, -5, -4)),
     Parametrisation("u-μP", "u-mup", None, (-3, -2, -1, 0, 1, 2)),
     Parametrisation("u-μP in FP8", "u-mup", "fp8,simulate=true", (-3, -2, -1, 0, 1, 2)),
 )
