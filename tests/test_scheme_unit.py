@@ -332,6 +332,15 @@ def test_json_round_trip() -> None:
     assert Reparametrisation.from_json(made.to_json()) == made
 
 
+def test_in_place() -> None:
+    """The model's own parameters are those that are trained."""
+    model = Gated()
+    parameters = list(model.parameters())
+    module = scaled(model, torch.randn(8, 16), scheme="unit", inplace=True)
+    assert all(a is b for a, b in zip(module.parameters(), parameters, strict=True))
+    assert torch.equal(parameters[1].detach(), torch.zeros(32))
+
+
 def test_preserve_is_the_default() -> None:
     model = nn.Linear(4, 4)
     module = scaled(model, torch.randn(2, 4))

@@ -89,7 +89,6 @@ def transform(
     recorded = record(model, args, kwargs, dynamic_shapes)
     done("capture", recorded.whole or recorded)
     recorded = reparametrise(recorded, asked, table)
-    model = recorded.model
     done("reparametrise", recorded.whole or recorded)
     batches = None if batches is None else list(batches)
     parts: dict[str, Part] = {}
@@ -107,10 +106,10 @@ def transform(
     if recorded.whole is not None:
         module = build(*parts[""])
     else:
-        module = assemble(model, parts, recorded.diagnostics)
+        module = assemble(recorded.model, parts, recorded.diagnostics)
     done("rewrite", module)
     if verify:
-        result = verify_module(model, module, table, args, kwargs, loss_fn)
+        result = verify_module(recorded.model, module, table, args, kwargs, loss_fn)
         done("verify", result)
         if result.findings:
             raise UnitifyError(*result.findings)
