@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,13 @@ def constants(module: unitify.UnitScaledModule) -> Reparametrisation:
     return module.scheme[""]
 
 
+@cache
 def single(name: str) -> unitify.UnitScaledModule:
     torch.manual_seed(0)
     model = Operation(FUNCTIONS[name])
     x = torch.randn(16, 64)
     model(x)
-    return scaled(model, x, scheme=unitify.UnitScheme())
+    return scaled(model, x, scheme=unitify.UnitScheme(), verify=False)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -288,7 +290,7 @@ def test_probabilities_stay_probabilities() -> None:
 # -- the pipeline behind it --------------------------------------------------------------------
 
 
-MODELS = ["mlp", "residual_cnn", "gpt2", "vit", "experts", "stochastic_depth"]
+MODELS = ["mlp", "residual_cnn", "gpt2", "experts", "stochastic_depth"]
 
 
 @pytest.mark.parametrize("name", MODELS)
