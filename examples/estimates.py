@@ -25,7 +25,9 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import zoo  # noqa: E402
 
+from examples import real_inputs  # noqa: E402
 from examples.minilm import model_folder, sentences  # noqa: E402
+from examples.nets import NETS  # noqa: E402
 from unitify.analysis.analyse import analyse  # noqa: E402
 from unitify.capture.whole import Capture, capture  # noqa: E402
 from unitify.estimates import Estimates  # noqa: E402
@@ -53,11 +55,15 @@ def target_loss(output: Any) -> Tensor:
 
 
 def cases() -> Iterator[tuple[str, nn.Module, tuple[Any, ...], dict[str, Any]]]:
-    """Every model of the list that can be built here, with its inputs."""
+    """The list, then pretrained nets on real data: MiniLM in train mode, the rest in eval mode."""
     for name in LISTED:
         yield name, *zoo.build(name)
     minilm = AutoModel.from_pretrained(model_folder(), local_files_only=True).train()
     yield "minilm (pretrained)", minilm, (), sentences()
+    for name, net in NETS.items():
+        if name != "minilm" and net.folder is not None:
+            model, inputs = real_inputs.load(name)
+            yield f"{name} (pretrained)", model, (), inputs
 
 
 def stored(rms: float | None, scale: float) -> float | None:
@@ -132,7 +138,8 @@ def main() -> None:
         "| model | values | M fwd | M bwd | A fwd | A bwd | P fwd | P bwd |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    sums: dict[tuple[str, str], list[int]] = {}
+    #: Of the models as they are initialised, of the pretrained nets, and of all together.
+    sums: dict[tuple[str, str, str], list[int]] = {}
     strays: list[str] = []
     for name, model, args, kwargs in cases():
         found = evaluate(capture(model, args, kwargs), model, args, kwargs)
@@ -140,9 +147,10 @@ def main() -> None:
         for kind, by_direction in found.items():
             for direction, (count, total, outside) in by_direction.items():
                 row.append(percent(count, total))
-                entry = sums.setdefault((kind, direction), [0, 0])
-                entry[0] += count
-                entry[1] += total
+                for group in ("all", "pretrained" if "(pretrained)" in name else "initialised"):
+                    entry = sums.setdefault((group, kind, direction), [0, 0])
+                    entry[0] += count
+                    entry[1] += total
                 if kind != "analysis" and outside:
                     worst = sorted(outside.items(), key=lambda o: -abs(math.log2(o[1] or 1e-30)))
                     text = ", ".join(f"{n} ({v:.2g})" for n, v in worst[:6])
@@ -150,13 +158,14 @@ def main() -> None:
                     strays.append(f"- {name}, {kind}, {direction}: {text}{more}")
         print(" ".join(f"{cell:>12}" for cell in row), flush=True)
         lines.append("| " + " | ".join(row) + " |")
-    total = [
-        percent(*sums[kind, d])
-        for kind in ("measured", "analysis", "predicted")
-        for d in DIRECTIONS
-    ]
-    print(" ".join(f"{cell:>12}" for cell in ["all", "", *total]))
-    lines.append("| **all** | | " + " | ".join(total) + " |")
+    for group in ("initialised", "pretrained", "all"):
+        total = [
+            percent(*sums[group, kind, d])
+            for kind in ("measured", "analysis", "predicted")
+            for d in DIRECTIONS
+        ]
+        print(" ".join(f"{cell:>12}" for cell in [group, "", *total]))
+        lines.append(f"| **{group}** | | " + " | ".join(total) + " |")
     lines += ["", "Outside (stored RMS, or predicted over measured):", "", *strays, ""]
     (ROOT / "docs" / "results" / "estimates.md").write_text("\n".join(lines), "utf-8")
 

@@ -210,8 +210,8 @@ def equal_error_rate(model: nn.Module) -> float:
 # CREPE: the pitch of harmonic sounds in noise.
 
 
-def pitch_accuracy(model: nn.Module) -> float:
-    """Share of sounds whose pitch is found within half a semitone."""
+def tones() -> tuple[Tensor, Tensor]:
+    """Pitches in Hz, and 1024 samples each of sounds of five harmonics in noise: [64, 1024]."""
     generator = torch.Generator().manual_seed(0)
     true = 60.0 * 2 ** (torch.rand(64, generator=generator) * 4)
     time = torch.arange(1024) / 16000
@@ -220,7 +220,12 @@ def pitch_accuracy(model: nn.Module) -> float:
     waves = torch.sin(2 * math.pi * true.view(-1, 1, 1) * harmonics.view(1, -1, 1) * time + phases)
     sound = (waves / harmonics.view(1, -1, 1)).sum(1)
     sound = sound + 0.3 * torch.randn(sound.shape, generator=generator)
-    sound = (sound - sound.mean(1, keepdim=True)) / sound.std(1, keepdim=True)
+    return true, (sound - sound.mean(1, keepdim=True)) / sound.std(1, keepdim=True)
+
+
+def pitch_accuracy(model: nn.Module) -> float:
+    """Share of sounds whose pitch is found within half a semitone."""
+    true, sound = tones()
     bins = model(x=sound)
     cents = torch.arange(360) * 20 + 1997.3794084376191
     around = torch.arange(-4, 5) + bins.argmax(1, keepdim=True)

@@ -1,9 +1,10 @@
-"""Noise of casts: predicted with no data, and from one batch, against measured.
+"""Noise of casts: predicted with no data, by rules and by drawn inputs, against measured.
 
     python -m examples.noise
 
-writes ``docs/results/noise.md``, for small models of every kind and for pretrained nets. Casts are
-those of ``fp8`` without attention's own products: E4M3 for both operands of every product.
+writes ``docs/results/noise.md``, for small models of every kind and, on real data, for pretrained
+nets. Casts are those of ``fp8`` without attention's own products: E4M3 for the operands of every
+product and recurrent layer.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from typing import Any
 
 from torch import nn
 
+from examples import real_inputs
 from examples.estimates import LISTED
 from examples.nets import NETS
 from unitify.analysis.analyse import analyse
 from unitify.capture.whole import capture
+from unitify.noise.drawn import drawn_noise
 from unitify.noise.measured import measured_noise
-from unitify.noise.measured_moments import measured_moments
 from unitify.noise.operand_casts import operand_casts
-from unitify.noise.predict import Noise, ValueNoise, predict_noise
+from unitify.noise.predict import ValueNoise, output_names, predict_noise
 from unitify.operations.rule_table import load_rules
 from unitify.operations.schema import operation_name
 from unitify.plan.scale_plan import plan
@@ -39,19 +41,18 @@ import zoo  # noqa: E402
 ELEMENTS = 64
 BAND = 3.0
 HEAD = (
-    "model", "values", "≤ 3 dB, no data", "≤ 3 dB, one batch", "products", "≤ 3 dB, no data",
-    "≤ 3 dB, one batch", "median error, no data", "one batch", "outputs: measured", "no data",
-    "one batch",
+    "model", "values", "≤ 3 dB, drawn", "≤ 3 dB, rules", "products", "≤ 3 dB, drawn",
+    "≤ 3 dB, rules", "median error, drawn", "rules", "outputs: measured", "drawn", "rules",
 )  # fmt: skip
 
 
 def cases() -> Iterator[tuple[str, nn.Module, tuple[Any, ...], dict[str, Any]]]:
-    """Small models in train mode, then the pretrained nets that are installed, in eval mode."""
+    """Small models in train mode, then pretrained nets in eval mode, on real data."""
     for name in LISTED:
         yield name, *zoo.build(name)
     for name, net in NETS.items():
         if net.folder is not None:
-            model, inputs = net.load()
+            model, inputs = real_inputs.load(name)
             yield f"{name} (pretrained)", model, (), inputs
 
 
@@ -65,7 +66,7 @@ def row(
     products = {
         node.name: "e4m3"
         for node in held.graph.nodes
-        if (rule := rules.get(operation_name(node))) and rule.products and rule.linear
+        if (rule := rules.get(operation_name(node))) and rule.casts and not rule.forward
     }
     casts = operand_casts(held, scales, rules, products)
     measured = {
@@ -73,12 +74,9 @@ def row(
         for n, v in measured_noise(held, casts).items()
         if v.elements >= ELEMENTS and v.error and math.isfinite(v.signal)
     }
-    guesses = (
-        predict_noise(held, rules, casts),
-        predict_noise(held, rules, casts, measured_moments(held, rules)),
-    )
+    guesses = drawn_noise(held, rules, casts), predict_noise(held, rules, casts).values
     apart = [differences(g, measured) for g in guesses]
-    outputs = [n for n in guesses[0].outputs if n in measured]
+    outputs = [n for n in output_names(held.graph) if n in measured]
     return (
         name,
         str(len(measured)),
@@ -87,13 +85,15 @@ def row(
         *(share(x for n, x in d.items() if n in products) for d in apart),
         *(f"{statistics.median(d.values()):+.1f}" if d else "" for d in apart),
         ", ".join(f"{measured[n].sqnr:.1f}" for n in outputs),
-        *(", ".join(f"{g.values[n].sqnr:.1f}" for n in outputs) for g in guesses),
+        *(", ".join(f"{g[n].sqnr:.1f}" for n in outputs) for g in guesses),
     )
 
 
-def differences(noise: Noise, measured: Mapping[str, ValueNoise]) -> dict[str, float]:
+def differences(
+    predicted: Mapping[str, ValueNoise], measured: Mapping[str, ValueNoise]
+) -> dict[str, float]:
     """Predicted minus measured decibels."""
-    return {n: noise.values[n].sqnr - v.sqnr for n, v in measured.items()}
+    return {n: predicted[n].sqnr - v.sqnr for n, v in measured.items()}
 
 
 def share(apart: Any) -> str:

@@ -2,8 +2,8 @@
 
     python -m examples.sqnr
 
-writes ``docs/results/sqnr.md`` for small models of every kind. A layer is an operation whose
-operands are cast; its noise is that of all casts up to it.
+writes ``docs/results/sqnr.md`` for small models of every kind and for pretrained nets on real data.
+A layer is an operation whose operands are cast; its noise is that of all casts up to it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import statistics
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, fx, nn
 
 import unitify
+from examples import real_inputs
 from examples.estimates import LISTED
+from examples.nets import NETS
 from unitify.cast.insert import cast_values
 from unitify.recipe.recipe import RECIPES, Recipe
 
@@ -105,6 +107,16 @@ def compared(
     return found
 
 
+def cases() -> Iterator[tuple[str, nn.Module, Any, Any]]:
+    """Small models, then pretrained nets with real data, all in eval mode."""
+    for name in LISTED:
+        model, args, kwargs = zoo.build(name)
+        yield name, model.eval(), args, kwargs
+    for name in NETS:
+        model, inputs = real_inputs.load(name)
+        yield f"{name} (pretrained)", model, (), inputs
+
+
 def main() -> None:
     """Compare the list and write the table."""
     warnings.simplefilter("ignore")
@@ -115,13 +127,13 @@ def main() -> None:
         "",
         "SQNR in dB of the results of all operations whose operands are cast to E4M3, accumulated",
         "from the inputs: median / worst. Every dimension is cast, divisible by 16 or not.",
+        "Pretrained nets take real data, on which scales are measured, too.",
         "",
         "| model | layers | " + " | ".join(VARIANTS) + " |",
         "|---|---|" + "---|" * len(VARIANTS),
     ]
-    for name in LISTED:
-        model, args, kwargs = zoo.build(name)
-        found = compared(model.eval(), args, kwargs, multiple=1)
+    for name, model, args, kwargs in cases():
+        found = compared(model, args, kwargs, multiple=1)
         count = len(next(iter(found.values())))
         cells = [name, str(count), *(summary(levels) for levels in found.values())]
         lines.append("| " + " | ".join(cells) + " |")

@@ -37,7 +37,7 @@ ORDER = {
     "scheme": "options meetings structure roles stacks sweep multipliers reparametrise rates",
     "plan": "scale_plan uniform scale_classes",
     "rewrite": "",
-    "noise": """cast_error passage moments predict measured_moments measured budget
+    "noise": """cast_error passage moments predict measured budget drawn_inputs drawn
         operand_casts""",
     "module": "folding unit_scaled assembly",
     "cast": "insert lowering headroom noise_bound casting",

@@ -1,4 +1,4 @@
-"""Signal to noise at every value, measured: a captured graph run with casts and without.
+"""Signal to noise at every value, measured: a captured graph run with casts and without, in step.
 
 The yardstick of ``noise``. Rescaling by powers of two changes no bit, so what casts do to the
 captured graph they do to the rewritten one, where their scales are those of stored values.
@@ -7,7 +7,7 @@ captured graph they do to the rewritten one, where their scales are those of sto
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,23 +23,53 @@ from unitify.operations.laws import is_scalable
 from unitify.operations.operation import call_by_name
 from unitify.operations.schema import named_arguments
 
+#: A result as an operation computes it → as the run goes on with it.
+Correction = Callable[[fx.Node, Tensor], Tensor]
 
-class _CastingRunner(GraphRunner):
-    """Runs a captured graph with the operands of some operations cast."""
 
-    casts: Mapping[Place, OperandCast]
+class _PairRunner(GraphRunner):
+    """Runs a captured graph exactly and, beside it, with the operands of some operations cast."""
+
+    def __init__(
+        self, capture: Capture, casts: Mapping[Place, OperandCast], correct: Correction | None
+    ) -> None:
+        super().__init__(capture.graph, capture.attribute)
+        self.casts: dict[str, dict[tuple[str, int], OperandCast]] = {}
+        for (operation, name, index), cast in casts.items():
+            self.casts.setdefault(operation, {})[name, index] = cast
+        self.correct = correct
+        #: What the casts make of a value, as far as they reach.
+        self.noisy: dict[fx.Node, Any] = {}
+        self.found: dict[str, ValueNoise] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        places = [place for place in self.casts if place[0] == n.name]
-        if not places:
-            return super().run_node(n)
+        state = torch.get_rng_state()
+        exact = super().run_node(n)
+        reached = n.op == "call_function" and any(o in self.noisy for o in n.all_input_nodes)
+        noisy = exact
+        if reached or n.name in self.casts:
+            torch.set_rng_state(state)
+            noisy = call_by_name(n, self._arguments(n))
+        if self.correct is not None and isinstance(exact, Tensor) and is_scalable(n):
+            moved = self.correct(n, exact)
+            noisy = moved if noisy is exact else noisy + (moved - exact)
+            exact = moved
+        if noisy is not exact:
+            self.noisy[n] = noisy
+        if isinstance(exact, Tensor) and is_scalable(n):
+            self.found[n.name] = _compared(exact, noisy)
+        for operand in self.user_to_last_uses.get(n, ()):
+            self.noisy.pop(operand, None)
+        return exact
+
+    def _arguments(self, n: fx.Node) -> dict[str, Any]:
         given = named_arguments(n)
         arguments = {
-            name: fx.node.map_arg(value, lambda o: self.env[o]) for name, value in given.items()
+            name: fx.node.map_arg(value, lambda o: self.noisy.get(o, self.env[o]))
+            for name, value in given.items()
         }
-        for place in places:
-            _, name, index = place
-            cast, held = self.casts[place], arguments[name]
+        for (name, index), cast in self.casts.get(n.name, {}).items():
+            held = arguments[name]
             if isinstance(held, Tensor):
                 arguments[name] = _rounded(cast, held)
             else:
@@ -47,14 +77,19 @@ class _CastingRunner(GraphRunner):
                 arguments[name] = [
                     _rounded(cast, t) if i == where else t for i, t in enumerate(held)
                 ]
-        result = call_by_name(n, arguments)
-        if self.observe is not None:
-            self.observe(n, result)
-        return result
+        return arguments
 
 
 def _rounded(cast: OperandCast, x: Tensor) -> Tensor:
     return quantise(x / cast.scale, cast.format) * cast.scale
+
+
+def _compared(exact: Tensor, noisy: Any) -> ValueNoise:
+    if noisy is exact:
+        return ValueNoise(_rms(exact.double()), 0.0, exact.numel())
+    # An infinity of a mask is the same in both.
+    error = torch.where(noisy == exact, 0.0, noisy.double() - exact.double())
+    return ValueNoise(_rms(exact.double()), _rms(error), exact.numel())
 
 
 def measured_noise(
@@ -62,38 +97,19 @@ def measured_noise(
     casts: Mapping[Place, OperandCast],
     inputs: list[Any] | None = None,
     seed: int = 0,
+    correct: Correction | None = None,
 ) -> dict[str, ValueNoise]:
     """RMS of every floating value and of the error that ``casts`` leave in it, by name.
 
     ``inputs``: flat ones; the capture's own example where None. Both runs have the same seed, so
-    that dropout is the same.
+    that dropout is the same. ``correct``: what to make of a result before the runs go on with it;
+    errors stay as they are.
     """
-    exact: dict[str, Tensor] = {}
-    found: dict[str, ValueNoise] = {}
-
-    def keep(node: fx.Node, value: Any) -> None:
-        if isinstance(value, Tensor) and is_scalable(node):
-            exact[node.name] = value.detach()
-
-    def compare(node: fx.Node, value: Any) -> None:
-        if node.name not in exact:
-            return
-        signal = exact.pop(node.name).double()
-        # An infinity of a mask is the same in both.
-        same = value.detach() == signal
-        error = torch.where(same, 0.0, value.detach().double() - signal)
-        found[node.name] = ValueNoise(_rms(signal), _rms(error), signal.numel())
-
     given = list(capture.example) if inputs is None else inputs
-    with torch.no_grad():
-        for runner in (GraphRunner, _CastingRunner):
-            observe = keep if runner is GraphRunner else compare
-            made = runner(capture.graph, capture.attribute, observe)
-            if isinstance(made, _CastingRunner):
-                made.casts = casts
-            with unchanged(capture.model, seed):
-                made.run(*given)
-    return found
+    runner = _PairRunner(capture, casts, correct)
+    with torch.no_grad(), unchanged(capture.model, seed):
+        runner.run(*given)
+    return runner.found
 
 
 def _rms(x: Tensor) -> float:

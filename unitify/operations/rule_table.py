@@ -96,6 +96,7 @@ class Rule:
     ``weighs``: the number that multiplies the second term of a sum.
     ``states``: operand → formulas of what the other operands tell of its moments (statistics that
     the operation keeps), unless they are still those of ``untold``: operand → value.
+    ``below``: integer operand → how many rows it picks from.
     ``sample``: arguments on which the row is tested; ``variants``: more of them, as changes to it.
     """
 
@@ -125,6 +126,7 @@ class Rule:
     weighs: str | None = None
     states: Mapping[str, Moments] = field(default_factory=dict)
     untold: Mapping[str, float] = field(default_factory=dict)
+    below: Mapping[str, sympy.Expr] = field(default_factory=dict)
     sample: Mapping[str, Any] = field(default_factory=dict)
     variants: tuple[Mapping[str, Any], ...] = ()
     source: str = ""
@@ -155,7 +157,7 @@ _KEYS = {
     "coefficient", "window", "broadcast", "forward", "backward", "over", "sample", "variants",
     "source", "like", "true_gradient", "where", "channels",
     "products", "casts", "inside", "matmul", "unit", "parameters",
-    "logits", "width", "weighs", "states", "untold",
+    "logits", "width", "weighs", "states", "untold", "below",
 }  # fmt: skip
 
 
@@ -253,6 +255,7 @@ def _rule(operation: str, family: str, row: Mapping[str, Any]) -> Rule:
         width=row.get("width"),
         weighs=row.get("weighs"),
         states={name: _moments(m, where) for name, m in row.get("states", {}).items()},
+        below={name: parse_formula(text) for name, text in row.get("below", {}).items()},
         untold={name: float(value) for name, value in row.get("untold", {}).items()},
         coefficient=parse_formula(row.get("coefficient", "1")),
         over=tuple(over) if isinstance(over := row.get("over"), list) else over,
