@@ -50,13 +50,9 @@ class BackwardMoments:
             starts = self._loss_starts(output)
         else:
             scalars = [n for n in results if not shape_of(n.meta["val"])]
-            starts = {n: self._unit(n) for n in scalars[:1] or results}
+            starts = {n: number(1.0, n.meta["val"].dim()) for n in scalars[:1] or results}
         for node, moment in starts.items():
             self._give(node, moment, Step("given", {}, moment.rms))
-
-    def _unit(self, node: fx.Node) -> Moment:
-        """The gradient that starts at an output where no loss says what it is."""
-        return number(1.0, node.meta["val"].dim())
 
     def _loss_starts(self, output: fx.Node) -> dict[fx.Node, Moment]:
         """Gradients of the user's loss at outputs drawn from their predicted moments."""

@@ -1,62 +1,58 @@
 """Parameters that get no gradient, and the operations at which it ends.
 
 A parameter whose gradient is predicted to be zero, though one arrives at an operation further on,
-was cut off there: by a detachment, by rounding, by a comparison. A product with zeros (a branch
-whose gain starts at zero) also hands back none, and will; it does not count. Nor does an operation
-to which only a constant gradient is zero (a normalisation in front of a sum).
+may have been cut off there: by a detachment, by rounding, by a comparison. The operation is then
+tried by itself: one that hands back nothing for random operands and a random gradient lets none
+through. A branch whose gain starts at zero does, and so does a normalisation in front of a sum.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, fx
 
-from unitify.analysis.backward import BackwardMoments
-from unitify.analysis.forward import ForwardMoments
-from unitify.analysis.moments import Moment, gaussian
 from unitify.capture.whole import Capture
 from unitify.estimates import Estimates, Rms
-from unitify.operations.laws import is_scalable
-from unitify.operations.rule_table import RuleTable
+from unitify.operations.dimensions import hint, shape_of
+from unitify.operations.operation import call_by_name
+from unitify.operations.schema import named_arguments
+
+#: Elements of an operand up to which an operation is tried.
+_LARGEST = 2**24
 
 
 def lost_gradients(
-    capture: Capture, estimates: Estimates, rules: RuleTable
+    capture: Capture, predicted: Estimates, measured: Estimates | None = None
 ) -> dict[fx.Node, list[str]]:
     """Operation that lets no gradient through → the parameters that get none for it."""
-    if not _cut_off(capture, estimates):
-        return {}
-    forward = ForwardMoments(capture, rules, None)
-    forward.run()
-    backward = _FromNormal(forward, None)
-    backward.run()
-    varied = {
-        node.name: Rms(forward.rms(node), backward.rms(node))
-        for node in capture.graph.nodes
-        if is_scalable(node)
-    }
     found: dict[fx.Node, list[str]] = {}
-    for node in _cut_off(capture, varied):
-        for stop in _stops(node, varied):
-            found.setdefault(stop, []).append(str(node.target))
+    tried: dict[tuple[fx.Node, fx.Node], bool] = {}
+    for node in _without_gradient(capture, predicted, measured):
+        stops = _stops(node, predicted)
+        for stop in stops:
+            if stop not in tried:
+                tried[stop] = _lets_nothing_through(*stop)
+        # One way through is enough: then the gradient is zero for another reason, or unknown.
+        if all(tried[stop] for stop in stops):
+            for operation in dict.fromkeys(operation for operation, _ in stops):
+                found.setdefault(operation, []).append(str(node.target))
     return found
 
 
-class _FromNormal(BackwardMoments):
-    """Gradients start as independent normal numbers, so that nothing cancels by being constant."""
-
-    def _unit(self, node: fx.Node) -> Moment:
-        return gaussian(0.0, 1.0, node.meta["val"].dim())
-
-
-def _cut_off(capture: Capture, estimates: Estimates) -> list[fx.Node]:
-    """The trainable parameters without a gradient."""
+def _without_gradient(
+    capture: Capture, predicted: Estimates, measured: Estimates | None
+) -> list[fx.Node]:
+    """The trainable parameters that get none, as predicted and, where it is there, measured."""
     return [
         node
         for node in capture.graph.nodes
         if node.op == "get_attr"
         and str(node.target) in capture.aliases
         and _is_trained(capture.attribute(str(node.target)))
-        and not estimates.get(node.name, Rms()).backward
+        and not _gradient(predicted, node)
+        and (measured is None or not _gradient(measured, node))
     ]
 
 
@@ -64,17 +60,59 @@ def _is_trained(parameter: object) -> bool:
     return isinstance(parameter, Tensor) and parameter.requires_grad
 
 
-def _stops(start: fx.Node, estimates: Estimates) -> list[fx.Node]:
-    """Where gradients arrive, and go no further towards ``start``."""
-    stops: dict[fx.Node, None] = {}
+def _gradient(estimates: Estimates, node: fx.Node) -> float | None:
+    return estimates.get(node.name, Rms()).backward
+
+
+def _stops(start: fx.Node, estimates: Estimates) -> list[tuple[fx.Node, fx.Node]]:
+    """Where gradients arrive, and go no further towards ``start``: operation and operand."""
+    stops: dict[tuple[fx.Node, fx.Node], None] = {}
     pending, seen = [start], {start}
     while pending:
-        for user in pending.pop().users:
-            estimate = estimates.get(user.name, Rms())
-            if estimate.backward:
-                if estimate.forward:
-                    stops[user] = None
+        operand = pending.pop()
+        for user in operand.users:
+            if _gradient(estimates, user):
+                stops[user, operand] = None
             elif user not in seen and user.op != "output":
                 seen.add(user)
                 pending.append(user)
     return list(stops)
+
+
+@torch.enable_grad()
+def _lets_nothing_through(node: fx.Node, operand: fx.Node) -> bool:
+    """Is the gradient of an operand none or zero, whatever the operation is given?"""
+    generator = torch.Generator().manual_seed(0)
+    drawn: dict[fx.Node, Tensor] = {}
+    try:
+        arguments = {
+            name: fx.node.map_arg(argument, lambda n: _drawn(n, drawn, generator))
+            for name, argument in named_arguments(node).items()
+        }
+        result = call_by_name(node, arguments)
+        results = result if isinstance(result, list | tuple) else [result]
+        starts = [r for r in results if isinstance(r, Tensor) and r.requires_grad]
+        if not starts:
+            return True
+        upstream = [torch.randn_like(r) for r in starts]
+        (gradient,) = torch.autograd.grad(starts, drawn[operand], upstream, allow_unused=True)
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, NotImplementedError):
+        return True  # It cannot be tried by itself: what was predicted stands.
+    return gradient is None or not bool(gradient.any())
+
+
+def _drawn(node: fx.Node, drawn: dict[fx.Node, Tensor], generator: torch.Generator) -> Any:
+    """A random operand in place of a node: normal, or zeros and ones."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return hint(value) if isinstance(value, torch.SymInt) else value
+    shape = shape_of(value)
+    if torch.Size(shape).numel() > _LARGEST:
+        raise ValueError("too large to be tried")
+    noise = torch.randn(shape, generator=generator)
+    tensor = (
+        noise.to(value.dtype).requires_grad_()
+        if value.is_floating_point() or value.is_complex()
+        else (noise > 0).to(value.dtype)
+    )
+    return drawn.setdefault(node, tensor)

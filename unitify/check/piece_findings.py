@@ -127,8 +127,9 @@ class PieceChecker:
     # -- gradients and plans --------------------------------------------------------------
 
     def _of_gradients(self) -> Iterator[Finding]:
-        capture, estimates = self.piece.capture, self.analysis.estimates
-        for node, parameters in lost_gradients(capture, estimates, self.rules).items():
+        measured = None if self.tally is None else self.estimates
+        lost = lost_gradients(self.piece.capture, self.analysis.estimates, measured)
+        for node, parameters in lost.items():
             first = joined(path_of(self.piece.name), parameters[0])
             more = f" and {len(parameters) - 1} more" if len(parameters) > 1 else ""
             operation = operation_name(node)
