@@ -116,11 +116,11 @@ def main() -> None:
 `python -m examples.noise`
 
 Signal to quantisation noise with the operands of every product cast to E4M3 (attention's own
-aside), at the scales of the plan by analysis: predicted with no data by a run on drawn inputs and by
-rules, against measured, which is on real data for pretrained nets. Shares in percent of values (and
-of the products among them) of at least {ELEMENTS} elements whose prediction is within {BAND:g} dB of
-measured; errors are predicted minus measured, in dB, above zero where the prediction is too good.
-Outputs in dB.
+aside), at the scales of the plan by analysis: predicted with no data by a run on drawn inputs and
+by rules, against measured, which is on real data for pretrained nets. Shares in percent of values
+(and of the products among them) of at least {ELEMENTS} elements whose prediction is within {BAND:g}
+dB of measured; errors are predicted minus measured, in dB, above zero where the prediction is too
+good. Outputs in dB.
 
 {text}
 """, "utf-8")  # fmt: skip
