@@ -23,6 +23,7 @@ from unitify.report.losses import loss
 from unitify.report.magnitudes import magnitudes_of
 from unitify.report.model_report import ModelReport
 from unitify.report.numerics import Numerics, Value
+from unitify.report.of_module import report
 
 
 class Residual(nn.Module):
@@ -236,6 +237,25 @@ def test_a_recipe_whose_noise_is_not_predicted_says_so() -> None:
     assert all(v.sqnr is None for v in numerics.values)
     assert "signal to noise is not predicted for fp16" in numerics.notes[0]
     assert by_name(numerics)["linear"].forward.cast == "fp16"
+
+
+class Reporting(nn.Module):
+    """A model with names of its own where a module has its report."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.report = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.report(x)
+
+
+def test_a_model_keeps_a_child_of_that_name() -> None:
+    model = Reporting()
+    module = unitify.transform(model, (batch(),))
+    assert torch.equal(module(batch()), model(batch()))
+    assert isinstance(module.report, nn.Module)
+    assert by_name(report(module).numerics).keys() == module.plan.values.keys()
 
 
 def test_a_scheme_says_which_model_is_the_original() -> None:

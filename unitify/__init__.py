@@ -21,7 +21,7 @@ from unitify.transform import estimate, transform, verify
 from unitify.verification import Verification
 from unitify.version import __version__
 
-UnitScaledModule.report = _report
+UnitScaledModule._report = _report
 
 __all__ = [
     "Capture",

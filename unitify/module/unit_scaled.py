@@ -41,7 +41,7 @@ class UnitScaledModule(fx.GraphModule):
     is_inference: bool = False
     verification: Verification | None = None
     #: ``report.of_module.report``, which stands behind this file and is put here by the package.
-    report: ClassVar[Callable[..., Any]]
+    _report: ClassVar[Callable[..., Any]]
 
     def __init__(
         self,
@@ -68,6 +68,15 @@ class UnitScaledModule(fx.GraphModule):
         self.diagnostics = diagnostics
         self.training = root.training
         self._take_signature(capture.call.signature)
+
+    def __getattr__(self, name: str) -> Any:
+        """What the model has under a name; ``report`` where it has nothing of that name."""
+        # Not while the model's own are registered, which asks whether a name is free.
+        if name == "report" and "diagnostics" in self.__dict__:
+            held = (self._modules, self._parameters, self._buffers)
+            if not any(name in table for table in held):
+                return self._report
+        return super().__getattr__(name)
 
     def recompile(self) -> Any:
         """Generate the flat forward from the graph; calls go through the original signature."""
