@@ -29,6 +29,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
     "--disable-quic", "--disable-background-networking", "--disable-component-update",
+    "--window-size=1400,1000", "--force-prefers-reduced-motion",
 )  # fmt: skip
 Inputs = dict[str, torch.Tensor]
 
@@ -88,7 +89,7 @@ def opened(path: Path) -> Opened | None:
             is_ready = "return document.documentElement.dataset.ready"
             WebDriverWait(browser, 60, 0.02).until(lambda b: b.execute_script(is_ready))
             ready = time.perf_counter() - start
-            browser.execute_script("document.getElementById('scales').scrollIntoView()")
+            browser.execute_script("document.getElementById('scales-figure').scrollIntoView()")
             drawn = "return document.querySelector('#scales-figure').data !== undefined"
             WebDriverWait(browser, 60, 0.02).until(lambda b: b.execute_script(drawn))
             return Opened(

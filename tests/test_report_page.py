@@ -19,7 +19,7 @@ from test_report import many, residual_report
 from unitify.diagnostics import UnitifyError
 from unitify.report.figure import folded
 from unitify.report.model_report import ModelReport
-from unitify.report.page import SCRIPTS, page
+from unitify.report.page import SCRIPTS, STYLES, page
 from unitify.report.sections import SECTIONS
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "unitify" / "report" / "templates"
@@ -90,6 +90,7 @@ def test_the_same_numbers_make_the_same_file(written: str) -> None:
 
 def test_every_script_is_in_the_page_and_every_section_filled() -> None:
     assert {f"{name}.js" for name in SCRIPTS} == {path.name for path in TEMPLATES.glob("*.js")}
+    assert {f"{name}.css" for name in STYLES} == {path.name for path in TEMPLATES.glob("*.css")}
     text = "".join((TEMPLATES / f"{name}.js").read_text("utf-8") for name in SCRIPTS)
     assert "</script" not in text
     assert {f'section("{section.id}")' in text for section in SECTIONS} == {True}
