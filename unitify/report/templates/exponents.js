@@ -44,6 +44,7 @@ function exponentsView() {
       cmin: 0,
       cmax: 0.4,
       colorscale: heatColours(),
+      showscale: !isNarrow(),
       colorbar: {
         orientation: "h",
         thickness: 9,

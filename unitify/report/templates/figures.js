@@ -150,9 +150,13 @@ function slotRuns(slots, [low, high]) {
 const MOST_RUNS = 24;
 const TICK_DISTANCE = 0.058;
 
+function isNarrow() {
+  return innerWidth < 700;
+}
+
 // Those that are long are named first; none so near to another that their names would overlap.
 function slotTicks({ names }, [low, high]) {
-  const apart = (high - low) * TICK_DISTANCE;
+  const apart = (high - low) * (isNarrow() ? 3 : 1) * TICK_DISTANCE;
   const named = [];
   for (const run of [...names].sort((a, b) => b.length - a.length || a.x - b.x)) {
     if (named.every((other) => Math.abs(other.x - run.x) >= apart)) named.push(run);
