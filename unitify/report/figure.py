@@ -136,7 +136,7 @@ def _name_modules(panel: Any, groups: list[Group]) -> None:
     runs: list[Group] = []
     for depth in range(1, 8):
         deeper = _stretches(values, depth)
-        if len(deeper) > 4 * NAMED:
+        if len(deeper) > 2 * NAMED + 2:
             if any(len(run.values) > len(values) / 2 for run in runs):
                 runs = deeper
             break
