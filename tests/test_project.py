@@ -29,8 +29,8 @@ ORDER = {
     "ops": "layout rescale cast scaled_mm fp8_linear",
     "operations": """expressions schema rule_table samples dimensions laws extremes operation
         flops products residual""",
-    "capture": """skeleton source signature functional inline modes autograd_functions composite
-        recurrent exporting whole inputs execution islands""",
+    "capture": """skeleton source signature functional inline modes autograd_functions recurrent
+        composite exporting example whole inputs execution islands""",
     "recipe": "recipe reader choices",
     "analysis": "moments counts formulas linear sampled stated forward backward analyse",
     "measure": "",
@@ -39,10 +39,10 @@ ORDER = {
     "rewrite": "",
     "noise": """cast_error passage moments predict measured budget drawn_inputs drawn
         operand_casts""",
-    "module": "folding unit_scaled assembly",
+    "module": "tree interpreted folding unit_scaled assembly",
     "cast": "insert lowering headroom noise_bound casting",
     "optim": "optimizers groups state",
-    "verify": "equation validation running",
+    "verify": "comparison equation validation running",
     "transform": "",
     "drift": "measuring rebase readings monitor",
     "checkpoint": "state_dict rebuild files pretrained folder targets",

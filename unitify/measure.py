@@ -13,6 +13,7 @@ from unitify.capture.execution import (
     LossFunction,
     backward_starts,
     leaf_parameters,
+    on_leaves,
     run_captured,
     unchanged,
 )
@@ -97,14 +98,14 @@ def _measure_one(
     capture: Capture, inputs: list[Any], loss_fn: LossFunction | None, tally: Tally
 ) -> None:
     parameters = leaf_parameters(capture)
-    leaves = [
-        x.detach().requires_grad_(True) if isinstance(x, Tensor) and x.is_floating_point() else x
-        for x in inputs
-    ]
 
-    output = run_captured(capture, leaves, parameters, tally.observe)
-    starts, gradients = backward_starts(output, loss_fn)
-    targets = [p for p in parameters.values() if p.requires_grad]
-    targets += [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]
-    if starts and targets:
-        torch.autograd.grad(starts, targets, gradients, allow_unused=True)
+    def run(leaves: list[Any]) -> None:
+        # Where an input refuses a gradient there are several runs, of the same values.
+        output = run_captured(capture, leaves, parameters, tally.observe)
+        starts, gradients = backward_starts(output, loss_fn)
+        targets = [p for p in parameters.values() if p.requires_grad]
+        targets += [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]
+        if starts and targets:
+            torch.autograd.grad(starts, targets, gradients, allow_unused=True)
+
+    on_leaves(run, inputs)

@@ -11,8 +11,10 @@ from unitify.diagnostics import Diagnostic
 class Difference:
     """One tensor that differs: its name, the largest absolute and relative difference.
 
-    ``is_underflow``: no element differs by as much as the smallest normal number of the type. Below
-    that the format rounds to fixed steps, so that power-of-two scaling is not exact, there alone.
+    ``is_underflow``: no element differs by as much as the smallest normal number of the type, and
+    only those differ that are so small in the original that what is below that number reaches their
+    last digit. The format rounds it to fixed steps, so that power-of-two scaling is not exact
+    there, and there alone.
     ``is_rounding``: relative to the tensor's RMS it is below the square root of the type's
     precision, which other kernels for the same sums stay well below.
     """

@@ -1,8 +1,8 @@
 """What of a model's backward pass a recording would lose, silently.
 
 Export traces through the forward of a ``torch.autograd.Function`` and drops its own backward; it
-drops the hooks on saved tensors that activation checkpointing works by. Both are noted while the
-model is recorded.
+drops hooks on gradients, and those on saved tensors that activation checkpointing works by. All
+are noted while the model is recorded.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from unitify.capture.source import Frame, frames_of_call
 
 @dataclass
 class Noted:
-    """``functions``: autograd functions called, each with the stack of its first call;
-    ``saved_hooks``: were saved tensors packed?
+    """``functions``: autograd functions called, and hooks on gradients, each with the stack of its
+    first call; ``saved_hooks``: were saved tensors packed?
     """
 
     functions: dict[str, tuple[Frame, ...]] = field(default_factory=dict)
@@ -34,12 +34,14 @@ def noted_backward() -> Iterator[Noted]:
     noted = Noted()
     function: Any = torch.autograd.Function
     hooks: Any = torch.autograd.graph.saved_tensors_hooks
-    apply, enter = vars(function)["apply"], hooks.__enter__
+    tensor: Any = torch.Tensor
+    apply, enter, register = vars(function)["apply"], hooks.__enter__, tensor.register_hook
 
     def noted_apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
         inputs = pytree.tree_leaves((args, kwargs))
-        # A registered operator keeps its backward, which torch wraps in such a class.
-        is_operator = cls.__module__.startswith("torch._library")
+        # A registered operator keeps its backward, which torch wraps in such a class, and so does
+        # an operation on graphs.
+        is_operator = cls.__module__.startswith(("torch._library", "torch._higher_order_ops"))
         if (
             not is_operator
             and cls.__name__ not in noted.functions
@@ -53,9 +55,15 @@ def noted_backward() -> Iterator[Noted]:
         noted.saved_hooks = True
         return enter(self)
 
+    def noted_hook(self: torch.Tensor, hook: Any) -> Any:
+        noted.functions.setdefault("Tensor.register_hook", frames_of_call())
+        return register(self, hook)
+
     function.apply = classmethod(noted_apply)
     hooks.__enter__ = noted_enter
+    tensor.register_hook = noted_hook
     try:
         yield noted
     finally:
         function.apply, hooks.__enter__ = apply, enter
+        tensor.register_hook = register

@@ -5,7 +5,9 @@ Most operations of a captured graph are one node of autograd. A *composite* one 
 contribution to the gradient of an operand. Floating-point sums depend on their order: c + a + b,
 where c comes from another user of the value, is not c + (a + b), which a rescale in front of the
 operation would make of it. Such an operation is replaced by the operations that it consists of,
-which compute the same bits; every other one stays whole.
+which compute the same bits; every other one stays whole. So do recurrent layers, which torch takes
+apart step by step, into other kernels and for one length only: what they sum into stays true, and
+needs no rescale.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from unitify.capture.recurrent import LAYERS
 from unitify.operations.schema import nodes_of
 
 
@@ -31,8 +34,14 @@ def open_composites(graph: fx.Graph) -> None:
     """
     known: dict[Any, tuple[int, ...]] = {}
     for node in list(graph.nodes):
-        if _is_composite(node) and _hides_a_sum(node, known):
+        if _is_composite(node) and node.target not in LAYERS and _hides_a_sum(node, known):
             _open(graph, node)
+
+
+def is_summed_unseen(node: fx.Node) -> bool:
+    """Does a recurrent layer add to the gradient of ``node`` more than once, beside other users?"""
+    layers = [user for user in node.users if user.target in LAYERS]
+    return bool(layers) and node in {n for layer in layers for n in _shared(layer)}
 
 
 def _is_composite(node: fx.Node) -> bool:
@@ -46,14 +55,7 @@ def _is_composite(node: fx.Node) -> bool:
 
 
 def _hides_a_sum(node: fx.Node, known: dict[Any, tuple[int, ...]]) -> bool:
-    operands = _operands(node)
-    shared = {
-        operand
-        for operand in operands
-        if operands.count(operand) > 1
-        or operand.op == "placeholder"
-        or any(_takes_part(u) for u in operand.users if u is not node)
-    }
+    operands, shared = _operands(node), _shared(node)
     if not shared:
         return False
     key = (node.target, fx.node.map_arg((node.args, node.kwargs), _kind).__repr__())
@@ -64,6 +66,18 @@ def _hides_a_sum(node: fx.Node, known: dict[Any, tuple[int, ...]]) -> bool:
         counts[operand] = counts.get(operand, 0) + count
     # Even a + b alone is to stay in order: the sum takes over the memory layout of a.
     return any(counts[operand] > 1 for operand in shared)
+
+
+def _shared(node: fx.Node) -> set[fx.Node]:
+    """Operands to whose gradient something else adds, too."""
+    operands = _operands(node)
+    return {
+        operand
+        for operand in operands
+        if operands.count(operand) > 1
+        or operand.op == "placeholder"
+        or any(_takes_part(u) for u in operand.users if u is not node)
+    }
 
 
 def _operands(node: fx.Node) -> list[fx.Node]:

@@ -7,8 +7,8 @@ buffer.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +18,7 @@ from unitify.capture.whole import Capture
 
 Observer = Callable[[fx.Node, Any], None]
 LossFunction = Callable[[Any], Tensor]
+Result = TypeVar("Result")
 
 
 class GraphRunner(fx.Interpreter):
@@ -29,6 +30,10 @@ class GraphRunner(fx.Interpreter):
         super().__init__(nn.Module(), graph=graph)
         self.attribute = attribute
         self.observe = observe
+
+    def run(self, *inputs: Any, **options: Any) -> Any:
+        """Flat inputs to flat results, whatever stands around the graph in its module."""
+        return super().run(*inputs, **{"enable_io_processing": False, **options})
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """The attribute as the capture names it."""
@@ -82,6 +87,47 @@ def backward_starts(output: Any, loss_fn: LossFunction | None) -> tuple[list[Ten
     return starts, [torch.ones_like(t) for t in starts]
 
 
+def on_leaves(run: Callable[[list[Any]], Result], inputs: list[Any]) -> Result:
+    """``run`` on fresh leaves for ``inputs``, of which as many ask for a gradient as it takes.
+
+    Every floating one, usually. An input that is written into cannot, nor can the target of a loss
+    that has no derivative; and there are operations that have none at all.
+    """
+    try:
+        return run(_leaves(inputs))
+    except RuntimeError as error:
+        floating = [i for i, x in enumerate(inputs) if _is_floating(x)]
+        asking = [i for i in floating if _succeeds(run, _leaves(inputs, [i]))]
+        try:
+            return run(_leaves(inputs, asking))
+        except RuntimeError:
+            with torch.no_grad(), contextlib.suppress(RuntimeError):
+                return run(_leaves(inputs, ()))
+        raise error
+
+
+def _leaves(inputs: list[Any], asking: Collection[int] | None = None) -> list[Any]:
+    """Inputs of one run; those at ``asking`` (None: all) take gradients, others may be written."""
+    return [
+        x.detach().requires_grad_()
+        if _is_floating(x) and (asking is None or i in asking)
+        else x.detach().clone() if isinstance(x, Tensor) else x
+        for i, x in enumerate(inputs)
+    ]  # fmt: skip
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def _succeeds(run: Callable[[list[Any]], Any], inputs: list[Any]) -> bool:
+    try:
+        run(inputs)
+    except RuntimeError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def unchanged(model: nn.Module, seed: int = 0, wholly: bool = False) -> Iterator[None]:
     """A fixed seed inside; random state, buffers and attributes of modules as before afterwards.
@@ -89,7 +135,12 @@ def unchanged(model: nn.Module, seed: int = 0, wholly: bool = False) -> Iterator
     ``wholly``: parameters and their ``.grad`` (none inside), too, for Python code that may change
     them. A captured graph does not.
     """
-    buffers = {name: b.detach().clone() for name, b in model.named_buffers() if not b.is_meta}
+    buffers = [
+        (module._buffers, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not buffer.is_meta
+    ]
     parameters = [p for p in model.parameters() if wholly and not p.is_meta]
     weights = [(p, p.detach().clone(), p._version, p.grad) for p in parameters]
     attributes = [(vars(module), _contents(vars(module))) for module in model.modules()]
@@ -104,8 +155,9 @@ def unchanged(model: nn.Module, seed: int = 0, wholly: bool = False) -> Iterator
             for attribute, before in attributes:
                 _put_back(attribute, before)
             with torch.no_grad():
-                for name, held in buffers.items():
-                    model.get_buffer(name).copy_(held)
+                for owner, name, buffer, held in buffers:
+                    owner[name] = buffer
+                    buffer.copy_(held)
                 for parameter, held, version, gradient in weights:
                     parameter.grad = gradient
                     if parameter._version != version:

@@ -40,8 +40,8 @@ def export(
     """
     signature = inspect.signature(model.forward)
     named = bind(signature, args, kwargs)
-    shapes = _by_name(dynamic_shapes, signature, named)
     try:
+        shapes = _by_name(dynamic_shapes, signature, named)
         with (
             _called_by_name(model, args, kwargs),
             _silence(),
@@ -58,13 +58,7 @@ def export(
 def _by_name(shapes: Any, signature: inspect.Signature, named: dict[str, Any]) -> Any:
     """``dynamic_shapes`` by the names of ``bind``, from any of the forms that torch takes."""
     if isinstance(shapes, str):
-
-        def free(leaf: Any) -> Any:
-            if not isinstance(leaf, torch.Tensor):
-                return None
-            return dict.fromkeys(range(leaf.dim()), Dim.AUTO)
-
-        return pytree.tree_map(free, named)
+        return {name: _freed(name, value) for name, value in named.items()}
     if isinstance(shapes, list | tuple):
         return dict(zip(named, shapes, strict=False))
     if not isinstance(shapes, dict):
@@ -80,6 +74,21 @@ def _by_name(shapes: Any, signature: inspect.Signature, named: dict[str, Any]) -
         else:
             spread[name] = shape
     return {name: spread.get(name) for name in named}
+
+
+def _freed(name: str, value: Any) -> Any:
+    """The argument with a free size in place of every size of its tensors."""
+
+    def free(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return None
+        return dict.fromkeys(range(leaf.dim()), Dim.AUTO)
+
+    try:
+        return pytree.tree_map(free, value)
+    except Exception as error:
+        problem = f"the argument {name}, a {type(value).__name__}, holds nothing but tensors"
+        raise TypeError(problem) from error
 
 
 def _forget_this_file(graph_module: torch.fx.GraphModule) -> None:

@@ -318,11 +318,26 @@ class _Rewriter:
         return made
 
     def _write_back_at_end(self, output: fx.Node) -> None:
-        with self.graph.inserting_before(output):
-            for tensor in self.mutated:
-                if tensor.op in ("placeholder", "get_attr"):
-                    detached = self._call(aten.detach.default, (self.contents[tensor],), tensor)
-                    self._call(aten.copy_.default, (tensor, detached), tensor)
+        for tensor in self.mutated:
+            if tensor.op not in ("placeholder", "get_attr"):
+                continue
+            contents = self.contents[tensor]
+            if tensor.op == "placeholder":
+                self._read_a_copy(tensor)
+            with self.graph.inserting_before(output):
+                if tensor.op == "get_attr":
+                    contents = self._call(aten.detach.default, (contents,), tensor)
+                self._call(aten.copy_.default, (tensor, contents), tensor)
+
+    def _read_a_copy(self, tensor: fx.Node) -> None:
+        """Let the graph use a copy of an input that it writes into in the end.
+
+        What is kept for the backward pass is then not overwritten. The caller's tensor receives
+        its contents with their history.
+        """
+        with self.graph.inserting_after(tensor):
+            copied = self._call(aten.clone.default, (tensor,), tensor)
+        tensor.replace_all_uses_with(copied, delete_user_cb=lambda user: user is not copied)
 
     def _erase_dead_writes(self) -> None:
         for node in reversed(list(self.graph.nodes)):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from unitify.diagnostics import InputsNeeded, NothingCaptured, UnitifyError
 
@@ -93,6 +94,8 @@ def _from_first_layer(model: nn.Module) -> torch.Tensor | None:
     device, dtype = _device(model), _dtype(model)
     generator = torch.Generator().manual_seed(0)
     for layer in model.modules():
+        if any(is_lazy(p) for p in layer.parameters(recurse=False)):
+            return None
         if isinstance(layer, nn.Embedding):
             ids = torch.randint(0, layer.num_embeddings, (BATCH, LENGTH), generator=generator)
             return ids.to(device)

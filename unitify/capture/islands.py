@@ -19,6 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from unitify.capture.example import copied, initialise_lazy
 from unitify.capture.execution import backward_starts, unchanged
 from unitify.capture.exporting import without_cache
 from unitify.capture.whole import Capture, capture, nothing_captured
@@ -71,6 +72,7 @@ def record(
 
     Raises ``UnitifyError``: U102 where no part of it can be captured.
     """
+    initialise_lazy(model, args, kwargs)
     try:
         captured = capture(model, args, kwargs, dynamic_shapes)
     except UnitifyError as error:
@@ -109,9 +111,8 @@ def _islands(
         if module in seen or not any(True for _ in module.parameters()):
             continue
         seen.add(module)
-        if module in calls.writes:
-            reason = f"its call writes {calls.writes[module]}, which other code may read"
-            notes.append(NotCaptured(where=path, module=path, reason=reason))
+        if module in calls.unfit:
+            notes.append(NotCaptured(where=path, module=path, reason=calls.unfit[module]))
         elif module in calls.inputs:
             try:
                 found.update(_with_twin(path, capture(module, *calls.inputs[module], shapes)))
@@ -155,13 +156,12 @@ class _Calls:
     """What one run of a model shows.
 
     ``inputs``: each submodule's first call. ``uses``: each parameter, with the modules that were
-    running whenever it was used. ``writes``: the modules in whose calls an attribute was written,
-    and which: other code may read it, and a graph would not write it.
+    running whenever it was used. ``unfit``: modules that a graph cannot stand for, and why.
     """
 
     inputs: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
     uses: dict[nn.Parameter, set[tuple[nn.Module, ...]]] = field(default_factory=dict)
-    writes: dict[nn.Module, str] = field(default_factory=dict)
+    unfit: dict[nn.Module, str] = field(default_factory=dict)
 
 
 class _ParameterUse(TorchFunctionMode):
@@ -190,8 +190,12 @@ def _observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     attributes: list[dict[str, Any]] = []
 
     def before(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        if module not in calls.inputs:
-            calls.inputs[module] = pytree.tree_map(_copied, (given, named))
+        if any(_is_transformed(leaf) for leaf in pytree.tree_leaves((given, named))):
+            calls.unfit.setdefault(
+                module, "it is called by a transform of torch.func, such as vmap"
+            )
+        elif module not in calls.inputs:
+            calls.inputs[module] = pytree.tree_map(copied, (given, named))
         use.running.append(module)
         attributes.append(dict(vars(module)))
 
@@ -199,18 +203,28 @@ def _observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         known = attributes.pop()
         for name, value in vars(module).items():
             if name not in known or not _is_same(known[name], value):
+                # Other code may read it, and a graph would not write it.
+                reason = f"its call writes {name}, which other code may read"
                 for running in use.running:
-                    calls.writes.setdefault(running, name)
+                    calls.unfit.setdefault(running, reason)
         use.running.pop()
 
     handles = []
     for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            calls.unfit[module] = "it is a TorchScript module"
+            continue
         handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         handles.append(module.register_forward_hook(after))
+
+    def run() -> Any:
+        given, named = pytree.tree_map(copied, (args, kwargs))
+        return model(*given, **named)
+
     try:
         # Without gradients, so that nothing a module keeps of the run holds on to a graph.
         with unchanged(model, wholly=True), torch.no_grad(), use:
-            model(*args, **kwargs)
+            run()
         # A backward pass in Python may use parameters, too. Some models refuse to run it.
         with (
             contextlib.suppress(Exception),
@@ -218,7 +232,7 @@ def _observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
             torch.enable_grad(),
             use,
         ):
-            _run_backward(*backward_starts(model(*args, **kwargs), None))
+            _run_backward(*backward_starts(run(), None))
     except Exception as error:
         raise nothing_captured(f"it does not run: {type(error).__name__}: {error}") from error
     finally:
@@ -236,14 +250,14 @@ def _run_backward(starts: list[torch.Tensor], gradients: list[torch.Tensor]) -> 
     )  # fmt: skip
 
 
+def _is_transformed(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(
+        value
+    )
+
+
 def _is_same(a: Any, b: Any) -> bool:
     return a is b or (isinstance(a, int | float | str) and type(a) is type(b) and a == b)
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone().requires_grad_(value.requires_grad)
-    return value
 
 
 def _shared_parameters(model: nn.Module, found: Mapping[str, Capture]) -> set[nn.Parameter]:

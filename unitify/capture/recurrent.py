@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch._C import DispatchKey
 
-_OPERATIONS = (
+#: Whole recurrent layers: all their steps in one operation.
+LAYERS = (
     torch.ops.aten.lstm.input,
     torch.ops.aten.gru.input,
     torch.ops.aten.rnn_tanh.input,
@@ -28,9 +29,7 @@ _KEYS = (DispatchKey.CompositeImplicitAutograd, DispatchKey.Autograd)
 def free_length() -> Iterator[None]:
     """Inside, recurrent layers on tensors without data leave their number of steps free."""
     saved = [
-        (operation, key, operation.py_kernels.get(key))
-        for operation in _OPERATIONS
-        for key in _KEYS
+        (operation, key, operation.py_kernels.get(key)) for operation in LAYERS for key in _KEYS
     ]
     try:
         for operation, key, _ in saved:

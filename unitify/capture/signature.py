@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +66,16 @@ class CallSignature:
         missing = [name for name in self.arguments if name not in given]
         if missing:
             raise self._mismatch(f"the argument {missing[0]!r} is missing")
-        leaves, spec = pytree.tree_flatten({name: given[name] for name in self.arguments})
+        return self.flatten_values([given[name] for name in self.arguments])
+
+    def flatten_values(self, values: Sequence[Any]) -> list[Any]:
+        """The flat inputs of the graph for these values of ``arguments``, in their order.
+
+        Raises ``UnitifyError`` (U104) as ``flatten``.
+        """
+        if len(values) != len(self.arguments):
+            raise self._mismatch(f"{len(values)} arguments, captured {len(self.arguments)}")
+        leaves, spec = pytree.tree_flatten(dict(zip(self.arguments, values, strict=True)))
         if spec != self.in_spec:
             raise self._mismatch("the arguments have another structure")
         self._check(leaves)

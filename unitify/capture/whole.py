@@ -24,6 +24,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
 
 from unitify.capture.composite import open_composites
+from unitify.capture.example import distinct, doubled, in_order
 from unitify.capture.exporting import ExportError, export, without_cache
 from unitify.capture.functional import remove_mutation, written_argument
 from unitify.capture.inline import inline_regions
@@ -158,43 +159,6 @@ def parameter_aliases(model: nn.Module) -> dict[str, str]:
     return aliases
 
 
-def in_order(signature: inspect.Signature, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Keyword inputs in the order of the signature, as ``bind`` lists them: export keeps theirs."""
-    position = {name: i for i, name in enumerate(signature.parameters)}
-    return dict(sorted(kwargs.items(), key=lambda item: position.get(item[0], len(position))))
-
-
-def distinct(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The same inputs with a tensor passed twice copied: export would merge the two."""
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    seen: set[int] = set()
-    for position, leaf in enumerate(leaves):
-        if isinstance(leaf, torch.Tensor):
-            if id(leaf) in seen:
-                leaves[position] = leaf.detach().clone().requires_grad_(leaf.requires_grad)
-            seen.add(id(leaf))
-    result: tuple[Any, dict[str, Any]] = pytree.tree_unflatten(leaves, spec)
-    return result
-
-
-def doubled(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """The same inputs with a batch of two, where every tensor has a batch of one; else None."""
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    batched = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim()]
-    if not batched or any(leaf.shape[0] != 1 for leaf in batched):
-        return None
-    twice = [
-        torch.cat([leaf, leaf]).detach().requires_grad_(leaf.requires_grad)
-        if any(leaf is other for other in batched)
-        else leaf
-        for leaf in leaves
-    ]
-    result: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_unflatten(twice, spec)
-    return result
-
-
 @dataclass(frozen=True)
 class _Record:
     """One recording: a cleaned graph, and how it is called."""
@@ -238,7 +202,7 @@ def _recorded_modes(
     records: dict[bool, _Record] = {}
     try:
         for training in (model.training, not model.training):
-            model.train(training)
+            _switch(model, training)
             records[training] = record()
     except (UnitifyError, ExportError) as error:
         if not records:
@@ -248,6 +212,16 @@ def _recorded_modes(
         for module, flag in flags.items():
             module.training = flag
     return records, ""
+
+
+def _switch(model: nn.Module, training: bool) -> None:
+    """Put the model into a mode, as its own ``train`` does. Some models refuse."""
+    if all(flag == training for flag in (m.training for m in model.modules())):
+        return
+    try:
+        model.train(training)
+    except Exception as error:
+        raise ExportError from error
 
 
 def _not_captured(model: nn.Module, error: Exception) -> UnitifyError:
@@ -270,7 +244,10 @@ def _first_line(error: Exception) -> str:
 def _quiet_model(model: nn.Module, notes: list[Diagnostic]) -> Iterator[None]:
     """Switch off what a graph cannot keep, and note it."""
     name = type(model).__name__
-    handle = model.register_forward_hook(lambda _module, _args, out: register_dataclasses(out))
+    try:
+        handle = model.register_forward_hook(lambda _module, _args, out: register_dataclasses(out))
+    except RuntimeError as error:
+        raise _not_captured(model, error) from error
     try:
         with without_cache(model) as cached:
             if cached:
@@ -310,6 +287,9 @@ def _flat_graph(
 ) -> tuple[fx.Graph, tuple[Leaf, ...], dict[str, Any]]:
     graph = program.graph_module.graph
     graph.owning_module = None
+    if any(_is_transform(node) for node in graph.nodes):
+        name, reason = type(model).__name__, "it runs a transform of torch.func, such as vmap"
+        raise UnitifyError(NotCaptured(where=name, module=name, reason=reason))
     constants: dict[str, Any] = {}
     aliases = parameter_aliases(model)
     placeholders = {n.name: n for n in graph.nodes if n.op == "placeholder"}
@@ -340,6 +320,11 @@ def _flat_graph(
     graph.eliminate_dead_code()
     graph.lint()
     return _with_portable_names(graph), tuple(leaves), constants
+
+
+def _is_transform(node: fx.Node) -> bool:
+    """Does the node begin or end a region whose tensors are not what they seem?"""
+    return str(getattr(node.target, "__module__", "")).startswith("torch._functorch")
 
 
 def _with_portable_names(graph: fx.Graph) -> fx.Graph:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from unitify.capture.execution import (
     LossFunction,
     backward_starts,
     leaf_parameters,
+    on_leaves,
     unchanged,
 )
 from unitify.capture.inputs import as_inputs
@@ -61,22 +63,26 @@ def measure_running(
             stack.enter_context(part.running(_runner(captured, parameters, tally)))
         for batch in batches:
             count += 1
-            inputs, spec = pytree.tree_flatten(as_inputs(batch))
-            inputs = [_leaf(x) for x in inputs]
-            args, kwargs = pytree.tree_unflatten(inputs, spec)
-            starts, gradients = backward_starts(module(*args, **kwargs), loss_fn)
-            wanted = [p for own in leaves for p in own.values()] + [*module.parameters(), *inputs]
-            targets = [x for x in wanted if isinstance(x, Tensor) and x.requires_grad]
-            if starts and targets:
-                torch.autograd.grad(starts, targets, gradients, allow_unused=True)
+            flat, spec = pytree.tree_flatten(as_inputs(batch))
+            weights = [p for own in leaves for p in own.values()] + [*module.parameters()]
+            on_leaves(partial(_run_once, module, spec, weights, loss_fn), flat)
     if not count:
         raise UnitifyError(BatchesNeeded())
 
 
-def _leaf(x: Any) -> Any:
-    if isinstance(x, Tensor) and x.is_floating_point():
-        return x.detach().requires_grad_(True)
-    return x
+def _run_once(
+    module: nn.Module,
+    spec: pytree.TreeSpec,
+    parameters: list[Tensor],
+    loss_fn: LossFunction | None,
+    inputs: list[Any],
+) -> None:
+    args, kwargs = pytree.tree_unflatten(inputs, spec)
+    starts, gradients = backward_starts(module(*args, **kwargs), loss_fn)
+    wanted = [*parameters, *inputs]
+    targets = [x for x in wanted if isinstance(x, Tensor) and x.requires_grad]
+    if starts and targets:
+        torch.autograd.grad(starts, targets, gradients, allow_unused=True)
 
 
 def _runner(captured: Capture, parameters: dict[str, Tensor], tally: Tally) -> Callable[..., Any]:

@@ -46,10 +46,8 @@ class AssembledModule(UnitScaledModule):
         diagnostics: tuple[Diagnostic, ...] = (),
     ) -> None:
         fx.GraphModule.__init__(self, {"host": host}, _call_of_host(), type(self).__name__)
-        # The host's own tables, not copies: the two are one tree of modules on one set of weights.
         self.__dict__["host"] = host
-        _share_tables(host, self)
-        self.training = host.training
+        self._take_tree(host)
         self.plan = joined({name: part[2] for name, part in parts.items()}, host)
         self.diagnostics = diagnostics
         self.__dict__["_parts"] = {name: _attach(host, name, part) for name, part in parts.items()}
@@ -193,16 +191,8 @@ def _call_of_host() -> fx.Graph:
 
 
 def call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The module's own call."""
-    return module(*args, **kwargs)
-
-
-_TABLES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
-
-
-def _share_tables(owner: nn.Module, user: nn.Module) -> None:
-    for table in _TABLES:
-        user.__dict__[table] = owner.__dict__[table]
+    """The module's own call. An interpreter has no keyword inputs: it has a list of nothing."""
+    return module(*args, **dict(kwargs))
 
 
 def _attach(host: nn.Module, name: str, part: Part) -> UnitScaledModule:
@@ -216,9 +206,7 @@ def _attach(host: nn.Module, name: str, part: Part) -> UnitScaledModule:
             module.register_buffer(target, constant, persistent=False)
         else:
             module.add_module(target, constant)
-    made = UnitScaledModule(module, graph, plan, captured, captured.diagnostics)
-    _share_tables(module, made)
-    return made
+    return UnitScaledModule(module, graph, plan, captured, captured.diagnostics)
 
 
 def _forward_of(

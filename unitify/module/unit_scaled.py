@@ -6,7 +6,7 @@ import contextlib
 import copy
 import inspect
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +16,8 @@ from unitify.capture.skeleton import skeleton_like
 from unitify.capture.whole import Capture
 from unitify.diagnostics import Diagnostic, KeysDiffer, OneModeOnly, UnitifyError
 from unitify.module.folding import fold
+from unitify.module.interpreted import OwnCall
+from unitify.module.tree import bare, share_tables
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
@@ -42,6 +44,8 @@ class UnitScaledModule(fx.GraphModule):
     verification: Verification | None = None
     #: ``report.of_module.report``, which stands behind this file and is put here by the package.
     _report: ClassVar[Callable[..., Any]]
+    #: What the graph runs on: the modules, parameters and buffers, and nothing else.
+    _tree: nn.Module
 
     def __init__(
         self,
@@ -51,23 +55,27 @@ class UnitScaledModule(fx.GraphModule):
         capture: Capture,
         diagnostics: tuple[Diagnostic, ...] = (),
     ) -> None:
-        super().__init__(root, graph, class_name=type(self).__name__)
-        # GraphModule copied what the graph names; the whole tree of the original takes its place,
-        # in the original's order, with the parameters that the graph does not use.
-        self._modules.clear()
-        self._parameters.clear()
-        for name, child in root.named_children():
-            self.add_module(name, child)
-        for name, parameter in root.named_parameters(recurse=False):
-            self.register_parameter(name, parameter)
-        for name, buffer in root.named_buffers(recurse=False):
-            persistent = name not in root._non_persistent_buffers_set
-            self.register_buffer(name, buffer, persistent=persistent)
+        super().__init__(nn.Module(), fx.Graph(), class_name=type(self).__name__)
+        self._take_tree(root)
         self.plan = plan
         self.capture = capture
         self.diagnostics = diagnostics
+        self.graph = graph
+
+    def _take_tree(self, root: nn.Module) -> None:
+        """The modules, parameters and buffers of ``root``, in its order; not copies."""
+        share_tables(root, self)
+        self.__dict__["_tree"] = bare(root)
         self.training = root.training
-        self._take_signature(capture.call.signature)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What this class has is its own, also where the model has a child of that name."""
+        if name in _OWN:
+            object.__setattr__(self, name, value)
+            return
+        super().__setattr__(name, value)
+        if name == "training" and "_tree" in self.__dict__:
+            self._tree.training = value
 
     def __getattr__(self, name: str) -> Any:
         """What the model has under a name; ``report`` where it has nothing of that name."""
@@ -80,11 +88,13 @@ class UnitScaledModule(fx.GraphModule):
 
     def recompile(self) -> Any:
         """Generate the flat forward from the graph; calls go through the original signature."""
+        if "capture" in self.__dict__:
+            self._graph.set_codegen(OwnCall(self._flat_inputs, self.capture.call.unflatten))
         code = super().recompile()
         # An attribute of the instance: code that was compiled around another graph is then not
         # used for this one.
         self.__dict__["_flat_forward"] = type(self).forward
-        if hasattr(self, "capture"):
+        if "capture" in self.__dict__:
             self._take_signature(self.capture.call.signature)
         return code
 
@@ -92,21 +102,22 @@ class UnitScaledModule(fx.GraphModule):
         def forward(self: UnitScaledModule, *args: Any, **kwargs: Any) -> Any:
             return self.run(args, kwargs)
 
-        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-        rest = list(signature.parameters.values())
-        if rest and rest[0].name == "self":
-            own = own.replace(name="self_")
-        forward.__signature__ = signature.replace(parameters=[own, *rest])  # type: ignore[attr-defined]
+        name = "self"
+        while name in signature.parameters:
+            name += "_"
+        own = inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY)
+        parameters = [own, *signature.parameters.values()]
+        forward.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         type(self).forward = forward  # type: ignore[method-assign]
 
     def flat_forward(self, *inputs: Any) -> tuple[Any, ...]:
         """The graph itself: flat inputs to flat results."""
-        results: tuple[Any, ...] = self.__dict__["_flat_forward"](self, *inputs)
+        results: tuple[Any, ...] = self.__dict__["_flat_forward"](self._tree, *inputs)
         return results
 
     @contextlib.contextmanager
     def running(self, run: Callable[..., tuple[Any, ...]]) -> Iterator[None]:
-        """Inside, ``run(self, *flat inputs)`` takes the place of the graph."""
+        """Inside, ``run(tree, *flat inputs)`` takes the place of the graph."""
         own = self.__dict__["_flat_forward"]
         self.__dict__["_flat_forward"] = run
         try:
@@ -120,11 +131,19 @@ class UnitScaledModule(fx.GraphModule):
         Raises ``UnitifyError``: U104 for inputs of another form, U103 in the mode that the graph
         does not hold for.
         """
+        self._check_mode()
+        return self.flat_call(self.capture.flat_inputs(args, kwargs))
+
+    def _check_mode(self) -> None:
         mode = self.capture.mode
         if mode is not None and self.training != (mode == "train"):
             note = next(d for d in self.capture.diagnostics if isinstance(d, OneModeOnly))
             raise UnitifyError(note)
-        return self.flat_call(self.capture.flat_inputs(args, kwargs))
+
+    def _flat_inputs(self, values: Sequence[Any]) -> list[Any]:
+        """Flat inputs from the values of the captured call's arguments, in their order."""
+        self._check_mode()
+        return self.capture.call.flatten_values(values)
 
     def flat_call(self, inputs: list[Any]) -> Any:
         """From flat inputs to the original's type of result, in whatever mode the graph is."""
@@ -175,8 +194,20 @@ class UnitScaledModule(fx.GraphModule):
                 del child._parameters[name]
         return made
 
+    def get_submodule(self, target: str) -> nn.Module:
+        """The original's submodule of this path; the module itself for ""."""
+        return self._tree.get_submodule(target) if target else self
+
+    def get_parameter(self, target: str) -> nn.Parameter:
+        """The stored parameter of this name."""
+        return self._tree.get_parameter(target)
+
+    def get_buffer(self, target: str) -> torch.Tensor:
+        """The buffer of this name."""
+        return self._tree.get_buffer(target)
+
     def _attribute(self, target: str) -> Any:
-        return operator.attrgetter(target)(self)
+        return operator.attrgetter(target)(self._tree)
 
     def _is_parameter(self, target: str) -> bool:
         return isinstance(self._attribute(target), nn.Parameter)
@@ -229,6 +260,9 @@ class UnitScaledModule(fx.GraphModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> UnitScaledModule:
         root = skeleton_like(self, memo)
+        for target, constant in self.capture.constants.items():
+            if isinstance(constant, nn.Module):
+                root._modules[target] = constant
         graph = copy.deepcopy(self.graph)
         made = UnitScaledModule(root, graph, self.plan, self.capture, self.diagnostics)
         made.recipe, made._casts, made.verification = self.recipe, self._casts, self.verification
@@ -238,6 +272,12 @@ class UnitScaledModule(fx.GraphModule):
 
     def __reduce__(self) -> Any:
         raise TypeError("pickle (module.state_dict(), module.plan) and use unitify.rebuild")
+
+
+#: Attributes that a module of this class has and a plain one has not.
+_OWN = frozenset(UnitScaledModule.__annotations__) | (
+    frozenset(dir(UnitScaledModule)) - frozenset(dir(nn.Module))
+)
 
 
 def adopt_parameters(model: nn.Module, module: UnitScaledModule) -> None:

@@ -73,6 +73,8 @@ def evaluate(expression: sympy.Expr, values: Mapping[str, float]) -> float:
         return math.prod(arguments)
     if expression.is_Pow:
         base, power = arguments
+        if base == 0.0 and power < 0.0:
+            return math.inf  # A mean over nothing.
         if power == 0.5:
             return math.sqrt(base)
         return 1.0 / math.sqrt(base) if power == -0.5 else base**power

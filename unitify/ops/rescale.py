@@ -34,8 +34,9 @@ class _Rescale(torch.autograd.Function):
         # No gradient stays no gradient: an optimiser tells it from zero.
         ctx.set_materialize_grads(False)
         if type(x) in PLAIN:
-            # No one records this call, so it need not go through the dispatcher again.
-            return x.view_as(x) if forward == 1.0 else scaled(x, forward)
+            # No one records this call, so it need not go through the dispatcher again. The same
+            # memory in a tensor that is no view: views that a Function returns cannot be written.
+            return x.detach() if forward == 1.0 else scaled(x, forward)
         with torch._C._AutoDispatchBelowAutograd():
             result: Tensor = torch.ops.unitify.rescale.default(x, forward, backward)
         return result

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
+from unitify.capture.composite import is_summed_unseen
 from unitify.capture.whole import Capture
 from unitify.diagnostics import PlanMismatch, ScaleNotAllowed, UnitifyError
 from unitify.estimates import Estimates, Rms
@@ -115,11 +116,12 @@ def is_fixed(capture: Capture, node: fx.Node) -> bool:
     """Must the value stay at true scale? Inputs, buffers and constants of the recording must.
 
     So must what an operation hands back of them unchanged (``to`` where the type is right): it is
-    the same tensor, and its gradients are summed with those from outside of the graph.
+    the same tensor, and its gradients are summed with those from outside of the graph. And so must
+    what a recurrent layer sums into beside others (``capture.composite``).
     """
     while _is_handed_back(node):
         node = node.args[0]  # type: ignore[assignment]
-    if node.op == "placeholder":
+    if node.op == "placeholder" or is_summed_unseen(node):
         return True
     return node.op == "get_attr" and parameter_of(capture, node) is None
 

@@ -8,7 +8,10 @@ other kernels than its capture).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import inspect
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,15 +19,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from unitify.capture.example import in_order
 from unitify.capture.execution import (
     LossFunction,
     backward_starts,
     leaf_parameters,
+    on_leaves,
     run_captured,
     unchanged,
 )
 from unitify.capture.exporting import without_cache
 from unitify.capture.islands import path_of
+from unitify.capture.whole import Capture
 from unitify.cast.lowering import without_codes
 from unitify.diagnostics import CaptureDiffers, Diagnostic, Underflow
 from unitify.module.assembly import AssembledModule, unscaled, value_name
@@ -32,6 +38,7 @@ from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.rule_table import RuleTable
 from unitify.plan.scale_plan import Scale
 from unitify.verification import Difference, Verification
+from unitify.verify.comparison import compare, same
 from unitify.verify.validation import validate, validate_parameters
 
 
@@ -44,16 +51,49 @@ def verify_module(
     loss_fn: LossFunction | None = None,
     seed: int = 0,
 ) -> Verification:
-    """Both kinds of verification; on the meta device, where nothing can be compared, the first."""
+    """Both kinds of verification; on the meta device, where nothing can be compared, the first.
+
+    ``model`` is compared in the modes that the submodules of ``module`` are in.
+    """
+    strangers = _other_parameters(model, module)
+    if strangers:
+        return Verification(exact=False, compared=0, differences=strangers)
     findings: tuple[Diagnostic, ...] = ()
-    for part in module.parts.values():
+    for name, part in module.parts.items():
         graph = without_codes(part.graph, part.capture, rules)
         findings += validate(part.capture, graph, part.plan, rules)
-        findings += validate_parameters(part)
+        findings += validate_parameters(part, model.get_submodule(path_of(name)))
     if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
         return Verification(exact=not findings, compared=0, findings=findings)
-    run = verify_by_running(model, module, args, kwargs, loss_fn, seed)
+    with _in_modes_of(module, model):
+        run = verify_by_running(model, module, args, kwargs, loss_fn, seed)
     return replace(run, exact=run.exact and not findings, findings=findings)
+
+
+def _other_parameters(model: nn.Module, module: UnitScaledModule) -> tuple[Difference, ...]:
+    """Parameters that only one of the two has, or in another shape."""
+    mine, theirs = (
+        {n: tuple(p.shape) for n, p in m.named_parameters(remove_duplicate=False)}
+        for m in (model, module)
+    )
+    names = {name for name, _ in mine.items() ^ theirs.items()}
+    return tuple(
+        Difference(f"parameter {name}: {mine.get(name)}, {theirs.get(name)}", math.inf, math.inf)
+        for name in sorted(names)
+    )
+
+
+@contextlib.contextmanager
+def _in_modes_of(module: UnitScaledModule, model: nn.Module) -> Iterator[None]:
+    flags = [(m, m.training) for m in model.modules()]
+    modes = {name: m.training for name, m in module.named_modules(remove_duplicate=False)}
+    for name, m in model.named_modules(remove_duplicate=False):
+        m.training = modes.get(name, m.training)
+    try:
+        yield
+    finally:
+        for m, training in flags:
+            m.training = training
 
 
 def notes_on(result: Verification, where: str) -> tuple[Diagnostic, ...]:
@@ -87,11 +127,12 @@ def verify_by_running(
         is_whole = not path_of(name)
         flat = part.capture.flat_inputs(args, kwargs) if is_whole else list(part.capture.example)
         loss = loss_fn if is_whole else None
-        expected = _captured_results(part, flat, loss, seed)
+        capture = replace(part.capture, model=model.get_submodule(path_of(name)))
+        expected = _captured_results(capture, flat, loss, seed)
         found = _stored_results(part, part.flat_call, flat, loss, seed)
         captured |= {value_name(name, key): tensor for key, tensor in expected.items()}
         stored |= {value_name(name, key): tensor for key, tensor in found.items()}
-    named, spec = pytree.tree_flatten((args, kwargs))
+    named, spec = pytree.tree_flatten((args, in_order(inspect.signature(model.forward), kwargs)))
     in_islands = any(path_of(name) for name in module.parts)
     eager = _model_results(model, named, spec, loss_fn, seed, wholly=in_islands)
     own = captured
@@ -101,12 +142,12 @@ def verify_by_running(
             plain = unscaled(model, module)
             together = _assembled_results(plain, named, spec, loss_fn, seed)
             drawn: set[str] = set()
-            if _compare(together, own):
+            if compare(together, own):
                 again = _assembled_results(plain, named, spec, loss_fn, seed)
-                drawn = {d.name for d in _compare(together, again)}
+                drawn = {d.name for d in compare(together, again)}
             captured |= {name: t for name, t in together.items() if name not in drawn}
             stored |= {name: t for name, t in own.items() if name not in drawn}
-    differing = _compare(captured, stored)
+    differing = compare(captured, stored)
     differences = tuple(d for d in differing if not d.is_underflow)
     # Where the model keeps gradients from its inputs there is nothing to compare.
     skipped = {k for k in own if k.startswith("gradient of input") and k not in eager}
@@ -115,7 +156,7 @@ def verify_by_running(
         compared=len(captured),
         differences=differences,
         underflows=tuple(d for d in differing if d.is_underflow),
-        model_differences=_compare(eager, {k: v for k, v in own.items() if k not in skipped}),
+        model_differences=compare(eager, {k: v for k, v in own.items() if k not in skipped}),
     )
 
 
@@ -141,54 +182,62 @@ def _model_results(
     seed: int,
     wholly: bool,
 ) -> dict[str, Tensor]:
+    """The results of the model as it runs by itself; ``wholly``: on its very parameters."""
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     if not wholly:
         parameters = {n: p.detach().requires_grad_(p.requires_grad) for n, p in parameters.items()}
 
-    def call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(given: list[Any]) -> Any:
+        args, kwargs = pytree.tree_unflatten(given, spec)
         if wholly:
             return model(*args, **kwargs)
         return torch.func.functional_call(model, parameters, args, kwargs, tie_weights=True)
 
-    def run(given: list[Any]) -> Any:
-        try:
-            return call(*pytree.tree_unflatten(given, spec))
-        except RuntimeError:
-            # Some models set requires_grad on what they make of their inputs: a leaf of their own.
-            return call(*pytree.tree_unflatten([_detached(x) for x in given], spec))
+    def run(leaves: list[Any]) -> dict[str, Tensor]:
+        with unchanged(model, seed, wholly), without_cache(model):
+            return _results(call, leaves, inputs, parameters, model, loss_fn, by_python=wholly)
 
-    with unchanged(model, seed, wholly), without_cache(model):
-        return _results(run, inputs, parameters, model, loss_fn, by_python=wholly)
-
-
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+    try:
+        return on_leaves(run, inputs)
+    except RuntimeError:
+        if wholly:
+            raise
+        # Some modules refuse to run on other parameters than their own.
+        return _model_results(model, inputs, spec, loss_fn, seed, wholly=True)
 
 
 def _captured_results(
-    part: UnitScaledModule, flat: list[Any], loss_fn: LossFunction | None, seed: int
+    capture: Capture, flat: list[Any], loss_fn: LossFunction | None, seed: int
 ) -> dict[str, Tensor]:
-    capture = part.capture
-    with unchanged(capture.model, seed):
-        parameters = leaf_parameters(capture)
-        return _results(
-            lambda inputs: run_captured(capture, inputs, parameters),
-            flat, parameters, capture.model, loss_fn,
-        )  # fmt: skip
+    parameters = leaf_parameters(capture)
+
+    def call(given: list[Any]) -> Any:
+        return run_captured(capture, given, parameters)
+
+    def run(leaves: list[Any]) -> dict[str, Tensor]:
+        with unchanged(capture.model, seed):
+            return _results(call, leaves, flat, parameters, capture.model, loss_fn)
+
+    return on_leaves(run, flat)
 
 
 def _stored_results(
     module: UnitScaledModule,
-    run: Callable[[list[Any]], Any],
+    call: Callable[[list[Any]], Any],
     inputs: list[Any],
     loss_fn: LossFunction | None,
     seed: int,
 ) -> dict[str, Tensor]:
     """The results of a module on stored values, its parameters' gradients true again."""
     host = module.host if isinstance(module, AssembledModule) else None
-    with unchanged(host or module, seed, wholly=host is not None):
-        own: dict[str, Tensor] = dict(module.named_parameters())
-        stored = _results(run, inputs, own, module, loss_fn, by_python=host is not None)
+    by_python = host is not None
+    own: dict[str, Tensor] = dict(module.named_parameters())
+
+    def run(leaves: list[Any]) -> dict[str, Tensor]:
+        with unchanged(host or module, seed, wholly=by_python):
+            return _results(call, leaves, inputs, own, module, loss_fn, by_python)
+
+    stored = on_leaves(run, inputs)
     for name in own:
         key = f"gradient of {name}"
         if key in stored:
@@ -197,30 +246,27 @@ def _stored_results(
 
 
 def _results(
-    run: Callable[[list[Any]], Any],
+    call: Callable[[list[Any]], Any],
+    leaves: list[Any],
     inputs: list[Any],
     parameters: dict[str, Tensor],
     owner: nn.Module,
     loss_fn: LossFunction | None,
     by_python: bool = False,
 ) -> dict[str, Tensor]:
-    """Outputs, gradients and buffers of one run; ``by_python``: of a model's own code."""
-    leaves = [
-        x.detach().requires_grad_(True) if isinstance(x, Tensor) and x.is_floating_point() else x
-        for x in inputs
-    ]
-    output = run(leaves)
+    """Outputs, gradients, buffers and what was written into ``leaves``, which were ``inputs``.
+
+    ``by_python``: of a model's own code.
+    """
+    output = call(leaves)
     results = {
         f"output {i}": leaf.detach()
         for i, leaf in enumerate(pytree.tree_leaves(output))
         if isinstance(leaf, Tensor)
     }
     targets = {f"gradient of {n}": p for n, p in parameters.items() if p.requires_grad}
-    targets |= {
-        f"gradient of input {i}": x
-        for i, x in enumerate(x for x in leaves if isinstance(x, Tensor))
-        if x.requires_grad
-    }
+    tensors = [(x, given) for x, given in zip(leaves, inputs, strict=True) if isinstance(x, Tensor)]
+    targets |= {f"gradient of input {i}": x for i, (x, _) in enumerate(tensors) if x.requires_grad}
     starts, gradients = backward_starts(output, loss_fn)
     if starts and targets:
         wanted = list(targets.values())
@@ -229,6 +275,9 @@ def _results(
         else:
             found = torch.autograd.grad(starts, wanted, gradients, allow_unused=True)
         results |= {n: g for n, g in zip(targets, found, strict=True) if g is not None}
+    for i, (x, given) in enumerate(tensors):
+        if not x.requires_grad and not same(x, given):
+            results[f"input {i} as the call leaves it"] = x
     for name, buffer in owner.named_buffers():
         if not name.startswith("captured_"):
             results[f"buffer {name}"] = buffer.detach().clone()
@@ -245,38 +294,3 @@ def _accumulated(
         # Some models refuse a backward pass in evaluation; then there are no gradients at all.
         return (None,) * len(wanted)
     return tuple(tensor.grad for tensor in wanted)
-
-
-def _compare(expected: dict[str, Tensor], found: dict[str, Tensor]) -> tuple[Difference, ...]:
-    differences = []
-    for name in expected.keys() | found.keys():
-        if name not in expected or name not in found:
-            differences.append(Difference(f"{name} (present on one side only)", 0.0, 0.0))
-            continue
-        a, b = expected[name], found[name]
-        if a.shape == b.shape and a.dtype == b.dtype and _equal(a, b):
-            continue
-        largest, scale, smallest, precision = float("inf"), 1.0, 0.0, 0.0
-        if a.shape == b.shape:
-            largest = float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
-            scale = float(a.double().square().mean().sqrt()) or 1.0
-        if a.is_floating_point() and a.dtype == b.dtype:
-            smallest = torch.finfo(a.dtype).smallest_normal
-            precision = torch.finfo(a.dtype).eps ** 0.5
-        relative = largest / scale
-        differences.append(
-            Difference(name, largest, relative, largest < smallest, relative < precision)
-        )
-    return tuple(sorted(differences, key=lambda d: -d.relative))
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    """Bitwise equal; a NaN equals a NaN."""
-    if torch.equal(a, b):
-        return True
-    if not a.is_floating_point():
-        return False
-    nans = torch.isnan(a)
-    return (
-        bool(nans.any()) and torch.equal(nans, torch.isnan(b)) and torch.equal(a[~nans], b[~nans])
-    )

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from unitify.capture.whole import Capture
 from unitify.diagnostics import Diagnostic, WrongFactor
@@ -29,6 +29,7 @@ from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import named_arguments, nodes_of, operation_name
 from unitify.plan.scale_plan import Scale, ScalePlan
+from unitify.verify.comparison import difference_of
 from unitify.verify.equation import (
     Equation,
     Place,
@@ -56,20 +57,25 @@ def validate(
     return Checker(capture, plan, rules).findings(graph)
 
 
-def validate_parameters(module: UnitScaledModule) -> tuple[Diagnostic, ...]:
-    """Every parameter of ``module`` that is not the captured model's divided by its scale.
+def validate_parameters(
+    module: UnitScaledModule, model: nn.Module | None = None
+) -> tuple[Diagnostic, ...]:
+    """Every parameter of ``module`` that is not the model's (the captured one's) divided by its
+    scale.
 
     True right after ``transform``; not any more once either of the two is trained. Parameters
-    without data (on the meta device) are not compared.
+    without data (on the meta device) are not compared; elements below the normal range of the
+    format may round.
     """
-    originals = dict(module.capture.model.named_parameters())
+    originals = dict((model or module.capture.model).named_parameters(remove_duplicate=False))
     found: list[Diagnostic] = []
     for name, stored in module.named_parameters():
         original = originals[name]
         if stored.is_meta or original.is_meta:
             continue
         fwd = module.plan.parameters.get(name, Scale()).fwd
-        if not torch.equal(stored.detach() * fwd, original.detach()):
+        difference = difference_of(name, original.detach(), stored.detach() * fwd)
+        if difference is not None and not difference.is_underflow:
             problem = f"the stored parameter is not the original divided by {fwd:g}"
             found.append(WrongFactor(where=name, value=name, problem=problem))
     return tuple(found)

@@ -1,0 +1,101 @@
+"""``unitify.verify`` tells a module of the model from every other."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import unitify
+from unitify.verify.comparison import compare, difference_of, same
+
+X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+
+
+def built() -> tuple[nn.Module, unitify.UnitScaledModule]:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(4, 8), nn.Dropout(0.3), nn.BatchNorm1d(8), nn.GELU(), nn.Linear(8, 3)
+    )
+    return model, unitify.transform(model, (X,))
+
+
+def test_in_the_modes_of_the_module() -> None:
+    model, module = built()
+    for training in (False, True):
+        assert unitify.verify(model, module.train(training), (X,)).exact
+    module.get_submodule("2").eval()
+    assert unitify.verify(model, module, (X,)).exact
+    assert model[2].training
+
+
+def test_a_copy_is_as_good_as_the_model() -> None:
+    model, module = built()
+    assert unitify.verify(copy.deepcopy(model), module, (X,)).exact
+    assert unitify.verify(model, copy.deepcopy(module), (X,)).exact
+
+
+@pytest.mark.parametrize("side", ["model", "module"])
+@pytest.mark.parametrize("what", ["parameter", "buffer"])
+def test_one_number_that_differs(side: str, what: str) -> None:
+    model, module = built()
+    model, module = copy.deepcopy(model), copy.deepcopy(module)
+    changed = {"model": model, "module": module}[side]
+    tensor = dict([*changed.named_parameters(), *changed.named_buffers()])[
+        {"parameter": "4.weight", "buffer": "2.running_mean"}[what]
+    ]
+    with torch.no_grad():
+        tensor.view(-1)[0] += 1e-3
+    found = unitify.verify(model, module, (X,))
+    assert not found.exact
+    assert found.differences
+
+
+def test_another_model() -> None:
+    _, module = built()
+    found = unitify.verify(nn.Linear(4, 3), module, (X,))
+    assert not found.exact
+    assert "parameter 0.weight" in str(found.differences[0]) + str(found.differences[1])
+
+
+# -- comparison ------------------------------------------------------------------------------
+
+
+def test_underflow_is_where_the_original_has_it() -> None:
+    def found(original: float, stored: float) -> bool:
+        others = torch.tensor([1.0, 1e-20])
+        a, b = (torch.cat([others, torch.tensor([x])]) for x in (original, stored))
+        difference = difference_of("x", a, b)
+        assert difference is not None
+        return difference.is_underflow
+
+    assert found(2e-40, 2.01e-40)
+    # The sum of such a number and one that the format rounds.
+    assert found(1e-36, float(torch.nextafter(torch.tensor(1e-36), torch.tensor(1.0))))
+    # One step, of a number that nothing below the normal range can have moved.
+    assert not found(1e-30, float(torch.nextafter(torch.tensor(1e-30), torch.tensor(1.0))))
+    # What the original lost altogether comes back as a normal number.
+    assert not found(0.0, 4e-38)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.tensor([1.0, torch.nan]),
+        torch.tensor([1 + 2j, 3.0]),
+        torch.eye(3).to_sparse(),
+        torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        torch.tensor([True, False]),
+    ],
+    ids=["nan", "complex", "sparse", "nested", "bool"],
+)
+def test_every_kind_of_tensor(tensor: torch.Tensor) -> None:
+    assert same(tensor, tensor.clone())
+    other = torch.zeros(3)
+    assert not same(tensor, other)
+    assert compare({"x": tensor}, {"x": tensor.clone()}) == ()
+    (found,) = compare({"x": tensor}, {"x": other})
+    assert found.name == "x"
+    assert compare({"x": tensor}, {})[0].name == "x (present on one side only)"

@@ -1,0 +1,100 @@
+"""Example inputs as a recording can use them, and a model as it is before its first call.
+
+A recording takes sizes of one and zero, and two arguments that are one tensor, for what the model
+is meant for; they are exchanged for inputs that stand for any others.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
+
+from unitify.capture.exporting import without_cache
+from unitify.diagnostics import NothingCaptured, UnitifyError
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def in_order(signature: inspect.Signature, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keyword inputs in the order of the signature, as ``bind`` lists them: export keeps theirs."""
+    position = {name: i for i, name in enumerate(signature.parameters)}
+    return dict(sorted(kwargs.items(), key=lambda item: position.get(item[0], len(position))))
+
+
+def distinct(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+    """The same inputs with a tensor passed twice copied: export would merge the two."""
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    seen: set[int] = set()
+    for position, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor):
+            if id(leaf) in seen:
+                leaves[position] = copied(leaf)
+            seen.add(id(leaf))
+    result: Inputs = pytree.tree_unflatten(leaves, spec)
+    return result
+
+
+def copied(value: Any) -> Any:
+    """A tensor of the same contents, which takes a gradient where the given one does."""
+    if not isinstance(value, Tensor):
+        return value
+    made = value.detach().clone()
+    return made.requires_grad_() if value.requires_grad else made
+
+
+def doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs | None:
+    """The same inputs with a batch of two, where every tensor has a batch of one, or every tensor
+    one of none; else None.
+    """
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    batches = {x.shape[0] for x in leaves if isinstance(x, Tensor) and x.dim()}
+    if batches not in ({0}, {1}):
+        return None
+    result: Inputs = pytree.tree_unflatten([_twice(x) for x in leaves], spec)
+    return result
+
+
+def _twice(value: Any) -> Any:
+    if not isinstance(value, Tensor) or not value.dim():
+        return value
+    if value.shape[0]:
+        made = torch.cat([value, value]).detach()
+    else:
+        made = value.new_zeros((2, *value.shape[1:]))
+    return made.requires_grad_() if value.requires_grad else made
+
+
+def initialise_lazy(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Let lazy modules of ``model`` take their shapes, as its first call would: for good.
+
+    The model is called only if there are any.
+
+    Raises ``UnitifyError`` (U102) where they do not take them.
+    """
+    if not _is_uninitialised(model):
+        return
+    flags = {m: m.training for m in model.modules()}
+    name = type(model).__name__
+    args, kwargs = pytree.tree_map(copied, (args, kwargs))
+    try:
+        # In evaluation, so that nothing is counted as a step of training.
+        with torch.no_grad(), without_cache(model):
+            model.eval()(*args, **kwargs)
+    except Exception as error:
+        reason = f"it does not run: {type(error).__name__}: {error}"
+        raise UnitifyError(NothingCaptured(where=name, reason=reason)) from error
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+    if _is_uninitialised(model):
+        reason = "it has lazy modules that a call leaves without parameters"
+        raise UnitifyError(NothingCaptured(where=name, reason=reason))
+
+
+def _is_uninitialised(model: nn.Module) -> bool:
+    return any(is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()])
