@@ -9,6 +9,7 @@ A layer is an operation whose operands are cast; its noise is that of all casts 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import statistics
 import sys
@@ -73,7 +74,8 @@ def layer_sqnr(module: unitify.UnitScaledModule, args: Any, kwargs: Any) -> dict
     runs = []
     for is_exact in (True, False):
         recorder = _Recorder(module, kept, is_exact)
-        with torch.no_grad(), module.running(lambda _, *flat, r=recorder: r.run(*flat)):
+        run = functools.partial(recorder.run, enable_io_processing=False)
+        with torch.no_grad(), module.running(lambda _, *flat, run=run: run(*flat)):
             torch.manual_seed(0)
             module(*args, **kwargs)
         runs.append(recorder.found)

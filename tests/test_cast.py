@@ -169,7 +169,7 @@ def stored(module: unitify.UnitScaledModule, tokens: Tensor) -> dict[str, Tensor
                     source.register_hook(lambda g: found.__setitem__(f"gradient {n.name}", g))
             return result
 
-    (loss,) = Watch(module).run(*module.capture.flat_inputs((tokens,), {}))
+    loss = Watch(module).run(tokens)
     loss.backward()
     return found
 

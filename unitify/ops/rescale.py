@@ -1,6 +1,6 @@
 """``unitify::rescale``, and how Inductor learns of operators like it.
 
-It is registered with ``torch.library``: so it survives export, Dynamo and AOT autograd with
+It is registered as an operator of torch: so it survives export, Dynamo and AOT autograd with
 both of its factors, and Inductor fuses it through a decomposition.
 """
 
@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch._subclasses.fake_tensor import FakeTensor
 
 from unitify.ops.layout import scaled
 
-_library = torch.library.Library("unitify", "DEF")
+_library = library.Library("unitify", "DEF")
 _library.define("rescale(Tensor x, float forward, float backward) -> Tensor")
 
 
