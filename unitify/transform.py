@@ -66,7 +66,7 @@ def transform(
       are true ones of that model, which is ``module.capture.model``.
     - ``scales``: "analysis" predicts RMS without data; "measured" takes it from ``batches`` (the
       example inputs where there are none).
-    - ``recipe``: what to cast, as ``recipe_reader.read_recipe`` takes it: a name ("fp8"), a name
+    - ``recipe``: what to cast, as ``recipe.read_recipe`` takes it: a name ("fp8"), a name
       with changes ("fp8,exclude=lm_head"), a table, a TOML file, a ``Recipe``; None casts nothing.
     - ``dynamic_shapes``: "auto" leaves every size free that the model leaves free; else as for
       ``torch.export.export``.
