@@ -77,7 +77,7 @@ def figure(numerics: Numerics, format: str) -> bytes:
     except ImportError:
         purpose = f"a figure as {format}"
         raise UnitifyError(PackageMissing(package="'unitify[report]'", purpose=purpose)) from None
-    style = {"font.size": 8, "svg.hashsalt": "unitify", "axes.linewidth": 0.6}
+    style: dict[Any, Any] = {"font.size": 8, "svg.hashsalt": "unitify", "axes.linewidth": 0.6}
     with matplotlib.rc_context(style):
         drawn = Figure(figsize=SIZE, layout="constrained")
         panels = drawn.subplots(2, 2, sharex=True, sharey="row", squeeze=False)
