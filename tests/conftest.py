@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
 
 import zoo  # noqa: E402
+from checking import plant  # noqa: E402
 from conversion import Conversion, conversion  # noqa: E402
 
 
@@ -18,3 +20,9 @@ from conversion import Conversion, conversion  # noqa: E402
 def converted(request: pytest.FixtureRequest) -> Conversion:
     """Each model of the zoo in turn: every test of one model runs on one capture."""
     return conversion(request.param)
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The planted repository: one a process, since its modules are imported from it once."""
+    return plant(tmp_path_factory.mktemp("repository"))

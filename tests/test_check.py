@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import zoo
-from checking import FAULTS, RULES, checked, line_of, plant
+from checking import FAULTS, RULES, checked, line_of
 from conversion import Conversion
 from torch import Tensor, nn
 
@@ -29,11 +29,6 @@ from unitify.recipe.recipe import FP8
 
 RECIPE = read_recipe("fp8,multiple=1")
 assert RECIPE is not None
-
-
-@pytest.fixture(scope="session")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return plant(tmp_path_factory.mktemp("repository"))
 
 
 def places_of(outcome: Outcome) -> set[tuple[str, str, tuple[str, int]]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from checking import FAULTS, checked, line_of, plant
+from checking import FAULTS, checked, line_of
 from junitparser import Failure, JUnitXml, Skipped
 from sarif.loader import load_sarif_file
 
@@ -30,11 +30,6 @@ WRITTEN = {
     "junit": "{file}:{line}",
     "markdown": "{file}:{line}",
 }
-
-
-@pytest.fixture(scope="session")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return plant(tmp_path_factory.mktemp("outputs"))
 
 
 def schema(name: str) -> dict[str, object]:

@@ -6,7 +6,6 @@ import math
 from dataclasses import replace
 
 import pytest
-import rule_samples
 import torch
 from test_noise import BAND, ELEMENTS, captured, casts, measured
 from test_stated import Trained
@@ -22,6 +21,7 @@ from unitify.noise.measured import measured_noise
 from unitify.operations.dimensions import evaluate
 from unitify.operations.operation import Operation
 from unitify.operations.rule_table import load_rules
+from unitify.rulebook import calls
 
 RULES = load_rules()
 
@@ -75,17 +75,17 @@ def test_the_contents_of_the_example_do_not_count() -> None:
 def test_a_row_says_how_many_rows_there_are_to_pick_from(name: str) -> None:
     """The last row can be read, the one behind it cannot."""
     rule = RULES[name]
-    call = rule_samples.call(rule, rule_samples.drawn(rule, rule.sample, 0, torch.float32))
+    call = calls.call(rule, calls.drawn(rule, rule.sample, 0, torch.float32))
     for operand in rule.below:
         count = int(call.tensors["weight_operand"].shape[0])
         operation = Operation(call.node, {})
         assert bounds(operation, name)[operand] == count
         indices = call.tensors[f"{operand}_operand"]
         indices.fill_(count - 1)
-        rule_samples.run(call.capture.graph, call.tensors, 0)
+        calls.run(call.capture.graph, call.tensors, 0)
         indices.fill_(count)
         with pytest.raises((IndexError, RuntimeError)):
-            rule_samples.run(call.capture.graph, call.tensors, 0)
+            calls.run(call.capture.graph, call.tensors, 0)
 
 
 def bounds(operation: Operation, name: str) -> dict[str, float]:

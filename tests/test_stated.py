@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pytest
-import rule_samples
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from unitify.capture.whole import capture
 from unitify.measure import measure
 from unitify.operations.operation import Operation
 from unitify.operations.rule_table import load_rules
+from unitify.rulebook import calls
 
 RULES = load_rules()
 #: What makes a normalisation keep the statistics of this very batch.
@@ -27,8 +27,8 @@ KEEPING = {"training": True, "momentum": 1.0}
 def test_what_a_row_states_is_what_the_operation_keeps(name: str) -> None:
     rule = RULES[name]
     kept = next(v for v in rule.variants if all(v.get(n, "None") != "None" for n in rule.untold))
-    call = rule_samples.call(rule, rule_samples.drawn(rule, {**kept, **KEEPING}, 0, torch.float64))
-    rule_samples.run(call.capture.graph, call.tensors, 0)
+    call = calls.call(rule, calls.drawn(rule, {**kept, **KEEPING}, 0, torch.float64))
+    calls.run(call.capture.graph, call.tensors, 0)
     operands = {n: exactly(call.tensors[f"{n}_operand"]) for n in rule.untold}
     for operand in rule.states:
         found = formula_stated(Operation(call.node, {}), rule, operands, operand)
