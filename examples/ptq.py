@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 #: Label → recipe, where its scales come from, and what is changed of the recipe.
 CASES: Mapping[str, tuple[str, str, dict[str, Any]]] = {
     **{label: (*case, {}) for label, case in VARIANTS.items()},
-    "unit, no data, headroom": ("fp8", "analysis", {"headroom": "normal"}),
+    "unit, no data, headroom": ("fp8", "analysis", {"headroom": "predicted"}),
     "unit, measured, headroom": ("fp8", "measured", {"headroom": "measured"}),
 }
 
@@ -48,7 +48,7 @@ def converted(name: str, recipe: str, scales: str = "analysis", **changes: Any) 
 def bounded(name: str) -> Iterator[str]:
     """A row for every bound of a net: the share of product FLOPs in FP8, and the metric."""
     for bound in BOUNDS.get(name, ()):
-        module = converted(name, "fp8", min_sqnr=bound, headroom="normal")
+        module = converted(name, "fp8", min_sqnr=bound, headroom="predicted")
         share = flop_share(module.casts)
         yield f"| {name} | {bound:g} | {100 * share:.1f} | {evaluate(name, module):.4f} |"
 
@@ -95,7 +95,7 @@ def main() -> None:
         "",
         *noise,
         "",
-        '`Recipe(min_sqnr=…, headroom="normal")`, no data: every output is to keep that ratio.',
+        '`Recipe(min_sqnr=…, headroom="predicted")`, no data: every output is to keep that ratio.',
         "",
         *bounds,
         "",

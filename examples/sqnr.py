@@ -25,6 +25,7 @@ import unitify
 from examples import real_inputs
 from examples.estimates import LISTED
 from examples.nets import NETS
+from unitify.cast.centring import UNCENTRE
 from unitify.cast.insert import cast_values
 from unitify.recipe.recipe import RECIPES, Recipe
 
@@ -65,6 +66,10 @@ class _Recorder(fx.Interpreter):
             # Of a recurrent layer, its results at every step.
             first = result if isinstance(result, Tensor) else result[0]
             self.found[n.name] = first.double()
+        if n.target is UNCENTRE:
+            # What a product makes of a mean is part of its result.
+            product = n.args[0].args[0]  # type: ignore[union-attr]
+            self.found[product.name] = result.double()  # type: ignore[union-attr]
         return result
 
 

@@ -12,12 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unitify
-from unitify.cast.headroom import measured_distributions
+from unitify.cast.distributions import measured_distributions, weight_distributions
 from unitify.checkpoint import folder
 from unitify.diagnostics import UnitifyError
 from unitify.formats.signal_to_noise import Histogram, best_scale
 from unitify.formats.table import E4M3, E5M2, quantise
+from unitify.operations.rule_table import load_rules
 from unitify.recipe.choices import flop_share
+
+RULES = load_rules()
 
 
 class Deep(nn.Module):
@@ -57,14 +60,14 @@ def test_measured_headroom_spares_outliers() -> None:
     model = nn.Linear(32, 16, bias=False)
     true = model(x)
     found = {}
-    for headroom in ("none", "normal", "measured"):
+    for headroom in ("none", "predicted", "measured"):
         recipe = {"base": "fp8", "headroom": headroom}
         module = unitify.transform(model, (x / 64,), recipe=recipe, scales="measured", batches=[x])
         (choice,) = (c for c in module.casts if c.is_product)
         found[headroom] = sqnr(module(x), true), choice.exponents
     assert found["measured"][1][0] >= 4
     assert found["measured"][0] > found["none"][0] + 10
-    assert found["normal"][1][1:] == (0, 0)
+    assert found["predicted"][1][1:] == (0, 0)
 
 
 def test_headroom_is_where_signal_to_noise_is_best() -> None:
@@ -87,13 +90,16 @@ def test_distributions_are_those_of_the_batches() -> None:
     model, x = deep()
     module = unitify.transform(model, (x,), recipe="fp8")
     batches = [[x], [4 * x]]
-    found = measured_distributions(module.casts, module.capture, batches)
-    histogram = found["x", 0]
+    found = measured_distributions(module.casts, module.capture, RULES, batches)
+    histogram = found["linear", "input", 0]
     both = torch.cat([x, 4 * x]).double()
     assert isinstance(histogram, Histogram)
     assert sum(histogram.counts) == both.numel()
     assert histogram.rms == pytest.approx(float(both.square().mean().sqrt()), rel=0.01)
-    assert ("linear", 1) in found
+    assert ("linear", "", 0) in found
+    weights = weight_distributions(module.casts, module.capture, RULES)
+    assert weights["linear", "weight", 0] == Histogram.of(model.layers[0].weight)
+    assert {argument for _, argument, _ in weights} == {"weight"}
 
 
 @pytest.mark.parametrize("simulate", [True, "auto"])

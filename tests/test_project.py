@@ -26,9 +26,9 @@ ORDER = {
     "verification": "",
     "reparametrisation": "",
     "formats": "rounding table signal_to_noise band",
-    "ops": "layout rescale cast scaled_mm fp8_linear",
+    "ops": "layout rescale cast centring scaled_mm fp8_linear",
     "operations": """expressions schema rule_table samples dimensions laws extremes operation
-        flops products residual""",
+        flops products centring residual""",
     "capture": """skeleton source signature functional inline modes autograd_functions recurrent
         composite exporting example whole inputs execution islands""",
     "recipe": "recipe reader choices",
@@ -40,7 +40,7 @@ ORDER = {
     "noise": """cast_error passage moments predict measured budget drawn_inputs drawn
         operand_casts""",
     "module": "tree interpreted folding unit_scaled assembly",
-    "cast": "insert lowering headroom noise_bound casting",
+    "cast": "centring insert lowering distributions headroom means noise_bound casting",
     "optim": "optimizers groups state",
     "verify": "comparison equation validation running",
     "transform": "",

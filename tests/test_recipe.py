@@ -89,7 +89,7 @@ BAD = [
     ("fp8,scaling=dynamic", "U402", "scaling is 'dynamic'"),
     ("fp8,loss_scale=1024", "U402", "goes with scaling = 'plain'"),
     ("fp16-loss-scaled,loss_scale=1000", "U402", "not a power of two"),
-    ("fp8-amax,headroom=normal", "U402", "go with scaling = 'unit'"),
+    ("fp8-amax,headroom=predicted", "U402", "go with scaling = 'unit'"),
     ("fp8,multiple=0", "U402", "multiple is 0"),
     ({"include": [3]}, "U402", "include is (3,)"),
     ("no/such/file.toml", "U402", "it cannot be read"),

@@ -12,12 +12,15 @@ from typing import Any
 import torch
 from torch import fx
 
+from unitify.analysis.forward import ForwardMoments
 from unitify.capture.execution import LossFunction
 from unitify.capture.islands import path_of
 from unitify.capture.whole import Capture
-from unitify.cast.headroom import measured_distributions, with_headroom
+from unitify.cast.distributions import measured_distributions, weight_distributions
+from unitify.cast.headroom import with_headroom
 from unitify.cast.insert import cast
 from unitify.cast.lowering import lower
+from unitify.cast.means import measured_means, told_means, with_means
 from unitify.cast.noise_bound import within_bound
 from unitify.diagnostics import Diagnostic, RecipeInvalid, UnitifyError
 from unitify.estimates import Estimates
@@ -31,11 +34,15 @@ from unitify.recipe.recipe import Recipe
 
 @dataclass(frozen=True)
 class Casts:
-    """A graph with casts in it, by which recipe, and what was chosen for each value."""
+    """A graph with casts in it, by which recipe, and what was chosen for each value.
+
+    ``constants``: what it reads beside the module's attributes: means of operands, by name.
+    """
 
     graph: fx.Graph
     recipe: Recipe
     choices: tuple[Choice, ...]
+    constants: Mapping[str, torch.Tensor]
 
 
 def with_casts(
@@ -50,10 +57,11 @@ def with_casts(
 
     Raises ``UnitifyError`` (U404) where the recipe insists on FP8 and a product cannot run on it.
     """
-    cast_graph = cast(graph, choices, recipe, capture, plan, rules)
+    cast_graph, constants = cast(graph, choices, recipe, capture, plan, rules)
     device = next((p.device for p in capture.model.parameters()), torch.device("cpu"))
     lowered, noted = lower(cast_graph, choices, recipe, rules, device)
-    return Casts(lowered, recipe, noted)
+    held = {name: constant.to(device) for name, constant in constants.items()}
+    return Casts(lowered, recipe, noted, held)
 
 
 @dataclass(frozen=True)
@@ -82,9 +90,8 @@ def cast_module(
     Raises ``UnitifyError``: U404 as ``with_casts``; U402 where the recipe chooses by evidence, and
     neither that nor ``made`` is there.
     """
-    needs_evidence = recipe.headroom != "none" or recipe.min_sqnr is not None
-    if needs_evidence and evidence is None and made is None:
-        problem = "headroom and min_sqnr are chosen by transform: pass on its module.casts"
+    if recipe.is_chosen and evidence is None and made is None:
+        problem = "headroom, centre and min_sqnr are chosen by transform: pass on its module.casts"
         raise UnitifyError(RecipeInvalid(where=recipe.name, problem=problem))
     patterns = Patterns(recipe)
     notes: list[Diagnostic] = []
@@ -94,12 +101,12 @@ def cast_module(
         chosen = choose(part.capture, recipe, rules, path=path_of(name), patterns=patterns)
         if made is not None:
             chosen = tuple(_repeated(c, held.get(value_name(name, c.value))) for c in chosen)
-        elif needs_evidence and evidence is not None:
+        elif recipe.is_chosen and evidence is not None:
             chosen, noted = _by_evidence(chosen, name, part, recipe, rules, evidence)
             notes += noted
         found[name] = with_casts(part.graph, chosen, recipe, part.capture, part.plan, rules)
     for name, part in module.parts.items():
-        part.take_casts(found[name].graph, recipe, found[name].choices)
+        part.take_casts(found[name].graph, recipe, found[name].choices, found[name].constants)
     module.recipe = recipe
     return (*patterns.unmatched(), *notes)
 
@@ -116,15 +123,24 @@ def _by_evidence(
     rules: RuleTable,
     evidence: Evidence,
 ) -> tuple[tuple[Choice, ...], tuple[Diagnostic, ...]]:
-    """Headroom first, then what its noise leaves in BF16."""
+    """Means first, then headroom for what is left, then what its noise leaves in BF16."""
     capture, plan = part.capture, part.plan
+    moments = ForwardMoments(capture, rules, None)
+    if recipe.centre == "predicted" or recipe.min_sqnr is not None:
+        moments.run()
+    if recipe.centre == "predicted":
+        means = told_means(choices, capture, rules, moments)
+        choices = with_means(choices, capture, rules, means)
+    elif recipe.centre == "measured":
+        means = measured_means(choices, capture, rules, evidence.batches.get(name))
+        choices = with_means(choices, capture, rules, means)
     if recipe.headroom != "none":
-        distributions = None
         if recipe.headroom == "measured":
             batches = evidence.batches.get(name)
-            distributions = measured_distributions(choices, capture, batches, evidence.loss_fn)
-        estimates = evidence.estimates[name]
-        choices = with_headroom(choices, capture, plan, rules, estimates, distributions)
+            known = measured_distributions(choices, capture, rules, batches, evidence.loss_fn)
+        else:
+            known = weight_distributions(choices, capture, rules)
+        choices = with_headroom(choices, capture, plan, rules, evidence.estimates[name], known)
     if recipe.min_sqnr is None:
         return choices, ()
-    return within_bound(choices, capture, plan, rules, recipe.min_sqnr)
+    return within_bound(choices, capture, plan, rules, recipe.min_sqnr, moments)

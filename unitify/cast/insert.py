@@ -13,13 +13,15 @@ from itertools import count
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 import unitify.ops  # noqa: F401  (registers unitify::cast)
 from unitify.capture.whole import Capture
+from unitify.cast.centring import UNCENTRE, deviation, offset, stored_mean, unpad
+from unitify.operations.centring import centring
 from unitify.operations.laws import factors, holds_tensors, is_scalable
 from unitify.operations.products import product_operands
-from unitify.operations.rule_table import RuleTable
+from unitify.operations.rule_table import Rule, RuleTable
 from unitify.operations.schema import named_arguments, operation_name, set_argument
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.recipe.choices import Choice
@@ -35,8 +37,11 @@ def cast(
     capture: Capture,
     plan: ScalePlan,
     rules: RuleTable,
-) -> fx.Graph:
-    """A copy of ``graph``, which ``plan`` made of ``capture``, with the casts of ``choices``."""
+) -> tuple[fx.Graph, dict[str, Tensor]]:
+    """A copy of ``graph``, which ``plan`` made of ``capture``, with the casts of ``choices``.
+
+    And the constants that it reads beside the attributes that ``graph`` does, by name.
+    """
     chosen = {choice.value: choice for choice in choices if choice.is_cast}
     originals = {node.name: node for node in capture.graph.nodes}
     caster = _Caster(recipe)
@@ -53,7 +58,8 @@ def cast(
             if maker is not None and maker.name in chosen:
                 units = _Units(maker, plan, rules)
                 if maker is original:
-                    caster.operands_of(node, made, chosen[node.name], rules, units)
+                    rule = rules[operation_name(node)]
+                    caster.operands_of(original, made, chosen[node.name], rule, units)
                 if is_scalable(original):
                     caster.result(node, made, chosen[maker.name], units.gradient(node.name))
         elif node.name in chosen and original is not None:
@@ -64,7 +70,7 @@ def cast(
                 caster.value(node, made, chosen[node.name])
         elif node in stored:
             caster.value(node, made, chosen[stored[node]])
-    return caster.graph
+    return caster.graph, caster.constants
 
 
 def _maker(node: fx.Node) -> fx.Node:
@@ -92,6 +98,10 @@ class _Units:
         #: log2 of the units in which a result leaves, and in which its gradient arrives.
         self.result = found.output, 0 if found.true_gradient else own[1]
 
+    def operand(self, value: str, argument: str) -> int:
+        """log2 of the scale at which a value arrives as an argument: true = scale × arriving."""
+        return self._exponents(value)[0] - self.operands.get((argument, 0), 0)
+
     def gradient(self, name: str) -> int:
         """log2 of the stored gradient's scale in the units in which the operation receives it."""
         return self._exponents(name)[1] - self.result[1]
@@ -111,6 +121,12 @@ class _Caster:
         self.options: tuple[Any, ...] = (amax, recipe.saturate)
         self.graph = fx.Graph()
         self.placed: dict[fx.Node, fx.Node] = {}
+        #: Means by the names of the buffers that hold them.
+        self.constants: dict[str, Tensor] = {}
+        #: What is to be added to the result of a product.
+        self.offsets: dict[fx.Node, fx.Node] = {}
+        #: Deviations that are there already, by operand, mean, its scale and padding.
+        self.deviations: dict[tuple[Any, ...], tuple[fx.Node, fx.Node]] = {}
         #: Casts of operands that are there already, by operand, format and exponent.
         self.operands: dict[tuple[fx.Node, str, int], fx.Node] = {}
 
@@ -126,19 +142,21 @@ class _Caster:
         self.placed[node] = self._insert(made, *formats, self.exponent)
 
     def operands_of(
-        self, node: fx.Node, made: fx.Node, choice: Choice, rules: RuleTable, units: _Units
+        self, original: fx.Node, made: fx.Node, choice: Choice, rule: Rule, units: _Units
     ) -> None:
         """Cast the operands of a product."""
         if not choice.forward:
             return
-        headroom = choice.exponents or (self.exponent,) * len(node.all_input_nodes)
-        operands = product_operands(rules[operation_name(node)], made)
-        casts: dict[tuple[str, int], fx.Node] = {}
+        arguments = named_arguments(made)
+        headroom = choice.exponents or (self.exponent,) * len(original.all_input_nodes)
+        operands = product_operands(rule, made)
         with self.graph.inserting_before(made):
+            apart = self._apart(original, made, choice, rule, units) if choice.mean else {}
+            casts: dict[tuple[str, int], fx.Node] = {}
             for (name, index, operand), own in zip(operands, headroom, strict=False):
                 exponent = own + units.operands.get((name, index), 0)
-                casts[name, index] = self._operand(operand, choice.forward, exponent)
-        arguments = named_arguments(made)
+                rounded = apart.get(name, operand)
+                casts[name, index] = self._operand(rounded, choice.forward, exponent)
         for name in dict.fromkeys(name for name, _ in casts):
             places = count()
             argument = fx.node.map_arg(
@@ -147,10 +165,34 @@ class _Caster:
             )
             set_argument(made, name, argument)
 
+    def _apart(
+        self, original: fx.Node, made: fx.Node, choice: Choice, rule: Rule, units: _Units
+    ) -> dict[str, fx.Node]:
+        """The deviation of the operand that is centred, by argument; its offset is kept."""
+        how = centring(rule, made)
+        assert how is not None, f"{made.name} cannot be centred"
+        operand = named_arguments(made)[how.operand]
+        scale = units.operand(named_arguments(original)[how.operand].name, how.operand)
+        pads = unpad(made, how)
+        key = operand, choice.mean, scale, tuple(pads)
+        if key not in self.deviations:
+            name = f"mean_of_{choice.value}"
+            self.constants[name] = stored_mean(how, made, choice.mean, scale)
+            mean = self.graph.get_attr(name)
+            self.deviations[key] = deviation(self.graph, operand, mean, pads), mean
+        found, mean = self.deviations[key]
+        self.offsets[made] = offset(self.graph, made, how, mean)
+        return {how.operand: found}
+
     def result(self, node: fx.Node, made: fx.Node, choice: Choice, unit: int) -> None:
         """Cast the gradient of a product's result; ``unit``: log2 of its scale where it arrives."""
         exponent = (choice.exponents or (self.exponent,))[-1] + unit
-        self.placed[node] = self._insert(made, "", choice.backward, exponent)
+        placed = self._insert(made, "", choice.backward, exponent)
+        if made in self.offsets:
+            added = self.graph.call_function(UNCENTRE, (placed, self.offsets[made]))
+            added.meta = dict(placed.meta)
+            placed = added
+        self.placed[node] = placed
 
     def _operand(self, operand: fx.Node, format: str, exponent: int) -> fx.Node:
         key = operand, format, exponent

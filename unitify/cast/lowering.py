@@ -17,6 +17,7 @@ from torch import fx
 
 import unitify.ops  # noqa: F401  (registers unitify::fp8_linear)
 from unitify.capture.whole import Capture
+from unitify.cast.centring import CENTRE, UNCENTRE
 from unitify.diagnostics import NotInFP8, UnitifyError
 from unitify.formats.table import FORMATS
 from unitify.operations.rule_table import MatrixProduct, Rule, RuleTable
@@ -68,7 +69,8 @@ def lower(
 def without_codes(graph: fx.Graph, capture: Capture, rules: RuleTable) -> fx.Graph:
     """``graph`` with the operations of ``capture`` in the place of products on FP8 operands.
 
-    Their operands are not cast then: what is left can be compared with the capture, node by node.
+    Their operands are not cast then, and means that were taken from operands are back in: what is
+    left can be compared with the capture, node by node.
     """
     originals = {node.name: node for node in capture.graph.nodes}
     made = fx.Graph()
@@ -77,11 +79,19 @@ def without_codes(graph: fx.Graph, capture: Capture, rules: RuleTable) -> fx.Gra
         if node.op == "output":
             made.output(fx.node.map_arg(node.args[0], lambda n: placed[n]))
             continue
-        if node.target is not _FP8_LINEAR:
-            placed[node] = made.node_copy(node, lambda n: placed[n])
+        if node.target in (CENTRE, UNCENTRE):
+            placed[node] = placed[node.args[0]]  # type: ignore[index]
             continue
-        original = originals[node.name]
-        matmul = rules[operation_name(original)].matmul
+        original = originals.get(node.name)
+        rule = rules.get(operation_name(original)) if original is not None else None
+        if node.target is not _FP8_LINEAR:
+            placed[node] = copied = made.node_copy(node, lambda n: placed[n])
+            if original is not None and rule is not None and rule.pads and _is_padded(node):
+                set_argument(copied, rule.pads, named_arguments(original)[rule.pads])
+            continue
+        assert original is not None
+        assert rule is not None
+        matmul = rule.matmul
         assert matmul is not None
         left, right, bias = node.args[:3]
         if not matmul.is_transposed:
@@ -96,6 +106,12 @@ def without_codes(graph: fx.Graph, capture: Capture, rules: RuleTable) -> fx.Gra
         placed[node] = put
     made.eliminate_dead_code()
     return made
+
+
+def _is_padded(product: fx.Node) -> bool:
+    """Has the padding of a product's operand been done in front of it?"""
+    casts = (n.args[0] for n in product.all_input_nodes if n.target is _CAST)
+    return any(isinstance(n, fx.Node) and n.target is CENTRE and n.args[2] for n in casts)
 
 
 def objection(node: fx.Node, rule: Rule, choice: Choice, recipe: Recipe) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from unitify.analysis.forward import ForwardMoments
 from unitify.capture.whole import Capture
 from unitify.diagnostics import BoundMissed, Diagnostic
 from unitify.formats.signal_to_noise import relative_error
@@ -27,18 +28,22 @@ def within_bound(
     plan: ScalePlan,
     rules: RuleTable,
     min_sqnr: float,
+    moments: ForwardMoments | None = None,
 ) -> tuple[tuple[Choice, ...], tuple[Diagnostic, ...]]:
     """``choices`` with the fewest FLOPs left in BF16 so that each output keeps ``min_sqnr`` dB.
 
     Every product is told how much noise its casts add. A finding where no choice is enough.
+    ``moments``: of the values, where they have been predicted before.
     """
     choices = tuple(choices)
     cast = {c.value: c for c in choices if c.is_product and c.is_cast}
     if not cast:
         return choices, ()
     held = exponents(cast.values(), capture, rules)
-    casts = operand_casts(capture, plan, rules, {n: c.forward for n, c in cast.items()}, held)
-    shares = budget(predict_noise(capture, rules, casts))
+    formats = {n: c.forward for n, c in cast.items()}
+    means = {n: c.mean for n, c in cast.items() if c.mean}
+    casts = operand_casts(capture, plan, rules, formats, held, means)
+    shares = budget(predict_noise(capture, rules, casts, moments))
     flops = {name: choice.flops for name, choice in cast.items()}
     forward = FORMATS[next(iter(cast.values())).forward]
     remaining = relative_error(BF16, 1.0) / relative_error(forward, 1.0)

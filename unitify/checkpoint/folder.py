@@ -252,7 +252,8 @@ def _casts(path: Path, rows: Any) -> tuple[Choice, ...] | None:
     try:
         if rows is None:
             return None
-        return tuple(Choice(**{**row, "exponents": tuple(row["exponents"])}) for row in rows)
+        lists = ("exponents", "mean")
+        return tuple(Choice(**{**row, **{k: tuple(row[k]) for k in lists}}) for row in rows)
     except (TypeError, KeyError) as error:
         raise _damaged(path, f"its casts are none ({error})") from None
 

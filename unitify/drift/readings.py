@@ -20,7 +20,7 @@ from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import named_arguments, operation_name
 from unitify.ops.cast import amax_factor
 
-_INSERTED = ("unitify.rescale.default", "unitify.cast.default")
+_INSERTED = ("unitify.rescale.default", "unitify.cast.default", "unitify.centre.default")
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,8 @@ class _Chosen:
         self.part.plan = self.plan
         self.part.graph = self.graph
         if self.casts is not None:
-            self.part.take_casts(self.casts.graph, self.casts.recipe, self.casts.choices)
+            cast = self.casts
+            self.part.take_casts(cast.graph, cast.recipe, cast.choices, cast.constants)
         if isinstance(self.whole, AssembledModule):
             plans = {name: part.plan for name, part in self.whole.parts.items()}
             self.whole.plan = joined(plans, self.whole.host)

@@ -61,7 +61,7 @@ class _Folder:
         self.names: dict[Any, str] = {}
 
     def visit(self, node: fx.Node) -> None:
-        if node.op == "get_attr" and self.is_weight(str(node.target)):
+        if node.op == "get_attr" and (self.is_weight(str(node.target)) or _is_mean(node)):
             self.weights[node] = str(node.target)
         elif operation_name(node) == "unitify.fp8_linear.default":
             weight, format = node.args[1], FORMATS[str(node.args[3])]
@@ -71,6 +71,13 @@ class _Folder:
                 node.update_arg(1, read)
         elif operation_name(node) == "unitify.cast.default" and node.args[0] in self.weights:
             self._cast(node)
+        elif operation_name(node) == "unitify.uncentre.default" and node.args[1] in self.weights:
+            # What a product makes of a mean is constant, too.
+            offset: Any = node.args[1]
+            name = f"{node.name}_offset"
+            self.codes[name] = self._value(offset)
+            with self.graph.inserting_before(node):
+                node.update_arg(1, self.graph.get_attr(name))
         elif node.op == "call_function":
             operands = node.all_input_nodes
             if operands and all(n in self.weights for n in operands):
@@ -124,6 +131,10 @@ class _Folder:
         with torch.no_grad():
             value: Tensor = GraphRunner(own, self.attribute).run()
         return value
+
+
+def _is_mean(node: fx.Node) -> bool:
+    return any(operation_name(user) == "unitify.centre.default" for user in node.users)
 
 
 def _coded(x: Tensor, format: Format, exponent: int, saturate: bool) -> Tensor:

@@ -165,8 +165,19 @@ class UnitScaledModule(fx.GraphModule):
         """What the recipe does with every value, and why; empty without a recipe."""
         return self._casts
 
-    def take_casts(self, graph: fx.Graph, recipe: Recipe, choices: tuple[Choice, ...]) -> None:
-        """Run ``graph``, this module's own with the casts of ``choices``, from now on."""
+    def take_casts(
+        self,
+        graph: fx.Graph,
+        recipe: Recipe,
+        choices: tuple[Choice, ...],
+        constants: Mapping[str, torch.Tensor],
+    ) -> None:
+        """Run ``graph``, this module's own with the casts of ``choices``, from now on.
+
+        ``constants``: what it reads beside the module's own attributes, by name.
+        """
+        for name, constant in constants.items():
+            self.register_buffer(name, constant, persistent=False)
         self.recipe, self._casts = recipe, choices
         self.graph = graph
 

@@ -20,6 +20,7 @@ from unitify.analysis.moments import Moment
 from unitify.formats.rounding import spacing
 from unitify.formats.signal_to_noise import relative_error
 from unitify.formats.table import Format, quantise
+from unitify.operations.centring import Centring
 
 #: Points an octave at which the curve of a format is computed; between them it is interpolated.
 _DENSITY = 8
@@ -29,15 +30,36 @@ _CELLS = 5
 
 @dataclass(frozen=True)
 class OperandCast:
-    """An operand x is replaced by scale · Q(x / scale), all at true scale."""
+    """An operand x is replaced by mean + scale · Q((x − mean) / scale), all at true scale.
+
+    ``mean``: one number a channel, for a product taken apart as ``centring`` says; empty for none.
+    Weights are then rounded where they meet the deviation, and not where they meet the mean.
+    """
 
     format: Format
     scale: float = 1.0
+    mean: tuple[float, ...] = ()
+    centring: Centring | None = None
+
+    def laid(self, ndim: int) -> Tensor | float:
+        """The mean, so that it broadcasts to an operand of this rank."""
+        if self.centring is None:
+            return 0.0
+        shape = [1] * ndim
+        shape[self.centring.axis] = -1
+        return torch.tensor(self.mean, dtype=torch.float64).reshape(shape)
+
+    def deviation(self, x: Moment) -> Moment:
+        """Moments of what is rounded."""
+        shift = self.laid(x.mean.dim())
+        square = x.square - 2 * x.mean * shift + shift * shift
+        return Moment(x.mean - shift, square.clamp_min(0.0)) if self.mean else x
 
 
 def cast_error(x: Moment, cast: OperandCast) -> Moment:
     """Moments of the rounding error of a tensor."""
     format, scale = cast.format, cast.scale
+    x = cast.deviation(x)
     mean, std = x.mean / scale, x.var.sqrt() / scale
     nearest = quantise(mean, format)
     step = spacing(mean, format.mantissa_bits, format.min_exponent)

@@ -19,6 +19,7 @@ from unitify.formats.table import quantise
 from unitify.noise.cast_error import OperandCast
 from unitify.noise.moments import Place
 from unitify.noise.predict import ValueNoise
+from unitify.operations.centring import row
 from unitify.operations.laws import is_scalable
 from unitify.operations.operation import call_by_name
 from unitify.operations.schema import named_arguments
@@ -49,7 +50,7 @@ class _PairRunner(GraphRunner):
         noisy = exact
         if reached or n.name in self.casts:
             torch.set_rng_state(state)
-            noisy = call_by_name(n, self._arguments(n))
+            noisy = self._cast_call(n)
         if self.correct is not None and isinstance(exact, Tensor) and is_scalable(n):
             moved = self.correct(n, exact)
             noisy = moved if noisy is exact else noisy + (moved - exact)
@@ -61,6 +62,18 @@ class _PairRunner(GraphRunner):
         for operand in self.user_to_last_uses.get(n, ()):
             self.noisy.pop(operand, None)
         return exact
+
+    def _cast_call(self, n: fx.Node) -> Any:
+        arguments = self._arguments(n)
+        result = call_by_name(n, arguments)
+        for cast in self.casts.get(n.name, {}).values():
+            if cast.centring is not None:
+                # The mean is multiplied with the weight as it is.
+                held = named_arguments(n)[cast.centring.weight]
+                weight, rounded = self.env[held], arguments[cast.centring.weight]
+                mean = torch.tensor(cast.mean, dtype=weight.dtype)
+                result = result + row(cast.centring, n, arguments, mean, weight - rounded)
+        return result
 
     def _arguments(self, n: fx.Node) -> dict[str, Any]:
         given = named_arguments(n)
@@ -81,7 +94,9 @@ class _PairRunner(GraphRunner):
 
 
 def _rounded(cast: OperandCast, x: Tensor) -> Tensor:
-    return quantise(x / cast.scale, cast.format) * cast.scale
+    mean = cast.laid(x.dim())
+    mean = mean.to(x.dtype) if isinstance(mean, Tensor) else mean
+    return mean + quantise((x - mean) / cast.scale, cast.format) * cast.scale
 
 
 def _compared(exact: Tensor, noisy: Any) -> ValueNoise:

@@ -74,6 +74,7 @@ class NoiseMoments:
             return
         rule = self.of.rules.get(operation_name(node))
         passage = ErrorPassage(self.of, operation, rule, position)
+        rounding = passage.between(self._deviations(node, operation))
         arrived: list[Arrival] = []
         cast: dict[str, Errors] = {}
         for name, argument in operation.operands.items():
@@ -83,7 +84,7 @@ class NoiseMoments:
                 arrived.append((name, operands, passage.through(name, errors)))
             own = [self._cast(n, (node.name, name, i)) for i, n in enumerate(operands)]
             if any(e is not None for e in own):
-                cast[name] = passage.through(name, own)
+                cast[name] = rounding.through(name, own)
         for operand in node.all_input_nodes:
             if self.relative.get(operand):
                 errors = passage.in_ratio(self.relative[operand])
@@ -108,6 +109,16 @@ class NoiseMoments:
         shapes = Operation(source, self.of.known).result_shapes
         share = energy([held[index]], [shapes[index]]) / energy(held, shapes)
         self.steps[node.name] = Step({source.name: share}, {})
+
+    def _deviations(self, node: fx.Node, operation: Operation) -> dict[str, Moment]:
+        """Operands that are centred before they are cast: what is left of them, by argument."""
+        found = {}
+        for name, argument in operation.operands.items():
+            cast = self.casts.get((node.name, name, 0))
+            moment = self.of.moment(argument) if isinstance(argument, fx.Node) else None
+            if cast is not None and cast.mean and moment is not None:
+                found[name] = cast.deviation(moment)
+        return found
 
     def _cast(self, operand: fx.Node, place: Place) -> Moment | None:
         cast = self.casts.get(place)

@@ -17,6 +17,8 @@ error of that element goes: to the same place if the shapes agree, else evenly o
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from copy import copy
 from functools import cached_property
 from typing import Any
 
@@ -49,6 +51,14 @@ class ErrorPassage:
         self.results = forward.moments[operation.node]
         self.by_rule = rule is not None and self.way in ("run", "quadrature", "formula")
         self.operands: dict[str, Any] = forward.operands(operation, rule if self.by_rule else None)
+
+    def between(self, operands: Mapping[str, Moment]) -> ErrorPassage:
+        """The same operation with other moments in the place of some operands."""
+        if not operands:
+            return self
+        made = copy(self)
+        made.operands = {**self.operands, **operands}
+        return made
 
     def is_product(self, name: str) -> bool:
         """Is the operand multiplied with others, by its law? (Else it is added, or put beside.)"""

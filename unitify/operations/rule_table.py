@@ -71,7 +71,8 @@ class Rule:
       element of the output and of each operand's gradient (operands of ``terms`` that are not
       ``linear`` are added); every product is multiplied by ``coefficient``. Without ``terms`` the
       operation is run on moments: one that selects, or whose sums no shape tells. ``window``: it
-      sums over neighbours, so that only dimension 0 repeats rows
+      sums over neighbours, so that only dimension 0 repeats rows; ``pads``: the argument that says
+      how many zeros are put around the image first, in each direction
     - ``elementwise``: a function of this operand alone, element by element: by quadrature
     - ``forward``/``backward``: formulas; ``channels`` names their operands along dimension 1
     - none of these: the operation is run on samples drawn from its operands' moments
@@ -108,6 +109,7 @@ class Rule:
     terms: Mapping[str, sympy.Expr] = field(default_factory=dict)
     coefficient: sympy.Expr = sympy.S.One
     window: bool = False
+    pads: str = ""
     elementwise: str | None = None
     forward: Moments | None = None
     backward: Mapping[str, Moments] = field(default_factory=dict)
@@ -154,8 +156,8 @@ RuleTable = Mapping[str, Rule]
 
 _KEYS = {
     "law", "only", "even", "defaults", "dims", "linear", "terms", "elementwise",
-    "coefficient", "window", "broadcast", "forward", "backward", "over", "sample", "variants",
-    "source", "like", "true_gradient", "where", "channels",
+    "coefficient", "window", "pads", "broadcast", "forward", "backward", "over", "sample",
+    "variants", "source", "like", "true_gradient", "where", "channels",
     "products", "casts", "inside", "matmul", "unit", "parameters",
     "logits", "width", "weighs", "states", "untold", "below",
 }  # fmt: skip
@@ -243,6 +245,7 @@ def _rule(operation: str, family: str, row: Mapping[str, Any]) -> Rule:
         backward={name: _moments(m, where) for name, m in row.get("backward", {}).items()},
         channels=tuple(row.get("channels", ())),
         window=bool(row.get("window", False)),
+        pads=str(row.get("pads", "")),
         broadcast=bool(row.get("broadcast", True)),
         true_gradient=bool(row.get("true_gradient", False)),
         products=products,

@@ -36,6 +36,8 @@ class Choice:
     - ``flops``: of one forward call, for products
     - ``exponents``: headroom of each operand of a product and of its gradient, log2: x is cast as
       2^e · round(x / 2^e); zeros where empty
+    - ``mean``: of each channel of the operand of a product with a weight, at true scale, where its
+      deviation from that is cast; empty where it is cast itself
     - ``noise``: of a product, where it was predicted: E[error²] / E[value²] that its casts add to
       the output which they harm most
     - ``runs``: of a product that is cast: "fp8" where FP8 operands are multiplied, "simulated"
@@ -51,6 +53,7 @@ class Choice:
     has_weight: bool = False
     flops: int = 0
     exponents: tuple[int, ...] = ()
+    mean: tuple[float, ...] = ()
     noise: float = 0.0
     runs: str = ""
     runs_because: str = ""

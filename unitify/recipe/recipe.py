@@ -15,7 +15,8 @@ from unitify.formats.table import BF16, E4M3, E4M3FNUZ, E5M2, E5M2FNUZ, FP16, Fo
 CHOICES: Mapping[str, tuple[Any, ...]] = {
     "values": ("contractions", "all"),
     "scaling": ("unit", "plain", "amax", "constant"),
-    "headroom": ("none", "normal", "measured"),
+    "headroom": ("none", "predicted", "measured"),
+    "centre": ("none", "predicted", "measured"),
     "simulate": ("auto", True, False),
 }
 
@@ -43,8 +44,12 @@ class Recipe:
     - ``loss_scale``: with "plain": gradients are stored times this power of two
     - ``saturate``: what is out of range becomes the largest value, not infinity
     - ``headroom``: by which power of two an operand is multiplied before it is rounded, and divided
-      after: "none" casts it as it is stored; "normal" at the best signal-to-noise ratio of a normal
-      distribution of its RMS, "measured" of what it holds on the batches
+      after: "none" casts it as it is stored; "predicted" where its error is least to be expected,
+      of a weight as it is, of an activation with its RMS and tails uncertain; "measured" at the
+      best signal-to-noise ratio of what it holds on the batches
+    - ``centre``: round how the operand of a product with a weight deviates from the mean of its
+      channel, and multiply the mean without rounding: "none" nowhere; "predicted" where statistics
+      that the model keeps (of batch norms) tell the mean; "measured" by the batches
     - ``min_sqnr``: leave out the fewest products that keep the predicted signal-to-quantisation-
       noise ratio of every output above this, in decibels
     - ``simulate``: True rounds, and multiplies in the model's own type; False multiplies FP8
@@ -67,6 +72,7 @@ class Recipe:
     loss_scale: float = 1.0
     saturate: bool = True
     headroom: str = "none"
+    centre: str = "none"
     min_sqnr: float | None = None
     simulate: str | bool = "auto"
 
@@ -74,6 +80,11 @@ class Recipe:
         problems = list(_problems(self))
         if problems:
             raise UnitifyError(*(RecipeInvalid(where=self.name, problem=p) for p in problems))
+
+    @property
+    def is_chosen(self) -> bool:
+        """Does it choose by what is known of a model's values?"""
+        return {self.headroom, self.centre} != {"none"} or self.min_sqnr is not None
 
     def as_table(self) -> dict[str, Any]:
         """Plain data from which ``read_recipe`` makes the same recipe."""
@@ -112,9 +123,9 @@ def _problems(recipe: Recipe) -> list[str]:
             found.append(f"{name} is {value!r}, not a power of two")
         elif value != 1.0 and recipe.scaling != scaling:
             found.append(f"{name} goes with scaling = {scaling!r}, not {recipe.scaling!r}")
-    is_chosen = recipe.headroom != "none" or recipe.min_sqnr is not None
-    if is_chosen and (recipe.scaling != "unit" or recipe.values == "all"):
-        found.append("headroom and min_sqnr go with scaling = 'unit' and values = 'contractions'")
+    if recipe.is_chosen and (recipe.scaling != "unit" or recipe.values == "all"):
+        keys = "headroom, centre and min_sqnr"
+        found.append(f"{keys} go with scaling = 'unit' and values = 'contractions'")
     return found
 
 
@@ -130,6 +141,7 @@ def _as_plain(value: Any) -> Any:
 
 #: E4M3 where precision matters, E5M2 where range does (Micikevicius et al. 2022, section 3).
 FP8 = Recipe("fp8", E4M3, E5M2)
+_FP8_PTQ = Recipe("fp8-ptq", E4M3, E5M2, headroom="predicted", centre="predicted")
 _FP16 = Recipe("fp16", FP16, FP16, values="all", saturate=False)
 _FP8_PLAIN = Recipe("fp8-plain", E4M3, E5M2, scaling="plain")
 
@@ -141,7 +153,8 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("fp8-fnuz", E4M3FNUZ, E5M2FNUZ),
         # Blake et al. 2024 (arXiv 2407.17465): the operands of these two grow while training.
         Recipe("fp8-mixed", E4M3, E5M2, branch_ends=BF16),
-        Recipe("fp8-auto", E4M3, E5M2, headroom="normal", min_sqnr=20.0),
+        _FP8_PTQ,
+        dataclasses.replace(_FP8_PTQ, name="fp8-auto", min_sqnr=20.0),
         _FP16,
         Recipe("bf16", BF16, BF16, values="all", saturate=False),
         _FP8_PLAIN,

@@ -54,11 +54,12 @@ def signal_to_noise(
     formats = {c.value: c.forward for c in cast}
     if not formats:
         return {}
+    means = {c.value: c.mean for c in cast if c.mean}
     true = uniform_plan(capture, 1.0)
     casts: dict[str, dict[Place, OperandCast]] = {
         "original": operand_casts(capture, true, rules, formats),
         "transformed": operand_casts(
-            capture, plan, rules, formats, exponents(cast, capture, rules)
+            capture, plan, rules, formats, exponents(cast, capture, rules), means
         ),
     }
     predicted = {g: predict_noise(capture, rules, c, moments).values for g, c in casts.items()}
