@@ -5,7 +5,7 @@
 
 Six models (attention, convolution and recurrence, each with layer norm before and after), seven
 precisions, three seeds, and the same hyperparameters for all. Writes ``docs/results/char_lm.md``,
-``.svg`` and ``.jsonl``; a run that is in the last one is not run again. About half an hour of one
+``.svg`` and ``.jsonl``; a run that is in the last one is not run again. About an hour of one
 core.
 """
 
