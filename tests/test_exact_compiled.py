@@ -22,7 +22,7 @@ import unitify
 
 AOT_EAGER = [
     "mlp", "residual_cnn", "lstm", "gpt2", "llama", "bert", "mixed_convolutions", "experts",
-    "shared_layers", "stochastic_depth",
+    "shared_layers", "stochastic_depth", "t5", "vit", "mixtral",
 ]  # fmt: skip
 INDUCTOR = ["mlp", "experts"]
 
