@@ -130,6 +130,11 @@ def _(path: Path) -> None:
     unitify.rebase_(module, optimizer, [X])
 
 
+@triggers("U012")
+def _(path: Path) -> None:
+    unitify.transform(factories.mlp(), (X,), loss_fn=lambda output: output.detach().sum())
+
+
 @triggers("U101")
 def _(path: Path) -> None:
     capture(Forward(lambda m, x: m.linear(x) if x.sum() > 0 else x), (X,), {})

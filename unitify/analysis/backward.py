@@ -12,6 +12,7 @@ from unitify.analysis.forward import CANNOT_RUN, ForwardMoments, Results, Step, 
 from unitify.analysis.linear import linear_gradient
 from unitify.analysis.moments import Moment, add, fit, gaussian, limited, number, quadrature
 from unitify.analysis.sampled import observed, sampled_gradients
+from unitify.capture.execution import loss_of
 from unitify.capture.whole import Capture
 from unitify.operations.dimensions import shape_of
 from unitify.operations.laws import holds_tensors, is_scalable
@@ -71,7 +72,7 @@ class BackwardMoments:
             else:
                 flat.append(self.of.known.get(item, item) if isinstance(item, fx.Node) else item)
         with torch.enable_grad():
-            loss = self.loss_fn(self.of.capture.call.unflatten(flat))
+            loss = loss_of(self.loss_fn, self.of.capture.call.unflatten(flat))
             found = torch.autograd.grad(loss, list(drawn.values()), allow_unused=True)
         return {
             n: observed(g)

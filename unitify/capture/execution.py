@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from unitify.capture.whole import Capture
+from unitify.diagnostics import LossUnusable, UnitifyError
 
 Observer = Callable[[fx.Node, Any], None]
 LossFunction = Callable[[Any], Tensor]
@@ -79,12 +80,38 @@ def backward_starts(output: Any, loss_fn: LossFunction | None) -> tuple[list[Ten
     floating output that depends on a parameter or input.
     """
     if loss_fn is not None:
-        loss = loss_fn(output)
-        return [loss], [torch.ones_like(loss)]
+        loss = loss_of(loss_fn, output)
+        return ([loss], [torch.ones_like(loss)]) if loss.requires_grad else ([], [])
     tensors = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and t.requires_grad]
     scalars = [t for t in tensors if t.dim() == 0]
     starts = scalars[:1] or tensors
     return starts, [torch.ones_like(t) for t in starts]
+
+
+def loss_of(loss_fn: LossFunction, output: Any) -> Tensor:
+    """The user's loss of an output.
+
+    Raises ``UnitifyError`` (U012) where that is no number that depends on the output.
+    """
+    try:
+        loss = loss_fn(output)
+    except Exception as error:
+        raise UnitifyError(LossUnusable(problem=f"{type(error).__name__}: {error}")) from error
+    problem = _problem_of(loss, output)
+    if problem:
+        raise UnitifyError(LossUnusable(problem=problem))
+    return loss
+
+
+def _problem_of(loss: Any, output: Any) -> str:
+    if not isinstance(loss, Tensor):
+        return f"it returns {type(loss).__name__}"
+    if loss.numel() != 1:
+        return f"it returns {loss.numel()} numbers"
+    tensors = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor)]
+    if not loss.requires_grad and any(t.requires_grad for t in tensors):
+        return "what it returns does not depend on the output"
+    return ""
 
 
 def on_leaves(run: Callable[[list[Any]], Result], inputs: list[Any]) -> Result:

@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from unitify.capture.autograd_functions import Noted, noted_backward
 from unitify.capture.recurrent import free_length
 from unitify.capture.signature import bind, unbind
+from unitify.diagnostics import UnitifyError, UnknownOption
 
 
 class ExportError(Exception):
@@ -36,10 +37,11 @@ def export(
 
     ``dynamic_shapes``: "auto" leaves every size free; else as for ``torch.export.export``.
 
-    Raises ``ExportError``.
+    Raises ``ExportError``; ``UnitifyError`` (U001) for shapes of inputs that there are not.
     """
     signature = inspect.signature(model.forward)
     named = bind(signature, args, kwargs)
+    _check_shapes(dynamic_shapes, signature, named)
     try:
         shapes = _by_name(dynamic_shapes, signature, named)
         with (
@@ -53,6 +55,19 @@ def export(
         raise ExportError from error
     _forget_this_file(program.graph_module)
     return program, noted
+
+
+def _check_shapes(shapes: Any, signature: inspect.Signature, named: dict[str, Any]) -> None:
+    known = ["auto"]
+    unknown = [shapes] if isinstance(shapes, str) and shapes not in known else []
+    if isinstance(shapes, dict):
+        known = [*signature.parameters, *named]
+        unknown = [name for name in shapes if name not in known]
+    if unknown:
+        choices = ", ".join(dict.fromkeys(known))
+        raise UnitifyError(
+            UnknownOption(option="dynamic_shapes", value=str(unknown[0]), choices=choices)
+        )
 
 
 def _by_name(shapes: Any, signature: inspect.Signature, named: dict[str, Any]) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from unitify.diagnostics import InputsNeeded, NothingCaptured, UnitifyError
+from unitify.diagnostics import InputsNeeded, NothingCaptured, UnitifyError, UnknownOption
 
 #: Sizes used where a model leaves them open; above one, so that they stay dynamic.
 BATCH, LENGTH, EXTENT = 2, 16, 32
@@ -33,8 +33,12 @@ def as_inputs(batch: Any) -> Inputs:
 def given_or_inferred(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None) -> Inputs:
     """The inputs given (one tensor stands for a tuple of one); inferred where there are none.
 
-    Raises ``UnitifyError`` (U102) where ``model`` cannot be called with them, U002 as inference.
+    Raises ``UnitifyError``: U102 where ``model`` cannot be called with them, U002 as inference,
+    U001 for what is no model.
     """
+    if not isinstance(model, nn.Module):
+        choices = "the instances of torch.nn.Module"
+        raise UnitifyError(UnknownOption(option="model", value=_shown(model), choices=choices))
     if isinstance(args, torch.Tensor):
         args = (args,)
     args, kwargs = tuple(args), dict(kwargs or {})
@@ -47,6 +51,11 @@ def given_or_inferred(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | N
             NothingCaptured(where=type(model).__name__, reason=f"{error} in the example inputs")
         ) from None
     return args, kwargs
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:57]}..."
 
 
 def infer_inputs(model: nn.Module) -> Inputs:
@@ -91,26 +100,39 @@ def _dtype(model: nn.Module) -> torch.dtype:
 def _from_first_layer(model: nn.Module) -> torch.Tensor | None:
     if len(_required(model)) != 1:
         return None
-    device, dtype = _device(model), _dtype(model)
     generator = torch.Generator().manual_seed(0)
     for layer in model.modules():
         if any(is_lazy(p) for p in layer.parameters(recurse=False)):
             return None
-        if isinstance(layer, nn.Embedding):
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
             ids = torch.randint(0, layer.num_embeddings, (BATCH, LENGTH), generator=generator)
-            return ids.to(device)
-        if isinstance(layer, nn.Linear):
-            x = torch.randn(BATCH, layer.in_features, generator=generator)
-            return x.to(device, dtype)
-        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            extents = [EXTENT] * len(layer.kernel_size)
-            x = torch.randn(BATCH, layer.in_channels, *extents, generator=generator)
-            return x.to(device, dtype)
-        if isinstance(layer, nn.LSTM | nn.GRU | nn.RNN):
-            x = torch.randn(BATCH, LENGTH, layer.input_size, generator=generator)
-            return x.to(device, dtype)
+            return ids.to(_device(model))
+        sizes = _sizes(layer)
+        if sizes is not None:
+            x = torch.randn(BATCH, *sizes, generator=generator)
+            return x.to(_device(model), _dtype(model))
         if any(True for _ in layer.parameters(recurse=False)):
             return None
+    return None
+
+
+def _sizes(layer: nn.Module) -> tuple[int, ...] | None:
+    """Sizes behind the batch of what a layer takes, where it states them."""
+    if isinstance(layer, nn.Linear):
+        return (layer.in_features,)
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        return layer.in_channels, *[EXTENT] * len(layer.kernel_size)
+    if isinstance(layer, nn.RNNBase):
+        return LENGTH, layer.input_size
+    if isinstance(layer, nn.RNNCellBase):
+        return (layer.input_size,)
+    if isinstance(layer, nn.LayerNorm | nn.RMSNorm):
+        return LENGTH, *layer.normalized_shape
+    if isinstance(layer, nn.MultiheadAttention):
+        return LENGTH, layer.embed_dim
+    for kind, extents in ((nn.BatchNorm1d, 0), (nn.BatchNorm2d, 2), (nn.BatchNorm3d, 3)):
+        if isinstance(layer, kind):
+            return layer.num_features, *[EXTENT] * extents
     return None
 
 

@@ -79,6 +79,7 @@ from unitify.diagnostics.schemes import (
 from unitify.diagnostics.use import (
     BatchesNeeded,
     InputsNeeded,
+    LossUnusable,
     ModelNeeded,
     NothingTransformed,
     OptimizerUnsupported,
@@ -111,6 +112,7 @@ __all__ = [
     "InputMismatch",
     "InputsNeeded",
     "KeysDiffer",
+    "LossUnusable",
     "ModelNeeded",
     "NoOriginal",
     "NoRule",

@@ -38,7 +38,10 @@ class NothingCaptured(Diagnostic):
 
     code: ClassVar[str] = "U102"
     why: ClassVar[str] = "no part of the model could be captured: {reason}"
-    fix: ClassVar[str] = "Check that model(*example_inputs, **example_kwargs) runs by itself"
+    fix: ClassVar[str] = (
+        "Check that model(*example_inputs, **example_kwargs) runs by itself; pass the inputs if "
+        "they were inferred"
+    )
     reason: str
 
 

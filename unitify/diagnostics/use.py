@@ -189,3 +189,20 @@ class SettingsInvalid(Diagnostic):
     why: ClassVar[str] = "these are no settings of unitify check: {problem}"
     fix: ClassVar[str] = "Use the keys that docs/check.md lists"
     problem: str
+
+
+@dataclass(frozen=True)
+class LossUnusable(Diagnostic):
+    """``loss_fn`` gives nothing that gradients could start at.
+
+    It is called with what the model returns and gives the loss: a tensor of one number that depends
+    on it. It is also called with outputs drawn from their predicted moments.
+
+    Example: ``transform(model, x, loss_fn=lambda output: output.detach().sum())``.
+    Fix: return ``criterion(output, target)`` as training has it, without ``.item()``.
+    """
+
+    code: ClassVar[str] = "U012"
+    why: ClassVar[str] = "loss_fn gives no loss: {problem}"
+    fix: ClassVar[str] = "Return a tensor of one number that depends on the output"
+    problem: str

@@ -45,7 +45,7 @@ class AssembledModule(UnitScaledModule):
         parts: Mapping[str, Part],
         diagnostics: tuple[Diagnostic, ...] = (),
     ) -> None:
-        fx.GraphModule.__init__(self, {"host": host}, _call_of_host(), type(self).__name__)
+        fx.GraphModule.__init__(self, {"host": host}, _call_of_host(), "AssembledModule")
         self.__dict__["host"] = host
         self._take_tree(host)
         self.plan = joined({name: part[2] for name, part in parts.items()}, host)

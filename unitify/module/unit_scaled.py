@@ -55,7 +55,7 @@ class UnitScaledModule(fx.GraphModule):
         capture: Capture,
         diagnostics: tuple[Diagnostic, ...] = (),
     ) -> None:
-        super().__init__(nn.Module(), fx.Graph(), class_name=type(self).__name__)
+        super().__init__(nn.Module(), fx.Graph(), class_name="UnitScaledModule")
         self._take_tree(root)
         self.plan = plan
         self.capture = capture

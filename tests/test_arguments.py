@@ -1,0 +1,106 @@
+"""What ``transform`` is given: a model, inputs or none, a loss, sizes; and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import unitify
+from unitify.capture.inputs import infer_inputs
+
+X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+
+
+def mlp() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2))
+
+
+FIRST = [
+    nn.Linear(3, 4), nn.Embedding(5, 3), nn.EmbeddingBag(5, 3), nn.Conv1d(2, 3, 3),
+    nn.Conv3d(2, 3, 3), nn.ConvTranspose2d(2, 3, 2), nn.LSTM(3, 4), nn.GRUCell(3, 4),
+    nn.LayerNorm(3), nn.RMSNorm(3), nn.BatchNorm1d(3), nn.BatchNorm2d(3),
+    nn.TransformerEncoderLayer(4, 2),
+    nn.Sequential(nn.Flatten(), nn.Linear(12, 2)),
+    nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.LazyLinear(2)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", FIRST, ids=[type(model).__name__ for model in FIRST])
+def test_inputs_are_inferred_from_the_first_layer(model: nn.Module) -> None:
+    args, kwargs = infer_inputs(model)
+    model.eval()(*args, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_inputs_are_of_the_model_s_precision(dtype: torch.dtype) -> None:
+    model = mlp().to(dtype)
+    module = unitify.transform(model)
+    assert torch.equal(module(X.to(dtype)), model(X.to(dtype)))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [nn.Identity(), nn.Bilinear(3, 4, 5), nn.Sequential(nn.LazyLinear(3))],
+    ids=["nothing", "two", "lazy"],
+)
+def test_inputs_that_cannot_be_inferred(model: nn.Module) -> None:
+    with pytest.raises(unitify.UnitifyError, match=r"U002.*unitify\.transform\(model, \(input"):
+        unitify.transform(model)
+
+
+@pytest.mark.parametrize("model", [None, mlp, nn.Linear])
+def test_what_is_no_model(model: Any) -> None:
+    with pytest.raises(unitify.UnitifyError, match=r"U001.*torch\.nn\.Module"):
+        unitify.transform(model, X)
+
+
+LOSSES = {
+    "raises ZeroDivisionError": lambda output: 1 / 0,
+    "returns float": lambda output: 1.0,
+    "returns NoneType": lambda output: None,
+    "returns 10 numbers": lambda output: output,
+    "does not depend": lambda output: output.detach().sum(),
+}
+
+
+@pytest.mark.parametrize("scales", ["analysis", "measured"])
+@pytest.mark.parametrize("problem", LOSSES)
+def test_a_loss_that_is_none(problem: str, scales: str) -> None:
+    words = problem.removeprefix("raises ")
+    with pytest.raises(unitify.UnitifyError, match=f"U012.*{words}"):
+        unitify.transform(mlp(), X, loss_fn=LOSSES[problem], scales=scales)
+
+
+def test_a_loss_of_one_number() -> None:
+    def loss_fn(output: Tensor) -> Tensor:
+        return output.square().mean().view(1)
+
+    assert unitify.transform(mlp(), X, loss_fn=loss_fn).verification.exact
+
+
+@pytest.mark.parametrize(("shapes", "known"), [({"y": None}, "input"), ("all", "auto")])
+def test_sizes_of_no_input(shapes: Any, known: str) -> None:
+    with pytest.raises(unitify.UnitifyError, match=f"U001.*dynamic_shapes.*not one of {known}"):
+        unitify.transform(mlp(), X, dynamic_shapes=shapes)
+
+
+def test_a_target_among_the_inputs_of_a_measurement() -> None:
+    """An input that cannot ask for a gradient is measured as it is, and so are the others."""
+
+    class WithTarget(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = mlp()
+
+        def forward(self, x: Tensor, target: Tensor) -> Tensor:
+            return nn.functional.soft_margin_loss(self.body(x), target)
+
+    target = torch.tensor([[1.0, -1.0]]).repeat(5, 1)
+    found = unitify.estimate(WithTarget(), (X, target), scales="measured")
+    assert found["target"].backward is None
+    assert found["x"].backward > 0
+    assert found["x"].forward == pytest.approx(float(X.square().mean().sqrt()))
