@@ -135,6 +135,20 @@ def nearly_dead_weights() -> Built:
     return model, (torch.randn(3, 4),)
 
 
+def mask_by_a_product() -> Built:
+    """Few ones times ``finfo.min``, and a row of them: infinities there would be no number."""
+
+    def forward(m: Forward, x: Tensor, keep: Tensor) -> Tensor:
+        hidden = (1.0 - keep) * torch.finfo(x.dtype).min
+        scores = m.query(x) @ m.key(x).transpose(-1, -2) + hidden[:, None, :]
+        return scores.softmax(-1) @ m.value(x)
+
+    keep = torch.ones(40, 5)
+    keep[0] = 0.0
+    layers = {name: nn.Linear(4, 4) for name in ("query", "key", "value")}
+    return Forward(forward, **layers), (torch.randn(40, 5, 4), keep)
+
+
 # -- in islands ----------------------------------------------------------------------------
 
 
@@ -220,6 +234,7 @@ WHOLE: dict[str, Callable[[], Built]] = {
         recurrent_residual, recurrent_shared, writes_its_input, sparse_gradient,
         target_without_derivative, lazy, empty_batch, autocast_inside, conditional,
         names_of_our_own, two_names_of_a_module, not_a_number, nearly_dead_weights,
+        mask_by_a_product,
     )
 }  # fmt: skip
 ISLANDS: dict[str, Callable[[], Built]] = {

@@ -2,12 +2,14 @@
 
 A constant near the end of the number format has no room for a factor. It is followed from
 where it enters through every operation that runs on stored operands, up to one that restores.
+Nor has what it is multiplied with: a mask of ones that is stored as twos, times ``finfo.min``, is
+infinite before any factor can make up for it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -25,7 +27,7 @@ LIMIT = 2.0**100
 def extreme_values(
     graph: fx.Graph, rules: RuleTable, inputs: Iterable[Any], attribute: Callable[[str], Any]
 ) -> set[fx.Node]:
-    """The nodes of ``graph`` whose values may hold a masking constant.
+    """The nodes of ``graph`` whose values may hold a masking constant, or are multiplied with one.
 
     ``inputs``: the example's flat inputs, ``attribute``: what a ``get_attr`` node names; a mask
     among inputs, buffers and constants shows by its contents.
@@ -34,6 +36,7 @@ def extreme_values(
     extreme = {n for n, value in zip(placeholders, inputs, strict=False) if holds_mask(value)}
     held = ((n, attribute(str(n.target))) for n in graph.nodes if n.op == "get_attr")
     extreme |= {n for n, value in held if not _is_parameter(value) and holds_mask(value)}
+    multiplied: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op != "call_function" or not (is_scalable(node) or holds_tensors(node)):
             continue
@@ -46,7 +49,17 @@ def extreme_values(
             for operand in nodes_of(argument)
         ):
             extreme.add(node)
-    return extreme
+            multiplied.update(_met_as_stored(rule, arguments))
+    return extreme | multiplied
+
+
+def _met_as_stored(rule: Rule | None, arguments: Mapping[str, Any]) -> Iterator[fx.Node]:
+    """The operands that a constant meets at their own scales, not at that of the result."""
+    if rule is None or rule.law is None or "out" in rule.law.output:
+        return
+    for name, argument in arguments.items():
+        if _passes(rule, name):
+            yield from (operand for operand in nodes_of(argument) if is_scalable(operand))
 
 
 def _passes(rule: Rule | None, name: str) -> bool:
