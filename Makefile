@@ -25,7 +25,7 @@ demo: $(VENV)/.demo ## Convert a pretrained sentence encoder to FP8 and compare 
 test: lint ## Everything that CI runs
 	$(RUN) -m pytest -n 2 --dist worksteal
 
-survey: $(VENV)/.test ## Transform every architecture of tests/zoo_transformers.py; write the table of them
+survey: $(VENV)/.test ## Transform every architecture of the zoo; write the table of them
 	$(RUN) -m pytest -m survey tests/test_survey.py
 
 lint: $(VENV)/.test ## Style and types alone

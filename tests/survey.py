@@ -179,11 +179,12 @@ def table(rows: Iterable[Row]) -> str:
         f"Written by `make survey`: transformers {transformers.__version__}, torch "
         f"{torch.__version__}, float32, one thread.",
         "",
-        "Every architecture of `tests/zoo_transformers.py`, tiny, from its config alone, as"
-        " `unitify.transform(model, ...)` takes it. Compared bitwise with the captured model, in"
-        " train and in eval mode: outputs, gradients of every parameter and floating input, and"
-        " buffers. *Eagerly* compares with the model as it runs by itself, which may take other"
-        " kernels than while it is recorded: the largest difference, relative to the tensor's RMS.",
+        "Every architecture of the zoo (`tests/zoo_transformers.py`, `zoo_language.py` and"
+        " `zoo_senses.py`), tiny, from its config alone, as `unitify.transform(model, ...)` takes"
+        " it. Compared bitwise with the captured model, in train and in eval mode: outputs,"
+        " gradients of every parameter and floating input, and buffers. *Eagerly* compares with the"
+        " model as it runs by itself, which may take other kernels than while it is recorded: the"
+        " largest difference, relative to the tensor's RMS.",
         "",
         f"{len(rows)} architectures: {len(whole)} whole, {len(islands)} in islands, "
         f"{len(rows) - len(whole) - len(islands)} refused; {len(exact)} exact.",
@@ -206,6 +207,9 @@ def table(rows: Iterable[Row]) -> str:
             reasons.setdefault((note.code, why), []).append(note.where)
         if row.refused and not reasons:
             lines.append(f"- **{row.name}**: {row.refused.splitlines()[0]}")
+        lost = [d for mode in row.modes.values() for d in mode.found.underflows]
+        if lost:
+            lines.append(f"- **{row.name}** U503: {len(lost)} tensors, first {lost[0]}")
         for (code, why), places in reasons.items():
             where = f"`{places[0]}`" + (f" and {len(places) - 1} more" if places[1:] else "")
             lines.append(f"- **{row.name}** {code} {where}: {' '.join(why.split())}")

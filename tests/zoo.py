@@ -16,10 +16,14 @@ import torch
 import torch.nn.functional as F
 import zoo_transformers
 from torch import Tensor, nn
+from zoo_language import LANGUAGE
+from zoo_senses import SENSES
 from zoo_transformers import Built
 
 MODELS: dict[str, Callable[[], Built]] = zoo_transformers.factories(zoo_transformers.MAIN)
-ARCHITECTURES: dict[str, Callable[[], Built]] = zoo_transformers.factories(zoo_transformers.OTHERS)
+ARCHITECTURES: dict[str, Callable[[], Built]] = zoo_transformers.factories(
+    {**zoo_transformers.OTHERS, **LANGUAGE, **SENSES}
+)
 
 
 def build(name: str, dtype: torch.dtype = torch.float32) -> Built:
