@@ -64,6 +64,16 @@ def test_exact(name: str) -> None:
         assert unitify.verify(mine, theirs, args).exact
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_a_mask_in_other_precisions(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model, args = WHOLE["mask_by_a_product"]()
+    args = tuple(x.to(dtype) for x in args)
+    module = transformed(model.to(dtype), *args)
+    assert torch.equal(module(*args), model(*args))
+    assert bool(module(*args).isfinite().all())
+
+
 def test_a_recurrent_layer_keeps_its_length_free() -> None:
     model, _ = WHOLE["recurrent_residual"]()
     module = transformed(model, torch.randn(7, 2, 4))

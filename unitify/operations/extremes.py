@@ -20,7 +20,8 @@ from unitify.operations.laws import holds_tensors, is_scalable
 from unitify.operations.rule_table import Rule, RuleTable
 from unitify.operations.schema import named_arguments, nodes_of, operation_name
 
-#: A numeric argument at least this large in magnitude is a mask, not a quantity.
+#: A number at least this large in magnitude is a mask, not a quantity; in a format that does not
+#: reach so far, one in the last two octaves.
 LIMIT = 2.0**100
 
 
@@ -41,7 +42,8 @@ def extreme_values(
         if node.op != "call_function" or not (is_scalable(node) or holds_tensors(node)):
             continue
         arguments = named_arguments(node)
-        creates = any(_is_extreme(a) for a in arguments.values())
+        limit = _limit(node.meta["val"]) if is_scalable(node) else LIMIT
+        creates = any(_is_extreme(a, limit) for a in arguments.values())
         rule = rules.get(operation_name(node))
         if creates or any(
             operand in extreme and (_takes_apart(node) or _passes(rule, name))
@@ -73,7 +75,11 @@ def holds_mask(value: Any) -> bool:
     """Does a tensor hold a masking constant?"""
     if not isinstance(value, torch.Tensor) or value.is_meta or not value.is_floating_point():
         return False
-    return bool((value.abs() >= LIMIT).any())
+    return bool((value.abs() >= _limit(value)).any())
+
+
+def _limit(tensor: torch.Tensor) -> float:
+    return min(LIMIT, torch.finfo(tensor.dtype).max / 4)
 
 
 def _is_parameter(value: Any) -> bool:
@@ -85,7 +91,7 @@ def _takes_apart(node: fx.Node) -> bool:
     return isinstance(source, fx.Node) and holds_tensors(source)
 
 
-def _is_extreme(argument: Any) -> bool:
+def _is_extreme(argument: Any, limit: float) -> bool:
     if isinstance(argument, bool) or not isinstance(argument, int | float):
         return False
-    return isinstance(argument, float) and (math.isinf(argument) or abs(argument) >= LIMIT)
+    return isinstance(argument, float) and (math.isinf(argument) or abs(argument) >= limit)
