@@ -34,10 +34,11 @@ def passes(model: nn.Module, args: tuple[Any, ...]) -> dict[str, Tensor]:
         torch.autograd.backward([t for t in outputs if t.numel()], wave)
     found = {f"output {i}": t.detach() for i, t in enumerate(outputs)}
     found |= {f"input {i}": x.detach() for i, x in enumerate(given)}
-    found |= {f"buffer {n}": b.clone() for n, b in model.named_buffers() if "captured" not in n}
+    is_stored = isinstance(model, unitify.UnitScaledModule)
+    state = model.original_state_dict() if is_stored else model.state_dict()
+    found |= {f"{name} afterwards": tensor.clone() for name, tensor in state.items()}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.grad is not None:
-            is_stored = isinstance(model, unitify.UnitScaledModule)
             bwd = model.plan.parameters[name].bwd if is_stored else 1.0
             found[f"gradient of {name}"] = (parameter.grad * bwd).to_dense()
     return found
@@ -54,7 +55,9 @@ def assert_exact(model: nn.Module, module: unitify.UnitScaledModule, args: tuple
 def test_exact(name: str) -> None:
     torch.manual_seed(0)
     model, args = (WHOLE | ISLANDS)[name]()
+    before = {} if name == "lazy" else {n: t.nan_to_num(7.0) for n, t in model.state_dict().items()}
     module = transformed(model, *args)
+    assert all(torch.equal(model.state_dict()[n].nan_to_num(7.0), t) for n, t in before.items())
     assert isinstance(module, AssembledModule) == (name in ISLANDS)
     assert any(scale.fwd != 1.0 or scale.bwd != 1.0 for scale in module.plan.values.values())
     assert list(module.original_state_dict()) == list(model.state_dict())

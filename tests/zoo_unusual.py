@@ -169,6 +169,20 @@ def island_writes_its_input() -> Built:
     ), (torch.randn(3, 4),)
 
 
+def momentum_encoder() -> Built:
+    """A second encoder follows the first, behind autograd's back, in every call."""
+
+    def forward(m: Forward, x: Tensor) -> Tensor:
+        first = m.first(x)
+        if first.shape[0]:
+            for p, q in zip(m.second.parameters(), m.first.parameters(), strict=True):
+                p.data.mul_(0.9).add_(q.data, alpha=0.1)
+        return F.cosine_similarity(m.head(first), m.second(x).detach())
+
+    layers = {"first": nn.Linear(4, 6), "second": nn.Linear(4, 6), "head": nn.Linear(6, 6)}
+    return Forward(forward, **layers), (torch.randn(3, 4),)
+
+
 def connectionist() -> Built:
     """A recurrent layer as an island of its own: its operations are not taken apart."""
 
@@ -240,7 +254,7 @@ WHOLE: dict[str, Callable[[], Built]] = {
 ISLANDS: dict[str, Callable[[], Built]] = {
     f.__name__: f
     for f in (
-        island_writes_its_input, connectionist, packed_sequence, hook_on_a_gradient,
-        adaptive_softmax, an_argument_named_self,
+        island_writes_its_input, momentum_encoder, connectionist, packed_sequence,
+        hook_on_a_gradient, adaptive_softmax, an_argument_named_self,
     )
 }  # fmt: skip

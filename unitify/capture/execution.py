@@ -169,7 +169,7 @@ def unchanged(model: nn.Module, seed: int = 0, wholly: bool = False) -> Iterator
         if buffer is not None and not buffer.is_meta
     ]
     parameters = [p for p in model.parameters() if wholly and not p.is_meta]
-    weights = [(p, p.detach().clone(), p._version, p.grad) for p in parameters]
+    weights = [(p, p.detach().clone(), p.grad) for p in parameters]
     attributes = [(vars(module), _contents(vars(module))) for module in model.modules()]
     devices = {p.device.index or 0 for p in model.parameters() if p.is_cuda}
     with torch.random.fork_rng(devices=devices):
@@ -185,10 +185,11 @@ def unchanged(model: nn.Module, seed: int = 0, wholly: bool = False) -> Iterator
                 for owner, name, buffer, held in buffers:
                     owner[name] = buffer
                     buffer.copy_(held)
-                for parameter, held, version, gradient in weights:
+                for parameter, held, gradient in weights:
                     parameter.grad = gradient
-                    if parameter._version != version:
-                        parameter.copy_(held)
+                    # What is written through ``.data`` shows nowhere else.
+                    if not torch.equal(parameter, held):
+                        parameter.data.copy_(held)
 
 
 def _contents(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

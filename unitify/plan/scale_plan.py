@@ -212,7 +212,16 @@ class _Planner:
     def _settle(self, node: fx.Node, arrivals: list[int]) -> int:
         if node in self.extreme or is_fixed(self.capture, node):
             return 0
-        return self._nearest(node, "forward", arrivals)
+        chosen = self._nearest(node, "forward", arrivals)
+        return 0 if chosen > 0 and self._would_round(node, chosen) else chosen
+
+    def _would_round(self, node: fx.Node, exponent: int) -> bool:
+        """Has a parameter numbers that, divided by 2^exponent, fall below the normal range?"""
+        if parameter_of(self.capture, node) is None:
+            return False
+        weight: Tensor = self.capture.attribute(str(node.target)).detach()
+        factor = math.ldexp(1.0, exponent)
+        return not weight.is_meta and bool(((weight / factor) * factor).ne(weight).any())
 
     def _nearest(self, node: fx.Node, direction: str, arrivals: list[int]) -> int:
         middle = self.typical[direction]
