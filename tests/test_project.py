@@ -38,7 +38,7 @@ ORDER = {
     "plan": "scale_plan uniform scale_classes",
     "rewrite": "",
     "noise": """cast_error passage moments predict measured budget drawn_inputs drawn
-        operand_casts""",
+        probed operand_casts""",
     "module": "tree interpreted folding unit_scaled assembly",
     "cast": "centring insert lowering distributions headroom means noise_bound casting",
     "optim": "optimizers groups state",

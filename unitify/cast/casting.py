@@ -125,10 +125,9 @@ def _by_evidence(
 ) -> tuple[tuple[Choice, ...], tuple[Diagnostic, ...]]:
     """Means first, then headroom for what is left, then what its noise leaves in BF16."""
     capture, plan = part.capture, part.plan
-    moments = ForwardMoments(capture, rules, None)
-    if recipe.centre == "predicted" or recipe.min_sqnr is not None:
-        moments.run()
     if recipe.centre == "predicted":
+        moments = ForwardMoments(capture, rules, None)
+        moments.run()
         means = told_means(choices, capture, rules, moments)
         choices = with_means(choices, capture, rules, means)
     elif recipe.centre == "measured":
@@ -143,4 +142,4 @@ def _by_evidence(
         choices = with_headroom(choices, capture, plan, rules, evidence.estimates[name], known)
     if recipe.min_sqnr is None:
         return choices, ()
-    return within_bound(choices, capture, plan, rules, recipe.min_sqnr, moments)
+    return within_bound(choices, capture, plan, rules, recipe.min_sqnr, evidence.batches.get(name))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
-from unitify.analysis.forward import ForwardMoments
 from unitify.capture.whole import Capture
 from unitify.diagnostics import BoundMissed, Diagnostic
 from unitify.formats.signal_to_noise import relative_error
@@ -15,6 +15,7 @@ from unitify.noise.budget import choose as leave_out
 from unitify.noise.moments import Place
 from unitify.noise.operand_casts import operand_casts
 from unitify.noise.predict import predict_noise
+from unitify.noise.probed import probed_budget
 from unitify.operations.products import product_operands
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import operation_name
@@ -28,12 +29,13 @@ def within_bound(
     plan: ScalePlan,
     rules: RuleTable,
     min_sqnr: float,
-    moments: ForwardMoments | None = None,
+    batches: Iterable[list[Any]] | None = None,
 ) -> tuple[tuple[Choice, ...], tuple[Diagnostic, ...]]:
     """``choices`` with the fewest FLOPs left in BF16 so that each output keeps ``min_sqnr`` dB.
 
     Every product is told how much noise its casts add. A finding where no choice is enough.
-    ``moments``: of the values, where they have been predicted before.
+    ``batches``: flat inputs on which noise is followed, drawn ones where None. Where weights hold
+    no data, the moments of the values tell.
     """
     choices = tuple(choices)
     cast = {c.value: c for c in choices if c.is_product and c.is_cast}
@@ -43,7 +45,10 @@ def within_bound(
     formats = {n: c.forward for n, c in cast.items()}
     means = {n: c.mean for n, c in cast.items() if c.mean}
     casts = operand_casts(capture, plan, rules, formats, held, means)
-    shares = budget(predict_noise(capture, rules, casts, moments))
+    if any(p.is_meta for p in capture.model.parameters()):
+        shares = budget(predict_noise(capture, rules, casts))
+    else:
+        shares = probed_budget(capture, rules, casts, batches)
     flops = {name: choice.flops for name, choice in cast.items()}
     forward = FORMATS[next(iter(cast.values())).forward]
     remaining = relative_error(BF16, 1.0) / relative_error(forward, 1.0)

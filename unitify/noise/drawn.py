@@ -32,7 +32,7 @@ def drawn_noise(
     capture: Capture, rules: RuleTable, casts: Mapping[Place, OperandCast], draws: int = DRAWS
 ) -> dict[str, ValueNoise]:
     """RMS of every floating value and of the error that ``casts`` leave in it, by name."""
-    correct = _toward_stated(capture, rules)
+    correct = toward_stated(capture, rules)
     runs = [
         measured_noise(capture, casts, drawn_inputs(capture, rules, seed), seed, correct)
         for seed in range(draws)
@@ -47,7 +47,7 @@ def drawn_noise(
     }
 
 
-def _toward_stated(capture: Capture, rules: RuleTable) -> Correction:
+def toward_stated(capture: Capture, rules: RuleTable) -> Correction:
     """Moves a value whose moments are stated to these, where each has elements enough to tell."""
     stated = {node: moment for node, (_, moment) in stated_moments(capture, rules).items()}
 

@@ -28,7 +28,7 @@ from unitify.operations.schema import named_arguments
 Correction = Callable[[fx.Node, Tensor], Tensor]
 
 
-class _PairRunner(GraphRunner):
+class PairRunner(GraphRunner):
     """Runs a captured graph exactly and, beside it, with the operands of some operations cast."""
 
     def __init__(
@@ -44,13 +44,14 @@ class _PairRunner(GraphRunner):
         self.found: dict[str, ValueNoise] = {}
 
     def run_node(self, n: fx.Node) -> Any:
+        """Run one node twice, where casts reach it."""
         state = torch.get_rng_state()
         exact = super().run_node(n)
         reached = n.op == "call_function" and any(o in self.noisy for o in n.all_input_nodes)
         noisy = exact
         if reached or n.name in self.casts:
             torch.set_rng_state(state)
-            noisy = self._cast_call(n)
+            noisy = self.cast_call(n)
         if self.correct is not None and isinstance(exact, Tensor) and is_scalable(n):
             moved = self.correct(n, exact)
             noisy = moved if noisy is exact else noisy + (moved - exact)
@@ -63,7 +64,8 @@ class _PairRunner(GraphRunner):
             self.noisy.pop(operand, None)
         return exact
 
-    def _cast_call(self, n: fx.Node) -> Any:
+    def cast_call(self, n: fx.Node) -> Any:
+        """An operation on its operands as they are here, those cast that are to be."""
         arguments = self._arguments(n)
         result = call_by_name(n, arguments)
         for cast in self.casts.get(n.name, {}).values():
@@ -121,7 +123,7 @@ def measured_noise(
     errors stay as they are.
     """
     given = list(capture.example) if inputs is None else inputs
-    runner = _PairRunner(capture, casts, correct)
+    runner = PairRunner(capture, casts, correct)
     with torch.no_grad(), unchanged(capture.model, seed):
         runner.run(*given)
     return runner.found

@@ -1,0 +1,138 @@
+"""Who adds how much to the error of the outputs, by running: errors of casts, and their way out.
+
+    E[(v · J e)²] = |J e|²  for v of independent signs, and v · J is one backward pass
+
+e is what the casts of one operation do to its results on exact operands, J how an output depends on
+these. One run gives every e, and one backward pass for each v every v · J, so that what errors have
+in common, and what becomes of them in later layers, is counted as it is, to first order. Inputs are
+drawn where there is no data; values then have the moments that the model states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from unitify.capture.execution import GraphRunner, unchanged
+from unitify.capture.whole import Capture
+from unitify.noise.budget import Budget
+from unitify.noise.cast_error import OperandCast
+from unitify.noise.drawn import toward_stated
+from unitify.noise.drawn_inputs import drawn_inputs
+from unitify.noise.measured import Correction, PairRunner
+from unitify.noise.moments import Place
+from unitify.noise.predict import output_names
+from unitify.operations.rule_table import RuleTable
+
+#: How often inputs are drawn, and directions at the outputs for each.
+DRAWS, DIRECTIONS = 2, 24
+
+
+def probed_budget(
+    capture: Capture,
+    rules: RuleTable,
+    casts: Mapping[Place, OperandCast],
+    batches: Iterable[list[Any]] | None = None,
+    seed: int = 0,
+) -> Budget:
+    """The contributions of every operation with cast operands to the error of each output.
+
+    ``batches``: lists of flat inputs; drawn ones, and no data, where None. Weights must hold data.
+    """
+    correct = toward_stated(capture, rules) if batches is None else None
+    if batches is None:
+        batches = [drawn_inputs(capture, rules, seed + draw) for draw in range(DRAWS)]
+    names = output_names(capture.graph)
+    signal = dict.fromkeys(names, 0.0)
+    error: dict[str, dict[str, float]] = {name: {} for name in names}
+    generator = torch.Generator().manual_seed(seed)
+    with unchanged(capture.model, seed):
+        for inputs in batches:
+            runner = _Probe(capture, casts, correct, names)
+            with torch.enable_grad():
+                runner.run(*inputs)
+            for name, value in runner.outputs.items():
+                signal[name] += float(value.detach().double().square().sum())
+                for operation, own in _reached(value, runner, generator).items():
+                    error[name][operation] = error[name].get(operation, 0.0) + own
+    return Budget(
+        {
+            name: {operation: own / signal[name] for operation, own in found.items()}
+            for name, found in error.items()
+            if signal[name]
+        }
+    )
+
+
+def _reached(value: Tensor, runner: _Probe, generator: torch.Generator) -> dict[str, float]:
+    """Operation → sum of squares of its own error where it reaches ``value``."""
+    found = dict.fromkeys(runner.errors, 0.0)
+    if not value.requires_grad:
+        return found
+    leaves = [leaf for held in runner.leaves.values() for leaf in held]
+    for _ in range(DIRECTIONS):
+        signs = torch.randint(0, 2, value.shape, generator=generator).to(value) * 2 - 1
+        gradients = iter(
+            torch.autograd.grad(value, leaves, signs, retain_graph=True, allow_unused=True)
+        )
+        for operation, errors in runner.errors.items():
+            pairs = [(next(gradients), error) for error in errors]
+            moved = sum(float((g.double() * e.double()).sum()) for g, e in pairs if g is not None)
+            found[operation] += moved**2 / DIRECTIONS
+    return found
+
+
+class _Probe(PairRunner):
+    """Runs a captured graph exactly; notes what the casts of each operation do to it alone."""
+
+    def __init__(
+        self,
+        capture: Capture,
+        casts: Mapping[Place, OperandCast],
+        correct: Correction | None,
+        names: Iterable[str],
+    ) -> None:
+        super().__init__(capture, casts, correct)
+        self.attribute = lambda target: _constant(capture.attribute(target))
+        self.names = frozenset(names)
+        #: Errors of the results of operations with casts, and leaves that stand for errors there.
+        self.errors: dict[str, list[Tensor]] = {}
+        self.leaves: dict[str, list[Tensor]] = {}
+        self.outputs: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node exactly; beside it, once, with its own casts."""
+        state = torch.get_rng_state()
+        result = GraphRunner.run_node(self, n)
+        if n.name in self.casts:
+            after = torch.get_rng_state()
+            torch.set_rng_state(state)
+            with torch.no_grad():
+                cast = self.cast_call(n)
+            torch.set_rng_state(after)
+            result = self._marked(n.name, result, cast)
+        if self.correct is not None and isinstance(result, Tensor) and result.is_floating_point():
+            # Errors stay as they are.
+            result = result + (self.correct(n, result.detach()) - result.detach())
+        if n.name in self.names:
+            self.outputs[n.name] = result
+        return result
+
+    def _marked(self, name: str, exact: Any, cast: Any) -> Any:
+        several = isinstance(exact, list | tuple)
+        found = []
+        for true, noisy in zip(exact, cast, strict=True) if several else [(exact, cast)]:
+            if isinstance(true, Tensor) and true.is_floating_point():
+                leaf = torch.zeros_like(true, requires_grad=True)
+                self.leaves.setdefault(name, []).append(leaf)
+                self.errors.setdefault(name, []).append(noisy - true.detach())
+                true = true + leaf
+            found.append(true)
+        return found if several else found[0]
+
+
+def _constant(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
