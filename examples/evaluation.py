@@ -91,8 +91,8 @@ MARKUP = re.compile(
 
 
 @cache
-def wikipedia_tokens(windows: int = 16, length: int = 256) -> Tensor:
-    """Plain prose of articles as tokens: [windows, length]."""
+def wikipedia_tokens(windows: int = 16, length: int = 256, offset: int = 0) -> Tensor:
+    """Plain prose of articles as tokens, from ``offset`` on: [windows, length]."""
     folder = package("gensim") / "test" / "test_data"
     (file,) = folder.glob("enwiki-latest-pages-articles1.xml-*.bz2")
     pages = re.findall(r"<text[^>]*>(.*?)</text>", bz2.decompress(file.read_bytes()).decode(), re.S)
@@ -105,7 +105,8 @@ def wikipedia_tokens(windows: int = 16, length: int = 256) -> Tensor:
     tokenizer = AutoTokenizer.from_pretrained(NETS["smollm2"].folder, gguf_file=SMOLLM2_FILE)
     tokens = tokenizer("\n\n".join(prose[:400]), return_tensors="pt").input_ids[0]
     step = len(tokens) // windows
-    return torch.stack([tokens[i * step : i * step + length] for i in range(windows)])
+    starts = [offset + i * step for i in range(windows)]
+    return torch.stack([tokens[start : start + length] for start in starts])
 
 
 def perplexity(model: nn.Module) -> float:
@@ -210,22 +211,22 @@ def equal_error_rate(model: nn.Module) -> float:
 # CREPE: the pitch of harmonic sounds in noise.
 
 
-def tones() -> tuple[Tensor, Tensor]:
-    """Pitches in Hz, and 1024 samples each of sounds of five harmonics in noise: [64, 1024]."""
+def tones(count: int = 64, noise: float = 0.3) -> tuple[Tensor, Tensor]:
+    """Pitches in Hz, and 1024 samples each of sounds of five harmonics in noise: [count, 1024]."""
     generator = torch.Generator().manual_seed(0)
-    true = 60.0 * 2 ** (torch.rand(64, generator=generator) * 4)
+    true = 60.0 * 2 ** (torch.rand(count, generator=generator) * 4)
     time = torch.arange(1024) / 16000
     harmonics = torch.arange(1, 6)
-    phases = torch.rand(64, 5, 1, generator=generator) * 2 * math.pi
+    phases = torch.rand(count, 5, 1, generator=generator) * 2 * math.pi
     waves = torch.sin(2 * math.pi * true.view(-1, 1, 1) * harmonics.view(1, -1, 1) * time + phases)
     sound = (waves / harmonics.view(1, -1, 1)).sum(1)
-    sound = sound + 0.3 * torch.randn(sound.shape, generator=generator)
+    sound = sound + noise * torch.randn(sound.shape, generator=generator)
     return true, (sound - sound.mean(1, keepdim=True)) / sound.std(1, keepdim=True)
 
 
 def pitch_accuracy(model: nn.Module) -> float:
     """Share of sounds whose pitch is found within half a semitone."""
-    true, sound = tones()
+    true, sound = tones(256, 1.0)
     bins = model(x=sound)
     cents = torch.arange(360) * 20 + 1997.3794084376191
     around = torch.arange(-4, 5) + bins.argmax(1, keepdim=True)

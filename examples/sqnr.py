@@ -27,7 +27,8 @@ from examples.estimates import LISTED
 from examples.nets import NETS
 from unitify.cast.centring import UNCENTRE
 from unitify.cast.insert import cast_values
-from unitify.recipe.recipe import RECIPES, Recipe
+from unitify.recipe.reader import read_recipe
+from unitify.recipe.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -46,8 +47,10 @@ VARIANTS: Mapping[str, tuple[str, str]] = {
 
 
 def simulated(name: str, **changes: Any) -> Recipe:
-    """A named recipe that rounds and multiplies in float32, so that every cast is a node."""
-    return dataclasses.replace(RECIPES[name], simulate=True, **changes)
+    """A recipe that rounds, and multiplies in float32, so that every cast is a node."""
+    recipe = read_recipe(name)
+    assert recipe is not None
+    return dataclasses.replace(recipe, simulate=True, **changes)
 
 
 class _Recorder(fx.Interpreter):
