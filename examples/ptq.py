@@ -169,7 +169,7 @@ def main() -> None:
         "`python -m examples.ptq`",
         "",
         "The operands of every matrix product, convolution and recurrent layer in E4M3, simulated;",
-        "hidden states of recurrent layers stay. Without data but for `measured`, which measures the",
+        "hidden states of recurrent layers stay. No data but for `measured`, which measures the",
         "random inputs of `examples.nets`, and for the last way, which measures real data (not",
         "the metric's). Perturbed: dynamic amax again, every weight moved by one part in 10⁴:",
         "what of a difference is luck.",

@@ -28,8 +28,9 @@ from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import named_arguments, operation_name
 from unitify.recipe.choices import Choice
 
-#: What centring has to take off the operand's mean square to be worth a subtraction, in decibels.
-WORTH = 1.0
+#: What centring has to take off the mean square of an operand, in decibels: it costs a subtraction,
+#: and a mean may be off.
+WORTH = 2.0
 
 #: Value and axis → mean and mean square of each channel.
 Known = Mapping[tuple[str, int], tuple[Tensor, Tensor]]

@@ -58,7 +58,9 @@ def within_bound(
     for choice in choices:
         if choice.value in left:
             reason = f"in BF16 for its noise; an output is to keep {min_sqnr:g} dB"
-            choice = replace(choice, forward="bf16", backward="bf16", exponents=(), reason=reason)
+            choice = replace(
+                choice, forward="bf16", backward="bf16", exponents=(), mean=(), reason=reason
+            )
         found.append(replace(choice, noise=noise.get(choice.value, 0.0)))
     return tuple(found), tuple(_missed(shares, left, remaining, min_sqnr))
 
