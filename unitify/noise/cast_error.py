@@ -60,8 +60,13 @@ def cast_error(x: Moment, cast: OperandCast) -> Moment:
     """Moments of the rounding error of a tensor."""
     format, scale = cast.format, cast.scale
     x = cast.deviation(x)
-    mean, std = x.mean / scale, x.var.sqrt() / scale
+    mean, var = x.mean / scale, x.var
     nearest = quantise(mean, format)
+    if not var.any():
+        # Every element is known, and so is its error.
+        error = (nearest - mean) * scale
+        return Moment(error, error * error)
+    std = var.sqrt() / scale
     step = spacing(mean, format.mantissa_bits, format.min_exponent)
     bias = nearest - mean + _carried(nearest - mean, std, step)
     # How much is left of the first harmonic of the sawtooth's square.
