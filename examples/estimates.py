@@ -31,7 +31,7 @@ from examples.nets import NETS  # noqa: E402
 from unitify.analysis.analyse import analyse  # noqa: E402
 from unitify.capture.whole import Capture, capture  # noqa: E402
 from unitify.estimates import Estimates  # noqa: E402
-from unitify.measure import measure  # noqa: E402
+from unitify.measure.captured import measure  # noqa: E402
 from unitify.operations.rule_table import load_rules  # noqa: E402
 from unitify.plan.scale_plan import ScalePlan, plan  # noqa: E402
 

@@ -20,7 +20,7 @@ from examples.unit_scale.decoders import Decoder, LibraryDecoder, Size
 from examples.unit_scale.overhead import flop_overhead, time_ratios
 from examples.unit_scale.published import agreement, gradients, stored_rms, true_gradients
 from examples.unit_scale.small import Library, Plain, example
-from unitify.measure import measure
+from unitify.measure.captured import measure
 from unitify.plan.scale_plan import Scale
 from unitify.report.schemes import compare_schemes
 

@@ -33,6 +33,23 @@ class Pair(nn.Module):
         return self.linear(x) + shift
 
 
+class TwoWays(nn.Module):
+    """Which way is taken depends on the data: no single graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.Linear(16, 16))
+        self.left, self.right = nn.Linear(16, 3), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.left(y) if y.isfinite().all() else self.right(y)
+
+
+def two_ways() -> nn.Module:
+    return TwoWays()
+
+
 def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.Linear(16, 3))
 

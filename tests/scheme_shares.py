@@ -18,7 +18,7 @@ import zoo
 import unitify
 from unitify.capture.islands import Recording
 from unitify.capture.whole import Capture
-from unitify.measure import measure
+from unitify.measure.captured import measure
 from unitify.plan.scale_plan import Scale, ScalePlan
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "results" / "schemes.md"

@@ -23,7 +23,7 @@ from unitify.capture import capture
 from unitify.capture.composite import open_composites
 from unitify.capture.exporting import export
 from unitify.capture.functional import remove_mutation
-from unitify.measure import measure
+from unitify.measure.captured import measure
 from unitify.operations.rule_table import load_rules
 from unitify.plan import plan
 from unitify.rewrite import rewrite

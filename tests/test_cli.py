@@ -122,6 +122,30 @@ def test_every_batch_is_measured(run: Run, tmp_path: Path) -> None:
     assert 16 <= sums["inputs_batches"] / sums["inputs_dict"] <= 128
 
 
+@pytest.mark.parametrize("scales", ["analysis", "measured"])
+def test_a_model_of_islands(run: Run, tmp_path: Path, scales: str) -> None:
+    save_file(state_of(factories.two_ways), tmp_path / "ways.safetensors")
+    factory = ("--model", "factories:two_ways")
+    result = run("convert", "ways.safetensors", *factory, "--scales", scales, "-o", "out")
+    assert result.exit_code == 0, (result.output, result.exception)
+    report = json.loads(Path("out/report.json").read_text())
+    assert report["model"] == "TwoWays"
+    assert report["verification"]["exact_before_casts"] is True
+    assert report["operations"] == 4
+    assert report["unit_forward"]["total"] == 12
+    assert "U101" in {note["code"] for note in report["left_out"]}
+    x = torch.randn(4, 6)
+    model = factories.two_ways()
+    model.load_state_dict(state_of(factories.two_ways))
+    assert torch.equal(unitify.load("out", factories.two_ways())(x), model(x))
+    for value in ("first/linear_1", "first.2.weight", "left.bias"):
+        explained = run("explain", value, "out", *factory)
+        assert explained.exit_code == 0, explained.stderr
+        assert "stored rms" in explained.stdout
+    line = error_of(run("explain", "first/linear_2", "out", *factory))
+    assert "first/linear_1" in line
+
+
 def test_no_verify_says_so(run: Run, weights: Path) -> None:
     result = run("convert", weights, "--model", "factories:mlp", "--no-verify", "-o", "out")
     assert "not verified" in result.stdout

@@ -490,3 +490,57 @@ def test_nothing_to_capture() -> None:
     with pytest.raises(unitify.UnitifyError) as caught:
         unitify.transform(Unusable(), (torch.randn(3),))
     assert caught.value.code == "U102"
+
+
+class FarScales(nn.Module):
+    """What reaches the first island is 2^-12 of a unit gradient; what enters the second, 2^10."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 16))
+        self.second = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        y = y * 2.0**-12 if y.sum() == 0 else y * 2.0**-12 * 1.0
+        y = self.second(y * 2.0**22)
+        return (y * 2.0**-22).square().mean()
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_islands_are_measured_as_the_model_runs(mode: bool) -> None:
+    torch.manual_seed(0)
+    model = FarScales().train(mode)
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    batches = [(torch.randn(8, 16),) for _ in range(2)]
+    found = unitify.estimate(model, batches[0], scales="measured", batches=batches)
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    assert "forward" not in vars(model.first)
+
+    seen: dict[str, list[Tensor]] = {"values": [], "gradients": []}
+
+    def note(_module: nn.Module, _inputs: Any, result: Tensor) -> None:
+        seen["values"].append(result.detach())
+        result.register_hook(lambda gradient: seen["gradients"].append(gradient))
+
+    with model.first[2].register_forward_hook(note):
+        for batch in batches:
+            model(*batch).backward()
+    true = {name: torch.stack(held).square().mean().sqrt() for name, held in seen.items()}
+    rms = found["first/linear_1"]
+    assert rms.forward == pytest.approx(float(true["values"]))
+    assert rms.backward == pytest.approx(float(true["gradients"]))
+    assert rms.backward < 2.0**-20
+
+
+def test_a_part_that_no_batch_reaches_is_measured_alone() -> None:
+    torch.manual_seed(0)
+    model = Branch().eval()
+    x = torch.randn(4, 8)
+    found = unitify.estimate(model, (x,), scales="measured")
+    parts = {name.partition("/")[0] for name in found}
+    assert len(parts & {"left", "right"}) == 1
+    assert all(rms.forward is not None for rms in found.values())
+    with pytest.raises(unitify.UnitifyError) as raised:
+        unitify.estimate(model, (x,), scales="measured", batches=[])
+    assert raised.value.code == "U003"

@@ -17,7 +17,7 @@ from training import fresh_pair, scaled_at_random, tokens
 import unitify
 from unitify.diagnostics import UnitifyError
 from unitify.formats.table import E4M3, E5M2
-from unitify.measure import measure
+from unitify.measure.captured import measure
 
 
 class Recurrent(nn.Module):

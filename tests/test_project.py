@@ -33,7 +33,7 @@ ORDER = {
         composite exporting example whole inputs execution islands""",
     "recipe": "recipe reader choices",
     "analysis": "moments counts formulas linear sampled stated forward backward analyse",
-    "measure": "",
+    "measure": "tally captured recorded",
     "scheme": "options meetings structure roles stacks sweep multipliers reparametrise rates",
     "plan": "scale_plan uniform scale_classes",
     "rewrite": "",

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from unitify.capture.execution import leaf_parameters, run_captured
 from unitify.capture.whole import Capture, capture
-from unitify.measure import measure
+from unitify.measure.captured import measure
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.plan.scale_plan import ScalePlan, check_plan, plan
 from unitify.rewrite import rewrite

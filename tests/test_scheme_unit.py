@@ -19,7 +19,7 @@ import unitify
 from unitify.capture.execution import run_captured
 from unitify.checkpoint import folder
 from unitify.diagnostics import UnitifyError
-from unitify.measure import measure
+from unitify.measure.captured import measure
 from unitify.reparametrisation import Reparametrisation
 
 SAMPLES = 32

@@ -13,7 +13,7 @@ from unitify.analysis.formulas import formula_stated
 from unitify.analysis.moments import Moment, exactly
 from unitify.analysis.sampled import observed
 from unitify.capture.whole import capture
-from unitify.measure import measure
+from unitify.measure.captured import measure
 from unitify.operations.operation import Operation
 from unitify.operations.rule_table import load_rules
 from unitify.rulebook import calls

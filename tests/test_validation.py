@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 import unitify
 from unitify.capture.whole import Capture, capture
 from unitify.estimates import Rms
-from unitify.measure import measure
+from unitify.measure.captured import measure
 from unitify.plan.scale_plan import Scale, ScalePlan, plan
 from unitify.rewrite import rewrite
 from unitify.transform import build

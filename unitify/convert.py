@@ -16,14 +16,12 @@ from typing import Any
 from torch import nn
 
 from unitify.capture.inputs import as_inputs, infer_inputs
-from unitify.capture.whole import Capture
 from unitify.checkpoint.files import fill, read_state_dict
 from unitify.checkpoint.folder import check_absent, sha256, write
 from unitify.checkpoint.pretrained import companions, read_pretrained, weight_files
-from unitify.checkpoint.targets import Batch, build_model, input_batches
+from unitify.checkpoint.targets import build_model, input_batches
 from unitify.diagnostics import ModelNeeded, UnitifyError, UnknownOption
-from unitify.estimates import Estimates
-from unitify.measure import measure
+from unitify.measure.recorded import measure_recorded
 from unitify.operations.rule_table import load_rules
 from unitify.recipe.reader import read_recipe
 from unitify.recipe.recipe import Recipe
@@ -95,7 +93,9 @@ def convert(
         rules=rules,
         on_stage=clock.done,
     )
-    measured = clock.made.get("measured") or _measured(module.capture, batches)
+    # The yardstick of the report is what is measured, whatever the scales were chosen from.
+    calls = [as_inputs(batch) for batch in batches] if batches else [(args, kwargs)]
+    measured = clock.made.get("measured") or measure_recorded(clock.made["capture"], calls)
     clock.done("report")
     report = make_report(
         module,
@@ -147,13 +147,6 @@ def _read_folder(folder: Path) -> Source:
         companions=tuple(companions(folder)),
         versions={"transformers": version("transformers")},
     )
-
-
-def _measured(capture: Capture, batches: list[Batch] | None) -> Estimates:
-    """The yardstick of the report: RMS on the batches, whatever the scales were chosen from."""
-    if batches is None:
-        return measure(capture)
-    return measure(capture, [capture.flat_inputs(*as_inputs(batch)) for batch in batches])
 
 
 class _Clock:

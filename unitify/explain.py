@@ -17,10 +17,13 @@ from torch import fx, nn
 from unitify.analysis.analyse import Analysis, analyse
 from unitify.analysis.forward import Step
 from unitify.capture.inputs import given_or_inferred
+from unitify.capture.islands import path_of, record
 from unitify.capture.source import frames_of, module_of, without_torch
-from unitify.capture.whole import Capture, capture
+from unitify.capture.whole import Capture
 from unitify.diagnostics import UnitifyError, UnknownCode, UnknownValue, all_diagnostics
+from unitify.module.assembly import plan_of, value_name
 from unitify.operations.expressions import Monomial
+from unitify.operations.laws import is_scalable
 from unitify.operations.rule_table import Rule, RuleTable, load_rules
 from unitify.operations.schema import operation_name
 from unitify.plan.scale_plan import Scale, ScalePlan, plan
@@ -52,28 +55,39 @@ def explain_value(
 ) -> str:
     """How the scale of the value ``name`` of ``model`` was derived, down to the source line.
 
+    ``name``: as in the plan, ``part/value`` in an island; or a parameter's.
     ``chosen``: a plan that was made before; the analysis' own where None.
     Raises ``UnitifyError`` (U203) for a name that the graph does not hold.
     """
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
-    captured = capture(model, args, kwargs)
+    parts = record(model, args, kwargs).parts
+    part, node = _find(parts, name)
+    captured = parts[part]
     analysis = analyse(captured, table)
-    node = _find(captured, analysis, name)
-    chosen = chosen or plan(captured, analysis.estimates, table)
-    return "\n".join(_derivation(node, analysis, chosen, table))
+    if chosen is None:
+        own = plan(captured, analysis.estimates, table)
+    else:
+        own = plan_of(chosen, part, captured)
+    return "\n".join(_derivation(node, analysis, own, table))
 
 
-def _find(captured: Capture, analysis: Analysis, name: str) -> fx.Node:
-    """The node of a value, by its own name or by the name of the parameter that it holds."""
-    nodes = {n.name: n for n in captured.graph.nodes if n.name in analysis.forward}
-    by_parameter = {str(n.target): n for n in nodes.values() if n.op == "get_attr"}
-    first = captured.aliases.get(name, name)
-    found: fx.Node | None = nodes.get(name) or by_parameter.get(first)
-    if found is None:
-        close = difflib.get_close_matches(name, [*nodes, *by_parameter], n=4, cutoff=0.3)
+def _find(parts: Mapping[str, Capture], name: str) -> tuple[str, fx.Node]:
+    """The part and node of a value, by its own name or by that of the parameter that it holds."""
+    known: dict[str, tuple[str, fx.Node]] = {}
+    for part, captured in parts.items():
+        inside = f"{path_of(part)}." if path_of(part) else ""
+        nodes = [node for node in captured.graph.nodes if is_scalable(node)]
+        for node in nodes:
+            known.setdefault(value_name(part, node.name), (part, node))
+        attributes = {str(node.target): node for node in nodes if node.op == "get_attr"}
+        for alias, first in captured.aliases.items():
+            if first in attributes:
+                known.setdefault(inside + alias, (part, attributes[first]))
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=4, cutoff=0.3)
         raise UnitifyError(UnknownValue(name=name, close=", ".join(close) or "none"))
-    return found
+    return known[name]
 
 
 def _derivation(

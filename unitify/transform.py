@@ -11,14 +11,14 @@ from torch import fx, nn
 
 from unitify.analysis.analyse import analyse
 from unitify.capture.execution import LossFunction
-from unitify.capture.inputs import as_inputs, given_or_inferred
-from unitify.capture.islands import path_of, record
+from unitify.capture.inputs import Inputs, as_inputs, given_or_inferred
+from unitify.capture.islands import Recording, path_of, record
 from unitify.capture.skeleton import skeleton_like
 from unitify.capture.whole import Capture
 from unitify.cast.casting import Evidence, cast_module
 from unitify.diagnostics import NotExact, UnitifyError, UnknownOption, warn_of_losses
 from unitify.estimates import Estimates
-from unitify.measure import measure
+from unitify.measure.recorded import measure_recorded
 from unitify.module.assembly import Part, agreed, assemble, value_name
 from unitify.module.unit_scaled import UnitScaledModule, adopt_parameters
 from unitify.operations.rule_table import RuleTable, load_rules
@@ -74,7 +74,9 @@ def transform(
     - ``inplace``: the module takes over the model's own ``Parameter`` objects, which then hold
       stored weights; the model itself is used up.
     - ``rules``: rule files or mappings beside the shipped ones.
-    - ``on_stage(name, made)`` is called after each stage, with what the stage made.
+    - ``on_stage(name, made)`` is called after each stage, with what the stage made: "capture" and
+      "reparametrise" with a ``Recording``, "analysis" or "measured" with estimates by part, "plan"
+      with a part's ``ScalePlan``, the others with the module or its ``Verification``.
 
     Warns (``UnitifyWarning``) of what is not kept: submodules left alone, one mode, checkpointing,
     a pattern of the recipe that matches nothing.
@@ -87,19 +89,20 @@ def transform(
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
     recorded = record(model, args, kwargs, dynamic_shapes)
-    done("capture", recorded.whole or recorded)
+    done("capture", recorded)
     recorded = reparametrise(recorded, asked, table)
-    done("reparametrise", recorded.whole or recorded)
+    done("reparametrise", recorded)
     batches = None if batches is None else list(batches)
-    parts: dict[str, Part] = {}
     found: dict[str, Estimates] = {}
+    if casts is None or casts.scaling == "unit":
+        found = _estimates(recorded, scales, (args, kwargs), batches, loss_fn, table)
+        done(scales, found)
+    parts: dict[str, Part] = {}
     for name, captured in recorded.parts.items():
-        if casts is not None and casts.scaling != "unit":
-            planned = uniform_plan(captured, casts.loss_scale)
-        else:
-            found[name] = _estimates(name, captured, scales, batches, loss_fn, table)
-            done(scales, found[name])
+        if name in found:
             planned = plan(captured, found[name], table)
+        else:
+            planned = uniform_plan(captured, casts.loss_scale if casts is not None else 1.0)
         chosen = agreed(planned, name, captured, parts)
         done("plan", chosen)
         parts[name] = captured, rewrite(captured, chosen, table), chosen
@@ -139,24 +142,27 @@ def _flat(name: str, captured: Capture, batches: list[Any]) -> list[list[Any]]:
 
 
 def _estimates(
-    name: str,
-    captured: Capture,
+    recorded: Recording,
     scales: str,
+    example: Inputs,
     batches: list[Any] | None,
     loss_fn: LossFunction | None,
     rules: RuleTable,
-) -> Estimates:
+) -> dict[str, Estimates]:
+    """By part. ``example``: the call to measure where there are no batches."""
     if scales not in SCALES:
         choices = ", ".join(SCALES)
         raise UnitifyError(UnknownOption(option="scales", value=scales, choices=choices))
-    if path_of(name):
-        # An island has the inputs that it received, and a unit gradient at its outputs.
-        batches, loss_fn = None, None
-    flat = None if batches is None else (captured.flat_inputs(*as_inputs(b)) for b in batches)
-    if scales == "analysis":
+    if scales == "measured":
+        calls = [example] if batches is None else [as_inputs(batch) for batch in batches]
+        return measure_recorded(recorded, calls, loss_fn)
+    found: dict[str, Estimates] = {}
+    for name, captured in recorded.parts.items():
         weight_rms = None if captured.reparametrisation is None else 1.0
-        return analyse(captured, rules, loss_fn, weight_rms).estimates
-    return measure(captured, flat, loss_fn)
+        # What an island gives is not what a loss takes: a unit gradient reaches it.
+        loss = None if path_of(name) else loss_fn
+        found[name] = analyse(captured, rules, loss, weight_rms).estimates
+    return found
 
 
 def build(captured: Capture, graph: fx.Graph, chosen: ScalePlan) -> UnitScaledModule:
@@ -187,10 +193,11 @@ def estimate(
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     recorded, table = record(model, args, kwargs), load_rules(rules)
     batches = None if batches is None else list(batches)
+    found = _estimates(recorded, scales, (args, kwargs), batches, loss_fn, table)
     return {
         value_name(part, value): rms
-        for part, captured in recorded.parts.items()
-        for value, rms in _estimates(part, captured, scales, batches, loss_fn, table).items()
+        for part, estimates in found.items()
+        for value, rms in estimates.items()
     }
 
 

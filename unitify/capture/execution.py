@@ -7,7 +7,7 @@ buffer.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -86,6 +86,14 @@ def backward_starts(output: Any, loss_fn: LossFunction | None) -> tuple[list[Ten
     scalars = [t for t in tensors if t.dim() == 0]
     starts = scalars[:1] or tensors
     return starts, [torch.ones_like(t) for t in starts]
+
+
+def differentiate(output: Any, targets: Iterable[Any], loss_fn: LossFunction | None) -> None:
+    """A backward pass from where gradients start to those of ``targets`` that ask for one."""
+    starts, gradients = backward_starts(output, loss_fn)
+    wanted = [x for x in targets if isinstance(x, Tensor) and x.requires_grad]
+    if starts and wanted:
+        torch.autograd.grad(starts, wanted, gradients, allow_unused=True)
 
 
 def loss_of(loss_fn: LossFunction, output: Any) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor, fx
 from unitify.capture.execution import LossFunction
 from unitify.capture.whole import Capture
 from unitify.formats.signal_to_noise import Histogram
-from unitify.measure import Tally, measure_into
+from unitify.measure.captured import measure_into
+from unitify.measure.tally import Tally
 from unitify.noise.moments import Place
 from unitify.operations.centring import centring
 from unitify.operations.products import product_operands

@@ -27,7 +27,7 @@ from unitify.check.plan_faults import Comparison
 from unitify.check.settings import Settings
 from unitify.check.subject import Piece, Subject
 from unitify.drift.measuring import measure_running
-from unitify.measure import measure_into
+from unitify.measure.captured import measure_into
 from unitify.operations.laws import is_scalable
 from unitify.operations.rule_table import RuleTable
 

@@ -18,7 +18,7 @@ from unitify.estimates import Estimates
 from unitify.formats.band import share_flushed, share_saturated
 from unitify.formats.signal_to_noise import snr
 from unitify.formats.table import Format, quantise
-from unitify.measure import Tally
+from unitify.measure.tally import Tally
 
 
 @dataclass(frozen=True)

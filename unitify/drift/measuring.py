@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from unitify.capture.execution import (
     GraphRunner,
     LossFunction,
-    backward_starts,
+    differentiate,
     leaf_parameters,
     on_leaves,
     unchanged,
@@ -28,7 +28,7 @@ from unitify.capture.inputs import as_inputs
 from unitify.capture.skeleton import skeleton_like
 from unitify.capture.whole import Capture
 from unitify.diagnostics import BatchesNeeded, UnitifyError
-from unitify.measure import Tally
+from unitify.measure.tally import Tally
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.plan.scale_plan import Scale
 
@@ -78,11 +78,7 @@ def _run_once(
     inputs: list[Any],
 ) -> None:
     args, kwargs = pytree.tree_unflatten(inputs, spec)
-    starts, gradients = backward_starts(module(*args, **kwargs), loss_fn)
-    wanted = [*parameters, *inputs]
-    targets = [x for x in wanted if isinstance(x, Tensor) and x.requires_grad]
-    if starts and targets:
-        torch.autograd.grad(starts, targets, gradients, allow_unused=True)
+    differentiate(module(*args, **kwargs), [*parameters, *inputs], loss_fn)
 
 
 def _runner(captured: Capture, parameters: dict[str, Tensor], tally: Tally) -> Callable[..., Any]:

@@ -24,7 +24,7 @@ from unitify.cast.casting import Casts, with_casts
 from unitify.diagnostics import NothingTransformed, UnitifyError, UnknownOption
 from unitify.drift.measuring import measure_running, true_capture
 from unitify.estimates import Estimates
-from unitify.measure import Tally
+from unitify.measure.tally import Tally
 from unitify.module.assembly import AssembledModule, Part, agreed, joined
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.rule_table import RuleTable, load_rules

@@ -66,6 +66,11 @@ class AssembledModule(UnitScaledModule):
         return parts
 
     @property
+    def original_class(self) -> type[nn.Module]:
+        """The class of the model that this module stands for."""
+        return type(self.host)
+
+    @property
     def casts(self) -> tuple[Choice, ...]:
         """What the recipe does with every value of every part, as ``part/value``."""
         return tuple(

@@ -155,6 +155,11 @@ class UnitScaledModule(fx.GraphModule):
         return {"": self}
 
     @property
+    def original_class(self) -> type[nn.Module]:
+        """The class of the model that this module stands for."""
+        return type(self.capture.model)
+
+    @property
     def scheme(self) -> Mapping[str, Reparametrisation]:
         """The constants that a scheme put into the graphs, by part; empty for "preserve"."""
         found = {name: part.capture.reparametrisation for name, part in self.parts.items()}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unitify.capture.whole import Capture
-from unitify.measure import Tally
+from unitify.measure.tally import Tally
 from unitify.operations.laws import is_scalable
 
 #: Bins an octave: |x| in [2^e · (1 + i/8), 2^e · (1 + (i+1)/8)).

@@ -17,6 +17,7 @@ from torch import fx
 from unitify.capture.whole import Capture
 from unitify.diagnostics import Diagnostic, NoRule
 from unitify.estimates import Estimates
+from unitify.module.assembly import value_name
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.laws import holds_tensors, is_scalable
 from unitify.operations.rule_table import RuleTable
@@ -112,27 +113,36 @@ class Report:
 
 def make_report(
     module: UnitScaledModule,
-    measured: Estimates,
+    measured: Mapping[str, Estimates],
     rules: RuleTable,
     *,
     scales: str = "analysis",
     seconds: Mapping[str, float] | None = None,
 ) -> Report:
-    """Sum up a conversion. ``measured``: RMS at true scale, as ``measure`` finds it on inputs."""
-    capture, verification = module.capture, module.verification
+    """Sum up a conversion. ``measured``: RMS at true scale, as ``measure_recorded`` finds it.
+
+    An operation is counted for every graph that holds it.
+    """
+    verification = module.verification
+    parts = module.parts.values()
+    estimates = {
+        value_name(part, value): rms
+        for part, found in measured.items()
+        for value, rms in found.items()
+    }
     return Report(
-        model=type(capture.model).__name__,
+        model=module.original_class.__name__,
         parameters=sum(p.numel() for p in module.parameters()),
         values=len(module.plan.values),
-        operations=sum(node.op == "call_function" for node in capture.graph.nodes),
-        rescales=_rescales(module.graph),
-        forward=unit_share(measured, module.plan, "forward"),
-        backward=unit_share(measured, module.plan, "backward"),
+        operations=sum(n.op == "call_function" for part in parts for n in part.capture.graph.nodes),
+        rescales=sum(_rescales(part.graph) for part in parts),
+        forward=unit_share(estimates, module.plan, "forward"),
+        backward=unit_share(estimates, module.plan, "backward"),
         exact=None if verification is None else verification.exact,
         compared=0 if verification is None else verification.compared,
         differences=() if verification is None else verification.differences,
         model_differences=() if verification is None else verification.model_differences,
-        restored=without_rule(capture, rules),
+        restored=tuple(note for part in parts for note in without_rule(part.capture, rules)),
         left_out=module.diagnostics,
         scales=scales,
         recipe=module.recipe.name if module.recipe is not None else None,

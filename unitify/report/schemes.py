@@ -19,7 +19,7 @@ from unitify.capture.execution import LossFunction
 from unitify.capture.inputs import given_or_inferred
 from unitify.capture.islands import Recording, record
 from unitify.estimates import Estimates
-from unitify.measure import measure
+from unitify.measure.captured import measure
 from unitify.operations.rule_table import RuleTable, load_rules
 from unitify.plan.scale_plan import ScalePlan, plan
 from unitify.plan.uniform import uniform_plan

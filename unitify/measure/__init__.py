@@ -1,0 +1,1 @@
+"""Second stage, by running: true RMS of values and gradients over batches."""

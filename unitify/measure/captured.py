@@ -1,0 +1,66 @@
+"""Estimates by measurement: the captured graph, run on batches, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from unitify.capture.execution import (
+    LossFunction,
+    differentiate,
+    leaf_parameters,
+    on_leaves,
+    run_captured,
+    unchanged,
+)
+from unitify.capture.whole import Capture
+from unitify.diagnostics import BatchesNeeded, UnitifyError
+from unitify.estimates import Estimates
+from unitify.measure.tally import Tally
+
+
+def measure(
+    capture: Capture,
+    batches: Iterable[list[Any]] | None = None,
+    loss_fn: LossFunction | None = None,
+    seed: int = 0,
+) -> Estimates:
+    """RMS of every floating value and of the gradient that reaches it, over ``batches``.
+
+    ``batches``: lists of flat inputs; the capture's own example where None.
+    Raises ``UnitifyError`` (U003) for an empty list.
+    """
+    tally = Tally()
+    measure_into(tally, capture, batches, loss_fn, seed)
+    return tally.estimates(capture)
+
+
+def measure_into(
+    tally: Tally,
+    capture: Capture,
+    batches: Iterable[list[Any]] | None = None,
+    loss_fn: LossFunction | None = None,
+    seed: int = 0,
+) -> None:
+    """Show ``tally`` every floating value and gradient over ``batches``, as ``measure`` does."""
+    given = [list(capture.example)] if batches is None else batches
+    count = 0
+    with unchanged(capture.model, seed):
+        for inputs in given:
+            _measure_one(capture, inputs, loss_fn, tally)
+            count += 1
+    if not count:
+        raise UnitifyError(BatchesNeeded())
+
+
+def _measure_one(
+    capture: Capture, inputs: list[Any], loss_fn: LossFunction | None, tally: Tally
+) -> None:
+    parameters = leaf_parameters(capture)
+
+    def run(leaves: list[Any]) -> None:
+        # Where an input refuses a gradient there are several runs, of the same values.
+        output = run_captured(capture, leaves, parameters, tally.observe)
+        differentiate(output, [*parameters.values(), *leaves], loss_fn)
+
+    on_leaves(run, inputs)
