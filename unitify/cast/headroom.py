@@ -67,7 +67,7 @@ def with_headroom(
         exponents[place[0]].append(_best(operand.format.name, operand.scale, rms, held))
     for name, choice in cast.items():
         rms = estimates.get(name, Rms()).backward or 0.0
-        scale, held = plan.values[name].bwd, distributions.get((name, "", 0))
+        scale, held = plan.unit(name).bwd, distributions.get((name, "", 0))
         exponents[name].append(_best(choice.backward, scale, rms, held) if choice.backward else 0)
     return tuple(
         replace(c, exponents=tuple(exponents[c.value])) if c.value in exponents else c

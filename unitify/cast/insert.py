@@ -82,7 +82,7 @@ def _maker(node: fx.Node) -> fx.Node:
 class _Units:
     """In which units an operation of the plan takes its operands, and the gradients of its results.
 
-    A cast rounds what is stored, whatever factor stands between it and the operation.
+    A cast rounds what is near unit RMS, whatever factor stands between that and the operation.
     """
 
     def __init__(self, maker: fx.Node, plan: ScalePlan, rules: RuleTable) -> None:
@@ -90,6 +90,7 @@ class _Units:
             return plan.values.get(name, Scale()).exponents
 
         self._exponents = exponents
+        self._plan = plan
         rule = rules.get(operation_name(maker))
         own = exponents(maker.name)
         found = factors(rule, maker, lambda n: exponents(n.name)[0], own[0])
@@ -102,9 +103,14 @@ class _Units:
         """log2 of the scale at which a value arrives as an argument: true = scale × arriving."""
         return self._exponents(value)[0] - self.operands.get((argument, 0), 0)
 
+    def unit(self, value: str, argument: str, index: int) -> int:
+        """log2 of the RMS, about, with which a value arrives as an operand."""
+        moved = self._plan.unit(value).exponents[0] - self._exponents(value)[0]
+        return moved + self.operands.get((argument, index), 0)
+
     def gradient(self, name: str) -> int:
-        """log2 of the stored gradient's scale in the units in which the operation receives it."""
-        return self._exponents(name)[1] - self.result[1]
+        """log2 of the RMS, about, of a gradient in the units in which the operation receives it."""
+        return self._plan.unit(name).exponents[1] - self.result[1]
 
     def is_stored(self, name: str) -> bool:
         """Does a result leave, and is it differentiated, at the scale at which it is stored?"""
@@ -153,8 +159,9 @@ class _Caster:
         with self.graph.inserting_before(made):
             apart = self._apart(original, made, choice, rule, units) if choice.mean else {}
             casts: dict[tuple[str, int], fx.Node] = {}
-            for (name, index, operand), own in zip(operands, headroom, strict=False):
-                exponent = own + units.operands.get((name, index), 0)
+            values = [value.name for _, _, value in product_operands(rule, original)]
+            for (name, index, operand), value, own in zip(operands, values, headroom, strict=False):
+                exponent = own + units.unit(value, name, index)
                 rounded = apart.get(name, operand)
                 casts[name, index] = self._operand(rounded, choice.forward, exponent)
         for name in dict.fromkeys(name for name, _ in casts):

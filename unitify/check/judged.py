@@ -123,7 +123,7 @@ def _cast(piece: Piece, recipe: Recipe, rules: RuleTable) -> Iterator[Judged]:
             yield Judged(node, "forward", exponent, operand.format, True, f"cast for {product}")
     for name, choice in cast.items():
         if choice.backward:
-            exponent = piece.plan.values[name].exponents[1]
+            exponent = piece.plan.unit(name).exponents[1]
             exponent += choice.exponents[-1] if choice.exponents else offset
             format = FORMATS[choice.backward]
             because = f"cast for the backward pass of {name}"

@@ -153,6 +153,11 @@ def joined(plans: Mapping[str, ScalePlan], model: nn.Module) -> ScalePlan:
         },
         parameters={name: scales.get(stands, Scale()) for name, stands in first.items()},
         versions=next(iter(plans.values())).versions,
+        units={
+            value_name(name, value): scale
+            for name, plan in plans.items()
+            for value, scale in plan.units.items()
+        },
     )
 
 
@@ -167,23 +172,30 @@ def agreed(chosen: ScalePlan, name: str, captured: Capture, parts: Mapping[str, 
         for node in captured.graph.nodes
         if node.op == "get_attr" and node.name in chosen.values and node.target in captured.aliases
     }
-    return replace(chosen, values={**chosen.values, **held}, parameters=parameters)
+    units = {name: scale for name, scale in chosen.units.items() if name not in held}
+    values = {**chosen.values, **held}
+    return replace(chosen, values=values, parameters=parameters, units=units)
 
 
 def plan_of(plan: ScalePlan, part: str, captured: Capture) -> ScalePlan:
     """What of a joined plan is the plan of one part."""
     path = path_of(part)
-    return ScalePlan(
-        values={
+
+    def own(scales: Mapping[str, Scale]) -> dict[str, Scale]:
+        return {
             value.removeprefix(value_name(part, "")): scale
-            for value, scale in plan.values.items()
+            for value, scale in scales.items()
             if value.rpartition("/")[0] == part
-        },
+        }
+
+    return ScalePlan(
+        values=own(plan.values),
         parameters={
             name: plan.parameters.get(f"{path}.{name}" if path else name, Scale())
             for name in captured.aliases
         },
         versions=plan.versions,
+        units=own(plan.units),
     )
 
 

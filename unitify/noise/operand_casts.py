@@ -1,7 +1,7 @@
 """Which operand is cast at which true scale, for the products that a recipe casts.
 
 The bridge from a plan to the analysis of noise: takes formats by operation, gives ``OperandCast``
-by place. A product's operand is cast at the scale at which it is stored.
+by place. A product's operand is cast where it is near unit RMS, be it stored there or not.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def operand_casts(
         how = centring(rule, node) if mean else None
         for name, index, operand in product_operands(rule, node):
             place = node.name, name, index
-            exponent = plan.values[operand.name].exponents[0] + (exponents or {}).get(place, 0)
+            exponent = plan.unit(operand.name).exponents[0] + (exponents or {}).get(place, 0)
             cast = OperandCast(FORMATS[formats[node.name]], math.ldexp(1.0, exponent))
             if how is not None and name == how.operand:
                 cast = replace(cast, mean=mean, centring=how)

@@ -61,12 +61,18 @@ class ScalePlan:
 
     ``values`` holds every floating value of the graph (a tuple-valued operation is there under its
     own name: the scale at which its results leave it); ``parameters`` every parameter, tied
-    names included.
+    names included. ``units``: of values that have to stay true, the scales at which they would be
+    near unit RMS, where those are others: a cast rounds them there, wherever they are stored.
     """
 
     values: Mapping[str, Scale]
     parameters: Mapping[str, Scale]
     versions: Mapping[str, str] = field(default_factory=dict)
+    units: Mapping[str, Scale] = field(default_factory=dict)
+
+    def unit(self, name: str) -> Scale:
+        """The scale at which a value, and its gradient, is near unit RMS."""
+        return self.units.get(name) or self.values.get(name) or Scale()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: exponents (log2) in place of scales."""
@@ -74,6 +80,7 @@ class ScalePlan:
             "versions": dict(self.versions),
             "values": {n: list(s.exponents) for n, s in self.values.items()},
             "parameters": {n: list(s.exponents) for n, s in self.parameters.items()},
+            "units": {n: list(s.exponents) for n, s in self.units.items()},
         }
 
     @staticmethod
@@ -87,6 +94,7 @@ class ScalePlan:
                 values={n: Scale.of_exponents(*e) for n, e in data["values"].items()},
                 parameters={n: Scale.of_exponents(*e) for n, e in data["parameters"].items()},
                 versions=dict(data.get("versions", {})),
+                units={n: Scale.of_exponents(*e) for n, e in data.get("units", {}).items()},
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             problem = f"not a plan ({type(error).__name__}: {error})"
@@ -276,7 +284,22 @@ class _Planner:
         parameters = {
             name: by_target.get(first, Scale()) for name, first in self.capture.aliases.items()
         }
-        return ScalePlan(values, parameters, versions())
+        units = {n.name: self._unit(n) for n in self.capture.graph.nodes if n.name in values}
+        units = {name: unit for name, unit in units.items() if unit != values[name]}
+        return ScalePlan(values, parameters, versions(), units)
+
+    def _unit(self, node: fx.Node) -> Scale:
+        """Where a value that has to stay true would be, if it had not to."""
+        fwd, bwd = self.forward[node], self.backward[node]
+        if not is_scalable(node) or node in self.extreme:
+            return Scale.of_exponents(fwd, bwd)
+        is_held = is_fixed(self.capture, node)
+        if is_held or parameter_of(self.capture, node) is not None:
+            # A weight may be held, too: one that would round.
+            fwd = self._nearest(node, "forward", [fwd])
+        if is_held and node.op == "call_function":
+            bwd = self._nearest(node, "backward", [bwd])
+        return Scale.of_exponents(fwd, bwd)
 
 
 def _nearest(log_rms: float | None, arrivals: list[int]) -> int:
@@ -322,11 +345,15 @@ def check_plan(capture: Capture, plan: ScalePlan) -> None:
         example = sorted(missing or strange)[0]
         problem = f"{len(missing)} values are missing, {len(strange)} unknown, such as {example}"
         raise UnitifyError(PlanMismatch(problem=problem))
-    for name, scale in plan.values.items():
+    if plan.units.keys() - values.keys():
+        problem = f"a unit of the unknown value {sorted(plan.units.keys() - values.keys())[0]}"
+        raise UnitifyError(PlanMismatch(problem=problem))
+    for name, scale in [*plan.values.items(), *plan.units.items()]:
         for factor in (scale.fwd, scale.bwd):
             if not (factor > 0 and math.isfinite(factor) and math.frexp(factor)[0] == 0.5):
                 problem = "it is not a power of two"
                 raise UnitifyError(ScaleNotAllowed(value=name, scale=str(scale), problem=problem))
+    for name, scale in plan.values.items():
         if is_fixed(capture, values[name]) and scale != Scale():
             problem = "the value must stay at true scale"
             raise UnitifyError(ScaleNotAllowed(value=name, scale=str(scale), problem=problem))
