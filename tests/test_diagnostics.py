@@ -344,6 +344,11 @@ def _(path: Path) -> None:
     unitify.transform(factories.mlp()).report(drift=path / "none.jsonl")
 
 
+@triggers("U610")
+def _(path: Path) -> None:
+    torch.save(unitify.transform(factories.mlp()), path / "module.pt")
+
+
 @triggers("U701")
 def _(path: Path) -> None:
     def branches(module: nn.Module, x: Tensor) -> Tensor:

@@ -242,13 +242,42 @@ def an_argument_named_self() -> Built:
     return Odd(), (torch.randn(3, 4),)
 
 
+def of_no_length() -> Built:
+    """False where a truth is asked for: a module may have a length, and that be zero."""
+
+    class Empty(nn.Linear):
+        def __len__(self) -> int:
+            return 0
+
+    return Empty(4, 4), (torch.randn(3, 4),)
+
+
+def compiled_before() -> Built:
+    """What ``torch.compile`` returned stands for the model in it."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4))
+    return torch.compile(model, backend="eager"), (torch.randn(3, 4),)
+
+
+def differential_equation() -> Built:
+    """Its loss holds the derivative of its network: the backward pass runs through two."""
+
+    def forward(m: Forward, x: Tensor) -> Tensor:
+        x = x.requires_grad_()
+        y = m.network(x)
+        (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        return (slope + y).square().mean()
+
+    network = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1))
+    return Forward(forward, network=network), (torch.randn(5, 1),)
+
+
 WHOLE: dict[str, Callable[[], Built]] = {
     f.__name__: f
     for f in (
         recurrent_residual, recurrent_shared, writes_its_input, sparse_gradient,
         target_without_derivative, lazy, empty_batch, autocast_inside, conditional,
         names_of_our_own, two_names_of_a_module, not_a_number, nearly_dead_weights,
-        mask_by_a_product,
+        mask_by_a_product, of_no_length, compiled_before,
     )
 }  # fmt: skip
 ISLANDS: dict[str, Callable[[], Built]] = {
@@ -256,5 +285,6 @@ ISLANDS: dict[str, Callable[[], Built]] = {
     for f in (
         island_writes_its_input, momentum_encoder, connectionist, packed_sequence,
         hook_on_a_gradient, adaptive_softmax, an_argument_named_self,
+        differential_equation,
     )
 }  # fmt: skip

@@ -221,10 +221,19 @@ def _observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         given, named = pytree.tree_map(copied, (args, kwargs))
         return model(*given, **named)
 
-    try:
-        # Without gradients, so that nothing a module keeps of the run holds on to a graph.
-        with unchanged(model, wholly=True), torch.no_grad(), use:
+    def observe(gradients: bool) -> None:
+        use.running.clear()
+        attributes.clear()
+        with unchanged(model, wholly=True), torch.set_grad_enabled(gradients), use:
             run()
+
+    try:
+        try:
+            # Without gradients, so that nothing a module keeps of the run holds on to a graph.
+            observe(gradients=False)
+        except RuntimeError:
+            # A call may differentiate inside.
+            observe(gradients=True)
         # A backward pass in Python may use parameters, too. Some models refuse to run it.
         with (
             contextlib.suppress(Exception),

@@ -142,3 +142,17 @@ class ReadingsUnreadable(Diagnostic):
     fix: ClassVar[str] = "Pass the file that unitify.monitor(module, path=...) wrote"
     path: str
     problem: str
+
+
+@dataclass(frozen=True)
+class NotPickled(Diagnostic):
+    """A transformed module is not pickled: its graph is code, and a pickle of it would be, too.
+
+    Example: ``torch.save(module, "module.pt")``, or a module handed to another process.
+    Fix: save ``(module.state_dict(), module.plan)``, which are plain data, and rebuild the module
+    from the model with ``unitify.rebuild``; or write a folder with ``unitify convert``.
+    """
+
+    code: ClassVar[str] = "U610"
+    why: ClassVar[str] = "a transformed module is not pickled"
+    fix: ClassVar[str] = "Save (module.state_dict(), module.plan) and use unitify.rebuild"

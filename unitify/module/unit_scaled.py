@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from unitify.capture.skeleton import skeleton_like
 from unitify.capture.whole import Capture
-from unitify.diagnostics import Diagnostic, KeysDiffer, OneModeOnly, UnitifyError
+from unitify.diagnostics import Diagnostic, KeysDiffer, NotPickled, OneModeOnly, UnitifyError
 from unitify.module.folding import fold
 from unitify.module.interpreted import OwnCall
 from unitify.module.tree import bare, share_tables
@@ -287,7 +287,7 @@ class UnitScaledModule(fx.GraphModule):
         return made
 
     def __reduce__(self) -> Any:
-        raise TypeError("pickle (module.state_dict(), module.plan) and use unitify.rebuild")
+        raise UnitifyError(NotPickled(where=self.original_class.__name__))
 
 
 #: Attributes that a module of this class has and a plain one has not.

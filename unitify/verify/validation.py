@@ -67,7 +67,9 @@ def validate_parameters(
     without data (on the meta device) are not compared; elements below the normal range of the
     format may round.
     """
-    originals = dict((model or module.capture.model).named_parameters(remove_duplicate=False))
+    # Not by truth: a model may have a length.
+    model = module.capture.model if model is None else model
+    originals = dict(model.named_parameters(remove_duplicate=False))
     found: list[Diagnostic] = []
     for name, stored in module.named_parameters():
         original = originals[name]
