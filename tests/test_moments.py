@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unitify.analysis.moments import add, compress, fit, gaussian, participation, quadrature
+from unitify.analysis.moments import add, compress, fit, gaussian, quadrature
+from unitify.analysis.softmax import jacobian, participation
 
 #: 1/RMS of f(x) and of f'(x) for x ~ N(0, 1): closed forms where there are any, else published
 #: constants (Blake et al. 2023, appendix) to their four digits.
@@ -65,6 +66,18 @@ def test_participation_is_that_of_sampled_softmaxes(count: int, std: float) -> N
     error = float(sampled.std()) / math.sqrt(len(sampled))
     predicted = float(participation(torch.tensor(std**2), torch.tensor(float(count))))
     assert abs(predicted - float(sampled.mean())) < 4 * error + 1e-4 * predicted
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 64])
+@pytest.mark.parametrize("std", [0.1, 1.0, 3.0])
+def test_jacobian_is_that_of_sampled_softmaxes(count: int, std: float) -> None:
+    generator = torch.Generator().manual_seed(count)
+    logits = torch.randn(20_000, count, generator=generator, dtype=torch.float64) * std
+    p = logits.softmax(-1)
+    sampled = (torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)).square().sum((-1, -2))
+    error = float(sampled.std()) / math.sqrt(len(sampled))
+    predicted = float(jacobian(torch.tensor(std**2), torch.tensor(float(count))))
+    assert abs(predicted - float(sampled.mean())) < 4 * error + 1e-4 * predicted + 1e-6
 
 
 def test_participation_of_many_rows_is_that_of_each() -> None:

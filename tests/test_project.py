@@ -32,7 +32,7 @@ ORDER = {
     "capture": """skeleton source signature functional inline modes autograd_functions recurrent
         composite exporting example whole inputs execution islands""",
     "recipe": "recipe reader choices",
-    "analysis": "moments counts formulas linear sampled stated forward backward analyse",
+    "analysis": "moments softmax counts formulas linear sampled stated forward backward analyse",
     "measure": "tally captured recorded",
     "scheme": "options meetings structure roles stacks sweep multipliers reparametrise rates",
     "plan": "scale_plan uniform scale_classes",

@@ -51,7 +51,9 @@ class BackwardMoments:
             starts = self._loss_starts(output)
         else:
             scalars = [n for n in results if not shape_of(n.meta["val"])]
-            starts = {n: number(1.0, n.meta["val"].dim()) for n in scalars[:1] or results}
+            starts = {n: number(1.0) for n in scalars[:1]} or {
+                n: gaussian(0.0, 1.0, n.meta["val"].dim()) for n in results
+            }
         for node, moment in starts.items():
             self._give(node, moment, Step("given", {}, moment.rms))
 

@@ -20,11 +20,15 @@ from unitify.operations.extremes import LIMIT
 from unitify.operations.operation import Operation
 from unitify.operations.schema import named_arguments
 
+#: Queries are told apart into this many groups of neighbours.
+_GROUPS = 16
 
-def attended_keys(operation: Operation, operands: Mapping[str, Any]) -> float:
-    """Harmonic mean, over queries, of how many keys an attention mask leaves to attend to.
 
-    The harmonic mean, because uniform attention over k keys divides the variance by k.
+def attended_keys(operation: Operation, operands: Mapping[str, Any]) -> Tensor:
+    """How many keys an attention mask leaves to attend to, by query: [queries, 1], or [1, 1].
+
+    Over batches and heads, and over neighbours among many queries, it is the harmonic mean, because
+    uniform attention over k keys divides the variance by k.
     """
     queries, keys = operation.shape("query")[-2], operation.shape("key")[-2]
     mask = operation.number("attn_mask")
@@ -36,8 +40,12 @@ def attended_keys(operation: Operation, operands: Mapping[str, Any]) -> float:
     elif operation.number("is_causal"):
         allowed = torch.ones(queries, keys).tril().sum(-1)
     else:
-        return float(keys)
-    return float(1.0 / (1.0 / allowed.double().clamp_min(1.0)).mean())
+        allowed = torch.full((1,), keys)
+    counts = allowed.double().clamp_min(1.0)
+    by_query = 1.0 / (1.0 / counts.reshape(-1, counts.shape[-1])).mean(0)
+    size = math.ceil(len(by_query) / _GROUPS)
+    groups = [(1.0 / (1.0 / g).mean()).expand(len(g)) for g in by_query.split(size)]
+    return torch.cat(groups).unsqueeze(-1)
 
 
 def overlaps(operation: Operation, _operands: Mapping[str, Any]) -> float:
@@ -131,7 +139,7 @@ def targets(operation: Operation, _operands: Mapping[str, Any]) -> float:
 
 
 #: Name in a rule file → how it is counted.
-COUNTS: dict[str, Callable[[Operation, Mapping[str, Any]], float]] = {
+COUNTS: dict[str, Callable[[Operation, Mapping[str, Any]], float | Tensor]] = {
     "attended_keys": attended_keys,
     "overlaps": overlaps,
     "places": places,

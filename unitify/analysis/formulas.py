@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from unitify.analysis.counts import COUNTS
 from unitify.analysis.moments import Moment, evaluate_moments, fit
+from unitify.analysis.softmax import jacobian, participation
 from unitify.operations.dimensions import evaluate, symbol_values
 from unitify.operations.operation import Operation
 from unitify.operations.rule_table import Moments, Rule
@@ -81,8 +83,14 @@ def _evaluated(
     over = over_dimensions(operation, rule)
     ndim = len(operation.result_shapes[0])
     operands = {n: _laid(m, ndim) if n in rule.channels else m for n, m in operands.items()}
-    mean = evaluate_moments(moments.mean, operands, values, over.average, over.largest)
-    square = evaluate_moments(moments.square, operands, values, over.average, over.largest)
+    functions = {
+        "average": over.average,
+        "largest": over.largest,
+        "participation": participation,
+        "jacobian": jacobian,
+    }
+    mean = evaluate_moments(moments.mean, operands, values, functions)
+    square = evaluate_moments(moments.square, operands, values, functions)
     mean, square = torch.broadcast_tensors(mean, square)
     return mean, torch.maximum(square, mean * mean)
 
@@ -94,9 +102,9 @@ def _laid(moment: Moment, ndim: int) -> Moment:
 
 def formula_values(
     operation: Operation, rule: Rule, operands: Mapping[str, Moment]
-) -> dict[str, float]:
-    """Numbers that the formulas of a row may name, for this node."""
-    values = symbol_values(operation.node)
+) -> dict[str, Any]:
+    """Numbers that the formulas of a row may name, for this node; arrays where a count is one."""
+    values: dict[str, Any] = symbol_values(operation.node)
     for name, argument in named_arguments(operation.node).items():
         if isinstance(argument, fx.Node) and name not in values:
             known = operation.number(name)
@@ -111,6 +119,9 @@ def formula_values(
     over = _over(operation, rule, len(shape))
     values["over.numel"] = float(math.prod(shape[d] for d in over))
     for name, expression in rule.dims.items():
+        if expression.is_Symbol and expression.name in COUNTS:
+            values[name] = COUNTS[expression.name](operation, operands)
+            continue
         named = {s.name for s in expression.free_symbols} & COUNTS.keys()
         counted = {n: COUNTS[n](operation, operands) for n in named}
         values[name] = evaluate(expression, {**values, **counted})

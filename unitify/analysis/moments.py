@@ -18,8 +18,6 @@ import sympy
 import torch
 from torch import Tensor
 
-#: Above this many, equal pairs of arguments of ``participation`` are looked for.
-_MANY = 64
 #: Half-width of the quadrature in standard deviations; the normal has 1e-15 of its mass outside.
 _REACH = 8.0
 
@@ -133,29 +131,29 @@ def compressed(moment: Moment) -> Moment:
 def evaluate_moments(
     expression: sympy.Expr,
     operands: Mapping[str, Moment],
-    values: Mapping[str, float],
-    average: Callable[..., Tensor],
-    largest: Callable[[Tensor], Tensor],
+    values: Mapping[str, float | Tensor],
+    functions: Mapping[str, Callable[..., Tensor]],
 ) -> Tensor:
     """A formula on arrays.
 
     ``operands``: what ``mean(x)``, ``rms(x)``, ``var(x)`` and ``square(x)`` refer to; ``values``:
-    every other name; ``average`` and ``largest``: what the functions of these names do.
+    every other name; ``functions``: what those of the row's own names do, on arrays (dimensions
+    are integers).
     """
 
     def walk(node: sympy.Expr) -> Tensor:
         if node.is_Symbol:
-            return torch.tensor(float(values[node.name]), dtype=torch.float64)
+            return torch.as_tensor(values[node.name], dtype=torch.float64)
         if node.is_Number:
             return torch.tensor(float(node), dtype=torch.float64)
         name = node.func.__name__
         if name in _OF_OPERAND:
             return _OF_OPERAND[name](operands[str(node.args[0])])
-        arguments = [walk(a) for a in node.args]
         if name == "average":
-            return average(arguments[0], *(int(a) for a in node.args[1:]))
-        if name == "largest":
-            return largest(arguments[0])
+            return functions[name](walk(node.args[0]), *(int(a) for a in node.args[1:]))
+        arguments = [walk(a) for a in node.args]
+        if name in functions:
+            return functions[name](*arguments)
         if node.is_Pow:
             return _power(arguments[0], node.args[1], arguments[1])
         result = arguments[0]
@@ -179,7 +177,6 @@ _FOLDED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Mul": torch.mul,
     "Min": torch.minimum,
     "Max": torch.maximum,
-    "participation": lambda var, count: participation(var, count),
 }
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "exp": torch.exp,
@@ -209,7 +206,7 @@ def quadrature(function: Callable[[Tensor], Tensor], x: Moment) -> tuple[Moment,
         points, weights = mean.unsqueeze(-1), torch.ones(1, dtype=torch.float64)
         value, slope = _on_points(function, points)
     else:
-        z, weights = _normal_nodes(_node_count(mean.numel()))
+        z, weights = normal_nodes(_node_count(mean.numel()))
         value, slope = _on_points(function, mean.unsqueeze(-1) + std.unsqueeze(-1) * z)
         if bool(value.isnan().any()) and bool((mean > 0).all()):
             spread = torch.log1p((std / mean) ** 2)
@@ -232,7 +229,7 @@ def _on_points(function: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Te
     return value, torch.zeros_like(value) if slope is None else slope.double()
 
 
-def _normal_nodes(count: int) -> tuple[Tensor, Tensor]:
+def normal_nodes(count: int) -> tuple[Tensor, Tensor]:
     """Midpoints on ±``_REACH`` standard deviations, and their share of the normal's mass."""
     step = 2 * _REACH / count
     z = (torch.arange(count, dtype=torch.float64) + 0.5) * step - _REACH
@@ -251,35 +248,3 @@ def _node_count(elements: int) -> int:
     The worst case is a kink amid the fewest nodes, half a standard deviation apart: within 1 %.
     """
     return int(min(1024, max(32, 2**20 // max(elements, 1))))
-
-
-def participation(var: Tensor, count: Tensor) -> Tensor:
-    """E[Σ p²] of a softmax over ``count`` independent normal logits of variance ``var``.
-
-    Between 1/count (equal logits) and 1 (one logit wins). With Z = Σ exp(x) and
-    1/Z² = ∫ t exp(−tZ) dt the expectation is the single integral
-    n ∫ t E[exp(2x − t eˣ)] E[exp(−t eˣ)]ⁿ⁻¹ dt over exact one-dimensional expectations.
-    """
-    var, count = torch.broadcast_tensors(var.double(), count.double())
-    if var.numel() > _MANY:
-        # Masks leave few different rows: each is computed once, to four digits.
-        pairs = torch.stack([var.flatten(), count.flatten()], 1)
-        digits = 10 ** (4 - pairs.abs().clamp_min(1e-300).log10().ceil())
-        rows, where = ((pairs * digits).round() / digits).unique(dim=0, return_inverse=True)
-        if len(rows) < var.numel():
-            return participation(rows[:, 0], rows[:, 1])[where].reshape(var.shape)
-    flat, n = var.reshape(-1, 1, 1), count.reshape(-1, 1, 1)
-    z, weights = _normal_nodes(192)
-    x = flat.clamp(1e-12, 1e4).sqrt() * z
-    # The integrand lives around t ≈ 1/Z: between one winning logit and n average ones.
-    width = flat.clamp(1e-12, 1e4)
-    low = -(2 * width + 8 * width.sqrt() + n.log() + 12)
-    high = 8 * width.sqrt() + 6
-    steps = torch.linspace(0, 1, 385, dtype=torch.float64).reshape(1, -1, 1)
-    log_t = low + (high - low) * steps
-    decay = -torch.exp(log_t + x)
-    alone = torch.exp(decay) @ weights
-    paired = torch.exp(2 * (log_t + x) + decay) @ weights
-    integrand = paired * alone.clamp_min(1e-300) ** (n.squeeze(-1) - 1)
-    total = integrand.sum(-1) * ((high - low) / 384).reshape(-1) * count.reshape(-1)
-    return total.clamp(max=1.0).reshape(var.shape)

@@ -77,15 +77,23 @@ def backward_starts(output: Any, loss_fn: LossFunction | None) -> tuple[list[Ten
     """Where gradients start, and the gradients there.
 
     At ``loss_fn(output)``; else at a scalar in the output (a loss), else a unit gradient at every
-    floating output that depends on a parameter or input.
+    floating output that depends on a parameter or input: normal numbers, the same each time. (The
+    sum of an output is not like a loss: behind a norm or a softmax it has no gradient at all.)
     """
     if loss_fn is not None:
         loss = loss_of(loss_fn, output)
         return ([loss], [torch.ones_like(loss)]) if loss.requires_grad else ([], [])
     tensors = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and t.requires_grad]
     scalars = [t for t in tensors if t.dim() == 0]
-    starts = scalars[:1] or tensors
-    return starts, [torch.ones_like(t) for t in starts]
+    if scalars:
+        return scalars[:1], [torch.ones_like(scalars[0])]
+    generator = torch.Generator().manual_seed(0)
+    return tensors, [_normal_like(t, generator) for t in tensors]
+
+
+def _normal_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
+    return drawn.to(device=tensor.device, dtype=tensor.dtype)
 
 
 def differentiate(output: Any, targets: Iterable[Any], loss_fn: LossFunction | None) -> None:

@@ -10,7 +10,8 @@ Names in a formula:
 - ``average(e)``: the mean of ``e`` over the dimensions that the operation normalises (the row's
   ``over``); ``average(e, -2)`` over that dimension; ``largest(e)`` the maximum in their place;
   ``over.numel``, how many elements that is
-- ``participation(var, n)``: E[Σ p²] of a softmax over n logits of variance ``var``
+- ``participation(var, n)``: E[Σ p²] of a softmax over n logits of variance ``var``;
+  ``jacobian(var, n)``: E[Σ (∂p/∂x)²] over all pairs
 - the row's ``dims``; numeric arguments of the operation by name
 - ``sqrt``, ``exp``, ``log``, ``erf``, ``minimum``, ``maximum``
 """
@@ -32,11 +33,13 @@ MOMENTS = {name: sympy.Function(name) for name in ("mean", "rms", "var", "square
 AVERAGE = sympy.Function("average")
 LARGEST = sympy.Function("largest")
 PARTICIPATION = sympy.Function("participation")
+JACOBIAN = sympy.Function("jacobian")
 _FUNCTIONS: dict[str, Any] = {
     **MOMENTS,
     "average": AVERAGE,
     "largest": LARGEST,
     "participation": PARTICIPATION,
+    "jacobian": JACOBIAN,
     "sqrt": sympy.sqrt,
     "exp": sympy.exp,
     "log": sympy.log,

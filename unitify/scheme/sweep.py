@@ -261,7 +261,7 @@ class Sweep(ForwardMoments):
             return 1.0
         operation = Operation(node, self.known)
         values = formula_values(operation, rule, self.operands(operation, rule))
-        keys, attended = values["keys"], values["n"]
+        keys, attended = values["keys"], 1 / float((1 / values["n"]).mean())
         share = attended / (keys / _harmonic(keys)) if attended < keys else 1.0
         counted = share * self.scheme.tokens
         if attended < keys:
