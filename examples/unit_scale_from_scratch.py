@@ -5,8 +5,8 @@
 
 The sweep of Blake et al. 2023 (arXiv 2303.11257, section 6.1) in small: attention, convolution and
 recurrence, norm before, after or nowhere, three residual schemes, AdamW and SGD with momentum,
-learning rates in powers of two; then the best rate in FP16 without loss scaling and in FP8. Writes
-``docs/results/unit_scale_from_scratch.md``, ``.svg`` and ``.jsonl``; a run that is in the last one
+learning rates in powers of two; then the best rate in FP16 without loss scaling and in FP8, and some
+cases four times as long. Writes ``docs/results/unit_scale_from_scratch.md``, ``.svg`` and ``.jsonl``; a run that is in the last one
 is not run again, so that the sweep can be stopped and taken up.
 """
 
@@ -18,7 +18,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import mean
@@ -35,7 +35,7 @@ from examples.char_lm.text import Text
 from examples.char_lm.training import rate
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
-STEPS, BATCH, LAST, VOCABULARY = 150, 8, 30, 128
+STEPS, LONG, BATCH, LAST, VOCABULARY = 150, 600, 8, 30, 128
 #: Label in the table → the scheme; "regular" is the model as it is, with plain sums.
 SCHEMES: dict[str, unitify.UnitScheme | None] = {
     "regular": None,
@@ -43,11 +43,16 @@ SCHEMES: dict[str, unitify.UnitScheme | None] = {
     "unit, fixed": unitify.UnitScheme(residual="fixed", tau=0.5),
     "unit, default": unitify.UnitScheme(residual="default"),
 }
+USUAL = ("regular", "unit, running-mean")
 #: log2 of the learning rates, by optimiser, of regular models and of unit ones.
 EXPONENTS = {
     "AdamW": (range(-10, -4), range(-7, -1)),
-    "SGD": (range(-5, 1), range(0, 6)),
+    "SGD": (range(-5, 3), range(-11, -3)),
 }
+#: Of the longer trainings, around the best rate of the short ones.
+LONG_EXPONENTS = range(-8, -4), range(-5, -1)
+#: (mixer, norm) of the longer trainings.
+LONGER = (("attention", "pre"), ("attention", "post"), ("recurrence", "pre"))
 #: Recipes of a module; a regular model is cast without scales.
 PRECISIONS = {
     "FP16": ("fp16-plain", "fp16"),
@@ -65,9 +70,17 @@ class Case:
     optimizer: str
     precision: str = "float32"
     depth: int = 1
+    steps: int = STEPS
 
     def __str__(self) -> str:
-        return f"{self.mixer}, {self.norm}, depth {self.depth}, {self.optimizer}"
+        longer = f", {self.steps} steps" if self.steps != STEPS else ""
+        return f"{self.mixer}, {self.norm}, depth {self.depth}, {self.optimizer}{longer}"
+
+    @property
+    def exponents(self) -> range:
+        """log2 of the learning rates to try."""
+        table = LONG_EXPONENTS if self.steps == LONG else EXPONENTS[self.optimizer]
+        return table[SCHEMES[self.scheme] is not None]
 
 
 @dataclass(frozen=True)
@@ -88,11 +101,14 @@ def cases(full: bool) -> list[Case]:
         ("AdamW", "SGD"), MIXERS, ("pre", "post", "none"), SCHEMES
     ):
         is_first = mixer == "attention" and norm == "pre"
-        is_cheap = mixer != "recurrence" or norm == "pre"
-        is_usual = scheme in ("regular", "unit, running-mean")
-        if full or is_first or (is_cheap and is_usual and optimizer == "AdamW"):
+        is_usual = scheme in USUAL and optimizer == "AdamW"
+        if full or is_first or is_usual:
             found.append(Case(mixer, norm, scheme, optimizer))
-    return found + [Case("attention", "pre", scheme, "AdamW", depth=2) for scheme in SCHEMES]
+    found += [Case("attention", "pre", scheme, "AdamW", depth=2) for scheme in SCHEMES]
+    return found + [
+        Case(mixer, norm, scheme, "AdamW", steps=LONG)
+        for (mixer, norm), scheme in product(LONGER, USUAL)
+    ]
 
 
 def build(case: Case, seed: int, batch: tuple[Tensor, Tensor]) -> nn.Module:
@@ -117,14 +133,14 @@ def run(case: Case, exponent: int, seed: int, text: Text) -> Run:
     """One training."""
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
-    drawn = [text.batch(BATCH, _length(case), generator) for _ in range(STEPS)]
+    drawn = [text.batch(BATCH, _length(case), generator) for _ in range(case.steps)]
     data = [(a.clamp(max=VOCABULARY - 1), b.clamp(max=VOCABULARY - 1)) for a, b in drawn]
     module = build(case, seed, data[0])
     kind: Any = AdamW if case.optimizer == "AdamW" else SGD
     own = {"weight_decay": 0.0} if kind is AdamW else {"momentum": 0.9}
     groups = unitify.optim.param_groups(module, kind, lr=2.0**exponent, **own)
     optimizer = kind(groups)
-    schedule = LambdaLR(optimizer, lambda step: rate(step, STEPS))
+    schedule = LambdaLR(optimizer, lambda step: rate(step, case.steps))
     losses: list[float] = []
     for batch in data:
         optimizer.zero_grad()
@@ -158,17 +174,16 @@ def wanted(runs: Sequence[Run], full: bool, seeds: int) -> Iterator[tuple[Case, 
     """What is to be run: the sweep with one seed, then the best rates with all seeds."""
     have = {(one.case, one.exponent, one.seed) for one in runs}
     for case in cases(full):
-        exponents = EXPONENTS[case.optimizer][SCHEMES[case.scheme] is not None]
-        missing = [(case, e, 0) for e in exponents if (case, e, 0) not in have]
+        missing = [(case, e, 0) for e in case.exponents if (case, e, 0) not in have]
         yield from missing
         if missing:
             continue
         points = curve([one for one in runs if one.seed == 0], case)
         best = min(points, key=points.__getitem__)
         for seed in range(seeds):
-            for precision in ("float32", *PRECISIONS):
-                cast = Case(**{**asdict(case), "precision": precision})
-                if (cast, best, seed) not in have and case.optimizer == "AdamW":
+            for precision in ("float32", *(PRECISIONS if case.steps == STEPS else ())):
+                cast = replace(case, precision=precision)
+                if (cast, best, seed) not in have:
                     yield cast, best, seed
 
 
@@ -194,7 +209,7 @@ def table(runs: Sequence[Run], full: bool) -> str:
         best = min(points, key=points.__getitem__)
         cells = []
         for precision in ("float32", *PRECISIONS):
-            cast = Case(**{**asdict(case), "precision": precision})
+            cast = replace(case, precision=precision)
             bits = [one.bits for one in runs if (one.case, one.exponent) == (cast, best)]
             spread = (max(bits) - min(bits)) / 2 if len(bits) > 1 else math.nan
             cells.append(_cell(bits, spread))

@@ -122,6 +122,20 @@ def test_rates_of_sgd_move_the_function_alike() -> None:
     assert found["embedding.weight"] == found["head.weight"] == pytest.approx(64.0)
 
 
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_rates_of_unit_scaling(kind: Any) -> None:
+    """One for matrices and tables, n^-1/2 for vectors; SGD is handed gradients of unit RMS."""
+    inputs = (torch.randint(0, 48, (2, 8)),)
+    module = unitify.transform(Model(32), inputs, scheme="unit", verify=False)
+    found = rates(module, kind, lr=1.0)
+    assert found
+    for name, rate in found.items():
+        parameter, bwd = module.get_parameter(name), module.plan.parameters[name].bwd
+        of_vector = parameter.numel() ** -0.5 if parameter.dim() == 1 else 1.0
+        assert rate == pytest.approx(of_vector / (bwd if kind is torch.optim.SGD else 1.0)), name
+    assert {role.gradient for role in module.scheme[""].parameters.values()} != {1.0}
+
+
 @pytest.mark.parametrize("layers", [1, 2, 6])
 @pytest.mark.parametrize("ratio", [1.0, 0.5])
 @pytest.mark.parametrize("alpha", [1.0, 2.0])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from unitify.diagnostics import PlanMismatch, UnitifyError
@@ -22,12 +22,14 @@ class ParameterRole:
     - ``fan_in``: products summed into an element of the result; zero where nothing is summed
     - ``fan_out``: elements made from one, for an embedding its width
     - ``depth``: residual branches of the stack that it is in; zero outside
+    - ``gradient``: RMS of its gradient as first planned, a power of two; one where none was
     """
 
     role: str
     fan_in: float = 0.0
     fan_out: float = 0.0
     depth: int = 0
+    gradient: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,11 @@ class Reparametrisation:
     numbers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     parameters: Mapping[str, ParameterRole] = field(default_factory=dict)
     sums: tuple[WeightedSum, ...] = ()
+
+    def with_gradients(self, rms: Mapping[str, float]) -> Reparametrisation:
+        """The same with the RMS of parameters' gradients, by name."""
+        known = {n: replace(r, gradient=rms.get(n, 1.0)) for n, r in self.parameters.items()}
+        return replace(self, parameters=known)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""

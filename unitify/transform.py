@@ -28,7 +28,7 @@ from unitify.recipe.reader import read_recipe
 from unitify.recipe.recipe import Recipe
 from unitify.rewrite import rewrite
 from unitify.scheme.options import UnitScheme, read_scheme
-from unitify.scheme.reparametrise import reparametrise
+from unitify.scheme.reparametrise import reparametrise, with_gradients
 from unitify.verification import Verification
 from unitify.verify.running import notes_on, verify_module
 
@@ -105,6 +105,8 @@ def transform(
             planned = uniform_plan(captured, casts.loss_scale if casts is not None else 1.0)
         chosen = agreed(planned, name, captured, parts)
         done("plan", chosen)
+        if name in found:
+            captured = with_gradients(captured, {n: s.bwd for n, s in chosen.parameters.items()})
         parts[name] = captured, rewrite(captured, chosen, table), chosen
     if recorded.whole is not None:
         module = build(*parts[""])

@@ -37,19 +37,24 @@ def scales_of(module: nn.Module) -> dict[str, Scale]:
     return {name: inside.get(id(p), Scale()) for name, p in module.named_parameters()}
 
 
-def rates_of(module: nn.Module, row: OptimizerUnits) -> dict[str, float]:
-    """Name → what a scheme multiplies a parameter's learning rate by; u-μP's parameters alone."""
+def rates_of(module: nn.Module, row: OptimizerUnits) -> tuple[dict[str, float], set[str]]:
+    """Name → what a scheme multiplies a parameter's learning rate by; and names of u-μP's."""
     is_gradient_step = row.units["lr"] == Units(-1, 1)
     inside: dict[int, float] = {}
+    transferred: set[int] = set()
     for part in module.modules():
         made = part.scheme if isinstance(part, UnitScaledModule) else {}
         for name, parameter in part.named_parameters(remove_duplicate=False) if made else ():
             for chosen in made.values():
-                if chosen.scheme == UMuP.name and name in chosen.parameters:
+                if name in chosen.parameters:
                     inside[id(parameter)] = learning_rate_factor(
                         chosen.scheme, chosen.parameters[name], is_gradient_step=is_gradient_step
                     )
-    return {name: inside[id(p)] for name, p in module.named_parameters() if id(p) in inside}
+                    if chosen.scheme == UMuP.name:
+                        transferred.add(id(parameter))
+    named = list(module.named_parameters())
+    rates = {name: inside[id(p)] for name, p in named if id(p) in inside}
+    return rates, {name for name, p in named if id(p) in transferred}
 
 
 def param_groups(
@@ -68,9 +73,10 @@ def param_groups(
     ``"params"`` (parameters of ``module``, or (name, parameter) pairs) and overrides; all
     parameters where None. ``units``: a row for an optimiser that ``UNITS`` does not have.
 
-    Of a u-μP module ``lr`` is the one rate that transfers: each parameter's is multiplied by its
-    factor of width and depth. ``independent_decay``: the decay of a step is then ``weight_decay``
-    itself (times what a schedule makes of ``lr``), not ``lr`` times it. Warns (U704) if it is not.
+    Of a module of a scheme ``lr`` is the one rate that is tuned, on unit weights: each parameter's
+    is multiplied by its factor (``scheme.rates``). ``independent_decay``: with u-μP the decay of a
+    step is ``weight_decay`` itself (times what a schedule makes of ``lr``), not ``lr`` times it.
+    Warns (U704) if it is not.
 
     Each group holds ``params`` (in the order of ``module.parameters()``), ``param_names``, every
     hyperparameter that depends on a scale, the other options as given, ``lr_factor`` (see
@@ -81,7 +87,7 @@ def param_groups(
     row = units if units is not None else units_of(optimizer_class)
     defaults = _defaults(optimizer_class)
     names = {id(p): name for name, p in module.named_parameters()}
-    scales, rates = scales_of(module), rates_of(module, row)
+    scales, (rates, transferred) = scales_of(module), rates_of(module, row)
     place = {id(p): index for index, p in enumerate(module.parameters())}
     groups: list[dict[str, Any]] = []
     for index, given in enumerate([{"params": module.parameters()}] if params is None else params):
@@ -91,7 +97,7 @@ def param_groups(
         asked = {**options, **own}
         _check_options(optimizer_class, defaults, row, options, asked)
         merged: dict[tuple[float, ...], dict[str, Any]] = {}
-        if rates and {**defaults, **asked}.get("weight_decay"):
+        if transferred and {**defaults, **asked}.get("weight_decay"):
             is_decoupled = _is_decoupled(row, {**defaults, **asked})
             if not (independent_decay and is_decoupled):
                 warn_of_losses([DecayNotIndependent(optimizer=optimizer_class.__name__)])
@@ -102,7 +108,8 @@ def param_groups(
             rate = rates.get(name, 1.0)
             wanted = {**defaults, **asked}
             if name in rates:
-                wanted |= _at_rate(wanted, rate, independent_decay and _is_decoupled(row, wanted))
+                is_independent = independent_decay and name in transferred
+                wanted |= _at_rate(wanted, rate, is_independent and _is_decoupled(row, wanted))
             scaled, key = scaled_options(row, wanted, scales.get(name, Scale()))
             scaled["lr_factor"] *= rate
             empty = {"params": [], "param_names": [], "given_group": index}

@@ -178,6 +178,12 @@ def with_constants(capture: Capture, chosen: Reparametrisation) -> Capture:
     return replace(capture, graph=graph, reparametrisation=chosen)
 
 
+def with_gradients(capture: Capture, rms: Mapping[str, float]) -> Capture:
+    """``capture`` whose scheme, if it has one, knows the RMS of its parameters' gradients."""
+    made = capture.reparametrisation
+    return capture if made is None else replace(capture, reparametrisation=made.with_gradients(rms))
+
+
 def _multiplied(graph: fx.Graph, node: fx.Node, multiplier: float, name: str) -> fx.Node:
     made = graph.call_function(_MUL, (node, multiplier))
     made._rename(f"{name}_multiplied")
