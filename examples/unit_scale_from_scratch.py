@@ -5,9 +5,10 @@
 
 The sweep of Blake et al. 2023 (arXiv 2303.11257, section 6.1) in small: attention, convolution and
 recurrence, norm before, after or nowhere, three residual schemes, AdamW and SGD with momentum,
-learning rates in powers of two; then the best rate in FP16 without loss scaling and in FP8, and some
-cases four times as long. Writes ``docs/results/unit_scale_from_scratch.md``, ``.svg`` and ``.jsonl``; a run that is in the last one
-is not run again, so that the sweep can be stopped and taken up.
+learning rates in powers of two; then the best rate in FP16 without loss scaling and in FP8, and
+some cases four times as long. Writes ``docs/results/unit_scale_from_scratch.md``, ``.svg`` and
+``.jsonl``; a run that is in the last one is not run again, so that the sweep can be stopped and
+taken up.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +83,7 @@ def _evaluated(
     over = over_dimensions(operation, rule)
     ndim = len(operation.result_shapes[0])
     operands = {n: _laid(m, ndim) if n in rule.channels else m for n, m in operands.items()}
-    functions = {
+    functions: dict[str, Callable[..., Tensor]] = {
         "average": over.average,
         "largest": over.largest,
         "participation": participation,
@@ -123,7 +123,7 @@ def formula_values(
             values[name] = COUNTS[expression.name](operation, operands)
             continue
         named = {s.name for s in expression.free_symbols} & COUNTS.keys()
-        counted = {n: COUNTS[n](operation, operands) for n in named}
+        counted = {n: float(COUNTS[n](operation, operands)) for n in named}
         values[name] = evaluate(expression, {**values, **counted})
     return values
 

@@ -49,9 +49,7 @@ def _jacobian(moments: Moments, n: Tensor) -> Tensor:
     return n * alone ** (n - 1) * one + n * (n - 1) * alone ** (n - 2) * squared**2 / 6
 
 
-def _by_rows(
-    integrand: Callable[[Moments, Tensor], Tensor], var: Tensor, count: Tensor
-) -> Tensor:
+def _by_rows(integrand: Callable[[Moments, Tensor], Tensor], var: Tensor, count: Tensor) -> Tensor:
     """∫ of ``integrand`` over log t for every pair; equal pairs are computed once."""
     var, count = torch.broadcast_tensors(var.double(), count.double())
     if var.numel() > _MANY:
@@ -73,4 +71,3 @@ def _by_rows(
     found = integrand(lambda j: torch.exp(j * (log_t + x) + decay) @ weights, n.squeeze(-1))
     total = found.sum(-1) * ((high - low) / _STEPS).reshape(-1)
     return total.clamp_min(0.0).reshape(var.shape)
-
