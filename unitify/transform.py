@@ -16,7 +16,13 @@ from unitify.capture.islands import Recording, path_of, record
 from unitify.capture.skeleton import skeleton_like
 from unitify.capture.whole import Capture
 from unitify.cast.casting import Evidence, cast_module
-from unitify.diagnostics import NotExact, UnitifyError, UnknownOption, warn_of_losses
+from unitify.diagnostics import (
+    NotExact,
+    NothingTransformed,
+    UnitifyError,
+    UnknownOption,
+    warn_of_losses,
+)
 from unitify.estimates import Estimates
 from unitify.measure.recorded import measure_recorded
 from unitify.module.assembly import Part, agreed, assemble, value_name
@@ -215,7 +221,11 @@ def verify(
 ) -> Verification:
     """Is ``module`` bitwise ``model``? Derives every factor again, then runs both under ``seed``.
 
-    ``rules``: those that ``module`` was transformed with. Raises nothing; see ``Verification``.
+    ``rules``: those that ``module`` was transformed with. What differs is in the ``Verification``.
+    Raises ``UnitifyError``: U009 where ``module`` is no transformed one, U002 and U102 for inputs.
     """
+    # A compiled module hands on the attributes of what it compiles.
+    if not hasattr(module, "parts"):
+        raise UnitifyError(NothingTransformed(module=type(module).__name__))
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     return verify_module(model, module, load_rules(rules), args, kwargs, loss_fn, seed)

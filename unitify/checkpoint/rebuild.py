@@ -17,7 +17,7 @@ from unitify.capture.inputs import given_or_inferred
 from unitify.capture.islands import record
 from unitify.cast.casting import cast_module
 from unitify.checkpoint.state_dict import fitting
-from unitify.diagnostics import KeysDiffer, UnitifyError
+from unitify.diagnostics import KeysDiffer, UnitifyError, UnknownOption
 from unitify.module.assembly import Part, assemble, plan_of
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.rule_table import load_rules
@@ -52,9 +52,12 @@ def rebuild(
     recipes need that choose by what they see (``fp8-auto``). ``scheme``: ``module.scheme``, where
     the module was made by one.
 
-    Raises ``UnitifyError``: U401 or U402 for a recipe that is none, U301 or U302 where the plan
+    Raises ``UnitifyError``: U001 for a plan that is none, U401 or U402 for such a recipe, U301 or U302 where the plan
     does not belong to the model, U603 where the weights do not.
     """
+    if not isinstance(plan, ScalePlan):
+        choices = "module.plan, unitify.ScalePlan.from_json(…)"
+        raise UnitifyError(UnknownOption(option="plan", value=type(plan).__name__, choices=choices))
     rounding = read_recipe(recipe)
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
