@@ -108,13 +108,13 @@ def test_a_target_among_the_inputs_of_a_measurement() -> None:
 
 def test_a_plan_that_is_none() -> None:
     module = unitify.transform(mlp(), X)
-    with pytest.raises(unitify.UnitifyError, match="U001.*plan='dict'.*from_json"):
+    with pytest.raises(unitify.UnitifyError, match=r"U001.*plan='dict'.*from_json"):
         unitify.rebuild(mlp(), module.state_dict(), module.plan.to_json(), X)
 
 
 def test_verification_takes_what_was_transformed() -> None:
     model = mlp()
-    with pytest.raises(unitify.UnitifyError, match="U009.*Sequential"):
+    with pytest.raises(unitify.UnitifyError, match=r"U009.*Sequential"):
         unitify.verify(model, model, X)
     compiled = torch.compile(unitify.transform(model, X), backend="aot_eager")
     assert unitify.verify(model, compiled, X).exact

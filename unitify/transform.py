@@ -211,7 +211,7 @@ def estimate(
 
 def verify(
     model: nn.Module,
-    module: UnitScaledModule,
+    module: nn.Module,
     example_inputs: Any = (),
     example_kwargs: dict[str, Any] | None = None,
     *,
@@ -221,11 +221,14 @@ def verify(
 ) -> Verification:
     """Is ``module`` bitwise ``model``? Derives every factor again, then runs both under ``seed``.
 
-    ``rules``: those that ``module`` was transformed with. What differs is in the ``Verification``.
+    ``module``: what ``transform`` made, or a module around it; its graphs are run as they are, not
+    as they were compiled. ``rules``: those that it was transformed with. What differs is in the
+    ``Verification``.
+
     Raises ``UnitifyError``: U009 where ``module`` is no transformed one, U002 and U102 for inputs.
     """
-    # A compiled module hands on the attributes of what it compiles.
-    if not hasattr(module, "parts"):
+    transformed = next((m for m in module.modules() if isinstance(m, UnitScaledModule)), None)
+    if transformed is None:
         raise UnitifyError(NothingTransformed(module=type(module).__name__))
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
-    return verify_module(model, module, load_rules(rules), args, kwargs, loss_fn, seed)
+    return verify_module(model, transformed, load_rules(rules), args, kwargs, loss_fn, seed)

@@ -52,8 +52,8 @@ def rebuild(
     recipes need that choose by what they see (``fp8-auto``). ``scheme``: ``module.scheme``, where
     the module was made by one.
 
-    Raises ``UnitifyError``: U001 for a plan that is none, U401 or U402 for such a recipe, U301 or U302 where the plan
-    does not belong to the model, U603 where the weights do not.
+    Raises ``UnitifyError``: U001 for a plan that is none, U401 or U402 for such a recipe, U301 or
+    U302 where the plan does not belong to the model, U603 where the weights do not.
     """
     if not isinstance(plan, ScalePlan):
         choices = "module.plan, unitify.ScalePlan.from_json(…)"
