@@ -29,9 +29,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer
-from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
-from examples.nets import NETS, SMOLLM2_FILE
+from examples.nets import NETS, SMOLLM2_FILE, mel_frames
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def wikipedia_tokens(windows: int = 16, length: int = 256, offset: int = 0) -> T
 
 def perplexity(model: nn.Module) -> float:
     """exp of the mean loss per token."""
-    losses = [model(input_ids=row, labels=row).loss for row in wikipedia_tokens().split(2)]
+    losses = [model(input_ids=row, labels=row).loss for row in wikipedia_tokens().split(8)]
     return math.exp(float(torch.stack(losses).mean()))
 
 
@@ -182,15 +181,6 @@ def spoken_by(program: str, voice: str, text: str, file: Path) -> numpy.ndarray[
     at = numpy.arange(0, len(samples) - 1, rate / 16000)
     samples = numpy.interp(at, numpy.arange(len(samples)), samples)
     return samples * (10 ** (-30 / 20) / numpy.sqrt((samples**2).mean()))
-
-
-def mel_frames(samples: numpy.ndarray[Any, Any], count: int = 160) -> Tensor:
-    """Resemblyzer's input: 40 mel bands of 25 ms windows every 10 ms: [count, 40]."""
-    filters = mel_filter_bank(201, 40, 0.0, 8000.0, 16000, norm="slaney", mel_scale="slaney")
-    frames = spectrogram(
-        samples, window_function(400, "hann"), 400, 160, power=2.0, mel_filters=filters
-    )
-    return torch.from_numpy(frames.T[20 : 20 + count].astype(numpy.float32))
 
 
 def equal_error_rate(model: nn.Module) -> float:

@@ -122,13 +122,26 @@ class SpeakerEncoder(nn.Module):
         return raw / torch.norm(raw, dim=1, keepdim=True)
 
 
+def mel_frames(samples: numpy.ndarray[Any, Any], count: int = 160) -> Tensor:
+    """Resemblyzer's input: 40 mel bands of 25 ms windows every 10 ms: [count, 40]."""
+    from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
+
+    filters = mel_filter_bank(201, 40, 0.0, 8000.0, 16000, norm="slaney", mel_scale="slaney")
+    frames = spectrogram(
+        samples, window_function(400, "hann"), 400, 160, power=2.0, mel_filters=filters
+    )
+    return torch.from_numpy(frames.T[20 : 20 + count].astype(numpy.float32))
+
+
 @net("resemblyzer")
 def speaker_encoder(folder: Path) -> Loaded:
     """Resemblyzer: three LSTM layers and a linear; embeddings of speakers."""
     model = SpeakerEncoder()
     weights = torch.load(folder / "pretrained.pt", map_location="cpu", weights_only=True)
     model.load_state_dict(weights["model_state"], strict=False)
-    return model, {"mels": torch.rand(2, 20, 40)}
+    # White noise, as loud as the net expects.
+    noise = torch.randn(2, 8000) * 10 ** (-30 / 20)
+    return model, {"mels": torch.stack([mel_frames(sound.numpy(), 20) for sound in noise])}
 
 
 @net("torchcrepe")

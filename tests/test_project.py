@@ -40,7 +40,7 @@ ORDER = {
     "noise": """cast_error passage moments predict measured budget drawn_inputs drawn
         probed operand_casts""",
     "module": "tree interpreted folding unit_scaled assembly",
-    "cast": "centring insert lowering distributions headroom means noise_bound casting",
+    "cast": "centring insert lowering distributions headroom trials means noise_bound casting",
     "optim": "optimizers groups state",
     "verify": "comparison equation validation running",
     "transform": "",

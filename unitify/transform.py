@@ -63,7 +63,8 @@ def transform(
     """The same function as ``model``, with every tensor of both passes stored near unit RMS.
 
     - ``example_inputs``, ``example_kwargs``: what the model is called with, for capture; inferred
-      where the model tells. Their values matter only with ``scales="measured"``.
+      where the model tells. The RMS of an input is taken from them, in analysis, too; beside that
+      their values matter only with ``scales="measured"``.
     - ``loss_fn(output)``: where gradients start; else at a scalar in the output, else at a unit
       gradient of every output.
     - ``scheme``: "preserve" keeps the model's function and weights. "unit" and "u-mup" make another

@@ -22,6 +22,7 @@ from unitify.cast.insert import cast
 from unitify.cast.lowering import lower
 from unitify.cast.means import measured_means, told_means, with_means
 from unitify.cast.noise_bound import within_bound
+from unitify.cast.trials import with_trials
 from unitify.diagnostics import Diagnostic, RecipeInvalid, UnitifyError
 from unitify.estimates import Estimates
 from unitify.module.assembly import value_name
@@ -134,12 +135,14 @@ def _by_evidence(
         means = measured_means(choices, capture, rules, evidence.batches.get(name))
         choices = with_means(choices, capture, rules, means)
     if recipe.headroom != "none":
+        batches = None
         if recipe.headroom == "measured":
-            batches = evidence.batches.get(name)
+            batches = evidence.batches.get(name, [list(capture.example)])
             known = measured_distributions(choices, capture, rules, batches, evidence.loss_fn)
         else:
             known = weight_distributions(choices, capture, rules)
         choices = with_headroom(choices, capture, plan, rules, evidence.estimates[name], known)
+        choices = with_trials(choices, capture, plan, rules, batches)
     if recipe.min_sqnr is None:
         return choices, ()
     return within_bound(choices, capture, plan, rules, recipe.min_sqnr, evidence.batches.get(name))
