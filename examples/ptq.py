@@ -4,17 +4,19 @@
 
 casts the operands of every product and recurrent layer to E4M3, in every way that ``CASES`` lists,
 and writes ``docs/results/ptq.md``. What is in ``ptq.jsonl`` beside it is not run again. See
-``examples.nets`` and ``examples.evaluation`` for the packages to install. SmolLM2 takes a minute a
-case on one core, the others seconds.
+``examples.nets`` and ``examples.evaluation`` for the packages to install. On one core SmolLM2 takes
+half an hour, CREPE ten minutes and the others one to three.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ import unitify
 from examples import real_inputs
 from examples.evaluation import METRICS, evaluate, wikipedia_tokens
 from examples.nets import NETS
-from examples.sqnr import layer_sqnr, simulated
+from examples.sqnr import alone_sqnr, layer_sqnr, simulated
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 
@@ -51,20 +53,28 @@ CASES: Mapping[str, Case] = {
         "fp8,headroom=measured,centre=measured", "measured", has_data=True
     ),
 }
-#: How often dynamic amax is run on weights moved by one part in 10⁴: what is luck in a metric.
-PERTURBED = 3
+#: What is run on perturbed weights, too, how often, and by how much these are moved at random.
+COMPARED = ("dynamic amax", "fp8-ptq, no data", "fp8, measured, headroom")
+PERTURBED, STEP = 12, 1e-4
+#: The same of the nets that take long.
+FEWER = {"smollm2": 4, "crepe": 2}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One conversion of a net; ``median`` and ``worst``: signal to noise of its layers, in dB."""
+    """One conversion of a net; ``seed``: of the perturbation of its weights, 0 for none.
+
+    ``layers``: how many are cast; signal to noise of their results in dB, with the casts of all
+    layers before them (``accumulated``) and with their own alone: median and worst.
+    """
 
     net: str
     case: str
+    seed: int
     metric: float
     layers: int = 0
-    median: float | None = None
-    worst: float | None = None
+    accumulated: tuple[float, ...] = ()
+    alone: tuple[float, ...] = ()
 
 
 def batches(name: str) -> list[dict[str, Any]] | None:
@@ -86,70 +96,136 @@ def converted(name: str, case: Case) -> unitify.UnitScaledModule:
     return module.eval()
 
 
-def perturbed(name: str, seed: int) -> nn.Module:
-    """Dynamic amax of the net with every weight moved by one part in 10⁴, at random."""
-    model, inputs = NETS[name].load()
+@contextmanager
+def perturbed(module: nn.Module, seed: int) -> Iterator[None]:
+    """``module`` with every weight moved a little, at random, for a while; as it is for seed 0."""
     generator = torch.Generator().manual_seed(seed)
+    held = {name: p.detach().clone() for name, p in module.named_parameters()} if seed else {}
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter *= 1 + 1e-4 * torch.randn(parameter.shape, generator=generator)
-    recipe = simulated("fp8-amax", multiple=1)
-    return unitify.transform(model, (), inputs, verify=False, recipe=recipe).eval()
+        for name, parameter in module.named_parameters():
+            if name in held:
+                parameter *= 1 + STEP * torch.randn(parameter.shape, generator=generator)
+    yield
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name in held:
+                parameter.copy_(held[name])
 
 
-def row(name: str, label: str) -> Row:
-    """One case of a net, run."""
+def rows(name: str, label: str, seeds: list[int]) -> Iterator[Row]:
+    """One case of a net, run with each seed."""
     if label == "float32":
-        return Row(name, label, evaluate(name, NETS[name].load()[0]))
-    if label.startswith("perturbed"):
-        return Row(name, label, evaluate(name, perturbed(name, int(label.split()[1]))))
+        yield Row(name, label, 0, evaluate(name, NETS[name].load()[0]))
+        return
     module = converted(name, CASES[label])
-    levels = list(layer_sqnr(module, (), real_inputs.load(name)[1]).values())
-    metric = evaluate(name, module)
-    return Row(name, label, metric, len(levels), statistics.median(levels), min(levels))
+    inputs = real_inputs.load(name)[1]
+    for seed in seeds:
+        with perturbed(module, seed):
+            levels = list(layer_sqnr(module, (), inputs).values())
+            alone = list(alone_sqnr(module, (), inputs).values())
+            metric = evaluate(name, module)
+        yield Row(name, label, seed, metric, len(levels), _summary(levels), _summary(alone))
 
 
-def labels(name: str) -> Iterator[str]:
-    """Everything that is run of a net."""
-    yield "float32"
-    for label, case in CASES.items():
-        if not case.has_data or batches(name) is not None:
-            yield label
-    yield from (f"perturbed {seed}" for seed in range(PERTURBED))
+def _summary(levels: list[float]) -> tuple[float, float]:
+    return statistics.median(levels), min(levels)
 
 
-def read(path: Path) -> dict[tuple[str, str], Row]:
+def runs(name: str) -> Iterator[tuple[str, list[int]]]:
+    """Every case of a net, and the seeds with which it is run; what is compared comes first."""
+    yield "float32", [0]
+    for label in (*COMPARED, *(c for c in CASES if c not in COMPARED)):
+        if not CASES[label].has_data or batches(name) is not None:
+            count = FEWER.get(name, PERTURBED) if label in COMPARED else 0
+            yield label, list(range(count + 1))
+
+
+Rows = Mapping[tuple[str, str, int], Row]
+
+
+def read(path: Path) -> Rows:
     """The rows that a file has."""
     if not path.exists():
         return {}
-    rows = [Row(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
-    return {(r.net, r.case): r for r in rows}
+    found = [Row(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+    return {(r.net, r.case, r.seed): r for r in found}
 
 
-def tables(rows: Mapping[tuple[str, str], Row]) -> list[str]:
-    """Metrics, and signal to noise of layers, of every net that has been run."""
-    nets = [name for name in METRICS if (name, "float32") in rows]
-    head = ["net", "metric", "float32", *CASES, "dynamic amax, perturbed"]
-    quality, noise = [head, ["---"] * len(head)], [["net", "layers", *CASES]]
-    noise.append(["---"] * len(noise[0]))
-    for name in nets:
-        metric = METRICS[name]
-        held = {label: rows.get((name, label)) for label in ("float32", *CASES)}
-        luck = [r.metric for (n, c), r in rows.items() if n == name and c.startswith("perturbed")]
-        cells = [name, f"{metric.label} {'↑' if metric.higher_is_better else '↓'}"]
-        cells += [f"{r.metric:.4f}" if r else "" for r in held.values()]
-        quality.append([*cells, f"{min(luck):.4f} to {max(luck):.4f}" if luck else ""])
-        count = next((r.layers for r in held.values() if r and r.layers), 0)
-        levels = [f"{r.median:.1f} / {r.worst:.1f}" if r else "" for r in list(held.values())[1:]]
-        noise.append([name, str(count), *levels])
-    return [
-        *(f"| {' | '.join(line)} |" for line in quality),
-        "",
-        "Signal to noise of the layers' results on real data in dB, accumulated from the inputs:",
-        "median / worst.",
-        "",
-        *(f"| {' | '.join(line)} |" for line in noise),
+def tables(held: Rows) -> list[str]:
+    """Metrics, how sure they are, and signal to noise of layers, of every net that has been run."""
+    nets = [name for name in METRICS if (name, "float32", 0) in held]
+    columns = ("float32", *CASES)
+    body = [
+        [name, _label(name), *(_number(held.get((name, c, 0))) for c in columns)] for name in nets
     ]
+    lines = [*_table(["net", "metric", *columns], body), "", *_luck(held, nets)]
+    for key, text in (
+        ("alone", "each with its own casts alone, on exact operands:"),
+        ("accumulated", "with the casts of all layers before it:"),
+    ):
+        lines += ["", "Signal to noise of the layers' results on real data in dB,", text]
+        lines += ["median / worst. A range: over the perturbed weights.", ""]
+        body = [
+            [name, str(_layers(held, name)), *(_levels(held, name, c, key) for c in CASES)]
+            for name in nets
+        ]
+        lines += _table(["net", "layers", *CASES], body)
+    return lines
+
+
+def _luck(held: Rows, nets: list[str]) -> list[str]:
+    """What is compared, with its spread."""
+    body = []
+    for name in nets:
+        found = {
+            c: [r.metric for (n, k, _), r in held.items() if (n, k) == (name, c)] for c in COMPARED
+        }
+        if min(map(len, found.values())) > 1:
+            cells = [
+                f"{statistics.fmean(v):.4f} ± {statistics.stdev(v):.4f}" for v in found.values()
+            ]
+            cells += [_better(name, found[c], found["dynamic amax"]) for c in COMPARED[1:]]
+            body.append([name, str(min(map(len, found.values()))), *cells])
+    return [
+        "How much of a difference is luck: the same conversions again, each weight moved at random",
+        f"by {STEP:g} of itself; mean ± standard deviation over runs, of which one is unmoved, and",
+        "how much better than dynamic amax the others are (negative: worse) ± the standard error.",
+        "",
+        *_table(["net", "runs", *COMPARED, *(f"{c}: better by" for c in COMPARED[1:])], body),
+    ]
+
+
+def _table(head: list[str], body: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *body)]
+
+
+def _label(name: str) -> str:
+    return f"{METRICS[name].label} {'↑' if METRICS[name].higher_is_better else '↓'}"
+
+
+def _number(row: Row | None) -> str:
+    return f"{row.metric:.4f}" if row else ""
+
+
+def _better(name: str, own: list[float], amax: list[float]) -> str:
+    sign = 1 if METRICS[name].higher_is_better else -1
+    difference = sign * (statistics.fmean(own) - statistics.fmean(amax))
+    error = math.sqrt(sum(statistics.variance(v) / len(v) for v in (own, amax)))
+    return f"{difference:+.4f} ± {error:.4f}"
+
+
+def _layers(held: Rows, name: str) -> int:
+    return max((r.layers for (net, _, _), r in held.items() if net == name), default=0)
+
+
+def _levels(held: Rows, name: str, case: str, key: str) -> str:
+    found = [getattr(r, key) for (n, c, _), r in held.items() if (n, c) == (name, case)]
+    return " / ".join(_range([levels[i] for levels in found]) for i in (0, 1)) if found else ""
+
+
+def _range(values: list[float]) -> str:
+    texts = [f"{v:.1f}" for v in (min(values), max(values))]
+    return texts[0] if texts[0] == texts[1] else " to ".join(texts)
 
 
 def main() -> None:
@@ -157,9 +233,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     path = RESULTS / "ptq.jsonl"
     for name in sys.argv[1:] or METRICS:
-        for label in labels(name):
-            if (name, label) not in read(path):
-                made = row(name, label)
+        for label, seeds in runs(name):
+            missing = [seed for seed in seeds if (name, label, seed) not in read(path)]
+            for made in rows(name, label, missing) if missing else ():
                 with path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(asdict(made)) + "\n")
                 print(made, flush=True)
@@ -170,9 +246,8 @@ def main() -> None:
         "",
         "The operands of every matrix product, convolution and recurrent layer in E4M3, simulated;",
         "hidden states of recurrent layers stay. No data but for `measured`, which measures the",
-        "random inputs of `examples.nets`, and for the last way, which measures real data (not",
-        "the metric's). Perturbed: dynamic amax again, every weight moved by one part in 10⁴:",
-        "what of a difference is luck.",
+        "inputs of `examples.nets` (random, but MiniLM's sentences), and for the last way,",
+        "which measures real data (not the metric's).",
         "",
         *tables(read(path)),
     ]

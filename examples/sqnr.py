@@ -91,10 +91,56 @@ def layer_sqnr(module: unitify.UnitScaledModule, args: Any, kwargs: Any) -> dict
     return {name: decibels(exact[name], noisy[name]) for name in exact}
 
 
+class _Alone(fx.Interpreter):
+    """Runs a module's graph without casts; beside some operations what their own casts make."""
+
+    def __init__(self, module: fx.GraphModule, kept: frozenset[str]) -> None:
+        super().__init__(module, garbage_collect_values=True)
+        self.kept = kept
+        self.rounded: dict[fx.Node, Tensor] = {}
+        #: Operation → its result, and the error of that.
+        self.found: dict[str, tuple[Tensor, Tensor]] = {}
+        self.levels: dict[str, float] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.target is _CAST:
+            if n.args[1]:
+                self.rounded[n] = super().run_node(n)
+            return self.env[n.args[0]]  # type: ignore[index]
+        result = super().run_node(n)
+        if n.name in self.kept:
+            args, kwargs = fx.node.map_arg(
+                (n.args, n.kwargs), lambda o: self.rounded.get(o, self.env[o])
+            )
+            noisy = n.target(*args, **kwargs)  # type: ignore[operator]
+            pair = [r if isinstance(r, Tensor) else r[0] for r in (result, noisy)]
+            self.found[n.name] = pair[0].double(), (pair[1] - pair[0]).double()
+            self.levels[n.name] = _level(*self.found[n.name])
+        if n.target is UNCENTRE:
+            product = n.args[0].args[0].name  # type: ignore[union-attr]
+            self.levels[product] = _level(result.double(), self.found[product][1])
+        for operand in self.user_to_last_uses.get(n, ()):
+            self.rounded.pop(operand, None)
+        return result
+
+
+def alone_sqnr(module: unitify.UnitScaledModule, args: Any, kwargs: Any) -> dict[str, float]:
+    """SQNR in dB of each operation that ``module`` casts, on exact operands: of its own casts."""
+    runner = _Alone(module, frozenset(cast_values(module.graph)))
+    run = functools.partial(runner.run, enable_io_processing=False)
+    with torch.no_grad(), module.running(lambda _, *flat: run(*flat)):
+        torch.manual_seed(0)
+        module(*args, **kwargs)
+    return runner.levels
+
+
 def decibels(exact: Tensor, noisy: Tensor) -> float:
     """10 log10 of signal power over the power of the error; infinite for none."""
-    error = float((exact - noisy).square().sum())
-    signal = float(exact.square().sum())
+    return _level(exact, noisy - exact)
+
+
+def _level(exact: Tensor, difference: Tensor) -> float:
+    error, signal = float(difference.square().sum()), float(exact.square().sum())
     return 10 * math.log10(signal / error) if error and signal else math.inf
 
 

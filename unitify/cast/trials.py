@@ -1,9 +1,9 @@
 """Headroom found by trying, where signal to noise of the operand alone says too little.
 
 Signal to noise counts power. It is flat over many octaves, since small elements hold hardly any;
-but an input (a spectrum, an image) may have most of its elements there, and a recurrent layer, which
-saturates, may listen to little else. So the operation itself is run with its operand cast at each
-power of two, on inputs that are at hand: an input of the graph is, in the example.
+but an input (a spectrum, an image) may have most of its elements there, and a recurrent layer,
+which saturates, may listen to little else. So the operation itself is run with its operand cast at
+each power of two, on inputs that are at hand: an input of the graph is, in the example.
 """
 
 from __future__ import annotations
