@@ -75,11 +75,18 @@ class Row:
         """What was not transformed, and why."""
         return [d for d in self.diagnostics if isinstance(d, _LEFT_ALONE)]
 
+    @property
+    def underflows(self) -> list[Difference]:
+        """Tensors that differ in subnormal numbers, which the original rounds (U503)."""
+        return [d for mode in self.modes.values() for d in mode.found.underflows]
+
     def same(self, kind: str) -> str:
         """Are all tensors of this kind ("output", "gradient") bitwise those of the capture?"""
         if not self.modes:
             return "–"
-        return "no" if any(kind in difference.name for difference in self.differences) else "yes"
+        if any(kind in difference.name for difference in self.differences):
+            return "no"
+        return "to 2^-126" if any(kind in lost.name for lost in self.underflows) else "yes"
 
     @property
     def eagerly(self) -> str:
@@ -173,6 +180,7 @@ def table(rows: Iterable[Row]) -> str:
     whole = [row for row in rows if row.modes and not row.islands]
     islands = [row for row in rows if row.islands]
     exact = [row for row in rows if row.is_exact]
+    rounded = [row for row in exact if row.underflows]
     lines = [
         "# Architectures",
         "",
@@ -187,7 +195,8 @@ def table(rows: Iterable[Row]) -> str:
         " largest difference, relative to the tensor's RMS.",
         "",
         f"{len(rows)} architectures: {len(whole)} whole, {len(islands)} in islands, "
-        f"{len(rows) - len(whole) - len(islands)} refused; {len(exact)} exact.",
+        f"{len(rows) - len(whole) - len(islands)} refused; {len(exact)} exact, {len(rounded)} of "
+        "them *to 2^-126*: they differ in subnormal numbers, which the original rounds (U503).",
         "",
         "| model | captured | tensors | outputs bitwise | gradients bitwise | eagerly | CPU s |",
         "|---|---|--:|---|---|---|--:|",
@@ -207,9 +216,9 @@ def table(rows: Iterable[Row]) -> str:
             reasons.setdefault((note.code, why), []).append(note.where)
         if row.refused and not reasons:
             lines.append(f"- **{row.name}**: {row.refused.splitlines()[0]}")
-        lost = [d for mode in row.modes.values() for d in mode.found.underflows]
-        if lost:
-            lines.append(f"- **{row.name}** U503: {len(lost)} tensors, first {lost[0]}")
+        if row.underflows:
+            first = row.underflows[0]
+            lines.append(f"- **{row.name}** U503: {len(row.underflows)} tensors, first {first}")
         for (code, why), places in reasons.items():
             where = f"`{places[0]}`" + (f" and {len(places) - 1} more" if places[1:] else "")
             lines.append(f"- **{row.name}** {code} {where}: {' '.join(why.split())}")
