@@ -229,6 +229,8 @@ def test_islands_have_values_by_part() -> None:
     assert all("/" in v.name for v in numerics.values)
     assert any(v.forward.measured for v in numerics.values)
     assert any(d.code == "U109" for d in numerics.findings)
+    assert (numerics.constraints, numerics.schemes) == (None, ())
+    assert "schemes are not compared" in numerics.notes[-1]
 
 
 def test_a_recipe_whose_noise_is_not_predicted_says_so() -> None:
@@ -298,7 +300,9 @@ LAYOUT: dict[str, Any] = {
     "recipe": ["name", "forward", "backward", "table"], "recipe_is_applied": True, "batches": 1,
     "exact_before_casts": True, "parameters": 1, "formats": {}, "unit": ["forward", "backward"],
     "cast_share_of_flops": 1.0, "values": [], "choices": [], "sources": [], "rules": {},
-    "classes": [], "rescales": [], "findings": [], "notes": [], "drift": None,
+    "classes": [], "rescales": [],
+    "constraints": ["edges", "bridges", "stored", "operations", "values"],
+    "schemes": [], "findings": [], "notes": [], "drift": None,
 }  # fmt: skip
 VALUE = [
     "name", "kind", "operation", "shape", "module", "class", "parameter", "source", "restored",
@@ -310,6 +314,10 @@ CHOICE = [
     "value", "operation", "forward", "backward", "reason", "is_product", "flops", "runs",
     "runs_because",
 ]  # fmt: skip
+
+SHARES = ["unit", "total", "octaves", "fp16", "fp8"]
+OPERATION = ["value", "operation", "forward", "backward", "joined", "factor", "off"]
+SCHEME = ["scheme", "weights", "forward", "backward"]
 
 
 def test_the_layout_of_the_json_is_stated() -> None:
@@ -329,6 +337,16 @@ def test_the_layout_of_the_json_is_stated() -> None:
     for choice in held["choices"]:
         assert list(choice) == CHOICE
         assert choice["value"] in names
+    assert list(held["constraints"]) == LAYOUT["constraints"]
+    for operation in held["constraints"]["operations"]:
+        assert list(operation) == OPERATION
+        assert operation["value"] in held["constraints"]["values"]
+    for value in held["constraints"]["values"].values():
+        assert list(value) == ["group", "stored"]
+        assert list(value["stored"]) == list(held["constraints"]["stored"])
+    for scheme in held["schemes"]:
+        assert list(scheme) == SCHEME
+        assert list(scheme["forward"]) == list(scheme["backward"]) == SHARES
     for source in held["sources"]:
         assert list(source) == ["file", "shown", "line", "first", "excerpt"]
     assert held == residual_report().as_json() == json.loads(json.dumps(held))
@@ -338,7 +356,7 @@ def test_the_documentation_states_the_layout_and_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (Path(__file__).resolve().parent.parent / "docs" / "report.md").read_text("utf-8")
-    for key in (*LAYOUT, *VALUE, *SIDE):
+    for key in (*LAYOUT, *VALUE, *SIDE, *LAYOUT["constraints"], *OPERATION, *SCHEME, *SHARES):
         assert f"`{key}`" in text
     monkeypatch.chdir(tmp_path)
     (block,) = re.findall(r"```python\n(.+?)```", text, re.DOTALL)

@@ -1,36 +1,54 @@
-"""What unit scaling as published would have to constrain in a graph, and what that costs.
+"""What unit scaling as published has to constrain in a graph, and what that costs its gradients.
 
-Blake et al. 2023 (arXiv 2303.11257, section 5) scale the backward pass apart from the forward pass.
-The gradients stay those of some model only if every operation uses one factor for both directions
-on each edge that is no *bridge* (cut-edge) of the graph. Here a captured model is read in their
-terms; a plan knows no such rule, since each edge has a factor that pays for what it changes.
+Blake et al. 2023 (arXiv 2303.11257, section 5): a scaled operation has a factor on its result and
+one on the gradient of each operand. Gradients stay true up to a constant only if every operation
+uses one factor for both directions on each use that is no *bridge* (cut-edge) of the graph. A plan
+knows no such rule, since each edge has a factor that pays for what it changes.
+
+The factors are those for unit operands and unit gradients; constrained ones become their geometric
+mean (the paper), or the result's (u-μP, arXiv 2407.17465, and the authors' library since 2024).
+Sums are weighted, and a residual branch has its weight at its start in the backward pass, as in the
+paper's code. Bridges keep their own factor, and gradients are followed from the outputs back.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import networkx as nx
 from torch import fx
 
-from unitify.analysis.analyse import Analysis, analyse
+from unitify.analysis.analyse import analyse
 from unitify.capture.execution import LossFunction
 from unitify.capture.whole import Capture
-from unitify.operations.laws import is_scalable
+from unitify.estimates import Estimates, Rms
+from unitify.operations.laws import holds_tensors
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import operation_name
 from unitify.plan.scale_plan import Scale, ScalePlan
+from unitify.report.shares import Shares, shares
+from unitify.report.unit_graph import LOSS, UnitGraph, unit_graph, value_of, with_outputs
+from unitify.scheme.structure import adds
+
+#: What a constrained operation uses for both directions; and a plan, which constrains nothing.
+RULES = ("geometric mean", "forward factor")
+PLANNED = "planned"
+
+#: A use of a value: value, user, which of their uses.
+Use = tuple[str, str, int]
 
 
 @dataclass(frozen=True)
 class ScaledOperation:
     """An operation with its ideal factors: unit RMS out for unit RMS in, either way.
 
-    ``forward``: the factor on its result; ``backward``: that on the gradient of each operand, by
-    value. ``joined``: the operands on edges that are no bridges, whose factors must be ``forward``.
+    - ``forward``: the factor on its result; ``backward``: that on the gradient of each operand
+    - ``joined``: operands whose factor must be that of the result; ``factor``: by rule, what it
+      then is
+    - ``off``: by rule, log2 RMS of the gradient that it hands to the joined operand that fares
+      worst, for a unit gradient
     """
 
     value: str
@@ -38,30 +56,25 @@ class ScaledOperation:
     forward: float
     backward: Mapping[str, float]
     joined: tuple[str, ...]
-
-    @property
-    def spread(self) -> float:
-        """How far apart the factors are that must be made one, as a ratio; one for none."""
-        held = [self.forward, *(self.backward[name] for name in self.joined)]
-        return max(held) / min(held) if self.joined and min(held) > 0 else 1.0
+    factor: Mapping[str, float]
+    off: Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class StoredGradient:
-    """RMS of a gradient as it would be stored: with factors joined as published, and by the plan.
+class StoredValue:
+    """RMS of a value and of its gradient as stored, by each of ``RULES`` and as ``PLANNED``.
 
-    ``group``: values that cycles tie together; their gradients keep their true ratios if joined.
+    ``group``: values that cycles tie together; published, their gradients keep their true ratios.
     """
 
     value: str
     group: int
-    joined: float
-    planned: float
+    stored: Mapping[str, Rms]
 
 
 @dataclass(frozen=True)
 class Constraints:
-    """The published rule on one graph. Plain values, JSON-ready.
+    """The published rule on one graph. Plain values.
 
     ``edges``: uses of differentiable values; ``bridges``: (value, user) of those that are free.
     """
@@ -69,145 +82,191 @@ class Constraints:
     edges: int
     bridges: tuple[tuple[str, str], ...]
     operations: tuple[ScaledOperation, ...]
-    gradients: tuple[StoredGradient, ...]
+    values: tuple[StoredValue, ...]
 
     @property
     def constrained(self) -> tuple[ScaledOperation, ...]:
         """Operations that have a factor on an edge that is no bridge."""
         return tuple(op for op in self.operations if op.joined)
 
-    def unit_share(self, which: str) -> float:
-        """The share of gradients with RMS in [1/2, 2]; ``which``: "joined" or "planned"."""
-        held = [getattr(g, which) for g in self.gradients]
-        return sum(0.5 <= rms <= 2 for rms in held) / len(held) if held else math.nan
-
-    def octaves(self, which: str) -> float:
-        """Root mean square of log2 RMS over all gradients: how far from unit they are."""
-        logs = [math.log2(getattr(g, which)) ** 2 for g in self.gradients if getattr(g, which) > 0]
-        return math.sqrt(sum(logs) / len(logs)) if logs else math.nan
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            "edges": self.edges,
-            "bridges": [list(pair) for pair in self.bridges],
-            "operations": [asdict(op) | {"spread": op.spread} for op in self.operations],
-            "gradients": [asdict(g) for g in self.gradients],
-            "unit_share": {w: self.unit_share(w) for w in ("joined", "planned")},
-            "octaves": {w: self.octaves(w) for w in ("joined", "planned")},
-        }
-
-    def describe(self) -> str:
-        """The figures, and the operations whose factors lie furthest apart."""
-        lines = [
-            f"{self.edges} edges, {len(self.bridges)} of them bridges",
-            f"{len(self.constrained)} of {len(self.operations)} operations would be constrained",
-            *(
-                f"gradients {name}: {100 * self.unit_share(which):.1f} % at unit RMS, "
-                f"{self.octaves(which):.2f} octaves from one"
-                for name, which in (("with joined factors", "joined"), ("as planned", "planned"))
-            ),
-        ]
-        worst = sorted(self.constrained, key=lambda op: -op.spread)[:8]
-        for op in worst:
-            factors = ", ".join(f"{n} {op.backward[n]:.4g}" for n in op.joined)
-            lines.append(f"  {op.value}: forward {op.forward:.4g}, backward {factors}")
-        return "\n".join(lines)
+    def shares(self, rule: str, direction: str) -> Shares:
+        """Values ("forward") or gradients ("backward") under one of ``RULES``, or ``PLANNED``."""
+        return shares((getattr(v.stored[rule], direction) for v in self.values), direction)
 
 
 def constraints(
-    capture: Capture, plan: ScalePlan, rules: RuleTable, loss_fn: LossFunction | None = None
+    capture: Capture,
+    plan: ScalePlan,
+    rules: RuleTable,
+    loss_fn: LossFunction | None = None,
+    *,
+    estimates: Estimates | None = None,
+    unit: UnitGraph | None = None,
 ) -> Constraints:
-    """Read ``capture`` in the paper's terms, with predicted RMS. ``plan``: its module's."""
-    made = capture.reparametrisation
-    weight_rms = None if made is None else 1.0
-    analysis = analyse(capture, rules, loss_fn, weight_rms)
-    outputs: Mapping[str, float] = {} if made is None else made.outputs
-    graph = _graph(capture, analysis, outputs)
-    bridges = set(nx.bridges(nx.MultiGraph(graph)))
-    free = {pair for u, v in bridges for pair in ((u, v), (v, u))}
+    """Read ``capture`` in the paper's terms; all RMS are predicted.
+
+    ``plan``: its module's. ``estimates``, ``unit``: of the capture, where they have been computed.
+    """
+    unit = unit or unit_graph(capture, rules, loss_fn)
+    if estimates is None:
+        estimates = analyse(capture, rules, loss_fn).estimates
+    free = bridges_of(unit.uses)
+    joined = {u: list(_joined(unit.uses, u, free)) for u in unit.uses}
+    means = _geometric_means(unit, rules, joined)
+    graphs = {RULES[0]: with_outputs(unit, means, rules, loss_fn), RULES[1]: unit}
+    factors = {rule: _factors(unit, held, free) for rule, held in graphs.items()}
+    gradients = {rule: _gradients(held, factors[rule]) for rule, held in graphs.items()}
+    groups = _groups(unit.uses, free)
+    planned = _planned(capture, unit, estimates, plan)
+
+    def stored(vertex: str) -> dict[str, Rms]:
+        by_rule = {
+            rule: Rms(held.uses.nodes[vertex]["rms"], gradients[rule][vertex])
+            for rule, held in graphs.items()
+        }
+        return {**by_rule, PLANNED: planned(vertex)}
+
     return Constraints(
-        edges=graph.number_of_edges(),
-        bridges=tuple((u, v) for u, v, _ in graph.edges if (u, v) in free),
-        operations=tuple(_operations(capture, analysis, graph, free, outputs)),
-        gradients=tuple(_gradients(analysis, graph, free, plan)),
+        edges=sum(v != LOSS for _, v in unit.uses.edges()),
+        bridges=tuple((u, v) for u, v, _ in free if v != LOSS),
+        operations=tuple(_operations(unit, graphs, joined)),
+        values=tuple(
+            StoredValue(vertex, groups[vertex], stored(vertex))
+            for vertex, held in unit.uses.nodes.items()
+            if held["rms"] is not None
+        ),
     )
 
 
-def _graph(
-    capture: Capture, analysis: Analysis, outputs: Mapping[str, float]
-) -> nx.MultiDiGraph[str]:
-    """Uses of values that receive gradients; an operation and its multiplier are one vertex.
+def bridges_of(uses: nx.MultiDiGraph[str]) -> dict[Use, None]:
+    """The uses whose removal takes the graph apart, in its order."""
+    found = {frozenset(pair) for pair in nx.bridges(nx.MultiGraph(uses))}
+    return {(u, v, key): None for u, v, key in uses.edges if frozenset((u, v)) in found}
 
-    A vertex holds the ``gradient`` of what leaves it and its ``own``, before the multiplier.
+
+def _joined(uses: nx.MultiDiGraph[str], user: str, free: Mapping[Use, None]) -> Iterable[Use]:
+    return (use for use in uses.in_edges(user, keys=True) if use not in free)
+
+
+def _geometric_means(
+    unit: UnitGraph, rules: RuleTable, joined: Mapping[str, list[Use]]
+) -> dict[str, float]:
+    """Of operations with a multiplier: of it and of what joined operands would have.
+
+    A weighted sum stays as it is, whatever its gradients; so does one result of several.
     """
-    multiplied = {f"{name}_multiplied": name for name in outputs}
-    graph: nx.MultiDiGraph[str] = nx.MultiDiGraph()
-    for node in capture.graph.nodes:
-        gradient = _gradient(analysis, node)
-        if gradient is None:
+    found = {}
+    for node in unit.capture.graph.nodes:
+        uses = joined.get(node.name)
+        if not uses or node.name not in unit.made.outputs or _is_taken(node):
             continue
-        vertex = multiplied.get(node.name, node.name)
-        if vertex not in graph:
-            graph.add_node(vertex, gradient=gradient, own=gradient)
-        graph.nodes[vertex]["gradient"] = gradient
-        for operand in node.all_input_nodes:
-            source = multiplied.get(operand.name, operand.name)
-            if source != vertex and _gradient(analysis, operand) is not None:
-                graph.add_edge(source, vertex)
-    return graph
+        if adds(rules.get(operation_name(node))):
+            continue
+        logs = [-math.log2(unit.uses.edges[use]["gain"]) for use in uses]
+        own = math.log2(unit.made.outputs[node.name])
+        found[node.name] = 2.0 ** ((own + math.fsum(logs)) / (1 + len(logs)))
+    return found
 
 
-def _gradient(analysis: Analysis, node: fx.Node) -> float | None:
-    found = analysis.estimates.get(node.name) if is_scalable(node) else None
-    return found.backward if found is not None and found.backward else None
+def _is_taken(node: fx.Node) -> bool:
+    """Is it one result of several, and no operation of its own?"""
+    return any(holds_tensors(operand) for operand in node.all_input_nodes)
+
+
+def _factors(unit: UnitGraph, held: UnitGraph, free: Mapping[Use, None]) -> Callable[[Use], float]:
+    """The factor on the gradient of each use: the ideal one of a bridge, else the result's.
+
+    In a residual branch gradients are held at another scale, that of the sum over the branch's
+    weight: any scales of values do, as long as every use pays for their ratio.
+    """
+    weights = {one.value: abs(one.branch) for one in unit.made.sums if one.branch}
+    scales: dict[str, float] = {}
+    for residual, inside in unit.read.sums:
+        for node in inside if residual.add.name in weights else ():
+            if node.op != "get_attr":
+                scales[node.name] = scales.get(node.name, 1.0) / weights[residual.add.name]
+
+    def factor(use: Use) -> float:
+        value, user, _ = use
+        if use in free:
+            return 1.0 / unit.uses.edges[use]["gain"] if user != LOSS else 1.0
+        multiplier: float = held.uses.nodes[user]["multiplier"]
+        return multiplier * scales.get(value, 1.0) / scales.get(user, 1.0)
+
+    return factor
+
+
+def _gradients(held: UnitGraph, factor: Callable[[Use], float]) -> dict[str, float]:
+    """RMS of the gradient of every vertex: what its users hand back, added up as independent."""
+    found: dict[str, float] = {}
+    for vertex in reversed(list(held.uses)):
+        given = (
+            factor((vertex, user, key)) * data["gain"] * found[user]
+            for _, user, key, data in held.uses.out_edges(vertex, keys=True, data=True)
+        )
+        found[vertex] = math.hypot(held.uses.nodes[vertex]["start"], *given)
+    return found
+
+
+def _groups(uses: nx.MultiDiGraph[str], free: Mapping[Use, None]) -> dict[str, int]:
+    tied: nx.Graph[str] = nx.Graph()
+    tied.add_nodes_from(uses)
+    tied.add_edges_from((u, v) for u, v, key in uses.edges if (u, v, key) not in free)
+    order = {name: i for i, name in enumerate(uses)}
+    groups = sorted(nx.connected_components(tied), key=lambda g: min(order[n] for n in g))
+    return {name: index for index, members in enumerate(groups) for name in members}
 
 
 def _operations(
-    capture: Capture,
-    analysis: Analysis,
-    graph: nx.MultiDiGraph[str],
-    free: set[tuple[str, str]],
-    outputs: Mapping[str, float],
+    unit: UnitGraph,
+    graphs: Mapping[str, UnitGraph],
+    joined: Mapping[str, list[Use]],
 ) -> Iterable[ScaledOperation]:
-    for node in capture.graph.nodes:
-        if node.op != "call_function" or node.name not in graph:
+    weights = {one.value: abs(one.branch) for one in unit.made.sums if one.branch}
+    #: (end of a residual branch, sum): the branch's weight comes at its start instead.
+    ends = {
+        (r.branch.name, r.add.name): 1 / weights[r.add.name]
+        for r, _ in unit.read.sums
+        if r.add.name in weights
+    }
+    for node in unit.capture.graph.nodes:
+        if node.op != "call_function" or node.name not in unit.uses or _is_taken(node):
             continue
-        own = graph.nodes[node.name]["own"]
-        backward: dict[str, float] = {}
-        joined: list[str] = []
-        for operand in node.all_input_nodes:
-            source = operand.name.removesuffix("_multiplied")
-            source = source if source in outputs else operand.name
-            given = sum(
-                step.rms**2
-                for step in analysis.backward.get(operand.name, ())
-                if node.name in step.inputs
-            )
-            if given > 0 and source in graph:
-                backward[source] = own / math.sqrt(given)
-                if (source, node.name) not in free:
-                    joined.append(source)
-        if backward:
-            yield ScaledOperation(
-                node.name, operation_name(node), outputs.get(node.name, 1.0), backward,
-                tuple(joined),
-            )  # fmt: skip
+        gains: dict[str, float] = {}
+        for value, _, data in unit.uses.in_edges(node.name, data=True):
+            gains[value] = math.hypot(gains.get(value, 0.0), data["gain"])
+        if not gains:
+            continue
+        uses = joined[node.name]
+        factor = {rule: g.uses.nodes[node.name]["multiplier"] for rule, g in graphs.items()}
+        handed = {
+            rule: [
+                math.log2(held * ends.get(use[:2], 1.0) * unit.uses.edges[use]["gain"])
+                for use in uses
+            ]
+            for rule, held in factor.items()
+        }
+        yield ScaledOperation(
+            value=node.name,
+            operation=operation_name(node),
+            forward=unit.uses.nodes[node.name]["multiplier"],
+            backward={value: 1 / gain for value, gain in gains.items()},
+            joined=tuple(dict.fromkeys(value for value, _, _ in uses)),
+            factor=factor,
+            off={rule: max(logs, key=abs) for rule, logs in handed.items() if logs},
+        )
 
 
-def _gradients(
-    analysis: Analysis, graph: nx.MultiDiGraph[str], free: set[tuple[str, str]], plan: ScalePlan
-) -> Iterable[StoredGradient]:
-    """A group's gradients keep their true ratios; a bridge brings the last of them to one."""
-    tied: nx.Graph[str] = nx.Graph()
-    tied.add_nodes_from(graph)
-    tied.add_edges_from((u, v) for u, v, _ in graph.edges if (u, v) not in free)
-    order = {name: i for i, name in enumerate(graph)}
-    groups = sorted(nx.connected_components(tied), key=lambda g: min(order[n] for n in g))
-    for index, members in enumerate(groups):
-        last = graph.nodes[max(members, key=order.__getitem__)]["gradient"]
-        for name in sorted(members, key=order.__getitem__):
-            gradient = graph.nodes[name]["gradient"]
-            held = f"{name}_multiplied" if f"{name}_multiplied" in plan.values else name
-            planned = gradient / plan.values.get(held, Scale()).bwd
-            yield StoredGradient(name, index, gradient / last, planned)
+def _planned(
+    capture: Capture, unit: UnitGraph, estimates: Estimates, plan: ScalePlan
+) -> Callable[[str], Rms]:
+    def planned(vertex: str) -> Rms:
+        made = capture.reparametrisation
+        name = vertex if made is None else value_of(vertex, made)
+        rms, scale = estimates.get(name, Rms()), plan.values.get(name, Scale())
+        return Rms(
+            None if rms.forward is None else rms.forward / scale.fwd,
+            None if rms.backward is None else rms.backward / scale.bwd,
+        )
+
+    return planned

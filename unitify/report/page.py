@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from unitify.diagnostics import PackageMissing, UnitifyError
 from unitify.report.document import dumps
+from unitify.report.losses import NOTABLE
 from unitify.report.numerics import DIRECTIONS, GRAPHS, Numerics
 from unitify.report.sections import SECTIONS
 from unitify.report.summary import losses, lowest_ratio
@@ -30,7 +31,7 @@ STYLES = ("colours", "page", "controls", "tables", "panel", "narrow")
 SCRIPTS = (
     "base", "unpack", "model", "theme", "tooltip", "folding", "figures", "scales", "exponents",
     "grid", "value_cells", "losses", "agreement", "noise", "values_table", "classes", "casts",
-    "drift", "findings", "details", "start",
+    "constraints", "schemes", "drift", "findings", "details", "start",
 )  # fmt: skip
 #: The classes of the signs in figures, and what they stand for.
 LEGEND = (
@@ -40,8 +41,6 @@ LEGEND = (
     ("range", "normal range of the format"),
     ("subnormal", "subnormal"),
 )
-#: From which share of its elements on a value is said to lose some.
-NOTABLE = 0.01
 
 
 @dataclass(frozen=True)

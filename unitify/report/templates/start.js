@@ -14,6 +14,8 @@ async function start() {
   valuesView();
   classesView();
   castsView();
+  constraintsView();
+  schemesView();
   driftView();
   findingsView();
   startDetails();
