@@ -18,6 +18,8 @@ import unitify
 from unitify.checkpoint import folder
 from unitify.cli import app
 from unitify.diagnostics import all_diagnostics
+from unitify.operations.rule_table import load_rules
+from unitify.rulebook.listing import rule_texts
 
 Run = Callable[..., Result]
 
@@ -328,6 +330,9 @@ def test_explain_a_value(run: Run, weights: Path) -> None:
         assert "torch/nn/modules/linear.py:" in result.stdout
         assert "stored rms" in result.stdout
         assert "0.weight" not in result.stdout.splitlines()[0]
+        shown = [line.strip() for line in result.stdout.splitlines()]
+        for operation in ("aten.linear.default", "aten.gelu.default"):
+            assert set(rule_texts(load_rules()[operation])) <= set(shown)
 
 
 def test_explain_an_unknown_value(run: Run) -> None:

@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 
 from unitify.cli import app
 from unitify.operations.rule_table import load_rules
-from unitify.rulebook.listing import row
+from unitify.rulebook.listing import row, rule_texts
 from unitify.rulebook.page import page
 from unitify.rulebook.skeleton import skeleton
 from unitify.rulebook.verify import verify, verify_row
@@ -45,6 +45,10 @@ def test_a_row_in_words(operation: str, law: str, forward: str) -> None:
     found = row(RULES[operation])
     assert found.law.startswith(law)
     assert forward in " ".join(found.forward)
+    first, *others = rule_texts(RULES[operation])
+    assert first.startswith(f"rule {operation}, {found.kind}")
+    assert found.law in first
+    assert others == list(found.forward)
 
 
 def test_the_list() -> None:

@@ -22,11 +22,11 @@ from unitify.capture.source import frames_of, module_of, without_torch
 from unitify.capture.whole import Capture
 from unitify.diagnostics import UnitifyError, UnknownCode, UnknownValue, all_diagnostics
 from unitify.module.assembly import plan_of, value_name
-from unitify.operations.expressions import Monomial
 from unitify.operations.laws import is_scalable
-from unitify.operations.rule_table import Rule, RuleTable, load_rules
+from unitify.operations.rule_table import RuleTable, load_rules
 from unitify.operations.schema import operation_name
 from unitify.plan.scale_plan import Scale, ScalePlan, plan
+from unitify.rulebook.listing import rule_texts
 
 #: How many values a derivation shows on its way back to inputs and parameters.
 LONGEST = 12
@@ -104,9 +104,9 @@ def _derivation(
     lines += ["", "forward, from the value back to inputs and parameters:"]
     for found in _ancestors(node, analysis):
         lines.append(f"  {step_text(found.name, analysis.forward[found.name])}")
-        lines += [
-            f"      {text}" for text in formula_texts(rules.get(operation_name(found)), found)
-        ]
+        if found.op == "call_function":
+            rule = rules.get(operation_name(found))
+            lines += [f"      {text}" for text in rule_texts(rule)]
     steps = analysis.backward.get(node.name, ())
     lines += ["", f"backward, {len(steps)} contribution{'' if len(steps) == 1 else 's'} added up:"]
     lines += [f"  {step_text('gradient', step)}" for step in steps]
@@ -151,36 +151,6 @@ def step_text(name: str, step: Step) -> str:
     operands = ", ".join(f"{operand} ({rms:.4g})" for operand, rms in step.inputs.items())
     source = f" from {operands}" if operands else ""
     return f"{name}: rms {step.rms:.4g} ({step.way}){source}"
-
-
-def formula_texts(rule: Rule | None, node: fx.Node) -> list[str]:
-    """The rule's row as far as it says how this value is distributed."""
-    if node.op != "call_function":
-        return []
-    if rule is None:
-        return ["no rule: restored to true scale"]
-    lines = [f"rule {rule.operation}, {rule.kind}{_law(rule)}"]
-    if rule.linear:
-        terms = ", ".join(f"{name}: {count}" for name, count in rule.terms.items())
-        lines.append(f"sums of products of {', '.join(rule.linear)}; terms {terms}")
-    if rule.elementwise:
-        lines.append(f"quadrature over {rule.elementwise}")
-    if rule.forward is not None:
-        lines.append(f"mean = {rule.forward.mean}")
-        lines.append(f"mean square = {rule.forward.square}")
-    return lines
-
-
-def _law(rule: Rule) -> str:
-    """The law in full: the result's factor, and those of its operands."""
-    if rule.law is None:
-        return ""
-    factors = {"out": rule.law.output, **rule.law.factors}
-    return ": " + ", ".join(f"{name} = {_monomial(powers)}" for name, powers in factors.items())
-
-
-def _monomial(powers: Monomial) -> str:
-    return " · ".join(n if p == 1 else f"{n}^{p}" for n, p in powers.items()) or "1"
 
 
 def _power(factor: float) -> str:

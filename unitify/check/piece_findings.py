@@ -24,11 +24,12 @@ from unitify.check.settings import Settings
 from unitify.check.subject import Piece
 from unitify.diagnostics import Diagnostic, GradientStops, NoRule
 from unitify.estimates import Estimates
-from unitify.explain import formula_texts, step_text
+from unitify.explain import step_text
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import operation_name
 from unitify.plan.scale_plan import plan
 from unitify.report.report import nodes_without_rule
+from unitify.rulebook.listing import rule_texts
 
 DIRECTIONS = ("forward", "backward")
 
@@ -119,7 +120,8 @@ class PieceChecker:
         if one.direction == "forward":
             if name in self.analysis.forward:
                 yield step_text(name, self.analysis.forward[name])
-            yield from formula_texts(self.rules.get(operation_name(one.node)), one.node)
+            if one.node.op == "call_function":
+                yield from rule_texts(self.rules.get(operation_name(one.node)))
         else:
             for step in self.analysis.backward.get(name, ()):
                 yield step_text("gradient", step)

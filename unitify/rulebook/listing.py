@@ -45,6 +45,15 @@ def row(rule: Rule) -> Row:
     )
 
 
+def rule_texts(rule: Rule | None) -> list[str]:
+    """Lines on how an operation runs and how its result is distributed; None: without a rule."""
+    if rule is None:
+        return ["no rule: restored to true scale"]
+    held = row(rule)
+    law = f": {held.law}" if held.law else ""
+    return [f"rule {held.operation}, {held.kind}{law}", *held.forward]
+
+
 def law_text(rule: Rule) -> str:
     """The law as monomials of scales; "" for a row that restores."""
     if rule.law is None:
