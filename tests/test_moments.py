@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from unitify.analysis.moments import add, compress, fit, gaussian, quadrature
 from unitify.analysis.softmax import jacobian, participation
@@ -85,6 +87,19 @@ def test_participation_of_many_rows_is_that_of_each() -> None:
     count = torch.tensor([4.0, 9.0, 4.0]).repeat(50)
     one_by_one = torch.stack([participation(v, c) for v, c in zip(var[:3], count[:3], strict=True)])
     torch.testing.assert_close(participation(var, count), one_by_one.repeat(50), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("function", [participation, jacobian])
+@pytest.mark.parametrize("widest", [0.3, 10.0])
+def test_many_different_rows_are_within_half_a_percent(
+    function: Callable[[Tensor, Tensor], Tensor], widest: float
+) -> None:
+    var = torch.linspace(0.02, widest, 3, dtype=torch.float64)[:, None]
+    count = torch.arange(1, 24, dtype=torch.float64)
+    exact = torch.cat([function(v, count) for v in var]).reshape(3, -1)
+    found = function(var, count)
+    torch.testing.assert_close(found, exact, rtol=5e-3, atol=1e-12)
+    assert not torch.equal(found, exact)
 
 
 def test_sums_of_independent_tensors_add_means_and_variances() -> None:

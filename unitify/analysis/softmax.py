@@ -13,8 +13,13 @@ from torch import Tensor
 
 from unitify.analysis.moments import normal_nodes
 
-#: Above this many, equal pairs of arguments are looked for.
+#: Above this many different pairs of arguments, results are interpolated.
 _MANY = 64
+#: log2 of what counts as zero, such as the Jacobian of one logit.
+_NOTHING = -100.0
+#: Points an octave of either argument at which they then are computed; and those that have been.
+_DENSITY = 4
+_COMPUTED: dict[tuple[str, float, float], float] = {}
 #: Points of the integral over log t.
 _STEPS = 384
 #: j → tʲ E[exp(jx − t eˣ)] at every t.
@@ -50,15 +55,46 @@ def _jacobian(moments: Moments, n: Tensor) -> Tensor:
 
 
 def _by_rows(integrand: Callable[[Moments, Tensor], Tensor], var: Tensor, count: Tensor) -> Tensor:
-    """∫ of ``integrand`` over log t for every pair; equal pairs are computed once."""
+    """∫ of ``integrand`` over log t for every pair; of many pairs, between points of a grid."""
     var, count = torch.broadcast_tensors(var.double(), count.double())
-    if var.numel() > _MANY:
-        # Masks leave few different rows: each is computed once, to four digits.
-        pairs = torch.stack([var.flatten(), count.flatten()], 1)
-        digits = 10 ** (4 - pairs.abs().clamp_min(1e-300).log10().ceil())
-        rows, where = ((pairs * digits).round() / digits).unique(dim=0, return_inverse=True)
-        if len(rows) < var.numel():
-            return _by_rows(integrand, rows[:, 0], rows[:, 1])[where].reshape(var.shape)
+    pairs = var.flatten(), count.flatten()
+    if var.numel() <= _MANY:
+        return _integral(integrand, *pairs).reshape(var.shape)
+    rows, where = torch.stack(pairs, 1).unique(dim=0, return_inverse=True)
+    exact = len(rows) <= _MANY
+    found = (_integral if exact else _interpolated)(integrand, rows[:, 0], rows[:, 1])
+    return found[where].reshape(var.shape)
+
+
+def _interpolated(
+    integrand: Callable[[Moments, Tensor], Tensor], var: Tensor, count: Tensor
+) -> Tensor:
+    """In logarithms, bilinear: within half a percent, as both functions are smooth in both."""
+    place = torch.stack([var.clamp(1e-12, 1e4), count], 1).log2() * _DENSITY
+    corner = place.floor()
+    share = place - corner
+    total = torch.zeros_like(var)
+    for step in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        at = torch.tensor(step, dtype=torch.float64)
+        weight = (at * share + (1 - at) * (1 - share)).prod(1)
+        points, where = (corner + at).unique(dim=0, return_inverse=True)
+        total = total + weight * _points(integrand, points)[where]
+    return torch.where(total > _NOTHING + 1, total.exp2(), 0.0)
+
+
+def _points(integrand: Callable[[Moments, Tensor], Tensor], points: Tensor) -> Tensor:
+    """log2 of the integral at points of the grid, each computed once in a run of the program."""
+    keys = [(integrand.__name__, *point) for point in points.tolist()]
+    missing = [i for i, key in enumerate(keys) if key not in _COMPUTED]
+    for start in range(0, len(missing), _MANY):
+        chunk = missing[start : start + _MANY]
+        var, count = (points[chunk] / _DENSITY).exp2().unbind(1)
+        found = _integral(integrand, var, count).log2().clamp_min(_NOTHING)
+        _COMPUTED.update(zip((keys[i] for i in chunk), found.tolist(), strict=True))
+    return torch.tensor([_COMPUTED[key] for key in keys], dtype=torch.float64)
+
+
+def _integral(integrand: Callable[[Moments, Tensor], Tensor], var: Tensor, count: Tensor) -> Tensor:
     width, n = var.reshape(-1, 1, 1).clamp(1e-12, 1e4), count.reshape(-1, 1, 1)
     z, weights = normal_nodes(192)
     x = width.sqrt() * z
@@ -70,4 +106,4 @@ def _by_rows(integrand: Callable[[Moments, Tensor], Tensor], var: Tensor, count:
     decay = -torch.exp(log_t + x)
     found = integrand(lambda j: torch.exp(j * (log_t + x) + decay) @ weights, n.squeeze(-1))
     total = found.sum(-1) * ((high - low) / _STEPS).reshape(-1)
-    return total.clamp_min(0.0).reshape(var.shape)
+    return total.clamp_min(0.0)
