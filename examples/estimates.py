@@ -33,7 +33,7 @@ from unitify.capture.whole import Capture, capture  # noqa: E402
 from unitify.estimates import Estimates  # noqa: E402
 from unitify.measure.captured import measure  # noqa: E402
 from unitify.operations.rule_table import load_rules  # noqa: E402
-from unitify.plan.scale_plan import ScalePlan, plan  # noqa: E402
+from unitify.plan.scale_plan import PREDICTED_TOLERANCE, ScalePlan, plan  # noqa: E402
 
 DIRECTIONS = ("forward", "backward")
 LISTED = (
@@ -113,7 +113,7 @@ def evaluate(
     predicted = analyse(captured, rules, loss).estimates
     return {
         "measured": shares(measured, plan(captured, measured, rules)),
-        "analysis": shares(measured, plan(captured, predicted, rules)),
+        "analysis": shares(measured, plan(captured, predicted, rules, PREDICTED_TOLERANCE)),
         "predicted": within(measured, predicted),
     }
 

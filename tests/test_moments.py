@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unitify.analysis.moments import add, compress, fit, gaussian, quadrature
+from unitify.analysis.moments import add, compress, fit, gaussian
+from unitify.analysis.quadrature import quadrature
 from unitify.analysis.softmax import jacobian, participation
 
 #: 1/RMS of f(x) and of f'(x) for x ~ N(0, 1): closed forms where there are any, else published

@@ -32,7 +32,8 @@ ORDER = {
     "capture": """skeleton source signature functional inline modes autograd_functions recurrent
         composite exporting example whole inputs execution islands""",
     "recipe": "recipe reader choices",
-    "analysis": "moments softmax counts formulas linear sampled stated forward backward analyse",
+    "analysis": """moments quadrature softmax counts formulas linear ranges sampled balanced stated
+        forward backward analyse""",
     "measure": "tally captured recorded",
     "scheme": "options meetings structure roles stacks sweep multipliers reparametrise rates",
     "plan": "scale_plan uniform scale_classes",

@@ -25,7 +25,7 @@ from unitify.module.assembly import plan_of, value_name
 from unitify.operations.laws import is_scalable
 from unitify.operations.rule_table import RuleTable, load_rules
 from unitify.operations.schema import operation_name
-from unitify.plan.scale_plan import Scale, ScalePlan, plan
+from unitify.plan.scale_plan import PREDICTED_TOLERANCE, Scale, ScalePlan, plan
 from unitify.rulebook.listing import rule_texts
 
 #: How many values a derivation shows on its way back to inputs and parameters.
@@ -66,7 +66,7 @@ def explain_value(
     captured = parts[part]
     analysis = analyse(captured, table)
     if chosen is None:
-        own = plan(captured, analysis.estimates, table)
+        own = plan(captured, analysis.estimates, table, PREDICTED_TOLERANCE)
     else:
         own = plan_of(chosen, part, captured)
     return "\n".join(_derivation(node, analysis, own, table))

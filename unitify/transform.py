@@ -28,7 +28,7 @@ from unitify.measure.recorded import measure_recorded
 from unitify.module.assembly import Part, agreed, assemble, value_name
 from unitify.module.unit_scaled import UnitScaledModule, adopt_parameters
 from unitify.operations.rule_table import RuleTable, load_rules
-from unitify.plan.scale_plan import ScalePlan, plan
+from unitify.plan.scale_plan import PREDICTED_TOLERANCE, TOLERANCE, ScalePlan, plan
 from unitify.plan.uniform import uniform_plan
 from unitify.recipe.reader import read_recipe
 from unitify.recipe.recipe import Recipe
@@ -107,7 +107,8 @@ def transform(
     parts: dict[str, Part] = {}
     for name, captured in recorded.parts.items():
         if name in found:
-            planned = plan(captured, found[name], table)
+            tolerance = PREDICTED_TOLERANCE if scales == "analysis" else TOLERANCE
+            planned = plan(captured, found[name], table, tolerance)
         else:
             planned = uniform_plan(captured, casts.loss_scale if casts is not None else 1.0)
         chosen = agreed(planned, name, captured, parts)

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from unitify.analysis.balanced import Balance, passed_on, stated, together
 from unitify.analysis.formulas import formula_gradient
 from unitify.analysis.forward import CANNOT_RUN, ForwardMoments, Results, Step, linear_names
 from unitify.analysis.linear import linear_gradient
-from unitify.analysis.moments import Moment, add, fit, gaussian, limited, number, quadrature
+from unitify.analysis.moments import Moment, add, fit, gaussian, limited, number
+from unitify.analysis.quadrature import quadrature
 from unitify.analysis.sampled import observed, sampled_gradients
 from unitify.capture.execution import loss_of
 from unitify.capture.whole import Capture
@@ -28,6 +30,8 @@ class BackwardMoments:
         self.of = forward
         self.loss_fn = loss_fn
         self.grads: dict[fx.Node, Results] = {}
+        #: Over which dimensions the gradient of a value sums to zero.
+        self.balances: dict[fx.Node, Balance] = {}
         self.steps: dict[str, list[Step]] = {}
         self.differentiable = _differentiable(forward.capture)
 
@@ -82,9 +86,18 @@ class BackwardMoments:
             if g is not None and n in self.differentiable
         }
 
-    def _give(self, node: fx.Node, moment: Moment, step: Step, index: int = 0) -> None:
+    def _give(
+        self,
+        node: fx.Node,
+        moment: Moment,
+        step: Step,
+        index: int = 0,
+        balance: Balance = None,
+    ) -> None:
         if node not in self.differentiable:
             return
+        held_balance = self.balances.get(node, frozenset())
+        self.balances[node] = together(held_balance, balance)
         value = node.meta["val"]
         count = len(value) if isinstance(value, list | tuple) else 1
         held = self.grads.setdefault(node, [None] * count)
@@ -110,10 +123,24 @@ class BackwardMoments:
         gradients, way = self._predict(operation, rule, grads, position)
         for name, moments in gradients.items():
             targets = nodes_of(named_arguments(node)[name])
+            balance = self._balance(operation, rule, name)
+            if balance is not None and not balance:
+                moments = [number(0.0, m.mean.dim()) for m in moments]
             for target, moment in zip(targets, moments, strict=False):
                 if is_scalable(target):
                     inputs = {node.name: next(g.rms for g in grads if g is not None)}
-                    self._give(target, moment, Step(way, inputs, moment.rms))
+                    self._give(target, moment, Step(way, inputs, moment.rms), balance=balance)
+
+    def _balance(self, operation: Operation, rule: Rule | None, name: str) -> Balance:
+        """What is known of the gradient of one operand, by the row or from the result's."""
+        known = stated(operation, rule, name)
+        balance = self.balances.get(operation.node)
+        if known is not None or balance is None:
+            return known
+        try:
+            return passed_on(operation, name, self.of.operands(operation, None), balance)
+        except CANNOT_RUN:
+            return None
 
     def _predict(
         self, operation: Operation, rule: Rule | None, grads: Results, position: int

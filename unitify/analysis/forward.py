@@ -23,8 +23,9 @@ from unitify.analysis.moments import (
     gaussian,
     limited,
     number,
-    quadrature,
 )
+from unitify.analysis.quadrature import quadrature
+from unitify.analysis.ranges import EVERYTHING, range_of
 from unitify.analysis.sampled import observed, sampled_results, told_apart
 from unitify.analysis.stated import stated_moments
 from unitify.capture.whole import Capture
@@ -147,6 +148,7 @@ class ForwardMoments:
         rule = self.rules.get(operation_name(node))
         results, way = self._predict(operation, rule, position)
         self.ways[node] = way
+        results = self._in_range(operation, rule, results, way)
         inputs = {n.name: m.rms for n in node.all_input_nodes if (m := self.moment(n)) is not None}
         self._note(node, results, way, inputs)
 
@@ -186,11 +188,15 @@ class ForwardMoments:
     def operands(self, operation: Operation, rule: Rule | None) -> dict[str, Any]:
         """Moments of the floating operands, and of what a rule's formula treats as one."""
         found: dict[str, Any] = {}
+        row = rule or self.rules.get(operation_name(operation.node))
+        domain = row.domain if row is not None else {}
         for name, argument in operation.operands.items():
             if isinstance(argument, list):
                 found[name] = [self._any_moment(a) for a in argument]
             else:
-                found[name] = self.moment(argument)
+                moment = self.moment(argument)
+                bounds = domain.get(name)
+                found[name] = moment.within(*bounds) if moment and bounds else moment
         for name, argument in named_arguments(operation.node).items():
             if rule is None or name in found:
                 continue
@@ -235,6 +241,19 @@ class ForwardMoments:
             # The operation cannot run on moments (it wants another type or layout): sample it.
             pass
         return self._sample(operation, position)
+
+    def _in_range(
+        self, operation: Operation, rule: Rule | None, results: Results, way: str
+    ) -> Results:
+        """The (only) result with what is known of its range."""
+        first = results[0] if len(results) == 1 else None
+        if rule is None or first is None or way not in ("run", "formula", "sampled"):
+            return results
+        try:
+            found = range_of(operation, rule, self.operands(operation, rule))
+        except CANNOT_RUN:
+            return results
+        return results if found == EVERYTHING else [first.within(*found)]
 
     def _runs(self, operation: Operation, rule: Rule) -> bool:
         """Is a linear operation run as it is? One with a formula is if the model alone says how.

@@ -5,29 +5,32 @@ of size one means that all positions along it are alike. A weight is known exact
 mean square is its square), an activation per channel where weights told its channels apart,
 and everything is one number where nothing is known.
 
-Elements are taken to be independent, and normal where a function is applied to them.
+Elements are taken to be independent. Where a function is applied to them they are normal, or, if
+the range of a value is known, of the distribution of that range (``quadrature``).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sympy
 import torch
 from torch import Tensor
 
-#: Half-width of the quadrature in standard deviations; the normal has 1e-15 of its mass outside.
-_REACH = 8.0
-
 
 @dataclass(frozen=True)
 class Moment:
-    """E[x] and E[x²] of a tensor's elements, as float64 arrays that broadcast to its shape."""
+    """E[x] and E[x²] of a tensor's elements, as float64 arrays that broadcast to its shape.
+
+    No element is known to be below ``low`` or above ``high``.
+    """
 
     mean: Tensor
     square: Tensor
+    low: float = -math.inf
+    high: float = math.inf
 
     @property
     def var(self) -> Tensor:
@@ -47,7 +50,18 @@ class Moment:
     def uniform(self) -> Moment:
         """The moments of an element drawn from anywhere in the tensor."""
         shape = (1,) * self.mean.dim()
-        return Moment(self.mean.mean().reshape(shape), self.square.mean().reshape(shape))
+        mean, square = self.mean.mean().reshape(shape), self.square.mean().reshape(shape)
+        return replace(self, mean=mean, square=square)
+
+    def within(self, low: float, high: float) -> Moment:
+        """The same elements, of which no one is outside of this range either."""
+        return replace(self, low=max(self.low, low), high=min(self.high, high))
+
+    def times(self, factor: float) -> Moment:
+        """The moments of ``factor`` (positive) times the elements."""
+        return Moment(
+            self.mean * factor, self.square * factor**2, self.low * factor, self.high * factor
+        )
 
 
 def number(value: float, ndim: int = 0) -> Moment:
@@ -55,7 +69,7 @@ def number(value: float, ndim: int = 0) -> Moment:
     limit = torch.finfo(torch.float32).max
     finite = min(max(float(value), -limit), limit)
     mean = torch.full((1,) * ndim, finite, dtype=torch.float64)
-    return Moment(mean, mean * mean)
+    return Moment(mean, mean * mean, finite, finite)
 
 
 def gaussian(mean: float, rms: float, ndim: int = 0) -> Moment:
@@ -117,12 +131,14 @@ def limited(moment: Moment, elements: int) -> Moment:
         loss = {d: float((square - square.mean(d, keepdim=True)).square().mean()) for d in kept}
         least = min(kept, key=lambda d: loss[d])
         mean, square = mean.mean(least, keepdim=True), square.mean(least, keepdim=True)
-    return moment if square.numel() == moment.square.numel() else Moment(mean, square)
+    if square.numel() == moment.square.numel():
+        return moment
+    return replace(moment, mean=mean, square=square)
 
 
 def compressed(moment: Moment) -> Moment:
     """The same moments with the dimensions along which nothing differs at size one."""
-    return Moment(compress(moment.mean), compress(moment.square))
+    return replace(moment, mean=compress(moment.mean), square=compress(moment.square))
 
 
 # Formulas.
@@ -189,62 +205,3 @@ def _power(base: Tensor, exponent: sympy.Expr, value: Tensor) -> Tensor:
     if exponent == sympy.Rational(1, 2):
         return base.clamp_min(0.0).sqrt()
     return base.pow(value)
-
-
-# Quadrature.
-
-
-def quadrature(function: Callable[[Tensor], Tensor], x: Moment) -> tuple[Moment, Moment]:
-    """Moments of f(x) and of f'(x) for normal x, by the midpoint rule.
-
-    The midpoint rule converges as fast as Gauss-Hermite for smooth functions and does
-    not mind a kink (relu) or a jump (its derivative). Where f is defined for positive x
-    only (a root, a logarithm), x is log-normal with the same mean and variance.
-    """
-    mean, std = torch.broadcast_tensors(x.mean, x.var.sqrt())
-    if not bool(std.any()):
-        points, weights = mean.unsqueeze(-1), torch.ones(1, dtype=torch.float64)
-        value, slope = _on_points(function, points)
-    else:
-        z, weights = normal_nodes(_node_count(mean.numel()))
-        value, slope = _on_points(function, mean.unsqueeze(-1) + std.unsqueeze(-1) * z)
-        if bool(value.isnan().any()) and bool((mean > 0).all()):
-            spread = torch.log1p((std / mean) ** 2)
-            center = mean.log() - spread / 2
-            points = torch.exp(center.unsqueeze(-1) + spread.sqrt().unsqueeze(-1) * z)
-            value, slope = _on_points(function, points)
-    value, slope = _finite(value), _finite(slope)
-    return (
-        Moment(value @ weights, (value * value) @ weights),
-        Moment(slope @ weights, (slope * slope) @ weights),
-    )
-
-
-def _on_points(function: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        leaf = points.detach().requires_grad_(True)
-        value = function(leaf)
-        (slope,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
-    value = value.detach().double()
-    return value, torch.zeros_like(value) if slope is None else slope.double()
-
-
-def normal_nodes(count: int) -> tuple[Tensor, Tensor]:
-    """Midpoints on ±``_REACH`` standard deviations, and their share of the normal's mass."""
-    step = 2 * _REACH / count
-    z = (torch.arange(count, dtype=torch.float64) + 0.5) * step - _REACH
-    weights = torch.exp(-0.5 * z * z)
-    return z, weights / weights.sum()
-
-
-def _finite(values: Tensor) -> Tensor:
-    limit = torch.finfo(torch.float32).max
-    return torch.nan_to_num(values, nan=0.0, posinf=limit, neginf=-limit)
-
-
-def _node_count(elements: int) -> int:
-    """Quadrature nodes: many where few elements ask for them, about a million in all.
-
-    The worst case is a kink amid the fewest nodes, half a standard deviation apart: within 1 %.
-    """
-    return int(min(1024, max(32, 2**20 // max(elements, 1))))

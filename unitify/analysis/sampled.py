@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unitify.analysis.linear import Operands
 from unitify.analysis.moments import Moment
+from unitify.analysis.quadrature import distribution, near_bounds
 from unitify.operations.operation import Operation
 
 #: Moments are kept apart where each rests on at least this many samples.
@@ -77,27 +78,48 @@ def sampled_difference(
     return results[1] - results[0]
 
 
-def draw(operation: Operation, operands: Operands, generator: torch.Generator) -> dict[str, Any]:
-    """A sample of every floating operand, in the operand's own shape and type."""
+def draw(
+    operation: Operation,
+    operands: Operands,
+    generator: torch.Generator,
+    dtype: torch.dtype | None = None,
+) -> dict[str, Any]:
+    """A sample of every floating operand, in the operand's own shape, and type unless given."""
     drawn: dict[str, Any] = {}
     for name, argument in operation.operands.items():
         moment = operands[name]
         if isinstance(moment, list):
             drawn[name] = [
-                _draw_one(m, operation.shape_of(a), a.meta["val"].dtype, generator)
+                _draw_one(m, operation.shape_of(a), dtype or a.meta["val"].dtype, generator)
                 for m, a in zip(moment, argument, strict=True)
             ]
         else:
-            dtype = argument.meta["val"].dtype
-            drawn[name] = _draw_one(moment, operation.shape(name), dtype, generator)
+            own = dtype or argument.meta["val"].dtype
+            drawn[name] = _draw_one(moment, operation.shape(name), own, generator)
     return drawn
 
 
 def _draw_one(
     moment: Moment, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator
 ) -> Tensor:
+    if near := near_bounds(moment):
+        return _draw_in_range(moment, shape, near, generator).to(dtype).contiguous()
     noise = torch.randn(shape, generator=generator, dtype=torch.float64)
     return (moment.mean + moment.var.sqrt() * noise).expand(shape).to(dtype).contiguous()
+
+
+def _draw_in_range(
+    moment: Moment, shape: tuple[int, ...], near: tuple[float, float], generator: torch.Generator
+) -> Tensor:
+    """From the distributions of ``quadrature``."""
+    low, high = near
+    mean, std = (m.expand(shape) for m in torch.broadcast_tensors(moment.mean, moment.var.sqrt()))
+    first, second = distribution(mean, std, low, high)
+    one = torch._standard_gamma(first.contiguous(), generator)
+    if math.isfinite(low) and math.isfinite(high):
+        other = torch._standard_gamma(second.contiguous(), generator)
+        return low + (high - low) * one / (one + other).clamp_min(1e-300)
+    return low + second * one if math.isfinite(low) else high - second * one
 
 
 def observed(tensor: Tensor, kept: Iterable[int] = ()) -> Moment:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from unitify.analysis.moments import normal_nodes
+from unitify.analysis.quadrature import normal_nodes
 
 #: Above this many different pairs of arguments, results are interpolated.
 _MANY = 64

@@ -28,7 +28,8 @@ from torch import Tensor
 from unitify.analysis.formulas import along_channels, formula_forward, formula_slope
 from unitify.analysis.forward import CANNOT_RUN, ForwardMoments, linear_names
 from unitify.analysis.linear import linear_forward
-from unitify.analysis.moments import Moment, fit, from_parts, gaussian, number, quadrature
+from unitify.analysis.moments import Moment, fit, from_parts, gaussian, number
+from unitify.analysis.quadrature import quadrature
 from unitify.analysis.sampled import sampled_difference, sampled_gradients
 from unitify.operations.laws import is_scalable
 from unitify.operations.operation import Operation
@@ -170,7 +171,7 @@ class ErrorPassage:
                 m.reshape(along_channels(tuple(m.shape), len(shape)))
                 for m in (error.mean, error.square)
             ]
-            error = Moment(*laid)
+            error = Moment(laid[0], laid[1])
         found = _times(error, slope.mean, slope.square)
         return Moment(fit(found.mean, shape), fit(found.square, shape))
 

@@ -98,6 +98,11 @@ class Rule:
     ``states``: operand → formulas of what the other operands tell of its moments (statistics that
     the operation keeps), unless they are still those of ``untold``: operand → value.
     ``below``: integer operand → how many rows it picks from.
+    ``domain``: operand → the numbers, least and greatest, between which it has to be.
+    ``corners``: the operands of an operation that has its extremes where each of them has one of
+    its own: one that is monotone in each of them, or linear.
+    ``balanced``: operand → the dimensions over which its gradient sums to zero, because moving all
+    elements along them together changes nothing: a tuple, "over", or "over if ARG".
     ``sample``: arguments on which the row is tested; ``variants``: more of them, as changes to it.
     """
 
@@ -129,6 +134,9 @@ class Rule:
     states: Mapping[str, Moments] = field(default_factory=dict)
     untold: Mapping[str, float] = field(default_factory=dict)
     below: Mapping[str, sympy.Expr] = field(default_factory=dict)
+    domain: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    corners: tuple[str, ...] = ()
+    balanced: Mapping[str, str | tuple[int, ...]] = field(default_factory=dict)
     sample: Mapping[str, Any] = field(default_factory=dict)
     variants: tuple[Mapping[str, Any], ...] = ()
     source: str = ""
@@ -159,7 +167,8 @@ _KEYS = {
     "coefficient", "window", "pads", "broadcast", "forward", "backward", "over", "sample",
     "variants", "source", "like", "true_gradient", "where", "channels",
     "products", "casts", "inside", "matmul", "unit", "parameters",
-    "logits", "width", "weighs", "states", "untold", "below",
+    "logits", "width", "weighs", "states", "untold", "below", "domain",
+    "corners", "balanced",
 }  # fmt: skip
 
 
@@ -259,6 +268,11 @@ def _rule(operation: str, family: str, row: Mapping[str, Any]) -> Rule:
         weighs=row.get("weighs"),
         states={name: _moments(m, where) for name, m in row.get("states", {}).items()},
         below={name: parse_formula(text) for name, text in row.get("below", {}).items()},
+        domain={name: _domain(pair) for name, pair in row.get("domain", {}).items()},
+        corners=tuple(row.get("corners", ())),
+        balanced={
+            n: s if isinstance(s, str) else tuple(s) for n, s in row.get("balanced", {}).items()
+        },
         untold={name: float(value) for name, value in row.get("untold", {}).items()},
         coefficient=parse_formula(row.get("coefficient", "1")),
         over=tuple(over) if isinstance(over := row.get("over"), list) else over,
@@ -271,6 +285,11 @@ def _rule(operation: str, family: str, row: Mapping[str, Any]) -> Rule:
 def _summed_products(row: Mapping[str, Any], terms: Mapping[str, sympy.Expr]) -> tuple[str, ...]:
     linear = tuple(row.get("linear", ()))
     return linear if len(linear) == 2 and terms.get("out", sympy.S.One) != sympy.S.One else ()
+
+
+def _domain(pair: list[float]) -> tuple[float, float]:
+    low, high = pair
+    return float(low), float(high)
 
 
 _MATRIX_PRODUCT = re.compile(r"(\w+) @ (\w+)(\.T)?(?: \+ (\w+))?")

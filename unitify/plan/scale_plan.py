@@ -29,8 +29,9 @@ from unitify.operations.laws import Factors, factors, holds_tensors, is_scalable
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import named_arguments, nodes_of, operation_name
 
-#: Half the width, in octaves, of the band in which a value keeps the scale it arrives at.
-TOLERANCE = 1.0
+#: Half the width, in octaves, of the band in which a value keeps the scale it arrives at: of one
+#: that was measured, and of one that was predicted and may be half an octave from there.
+TOLERANCE, PREDICTED_TOLERANCE = 1.0, 0.5
 #: Octaves around the typical RMS of a direction beyond which one tells of masking constants, zeros
 #: or a broken estimate, not of a scale. A factor of the one equation is the sum of three such
 #: distances, so that with a third of the range of float32 none of them overflows.
@@ -105,9 +106,14 @@ class ScalePlan:
         return json.dumps(self.to_json(), indent=1, sort_keys=True)
 
 
-def plan(capture: Capture, estimates: Estimates, rules: RuleTable) -> ScalePlan:
-    """Choose a scale for every floating value and parameter of ``capture``."""
-    planner = _Planner(capture, estimates, rules)
+def plan(
+    capture: Capture, estimates: Estimates, rules: RuleTable, tolerance: float = TOLERANCE
+) -> ScalePlan:
+    """Choose a scale for every floating value and parameter of ``capture``.
+
+    ``tolerance``: how far, in octaves, a value's RMS may be from the scale at which it arrives.
+    """
+    planner = _Planner(capture, estimates, rules, tolerance)
     planner.choose_forward()
     planner.choose_backward()
     return planner.result()
@@ -152,7 +158,10 @@ def _is_handed_back(node: fx.Node) -> bool:
 class _Planner:
     """The two passes over the graph; exponents are log2."""
 
-    def __init__(self, capture: Capture, estimates: Estimates, rules: RuleTable) -> None:
+    def __init__(
+        self, capture: Capture, estimates: Estimates, rules: RuleTable, tolerance: float
+    ) -> None:
+        self.tolerance = tolerance
         self.capture = capture
         self.estimates = estimates
         self.rules = rules
@@ -233,7 +242,7 @@ class _Planner:
 
     def _nearest(self, node: fx.Node, direction: str, arrivals: list[int]) -> int:
         middle = self.typical[direction]
-        chosen = _nearest(self._log_rms(node, direction), arrivals)
+        chosen = _nearest(self._log_rms(node, direction), arrivals, self.tolerance)
         return _within(chosen, middle)
 
     def _log_rms(self, node: fx.Node, direction: str) -> float | None:
@@ -302,11 +311,11 @@ class _Planner:
         return Scale.of_exponents(fwd, bwd)
 
 
-def _nearest(log_rms: float | None, arrivals: list[int]) -> int:
+def _nearest(log_rms: float | None, arrivals: list[int], tolerance: float) -> int:
     """The most frequent arrival within tolerance of the RMS; else the RMS, rounded."""
     if log_rms is None:
         return Counter(arrivals).most_common(1)[0][0] if arrivals else 0
-    within = [a for a in arrivals if abs(log_rms - a) <= TOLERANCE]
+    within = [a for a in arrivals if abs(log_rms - a) <= tolerance]
     if within:
         counts = Counter(within)
         return max(counts, key=lambda a: (counts[a], -abs(log_rms - a)))

@@ -296,7 +296,7 @@ def _square(results: list[Moment]) -> float:
 def _times(moment: Any, multiplier: float) -> Any:
     if isinstance(moment, list):
         return [_times(m, multiplier) for m in moment]
-    return Moment(moment.mean * multiplier, moment.square * multiplier**2)
+    return moment.times(multiplier)
 
 
 def _harmonic(count: float) -> float:

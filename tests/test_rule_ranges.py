@@ -1,0 +1,160 @@
+"""What rows say of ranges and of sums of gradients: ``domain``, ``corners`` and ``balanced``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unitify.analysis.balanced import stated
+from unitify.analysis.moments import gaussian
+from unitify.analysis.quadrature import quadrature
+from unitify.analysis.ranges import EVERYTHING, range_of
+from unitify.analysis.sampled import draw
+from unitify.operations.operation import Operation
+from unitify.operations.rule_table import load_rules
+from unitify.rulebook import calls
+from unitify.transform import estimate
+
+RULES = load_rules()
+DOMAINS = [(n, operand) for n, rule in RULES.items() for operand in rule.domain]
+CORNERS = [n for n, rule in RULES.items() if rule.corners]
+BALANCED = [
+    (n, operand, i)
+    for n, rule in RULES.items()
+    for operand in rule.balanced
+    for i in range(1 + len(rule.variants))
+]
+
+
+def call_of(operation: str, sample: int = 0) -> calls.Call:
+    rule = RULES[operation]
+    arguments = [rule.sample, *rule.variants][sample]
+    return calls.call(rule, calls.drawn(rule, arguments, 0, torch.float64))
+
+
+@pytest.mark.parametrize(("operation", "operand"), DOMAINS)
+@pytest.mark.parametrize("beyond", [False, True])
+def test_domains(operation: str, operand: str, beyond: bool) -> None:
+    """Draws are inside and can be differentiated; an element beyond is refused."""
+    made = call_of(operation)
+    node = Operation(made.node, {})
+    low, high = RULES[operation].domain[operand]
+    wide = gaussian(0.4 * high + 0.6 * low, math.hypot(0.3, 0.4 * high + 0.6 * low), 2)
+    operands = {name: wide.within(*RULES[operation].domain[name]) for name in node.operands}
+    drawn = draw(node, operands, torch.Generator().manual_seed(0))
+    assert low <= float(drawn[operand].min()) < float(drawn[operand].max()) <= high
+    leaf = drawn[operand] = drawn[operand].requires_grad_(not beyond)
+    if beyond:
+        drawn[operand][0, 0] = high + 0.5
+        other = next(n for n in drawn if n != operand)
+        drawn[other].requires_grad_(True)
+        with pytest.raises(RuntimeError):
+            node(drawn).sum().backward()
+        return
+    node(drawn).sum().backward()
+    assert leaf.grad is not None
+    assert bool(leaf.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("operation", CORNERS)
+def test_corners(operation: str) -> None:
+    """No result is beyond the range, and the range is no wider than it has to be."""
+    rule = RULES[operation]
+    node = Operation(call_of(operation).node, {})
+    generator = torch.Generator().manual_seed(1)
+    for trial in range(16):
+        bounds = torch.randn(len(rule.corners), 2, generator=generator, dtype=torch.float64)
+        bounds = bounds.sort(-1).values + (3.0 if trial % 2 else 0.0)
+        pairs = {n: (float(b[0]), float(b[1])) for n, b in zip(rule.corners, bounds, strict=True)}
+        pairs |= {n: (p[1], p[1]) for n, p in pairs.items() if n not in node.operands}
+        ranged = {n: gaussian(sum(p) / 2, 9.0).within(*p) for n, p in pairs.items()}
+        found = range_of(node, rule, ranged)
+        divisor = pairs.get("other") if "div" in operation else None
+        if divisor is not None and divisor[0] <= 0 <= divisor[1]:
+            assert found == EVERYTHING
+            continue
+        share = torch.rand(len(pairs), 4096, generator=generator, dtype=torch.float64)
+        share[:, :1024] = share[:, :1024].round()
+        values: dict[str, Any] = {
+            n: lo + (hi - lo) * s for (n, (lo, hi)), s in zip(pairs.items(), share, strict=True)
+        }
+        values |= {n: p[0] for n, p in pairs.items() if n not in node.operands}
+        result = node(values)
+        assert found[0] <= float(result.min()) + 1e-9
+        assert found[1] >= float(result.max()) - 1e-9
+        assert found == pytest.approx((float(result.min()), float(result.max())), abs=1e-9)
+
+
+@pytest.mark.parametrize(("operation", "operand", "sample"), BALANCED)
+def test_balances(operation: str, operand: str, sample: int) -> None:
+    """The gradient sums to zero where the row says so, and not where its flag is off."""
+    made = call_of(operation, sample)
+    said = stated(Operation(made.node, {}), RULES[operation], operand)
+    tensors = {n: t.detach().requires_grad_(t.requires_grad) for n, t in made.floating.items()}
+    leaf = tensors[f"{operand}_operand"].requires_grad_(True)
+    (result,) = calls.run(made.capture.graph, {**made.tensors, **tensors}, 0)
+    generator = torch.Generator().manual_seed(2)
+    upstream = torch.randn(result.shape, generator=generator, dtype=result.dtype)
+    (gradient,) = torch.autograd.grad(result, leaf, upstream)
+    size = float(gradient.abs().sum())
+    if said is None:
+        assert " if " in str(RULES[operation].balanced[operand])
+        assert float(gradient.sum().abs()) > 1e-6 * size
+    else:
+        assert float(gradient.sum(sorted(said)).abs().max()) < 1e-12 * size
+
+
+class Attention(nn.Module):
+    """One head, with biases; positions of keys turn them where ``turns``."""
+
+    def __init__(self, turns: bool) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(8, 8) for _ in range(3))
+        self.turn = torch.randn(6, 8) if turns else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).unflatten(-1, (2, 4)) for f in (self.query, self.key, self.value))
+        k = k if self.turn is None else k * self.turn.unflatten(-1, (2, 4))
+        found = nn.functional.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
+        return found.transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_a_bias_that_a_softmax_does_not_see(turns: bool) -> None:
+    """Keys that move together change nothing, unless positions turn them differently."""
+    torch.manual_seed(0)
+    found = estimate(Attention(turns), (torch.randn(3, 6, 8),))
+    assert (found["p_key_bias"].backward == 0) != turns
+    for name in ("p_value_bias", "p_query_bias", "p_key_weight"):
+        assert (found[name].backward or 0) > 0
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_bias_that_a_norm_takes_out(training: bool) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 1))
+    found: Any = estimate(net.train(training), (torch.randn(4, 3, 6, 6),))
+    assert (found["p_0_bias"].backward == 0) == training
+    assert found["p_2_bias"].backward > 0
+
+
+def test_the_square_of_a_normal_number_is_one_exactly() -> None:
+    """E[log x²] = −γ − log 2, and its variance is π²/2: but for the rarest, which are left out."""
+    square, _ = quadrature(torch.square, gaussian(0.0, 1.0))
+    value, _ = quadrature(torch.log, square)
+    assert float(value.mean) == pytest.approx(-1.2704, rel=0.02)
+    assert float(value.var) == pytest.approx(math.pi**2 / 2, rel=0.05)
+
+
+@pytest.mark.parametrize("spread", [0.3, 1.0, 3.0])
+def test_a_probability_stays_one(spread: float) -> None:
+    """A sigmoid's result, in a function with a pole at one: as sampled, within a fifth."""
+    x = spread * torch.randn(200_000, generator=torch.Generator().manual_seed(0)).double()
+    p, _ = quadrature(torch.sigmoid, gaussian(0.0, spread))
+    assert 0 <= p.low < p.high <= 1
+    value, _ = quadrature(torch.log, p)
+    assert value.rms == pytest.approx(float(x.sigmoid().log().square().mean().sqrt()), rel=0.2)
