@@ -30,7 +30,7 @@ from examples.minilm import model_folder, sentences  # noqa: E402
 from examples.nets import NETS  # noqa: E402
 from unitify.analysis.analyse import analyse  # noqa: E402
 from unitify.capture.whole import Capture, capture  # noqa: E402
-from unitify.estimates import Estimates  # noqa: E402
+from unitify.estimates import Estimates, without_rounding  # noqa: E402
 from unitify.measure.captured import measure  # noqa: E402
 from unitify.operations.rule_table import load_rules  # noqa: E402
 from unitify.plan.scale_plan import PREDICTED_TOLERANCE, ScalePlan, plan  # noqa: E402
@@ -109,8 +109,8 @@ def evaluate(
     output = model(*args, **kwargs)
     scalars = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and not t.dim()]
     loss: Callable[[Any], Tensor] | None = None if scalars else target_loss
-    measured = measure(captured, None, loss)
     predicted = analyse(captured, rules, loss).estimates
+    measured = without_rounding(measure(captured, None, loss), predicted)
     return {
         "measured": shares(measured, plan(captured, measured, rules)),
         "analysis": shares(measured, plan(captured, predicted, rules, PREDICTED_TOLERANCE)),
@@ -133,7 +133,8 @@ def main() -> None:
         "",
         "Percent of values (fwd) and gradients (bwd) that are stored with an RMS in [1/2, 2] when",
         "planned by measurement (M) and by analysis (A), and of predictions by analysis within 2 ×",
-        "of the measured RMS (P). Zero values and absent gradients are not counted.",
+        "of the measured RMS (P). Values that are zero, and gradients that are absent or zero but",
+        "for rounding, are not counted.",
         "",
         "| model | values | M fwd | M bwd | A fwd | A bwd | P fwd | P bwd |",
         "|---|---|---|---|---|---|---|---|",

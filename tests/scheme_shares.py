@@ -16,12 +16,16 @@ import torch
 import zoo
 
 import unitify
+from unitify.analysis.analyse import analyse
 from unitify.capture.islands import Recording
 from unitify.capture.whole import Capture
+from unitify.estimates import without_rounding
 from unitify.measure.captured import measure
+from unitify.operations.rule_table import load_rules
 from unitify.plan.scale_plan import Scale, ScalePlan
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "results" / "schemes.md"
+RULES = load_rules()
 #: [values, at unit RMS, gradients, at unit RMS]
 Counts = list[int]
 
@@ -29,9 +33,11 @@ Counts = list[int]
 def count(captured: Capture, plan: ScalePlan | None) -> Counts:
     """Measured on the example, as stored. Zeros and infinite values (masks) are left out."""
     made = captured.reparametrisation
+    predicted = analyse(captured, RULES, weight_rms=None if made is None else 1.0).estimates
+    measured = without_rounding(measure(captured), predicted)
     halves = made.outputs if made is not None else {}
     found = [0, 0, 0, 0]
-    for name, rms in measure(captured).items():
+    for name, rms in measured.items():
         scale = plan.values.get(name, Scale()) if plan is not None else Scale()
         for place, value, factor in ((0, rms.forward, scale.fwd), (2, rms.backward, scale.bwd)):
             if value and math.isfinite(value) and (place or name not in halves):
@@ -68,8 +74,9 @@ def shares(name: str) -> tuple[list[Counts], bool]:
     return rows, exact
 
 
-def percent(counts: Counts) -> str:
-    return " | ".join(f"{100 * counts[i + 1] / counts[i]:.0f}" if counts[i] else "" for i in (0, 2))
+def percent(counts: Counts, digits: int = 0) -> str:
+    shares = [100 * counts[i + 1] / counts[i] if counts[i] else None for i in (0, 2)]
+    return " | ".join("" if share is None else f"{share:.{digits}f}" for share in shares)
 
 
 def main() -> None:
@@ -80,9 +87,11 @@ def main() -> None:
         '# Models at initialisation, before and after `scheme="unit"`',
         "",
         "`python tests/scheme_shares.py`. Percent of values (f) and gradients (b) with measured",
-        "RMS in [1/2, 2], as stored. Of an operation and its multiplier the result counts; zeros",
-        "and masks do not; gradients of inputs, which stay true, and losses do. *Analysis* plans",
-        "backward scales without data, *measured* from the example.",
+        "RMS in [1/2, 2], as stored. Of an operation and its multiplier the result counts; masks,",
+        "zeros and gradients that are zero but for rounding (of a bias in front of a batch norm, of",
+        "a key's bias) do not; gradients of inputs, which stay true, and losses do. A model without",
+        "a loss has noise of unit RMS for the gradient of its outputs. *Analysis* plans backward",
+        "scales without data, *measured* from the example.",
         "",
         "| model | before f | b | analysis f | b | measured f | b | exact |",
         "|---|---|---|---|---|---|---|---|",
@@ -95,7 +104,7 @@ def main() -> None:
         lines.append(f"| {name} | {cells} | {'yes' if exact else 'NO'} |")
         print(lines[-1], flush=True)
     columns = [added([rows[i] for rows in total]) for i in range(3)]
-    lines.append("| **all values** | " + " | ".join(percent(c) for c in columns) + " | |")
+    lines.append("| **all values** | " + " | ".join(percent(c, 1) for c in columns) + " | |")
     print(lines[-1])
     if not sys.argv[1:]:
         PAGE.write_text("\n".join(lines) + "\n", "utf-8")

@@ -14,6 +14,7 @@ from unitify.analysis.moments import gaussian
 from unitify.analysis.quadrature import quadrature
 from unitify.analysis.ranges import EVERYTHING, range_of
 from unitify.analysis.sampled import draw
+from unitify.estimates import Rms, without_rounding
 from unitify.operations.operation import Operation
 from unitify.operations.rule_table import load_rules
 from unitify.rulebook import calls
@@ -39,25 +40,24 @@ def call_of(operation: str, sample: int = 0) -> calls.Call:
 @pytest.mark.parametrize(("operation", "operand"), DOMAINS)
 @pytest.mark.parametrize("beyond", [False, True])
 def test_domains(operation: str, operand: str, beyond: bool) -> None:
-    """Draws are inside and can be differentiated; an element beyond is refused."""
-    made = call_of(operation)
-    node = Operation(made.node, {})
-    low, high = RULES[operation].domain[operand]
-    wide = gaussian(0.4 * high + 0.6 * low, math.hypot(0.3, 0.4 * high + 0.6 * low), 2)
-    operands = {name: wide.within(*RULES[operation].domain[name]) for name in node.operands}
+    """Draws are inside and can be differentiated; an element beyond is refused, or no number."""
+    node, domain = Operation(call_of(operation).node, {}), RULES[operation].domain
+    low, high = domain[operand]
+    wide = gaussian(low + 0.4, math.hypot(0.3, low + 0.4), 2)
+    operands = {n: wide.within(*domain[n]) if n in domain else wide for n in node.operands}
     drawn = draw(node, operands, torch.Generator().manual_seed(0))
     assert low <= float(drawn[operand].min()) < float(drawn[operand].max()) <= high
-    leaf = drawn[operand] = drawn[operand].requires_grad_(not beyond)
     if beyond:
-        drawn[operand][0, 0] = high + 0.5
-        other = next(n for n in drawn if n != operand)
-        drawn[other].requires_grad_(True)
-        with pytest.raises(RuntimeError):
-            node(drawn).sum().backward()
-        return
-    node(drawn).sum().backward()
-    assert leaf.grad is not None
-    assert bool(leaf.grad.isfinite().all())
+        drawn[operand][0, 0] = low - 0.5
+    leaf = next(t for n, t in drawn.items() if n != operand or not beyond).requires_grad_(True)
+    try:
+        result = node(drawn)
+        result.sum().backward()
+    except RuntimeError:
+        assert beyond
+    else:
+        assert leaf.grad is not None
+        assert bool(result.isfinite().all() & leaf.grad.isfinite().all()) != beyond
 
 
 @pytest.mark.parametrize("operation", CORNERS)
@@ -158,3 +158,11 @@ def test_a_probability_stays_one(spread: float) -> None:
     assert 0 <= p.low < p.high <= 1
     value, _ = quadrature(torch.log, p)
     assert value.rms == pytest.approx(float(x.sigmoid().log().square().mean().sqrt()), rel=0.2)
+
+
+def test_rounding_is_told_from_small_gradients() -> None:
+    """Only what is predicted to be zero and is far below the rest counts as zero."""
+    measured = {n: Rms(1.0, g) for n, g in {"a": 1.0, "b": 2.0, "c": 1e-8, "d": 1e-8}.items()}
+    predicted = {"a": Rms(1.0, 1.0), "b": Rms(1.0, 0.0), "c": Rms(1.0, 0.0), "d": Rms(1.0, 1.0)}
+    found = without_rounding(measured, predicted)
+    assert {n: r.backward for n, r in found.items()} == {"a": 1.0, "b": 2.0, "c": 0.0, "d": 1e-8}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor, fx
 from unitify.analysis.balanced import Balance, passed_on, stated, together
 from unitify.analysis.formulas import formula_gradient
 from unitify.analysis.forward import CANNOT_RUN, ForwardMoments, Results, Step, linear_names
-from unitify.analysis.linear import linear_gradient
-from unitify.analysis.moments import Moment, add, fit, gaussian, limited, number
+from unitify.analysis.linear import linear_gradient, repeats
+from unitify.analysis.moments import Moment, add, fit, gaussian, limited, number, realised
 from unitify.analysis.quadrature import quadrature
 from unitify.analysis.sampled import observed, sampled_gradients
 from unitify.capture.execution import loss_of
@@ -155,7 +156,7 @@ class BackwardMoments:
         if way in ("run", "quadrature", "formula") and rule is not None:
             operands = self.of.operands(operation, rule)
             try:
-                return self._by_rule(operation, rule, operands, grads, wanted), way
+                return self._by_rule(operation, rule, operands, grads, wanted, position), way
             except CANNOT_RUN:
                 # As in the forward direction: what cannot run on moments runs on samples.
                 pass
@@ -170,11 +171,15 @@ class BackwardMoments:
 
     def _by_rule(
         self, operation: Operation, rule: Rule, operands: dict[str, Any], grads: Results,
-        wanted: list[str],
+        wanted: list[str], seed: int,
     ) -> dict[str, list[Moment]]:  # fmt: skip
         first = grads[0]
         if rule.linear and self.of.ways[operation.node] == "run":
             named = {n: operands[n] for n in linear_names(rule, operands)}
+            if first is not None and repeats(operation, rule):
+                shape = operation.result_shapes[0]
+                if math.prod(shape) <= self.of.elements:
+                    grads = [realised(first, shape, seed)]
             filled = [g if g is not None else number(0.0, len(s))
                       for g, s in zip(grads, operation.result_shapes, strict=True)]  # fmt: skip
             return {n: linear_gradient(operation, rule, named, n, filled) for n in wanted}
@@ -185,7 +190,7 @@ class BackwardMoments:
             return {name: [Moment(slope.mean * first.mean, slope.square * first.square)]}
         # An operand without a formula gets no gradient (it lends its shape or type).
         return {
-            n: [formula_gradient(operation, rule, operands, n, first)]
+            n: [formula_gradient(operation, rule, operands, n, first, seed)]
             for n in wanted
             if n in rule.backward
         }

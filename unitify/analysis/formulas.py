@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from unitify.analysis.counts import COUNTS
-from unitify.analysis.moments import Moment, evaluate_moments, fit
+from unitify.analysis.moments import Moment, evaluate_moments, fit, from_parts, realised
 from unitify.analysis.softmax import jacobian, participation
 from unitify.operations.dimensions import evaluate, symbol_values
 from unitify.operations.operation import Operation
@@ -37,12 +37,18 @@ def formula_stated(
 
 
 def formula_gradient(
-    operation: Operation, rule: Rule, operands: Mapping[str, Moment], name: str, grad: Moment
+    operation: Operation,
+    rule: Rule,
+    operands: Mapping[str, Moment],
+    name: str,
+    grad: Moment,
+    seed: int = 0,
 ) -> Moment:
     """Moments of the gradient of one operand, by the row's ``backward``.
 
-    A ``broadcast`` row states them for an element of the result: they are summed over the
-    dimensions along which the operand was broadcast.
+    What is the same all along a dimension (the row's ``common``) is drawn. A ``broadcast`` row
+    states them for an element of the result: they are summed over the dimensions along which the
+    operand was broadcast.
     """
     moments = rule.backward[name]
     mean, square = _evaluated(operation, rule, moments, {**operands, "grad": grad})
@@ -51,7 +57,28 @@ def formula_gradient(
     if rule.broadcast:
         mean, square = _summed(mean, square, result, laid)
     found = Moment(fit(mean, laid), fit(square, laid))
+    if name in rule.common:
+        found = _with_common(operation, rule, {**operands, "grad": grad}, name, found, seed)
     return found if laid == shape else Moment(found.mean.flatten(), found.square.flatten())
+
+
+def _with_common(
+    operation: Operation,
+    rule: Rule,
+    operands: Mapping[str, Moment],
+    name: str,
+    found: Moment,
+    seed: int,
+) -> Moment:
+    """``found`` whose mean holds one draw of what all elements along a dimension share."""
+    common = rule.common[name]
+    var = torch.minimum(_evaluated(operation, rule, common.var, operands)[0], found.var)
+    shape = list(operation.shape(name))
+    for dimension in common.along:
+        shape[dimension] = 1
+        var = var.mean(dimension, keepdim=True)
+    shared = realised(Moment(torch.zeros_like(var), var), tuple(shape), seed)
+    return from_parts(found.mean + shared.mean, (found.var - var).clamp_min(0.0))
 
 
 def formula_slope(

@@ -7,7 +7,7 @@ Each operation's row in the rule table says how: by counting or running its sums
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from unitify.analysis.moments import (
 )
 from unitify.analysis.quadrature import quadrature
 from unitify.analysis.ranges import EVERYTHING, range_of
-from unitify.analysis.sampled import observed, sampled_results, told_apart
+from unitify.analysis.sampled import observed, pooled, repetitions, sampled_results, told_apart
 from unitify.analysis.stated import stated_moments
 from unitify.capture.whole import Capture
 from unitify.operations.dimensions import hint, shape_of
@@ -267,16 +267,21 @@ class ForwardMoments:
     def _sample(self, operation: Operation, position: int) -> tuple[Results, str]:
         operands = self.operands(operation, None)
         try:
-            drawn = sampled_results(operation, operands, position)
+            repeated = [
+                sampled_results(operation, operands, position + i) for i in repetitions(operation)
+            ]
         except CANNOT_RUN:
             ndims = [len(s) for s in operation.result_shapes]
             moments = [m for m in operands.values() if isinstance(m, Moment)]
             rms = moments[0].rms if moments else 1.0
             return [gaussian(0.0, rms, n) for n in ndims], "assumed"
-        self.known[operation.node] = drawn
+        self.known[operation.node] = repeated[0]
         shapes = operation.result_shapes
         apart = [told_apart(operands, s) for s in shapes]
-        return [_observed_or_none(v, a) for v, a in zip(drawn, apart, strict=True)], "sampled"
+        return [
+            _observed_or_none(values, a)
+            for values, a in zip(zip(*repeated, strict=True), apart, strict=True)
+        ], "sampled"
 
 
 def _exactly_or_none(value: Any) -> Moment | None:
@@ -285,10 +290,11 @@ def _exactly_or_none(value: Any) -> Moment | None:
     return compressed(exactly(value)) if is_floating else None
 
 
-def _observed_or_none(value: Any, apart: list[int]) -> Moment | None:
-    """Moments of a sample, apart along these dimensions; None for what is not floating."""
-    is_floating = isinstance(value, Tensor) and value.is_floating_point()
-    return observed(value, apart) if is_floating else None
+def _observed_or_none(values: Sequence[Any], apart: list[int]) -> Moment | None:
+    """Moments of samples, apart along these dimensions; None for what is not floating."""
+    if not isinstance(values[0], Tensor) or not values[0].is_floating_point():
+        return None
+    return pooled([observed(value, apart) for value in values])
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -92,6 +92,15 @@ def linear_gradient(
     ]
 
 
+def repeats(operation: Operation, rule: Rule) -> bool:
+    """Is the gradient of the (only) operand that of the result, once for each that was summed?"""
+    if len(rule.linear) != 1 or "out" not in rule.terms or rule.linear[0] not in rule.terms:
+        return False
+    values = formula_values(operation, rule, {})
+    one = evaluate(rule.terms[rule.linear[0]], values)
+    return one == 1 and evaluate(rule.terms["out"], values) > 1
+
+
 def _is_counted(
     operation: Operation,
     rule: Rule,

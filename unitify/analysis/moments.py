@@ -99,6 +99,18 @@ def add(a: Moment, b: Moment) -> Moment:
     return from_parts(a.mean + b.mean, a.var + b.var)
 
 
+def realised(moment: Moment, shape: tuple[int, ...], seed: int) -> Moment:
+    """One draw of a tensor, as if it were known: what is made of its copies has much in common.
+
+    Its mean square is that of the moment, exactly.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    noise = moment.var.sqrt() * torch.randn(shape, generator=generator, dtype=torch.float64)
+    wanted, found = moment.var.mean(), noise.square().mean()
+    values = moment.mean + noise * (wanted / found.clamp_min(1e-300)).sqrt()
+    return Moment(values, values * values)
+
+
 def fit(array: Tensor, shape: tuple[int, ...]) -> Tensor:
     """``array`` made to broadcast to ``shape``: dimensions that cannot are averaged away."""
     while array.dim() > len(shape):

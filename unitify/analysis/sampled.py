@@ -20,6 +20,34 @@ from unitify.operations.operation import Operation
 
 #: Moments are kept apart where each rests on at least this many samples.
 _ENOUGH = 32
+#: Elements that may be drawn for the sake of a few.
+_WORK = 2**18
+#: From one repetition to the next.
+_APART = 7919
+
+
+def repetitions(operation: Operation) -> range:
+    """Of a draw, in seeds to be added: more than one where a result or an operand has few elements.
+
+    One draw of a single number says little of its size.
+    """
+    arguments = operation.operands.values()
+    operands = [a for held in arguments for a in (held if isinstance(held, list) else [held])]
+    shapes = [operation.shape_of(a) for a in operands] + operation.result_shapes
+    sizes = [math.prod(shape) or _ENOUGH for shape in shapes]
+    count = min(_ENOUGH // min(sizes, default=_ENOUGH), _WORK // max(sum(sizes), 1))
+    return range(0, max(count, 1) * _APART, _APART)
+
+
+def pooled(moments: list[Moment]) -> Moment:
+    """Of elements that are drawn from all of them alike."""
+    first, *rest = moments
+    if not rest:
+        return first
+    means, squares = (
+        torch.stack([getattr(m, part) for m in moments]) for part in ("mean", "square")
+    )
+    return Moment(means.mean(0), squares.mean(0))
 
 
 def sampled_results(operation: Operation, operands: Operands, seed: int) -> list[Any]:
@@ -35,6 +63,16 @@ def sampled_gradients(
     operation: Operation, operands: Operands, grads: list[Moment | None], seed: int
 ) -> dict[str, list[Moment]]:
     """Moments of the gradient of every operand, by name; a list has one entry a tensor."""
+    found = [_gradients(operation, operands, grads, seed + i) for i in repetitions(operation)]
+    return {
+        name: [pooled([one[name][i] for one in found]) for i in range(len(moments))]
+        for name, moments in found[0].items()
+    }
+
+
+def _gradients(
+    operation: Operation, operands: Operands, grads: list[Moment | None], seed: int
+) -> dict[str, list[Moment]]:
     generator = torch.Generator().manual_seed(seed)
     drawn = draw(operation, operands, generator)
     leaves: dict[str, list[Tensor]] = {}
@@ -59,7 +97,9 @@ def sampled_gradients(
     for name, tensors in leaves.items():
         got = [next(found) for _ in tensors]
         pairs = zip(tensors, got, strict=True)
-        gradients[name] = [observed(torch.zeros_like(t) if g is None else g) for t, g in pairs]
+        filled = [torch.zeros_like(t) if g is None else g for t, g in pairs]
+        known = {str(i): g for i, g in enumerate(grads) if g is not None}
+        gradients[name] = [observed(g, told_apart(known, tuple(g.shape))) for g in filled]
     return gradients
 
 
@@ -125,11 +165,13 @@ def _draw_in_range(
 def observed(tensor: Tensor, kept: Iterable[int] = ()) -> Moment:
     """The moments of one sample, apart along the dimensions ``kept`` and along the last one.
 
-    Along as many of them as leave each position enough elements to tell.
+    Along as many of them, from the first on, as leave each position enough elements to tell.
     """
     values = torch.nan_to_num(tensor.detach().double().cpu(), posinf=3.4e38, neginf=-3.4e38)
     last = values.dim() - 1
-    for apart in ({*kept, last}, set(kept), {last}):
+    first = sorted(kept)
+    fewer = [set(first[:count]) for count in range(len(first), 0, -1)]
+    for apart in ({*first, last}, *fewer, {last}):
         pooled = [d for d in range(values.dim()) if d not in apart]
         if pooled and math.prod(values.shape[d] for d in pooled) >= _ENOUGH:
             break

@@ -51,6 +51,14 @@ class Moments:
 
 
 @dataclass(frozen=True)
+class Common:
+    """What all elements of a gradient along some dimensions share: formulas of its variance."""
+
+    along: tuple[int, ...]
+    var: Moments
+
+
+@dataclass(frozen=True)
 class MatrixProduct:
     """A row's ``matmul``: the operation as left @ right (+ bias), by names of its arguments.
 
@@ -103,6 +111,8 @@ class Rule:
     its own: one that is monotone in each of them, or linear.
     ``balanced``: operand → the dimensions over which its gradient sums to zero, because moving all
     elements along them together changes nothing: a tuple, "over", or "over if ARG".
+    ``common``: operand → what the elements of its gradient have in common, beside ``backward``,
+    which holds for one of them alone.
     ``sample``: arguments on which the row is tested; ``variants``: more of them, as changes to it.
     """
 
@@ -137,6 +147,7 @@ class Rule:
     domain: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     corners: tuple[str, ...] = ()
     balanced: Mapping[str, str | tuple[int, ...]] = field(default_factory=dict)
+    common: Mapping[str, Common] = field(default_factory=dict)
     sample: Mapping[str, Any] = field(default_factory=dict)
     variants: tuple[Mapping[str, Any], ...] = ()
     source: str = ""
@@ -168,7 +179,7 @@ _KEYS = {
     "variants", "source", "like", "true_gradient", "where", "channels",
     "products", "casts", "inside", "matmul", "unit", "parameters",
     "logits", "width", "weighs", "states", "untold", "below", "domain",
-    "corners", "balanced",
+    "corners", "balanced", "common",
 }  # fmt: skip
 
 
@@ -270,6 +281,7 @@ def _rule(operation: str, family: str, row: Mapping[str, Any]) -> Rule:
         below={name: parse_formula(text) for name, text in row.get("below", {}).items()},
         domain={name: _domain(pair) for name, pair in row.get("domain", {}).items()},
         corners=tuple(row.get("corners", ())),
+        common={name: _common(one, where) for name, one in row.get("common", {}).items()},
         balanced={
             n: s if isinstance(s, str) else tuple(s) for n, s in row.get("balanced", {}).items()
         },
@@ -285,6 +297,11 @@ def _rule(operation: str, family: str, row: Mapping[str, Any]) -> Rule:
 def _summed_products(row: Mapping[str, Any], terms: Mapping[str, sympy.Expr]) -> tuple[str, ...]:
     linear = tuple(row.get("linear", ()))
     return linear if len(linear) == 2 and terms.get("out", sympy.S.One) != sympy.S.One else ()
+
+
+def _common(row: Mapping[str, Any], where: Mapping[sympy.Symbol, sympy.Expr]) -> Common:
+    var = parse_formula(row["var"]).xreplace(dict(where))
+    return Common(tuple(row["along"]), Moments(var, var))
 
 
 def _domain(pair: list[float]) -> tuple[float, float]:
