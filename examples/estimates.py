@@ -29,6 +29,7 @@ from examples import real_inputs  # noqa: E402
 from examples.minilm import model_folder, sentences  # noqa: E402
 from examples.nets import NETS  # noqa: E402
 from unitify.analysis.analyse import analyse  # noqa: E402
+from unitify.capture.execution import unchanged  # noqa: E402
 from unitify.capture.whole import Capture, capture  # noqa: E402
 from unitify.estimates import Estimates, without_rounding  # noqa: E402
 from unitify.measure.captured import measure  # noqa: E402
@@ -106,7 +107,9 @@ def evaluate(
 ) -> dict[str, dict[str, tuple[int, int, dict[str, float]]]]:
     """All shares of one model."""
     rules = load_rules()
-    output = model(*args, **kwargs)
+    with unchanged(model):
+        # Statistics of a batch norm that have seen one batch tell nothing yet.
+        output = model(*args, **kwargs)
     scalars = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and not t.dim()]
     loss: Callable[[Any], Tensor] | None = None if scalars else target_loss
     predicted = analyse(captured, rules, loss).estimates
