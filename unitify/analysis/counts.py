@@ -21,7 +21,7 @@ from unitify.operations.operation import Operation
 from unitify.operations.schema import named_arguments
 
 #: Queries are told apart into this many groups of neighbours.
-_GROUPS = 16
+_GROUPS = 8
 
 
 def attended_keys(operation: Operation, operands: Mapping[str, Any]) -> Tensor:

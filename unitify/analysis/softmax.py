@@ -20,8 +20,8 @@ _NOTHING = -100.0
 #: Points an octave of either argument at which they then are computed; and those that have been.
 _DENSITY = 4
 _COMPUTED: dict[tuple[str, float, float], float] = {}
-#: Points of the integral over log t.
-_STEPS = 384
+#: Steps of the integrals over log t and over x, for logits of variance up to this; and beyond.
+_USUAL, _STEPS = 4.0, ((128, 64), (384, 192))
 #: j → tʲ E[exp(jx − t eˣ)] at every t.
 Moments = Callable[[int], Tensor]
 
@@ -96,14 +96,15 @@ def _points(integrand: Callable[[Moments, Tensor], Tensor], points: Tensor) -> T
 
 def _integral(integrand: Callable[[Moments, Tensor], Tensor], var: Tensor, count: Tensor) -> Tensor:
     width, n = var.reshape(-1, 1, 1).clamp(1e-12, 1e4), count.reshape(-1, 1, 1)
-    z, weights = normal_nodes(192)
+    steps, nodes = _STEPS[float(width.max()) > _USUAL]
+    z, weights = normal_nodes(nodes)
     x = width.sqrt() * z
     # The integrand lives around t ≈ 1/Z: between one winning logit and n average ones.
     low = -(2 * width + 8 * width.sqrt() + n.log() + 12)
     high = 8 * width.sqrt() + 6
-    steps = torch.linspace(0, 1, _STEPS + 1, dtype=torch.float64).reshape(1, -1, 1)
-    log_t = low + (high - low) * steps
+    share = torch.linspace(0, 1, steps + 1, dtype=torch.float64).reshape(1, -1, 1)
+    log_t = low + (high - low) * share
     decay = -torch.exp(log_t + x)
     found = integrand(lambda j: torch.exp(j * (log_t + x) + decay) @ weights, n.squeeze(-1))
-    total = found.sum(-1) * ((high - low) / _STEPS).reshape(-1)
+    total = found.sum(-1) * ((high - low) / steps).reshape(-1)
     return total.clamp_min(0.0)
