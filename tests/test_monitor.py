@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_islands import HoldsFunction
+from islands import HoldsFunction
 from torch import Tensor, nn
 from training import fresh_pair, scaled_at_random, tokens
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_islands import HoldsFunction
+from islands import HoldsFunction
 from test_optim import CASES
 from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler

@@ -1,0 +1,384 @@
+"""What makes every diagnostic appear: an error is raised, or findings are returned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import check_triggers
+import factories
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import unitify
+import unitify.diagnostics
+from unitify.capture.whole import capture
+from unitify.checkpoint import folder
+from unitify.checkpoint.files import read_state_dict
+from unitify.checkpoint.state_dict import check_finite
+from unitify.checkpoint.targets import build_model
+from unitify.convert import convert
+from unitify.diagnostics import Diagnostic
+from unitify.explain import explain_code, explain_value
+from unitify.operations.rule_table import load_rules
+from unitify.report.report import without_rule
+from unitify.verify.validation import validate
+
+X = torch.randn(4, 6)
+
+
+Found = list[Diagnostic]
+
+
+TRIGGERS: dict[str, Callable[[Path], Found | None]] = {**check_triggers.TRIGGERS}
+
+
+def triggers(code: str) -> Callable[[Callable[[Path], Found | None]], None]:
+    """Register what makes a diagnostic appear: an error is raised, or findings are returned."""
+
+    def register(trigger: Callable[[Path], Found | None]) -> None:
+        assert code not in TRIGGERS, code
+        TRIGGERS[code] = trigger
+
+    return register
+
+
+class Forward(nn.Module):
+    """A module around a function, with one parameter."""
+
+    def __init__(self, function: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def noted(model: nn.Module, x: Tensor = X) -> Found:
+    return list(capture(model, (x,), {}).diagnostics)
+
+
+def saved(path: Path) -> Path:
+    save_file(factories.mlp().state_dict(), path / "mlp.safetensors")
+    return path / "mlp.safetensors"
+
+
+@triggers("U001")
+def _(path: Path) -> None:
+    unitify.transform(factories.mlp(), scales="mesured")
+
+
+@triggers("U002")
+def _(path: Path) -> None:
+    unitify.transform(factories.pair())
+
+
+@triggers("U003")
+def _(path: Path) -> None:
+    unitify.transform(factories.mlp(), scales="measured", batches=[])
+
+
+@triggers("U004")
+def _(path: Path) -> None:
+    convert(saved(path), path / "out")
+
+
+@triggers("U005")
+def _(path: Path) -> None:
+    (path / "config.json").write_text("{}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(__import__("sys").modules, "transformers", None)
+        convert(path, path / "out")
+
+
+@triggers("U006")
+def _(path: Path) -> None:
+    explain_code("U999")
+
+
+@triggers("U007")
+def _(path: Path) -> None:
+    from unitify.optim.groups import param_groups
+
+    param_groups(unitify.transform(factories.mlp()), torch.optim.LBFGS)
+
+
+@triggers("U008")
+def _(path: Path) -> None:
+    module = unitify.transform(factories.mlp(), (X,), verify=False)
+    optimizer = torch.optim.SGD(module.parameters())
+    optimizer.state[next(module.parameters())]["trace"] = torch.zeros(1)
+    unitify.rebase_(module, optimizer, [X])
+
+
+@triggers("U009")
+def _(path: Path) -> None:
+    unitify.rebase_(factories.mlp(), None, [X])
+
+
+@triggers("U010")
+def _(path: Path) -> None:
+    module = unitify.transform(factories.mlp(), (X,), verify=False)
+    optimizer = torch.optim.SGD(module.parameters())
+    torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    unitify.rebase_(module, optimizer, [X])
+
+
+@triggers("U012")
+def _(path: Path) -> None:
+    unitify.transform(factories.mlp(), (X,), loss_fn=lambda output: output.detach().sum())
+
+
+@triggers("U101")
+def _(path: Path) -> None:
+    capture(Forward(lambda m, x: m.linear(x) if x.sum() > 0 else x), (X,), {})
+
+
+@triggers("U102")
+def _(path: Path) -> None:
+    unitify.transform(factories.mlp(), (X, X))
+
+
+@triggers("U103")
+def _(path: Path) -> Found:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        if not self.training and x.sum() > 0:
+            return x
+        return self.linear(x)
+
+    return noted(Forward(forward))
+
+
+@triggers("U104")
+def _(path: Path) -> None:
+    unitify.transform(factories.mlp())(torch.ones(4, 7))
+
+
+@triggers("U105")
+def _(path: Path) -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        hidden = self.linear(x)
+        hidden.as_strided((2,), (1,)).add_(1.0)
+        return hidden
+
+    capture(Forward(forward), (X,), {})
+
+
+@triggers("U106")
+def _(path: Path) -> Found:
+    return noted(Forward(lambda m, x: m.linear(x).view(4, -1)))
+
+
+@triggers("U107")
+def _(path: Path) -> Found:
+    return noted(Forward(lambda m, x: checkpoint(m.linear, x, use_reentrant=False)))
+
+
+@triggers("U108")
+def _(path: Path) -> Found:
+    model = factories.mlp()
+    model.config = SimpleNamespace(use_cache=True)
+    return noted(model)
+
+
+class Doubled(torch.autograd.Function):
+    """A backward of its own, unlike what autograd would find."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return gradient * 3
+
+
+@triggers("U109")
+def _(path: Path) -> None:
+    capture(Forward(lambda m, x: Doubled.apply(m.linear(x))), (X,), {})
+
+
+@triggers("U110")
+def _(path: Path) -> Found:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        return self.linear(x) * (2.0 if torch.compiler.is_exporting() else 3.0)
+
+    return list(unitify.transform(Forward(forward), (X,)).diagnostics)
+
+
+@triggers("U201")
+def _(path: Path) -> None:
+    unitify.transform(factories.mlp(), rules=[{"mine.f.default": {"law": {"out": "x +* y"}}}])
+
+
+@triggers("U202")
+def _(path: Path) -> Found:
+    captured = capture(factories.mlp(), (X,), {})
+    rules = {k: v for k, v in load_rules().items() if k != "aten.gelu.default"}
+    return list(without_rule(captured, rules))
+
+
+@triggers("U203")
+def _(path: Path) -> None:
+    explain_value("liner", factories.mlp())
+
+
+@triggers("U204")
+def _(path: Path) -> None:
+    model = factories.mlp()
+    nn.init.constant_(model[0].weight, torch.inf)
+    check_finite(model)
+
+
+@triggers("U301")
+def _(path: Path) -> None:
+    module = unitify.transform(factories.mlp())
+    unitify.rebuild(factories.deep_mlp(), module.state_dict(), module.plan)
+
+
+@triggers("U302")
+def _(path: Path) -> None:
+    module = unitify.transform(factories.mlp())
+    values = {**module.plan.values, "linear": unitify.Scale(3.0)}
+    plan = unitify.ScalePlan(values, module.plan.parameters)
+    unitify.rebuild(factories.mlp(), module.state_dict(), plan)
+
+
+@triggers("U401")
+def _(path: Path) -> None:
+    unitify.transform(factories.mlp(), recipe="fp9")
+
+
+@triggers("U402")
+def _(path: Path) -> None:
+    unitify.transform(factories.mlp(), recipe="fp8,exlude=lm_head")
+
+
+@triggers("U403")
+def _(path: Path) -> Found:
+    module = unitify.transform(factories.mlp(), recipe="fp8,exclude=lm_head")
+    return list(module.diagnostics)
+
+
+@triggers("U404")
+def _(path: Path) -> None:
+    unitify.transform(nn.Conv1d(16, 16, 3), torch.randn(2, 16, 8), recipe="fp8,simulate=false")
+
+
+@triggers("U405")
+def _(path: Path) -> Found:
+    recipe = "fp8-auto,multiple=1,min_sqnr=90"
+    return list(unitify.transform(factories.mlp(), recipe=recipe).diagnostics)
+
+
+@triggers("U501")
+def _(path: Path) -> None:
+    model = nn.Linear(64, 8, bias=False)
+    with torch.no_grad():
+        model.weight.mul_(2.0**40)
+    # Products near 2^130 overflow in the original, where infinities cancel, and not at unit scale.
+    unitify.transform(model, torch.randn(4, 64) * 2.0**92)
+
+
+@triggers("U502")
+def _(path: Path) -> Found:
+    module = unitify.transform(factories.mlp())
+    rescale = next(n for n in module.graph.nodes if n.target is torch.ops.unitify.rescale.default)
+    rescale.args = (rescale.args[0], 2 * rescale.args[1], rescale.args[2])
+    return list(validate(module.capture, module.graph, module.plan, load_rules()))
+
+
+@triggers("U503")
+def _(path: Path) -> Found:
+    model = nn.Linear(64, 8, bias=False)
+    with torch.no_grad():
+        model.weight.mul_(2.0**-36)
+    # Products near 2^-148 are subnormal; they round in the original, and not at unit scale.
+    return list(unitify.transform(model, torch.randn(4, 64) * 2.0**-108).diagnostics)
+
+
+@triggers("U601")
+def _(path: Path) -> None:
+    read_state_dict(path / "none.pt")
+
+
+@triggers("U602")
+def _(path: Path) -> None:
+    torch.save(factories.mlp(), path / "module.pt")
+    read_state_dict(path / "module.pt")
+
+
+@triggers("U603")
+def _(path: Path) -> None:
+    convert(saved(path), path / "out", model="factories:wide_mlp")
+
+
+@triggers("U604")
+def _(path: Path) -> None:
+    build_model("factories:raises")
+
+
+@triggers("U605")
+def _(path: Path) -> None:
+    folder.check_absent(path)
+
+
+@triggers("U606")
+def _(path: Path) -> None:
+    folder.check_absent(saved(path) / "out")
+
+
+@triggers("U607")
+def _(path: Path) -> None:
+    unitify.load(path, factories.mlp())
+
+
+@triggers("U609")
+def _(path: Path) -> None:
+    unitify.transform(factories.mlp()).report(drift=path / "none.jsonl")
+
+
+@triggers("U610")
+def _(path: Path) -> None:
+    torch.save(unitify.transform(factories.mlp()), path / "module.pt")
+
+
+@triggers("U701")
+def _(path: Path) -> None:
+    def branches(module: nn.Module, x: Tensor) -> Tensor:
+        return module.linear(x) if x.sum() > 0 else x
+
+    unitify.transform(nn.Sequential(nn.Linear(6, 6), Forward(branches)), (X,), scheme="unit")
+
+
+@triggers("U702")
+def _(path: Path) -> Found:
+    model = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 3))
+    with pytest.warns(unitify.UnitifyWarning):
+        return list(unitify.transform(model, (X,), scheme="u-mup").diagnostics)
+
+
+@triggers("U703")
+def _(path: Path) -> Found:
+    model, tokens = factories.TiedLanguageModel(), torch.randint(0, 24, (2, 5))
+    with pytest.warns(unitify.UnitifyWarning):
+        return list(unitify.transform(model, (tokens,), scheme="u-mup").diagnostics)
+
+
+@triggers("U704")
+def _(path: Path) -> Found:
+    module = unitify.transform(factories.mlp(), (X,), scheme="u-mup")
+    with pytest.warns(unitify.UnitifyWarning, match="U704"):
+        unitify.optim.param_groups(module, torch.optim.Adam, lr=1.0, weight_decay=0.1)
+    return [unitify.diagnostics.DecayNotIndependent(optimizer="Adam")]
+
+
+@triggers("U705")
+def _(path: Path) -> None:
+    folder.write(path / "out", unitify.transform(factories.mlp(), (X,), scheme="unit"), {})
+    folder.true_model(folder.read(path / "out"), factories.mlp())

@@ -1,0 +1,85 @@
+"""Train and eval mode: one graph that switches, or two."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from capturing import Forward, assert_same_buffers, assert_same_call, states, transformed
+from conversion import conversion, same
+from torch import Tensor, nn
+
+import unitify
+
+
+class Modes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.feature = nn.Dropout(0.5), nn.Dropout1d(0.5)
+        self.first, self.second = nn.BatchNorm1d(6), nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.feature(self.drop(self.first(x))))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_train_and_eval_switch_everything(training: bool) -> None:
+    """Whatever the mode it was captured in."""
+    model, x = Modes().train(training), torch.randn(7, 6)
+    module = transformed(model, x)
+    for mode in (True, False, True):
+        model.train(mode)
+        module.train(mode)
+        before = states(module)
+        assert_same_call(model, module, x)
+        assert_same_buffers(model, module)
+        changed = any(not same(before[name], b) for name, b in states(module).items())
+        assert changed is mode
+    assert int(module.get_buffer("first.num_batches_tracked")) == 2
+
+
+def test_one_module_in_eval() -> None:
+    """Batch norms are often frozen one by one while the rest trains."""
+    model, x = Modes(), torch.randn(7, 6)
+    module = transformed(model, x)
+    for one in (model, module):
+        one.train()
+        one.get_submodule("first").eval()
+    assert_same_call(model, module, x)
+    assert_same_buffers(model, module)
+    assert int(module.get_buffer("first.num_batches_tracked")) == 0
+    assert int(module.get_buffer("second.num_batches_tracked")) == 1
+
+
+def test_capture_with_one_module_in_eval() -> None:
+    model, x = Modes(), torch.randn(7, 6)
+    model.first.eval()
+    module = transformed(model, x)
+    assert not module.get_submodule("first").training
+    assert module.get_submodule("second").training
+    assert_same_call(model, module, x)
+    assert_same_call(model.train(), module.train(), x)
+    assert_same_buffers(model, module)
+
+
+def test_two_graphs_where_the_modes_differ() -> None:
+    case = conversion("stochastic_depth")
+    assert set(case.module.parts) == {"", "@other"}
+    for training in (True, False):
+        model, module = case.model.train(training), case.module.train(training)
+        assert_same_call(model, module, *case.args)
+        assert ("auxiliary" in module(*case.args)) is training
+    copied = copy.deepcopy(case.module)
+    assert_same_call(case.model.eval(), copied.eval(), *case.args)
+
+
+def test_a_mode_that_cannot_be_captured_is_refused() -> None:
+    def forward(m: Forward, x: Tensor) -> Tensor:
+        return m.linear(x) if m.training or x.sum() > 0 else x
+
+    module = transformed(Forward(forward).train(), torch.randn(4, 8))
+    assert [d.code for d in module.diagnostics] == ["U103"]
+    with pytest.raises(unitify.UnitifyError) as caught:
+        module.eval()(torch.randn(4, 8))
+    assert caught.value.code == "U103"

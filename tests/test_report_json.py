@@ -1,0 +1,93 @@
+"""The layout of a report's JSON is the one that is documented."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_report import residual_report
+
+SIDE = {
+    "predicted": 0.5, "measured": 0.5, "exponent": 1, "cast": "", "octaves": None,
+    "losses": {}, "steps": [],
+}  # fmt: skip
+
+
+#: The layout of a report's JSON, schema 1: every key that it has, and none else.
+LAYOUT: dict[str, Any] = {
+    "kind": "", "schema": 1, "versions": {}, "model": "", "target": "", "scales": "",
+    "recipe": ["name", "forward", "backward", "table"], "recipe_is_applied": True, "batches": 1,
+    "exact_before_casts": True, "parameters": 1, "formats": {}, "unit": ["forward", "backward"],
+    "cast_share_of_flops": 1.0, "values": [], "choices": [], "sources": [], "rules": {},
+    "classes": [], "rescales": [],
+    "constraints": ["edges", "bridges", "stored", "operations", "values"],
+    "schemes": [], "findings": [], "notes": [], "drift": None,
+}  # fmt: skip
+
+
+VALUE = [
+    "name", "kind", "operation", "shape", "module", "class", "parameter", "source", "restored",
+    "forward", "backward", "sqnr", "product",
+]  # fmt: skip
+
+
+CHOICE = [
+    "value", "operation", "forward", "backward", "reason", "is_product", "flops", "runs",
+    "runs_because",
+]  # fmt: skip
+
+
+SHARES = ["unit", "total", "octaves", "fp16", "fp8"]
+
+
+OPERATION = ["value", "operation", "forward", "backward", "joined", "factor", "off"]
+
+
+SCHEME = ["scheme", "weights", "forward", "backward"]
+
+
+def test_the_layout_of_the_json_is_stated() -> None:
+    text = residual_report().rendered("json").decode()
+    held = json.loads(text, parse_constant=pytest.fail)
+    assert (held["kind"], held["schema"]) == ("unitify-report", 1)
+    assert list(held) == list(LAYOUT)
+    assert list(held["recipe"]) == LAYOUT["recipe"]
+    assert list(held["unit"]) == LAYOUT["unit"]
+    for value in held["values"]:
+        assert list(value) == VALUE
+        assert list(value["forward"]) == list(value["backward"]) == list(SIDE)
+        assert value["source"] is None or value["source"] < len(held["sources"])
+        for name in value["forward"]["losses"].get("original", {}):
+            assert name in held["formats"]
+    names = {value["name"] for value in held["values"]}
+    for choice in held["choices"]:
+        assert list(choice) == CHOICE
+        assert choice["value"] in names
+    assert list(held["constraints"]) == LAYOUT["constraints"]
+    for operation in held["constraints"]["operations"]:
+        assert list(operation) == OPERATION
+        assert operation["value"] in held["constraints"]["values"]
+    for value in held["constraints"]["values"].values():
+        assert list(value) == ["group", "stored"]
+        assert list(value["stored"]) == list(held["constraints"]["stored"])
+    for scheme in held["schemes"]:
+        assert list(scheme) == SCHEME
+        assert list(scheme["forward"]) == list(scheme["backward"]) == SHARES
+    for source in held["sources"]:
+        assert list(source) == ["file", "shown", "line", "first", "excerpt"]
+    assert held == residual_report().as_json() == json.loads(json.dumps(held))
+
+
+def test_the_documentation_states_the_layout_and_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).resolve().parent.parent / "docs" / "report.md").read_text("utf-8")
+    for key in (*LAYOUT, *VALUE, *SIDE, *LAYOUT["constraints"], *OPERATION, *SCHEME, *SHARES):
+        assert f"`{key}`" in text
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.+?)```", text, re.DOTALL)
+    exec(compile(block, "docs/report.md", "exec"), {})
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "report.json"}
