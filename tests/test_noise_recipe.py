@@ -236,4 +236,4 @@ def test_an_input_that_tells_nothing_is_cast_as_it_is(x: Tensor) -> None:
     recipe = {"base": "fp8", "headroom": "predicted"}
     module = unitify.transform(nn.Linear(32, 16), (x,), recipe=recipe)
     (choice,) = (c for c in module.casts if c.is_product)
-    assert choice.exponents[0] in (0, 1)
+    assert abs(choice.exponents[0]) <= 1

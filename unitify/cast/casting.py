@@ -16,11 +16,7 @@ from unitify.analysis.forward import ForwardMoments
 from unitify.capture.execution import LossFunction
 from unitify.capture.islands import path_of
 from unitify.capture.whole import Capture
-from unitify.cast.distributions import (
-    drawn_distributions,
-    measured_distributions,
-    weight_distributions,
-)
+from unitify.cast.distributions import measured_distributions, weight_distributions
 from unitify.cast.headroom import with_headroom
 from unitify.cast.insert import cast
 from unitify.cast.lowering import lower
@@ -142,12 +138,10 @@ def _by_evidence(
         batches = None
         if recipe.headroom == "measured":
             batches = evidence.batches.get(name, [list(capture.example)])
-            seen = measured_distributions(choices, capture, rules, batches, evidence.loss_fn)
+            known = measured_distributions(choices, capture, rules, batches, evidence.loss_fn)
         else:
-            seen = drawn_distributions(choices, capture, rules)
-        known = weight_distributions(choices, capture, rules)
-        estimates = evidence.estimates[name]
-        choices = with_headroom(choices, capture, plan, rules, estimates, known, seen)
+            known = weight_distributions(choices, capture, rules)
+        choices = with_headroom(choices, capture, plan, rules, evidence.estimates[name], known)
         choices = with_trials(choices, capture, plan, rules, batches)
     if recipe.min_sqnr is None:
         return choices, ()

@@ -1,7 +1,6 @@
 """How the operands and gradients of products are distributed, as far as they are known.
 
-A weight is known without data. Of an activation batches tell, or a run on drawn inputs; of its
-deviation where it is centred.
+A weight is known without data. Of an activation batches tell, of its deviation where it is centred.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from unitify.capture.whole import Capture
 from unitify.formats.signal_to_noise import Histogram
 from unitify.measure.captured import measure_into
 from unitify.measure.tally import Tally
-from unitify.noise.drawn import run_drawn
 from unitify.noise.moments import Place
 from unitify.operations.centring import centring
 from unitify.operations.products import product_operands
@@ -113,28 +111,6 @@ def measured_distributions(
 
     ``batches``: lists of flat inputs; the capture's own example where None.
     """
-    tally = _Histograms(_uses(choices, capture, rules))
-    measure_into(tally, capture, batches, loss_fn)
-    return tally.distributions()
-
-
-def drawn_distributions(
-    choices: Iterable[Choice], capture: Capture, rules: RuleTable
-) -> Distributions:
-    """Those of the operands of all cast products on drawn inputs, through the weights as they are.
-
-    Outliers and long tails are made by the weights, mostly. None where these hold no data.
-    """
-    if any(p.is_meta for p in capture.model.parameters()):
-        return {}
-    tally = _Histograms(_uses(choices, capture, rules))
-    run_drawn(capture, rules, tally.observe)
-    return tally.distributions()
-
-
-def _uses(
-    choices: Iterable[Choice], capture: Capture, rules: RuleTable
-) -> dict[tuple[str, int], list[_Use]]:
     cast = {c.value: c for c in choices if c.is_product and c.is_cast}
     uses: dict[tuple[str, int], list[_Use]] = {(n, 1): [((n, "", 0), None)] for n in cast}
     for node in capture.graph.nodes:
@@ -149,4 +125,6 @@ def _uses(
                 shape[how.axis] = -1
                 laid = torch.tensor(mean).reshape(shape)
             uses.setdefault((operand.name, 0), []).append(((node.name, name, index), laid))
-    return uses
+    tally = _Histograms(uses)
+    measure_into(tally, capture, batches, loss_fn)
+    return tally.distributions()

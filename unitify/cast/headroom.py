@@ -16,7 +16,7 @@ from unitify.capture.whole import Capture
 from unitify.cast.distributions import Distributions
 from unitify.estimates import Estimates, Rms
 from unitify.formats.signal_to_noise import GeneralisedNormal, Histogram, best_scale, relative_error
-from unitify.formats.table import FORMATS, Format
+from unitify.formats.table import FORMATS
 from unitify.noise.operand_casts import operand_casts
 from unitify.operations.rule_table import RuleTable
 from unitify.plan.scale_plan import ScalePlan, operand_nodes
@@ -26,10 +26,6 @@ from unitify.recipe.choices import Choice
 #: nine in ten have a kurtosis below this (a normal distribution has 3; the median is 15), and the
 #: RMS that is predicted of them is this many octaves off, root mean square.
 KURTOSIS, OCTAVES = 200.0, 1.5
-#: How many octaves the RMS of a value may be off what it is on inputs that were seen, or drawn.
-SEEN_OCTAVES = 1.0
-#: Octaves around its RMS in which the best scale of a tensor is looked for.
-_AROUND = 14
 #: Steps an octave to which an RMS is rounded before its best scale is looked up.
 _STEPS = 4
 #: How many octaves from where it is stored a tensor may be rounded.
@@ -42,13 +38,12 @@ def with_headroom(
     plan: ScalePlan,
     rules: RuleTable,
     estimates: Estimates,
-    known: Distributions,
-    seen: Distributions,
+    distributions: Distributions,
 ) -> tuple[Choice, ...]:
     """``choices`` with the exponents at which operands and gradients of products are rounded best.
 
-    ``known``: distributions of weights; ``seen``: of other values, whose RMS may be another on
-    other inputs. Of the rest an RMS is, by ``estimates``, that may be off, and so may be the tails.
+    ``distributions``: as far as they are known. Of the rest an RMS is, by ``estimates``, that may
+    be off, and so may be the tails.
     """
     choices = tuple(choices)
     cast = {c.value: c for c in choices if c.is_product and c.is_cast}
@@ -68,27 +63,16 @@ def with_headroom(
             # What is left of it; no less than a hundredth, for the mean may be off, too.
             shift = math.fsum(m * m for m in operand.mean) / len(operand.mean)
             rms = math.sqrt(max(rms * rms - shift, 1e-4 * rms * rms))
-        format, scale = operand.format.name, operand.scale
-        exponents[place[0]].append(
-            _best_of_known(format, scale, known[place])
-            if place in known
-            else _best(format, scale, rms, seen.get(place))
-        )
+        held = distributions.get(place)
+        exponents[place[0]].append(_best(operand.format.name, operand.scale, rms, held))
     for name, choice in cast.items():
         rms = estimates.get(name, Rms()).backward or 0.0
-        scale, held = plan.unit(name).bwd, seen.get((name, "", 0))
+        scale, held = plan.unit(name).bwd, distributions.get((name, "", 0))
         exponents[name].append(_best(choice.backward, scale, rms, held) if choice.backward else 0)
     return tuple(
         replace(c, exponents=tuple(exponents[c.value])) if c.value in exponents else c
         for c in choices
     )
-
-
-def _best_of_known(format: str, scale: float, distribution: Histogram) -> int:
-    """log2 of what to multiply ``scale`` by, for a weight."""
-    rms = distribution.rms / scale
-    is_usable = rms > 0 and math.isfinite(rms)
-    return _log2(best_scale(FORMATS[format], rms, distribution)) if is_usable else 0
 
 
 def _best(format: str, scale: float, rms: float, distribution: Histogram | None) -> int:
@@ -98,26 +82,7 @@ def _best(format: str, scale: float, rms: float, distribution: Histogram | None)
         return 0
     if distribution is None:
         return _best_of_unsure(format, round(_STEPS * math.log2(rms)))
-    return _best_of_seen(FORMATS[format], rms, distribution)
-
-
-def _best_of_seen(format: Format, rms: float, distribution: Histogram) -> int:
-    """The middle of the scales within a tenth of a decibel of the least expected error.
-
-    Other inputs have another RMS, by an octave either way.
-    """
-    middle = round(math.log2(rms))
-    reach = range(middle - _AROUND, middle + _AROUND + 1)
-    errors = {e: relative_error(format, math.ldexp(rms, -e), distribution) for e in reach}
-    weights = {u: math.exp(-((u / SEEN_OCTAVES) ** 2) / 2) for u in range(-3, 4)}
-    expected = {
-        e: math.fsum(w * errors[e + u] for u, w in weights.items())
-        for e in reach
-        if all(e + u in errors for u in weights)
-    }
-    limit = min(expected.values()) * 10**0.01
-    near = [e for e, error in expected.items() if error <= limit]
-    return near[len(near) // 2]
+    return _log2(best_scale(FORMATS[format], rms, distribution))
 
 
 @cache

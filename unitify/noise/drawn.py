@@ -11,20 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from unitify.analysis.stated import stated_moments
-from unitify.capture.execution import GraphRunner, Observer, unchanged
 from unitify.capture.whole import Capture
 from unitify.noise.cast_error import OperandCast
 from unitify.noise.drawn_inputs import drawn_inputs
 from unitify.noise.measured import Correction, measured_noise
 from unitify.noise.moments import Place
 from unitify.noise.predict import ValueNoise
-from unitify.operations.laws import is_scalable
 from unitify.operations.rule_table import RuleTable
 
 #: How often inputs are drawn.
@@ -48,30 +45,6 @@ def drawn_noise(
         )
         for name, value in runs[0].items()
     }
-
-
-def run_drawn(capture: Capture, rules: RuleTable, observe: Observer, draws: int = DRAWS) -> None:
-    """Run ``capture`` on drawn inputs, forward, and show every result to ``observe``."""
-    correct = toward_stated(capture, rules)
-    with torch.no_grad(), unchanged(capture.model, 0):
-        for seed in range(draws):
-            runner = _Moved(capture, correct, observe)
-            runner.run(*drawn_inputs(capture, rules, seed))
-
-
-class _Moved(GraphRunner):
-    """Goes on with what ``correct`` makes of a result, and shows that."""
-
-    def __init__(self, capture: Capture, correct: Correction, observe: Observer) -> None:
-        super().__init__(capture.graph, capture.attribute)
-        self.correct, self.shown = correct, observe
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor) and is_scalable(n):
-            result = self.correct(n, result)
-        self.shown(n, result)
-        return result
 
 
 def toward_stated(capture: Capture, rules: RuleTable) -> Correction:

@@ -86,16 +86,17 @@ class PairRunner(GraphRunner):
         for (name, index), cast in self.casts.get(n.name, {}).items():
             held = arguments[name]
             if isinstance(held, Tensor):
-                arguments[name] = _rounded(cast, held)
+                arguments[name] = rounded(cast, held)
             else:
                 where = [i for i, o in enumerate(given[name]) if isinstance(o, fx.Node)][index]
                 arguments[name] = [
-                    _rounded(cast, t) if i == where else t for i, t in enumerate(held)
+                    rounded(cast, t) if i == where else t for i, t in enumerate(held)
                 ]
         return arguments
 
 
-def _rounded(cast: OperandCast, x: Tensor) -> Tensor:
+def rounded(cast: OperandCast, x: Tensor) -> Tensor:
+    """What a cast makes of an operand."""
     mean = cast.laid(x.dim())
     mean = mean.to(x.dtype) if isinstance(mean, Tensor) else mean
     return mean + quantise((x - mean) / cast.scale, cast.format) * cast.scale

@@ -45,8 +45,8 @@ class Recipe:
     - ``saturate``: what is out of range becomes the largest value, not infinity
     - ``headroom``: by which power of two an operand is multiplied before it is rounded, and divided
       after: "none" casts it at unit RMS; "predicted" where its error is least to be expected, of a
-      weight as it is, of an activation as it is on drawn inputs, its RMS uncertain; "measured" the
-      same on the batches
+      weight as it is, of an activation where its product suffers least on drawn inputs; "measured"
+      the same on the batches
     - ``centre``: round how the operand of a product with a weight deviates from the mean of its
       channel, and multiply the mean without rounding: "none" nowhere; "predicted" where statistics
       that the model keeps (of batch norms) tell the mean; "measured" by the batches
