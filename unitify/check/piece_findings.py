@@ -27,7 +27,7 @@ from unitify.estimates import Estimates
 from unitify.explain import step_text
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import operation_name
-from unitify.plan.scale_plan import plan
+from unitify.plan.scale_plan import PREDICTED_TOLERANCE, TOLERANCE, plan
 from unitify.report.report import nodes_without_rule
 from unitify.rulebook.listing import rule_texts
 
@@ -147,7 +147,8 @@ class PieceChecker:
                     finding = self._finding(node, direction, found, "warning")
                     yield replace(finding, level=level)
         if comparison.committed is not None:
-            planned = plan(piece.capture, self.estimates, self.rules)
+            tolerance = PREDICTED_TOLERANCE if self.tally is None else TOLERANCE
+            planned = plan(piece.capture, self.estimates, self.rules, tolerance)
             committed = comparison.of_part(piece.name)
             for node, direction, differs in differing(piece, planned, committed, comparison.path):
                 yield self._finding(node, direction, differs, "error")
