@@ -47,7 +47,7 @@ SCHEMES: dict[str, unitify.UnitScheme | None] = {
 USUAL = ("regular", "unit, running-mean")
 #: log2 of the learning rates, by optimiser, of regular models and of unit ones.
 EXPONENTS = {
-    "AdamW": (range(-10, -4), range(-7, -1)),
+    "AdamW": (range(-10, -4), range(-7, 0)),
     "SGD": (range(-5, 3), range(-11, -3)),
 }
 #: Of the longer trainings, around the best rate of the short ones.

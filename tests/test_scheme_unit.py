@@ -273,6 +273,31 @@ def test_what_is_written_by_hand_stays_whole(name: str) -> None:
     assert float(F.cosine_similarity(*results, 0)) == pytest.approx(1.0, abs=1e-6)
 
 
+class Highway(nn.Module):
+    """A state that a gate moves towards a candidate, step by step, beside the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.state, self.out = nn.Linear(16, 32), nn.Linear(16, 32), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, states = torch.zeros_like(x[:, 0]), []
+        for step in self.into(x).unbind(1):
+            candidate, gate = (step + self.state(state)).chunk(2, -1)
+            state = state + gate.sigmoid() * (candidate.tanh() - state)
+            states.append(state)
+        return self.out(x + torch.stack(states, 1))
+
+
+def test_a_gated_state_is_no_stack_of_residual_sums() -> None:
+    """Only the sum around the recurrence is weighed; a gate at one sets the state anew."""
+    torch.manual_seed(0)
+    module = scaled(Highway(), torch.randn(4, 5, 16), scheme="unit")
+    made = constants(module)
+    assert len(made.sums) == 1
+    assert not [value for value in made.outputs if value.startswith(("sub", "mul"))]
+
+
 def test_probabilities_stay_probabilities() -> None:
     class Classifier(nn.Module):
         def __init__(self) -> None:

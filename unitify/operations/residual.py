@@ -36,7 +36,7 @@ class Residual:
 def residuals(graph: fx.Graph, rules: RuleTable) -> tuple[Residual, ...]:
     """Every residual sum of two terms, in the graph's order."""
     order = {node: i for i, node in enumerate(graph.nodes)}
-    products = _products(graph, rules)
+    products, made = _products(graph, rules), _made(graph, rules)
     found: dict[fx.Node, Residual] = {}
     for node in graph.nodes:
         if not _is_sum(rules.get(operation_name(node))):
@@ -46,8 +46,8 @@ def residuals(graph: fx.Graph, rules: RuleTable) -> tuple[Residual, ...]:
             continue
         for skip, branch in (terms, terms[::-1]):
             origin = _origin(skip, found)
-            if _is_made_from(branch, origin, order, found):
-                direct = _upstream(branch, origin, order, products)
+            if _is_made_from(branch, origin, order, found, made):
+                direct = _upstream(branch, origin, order, products | made)
                 found[node] = Residual(node, skip, branch, origin, origin in direct)
                 break
     return tuple(found.values())
@@ -94,6 +94,13 @@ def _products(graph: fx.Graph, rules: RuleTable) -> set[fx.Node]:
     return {n for n in graph.nodes if (r := rules.get(operation_name(n))) and r.products}
 
 
+def _made(graph: fx.Graph, rules: RuleTable) -> set[fx.Node]:
+    """Values that have a shape, at most, from another: the state that a recurrence starts with."""
+    return {
+        n for n in graph.nodes if (r := rules.get(operation_name(n))) and r.family == "creation"
+    }
+
+
 def _is_sum(rule: Rule | None) -> bool:
     """Is every operand brought to the result's scale, and none of them merely selected?"""
     return (
@@ -113,9 +120,10 @@ def _is_made_from(
     source: fx.Node,
     order: Mapping[fx.Node, int],
     found: Mapping[fx.Node, Residual],
+    made: set[fx.Node],
 ) -> bool:
     """Is ``source`` a proper ancestor of ``node``? Skips of residual sums are followed first."""
-    seen: set[fx.Node] = {node}
+    seen: set[fx.Node] = {node, *made}
     pending = list(node.all_input_nodes)
     while pending:
         current = pending.pop()

@@ -95,26 +95,27 @@ class _Reader:
     def read(self) -> Structure:
         found = residuals(self.capture.graph, self.rules)
         found = tuple(r for r in found if adds(self.rule[r.add]))
-        owned = list(branches(self.capture.graph, found))
-        sums = tuple((r, frozenset(inside)) for r, inside in owned if not r.is_pointwise)
-        adding = {r.add for r, _ in sums}
-        logits, attentions = self._attentions()
         values = {n: self._values(n) if n in self.active else [] for n in self.nodes}
         meetings, inside = find_meetings(self.nodes, values, self.rule)
+        # A candidate less the state, which a gate then moves, is no residual sum.
+        found = tuple(r for r in found if r.add not in inside and not r.is_pointwise)
+        sums = tuple((r, frozenset(held)) for r, held in branches(self.capture.graph, found))
+        adding = {r.add for r, _ in sums}
+        logits, attentions = self._attentions()
         return Structure(
             weights=self.weights,
             active=frozenset(self.active),
             inputs=frozenset(self.active - self.trained),
             fixed=frozenset(self.active - self.given),
             sums=sums,
-            attentions=frozenset(r.add for r, inside in sums if attentions & inside),
+            attentions=frozenset(r.add for r, held in sums if attentions & held),
             inside=inside,
             meetings=meetings,
             absolute=self._absolute(),
             in_loss=self._in_loss(),
             passed_on=self._passed_on(adding),
             logits=logits,
-            readouts=self._readouts(frozenset().union(*(inside for _, inside in sums))),
+            readouts=self._readouts(frozenset().union(*(held for _, held in sums))),
         )
 
     def _trace(self, node: fx.Node) -> None:
