@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unitify.analysis.balanced import stated
+from unitify.analysis.formulas import formula_gradient
 from unitify.analysis.moments import gaussian
 from unitify.analysis.quadrature import quadrature
 from unitify.analysis.ranges import EVERYTHING, range_of
@@ -23,6 +24,7 @@ from unitify.transform import estimate
 RULES = load_rules()
 DOMAINS = [(n, operand) for n, rule in RULES.items() for operand in rule.domain]
 CORNERS = [n for n, rule in RULES.items() if rule.corners]
+COMMON = [(n, operand) for n, rule in RULES.items() for operand in rule.common]
 BALANCED = [
     (n, operand, i)
     for n, rule in RULES.items()
@@ -106,6 +108,36 @@ def test_balances(operation: str, operand: str, sample: int) -> None:
         assert float(gradient.sum().abs()) > 1e-6 * size
     else:
         assert float(gradient.sum(sorted(said)).abs().max()) < 1e-12 * size
+
+
+@pytest.mark.parametrize(("operation", "operand"), COMMON)
+def test_what_gradients_have_in_common(operation: str, operand: str) -> None:
+    """The variance of their mean along the dimensions that the row names, as sampled."""
+    rule = RULES[operation]
+    squares: list[float] = []
+    for seed in range(8):
+        made = calls.call(rule, calls.drawn(rule, rule.sample, seed, torch.float64))
+        (result,) = calls.run(made.capture.graph, made.tensors, 0)
+        generator = torch.Generator().manual_seed(seed)
+        upstream = torch.randn(result.shape, generator=generator, dtype=result.dtype)
+        leaf = made.tensors[f"{operand}_operand"]
+        (gradient,) = torch.autograd.grad(result, leaf, upstream)
+        squares.append(float(gradient.mean(rule.common[operand].along).square().mean()))
+    node = Operation(made.node, {})
+    operands = {n: gaussian(0.0, 1.0, len(node.shape(n))) for n in node.operands}
+    grad = gaussian(0.0, 1.0, result.dim())
+    mean = formula_gradient(node, rule, operands, operand, grad).mean
+    assert all(mean.shape[d] == 1 for d in rule.common[operand].along)
+    assert float(mean.square().mean()) == pytest.approx(sum(squares) / 8, rel=0.1)
+
+
+def test_what_a_mean_hands_back_is_the_same_everywhere() -> None:
+    """The gradient of a bias sums copies, not independent numbers: sixteen times as much here."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 64, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    net, x = nn.Sequential(*layers), torch.randn(8, 3, 16, 16)
+    found, true = (estimate(net, (x,), scales=s)["p_0_bias"] for s in ("analysis", "measured"))
+    assert found.backward == pytest.approx(true.backward, rel=0.25)
 
 
 class Attention(nn.Module):
