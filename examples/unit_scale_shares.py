@@ -22,7 +22,7 @@ from examples.unit_scale.published import agreement, gradients, stored_rms, true
 from examples.unit_scale.small import Library, Plain, example
 from unitify.measure.captured import measure
 from unitify.plan.scale_plan import Scale
-from unitify.report.schemes import compare_schemes
+from unitify.report.measured_schemes import compare_schemes
 
 _HEAD = """# Unit scaling at initialisation
 
@@ -63,10 +63,10 @@ def shares() -> list[str]:
         torch.manual_seed(0)
         tokens, model = size.tokens(), Decoder(size, style)
         for row in compare_schemes(model, (tokens,)):
-            if row.scheme in ("none", "Glorot"):
+            if row.scheme in ("none", "Glorot initialisation"):
+                held = [100 * part.unit / part.total for part in (row.forward, row.backward)]
                 lines.append(
-                    f"| {style} | plain torch, {row.scheme} | {100 * row.forward:.1f} % | "
-                    f"{100 * row.backward:.1f} % |"
+                    f"| {style} | plain torch, {row.scheme} | {held[0]:.1f} % | {held[1]:.1f} % |"
                 )
         forward, backward = stored_rms(LibraryDecoder(size, style), tokens)
         lines.append(f"| {style} | library | {share(forward):.1f} % | {share(backward):.1f} % |")
