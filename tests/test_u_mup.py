@@ -215,13 +215,6 @@ def test_decay_is_independent() -> None:
     assert plain["head.weight"] == pytest.approx(0.25 * 0.01)
 
 
-def test_unit_scheme_has_one_rate() -> None:
-    module = unitify.transform(
-        Model(), (torch.randint(0, 48, (2, 8)),), scheme="unit", verify=False
-    )
-    assert set(rates(module, torch.optim.Adam, lr=0.5).values()) == {0.5}
-
-
 def test_description_names_everything() -> None:
     found = constants()
     text = found.describe()
