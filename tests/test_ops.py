@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 import unitify
 from unitify.ops.layout import scaled
@@ -55,7 +55,7 @@ def test_both_factors_survive_compilation(backend: str) -> None:
 )
 def test_the_operator_keeps_pytorchs_contract(x: Tensor, forward: float) -> None:
     x = x.detach().requires_grad_()
-    results = torch.library.opcheck(RESCALE, (x, forward, 0.5))
+    results = library.opcheck(RESCALE, (x, forward, 0.5))
     assert set(results.values()) == {"SUCCESS"}
 
 

@@ -25,7 +25,7 @@ ORDER = {
     "estimates": "",
     "verification": "",
     "reparametrisation": "",
-    "formats": "rounding table signal_to_noise band",
+    "formats": "powers rounding table signal_to_noise band",
     "ops": "layout rescale cast centring scaled_mm fp8_linear",
     "operations": """expressions schema rule_table samples dimensions laws extremes operation
         flops products centring residual""",

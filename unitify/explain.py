@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,6 +20,7 @@ from unitify.capture.islands import path_of, record
 from unitify.capture.source import frames_of, module_of, without_torch
 from unitify.capture.whole import Capture
 from unitify.diagnostics import UnitifyError, UnknownCode, UnknownValue, all_diagnostics
+from unitify.formats.powers import exponent_of
 from unitify.module.assembly import plan_of, value_name
 from unitify.operations.laws import is_scalable
 from unitify.operations.rule_table import RuleTable, load_rules
@@ -154,7 +154,7 @@ def step_text(name: str, step: Step) -> str:
 
 
 def _power(factor: float) -> str:
-    return f"2^{math.frexp(factor)[1] - 1}"
+    return f"2^{exponent_of(factor)}"
 
 
 def _stored(rms: float | None, factor: float) -> str:

@@ -39,13 +39,21 @@ def analyse(
     range of a Hugging Face config, else fan_in^-1/2, where None.
     """
     forward = ForwardMoments(capture, rules, weight_rms)
+    backward, estimates = both_ways(forward, loss_fn)
+    steps = {name: tuple(found) for name, found in backward.steps.items()}
+    return Analysis(estimates, forward.steps, steps, forward)
+
+
+def both_ways(
+    forward: ForwardMoments, loss_fn: LossFunction | None = None
+) -> tuple[BackwardMoments, Estimates]:
+    """Run ``forward``, and moments of gradients back through it; the RMS that both find."""
     forward.run()
     backward = BackwardMoments(forward, loss_fn)
     backward.run()
     estimates = {
         node.name: Rms(forward.rms(node), backward.rms(node))
-        for node in capture.graph.nodes
+        for node in forward.capture.graph.nodes
         if is_scalable(node)
     }
-    steps = {name: tuple(found) for name, found in backward.steps.items()}
-    return Analysis(estimates, forward.steps, steps, forward)
+    return backward, estimates

@@ -80,6 +80,11 @@ class Capture:
             value = getattr(value, part)
         return value
 
+    @property
+    def holds_weights(self) -> bool:
+        """Has every parameter data? On the meta device none has."""
+        return not any(parameter.is_meta for parameter in self.model.parameters())
+
     def flat_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The placeholders' values for a call of the model."""
         return self.call.flatten(args, kwargs)

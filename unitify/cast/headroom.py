@@ -15,6 +15,7 @@ from functools import cache
 from unitify.capture.whole import Capture
 from unitify.cast.distributions import Distributions
 from unitify.estimates import Estimates, Rms
+from unitify.formats.powers import exponent_of
 from unitify.formats.signal_to_noise import GeneralisedNormal, Histogram, best_scale, relative_error
 from unitify.formats.table import FORMATS
 from unitify.noise.operand_casts import operand_casts
@@ -82,7 +83,7 @@ def _best(format: str, scale: float, rms: float, distribution: Histogram | None)
         return 0
     if distribution is None:
         return _best_of_unsure(format, round(_STEPS * math.log2(rms)))
-    return _log2(best_scale(FORMATS[format], rms, distribution))
+    return exponent_of(best_scale(FORMATS[format], rms, distribution))
 
 
 @cache
@@ -105,7 +106,3 @@ def _best_of_unsure(format: str, steps: int) -> int:
 def _error(format: str, steps: int) -> float:
     tails = GeneralisedNormal.of_kurtosis(KURTOSIS)
     return relative_error(FORMATS[format], 2.0 ** (steps / _STEPS), tails)
-
-
-def _log2(scale: float) -> int:
-    return math.frexp(scale)[1] - 1

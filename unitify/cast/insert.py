@@ -7,7 +7,6 @@ result behind it; with ``values = "all"`` every value is cast where it is stored
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from itertools import count
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor, fx
 import unitify.ops  # noqa: F401  (registers unitify::cast)
 from unitify.capture.whole import Capture
 from unitify.cast.centring import UNCENTRE, deviation, offset, stored_mean, unpad
+from unitify.formats.powers import exponent_of
 from unitify.operations.centring import centring
 from unitify.operations.laws import factors, holds_tensors, is_scalable
 from unitify.operations.products import product_operands
@@ -121,7 +121,7 @@ class _Caster:
     """The graph being made, and where in it each node of the other graph is found."""
 
     def __init__(self, recipe: Recipe) -> None:
-        exponent = math.frexp(recipe.scale)[1] - 1
+        exponent = exponent_of(recipe.scale)
         amax = recipe.scaling == "amax"
         self.exponent = exponent
         self.options: tuple[Any, ...] = (amax, recipe.saturate)

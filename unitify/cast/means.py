@@ -94,12 +94,12 @@ def told_means(
 ) -> Known:
     """Means that follow from statistics which the model keeps."""
     told = _told(capture, rules)
+    nodes = {node.name: node for node in capture.graph.nodes}
     found: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
     for name, (operand, how) in _centrings(choices, capture, rules).items():
         moment = moments.moment(operand)
         if operand in told and moment is not None:
-            node = next(n for n in capture.graph.nodes if n.name == name)
-            count = channels(how, node)
+            count = channels(how, nodes[name])
             found[operand.name, how.axis] = (
                 _along(moment.mean, how.axis, count),
                 _along(moment.square, how.axis, count),

@@ -45,7 +45,7 @@ def within_bound(
     formats = {n: c.forward for n, c in cast.items()}
     means = {n: c.mean for n, c in cast.items() if c.mean}
     casts = operand_casts(capture, plan, rules, formats, held, means)
-    if any(p.is_meta for p in capture.model.parameters()):
+    if not capture.holds_weights:
         shares = budget(predict_noise(capture, rules, casts))
     else:
         shares = probed_budget(capture, rules, casts, batches)

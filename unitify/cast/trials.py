@@ -19,6 +19,7 @@ from torch import Tensor, fx
 
 from unitify.capture.execution import GraphRunner, unchanged
 from unitify.capture.whole import Capture
+from unitify.formats.powers import exponent_of
 from unitify.noise.cast_error import OperandCast
 from unitify.noise.drawn import DRAWS, toward_stated
 from unitify.noise.drawn_inputs import drawn_inputs
@@ -60,7 +61,7 @@ def with_trials(
     """
     choices = tuple(choices)
     cast = {c.value: c for c in choices if c.is_product and c.forward}
-    if any(p.is_meta for p in capture.model.parameters()):
+    if not capture.holds_weights:
         return choices
     formats = {name: c.forward for name, c in cast.items()}
     means = {name: c.mean for name, c in cast.items() if c.mean}
@@ -84,23 +85,25 @@ def with_trials(
         for inputs in batches or ():
             run(inputs, None, lambda n: True)
     best = {place: _middle(found) for place, found in errors.items()}
-    return tuple(_moved(c, capture, rules, casts, best) if c.value in cast else c for c in choices)
+    nodes = {node.name: node for node in capture.graph.nodes}
+    return tuple(
+        _moved(c, nodes[c.value], rules, casts, best) if c.value in cast else c for c in choices
+    )
 
 
 def _moved(
     choice: Choice,
-    capture: Capture,
+    node: fx.Node,
     rules: RuleTable,
     casts: Mapping[Place, OperandCast],
     best: Mapping[Place, int],
 ) -> Choice:
     exponents = list(choice.exponents)
-    (node,) = (n for n in capture.graph.nodes if n.name == choice.value)
     operands = product_operands(rules[operation_name(node)], node)
     for position, (name, index, _) in enumerate(operands):
         place = choice.value, name, index
         if place in best:
-            exponents[position] = best[place] - _log2(casts[place].scale)
+            exponents[position] = best[place] - exponent_of(casts[place].scale)
     return replace(choice, exponents=tuple(exponents))
 
 
@@ -211,7 +214,3 @@ def _relative(found: Any, true: Any, channels: int) -> float:
             ratio = (error / signal)[signal > 0]
             total, count = total + float(ratio.sum()), count + ratio.numel()
     return total / count if count else 0.0
-
-
-def _log2(scale: float) -> int:
-    return math.frexp(scale)[1] - 1

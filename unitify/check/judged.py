@@ -8,13 +8,13 @@ buffers, masks, integers, single numbers and views of what is judged already do 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import fx
 
 from unitify.check.subject import Piece
+from unitify.formats.powers import exponent_of
 from unitify.formats.table import FORMATS, Format
 from unitify.noise.operand_casts import operand_casts
 from unitify.operations.laws import is_scalable
@@ -103,7 +103,7 @@ def _cast(piece: Piece, recipe: Recipe, rules: RuleTable) -> Iterator[Judged]:
     """As the casts see them: operands and gradients of products, or all stored values."""
     if recipe.scaling == "amax":
         return  # Each cast finds its own factor at run time.
-    offset = math.frexp(recipe.scale)[1] - 1
+    offset = exponent_of(recipe.scale)
     nodes = {node.name: node for node in piece.capture.graph.nodes}
     cast = {c.value: c for c in piece.casts if c.is_cast}
     if recipe.values == "all":
@@ -117,7 +117,7 @@ def _cast(piece: Piece, recipe: Recipe, rules: RuleTable) -> Iterator[Judged]:
     headroom = {name: iter(choice.exponents) for name, choice in cast.items()}
     for (product, argument, index), operand in operands.items():
         node = next(n for a, i, n in operand_nodes(nodes[product]) if (a, i) == (argument, index))
-        exponent = math.frexp(operand.scale)[1] - 1 + next(headroom[product], offset)
+        exponent = exponent_of(operand.scale) + next(headroom[product], offset)
         if (node.name, operand.format.name, exponent) not in seen:
             seen.add((node.name, operand.format.name, exponent))
             yield Judged(node, "forward", exponent, operand.format, True, f"cast for {product}")

@@ -6,7 +6,6 @@ its weights of now, with the scales of its plan. Either way with what a recipe d
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,10 +18,10 @@ from unitify.capture.islands import path_of, record
 from unitify.capture.whole import Capture
 from unitify.diagnostics import Diagnostic, NothingTransformed, UnitifyError
 from unitify.drift.measuring import true_capture
-from unitify.module.assembly import assemble
+from unitify.module.assembly import unscaled
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.rule_table import RuleTable
-from unitify.plan.scale_plan import Scale, ScalePlan
+from unitify.plan.scale_plan import ScalePlan
 from unitify.plan.uniform import uniform_plan
 from unitify.recipe.choices import Choice, choose
 from unitify.recipe.recipe import Recipe
@@ -81,7 +80,7 @@ def subject_of(
         )
         for name, captured in recorded.parts.items()
     }
-    module = None if recorded.whole is not None else _untransformed(model, recorded.parts)
+    module = None if recorded.whole is not None else unscaled(model, recorded.parts)
     return Subject(model, pieces, plain, recorded.diagnostics, False, module)
 
 
@@ -99,20 +98,4 @@ def _of_module(module: UnitScaledModule, recipe: Recipe, rules: RuleTable) -> Su
         for name, part in module.parts.items()
     }
     # What surrounds islands is the user's own code; a graph alone was made of a model.
-    original = getattr(module, "host", None) or module.parts[""].capture.model
-    return Subject(original, pieces, recipe, module.diagnostics, True, module)
-
-
-def _untransformed(model: nn.Module, parts: Mapping[str, Capture]) -> UnitScaledModule:
-    """``model`` with its captured graphs in the places of its islands, every scale one."""
-    return assemble(
-        model,
-        {
-            name: (
-                captured,
-                copy.deepcopy(captured.graph),
-                ScalePlan({}, dict.fromkeys(captured.aliases, Scale())),
-            )
-            for name, captured in parts.items()
-        },
-    )
+    return Subject(module.original, pieces, recipe, module.diagnostics, True, module)

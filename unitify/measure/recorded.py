@@ -46,9 +46,9 @@ def measure_recorded(
 
     Raises ``UnitifyError``: U003 without calls, U104 for one unlike the example.
     """
-    if any(path_of(name) for name in recording.parts):
-        return _measure_islands(recording, list(calls), loss_fn, seed)
     calls = list(calls)
+    if any(path_of(name) for name in recording.parts):
+        return _measure_islands(recording, calls, loss_fn, seed)
     return {
         name: measure(captured, [captured.flat_inputs(*call) for call in calls], loss_fn, seed)
         for name, captured in recording.parts.items()

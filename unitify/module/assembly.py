@@ -66,9 +66,9 @@ class AssembledModule(UnitScaledModule):
         return parts
 
     @property
-    def original_class(self) -> type[nn.Module]:
-        """The class of the model that this module stands for."""
-        return type(self.host)
+    def original(self) -> nn.Module:
+        """The copy of the model that this module stands for; it holds stored weights."""
+        return self.host
 
     @property
     def casts(self) -> tuple[Choice, ...]:
@@ -117,17 +117,17 @@ def assemble(
     return AssembledModule(host, parts, diagnostics)
 
 
-def unscaled(model: nn.Module, module: UnitScaledModule) -> AssembledModule:
-    """``model`` with the captured graphs in place of the islands of ``module``, all true."""
+def unscaled(model: nn.Module, captures: Mapping[str, Capture]) -> AssembledModule:
+    """``model`` with its captured graphs in the places of its islands, every scale one."""
     return assemble(
         model,
         {
             name: (
-                part.capture,
-                copy.deepcopy(part.capture.graph),
-                ScalePlan({}, dict.fromkeys(part.capture.aliases, Scale())),
+                captured,
+                copy.deepcopy(captured.graph),
+                ScalePlan({}, dict.fromkeys(captured.aliases, Scale())),
             )
-            for name, part in module.parts.items()
+            for name, captured in captures.items()
         },
     )
 

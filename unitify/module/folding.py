@@ -6,7 +6,6 @@ are the same to the bit: what was rounded at every call was rounded to these num
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from unitify.capture.execution import GraphRunner
+from unitify.formats.powers import exponent_of
 from unitify.formats.table import FORMATS, Format, quantise
 from unitify.operations.schema import named_arguments, operation_name
 from unitify.ops.cast import amax_factor
@@ -91,7 +91,7 @@ class _Folder:
         weight, exponent = given["x"], given["forward_exponent"]
         if given["amax"]:
             factor = amax_factor(self._value(weight).to(torch.float32), format)
-            exponent = 1 - math.frexp(float(factor))[1]
+            exponent = -exponent_of(float(factor))
         dtype = node.meta["val"].dtype
         with self.graph.inserting_before(node):
             read = self._codes(weight, format, exponent, node, given["saturate"])

@@ -155,9 +155,9 @@ class UnitScaledModule(fx.GraphModule):
         return {"": self}
 
     @property
-    def original_class(self) -> type[nn.Module]:
-        """The class of the model that this module stands for."""
-        return type(self.capture.model)
+    def original(self) -> nn.Module:
+        """The model that this module stands for."""
+        return self.capture.model
 
     @property
     def scheme(self) -> Mapping[str, Reparametrisation]:
@@ -287,7 +287,7 @@ class UnitScaledModule(fx.GraphModule):
         return made
 
     def __reduce__(self) -> Any:
-        raise UnitifyError(NotPickled(where=self.original_class.__name__))
+        raise UnitifyError(NotPickled(where=type(self.original).__name__))
 
 
 #: Attributes that a module of this class has and a plain one has not.

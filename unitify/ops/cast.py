@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch._subclasses.fake_tensor import FakeTensor
 
 from unitify.formats.table import FORMATS, Format, quantise
 from unitify.ops.rescale import DECOMPOSITIONS, PLAIN, register_decompositions
 
-_library = torch.library.Library("unitify", "FRAGMENT")
+_library = library.Library("unitify", "FRAGMENT")
 _library.define(
     "cast(Tensor x, str forward, str backward, int forward_exponent=0, int backward_exponent=0, "
     "bool amax=False, bool saturate=True) -> Tensor"

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch._subclasses.fake_tensor import FakeTensor
 
 from unitify.formats.table import FORMATS
 from unitify.ops.rescale import DECOMPOSITIONS, PLAIN, register_decompositions
 from unitify.ops.scaled_mm import decode, encode, product
 
-_library = torch.library.Library("unitify", "FRAGMENT")
+_library = library.Library("unitify", "FRAGMENT")
 _library.define(
     "fp8_linear(Tensor x, Tensor weight, Tensor? bias, str forward, str backward, "
     "int[3] exponents) -> Tensor"

@@ -24,6 +24,7 @@ from unitify.capture.composite import is_summed_unseen
 from unitify.capture.whole import Capture
 from unitify.diagnostics import PlanMismatch, ScaleNotAllowed, UnitifyError
 from unitify.estimates import Estimates, Rms
+from unitify.formats.powers import exponent_of, is_power_of_two
 from unitify.operations.extremes import extreme_values
 from unitify.operations.laws import Factors, factors, holds_tensors, is_scalable
 from unitify.operations.rule_table import RuleTable
@@ -48,7 +49,7 @@ class Scale:
     @property
     def exponents(self) -> tuple[int, int]:
         """(log2 fwd, log2 bwd)."""
-        return math.frexp(self.fwd)[1] - 1, math.frexp(self.bwd)[1] - 1
+        return exponent_of(self.fwd), exponent_of(self.bwd)
 
     @staticmethod
     def of_exponents(fwd: int, bwd: int) -> Scale:
@@ -359,7 +360,7 @@ def check_plan(capture: Capture, plan: ScalePlan) -> None:
         raise UnitifyError(PlanMismatch(problem=problem))
     for name, scale in [*plan.values.items(), *plan.units.items()]:
         for factor in (scale.fwd, scale.bwd):
-            if not (factor > 0 and math.isfinite(factor) and math.frexp(factor)[0] == 0.5):
+            if not is_power_of_two(factor):
                 problem = "it is not a power of two"
                 raise UnitifyError(ScaleNotAllowed(value=name, scale=str(scale), problem=problem))
     for name, scale in plan.values.items():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from unitify.diagnostics import RecipeInvalid, UnitifyError
+from unitify.formats.powers import is_power_of_two
 from unitify.formats.table import BF16, E4M3, E4M3FNUZ, E5M2, E5M2FNUZ, FP16, Format
 
 #: What a field may be, where it is one of a few words.
@@ -130,7 +130,7 @@ def _problems(recipe: Recipe) -> list[str]:
 
 
 def _is_power_of_two(value: Any) -> bool:
-    return isinstance(value, float) and 0 < value < math.inf and math.frexp(value)[0] == 0.5
+    return isinstance(value, float) and is_power_of_two(value)
 
 
 def _as_plain(value: Any) -> Any:

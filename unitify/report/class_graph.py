@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 
 import networkx as nx
 
+from unitify.formats.powers import exponent_of
 from unitify.module.assembly import value_name
 from unitify.operations.rule_table import RuleTable
 from unitify.plan.scale_classes import scale_classes
@@ -30,7 +30,7 @@ def class_graph(
         place = {node: len(classes) + i for i, node in enumerate(found.nodes)}
         classes += [_class(part.name, found, node) for node in found.nodes]
         uses = Counter(
-            (place[a], place[b], _log2(d["forward"]), _log2(d["backward"]))
+            (place[a], place[b], exponent_of(d["forward"]), exponent_of(d["backward"]))
             for a, b, d in found.edges(data=True)
         )
         crossings += [Crossing(*edge, uses=count) for edge, count in uses.items()]
@@ -41,7 +41,3 @@ def _class(part: str, found: nx.MultiDiGraph, node: str) -> ScaleClass:
     forward, backward = found.nodes[node]["scale"].exponents
     values = tuple(value_name(part, value) for value in found.nodes[node]["values"])
     return ScaleClass(values, forward, backward)
-
-
-def _log2(factor: float) -> int:
-    return math.frexp(factor)[1] - 1

@@ -94,16 +94,15 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
     if constrained is None:
         notes.append("schemes are not compared: the model is not captured as one graph")
     verification = module.verification
-    model = getattr(module, "host", None) or module.capture.model
     return Numerics(
-        model=type(model).__name__,
+        model=type(module.original).__name__,
         target=known.target,
         scales=known.scales,
         recipe=recipe,
         is_applied=module.recipe is not None,
         batches=len(batches),
         exact=None if verification is None else verification.exact,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=sum(parameter.numel() for parameter in module.original.parameters()),
         values=values,
         choices=tuple(
             replace(choice, value=value_name(part.name, choice.value))

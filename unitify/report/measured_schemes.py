@@ -52,11 +52,12 @@ def compare_schemes(
         _uniform("none", OWN, recorded, measured),
         _glorot(recorded, table, loss_fn),
         _uniform(f"loss scale 2^{exponent}", OWN, recorded, measured, scaled),
-        _planned("unitify, preserve", OWN, recorded, table, loss_fn),
+        _planned("unitify, preserve", OWN, recorded, measured, table),
     ]
     for scheme in (UnitScheme(), UMuP()):
         changed = reparametrise(recorded, scheme, table)
-        found.append(_planned(f"unitify, {scheme.name}", UNIT, changed, table, loss_fn))
+        again = _measured(changed, loss_fn)
+        found.append(_planned(f"unitify, {scheme.name}", UNIT, changed, again, table))
     return tuple(found)
 
 
@@ -76,9 +77,8 @@ def _uniform(
 
 
 def _planned(
-    name: str, weights: str, recorded: Recording, table: RuleTable, loss_fn: LossFunction | None
+    name: str, weights: str, recorded: Recording, measured: Measured, table: RuleTable
 ) -> SchemeShares:
-    measured = _measured(recorded, loss_fn)
     plans = {part: plan(c, measured[part], table) for part, c in recorded.parts.items()}
     return _joined(name, weights, recorded, measured, plans)
 

@@ -131,7 +131,7 @@ def make_report(
         for value, rms in found.items()
     }
     return Report(
-        model=module.original_class.__name__,
+        model=type(module.original).__name__,
         parameters=sum(p.numel() for p in module.parameters()),
         values=len(module.plan.values),
         operations=sum(n.op == "call_function" for part in parts for n in part.capture.graph.nodes),

@@ -8,11 +8,11 @@ judged alike; ``measured_schemes`` runs them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from unitify.analysis.backward import BackwardMoments
+from unitify.analysis.analyse import both_ways
 from unitify.capture.execution import LossFunction
 from unitify.capture.whole import Capture
 from unitify.estimates import Estimates, Rms
@@ -115,13 +115,6 @@ def loss_exponent(gradients: Iterable[float | None]) -> int:
 
 def _glorot(
     capture: Capture, unit: UnitGraph, rules: RuleTable, loss_fn: LossFunction | None
-) -> Mapping[str, Rms]:
-    forward = DrawnMoments(capture, rules, glorot_weights(unit.made.parameters, capture))
-    forward.run()
-    backward = BackwardMoments(forward, loss_fn)
-    backward.run()
-    return {
-        node.name: Rms(forward.rms(node), backward.rms(node))
-        for node in capture.graph.nodes
-        if node in backward.grads
-    }
+) -> Estimates:
+    drawn = DrawnMoments(capture, rules, glorot_weights(unit.made.parameters, capture))
+    return both_ways(drawn, loss_fn)[1]

@@ -16,10 +16,11 @@ from dataclasses import dataclass, replace
 import networkx as nx
 from torch import fx
 
+from unitify.analysis.analyse import both_ways
 from unitify.analysis.backward import BackwardMoments
 from unitify.capture.execution import LossFunction
 from unitify.capture.whole import Capture
-from unitify.estimates import Estimates, Rms
+from unitify.estimates import Estimates
 from unitify.operations.dimensions import shape_of
 from unitify.operations.extremes import extreme_values
 from unitify.operations.laws import holds_tensors, is_scalable
@@ -132,14 +133,7 @@ def _read(
     masks = extreme_values(capture.graph, rules, capture.example, capture.attribute)
     inputs = {n.name for n in read.inputs} - {n.name for n in masks}
     forward = DrawnMoments(capture, rules, unit_weights(made.parameters), frozenset(inputs))
-    forward.run()
-    backward = BackwardMoments(forward, loss_fn)
-    backward.run()
-    estimates = {
-        node.name: Rms(forward.rms(node), backward.rms(node))
-        for node in capture.graph.nodes
-        if is_scalable(node)
-    }
+    backward, estimates = both_ways(forward, loss_fn)
     uses = _uses(capture, made, backward, masks)
     _close(uses, loss_fn)
     return UnitGraph(capture, made, read, estimates, uses)

@@ -139,7 +139,7 @@ def verify_by_running(
     if tuple(module.parts) != ("",):
         own = _assembled_results(module, named, spec, loss_fn, seed)
         if in_islands:
-            plain = unscaled(model, module)
+            plain = unscaled(model, {name: part.capture for name, part in module.parts.items()})
             together = _assembled_results(plain, named, spec, loss_fn, seed)
             drawn: set[str] = set()
             if compare(together, own):

@@ -1,0 +1,15 @@
+"""Powers of two, as scales and factors are: whether a number is one, and of which exponent."""
+
+from __future__ import annotations
+
+import math
+
+
+def exponent_of(factor: float) -> int:
+    """log2 of a power of two, exactly; of another number, log2 of the next power below."""
+    return math.frexp(factor)[1] - 1
+
+
+def is_power_of_two(factor: float) -> bool:
+    """Is it a positive, finite power of two?"""
+    return 0 < factor < math.inf and math.frexp(factor)[0] == 0.5
