@@ -29,8 +29,9 @@ ORDER = {
     "ops": "layout rescale cast centring scaled_mm fp8_linear",
     "operations": """expressions schema rule_table samples dimensions laws extremes operation
         flops products centring residual""",
-    "capture": """skeleton source signature functional inline modes autograd_functions recurrent
-        composite exporting example whole inputs execution islands""",
+    "capture": """equality places state effects tree source signature functional inline modes
+        autograd_functions recurrent composite identity watching exporting example whole inputs
+        execution observing islands""",
     "recipe": "recipe reader choices",
     "analysis": """moments quadrature softmax counts formulas linear ranges sampled balanced stated
         forward backward analyse""",
@@ -40,10 +41,10 @@ ORDER = {
     "rewrite": "",
     "noise": """cast_error passage moments predict measured budget drawn_inputs drawn
         probed operand_casts""",
-    "module": "tree interpreted folding unit_scaled assembly",
+    "module": "interpreted knobs own_code folding unit_scaled assembly",
     "cast": "centring insert lowering distributions headroom trials means noise_bound casting",
     "optim": "optimizers groups state",
-    "verify": "comparison equation validation running",
+    "verify": "comparison calls results yardstick equation validation running",
     "transform": "",
     "drift": "measuring rebase readings monitor",
     "checkpoint": "state_dict rebuild files pretrained folder targets",
@@ -56,7 +57,7 @@ ORDER = {
     "check": """subject judged settings figures scale_faults causes lost_gradients naming
         places finding plan_faults left_out outcome piece_findings checking targets baseline text
         markdown sarif github junit outputs asserting""",
-    "cli": "application options terminal convert explain check rules report",
+    "cli": "terminal application options convert explain check rules report",
 }
 #: Every module by its path below the package, in that order; a package stands behind its files.
 MODULES = [

@@ -13,10 +13,12 @@ from unitify.analysis.analyse import analyse
 from unitify.capture.execution import LossFunction
 from unitify.capture.inputs import Inputs, as_inputs, given_or_inferred
 from unitify.capture.islands import Recording, path_of, record
-from unitify.capture.skeleton import skeleton_like
+from unitify.capture.observing import install
+from unitify.capture.tree import copy_of
 from unitify.capture.whole import Capture
 from unitify.cast.casting import Evidence, cast_module
 from unitify.diagnostics import (
+    CaptureDiffers,
     NotExact,
     NothingTransformed,
     UnitifyError,
@@ -35,8 +37,8 @@ from unitify.recipe.recipe import Recipe
 from unitify.rewrite import rewrite
 from unitify.scheme.options import UnitScheme, read_scheme
 from unitify.scheme.reparametrise import reparametrise, with_gradients
-from unitify.verification import Verification
-from unitify.verify.running import notes_on, verify_module
+from unitify.verification import Difference, Verification
+from unitify.verify.running import is_faithful, lost_by_recording, notes_on, verify_module
 
 SCALES = ("analysis", "measured")
 
@@ -89,45 +91,58 @@ def transform(
     a pattern of the recipe that matches nothing.
 
     Raises ``UnitifyError``: U002 without inputs, U101 to U109 from capture, U401 to U404 from the
-    recipe, U501 or U502 where the result is not exact, U701 for a scheme without the whole graph.
+    recipe, U110, U501 or U502 where the result is not the model, U701 for a scheme without the
+    whole graph.
     """
     done = on_stage or (lambda _name, _made: None)
     casts, asked = read_recipe(recipe), read_scheme(scheme)
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
-    recorded = record(model, args, kwargs, dynamic_shapes)
-    done("capture", recorded)
-    recorded = reparametrise(recorded, asked, table)
-    done("reparametrise", recorded)
     batches = None if batches is None else list(batches)
-    found: dict[str, Estimates] = {}
-    if casts is None or casts.scaling == "unit":
-        found = _estimates(recorded, scales, (args, kwargs), batches, loss_fn, table)
-        done(scales, found)
-    parts: dict[str, Part] = {}
-    for name, captured in recorded.parts.items():
-        if name in found:
-            tolerance = PREDICTED_TOLERANCE if scales == "analysis" else TOLERANCE
-            planned = plan(captured, found[name], table, tolerance)
+
+    def made(recorded: Recording) -> tuple[Recording, dict[str, Estimates], UnitScaledModule]:
+        done("capture", recorded)
+        recorded = reparametrise(recorded, asked, table)
+        done("reparametrise", recorded)
+        found: dict[str, Estimates] = {}
+        if casts is None or casts.scaling == "unit":
+            found = _estimates(recorded, scales, (args, kwargs), batches, loss_fn, table)
+            done(scales, found)
+        parts: dict[str, Part] = {}
+        for name, captured in recorded.parts.items():
+            if name in found:
+                tolerance = PREDICTED_TOLERANCE if scales == "analysis" else TOLERANCE
+                planned = plan(captured, found[name], table, tolerance)
+            else:
+                planned = uniform_plan(captured, casts.loss_scale if casts is not None else 1.0)
+            chosen = agreed(planned, name, captured, parts)
+            done("plan", chosen)
+            if name in found:
+                captured = with_gradients(captured, {n: s.bwd for n, s in chosen.parameters.items()})
+            parts[name] = captured, rewrite(captured, chosen, table), chosen
+        if recorded.whole is not None:
+            module = build(*parts[""])
         else:
-            planned = uniform_plan(captured, casts.loss_scale if casts is not None else 1.0)
-        chosen = agreed(planned, name, captured, parts)
-        done("plan", chosen)
-        if name in found:
-            captured = with_gradients(captured, {n: s.bwd for n, s in chosen.parameters.items()})
-        parts[name] = captured, rewrite(captured, chosen, table), chosen
-    if recorded.whole is not None:
-        module = build(*parts[""])
-    else:
-        module = assemble(recorded.model, parts, recorded.diagnostics)
-    done("rewrite", module)
+            module = assemble(recorded.model, parts, recorded.diagnostics)
+        done("rewrite", module)
+        return recorded, found, module
+
+    recorded, found, module = made(record(model, args, kwargs, dynamic_shapes))
     if verify:
         result = verify_module(recorded.model, module, table, args, kwargs, loss_fn)
+        if not result.is_accepted and lost_by_recording(recorded.model, module, args, kwargs):
+            # What the whole recording lost, those of submodules may have kept.
+            apart = record(model, args, kwargs, dynamic_shapes, is_faithful)
+            recorded, found, module = made(apart)
+            result = verify_module(recorded.model, module, table, args, kwargs, loss_fn)
+            if result.differences:
+                differences = _named(result.differences)
+                raise UnitifyError(CaptureDiffers(where=type(model).__name__, differences=differences))
         done("verify", result)
         if result.findings:
             raise UnitifyError(*result.findings)
-        if not result.exact:
-            differences = "; ".join(str(d) for d in result.differences[:3])
+        if result.differences:
+            differences = _named(result.differences)
             raise UnitifyError(NotExact(where=type(model).__name__, differences=differences))
         module.diagnostics += notes_on(result, type(model).__name__)
         module.verification = result
@@ -142,6 +157,10 @@ def transform(
     if inplace:
         adopt_parameters(model, module)
     return module
+
+
+def _named(differences: tuple[Difference, ...]) -> str:
+    return "; ".join(str(d) for d in differences[:3])
 
 
 def _flat(name: str, captured: Capture, batches: list[Any]) -> list[list[Any]]:
@@ -177,16 +196,22 @@ def _estimates(
 
 def build(captured: Capture, graph: fx.Graph, chosen: ScalePlan) -> UnitScaledModule:
     """The module of a rewritten graph: copies of the model's parameters, divided by their scale."""
-    root = skeleton_like(captured.model)
+    memo: dict[int, Any] = {}
+    root = copy_of(captured.model, memo)
+    install(captured.made, root)
     with torch.no_grad():
         for name, parameter in root.named_parameters():
             parameter.div_(chosen.parameters[name].fwd)
     for target, constant in captured.constants.items():
         if isinstance(constant, torch.Tensor):
-            root.register_buffer(target, constant, persistent=False)
+            # What the model holds the module holds, too, and not a second time.
+            held = memo.get(id(constant), constant)
+            root.register_buffer(target, held, persistent=False)
         else:
             root.add_module(target, constant)
-    return UnitScaledModule(root, graph, chosen, captured, captured.diagnostics)
+    module = UnitScaledModule(root, graph, chosen, captured, captured.diagnostics)
+    module.watch(root)
+    return module
 
 
 def estimate(

@@ -9,21 +9,18 @@ from unitify.diagnostics import Diagnostic
 
 @dataclass(frozen=True)
 class Difference:
-    """One tensor that differs: its name, the largest absolute and relative difference.
+    """One result that differs: its name, the largest absolute and relative difference.
 
     ``is_underflow``: no element differs by as much as the smallest normal number of the type, and
     only those differ that are so small in the original that what is below that number reaches their
     last digit. The format rounds it to fixed steps, so that power-of-two scaling is not exact
     there, and there alone.
-    ``is_rounding``: relative to the tensor's RMS it is below the square root of the type's
-    precision, which other kernels for the same sums stay well below.
     """
 
     name: str
     largest: float
     relative: float
     is_underflow: bool = False
-    is_rounding: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} by {self.largest:.3g} ({self.relative:.3g} of its RMS)"
@@ -31,17 +28,26 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verification:
-    """``exact``: bitwise the captured original, away from underflow. ``differences``: what is not.
+    """Is the module the model? Every result of the model itself was compared with the module's.
 
-    ``underflows``: tensors that differ by less than the smallest normal number, and nothing more.
-    ``model_differences``: where the captured graph itself differs from the model as run eagerly
-    (other kernels, chosen for other shapes or masks); empty for most models. ``findings``: what
-    validation without running found.
+    ``exact``: all of them are bitwise the same. ``compared``: how many there were, over all
+    ``calls`` that were made of both (a call is named by its mode and its inputs). ``differences``:
+    what differs by more than rounding. ``rounding``: what differs, and is as near to the original
+    in double precision as the original is (``verify.yardstick``). ``underflows``: what differs by
+    less than the smallest normal number. ``refused``: calls that the module refuses by a code, and
+    the code. ``findings``: what validation without running found.
     """
 
     exact: bool
     compared: int
     differences: tuple[Difference, ...] = ()
+    rounding: tuple[Difference, ...] = ()
     underflows: tuple[Difference, ...] = ()
-    model_differences: tuple[Difference, ...] = ()
+    calls: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
     findings: tuple[Diagnostic, ...] = ()
+
+    @property
+    def is_accepted(self) -> bool:
+        """Is there nothing but rounding between the two?"""
+        return not (self.differences or self.findings)

@@ -18,13 +18,29 @@ from torch.utils import _pytree as pytree
 from unitify.capture.source import Frame, frames_of_call
 
 
+#: What to do about a class of torch's own, by the module that defines it; about a hook.
+_ADVICE = {
+    "torch.utils.checkpoint": "Pass use_reentrant=False to activation checkpointing",
+    "torch.nn.modules._functions": "None is needed: the hook stays, and what it is put on with it",
+}
+_HOOK_ADVICE = "Put the hook on a parameter, or leave it: the module that puts it there stays Python"
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A backward pass in Python: the stack of its first call, and what to do about it."""
+
+    frames: tuple[Frame, ...]
+    advice: str = "Register it with torch's custom_op and register_autograd"
+
+
 @dataclass
 class Noted:
-    """``functions``: autograd functions called, and hooks on gradients, each with the stack of its
-    first call; ``saved_hooks``: were saved tensors packed?
+    """``functions``: autograd functions called, and hooks on gradients; ``saved_hooks``: were saved
+    tensors packed?
     """
 
-    functions: dict[str, tuple[Frame, ...]] = field(default_factory=dict)
+    functions: dict[str, Lost] = field(default_factory=dict)
     saved_hooks: bool = False
 
 
@@ -48,7 +64,8 @@ def noted_backward() -> Iterator[Noted]:
             and torch.is_grad_enabled()
             and any(isinstance(x, torch.Tensor) and x.is_floating_point() for x in inputs)
         ):
-            noted.functions[cls.__name__] = frames_of_call()
+            advice = _ADVICE.get(cls.__module__, Lost.advice)
+            noted.functions[cls.__name__] = Lost(frames_of_call(), advice)
         return apply.__get__(None, cls)(*args, **kwargs)
 
     def noted_enter(self: Any) -> Any:
@@ -56,7 +73,8 @@ def noted_backward() -> Iterator[Noted]:
         return enter(self)
 
     def noted_hook(self: torch.Tensor, hook: Any) -> Any:
-        noted.functions.setdefault("Tensor.register_hook", frames_of_call())
+        lost = Lost(frames_of_call(), _HOOK_ADVICE)
+        noted.functions.setdefault("Tensor.register_hook", lost)
         return register(self, hook)
 
     function.apply = classmethod(noted_apply)

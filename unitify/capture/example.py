@@ -47,6 +47,41 @@ def copied(value: Any) -> Any:
     return made.requires_grad_() if value.requires_grad else made
 
 
+def resampled(args: tuple[Any, ...], kwargs: dict[str, Any], seed: int = 0) -> Inputs:
+    """Inputs of the same sizes whose numbers are drawn from the given ones: others, as usual."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.numel() or leaf.layout != torch.strided:
+            return copied(leaf)
+        if leaf.is_meta or leaf.is_nested:
+            return copied(leaf)
+        flat = leaf.detach().reshape(-1)
+        chosen = torch.randint(len(flat), (len(flat),), generator=generator)
+        made = flat[chosen.to(flat.device)].reshape(leaf.shape)
+        return made.requires_grad_(leaf.requires_grad)
+
+    result: Inputs = pytree.tree_map(drawn, (args, kwargs))
+    return result
+
+
+def widened(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+    """The same inputs with one element more in the batch, where every tensor has one batch."""
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    batches = {x.shape[0] for x in leaves if isinstance(x, Tensor) and x.dim()}
+    if len(batches) != 1 or batches == {0}:
+        return args, kwargs
+    result: Inputs = pytree.tree_unflatten([_with_one_more(x) for x in leaves], spec)
+    return result
+
+
+def _with_one_more(value: Any) -> Any:
+    if not isinstance(value, Tensor) or not value.dim():
+        return copied(value)
+    made = torch.cat([value, value[:1]]).detach()
+    return made.requires_grad_() if value.requires_grad else made
+
+
 def doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs | None:
     """The same inputs with a batch of two, where every tensor has a batch of one, or every tensor
     one of none; else None.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from unitify.capture.state import kept, seeded
 from unitify.capture.whole import Capture
 from unitify.diagnostics import LossUnusable, UnitifyError
 
@@ -173,59 +174,17 @@ def _succeeds(run: Callable[[list[Any]], Any], inputs: list[Any]) -> bool:
 
 @contextlib.contextmanager
 def unchanged(model: nn.Module, seed: int = 0, wholly: bool = False) -> Iterator[None]:
-    """A fixed seed inside; random state, buffers and attributes of modules as before afterwards.
+    """A fixed seed inside; random state and whatever ``model`` holds as before afterwards.
 
     ``wholly``: parameters and their ``.grad`` (none inside), too, for Python code that may change
     them. A captured graph does not.
     """
-    buffers = [
-        (module._buffers, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None and not buffer.is_meta
-    ]
-    parameters = [p for p in model.parameters() if wholly and not p.is_meta]
-    weights = [(p, p.detach().clone(), p.grad) for p in parameters]
-    attributes = [(vars(module), _contents(vars(module))) for module in model.modules()]
-    devices = {p.device.index or 0 for p in model.parameters() if p.is_cuda}
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        for parameter in parameters:
+    gradients = [(p, p.grad) for p in model.parameters()] if wholly else []
+    with kept(model, weights=wholly), seeded(model, seed):
+        for parameter, _ in gradients:
             parameter.grad = None
         try:
             yield
         finally:
-            for attribute, before in attributes:
-                _put_back(attribute, before)
-            with torch.no_grad():
-                for owner, name, buffer, held in buffers:
-                    owner[name] = buffer
-                    buffer.copy_(held)
-                for parameter, held, gradient in weights:
-                    parameter.grad = gradient
-                    # What is written through ``.data`` shows nowhere else.
-                    if not torch.equal(parameter, held):
-                        parameter.data.copy_(held)
-
-
-def _contents(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Every attribute, and a copy of what it holds where a module may keep tensors of a call."""
-    return {
-        name: (value, value.copy() if type(value) in (dict, list, set) else None)
-        for name, value in attributes.items()
-        if name not in _TABLES
-    }
-
-
-#: Attributes of every module that hold its tensors and submodules; they have owners of their own.
-_TABLES = ("_parameters", "_buffers", "_modules")
-
-
-def _put_back(attributes: dict[str, Any], before: dict[str, tuple[Any, Any]]) -> None:
-    for name in [n for n in attributes if n not in before and n not in _TABLES]:
-        del attributes[name]
-    for name, (value, held) in before.items():
-        attributes[name] = value
-        if held is not None:
-            value.clear()
-            (value.extend if isinstance(value, list) else value.update)(held)
+            for parameter, gradient in gradients:
+                parameter.grad = gradient

@@ -13,6 +13,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,8 +22,11 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from unitify.capture.autograd_functions import Noted, noted_backward
+from unitify.capture.effects import Effect, effects_of
+from unitify.capture.identity import Tensors, by_table
 from unitify.capture.recurrent import free_length
 from unitify.capture.signature import bind, unbind
+from unitify.capture.state import State, kept
 from unitify.diagnostics import UnitifyError, UnknownOption
 
 
@@ -30,22 +34,37 @@ class ExportError(Exception):
     """``torch.export`` failed; the cause is its own exception."""
 
 
+@dataclass(frozen=True)
+class Exported:
+    """A recording: the program, whose results are the model's and then those of ``effects``; what
+    of the backward pass it lost; the model's own tensors that it met.
+    """
+
+    program: ExportedProgram
+    noted: Noted
+    effects: tuple[Effect, ...]
+    tensors: Tensors
+
+
 def export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
-) -> tuple[ExportedProgram, Noted]:
+) -> Exported:
     """``model`` as it is called by ``args`` and ``kwargs``, recorded in its present mode.
 
-    ``dynamic_shapes``: "auto" leaves every size free; else as for ``torch.export.export``.
+    ``dynamic_shapes``: "auto" leaves every size free; else as for ``torch.export.export``. The
+    model is afterwards as it was before, also where this fails.
 
     Raises ``ExportError``; ``UnitifyError`` (U001) for shapes of inputs that there are not.
     """
     signature = inspect.signature(model.forward)
     named = bind(signature, args, kwargs)
     _check_shapes(dynamic_shapes, signature, named)
+    tensors, effects = Tensors.of(model), []
     try:
         shapes = _by_name(dynamic_shapes, signature, named)
         with (
-            _called_by_name(model, args, kwargs),
+            kept(model),
+            _called_by_name(model, args, kwargs, tensors, effects),
             _silence(),
             free_length(),
             noted_backward() as noted,
@@ -54,7 +73,7 @@ def export(
     except Exception as error:
         raise ExportError from error
     _forget_this_file(program.graph_module)
-    return program, noted
+    return Exported(program, noted, tuple(effects), tensors)
 
 
 def _check_shapes(shapes: Any, signature: inspect.Signature, named: dict[str, Any]) -> None:
@@ -143,15 +162,27 @@ def _silence() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _called_by_name(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    tensors: Tensors,
+    effects: list[Effect],
 ) -> Iterator[None]:
-    """Let ``model`` take each argument of this call by a name of its own, ``*args`` included."""
+    """Let ``model`` take each argument of this call by a name of its own, ``*args`` included.
+
+    It returns what its call leaves behind, too, which ``effects`` then tells.
+    """
     original, was_set = model.forward, "forward" in vars(model)
     signature = inspect.signature(original)
+    paths = {name for name, _ in model.named_modules()}
 
     def forward(**named: Any) -> Any:
         given, keywords = unbind(signature, args, kwargs, named)
-        return original(*given, **keywords)
+        before = State.of(model, named, numbers=False)
+        with by_table(tensors):
+            result = original(*given, **keywords)
+        effects[:], values = effects_of(before, paths)
+        return result, values
 
     names = bind(signature, args, kwargs)
     forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

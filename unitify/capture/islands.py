@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,18 +19,24 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from unitify.capture.example import copied, initialise_lazy
+from unitify.capture.example import Inputs, copied, initialise_lazy
 from unitify.capture.execution import backward_starts, unchanged
 from unitify.capture.exporting import without_cache
+from unitify.capture.observing import Observed, Settled, observe, settled
+from unitify.capture.watching import Watch, watched, without_hooks
 from unitify.capture.whole import Capture, capture, nothing_captured
 from unitify.diagnostics import (
     AliasedMutation,
+    AlreadyTransformed,
     CacheLeftOut,
     Diagnostic,
     GradientLost,
     NotCaptured,
     UnitifyError,
 )
+
+#: Do captures of a module, by part, compute what it computes on these inputs?
+IsFaithful = Callable[[nn.Module, Mapping[str, Capture], Inputs], bool]
 
 #: Failures of a capture that its submodules may not have.
 _LOCAL = (NotCaptured, GradientLost, AliasedMutation)
@@ -67,22 +73,73 @@ def record(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     dynamic_shapes: Any = "auto",
+    is_faithful: IsFaithful | None = None,
 ) -> Recording:
     """Capture ``model`` whole, else each of its islands.
 
-    Raises ``UnitifyError``: U102 where no part of it can be captured.
+    What its calls do beside returning is observed first: a module whose state no graph keeps stays
+    Python. ``model`` is afterwards as it was before. ``is_faithful``: the whole is known not to be,
+    and each island has to be.
+
+    Raises ``UnitifyError``: U102 where no part of it can be captured, U016 for a module that is
+    transformed already.
     """
+    for path, module in model.named_modules():
+        if getattr(type(module), "IS_TRANSFORMED", False):
+            name = path or type(module).__name__
+            raise UnitifyError(AlreadyTransformed(where=name, module=name))
     initialise_lazy(model, args, kwargs)
-    try:
-        captured = capture(model, args, kwargs, dynamic_shapes)
-    except UnitifyError as error:
-        if not all(isinstance(d, _LOCAL) for d in error.diagnostics):
-            raise
-        with without_cache(model) as cached:
-            found = _islands(model, args, kwargs, dynamic_shapes, error)
-        notes = [CacheLeftOut(where=type(model).__name__)] if cached else []
-        return dataclasses.replace(found, diagnostics=(*found.diagnostics, *notes))
-    return Recording(model, _with_twin("", captured), captured.diagnostics)
+    observed = observe(model, args, kwargs)
+    with settled(model, observed, args, kwargs) as state:
+        try:
+            if is_faithful is not None:
+                raise _unfaithful(type(model).__name__)
+            captured = _whole(model, args, kwargs, dynamic_shapes, observed, state)
+        except UnitifyError as error:
+            if not all(isinstance(d, _LOCAL) for d in error.diagnostics):
+                raise
+            with without_cache(model) as cached:
+                found = _islands(
+                    model, args, kwargs, dynamic_shapes, observed, state, error, is_faithful
+                )
+            notes = [CacheLeftOut(where=type(model).__name__)] if cached else []
+            return dataclasses.replace(found, diagnostics=(*found.diagnostics, *notes))
+        parts = _with_twin("", captured)
+        return Recording(model, _with_state(parts, model, observed, state), captured.diagnostics)
+
+
+def _whole(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic_shapes: Any,
+    observed: Observed,
+    state: Settled,
+) -> Capture:
+    """The whole model as one graph, its own hooks within where they leave nothing behind."""
+    unfit = [(path, observed.unfit[m]) for path, m in model.named_modules() if m in observed.unfit]
+    if unfit:
+        name = type(model).__name__
+        raise UnitifyError(
+            *(NotCaptured(where=path or name, module=path or name, reason=r) for path, r in unfit)
+        )
+    if None in observed.unfit or model._backward_hooks or model._backward_pre_hooks:
+        with without_hooks(model):
+            captured = capture(model, args, kwargs, dynamic_shapes, state.carried)
+        return dataclasses.replace(captured, has_hooks=False)
+    return capture(model, args, kwargs, dynamic_shapes, state.carried)
+
+
+def _with_state(
+    parts: Mapping[str, Capture], model: nn.Module, observed: Observed, state: Settled
+) -> dict[str, Capture]:
+    """The captures with what a first call makes, and what the code of their modules reads."""
+    found: dict[str, Capture] = {}
+    for name, captured in parts.items():
+        inside = set(model.get_submodule(path_of(name)).modules())
+        reads = tuple(where for where, who in observed.reads.items() if who & inside)
+        found[name] = dataclasses.replace(captured, made=state.made, reads=reads)
+    return found
 
 
 def _with_twin(path: str, captured: Capture) -> dict[str, Capture]:
@@ -97,9 +154,12 @@ def _islands(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     dynamic_shapes: Any,
+    observed: Observed,
+    state: Settled,
     error: UnitifyError,
+    is_faithful: IsFaithful | None,
 ) -> Recording:
-    calls = _observe(model, args, kwargs)
+    calls = _calls_of(model, args, kwargs)
     shapes = dynamic_shapes if dynamic_shapes is None else "auto"
     found: dict[str, Capture] = {}
     notes: list[Diagnostic] = list(_named(error, type(model).__name__))
@@ -113,9 +173,21 @@ def _islands(
         seen.add(module)
         if module in calls.unfit:
             notes.append(NotCaptured(where=path, module=path, reason=calls.unfit[module]))
+        elif any(m in observed.unfit for m in module.modules()):
+            if module in observed.unfit and not isinstance(error, NotCaptured):
+                reason = observed.unfit[module]
+                notes.append(NotCaptured(where=path, module=path, reason=reason))
         elif module in calls.inputs:
             try:
-                found.update(_with_twin(path, capture(module, *calls.inputs[module], shapes)))
+                # The module's own hooks run around its graph, as they do around its code.
+                with without_hooks(module):
+                    captured = capture(module, *calls.inputs[module], shapes, state.carried)
+                recorded = _with_twin(path, captured)
+                if is_faithful is not None:
+                    alone = {name.removeprefix(path): c for name, c in recorded.items()}
+                    if not is_faithful(module, alone, calls.inputs[module]):
+                        raise _unfaithful(path)
+                found.update(recorded)
                 seen.update(module.modules())
                 continue
             except UnitifyError as failure:
@@ -127,12 +199,18 @@ def _islands(
         raise nothing_captured("; ".join(d.message for d in notes)) from error
     held = _shared_parameters(model, found) | _used_outside(model, found, calls)
     parts = {part: _with_true(captured, held) for part, captured in found.items()}
+    parts = _with_state(parts, model, observed, state)
     for part, captured in parts.items():
         where = path_of(part)
         notes.extend(
             dataclasses.replace(d, where=f"{where} {d.where}".strip()) for d in captured.diagnostics
         )
     return Recording(model, parts, tuple(notes))
+
+
+def _unfaithful(name: str) -> UnitifyError:
+    reason = "while recorded it computes something else than by itself"
+    return UnitifyError(NotCaptured(where=name, module=name, reason=reason))
 
 
 def _children(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
@@ -167,10 +245,9 @@ class _Calls:
 class _ParameterUse(TorchFunctionMode):
     """Notes which modules are running where a parameter's contents are used."""
 
-    def __init__(self, calls: _Calls) -> None:
+    def __init__(self, calls: _Calls, watch: Watch) -> None:
         super().__init__()
-        self.calls = calls
-        self.running: list[nn.Module] = []
+        self.calls, self.watch = calls, watch
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -180,51 +257,36 @@ class _ParameterUse(TorchFunctionMode):
         if any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(result)):
             for leaf in pytree.tree_leaves((args, kwargs)):
                 if isinstance(leaf, nn.Parameter):
-                    self.calls.uses.setdefault(leaf, set()).add(tuple(self.running))
+                    self.calls.uses.setdefault(leaf, set()).add(tuple(self.watch.running))
         return result
 
 
-def _observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Calls:
+def _calls_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Calls:
     calls = _Calls()
-    use = _ParameterUse(calls)
-    attributes: list[dict[str, Any]] = []
 
-    def before(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def begins(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         if any(_is_transformed(leaf) for leaf in pytree.tree_leaves((given, named))):
             calls.unfit.setdefault(
                 module, "it is called by a transform of torch.func, such as vmap"
             )
         elif module not in calls.inputs:
             calls.inputs[module] = pytree.tree_map(copied, (given, named))
-        use.running.append(module)
-        attributes.append(dict(vars(module)))
 
-    def after(module: nn.Module, given: Any, result: Any) -> None:
-        known = attributes.pop()
-        for name, value in vars(module).items():
-            if name not in known or not _is_same(known[name], value):
-                # Other code may read it, and a graph would not write it.
-                reason = f"its call writes {name}, which other code may read"
-                for running in use.running:
-                    calls.unfit.setdefault(running, reason)
-        use.running.pop()
-
-    handles = []
     for module in model.modules():
         if isinstance(module, torch.jit.ScriptModule):
             calls.unfit[module] = "it is a TorchScript module"
-            continue
-        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(module.register_forward_hook(after))
 
     def run() -> Any:
         given, named = pytree.tree_map(copied, (args, kwargs))
         return model(*given, **named)
 
     def observe(gradients: bool) -> None:
-        use.running.clear()
-        attributes.clear()
-        with unchanged(model, wholly=True), torch.set_grad_enabled(gradients), use:
+        with (
+            unchanged(model, wholly=True),
+            torch.set_grad_enabled(gradients),
+            watched(model, begins) as watch,
+            _ParameterUse(calls, watch),
+        ):
             run()
 
     try:
@@ -239,14 +301,12 @@ def _observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
             contextlib.suppress(Exception),
             unchanged(model, wholly=True),
             torch.enable_grad(),
-            use,
+            watched(model) as watch,
+            _ParameterUse(calls, watch),
         ):
             _run_backward(*backward_starts(run(), None))
     except Exception as error:
         raise nothing_captured(f"it does not run: {type(error).__name__}: {error}") from error
-    finally:
-        for handle in handles:
-            handle.remove()
     return calls
 
 
@@ -263,10 +323,6 @@ def _is_transformed(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(
         value
     )
-
-
-def _is_same(a: Any, b: Any) -> bool:
-    return a is b or (isinstance(a, int | float | str) and type(a) is type(b) and a == b)
 
 
 def _shared_parameters(model: nn.Module, found: Mapping[str, Capture]) -> set[nn.Parameter]:

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
+from unitify.capture.effects import Effect, leave
 from unitify.diagnostics import InputMismatch, UnitifyError
 
 
@@ -45,6 +47,8 @@ class CallSignature:
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
     leaves: tuple[Leaf, ...]
+    #: What a call leaves behind; the graph returns it after the result.
+    effects: tuple[Effect, ...] = ()
 
     def describe(self) -> str:
         """All leaves, in order."""
@@ -83,7 +87,14 @@ class CallSignature:
 
     def unflatten(self, results: Any) -> Any:
         """The original's own output structure around flat results."""
-        return pytree.tree_unflatten(list(results), self.out_spec)
+        return pytree.tree_unflatten(list(results)[: self.out_spec.num_leaves], self.out_spec)
+
+    def leave(self, results: Any, tree: nn.Module, inputs: Mapping[str, Any]) -> None:
+        """Put what a call leaves behind where it belongs, in the modules of ``tree`` and in the
+        arguments, which ``inputs`` has by name.
+        """
+        if self.effects:
+            leave(self.effects, list(results)[self.out_spec.num_leaves :], tree, inputs)
 
     def _check(self, leaves: list[Any]) -> None:
         sizes: dict[str, int] = {}

@@ -15,20 +15,23 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
 
 from unitify.capture.composite import open_composites
 from unitify.capture.example import distinct, doubled, in_order
-from unitify.capture.exporting import ExportError, export, without_cache
+from unitify.capture.effects import Effect
+from unitify.capture.exporting import Exported, ExportError, export, without_cache
 from unitify.capture.functional import remove_mutation, written_argument
+from unitify.capture.identity import view_of_own
 from unitify.capture.inline import inline_regions
 from unitify.capture.modes import merge_modes
+from unitify.capture.places import Location
 from unitify.capture.signature import CallSignature, Leaf, bind, register_dataclasses
 from unitify.capture.source import frames_of_failure
 from unitify.diagnostics import (
@@ -57,7 +60,9 @@ class Capture:
     for its tensor (tied parameters share one). ``mode`` is None where the graph follows
     ``.train()``/``.eval()``, else the only mode that it holds for; ``other`` is then the
     capture of the other mode, where there is one. ``reparametrisation``: the constants in the graph
-    that a scheme put there.
+    that a scheme put there. ``made``: what the model's first call makes for good, and the graph
+    takes for granted. ``reads``: attributes that the model's code read; the graph holds while they
+    are what they were. ``has_hooks``: are the model's own hooks in the graph, or around it?
     """
 
     model: nn.Module
@@ -70,11 +75,17 @@ class Capture:
     other: Capture | None = None
     reparametrisation: Reparametrisation | None = None
     diagnostics: tuple[Diagnostic, ...] = ()
+    made: tuple[tuple[Location, Any], ...] = ()
+    reads: tuple[Location, ...] = ()
+    has_hooks: bool = True
 
     def attribute(self, target: str) -> Any:
         """The parameter, buffer, constant or flag that a ``get_attr`` node names."""
         if target in self.constants:
             return self.constants[target]
+        for location, value in self.made:
+            if location.names_tensor(target):
+                return value
         value: Any = self.model
         for part in target.split("."):
             value = getattr(value, part)
@@ -95,11 +106,13 @@ def capture(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     dynamic_shapes: Any = "auto",
+    carried: Mapping[int, str] = MappingProxyType({}),
 ) -> Capture:
     """Record ``model`` on example inputs.
 
     ``dynamic_shapes``: "auto" leaves every size free that the model leaves free; None fixes all
-    sizes; anything else is passed to ``torch.export.export``.
+    sizes; anything else is passed to ``torch.export.export``. ``carried``: tensors, by identity,
+    that a call takes over from the one before, with their names; no graph may hold one.
 
     Raises ``UnitifyError`` (U101, U109) where the model cannot be recorded whole.
     """
@@ -109,12 +122,16 @@ def capture(
     if larger is not None:
         # A size of one is always fixed by a recording; a batch of two stands for any other.
         with contextlib.suppress(UnitifyError):
-            return _captured(model, *larger, dynamic_shapes)
-    return _captured(model, args, kwargs, dynamic_shapes)
+            return _captured(model, *larger, dynamic_shapes, carried)
+    return _captured(model, args, kwargs, dynamic_shapes, carried)
 
 
 def _captured(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic_shapes: Any,
+    carried: Mapping[int, str],
 ) -> Capture:
     notes: list[Diagnostic] = []
     signature = inspect.signature(model.forward)
@@ -122,10 +139,12 @@ def _captured(
     aliases = parameter_aliases(model)
 
     def recorded() -> _Record:
-        return _record(model, args, kwargs, dynamic_shapes, notes)
+        return _record(model, args, kwargs, dynamic_shapes, carried, notes)
 
     def captured(record: _Record, mode: str | None, other: Capture | None = None) -> Capture:
-        call = CallSignature(signature, arguments, record.in_spec, record.out_spec, record.leaves)
+        call = CallSignature(
+            signature, arguments, record.in_spec, record.out_spec, record.leaves, record.effects
+        )
         frozen = _frozen_dimensions(record.leaves, record.example, dynamic_shapes)
         return Capture(
             model=model,
@@ -174,10 +193,13 @@ class _Record:
     leaves: tuple[Leaf, ...]
     example: tuple[Any, ...]
     constants: dict[str, Any]
+    effects: tuple[Effect, ...]
 
 
 def _are_merged(training: _Record, evaluation: _Record) -> bool:
     """Make ``training`` follow the mode flag; False where the two modes are two graphs."""
+    if training.effects != evaluation.effects:
+        return False
     ours, theirs = training.constants, evaluation.constants
     for name in ours.keys() & theirs.keys():
         if isinstance(ours[name], torch.Tensor) and not _equal(ours[name], theirs[name]):
@@ -267,29 +289,41 @@ def _record(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     dynamic_shapes: Any,
+    carried: Mapping[int, str],
     notes: list[Diagnostic],
 ) -> _Record:
     name = type(model).__name__
-    program, noted = export(model, args, kwargs, dynamic_shapes)
+    exported = export(model, args, kwargs, dynamic_shapes)
+    program, noted = exported.program, exported.noted
     if noted.functions:
-        lost = [
-            GradientLost(where=name, function=function, frames=tuple(f.place for f in stack))
-            for function, stack in noted.functions.items()
+        found = [
+            GradientLost(
+                where=name,
+                function=function,
+                advice=lost.advice,
+                frames=tuple(f.place for f in lost.frames),
+            )
+            for function, lost in noted.functions.items()
         ]
-        raise UnitifyError(*lost)
+        raise UnitifyError(*found)
     if noted.saved_hooks:
         notes.append(CheckpointingLost(where=name))
     named = bind(inspect.signature(model.forward), args, kwargs)
     example, in_spec = pytree.tree_flatten(named)
-    graph, leaves, constants = _flat_graph(model, program, example)
+    graph, leaves, constants = _flat_graph(model, exported, example, carried)
     out_spec = program.call_spec.out_spec
     assert out_spec is not None
-    return _Record(graph, in_spec, out_spec, leaves, tuple(example), constants)
+    children = out_spec.children() if hasattr(out_spec, "children") else out_spec.children_specs
+    result = children[0]
+    return _Record(
+        graph, in_spec, result, leaves, tuple(example), constants, exported.effects
+    )
 
 
 def _flat_graph(
-    model: nn.Module, program: ExportedProgram, example: list[Any]
+    model: nn.Module, exported: Exported, example: list[Any], carried: Mapping[int, str]
 ) -> tuple[fx.Graph, tuple[Leaf, ...], dict[str, Any]]:
+    program = exported.program
     graph = program.graph_module.graph
     graph.owning_module = None
     if any(_is_transform(node) for node in graph.nodes):
@@ -307,8 +341,19 @@ def _flat_graph(
             continue
         target = str(spec.target)
         if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER):
+            value = program.constants[target]
+            if isinstance(value, torch.Tensor):
+                value = exported.tensors.original(value)
+                if id(value) in carried:
+                    name = type(model).__name__
+                    reason = f"it takes {carried[id(value)]} over from the call before"
+                    raise UnitifyError(NotCaptured(where=name, module=name, reason=reason))
+                if (shown := view_of_own(graph, node, value, model)) is not None:
+                    node.replace_all_uses_with(shown)
+                    graph.erase_node(node)
+                    continue
             target = "captured_" + target.replace(".", "_")
-            constants[target] = program.constants[str(spec.target)]
+            constants[target] = value
         _to_attribute(graph, node, aliases.get(target, target))
     inline_regions(graph, program.graph_module, constants)
     for node in list(graph.nodes):

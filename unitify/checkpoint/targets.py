@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from unitify.capture.source import frames_of_failure
 from unitify.diagnostics import BatchesNeeded, FactoryFailed, UnitifyError
 
 #: A tuple of positional or a mapping of keyword inputs.
@@ -63,9 +64,8 @@ def import_target(target: str) -> Callable[[], Any]:
     try:
         found: Any = importlib.import_module(module_name)
     except Exception as error:
-        raise _failed(
-            target, f"importing {module_name} failed with {_first_line(error)}"
-        ) from error
+        problem = f"importing {module_name} failed with {_first_line(error)}"
+        raise _failed(target, problem, error) from error
     for part in name.split("."):
         if not hasattr(found, part):
             raise _failed(target, f"{module_name} has no {name}")
@@ -83,11 +83,19 @@ def _call(target: str) -> Any:
     except UnitifyError:
         raise
     except Exception as error:
-        raise _failed(target, f"it failed with {_first_line(error)}") from error
+        raise _failed(target, f"it failed with {_first_line(error)}", error) from error
 
 
-def _failed(target: str, problem: str) -> UnitifyError:
-    return UnitifyError(FactoryFailed(target=target, problem=problem))
+def _failed(target: str, problem: str, error: Exception | None = None) -> UnitifyError:
+    """``error``: what the user's code raised; the line that did is named."""
+    frames = frames_of_failure(error.__traceback__) if error is not None else ()
+    own = [frame for frame in frames if frame.file not in (__file__, importlib.__file__)]
+    own = [frame for frame in own if not frame.file.startswith("<frozen")]
+    where = str(own[-1]) if own else ""
+    if isinstance(error, SyntaxError) and error.filename:
+        where = f"{error.filename}:{error.lineno}"
+    places = tuple(frame.place for frame in own)
+    return UnitifyError(FactoryFailed(target=target, problem=problem, where=where, frames=places))
 
 
 def _article(value: Any) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from unitify.cli.terminal import SHOWS_TRACEBACK
 from unitify.version import __version__
 
 app = typer.Typer(
@@ -30,5 +31,9 @@ def _options(
             "--version", help="Print the version.", is_eager=True, callback=_print_version
         ),
     ] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show the whole traceback of an error.")
+    ] = False,
 ) -> None:
     """The options of ``unitify`` itself."""
+    SHOWS_TRACEBACK.set(traceback)

@@ -7,6 +7,7 @@ import logging
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 import typer
 from rich.console import Console
@@ -14,12 +15,16 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from unitify.diagnostics import UnitifyError
 
+#: Does ``unitify --traceback`` run?
+SHOWS_TRACEBACK: ContextVar[bool] = ContextVar("SHOWS_TRACEBACK", default=False)
+
 
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
     """A ``UnitifyError`` as one line a finding on stderr, and exit status 2.
 
-    So ends any other exception, with its traceback: it is a bug of ours, and no finding.
+    With ``unitify --traceback`` the whole traceback stands in front of it. So ends any other
+    exception: it is a bug of ours, and no finding.
     """
     with warnings.catch_warnings():
         # What torch and transformers warn of on the way is theirs; ours is in the report.
@@ -29,6 +34,8 @@ def reported() -> Iterator[None]:
         try:
             yield
         except UnitifyError as error:
+            if SHOWS_TRACEBACK.get():
+                traceback.print_exception(error)
             console = Console(stderr=True)
             for diagnostic in error.diagnostics:
                 line = f"error: {diagnostic}"

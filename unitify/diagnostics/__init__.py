@@ -23,6 +23,7 @@ from unitify.diagnostics import (
 )
 from unitify.diagnostics.capturing import (
     AliasedMutation,
+    AttributeTurned,
     CacheLeftOut,
     CaptureDiffers,
     CheckpointingLost,
@@ -78,6 +79,7 @@ from unitify.diagnostics.schemes import (
     TrainableGains,
 )
 from unitify.diagnostics.use import (
+    AlreadyTransformed,
     BatchesNeeded,
     InputsNeeded,
     LossUnusable,
@@ -91,10 +93,12 @@ from unitify.diagnostics.use import (
     UnknownCode,
     UnknownOption,
 )
-from unitify.diagnostics.verifying import NotExact, Underflow, WrongFactor
+from unitify.diagnostics.verifying import NotExact, RoundsOtherwise, Underflow, WrongFactor
 
 __all__ = [
     "AliasedMutation",
+    "AlreadyTransformed",
+    "AttributeTurned",
     "BaselineUnreadable",
     "BatchesNeeded",
     "BoundMissed",
@@ -136,6 +140,7 @@ __all__ = [
     "PrecisionLost",
     "ReadingsUnreadable",
     "RecipeInvalid",
+    "RoundsOtherwise",
     "RuleInvalid",
     "Saturated",
     "ScaleDrift",

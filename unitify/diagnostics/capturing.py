@@ -142,37 +142,63 @@ class CacheLeftOut(Diagnostic):
 
 @dataclass(frozen=True)
 class GradientLost(Diagnostic):
-    """A ``torch.autograd.Function`` of the model would lose its backward pass in the graph.
+    """A backward pass in Python would be lost in the graph.
 
-    ``torch.export`` traces through its forward and drops its own backward, silently, so
-    the module that holds it is left out of the capture.
+    ``torch.export`` records operations of the forward pass. It drops the backward of a
+    ``torch.autograd.Function``, silently, and hooks on gradients. So the module that holds one is
+    left out of the capture, and runs as it is.
 
-    Example: ``MyFunction.apply(x)`` inside a ``forward``.
-    Fix: register it as an operator: torch's ``custom_op`` and its ``register_autograd``.
+    Example: ``MyFunction.apply(x)`` inside a ``forward``; ``checkpoint(block, x,
+    use_reentrant=True)``.
+    Fix: what fits the cause: register an operator of your own with torch's ``custom_op`` and its
+    ``register_autograd``; pass ``use_reentrant=False`` to activation checkpointing; put a hook on a
+    parameter, which is kept, in place of one on a result.
     """
 
     code: ClassVar[str] = "U109"
     is_loss: ClassVar[bool] = True
     why: ClassVar[str] = "{function} has a backward pass of its own, which export would drop"
-    fix: ClassVar[str] = "Register it with torch's custom_op and register_autograd"
+    fix: ClassVar[str] = "{advice}"
     function: str
+    advice: str = "Register it with torch's custom_op and register_autograd"
 
 
 @dataclass(frozen=True)
 class CaptureDiffers(Diagnostic):
-    """The captured graph does not compute what the model computes when it runs by itself.
+    """What was recorded of the model does not compute what the model computes by itself.
 
-    Bitwise the result is the captured graph; that one differs from the model by more than other
-    kernels round (the square root of the type's precision, relative to a tensor's RMS).
+    The difference is more than rounding, also where each submodule was recorded by itself. So there
+    is no graph that stands for the model.
 
-    Example: a model that draws random numbers from NumPy, or looks at how it is being run.
-    Fix: compare the two on your data; if they have to be equal, give the model as it is in use
-    (its mode, its options) and inputs for which it takes its usual way.
+    Example: a model that draws random numbers of its own accord, so that two of its own runs differ;
+    one that looks at how it is being run.
+    Fix: give the model as it is in use (its mode, its options) and inputs for which it takes its
+    usual way. With ``verify=False`` the module is returned regardless.
     """
 
     code: ClassVar[str] = "U110"
+    why: ClassVar[str] = "while recorded the model computes something else: {differences}"
+    fix: ClassVar[str] = "Let the model do the same each time, or transform its submodules"
+    differences: str
+
+
+@dataclass(frozen=True)
+class AttributeTurned(Diagnostic):
+    """An attribute that the model's code reads is no longer what it was when it was recorded.
+
+    The graph holds what the attribute was. So the call runs the model's own code, which reads it
+    as it is now: exact, but without scales and casts. A module for inference has no such code, and
+    refuses the call.
+
+    Example: ``module.get_submodule("drop").p = 0.0`` on the transformed module; a hook registered
+    on one of its submodules; a submodule that was exchanged.
+    Fix: do so on the model, and transform it again; or set the attribute back.
+    """
+
+    code: ClassVar[str] = "U115"
     is_loss: ClassVar[bool] = True
-    why: ClassVar[str] = "while recorded the model differs in {tensors} tensors, first {first}"
-    fix: ClassVar[str] = "Compare module and model on your own data before you rely on it"
-    tensors: int
-    first: str
+    why: ClassVar[str] = "{attribute} is not what it was when the model was recorded"
+    fix: ClassVar[str] = (
+        "The model's own code runs instead of its graph; set it on the model and transform again"
+    )
+    attribute: str

@@ -206,3 +206,21 @@ class LossUnusable(Diagnostic):
     why: ClassVar[str] = "loss_fn gives no loss: {problem}"
     fix: ClassVar[str] = "Return a tensor of one number that depends on the output"
     problem: str
+
+
+@dataclass(frozen=True)
+class AlreadyTransformed(Diagnostic):
+    """The model is a transformed module, or has one among its submodules.
+
+    A transformed module has scales in its graph already; transforming or estimating it again would
+    take them for operations of the model.
+
+    Example: ``transform(transform(model, x), x)``.
+    Fix: transform the model itself, which ``module.original`` is; of a model with transformed
+    submodules transform the others one by one, or the model that they were made of.
+    """
+
+    code: ClassVar[str] = "U016"
+    why: ClassVar[str] = "{module} is a transformed module"
+    fix: ClassVar[str] = "Use the model that it was made of: module.original"
+    module: str

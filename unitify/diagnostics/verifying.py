@@ -10,10 +10,11 @@ from unitify.diagnostics.diagnostic import Diagnostic
 
 @dataclass(frozen=True)
 class NotExact(Diagnostic):
-    """The transformed module is not bitwise the original.
+    """The transformed module is not the original, and rounding does not explain it.
 
-    This is a bug of unitify unless the original overflows the range of its number format, or
-    multiplies what underflowed (U503) up again.
+    The recording computes what the model does; its rescaled form does not. This is a bug of unitify
+    unless the original overflows the range of its number format, or multiplies what underflowed
+    (U503) up again.
 
     Example: a model whose products are beyond the largest number of the format.
     Fix: report it with the model; ``Verification.differences`` names what differs. With
@@ -59,5 +60,25 @@ class Underflow(Diagnostic):
     code: ClassVar[str] = "U503"
     why: ClassVar[str] = "{tensors} tensors differ below the smallest normal number, first {first}"
     fix: ClassVar[str] = "None is needed: the original itself has no precision there"
+    tensors: int
+    first: str
+
+
+@dataclass(frozen=True)
+class RoundsOtherwise(Diagnostic):
+    """Some results are not bitwise the model's, and are as near to the right ones as the model's.
+
+    Other kernels, or another order of a sum, round otherwise. Both were measured against the
+    original in double precision: the module's error is of the size of the model's own.
+
+    Example: a model that looks at the numbers of a mask and leaves it out where it masks nothing; a
+    recording cannot look at numbers and takes the kernel with a mask.
+    Fix: none is needed, unless every bit is: ``Verification.rounding`` names what differs.
+    """
+
+    code: ClassVar[str] = "U504"
+    is_loss: ClassVar[bool] = True
+    why: ClassVar[str] = "{tensors} results are rounded otherwise than the model's, first {first}"
+    fix: ClassVar[str] = "None is needed: they are as near to the right ones as the model's"
     tensors: int
     first: str

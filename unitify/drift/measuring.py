@@ -25,7 +25,7 @@ from unitify.capture.execution import (
     unchanged,
 )
 from unitify.capture.inputs import as_inputs
-from unitify.capture.skeleton import skeleton_like
+from unitify.capture.tree import copy_of
 from unitify.capture.whole import Capture
 from unitify.diagnostics import BatchesNeeded, UnitifyError
 from unitify.measure.tally import Tally
@@ -35,7 +35,7 @@ from unitify.plan.scale_plan import Scale
 
 def true_capture(part: UnitScaledModule) -> Capture:
     """The capture of a part around its weights and buffers of now, at true scale."""
-    model = skeleton_like(part)
+    model = copy_of(part._tree)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.mul_(part.plan.parameters.get(name, Scale()).fwd)

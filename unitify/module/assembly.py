@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,11 +17,12 @@ import torch
 from torch import fx, nn
 
 from unitify.capture.exporting import switch_off_cache
+from unitify.capture.tree import copy_of
 from unitify.capture.islands import OTHER_MODE, path_of
 from unitify.capture.whole import Capture, parameter_aliases
-from unitify.diagnostics import Diagnostic, InputMismatch, UnitifyError, UnitifyWarning
+from unitify.diagnostics import Diagnostic, InputMismatch, UnitifyError
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.ops.rescale import rescale
+from unitify.module.own_code import leave_graph, run_own_code
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.recipe.choices import Choice
 
@@ -54,6 +54,8 @@ class AssembledModule(UnitScaledModule):
         for path in dict.fromkeys(path_of(name) for name in parts):
             module = host.get_submodule(path)
             graphs = [p for p in (self.parts.get(path), self.parts.get(path + OTHER_MODE)) if p]
+            for part in graphs:
+                part.watch(host)
             module.__dict__["forward"] = _forward_of(module, graphs, is_whole=not path)
         self._take_signature(inspect.signature(type(host).forward))
 
@@ -94,7 +96,14 @@ class AssembledModule(UnitScaledModule):
             name: (part.capture, copy.deepcopy(part.graph), part.plan)
             for name, part in self.parts.items()
         }
-        made = AssembledModule(copy.deepcopy(self.host, memo), parts, self.diagnostics)
+        host = copy_of(self.host, memo)
+        for path in dict.fromkeys(path_of(name) for name in parts):
+            # The copy runs its own code until it is given graphs of its own.
+            namespace = vars(host.get_submodule(path))
+            replaced = namespace.pop("forward").replaced
+            if replaced is not None:
+                namespace["forward"] = replaced
+        made = AssembledModule(host, parts, self.diagnostics)
         for name, part in self.parts.items():
             copied = made.parts[name]
             copied.recipe, copied._casts = part.recipe, part.casts
@@ -108,7 +117,7 @@ def assemble(
     model: nn.Module, parts: Mapping[str, Part], diagnostics: tuple[Diagnostic, ...] = ()
 ) -> AssembledModule:
     """The module of ``parts`` around a copy of ``model``, whose weights become stored ones."""
-    host = copy.deepcopy(model)
+    host = copy_of(model)
     switch_off_cache(host)
     scales = joined({name: part[2] for name, part in parts.items()}, host).parameters
     with torch.no_grad():
@@ -230,41 +239,29 @@ def _forward_of(
     module: nn.Module, graphs: list[UnitScaledModule], is_whole: bool
 ) -> Callable[..., Any]:
     """What an island's module runs: the graph of its mode; its own code where no graph fits."""
-    signature = inspect.signature(type(module).forward)
+    own, replaced = module.forward, vars(module).get("forward")
+    scales = graphs[0].plan.parameters
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         for part in graphs:
-            if part.capture.mode in (None, "train" if module.training else "eval"):
-                part.training = module.training
+            if part.capture.mode not in (None, "train" if module.training else "eval"):
+                continue
+            part.training = module.training
+            reason: Diagnostic | None = part._turned()
+            if reason is None:
                 try:
                     return part(*args, **kwargs)
                 except UnitifyError as error:
-                    # The module's own code needs weights, which codes have taken the place of.
-                    alone = is_whole or part.is_inference
-                    if alone or not isinstance(error.diagnostics[0], InputMismatch):
+                    reason = error.diagnostics[0]
+                    if is_whole or not isinstance(reason, InputMismatch):
                         raise
-                    warnings.warn(UnitifyWarning(str(error)), stacklevel=2)
-                return _with_true_parameters(module, graphs[0].plan, args, kwargs)
+            leave_graph(reason, part.is_inference)
+            return run_own_code(module, own, scales, args, kwargs)
         if is_whole:
             return graphs[0](*args, **kwargs)
-        return _with_true_parameters(module, graphs[0].plan, args, kwargs)
+        return run_own_code(module, own, scales, args, kwargs)
 
-    parameters = list(signature.parameters.values())[1:]
-    forward.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    forward.__signature__ = inspect.signature(own)  # type: ignore[attr-defined]
+    #: What stood in the module's own namespace before.
+    forward.replaced = replaced  # type: ignore[attr-defined]
     return forward
-
-
-def _with_true_parameters(
-    module: nn.Module, plan: ScalePlan, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """The module's own code on true weights, whose gradients come back in stored units."""
-    original = copy.copy(module)
-    del original.__dict__["forward"]
-    true = {name: _true(p, plan.parameters.get(name)) for name, p in module.named_parameters()}
-    return torch.func.functional_call(original, true, args, kwargs, tie_weights=True)
-
-
-def _true(parameter: torch.Tensor, scale: Scale | None) -> torch.Tensor:
-    if scale is None or scale == Scale():
-        return parameter
-    return rescale(parameter, scale.fwd, 1.0 / scale.bwd)

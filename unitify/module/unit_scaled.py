@@ -12,12 +12,21 @@ from typing import Any, ClassVar
 import torch
 from torch import fx, nn
 
-from unitify.capture.skeleton import skeleton_like
+from unitify.capture.signature import bind
+from unitify.capture.tree import copy_of, share_tables
 from unitify.capture.whole import Capture
-from unitify.diagnostics import Diagnostic, KeysDiffer, NotPickled, OneModeOnly, UnitifyError
+from unitify.diagnostics import (
+    AttributeTurned,
+    Diagnostic,
+    KeysDiffer,
+    NotPickled,
+    OneModeOnly,
+    UnitifyError,
+)
 from unitify.module.folding import fold
 from unitify.module.interpreted import OwnCall
-from unitify.module.tree import bare, share_tables
+from unitify.module.knobs import Knobs
+from unitify.module.own_code import leave_graph, run_own_code
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
@@ -33,6 +42,8 @@ class UnitScaledModule(fx.GraphModule):
     original's type. Inputs, outputs and their gradients are true.
     """
 
+    #: What ``capture`` knows such a module by.
+    IS_TRANSFORMED: ClassVar[bool] = True
     plan: ScalePlan
     capture: Capture
     diagnostics: tuple[Diagnostic, ...]
@@ -65,7 +76,7 @@ class UnitScaledModule(fx.GraphModule):
     def _take_tree(self, root: nn.Module) -> None:
         """The modules, parameters and buffers of ``root``, in its order; not copies."""
         share_tables(root, self)
-        self.__dict__["_tree"] = bare(root)
+        self.__dict__["_tree"] = root
         self.training = root.training
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -73,12 +84,22 @@ class UnitScaledModule(fx.GraphModule):
         if name in _OWN:
             object.__setattr__(self, name, value)
             return
+        if name != "training" and self._is_model_s(name):
+            setattr(self._tree, name, value)
+            return
         super().__setattr__(name, value)
         if name == "training" and "_tree" in self.__dict__:
             self._tree.training = value
 
+    def _is_model_s(self, name: str) -> bool:
+        """Is it an attribute of the model, neither one of torch's own nor a tensor or submodule?"""
+        tree = self.__dict__.get("_tree")
+        return tree is not None and name in vars(tree) and name not in _OF_EVERY_MODULE
+
     def __getattr__(self, name: str) -> Any:
         """What the model has under a name; ``report`` where it has nothing of that name."""
+        if self._is_model_s(name):
+            return vars(self._tree)[name]
         # Not while the model's own are registered, which asks whether a name is free.
         if name == "report" and "diagnostics" in self.__dict__:
             held = (self._modules, self._parameters, self._buffers)
@@ -131,8 +152,32 @@ class UnitScaledModule(fx.GraphModule):
         Raises ``UnitifyError``: U104 for inputs of another form, U103 in the mode that the graph
         does not hold for.
         """
+        if (turned := self._turned()) is not None:
+            leave_graph(turned, self.is_inference)
+            tree = self._tree
+            code = tree.__call__ if self.capture.has_hooks else tree.forward
+            return run_own_code(tree, code, self.plan.parameters, args, kwargs)
         self._check_mode()
-        return self.flat_call(self.capture.flat_inputs(args, kwargs))
+        call = self.capture.call
+        results = self.flat_forward(*call.flatten(args, kwargs))
+        if call.effects:
+            call.leave(results, self._tree, bind(call.signature, args, kwargs))
+        return call.unflatten(results)
+
+    def watch(self, tree: nn.Module) -> None:
+        """From now on, attributes of ``tree`` are to stay what the graph was recorded with."""
+        effects = self.capture.call.effects
+        left = {str(effect.location) for effect in effects}
+        reads = [where for where in self.capture.reads if str(where) not in left]
+        self.__dict__["_knobs"] = Knobs(tree, reads)
+
+    def _turned(self) -> AttributeTurned | None:
+        """What was turned since then, if anything; compiled code is not asked at each call."""
+        knobs: Knobs | None = self.__dict__.get("_knobs")
+        if knobs is None or torch.compiler.is_compiling():
+            return None
+        found = knobs.turned()
+        return None if found is None else AttributeTurned(attribute=str(found))
 
     def _check_mode(self) -> None:
         mode = self.capture.mode
@@ -275,7 +320,7 @@ class UnitScaledModule(fx.GraphModule):
         return self.plan.parameters.get(name, Scale())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> UnitScaledModule:
-        root = skeleton_like(self, memo)
+        root = copy_of(self._tree, memo)
         for target, constant in self.capture.constants.items():
             if isinstance(constant, nn.Module):
                 root._modules[target] = constant
@@ -283,6 +328,8 @@ class UnitScaledModule(fx.GraphModule):
         made = UnitScaledModule(root, graph, self.plan, self.capture, self.diagnostics)
         made.recipe, made._casts, made.verification = self.recipe, self._casts, self.verification
         made.is_inference = self.is_inference
+        if "_knobs" in self.__dict__:
+            made.watch(root)
         memo[id(self)] = made
         return made
 
@@ -290,6 +337,8 @@ class UnitScaledModule(fx.GraphModule):
         raise UnitifyError(NotPickled(where=type(self.original).__name__))
 
 
+#: Attributes that every module has.
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 #: Attributes that a module of this class has and a plain one has not.
 _OWN = frozenset(UnitScaledModule.__annotations__) | (
     frozenset(dir(UnitScaledModule)) - frozenset(dir(nn.Module))

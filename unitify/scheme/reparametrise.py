@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from unitify.capture.execution import run_captured
 from unitify.capture.islands import Recording
-from unitify.capture.skeleton import skeleton_like
+from unitify.capture.tree import copy_of
 from unitify.capture.whole import Capture
 from unitify.diagnostics import (
     Diagnostic,
@@ -90,7 +90,7 @@ def reparametrise(
         notes = _notes(recording, scheme, chosen)
     else:
         chosen = dict(scheme)
-    model = ReparametrisedModel(skeleton_like(recording.model))
+    model = ReparametrisedModel(copy_of(recording.model))
     if isinstance(scheme, UnitScheme):
         _initialise(model, next(iter(chosen.values())), scheme)
     parts = {

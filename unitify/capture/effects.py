@@ -1,0 +1,95 @@
+"""What a recorded call leaves behind beside its result: found while recording, put there by a call.
+
+A module may keep a tensor of its call on itself, or add one to a dict that it was given. A
+recording returns such tensors behind the result; a call of the graph puts them where they belong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from unitify.capture.places import MISSING, PLAIN, Location, is_same
+from unitify.capture.state import Change, State
+
+#: The root of locations in the inputs of a call, which are its arguments by name.
+INPUTS = "the inputs"
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A place and the structure of what each call leaves there."""
+
+    location: Location
+    spec: pytree.TreeSpec
+
+
+class StateLost(Exception):
+    """A call changes what no recording can hand over; the message names it."""
+
+
+def effects_of(state: State, paths: set[str]) -> tuple[list[Effect], list[Any]]:
+    """What differs from ``state``, taken before a recorded call: the effects and their values.
+
+    Raises ``StateLost`` for a change that is neither a tensor nor a size, or at a place that no
+    call could find again.
+    """
+    found: list[Effect] = []
+    values: list[Any] = []
+    for change in state.changes():
+        if _is_unchanged(change):
+            continue
+        if not _is_known(change, paths):
+            raise StateLost(f"its call changes {change}, which no graph keeps")
+        found.append(Effect(change.location, pytree.tree_structure(change.after)))
+        values.append(change.after)
+    return found, values
+
+
+def _is_known(change: Change, paths: set[str]) -> bool:
+    leaves = pytree.tree_leaves(change.after)
+    plain = [leaf for leaf in leaves if not isinstance(leaf, Tensor | torch.SymInt)]
+    if change.after is MISSING or not all(isinstance(leaf, PLAIN) for leaf in plain):
+        return False
+    if change.location.root == INPUTS:
+        return True
+    # A number that is none of the recording's may be another at the next call.
+    before = pytree.tree_leaves(change.before)
+    are_old = all(any(is_same(leaf, old) for old in before) for leaf in plain)
+    return change.location.root in paths and are_old
+
+
+def _is_unchanged(change: Change) -> bool:
+    """Is the entry another object that says the same?"""
+    if MISSING in (change.before, change.after):
+        return False
+    (a, spec), (b, other) = pytree.tree_flatten(change.before), pytree.tree_flatten(change.after)
+    return spec == other and all(map(is_same, a, b))
+
+
+def leave(
+    effects: Sequence[Effect], values: Sequence[Any], tree: nn.Module, inputs: Mapping[str, Any]
+) -> None:
+    """Put the flat ``values`` of a call where ``effects`` say, in ``tree`` or its ``inputs``."""
+    rest: Iterator[Any] = iter(values)
+    for effect in effects:
+        leaves = [next(rest) for _ in range(effect.spec.num_leaves)]
+        holder, key = place(effect.location, tree, inputs)
+        holder[key] = pytree.tree_unflatten(leaves, effect.spec)
+
+
+def place(location: Location, tree: nn.Module, inputs: Mapping[str, Any] = {}) -> tuple[Any, Any]:
+    """The container of ``location`` in ``tree`` (or in the ``inputs``), and the key in it.
+
+    Raises ``LookupError`` where the way does not exist.
+    """
+    held: Any = inputs if location.root == INPUTS else tree.get_submodule(location.root)
+    for step in location.steps[:-1]:
+        held = (vars(held) if step.kind == "attribute" else held)[step.key]
+    last = location.steps[-1]
+    return (vars(held) if last.kind == "attribute" else held), last.key

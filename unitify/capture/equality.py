@@ -1,0 +1,33 @@
+"""Bitwise equality of tensors of every layout."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Bitwise equal in values, shape and type; a NaN equals a NaN."""
+    if a.layout != b.layout or a.is_nested != b.is_nested or a.dtype != b.dtype:
+        return False
+    a, b = strided(a), strided(b)
+    if a.shape != b.shape or a.device != b.device:
+        return False
+    if torch.equal(a, b):
+        return True
+    if not a.is_floating_point():
+        return False
+    nans = torch.isnan(a)
+    return (
+        bool(nans.any()) and torch.equal(nans, torch.isnan(b)) and torch.equal(a[~nans], b[~nans])
+    )
+
+
+def strided(tensor: Tensor) -> Tensor:
+    """The numbers of a sparse, nested or complex tensor as a plain one of real numbers."""
+    if tensor.is_nested:
+        parts = [t.flatten() for t in tensor.unbind()]
+        tensor = torch.cat(parts) if parts else torch.empty(0, dtype=tensor.dtype)
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

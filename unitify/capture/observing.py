@@ -1,0 +1,349 @@
+"""What a call of a model does beside returning, seen on the model itself.
+
+The model runs twice in a row in each of its modes. What it then holds that it did not hold before
+tells which of its modules a graph can stand for:
+
+- A tensor that each call keeps anew (a loss kept on a module, an entry added to a dict that was
+  passed in) is a result like any other: the recording returns it, and the call puts it there.
+- What only the first call makes (a table, a buffer registered late), the same for any input, is
+  there from the start.
+- Everything else (a counter, a growing list, a number drawn by Python) is state that no graph
+  keeps. The module that does it, and each one that reads it, stays Python.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from unitify.capture.equality import same
+from unitify.capture.example import copied, resampled, widened
+from unitify.capture.exporting import without_cache
+from unitify.capture.places import MISSING, PLAIN, Location, cells, is_same
+from unitify.capture.state import Change, State, drawn, kept, random_states, seeded
+from unitify.capture.watching import watched
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What calls of a model do beside returning.
+
+    ``unfit``: modules that a graph cannot stand for, and why; None for the code around the model's
+    own (its hooks). ``made``: what the first call makes for good. ``changing``: what every call
+    leaves anew. ``reads``: entries that the modules' code reads, each with its readers.
+    """
+
+    unfit: Mapping[nn.Module | None, str] = field(default_factory=dict)
+    made: tuple[Location, ...] = ()
+    changing: tuple[Location, ...] = ()
+    reads: Mapping[Location, frozenset[nn.Module | None]] = field(default_factory=dict)
+
+
+def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Observed:
+    """Run ``model`` on its example in both modes; it is afterwards as it was before.
+
+    A mode in which the model does not run is left out. Of a model that runs in none nothing is
+    known: its recording says why.
+    """
+    unfit: dict[nn.Module | None, str] = {}
+    made: dict[Location, None] = {}
+    changing: dict[Location, None] = {}
+    reads: dict[Location, set[nn.Module | None]] = {}
+    with kept(model, weights=True) as before, without_cache(model), seeded(model):
+        for training in (model.training, not model.training):
+            before.put_back()
+            with contextlib.suppress(_Fails):
+                run = _Observation(model, args, kwargs, before, training)
+                unfit = {**run.unfit, **unfit}
+                made.update(dict.fromkeys(run.made))
+                changing.update(dict.fromkeys(run.changing))
+                for location, readers in run.reads.items():
+                    reads.setdefault(location, set()).update(readers)
+    who_reads = {where: frozenset(readers) for where, readers in reads.items()}
+    return Observed(unfit, tuple(made), tuple(changing), who_reads)
+
+
+@contextlib.contextmanager
+def settled(
+    model: nn.Module, observed: Observed, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[Settled]:
+    """Inside, ``model`` holds what its first call makes; afterwards it is as it was before."""
+    with kept(model) as before:
+        if not (observed.made or observed.changing):
+            yield Settled()
+            return
+        with seeded(model), without_cache(model), contextlib.suppress(Exception):
+            _call(model, *_copies((args, kwargs)))
+        left = {change.location: change for change in before.changes()}
+        before.put_back()
+        made = {where: left[where] for where in observed.made if where in left}
+        carried: dict[int, str] = {}
+        for where, change in left.items():
+            if where in made or where in observed.changing:
+                change.cell.set(change.key, change.after)
+            if where not in made:
+                tensors = [x for x in pytree.tree_leaves(change.after) if isinstance(x, Tensor)]
+                carried.update((id(tensor), str(where)) for tensor in tensors)
+        yield Settled(tuple((where, change.after) for where, change in made.items()), carried)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """``made``: what a first call makes for good. ``carried``: the tensors by identity that every
+    call leaves anew, with their names: a graph that took one over would keep an old one.
+    """
+
+    made: tuple[tuple[Location, Any], ...] = ()
+    carried: Mapping[int, str] = field(default_factory=dict)
+
+
+def install(made: Iterable[tuple[Location, Any]], tree: nn.Module) -> None:
+    """Give ``tree`` copies of what a first call makes, where it does not have them yet."""
+    for location, value in made:
+        for cell in cells(tree):
+            if cell.location.then(cell.step, location.steps[-1].key) == location:
+                key = location.steps[-1].key
+                if key not in cell.entries():
+                    cell.set(key, pytree.tree_map(copied, value))
+
+
+class _Fails(Exception):
+    """The model does not run."""
+
+
+class _Observation:
+    """Two calls in a row in one mode, and as many more as it takes to find out who did what."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        before: State,
+        training: bool,
+    ) -> None:
+        self.model, self.before, self.training = model, before, training
+        self.example = args, kwargs
+        self.unfit: dict[nn.Module | None, str] = {}
+        self.paths = {"the inputs", *(name for name, _ in model.named_modules())}
+        self._switch()
+        randomness = random_states()
+        first = State.of(model)
+        with watched(model) as watch:
+            self._call(self.example)
+        self.reads, self.containers = watch.reads, watch.containers
+        once = {str(c): c for c in first.changes()}
+        inputs = _copies(self.example)
+        second = State.of(model, inputs)
+        self._call(inputs, copies=False)
+        again = {str(c): c for c in second.changes()}
+        troubles = {where: c for where, c in again.items() if not self._is_handed_over(c)}
+        self.changing = tuple(c.location for w, c in again.items() if w not in troubles)
+        once = {where: c for where, c in once.items() if where not in again and not _is_equal(c)}
+        depends = self._depending(once, resampled(*self.example))
+        made = {where: c for where, c in once.items() if where not in depends}
+        # What differs for another batch is no constant; a recording may know it by its sizes.
+        with contextlib.suppress(_Fails):
+            for where in self._depending(made, widened(*self.example)):
+                del made[where]
+        self.made = tuple(c.location for c in made.values())
+        self._blame({**depends, **troubles})
+        for held in second.written():
+            if not isinstance(held.holder, Tensor):
+                self._blame_for(f"draws from {held.location}, a generator", held.location)
+        weights = {id(p) for p in model.parameters()}
+        for held in before.written():
+            if id(held.holder) in weights:
+                self._blame_for(f"writes into its parameter {held.location}", held.location)
+        if names := drawn(randomness):
+            self._blame_drawing(names)
+
+    def _switch(self) -> None:
+        if self.model.training != self.training:
+            try:
+                self.model.train(self.training)
+            except Exception as error:
+                raise _Fails from error
+
+    def _call(self, inputs: Any, copies: bool = True) -> None:
+        try:
+            _call(self.model, *(_copies(inputs) if copies else inputs))
+        except Exception as error:
+            raise _Fails from error
+
+    def _depending(self, once: dict[str, Change], inputs: Any) -> dict[str, Change]:
+        """Which of what the first call made is another for these ``inputs``, or was drawn?"""
+        if not once:
+            return {}
+        held = {where: _now(change) for where, change in once.items()}
+        self.before.put_back()
+        self._switch()
+        with seeded(self.model, seed=1):
+            self._call(inputs, copies=False)
+        return {w: c for w, c in once.items() if not _is_same_value(held[w], _now(c))}
+
+    def _blame(self, troubles: dict[str, Change]) -> None:
+        """Find the modules that make these changes, and those that read them."""
+        if not troubles:
+            return
+        writers: dict[str, set[nn.Module | None]] = {where: set() for where in troubles}
+        stack: list[nn.Module] = []
+        seen = {where: _now(change) for where, change in troubles.items()}
+
+        def look(*_: Any) -> None:
+            for where, change in troubles.items():
+                now = _now(change)
+                if not is_same(seen[where], now):
+                    seen[where] = now
+                    writers[where].add(stack[-1] if stack else None)
+
+        def begins(module: nn.Module, *_: Any) -> None:
+            look()
+            stack.append(module)
+
+        def ends(_module: nn.Module) -> None:
+            look()
+            stack.pop()
+
+        self.before.put_back()
+        self._switch()
+        with watched(self.model, begins, ends):
+            for _ in range(2):
+                seen = {where: _now(change) for where, change in troubles.items()}
+                self._call(self.example)
+                look()
+        for where, change in troubles.items():
+            for module in writers[where] or {self._owner(change.location)}:
+                self.unfit.setdefault(module, f"its call changes {where}, which no graph keeps")
+            for reader in self._readers(change):
+                self.unfit.setdefault(reader, f"it reads {where}, which a call changes")
+
+    def _readers(self, change: Change) -> set[nn.Module]:
+        """The modules that read an entry: by its own name, or through what holds it."""
+        found = {
+            reader
+            for location, readers in self.reads.items()
+            if _leads_to(location, change.location)
+            for reader in readers
+        }
+        for container, readers in self.containers.values():
+            if any(cell is change.cell.container for cell in _inside(container)):
+                found |= readers
+        return {reader for reader in found if reader is not None}
+
+    def _is_handed_over(self, change: Change) -> bool:
+        """Can a recording hand over what a call leaves there?"""
+        return _is_equal(change) or (change.location.root in self.paths and _is_kept(change))
+
+    def _blame_for(self, what: str, location: Location) -> None:
+        readers = [r for where, r in self.reads.items() if _leads_to(where, location)]
+        found = {r for group in readers for r in group if r is not None}
+        for module in found or {self._owner(location)}:
+            self.unfit.setdefault(module, f"it {what}")
+
+    def _blame_drawing(self, names: Iterable[str]) -> None:
+        stack: list[nn.Module] = []
+        seen = random_states()
+        reason = f"it draws from the random generator of {' and of '.join(names)}"
+
+        def look() -> None:
+            nonlocal seen
+            if drawn(seen):
+                seen = random_states()
+                self.unfit.setdefault(stack[-1] if stack else None, reason)
+
+        def begins(module: nn.Module, *_: Any) -> None:
+            look()
+            stack.append(module)
+
+        def ends(_module: nn.Module) -> None:
+            look()
+            stack.pop()
+
+        with watched(self.model, begins, ends):
+            self._call(self.example)
+        look()
+
+    def _owner(self, location: Location) -> nn.Module:
+        """The module whose attribute leads to a location; the model itself for anything else."""
+        named = dict(self.model.named_modules())
+        return named.get(location.root, self.model)
+
+
+def _call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model(*args, **kwargs)
+
+
+def _copies(inputs: Any) -> Any:
+    return pytree.tree_map(copied, inputs)
+
+
+def _now(change: Change) -> Any:
+    return change.cell.entries().get(change.key, MISSING)
+
+
+def _leads_to(read: Location, location: Location) -> bool:
+    """Is ``location`` the entry that was read, or inside of what was read?"""
+    return read.root == location.root and location.steps[: len(read.steps)] == read.steps
+
+
+def _inside(container: Any) -> Iterator[Any]:
+    """A container, and those that it holds."""
+    pending, seen = [container], set()
+    while pending:
+        held = pending.pop()
+        if id(held) in seen or not isinstance(held, dict | list | tuple | set | deque):
+            continue
+        seen.add(id(held))
+        yield held
+        pending.extend(held.values() if isinstance(held, dict) else held)
+
+
+def _is_kept(change: Change) -> bool:
+    """Does a call leave tensors there, in the structure of before?"""
+    first = change.location.steps[0]
+    if change.after is MISSING or first.key == "_parameters":
+        return False
+    leaves, spec = pytree.tree_flatten(change.after)
+    if not all(isinstance(leaf, (Tensor, *PLAIN)) for leaf in leaves):
+        return False
+    if change.location.root == "the inputs":
+        return True
+    before, other = pytree.tree_flatten(change.before)
+    return spec == other and all(
+        (isinstance(a, Tensor) and isinstance(b, Tensor)) or is_same(a, b)
+        for a, b in zip(before, leaves, strict=True)
+    )
+
+
+def _is_equal(change: Change) -> bool:
+    """Is the entry another object, equal to the one of before (a tuple of sizes)?"""
+    if MISSING in (change.before, change.after):
+        return False
+    return not _holds_tensors(change.after) and _is_same_value(change.before, change.after)
+
+
+def _holds_tensors(value: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
+
+
+def _is_same_value(a: Any, b: Any) -> bool:
+    """Are two structures equal in all numbers? What is neither number nor tensor is not."""
+    (left, spec), (right, other) = pytree.tree_flatten(a), pytree.tree_flatten(b)
+    if spec != other:
+        return False
+    return all(
+        same(x.detach(), y.detach())
+        if isinstance(x, Tensor) and isinstance(y, Tensor)
+        else is_same(x, y)
+        for x, y in zip(left, right, strict=True)
+    ) and not any(isinstance(x, nn.Parameter | nn.Module) for x in left)

@@ -1,0 +1,252 @@
+"""Where Python keeps things: every container that a model, or a call of it, can reach.
+
+Starts from the modules of a model (and from the inputs of a call) and follows attributes, dicts,
+lists, sets and plain objects; the functions that ``forward`` calls, with their closures, default
+arguments and the globals that they name. A ``Cell`` is one such container: it can be read and
+written entry by entry. Nothing is called, and nothing of torch or of the interpreter is entered.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+#: Stands for an entry that is not there.
+MISSING = object()
+#: Values that are compared by what they are, not by which object they are.
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
+#: What is never entered: it is no state of a model.
+_CLOSED = (type, types.ModuleType, types.BuiltinFunctionType, Tensor)
+_CLOSED_PACKAGES = ("torch", "unitify", "logging", "threading", "_thread", "concurrent", "typing", "functools")
+#: Entries of a container beyond which its elements are not followed (a vocabulary, a registry).
+_MANY = 4096
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step to a value: an attribute, or an entry of a container."""
+
+    kind: str
+    key: Any
+
+    def __str__(self) -> str:
+        return f".{self.key}" if self.kind == "attribute" else f"[{self.key!r}]"
+
+
+@dataclass(frozen=True)
+class Location:
+    """The way to a container: a root (a module's path, "the inputs", a function) and steps."""
+
+    root: str
+    steps: tuple[Step, ...] = ()
+
+    def then(self, kind: str, key: Any) -> Location:
+        """One step further."""
+        return Location(self.root, (*self.steps, Step(kind, key)))
+
+    def names_tensor(self, target: str) -> bool:
+        """Is this the entry of a module's tables that ``target``, a dotted name, stands for?"""
+        path, _, name = target.rpartition(".")
+        keys = [step.key for step in self.steps]
+        return self.root == path and keys in ([name], ["_buffers", name], ["_parameters", name])
+
+    def __str__(self) -> str:
+        return (self.root + "".join(map(str, self.steps))).removeprefix(".")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One container: its entries by key.
+
+    ``step``: what kind of step leads to an entry. ``owner``: the object whose namespace it is.
+    """
+
+    location: Location
+    container: Any
+    step: str
+    owner: Any = None
+
+    def entries(self) -> dict[Any, Any]:
+        """A copy of what the container holds now."""
+        held = self.container
+        if isinstance(held, types.CellType):
+            try:
+                return {"value": held.cell_contents}
+            except ValueError:
+                return {}
+        if self.step == "global":
+            return {name: held[0][name] for name in held[1] if name in held[0]}
+        if self.step == "class":
+            return {n: v for n, v in vars(held).items() if _is_kept_by_class(n, v)}
+        if isinstance(held, list | deque):
+            return dict(enumerate(held))
+        if isinstance(held, set):
+            return {id(item): item for item in held}
+        return dict(held)
+
+    def put(self, entries: dict[Any, Any]) -> None:
+        """Make the container hold these entries and nothing else, in this order."""
+        held = self.container
+        if isinstance(held, types.CellType):
+            held.cell_contents = entries["value"]
+        elif self.step == "global":
+            for name in held[1]:
+                if name in entries:
+                    held[0][name] = entries[name]
+                else:
+                    held[0].pop(name, None)
+        elif self.step == "class":
+            for name in self.entries().keys() - entries.keys():
+                delattr(held, name)
+            for name, value in entries.items():
+                setattr(held, name, value)
+        elif isinstance(held, list | deque):
+            held.clear()
+            held.extend(entries.values())
+        elif isinstance(held, set):
+            held.clear()
+            held.update(entries.values())
+        else:
+            # In place and in order: an object's namespace cannot be exchanged for another. By the
+            # methods of the plain type: a subclass may refuse.
+            kind: Any = OrderedDict if isinstance(held, OrderedDict) else dict
+            for key in list(held):
+                kind.__delitem__(held, key)
+            for key, value in entries.items():
+                kind.__setitem__(held, key, value)
+
+
+    def set(self, key: Any, value: Any) -> None:
+        """Make one entry ``value``."""
+        self.put({**self.entries(), key: value})
+
+
+def is_same(a: Any, b: Any) -> bool:
+    """Is an entry the same as before: the same object, or an equal plain value?"""
+    return a is b or (isinstance(a, PLAIN) and type(a) is type(b) and a == b)
+
+
+def cells(model: nn.Module, inputs: Any = ()) -> Iterator[Cell]:
+    """Every container that ``model`` and the structure ``inputs`` can reach, each once."""
+    seen: set[int] = set()
+    #: Holds on to what was seen, so that no other object takes its identity.
+    alive: list[Cell] = []
+    pending: deque[tuple[Any, Location]] = deque([(inputs, Location("the inputs"))])
+    pending.extend((module, Location(name)) for name, module in model.named_modules())
+    functions = dict.fromkeys(f for m in model.modules() for f in _functions(type(m)))
+    pending.extend((f, Location(f"{f.__qualname__}()")) for f in functions)
+    while pending:
+        # First come, first served: a module is met under its own path.
+        value, location = pending.popleft()
+        if isinstance(value, PLAIN) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        for cell in _cells_of(value, location):
+            if cell.container is not value and id(cell.container) in seen:
+                continue
+            seen.add(id(cell.container))
+            alive.append(cell)
+            yield cell
+            entries = cell.entries()
+            if len(entries) <= _MANY:
+                pending.extend((v, cell.location.then(cell.step, k)) for k, v in entries.items())
+        if isinstance(value, tuple):
+            pending.extend((v, location.then("item", i)) for i, v in enumerate(value))
+
+
+def _cells_of(value: Any, location: Location) -> Iterator[Cell]:
+    if isinstance(value, nn.Module):
+        yield Cell(location, vars(value), "attribute", value)
+        if not _is_closed(type(value)):
+            yield from _class_cells(type(value))
+    elif isinstance(value, dict):
+        yield Cell(location, value, "item")
+        if vars_of := getattr(value, "__dict__", None):
+            yield Cell(location, vars_of, "attribute", value)
+    elif isinstance(value, list | deque | set):
+        yield Cell(location, value, "item")
+    elif isinstance(value, types.CellType):
+        yield Cell(location, value, "item")
+    elif isinstance(value, types.FunctionType):
+        yield from _function_cells(value, location)
+    elif isinstance(value, types.MethodType):
+        yield Cell(location, {"of": value.__self__, "function": value.__func__}, "item")
+    elif isinstance(value, functools.partial):
+        held = {"function": value.func, "args": value.args, "keywords": value.keywords}
+        yield Cell(location, held, "item")
+    elif not isinstance(value, (*_CLOSED, tuple)) and not _is_closed(type(value)):
+        namespace = getattr(value, "__dict__", None)
+        if isinstance(namespace, dict):
+            yield Cell(location, namespace, "attribute", value)
+
+
+def _function_cells(function: types.FunctionType, location: Location) -> Iterator[Cell]:
+    if _is_closed_name(function.__module__):
+        return
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
+        yield Cell(location.then("attribute", name), cell, "item")
+    for held in (function.__defaults__, function.__kwdefaults__):
+        if held:
+            given = dict(enumerate(held)) if isinstance(held, tuple) else held
+            yield Cell(location.then("attribute", "defaults"), given, "item")
+    known = function.__globals__
+    names = tuple(n for n in _names(function.__code__) if n in known and _is_state(known[n]))
+    if names:
+        yield Cell(location, (function.__globals__, names), "global")
+
+
+def _class_cells(kind: type) -> Iterator[Cell]:
+    for base in kind.__mro__:
+        if not _is_closed(base) and base is not object:
+            yield Cell(Location(base.__qualname__), base, "class")
+
+
+def _is_kept_by_class(name: str, value: Any) -> bool:
+    return not name.startswith("__") and _is_state(value)
+
+
+def _is_state(value: Any) -> bool:
+    """May a function keep something there: a plain value or a container, not a library's object?"""
+    return type(value) in (*PLAIN, Tensor, dict, list, set, deque)
+
+
+@functools.cache
+def _functions(kind: type) -> tuple[types.FunctionType, ...]:
+    """The functions that a call of a module of this class may run, as far as they are named."""
+    found: dict[types.FunctionType, None] = {}
+    pending = [f for f in (inspect.getattr_static(kind, "forward", None),) if f is not None]
+    while pending:
+        function = pending.pop()
+        if not isinstance(function, types.FunctionType) or function in found:
+            continue
+        if _is_closed_name(function.__module__):
+            continue
+        found[function] = None
+        for name in _names(function.__code__):
+            own = inspect.getattr_static(kind, name, None)
+            own = own.__func__ if isinstance(own, staticmethod | classmethod) else own
+            pending.append(own.fget if isinstance(own, property) else own)
+            pending.append(function.__globals__.get(name))
+        pending.append(getattr(function, "__wrapped__", None))
+    return tuple(found)
+
+
+def _names(code: types.CodeType) -> tuple[str, ...]:
+    """Every name in a function's code, and in the functions inside of it."""
+    inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    return tuple(dict.fromkeys([*code.co_names, *(n for c in inner for n in _names(c))]))
+
+
+def _is_closed(kind: type) -> bool:
+    return kind is object or _is_closed_name(kind.__module__)
+
+
+def _is_closed_name(module: str | None) -> bool:
+    return (module or "").split(".")[0] in (*_CLOSED_PACKAGES, "builtins", "collections")

@@ -1,0 +1,216 @@
+"""What a model holds at one moment: taken, compared with what it holds later, put back.
+
+A call may do more than return: it may keep a tensor on a module, count, fill a cache, draw from a
+generator, add to a dict that it was given. All of it shows as a difference between the state before
+and the state after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from unitify.capture.equality import same
+from unitify.capture.places import MISSING, Cell, Location, cells, is_same
+
+
+@dataclass(frozen=True)
+class Change:
+    """One entry that is another than before. ``before``, ``after``: ``MISSING`` for none."""
+
+    cell: Cell
+    key: Any
+    before: Any
+    after: Any
+
+    @property
+    def location(self) -> Location:
+        """The way to the entry."""
+        return self.cell.location.then(self.cell.step, self.key)
+
+    def __str__(self) -> str:
+        return str(self.location)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A tensor and a copy of its numbers; a generator and its state."""
+
+    location: Location
+    holder: Any
+    copy: Any
+
+    def is_changed(self) -> bool:
+        """Does the holder hold something else than was copied?"""
+        if not isinstance(self.holder, Tensor):
+            return not _is_equal(_generator_state(self.holder), self.copy)
+        return not same(self.holder.detach(), self.copy)
+
+    def put_back(self) -> None:
+        """Write the copy back."""
+        if isinstance(self.holder, Tensor):
+            with torch.no_grad():
+                self.holder.data.copy_(self.copy)
+        else:
+            _set_generator_state(self.holder, self.copy)
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a model, and the inputs of a call, can reach at one moment.
+
+    ``entries``: of each container. ``contents``: copies of the numbers of buffers and other
+    tensors, of parameters only where asked for; states of generators.
+    """
+
+    model: nn.Module
+    inputs: Any
+    entries: tuple[tuple[Cell, dict[Any, Any]], ...]
+    contents: tuple[Contents, ...]
+
+    @staticmethod
+    def of(
+        model: nn.Module, inputs: Any = (), weights: bool = False, numbers: bool = True
+    ) -> State:
+        """The state of ``model`` now.
+
+        ``weights``: with copies of its parameters' numbers; ``numbers``: with any copies at all.
+        """
+        parameters = set() if weights else {id(p) for p in model.parameters()}
+        entries: list[tuple[Cell, dict[Any, Any]]] = []
+        contents: dict[int, Contents] = {}
+        for cell in cells(model, inputs):
+            held = cell.entries()
+            entries.append((cell, held))
+            if not numbers:
+                continue
+            for key, value in held.items():
+                if id(value) in contents or id(value) in parameters:
+                    continue
+                copied = _copy(value)
+                if copied is not None:
+                    location = cell.location.then(cell.step, key)
+                    contents[id(value)] = Contents(location, value, copied)
+        return State(model, inputs, tuple(entries), tuple(contents.values()))
+
+    def changes(self) -> tuple[Change, ...]:
+        """Entries of containers that are others now, and containers that came to hold any.
+
+        A container that is new is one entry of the container that holds it.
+        """
+        found: list[Change] = []
+        for cell, before in self.entries:
+            after = cell.entries()
+            for key in dict.fromkeys([*before, *after]):
+                a, b = before.get(key, MISSING), after.get(key, MISSING)
+                if not is_same(a, b):
+                    found.append(Change(cell, key, a, b))
+        return tuple(found)
+
+    def written(self) -> tuple[Contents, ...]:
+        """Tensors whose numbers, and generators whose states, are others now."""
+        return tuple(held for held in self.contents if held.is_changed())
+
+    def put_back(self) -> None:
+        """Make everything what it was."""
+        for cell, before in self.entries:
+            after = cell.entries()
+            if list(after) != list(before) or any(after[k] is not v for k, v in before.items()):
+                cell.put(before)
+        for held in self.written():
+            held.put_back()
+
+
+@contextlib.contextmanager
+def kept(model: nn.Module, inputs: Any = (), weights: bool = False) -> Iterator[State]:
+    """Whatever happens inside, ``model`` is afterwards as it was before. Yields its state."""
+    state = State.of(model, inputs, weights)
+    try:
+        yield state
+    finally:
+        state.put_back()
+
+
+@contextlib.contextmanager
+def seeded(model: nn.Module, seed: int = 0) -> Iterator[None]:
+    """The generators of torch, Python and NumPy at ``seed`` inside, as they were afterwards."""
+    devices = {p.device.index or 0 for p in model.parameters() if p.is_cuda}
+    before = random_states()
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        if numpy := sys.modules.get("numpy"):
+            numpy.random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(before["Python"])
+            if numpy and "NumPy" in before:
+                numpy.random.set_state(before["NumPy"])
+
+
+def random_states() -> dict[str, Any]:
+    """States of the generators that Python code draws from: Python's own, and NumPy's if loaded."""
+    found: dict[str, Any] = {"Python": random.getstate()}
+    if numpy := sys.modules.get("numpy"):
+        found["NumPy"] = numpy.random.get_state()
+    return found
+
+
+def drawn(before: dict[str, Any]) -> tuple[str, ...]:
+    """The generators from which something was drawn since ``random_states`` gave ``before``."""
+    return tuple(n for n, s in random_states().items() if n in before and not _is_equal(s, before[n]))
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        if value.is_meta or isinstance(value, FakeTensor) or _is_uninitialized(value):
+            return None
+        return value.detach().clone()
+    return _generator_state(value)
+
+
+def _is_uninitialized(tensor: Tensor) -> bool:
+    return torch.nn.parameter.is_lazy(tensor)
+
+
+def _generator_state(value: Any) -> Any:
+    """The state of a generator object; None for anything else."""
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    if isinstance(value, random.Random):
+        return value.getstate()
+    numpy = sys.modules.get("numpy")
+    if numpy and isinstance(value, numpy.random.Generator):
+        return value.bit_generator.state
+    if numpy and isinstance(value, numpy.random.RandomState):
+        return value.get_state()
+    return None
+
+
+def _set_generator_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, torch.Generator | sys.modules["numpy"].random.RandomState):
+        generator.set_state(state)
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.bit_generator.state = state
+
+
+def _is_equal(a: Any, b: Any) -> bool:
+    """Are two states of a generator equal? They may hold arrays."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_is_equal(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(_is_equal, a, b))
+    if hasattr(a, "tobytes") and hasattr(b, "tobytes"):
+        return bool(a.tobytes() == b.tobytes())
+    return bool(torch.equal(a, b)) if isinstance(a, Tensor) else bool(a == b)

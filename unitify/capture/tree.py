@@ -1,0 +1,112 @@
+"""The modules of a model, copied: instances of the same classes with tensors of their own.
+
+The tree of a transformed module is such a copy: code that looks for a class of modules, or for an
+attribute, finds what the model has.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from unitify.capture.places import cells
+
+_TABLES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
+#: Hooks call what they were given; a copy of it would be fed in place of the user's own.
+_SHARED = (FunctionType, type, torch.device, torch.dtype)
+
+
+def copy_of(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """``model`` again: every module of the same class, every tensor and container its own.
+
+    Tied parameters, shared modules and whatever else is held twice are held twice again. What
+    cannot be copied is shared with ``model``. ``memo``: the copies by identity, to be filled.
+    """
+    memo = {} if memo is None else memo
+    modules = list(model.modules())
+    for module in modules:
+        memo[id(module)] = module if _is_opaque(module) else type(module).__new__(type(module))
+    storages: dict[Any, torch.UntypedStorage] = {}
+    for cell in cells(model):
+        for value in cell.entries().values():
+            if isinstance(value, Tensor) and id(value) not in memo:
+                memo[id(value)] = _copy_of_tensor(value, storages)
+    for module in modules:
+        if not _is_opaque(module):
+            namespace = {n: _copied(value, memo) for n, value in vars(module).items()}
+            memo[id(module)].__dict__.update(namespace)
+    made: nn.Module = memo[id(model)]
+    return made
+
+
+def _is_opaque(module: nn.Module) -> bool:
+    """Is it compiled code, of which only itself makes a copy?"""
+    return isinstance(module, torch.jit.ScriptModule)
+
+
+def _copy_of_tensor(tensor: Tensor, storages: dict[Any, torch.UntypedStorage]) -> Tensor:
+    if is_lazy(tensor):
+        return copy.deepcopy(tensor)
+    made = _copy_of_numbers(tensor.detach(), storages)
+    if isinstance(tensor, nn.Parameter):
+        made = nn.Parameter(made, requires_grad=tensor.requires_grad)
+        made.__dict__.update(vars(tensor))
+    elif tensor.requires_grad:
+        made.requires_grad_()
+    if tensor.is_leaf and tensor.requires_grad:
+        for hook in (tensor._backward_hooks or {}).values():
+            made.register_hook(hook)
+        for hook in (tensor._post_accumulate_grad_hooks or {}).values():
+            made.register_post_accumulate_grad_hook(hook)
+    return made
+
+
+def _copy_of_numbers(tensor: Tensor, storages: dict[Any, torch.UntypedStorage]) -> Tensor:
+    """A copy in the strides of ``tensor``; of tensors that share memory, copies that do."""
+    if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.is_meta:
+        return tensor.clone()
+    held = tensor.untyped_storage()
+    if held._cdata not in storages:
+        storages[held._cdata] = held.clone()
+    made = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return made.set_(storages[held._cdata], tensor.storage_offset(), tensor.size(), tensor.stride())
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """A copy of an attribute, which names the copies of the model's modules and tensors."""
+    if isinstance(value, MethodType):
+        # A method of a module of the model becomes that of its copy; any other stays.
+        owner = memo.get(id(value.__self__))
+        return value if owner is None else MethodType(value.__func__, owner)
+    if isinstance(value, _SHARED) or type(value).__module__.startswith("unitify."):
+        return value
+    if type(value) in (dict, OrderedDict, list, set):
+        # Entry by entry, so that one that cannot be copied does not keep the others from it.
+        made: Any = type(value)()
+        if id(value) in memo:
+            return memo[id(value)]
+        memo[id(value)] = made
+        if isinstance(value, dict):
+            made.update({k: _copied(v, memo) for k, v in value.items()})
+        elif isinstance(value, list):
+            made.extend(_copied(v, memo) for v in value)
+        else:
+            made.update(_copied(v, memo) for v in value)
+        return made
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception:
+        memo[id(value)] = value
+        return value
+
+
+def share_tables(owner: nn.Module, user: nn.Module) -> None:
+    """Give ``user`` the very tables of ``owner``: one tree of modules on one set of weights."""
+    for table in _TABLES:
+        user.__dict__[table] = owner.__dict__[table]

@@ -1,0 +1,142 @@
+"""Watch a model's own code as it runs: which module is running, and what it reads.
+
+While it is watched, every ``forward`` of the model's modules tells when it begins and ends, and
+every attribute that is read from a module, or from a plain object that one holds, is noted with
+the module that was running.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import MethodType
+from typing import Any
+
+from torch import Tensor, nn
+
+from unitify.capture.places import PLAIN, Location, cells
+
+#: Attributes of every module that a graph follows, or that hold its tensors and submodules.
+FOLLOWED = frozenset(
+    {"training", "forward", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
+)
+
+#: Called where a forward begins: the module, its arguments and keyword arguments.
+Begins = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
+#: Called where a forward ends, also by an exception.
+Ends = Callable[[nn.Module], None]
+
+
+@dataclass
+class Watch:
+    """``running``: the modules whose forward runs, outermost first. ``reads``: each entry that was
+    read, with the modules that were innermost then (None: the code around the model).
+    ``containers``: those that were read, by identity, with the same.
+    """
+
+    running: list[nn.Module] = field(default_factory=list)
+    reads: dict[Location, set[nn.Module | None]] = field(default_factory=dict)
+    containers: dict[int, tuple[Any, set[nn.Module | None]]] = field(default_factory=dict)
+
+    @property
+    def innermost(self) -> nn.Module | None:
+        """The module whose own code runs."""
+        return self.running[-1] if self.running else None
+
+
+@contextlib.contextmanager
+def watched(
+    model: nn.Module, begins: Begins | None = None, ends: Ends | None = None
+) -> Iterator[Watch]:
+    """Watch ``model`` inside; ``begins`` and ``ends`` are called around each forward."""
+    watch = Watch()
+    modules = {id(m) for m in model.modules()}
+    owners = {id(c.owner): c for c in cells(model) if c.owner is not None}
+
+    def note(owner: Any, name: str, value: Any = None) -> None:
+        cell = owners.get(id(owner))
+        if cell is None or name in FOLLOWED or name.startswith("__"):
+            return
+        location = cell.location.then("attribute", name)
+        watch.reads.setdefault(location, set()).add(watch.innermost)
+        if not isinstance(value, (*PLAIN, Tensor, MethodType)):
+            watch.containers.setdefault(id(value), (value, set()))[1].add(watch.innermost)
+
+    def forward_of(module: nn.Module, own: Any) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if begins is not None:
+                begins(module, args, kwargs)
+            watch.running.append(module)
+            try:
+                return own(*args, **kwargs)
+            finally:
+                if ends is not None:
+                    ends(module)
+                watch.running.pop()
+
+        return forward
+
+    def reading(own: Any) -> Any:
+        def read(self: Any, name: str) -> Any:
+            value = own(self, name)
+            if name == "forward" and id(self) in modules:
+                return forward_of(self, value)
+            note(self, name, value)
+            return value
+
+        return read
+
+    def missing(own: Any) -> Any:
+        def read(self: Any, name: str) -> Any:
+            try:
+                return own(self, name)
+            except AttributeError:
+                note(self, name)
+                raise
+
+        return read
+
+    kinds = {type(c.owner) for c in owners.values() if not isinstance(c.owner, nn.Module)}
+    with contextlib.ExitStack() as stack:
+        for kind in (nn.Module, *kinds):
+            stack.enter_context(_exchanged(kind, "__getattribute__", reading))
+        stack.enter_context(_exchanged(nn.Module, "__getattr__", missing))
+        yield watch
+
+
+@contextlib.contextmanager
+def _exchanged(kind: Any, name: str, around: Callable[[Any], Any]) -> Iterator[None]:
+    """A method of a class with ``around`` put around it; a class that cannot be changed is left."""
+    has_own = name in vars(kind)
+    own = getattr(kind, name)
+    try:
+        setattr(kind, name, around(own))
+    except TypeError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        if has_own:
+            setattr(kind, name, own)
+        else:
+            delattr(kind, name)
+
+
+#: Tables of a module's own hooks, which run around its ``forward``.
+HOOKS = tuple(
+    name for name in vars(nn.Module()) if "hooks" in name and "state_dict" not in name
+)
+
+
+@contextlib.contextmanager
+def without_hooks(module: nn.Module) -> Iterator[None]:
+    """``module`` without its own hooks inside; those of its submodules stay."""
+    held = {name: vars(module)[name] for name in HOOKS if name in vars(module)}
+    for name, table in held.items():
+        vars(module)[name] = type(table)()
+    try:
+        yield
+    finally:
+        vars(module).update(held)

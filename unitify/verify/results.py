@@ -1,0 +1,253 @@
+"""Everything that a call of a model, or of a module, does: results, gradients, and what it leaves.
+
+Both are run in the same way: from the same state, under the same seeds, by a call and a backward
+pass as in training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from unitify.capture.equality import same
+from unitify.capture.example import copied
+from unitify.capture.execution import LossFunction, backward_starts, unchanged
+from unitify.capture.exporting import without_cache
+from unitify.capture.places import MISSING, PLAIN
+from unitify.capture.state import State
+from unitify.module.unit_scaled import UnitScaledModule
+from unitify.verify.calls import Call
+
+#: Names of attributes that a transformed module has beside the model's: constants of recordings,
+#: the code of islands.
+_OURS = ("captured_", "forward")
+
+
+@dataclass
+class Results:
+    """Results of one call by name. ``left``: every entry of the model's containers afterwards;
+    ``changed``: those that the call changed.
+    """
+
+    named: dict[str, Any] = field(default_factory=dict)
+    left: dict[str, Any] = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Which tensors of the inputs ask for a gradient, by position; None: nothing has gradients."""
+
+    positions: frozenset[int] | None
+
+
+def run(
+    target: nn.Module,
+    call: Call,
+    asking: Asking,
+    loss_fn: LossFunction | None,
+    seed: int = 0,
+) -> list[Results]:
+    """The results of each of the calls in a row. ``target`` is afterwards as it was before.
+
+    Raises whatever ``target`` raises.
+    """
+    tree = tree_of(target)
+    with (
+        unchanged(tree, seed, wholly=True),
+        without_cache(tree),
+        _in_mode(target, tree, call.training),
+        torch.compiler.set_stance("force_eager"),
+    ):
+        return [_run_once(target, tree, call, asking, loss_fn) for _ in range(call.times)]
+
+
+def asking_of(
+    model: nn.Module, call: Call, loss_fn: LossFunction | None, seed: int = 0
+) -> tuple[Asking, list[Results]]:
+    """Which inputs may ask for a gradient, and the model's results then.
+
+    Every floating one, usually. An input that is written into cannot, nor can the target of a loss
+    that has no derivative: then those that ask for one by themselves; else none. Raises what the
+    model raises where it does not run at all.
+    """
+    leaves = pytree.tree_leaves(call.inputs)
+    floating = frozenset(i for i, x in enumerate(leaves) if _is_floating(x))
+    own = frozenset(i for i in floating if leaves[i].requires_grad)
+    for positions in dict.fromkeys((floating, own, None)):
+        asking = Asking(positions)
+        try:
+            return asking, run(model, call, asking, loss_fn, seed)
+        except RuntimeError:
+            if positions is None:
+                raise
+    raise AssertionError
+
+
+def tree_of(target: nn.Module) -> nn.Module:
+    """The modules of a model; those that a transformed module holds."""
+    return target._tree if isinstance(target, UnitScaledModule) else target
+
+
+def _run_once(
+    target: nn.Module,
+    tree: nn.Module,
+    call: Call,
+    asking: Asking,
+    loss_fn: LossFunction | None,
+) -> Results:
+    flat, spec = pytree.tree_flatten(call.inputs)
+    leaves = [
+        x.detach().clone().requires_grad_(i in (asking.positions or ()))
+        if isinstance(x, Tensor)
+        else copied(x)
+        for i, x in enumerate(flat)
+    ]
+    args, kwargs = pytree.tree_unflatten(leaves, spec)
+    state = State.of(tree, (args, kwargs))
+    held = _trained(tree, state)
+    for tensor in held.values():
+        tensor.grad = None
+    found = Results()
+    with torch.set_grad_enabled(asking.positions is not None):
+        output = target(*args, **kwargs)
+        _note_output(found, output)
+        starts = _starts(found, state, output, loss_fn)
+        _differentiate(found, starts)
+    scales = target.plan.parameters if isinstance(target, UnitScaledModule) else {}
+    for name, tensor in held.items():
+        if tensor.grad is not None:
+            factor = scales[name].bwd if name in scales else 1.0
+            gradient = tensor.grad * factor if factor != 1.0 else tensor.grad
+            found.named[f"gradient of {name}"] = gradient.detach()
+            tensor.grad = None
+    for i, (x, given) in enumerate(zip(leaves, flat, strict=True)):
+        if isinstance(x, Tensor) and x.grad is not None:
+            found.named[f"gradient of input {i}"] = x.grad
+        elif isinstance(x, Tensor) and not same(x.detach(), given.detach()):
+            found.named[f"input {i} as the call leaves it"] = x.detach()
+    for name, buffer in tree.named_buffers():
+        if not name.rpartition(".")[2].startswith(_OURS[0]):
+            found.named[f"buffer {name}"] = buffer.detach().clone()
+    return found
+
+
+def _note_output(found: Results, output: Any) -> None:
+    leaves, spec = pytree.tree_flatten(output)
+    found.named["structure of the output"] = str(spec)
+    for i, leaf in enumerate(leaves):
+        found.named[f"output {i}"] = leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
+
+
+def _starts(
+    found: Results, state: State, output: Any, loss_fn: LossFunction | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Where gradients start: in the output, and in each tensor that the call left somewhere."""
+    starts, gradients = backward_starts(output, loss_fn)
+    known = {id(t) for t in pytree.tree_leaves(output) if isinstance(t, Tensor)}
+    for change in state.changes():
+        name = f"{change} as the call leaves it"
+        found.changed.add(name)
+        for leaf in pytree.tree_leaves(change.after):
+            if isinstance(leaf, Tensor) and leaf.grad_fn is not None and id(leaf) not in known:
+                known.add(id(leaf))
+                starts.append(leaf)
+                gradients.append(torch.ones_like(leaf))
+    for cell, _ in state.entries:
+        for key, value in cell.entries().items():
+            where = cell.location.then(cell.step, key)
+            found.left[f"{where} as the call leaves it"] = _value(value)
+    return starts, gradients
+
+
+def _value(value: Any) -> Any:
+    """What can be compared of an entry: numbers and tensors, in their structure."""
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, Tensor):
+        return value.detach()
+    leaves, spec = pytree.tree_flatten(value)
+    if not all(isinstance(leaf, (Tensor, *PLAIN)) for leaf in leaves):
+        return type(value).__name__
+    return [str(spec), *(leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves)]
+
+
+def _differentiate(found: Results, starts: tuple[list[Tensor], list[Tensor]]) -> None:
+    """A backward pass as training runs it: code in Python may add to ``.grad`` itself."""
+    if not starts[0] or not torch.is_grad_enabled():
+        return
+    try:
+        torch.autograd.backward(*starts)
+    except Exception as error:
+        # Some models refuse a backward pass in evaluation. So has the module to.
+        found.named["backward pass"] = f"refused: {type(error).__name__}"
+
+
+def _trained(tree: nn.Module, state: State) -> dict[str, Tensor]:
+    """Every tensor that gathers a gradient, by name: parameters, and others that are kept."""
+    named: dict[str, Tensor] = dict(tree.named_parameters())
+    known = {id(tensor) for tensor in named.values()}
+    for cell, entries in state.entries:
+        if cell.location.root == "the inputs":
+            continue
+        for key, value in entries.items():
+            is_leaf = isinstance(value, Tensor) and value.requires_grad and value.is_leaf
+            if is_leaf and id(value) not in known and not str(key).startswith(_OURS[0]):
+                known.add(id(value))
+                named[str(cell.location.then(cell.step, key))] = value
+    return named
+
+
+@contextlib.contextmanager
+def _in_mode(target: nn.Module, tree: nn.Module, training: bool) -> Iterator[None]:
+    """``target`` in a mode. A mode that its own submodules mix stays as it is."""
+    flags = {m: m.training for m in [target, *tree.modules()]}
+    if target.training != training:
+        target.train(training)
+    try:
+        yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def named(results: list[Results]) -> dict[str, Any]:
+    """The results of calls in a row, by name; those of a second one say so."""
+    return {
+        (f"{name}, call {i + 1}" if i else name): value
+        for i, one in enumerate(results)
+        for name, value in one.named.items()
+    }
+
+
+def left(mine: list[Results], theirs: list[Results]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What calls of two models left where either of them changed anything: the first's, the other's."""
+    found: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+    for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):
+        for name in sorted(a.changed | b.changed):
+            for one, held in zip((a, b), found, strict=True):
+                _spread(held, f"{name}, call {i + 1}" if i else name, one.left.get(name, MISSING))
+    return found
+
+
+def _spread(held: dict[str, Any], name: str, value: Any) -> None:
+    if isinstance(value, list):
+        held.update({f"{name} ({i})": item for i, item in enumerate(value)})
+    elif value is not MISSING:
+        held[name] = value
+
+
+def results_of(mine: list[Results], theirs: list[Results]) -> tuple[Mapping[str, Any], ...]:
+    """All results of two runs, by name, ready to be compared."""
+    ours, others = left(mine, theirs)
+    return {**named(mine), **ours}, {**named(theirs), **others}
