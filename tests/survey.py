@@ -90,10 +90,10 @@ class Row:
 
     @property
     def eagerly(self) -> str:
-        """How far the captured graph is from the model as run eagerly."""
+        """How far what is rounded otherwise is from the model."""
         if not self.modes:
             return "–"
-        found = [d for mode in self.modes.values() for d in mode.found.model_differences]
+        found = [d for mode in self.modes.values() for d in mode.found.rounding]
         return f"{max(d.relative for d in found):.1g}" if found else "bitwise"
 
     @property

@@ -173,7 +173,6 @@ def test_it_is_exact(name: str) -> None:
     for training in (True, False):
         found = unitify.verify(model.train(training), module.train(training), inputs)
         assert found.exact, found.differences
-        assert not found.model_differences, found.model_differences
         assert found.compared
     if name != "data-dependent branch":
         assert tuple(module.parts) == ("",)

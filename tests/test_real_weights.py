@@ -33,8 +33,6 @@ def test_pretrained_weights_are_exact(
     result = unitify.verify(model, module, example_kwargs=kwargs)
     assert result.exact, result.differences
     assert result.compared > sum(1 for _ in model.parameters())
-    if name not in OTHER_KERNEL:
-        assert not result.model_differences, result.model_differences
     scales = module.plan.parameters.values()
     assert sum(scale.fwd != 1 for scale in scales) > len(scales) / 2
     for key, tensor in module.original_state_dict().items():

@@ -118,7 +118,9 @@ def transform(
             chosen = agreed(planned, name, captured, parts)
             done("plan", chosen)
             if name in found:
-                captured = with_gradients(captured, {n: s.bwd for n, s in chosen.parameters.items()})
+                captured = with_gradients(
+                    captured, {n: s.bwd for n, s in chosen.parameters.items()}
+                )
             parts[name] = captured, rewrite(captured, chosen, table), chosen
         if recorded.whole is not None:
             module = build(*parts[""])
@@ -137,7 +139,9 @@ def transform(
             result = verify_module(recorded.model, module, table, args, kwargs, loss_fn)
             if result.differences:
                 differences = _named(result.differences)
-                raise UnitifyError(CaptureDiffers(where=type(model).__name__, differences=differences))
+                raise UnitifyError(
+                    CaptureDiffers(where=type(model).__name__, differences=differences)
+                )
         done("verify", result)
         if result.findings:
             raise UnitifyError(*result.findings)

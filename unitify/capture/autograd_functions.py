@@ -17,13 +17,14 @@ from torch.utils import _pytree as pytree
 
 from unitify.capture.source import Frame, frames_of_call
 
-
 #: What to do about a class of torch's own, by the module that defines it; about a hook.
 _ADVICE = {
     "torch.utils.checkpoint": "Pass use_reentrant=False to activation checkpointing",
     "torch.nn.modules._functions": "None is needed: the hook stays, and what it is put on with it",
 }
-_HOOK_ADVICE = "Put the hook on a parameter, or leave it: the module that puts it there stays Python"
+_HOOK_ADVICE = (
+    "Put the hook on a parameter, or leave it: the module that puts it there stays Python"
+)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def effects_of(state: State, paths: set[str]) -> tuple[list[Effect], list[Any]]:
     found: list[Effect] = []
     values: list[Any] = []
     for change in state.changes():
-        if _is_unchanged(change):
+        if _is_unchanged(change) or _is_of_recording(change):
             continue
         if not _is_known(change, paths):
             raise StateLost(f"its call changes {change}, which no graph keeps")
@@ -54,7 +54,7 @@ def effects_of(state: State, paths: set[str]) -> tuple[list[Effect], list[Any]]:
 def _is_known(change: Change, paths: set[str]) -> bool:
     leaves = pytree.tree_leaves(change.after)
     plain = [leaf for leaf in leaves if not isinstance(leaf, Tensor | torch.SymInt)]
-    if change.after is MISSING or not all(isinstance(leaf, PLAIN) for leaf in plain):
+    if change.after is MISSING:
         return False
     if change.location.root == INPUTS:
         return True
@@ -62,6 +62,14 @@ def _is_known(change: Change, paths: set[str]) -> bool:
     before = pytree.tree_leaves(change.before)
     are_old = all(any(is_same(leaf, old) for old in before) for leaf in plain)
     return change.location.root in paths and are_old
+
+
+def _is_of_recording(change: Change) -> bool:
+    """Is it neither number nor tensor? The model was seen not to do that: the recording does."""
+    leaves = pytree.tree_leaves(change.after)
+    return not all(
+        leaf is MISSING or isinstance(leaf, (Tensor, torch.SymInt, *PLAIN)) for leaf in leaves
+    )
 
 
 def _is_unchanged(change: Change) -> bool:

@@ -139,7 +139,11 @@ def view_of_own(
             shown = graph.call_function(aten.detach.default, (held,))
             shown.meta = dict(node.meta)
             if _geometry(own) != _geometry(constant):
-                geometry = (list(constant.shape), list(constant.stride()), constant.storage_offset())
+                geometry = (
+                    list(constant.shape),
+                    list(constant.stride()),
+                    constant.storage_offset(),
+                )
                 shown = graph.call_function(aten.as_strided.default, (shown, *geometry))
                 shown.meta = dict(node.meta)
         return shown

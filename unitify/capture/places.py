@@ -24,7 +24,16 @@ MISSING = object()
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 #: What is never entered: it is no state of a model.
 _CLOSED = (type, types.ModuleType, types.BuiltinFunctionType, Tensor)
-_CLOSED_PACKAGES = ("torch", "unitify", "logging", "threading", "_thread", "concurrent", "typing", "functools")
+_CLOSED_PACKAGES = (
+    "torch",
+    "unitify",
+    "logging",
+    "threading",
+    "_thread",
+    "concurrent",
+    "typing",
+    "functools",
+)
 #: Entries of a container beyond which its elements are not followed (a vocabulary, a registry).
 _MANY = 4096
 
@@ -122,7 +131,6 @@ class Cell:
             for key, value in entries.items():
                 kind.__setitem__(held, key, value)
 
-
     def set(self, key: Any, value: Any) -> None:
         """Make one entry ``value``."""
         self.put({**self.entries(), key: value})
@@ -170,9 +178,7 @@ def _cells_of(value: Any, location: Location) -> Iterator[Cell]:
         yield Cell(location, value, "item")
         if vars_of := getattr(value, "__dict__", None):
             yield Cell(location, vars_of, "attribute", value)
-    elif isinstance(value, list | deque | set):
-        yield Cell(location, value, "item")
-    elif isinstance(value, types.CellType):
+    elif isinstance(value, list | deque | set | types.CellType):
         yield Cell(location, value, "item")
     elif isinstance(value, types.FunctionType):
         yield from _function_cells(value, location)

@@ -167,7 +167,9 @@ def random_states() -> dict[str, Any]:
 
 def drawn(before: dict[str, Any]) -> tuple[str, ...]:
     """The generators from which something was drawn since ``random_states`` gave ``before``."""
-    return tuple(n for n, s in random_states().items() if n in before and not _is_equal(s, before[n]))
+    return tuple(
+        n for n, s in random_states().items() if n in before and not _is_equal(s, before[n])
+    )
 
 
 def _copy(value: Any) -> Any:

@@ -24,8 +24,8 @@ from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
 
 from unitify.capture.composite import open_composites
-from unitify.capture.example import distinct, doubled, in_order
 from unitify.capture.effects import Effect
+from unitify.capture.example import distinct, doubled, in_order
 from unitify.capture.exporting import Exported, ExportError, export, without_cache
 from unitify.capture.functional import remove_mutation, written_argument
 from unitify.capture.identity import view_of_own
@@ -315,9 +315,7 @@ def _record(
     assert out_spec is not None
     children = out_spec.children() if hasattr(out_spec, "children") else out_spec.children_specs
     result = children[0]
-    return _Record(
-        graph, in_spec, result, leaves, tuple(example), constants, exported.effects
-    )
+    return _Record(graph, in_spec, result, leaves, tuple(example), constants, exported.effects)
 
 
 def _flat_graph(

@@ -170,8 +170,8 @@ class CaptureDiffers(Diagnostic):
     The difference is more than rounding, also where each submodule was recorded by itself. So there
     is no graph that stands for the model.
 
-    Example: a model that draws random numbers of its own accord, so that two of its own runs differ;
-    one that looks at how it is being run.
+    Example: a model that draws random numbers of its own accord, so that two of its own runs
+    differ; one that looks at how it is being run.
     Fix: give the model as it is in use (its mode, its options) and inputs for which it takes its
     usual way. With ``verify=False`` the module is returned regardless.
     """

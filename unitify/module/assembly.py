@@ -17,12 +17,12 @@ import torch
 from torch import fx, nn
 
 from unitify.capture.exporting import switch_off_cache
-from unitify.capture.tree import copy_of
 from unitify.capture.islands import OTHER_MODE, path_of
+from unitify.capture.tree import copy_of
 from unitify.capture.whole import Capture, parameter_aliases
 from unitify.diagnostics import Diagnostic, InputMismatch, UnitifyError
-from unitify.module.unit_scaled import UnitScaledModule
 from unitify.module.own_code import leave_graph, run_own_code
+from unitify.module.unit_scaled import UnitScaledModule
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.recipe.choices import Choice
 

@@ -63,7 +63,7 @@ class Report:
     exact: bool | None
     compared: int
     differences: tuple[Difference, ...]
-    model_differences: tuple[Difference, ...]
+    rounding: tuple[Difference, ...]
     restored: tuple[NoRule, ...]
     left_out: tuple[Diagnostic, ...]
     scales: str
@@ -87,7 +87,7 @@ class Report:
                 "exact_before_casts": self.exact,
                 "compared": self.compared,
                 "differences": [asdict(d) for d in self.differences],
-                "model_differences": [asdict(d) for d in self.model_differences],
+                "rounding": [asdict(d) for d in self.rounding],
             },
             "restored": [d.as_json() for d in self.restored],
             "left_out": [d.as_json() for d in self.left_out],
@@ -141,7 +141,7 @@ def make_report(
         exact=None if verification is None else verification.exact,
         compared=0 if verification is None else verification.compared,
         differences=() if verification is None else verification.differences,
-        model_differences=() if verification is None else verification.model_differences,
+        rounding=() if verification is None else verification.rounding,
         restored=tuple(note for part in parts for note in without_rule(part.capture, rules)),
         left_out=module.diagnostics,
         scales=scales,

@@ -63,9 +63,17 @@ def run(
         unchanged(tree, seed, wholly=True),
         without_cache(tree),
         _in_mode(target, tree, call.training),
-        torch.compiler.set_stance("force_eager"),
+        _uncompiled(target),
     ):
         return [_run_once(target, tree, call, asking, loss_fn) for _ in range(call.times)]
+
+
+def _uncompiled(target: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    """A module that was compiled in place runs its own graph inside."""
+    if getattr(target, "_compiled_call_impl", None) is None:
+        return contextlib.nullcontext()
+    stance: Any = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def asking_of(
@@ -231,7 +239,7 @@ def named(results: list[Results]) -> dict[str, Any]:
 
 
 def left(mine: list[Results], theirs: list[Results]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What calls of two models left where either of them changed anything: the first's, the other's."""
+    """What calls of two models left where either changed anything: the one's, the other's."""
     found: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
     for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):
         for name in sorted(a.changed | b.changed):

@@ -72,7 +72,7 @@ def rounding_among(
 
 
 def _error(value: Any, exact: Any) -> float | None:
-    """RMS of the distance, relative to that of ``exact``; None where the two are no such tensors."""
+    """RMS of the distance, relative to that of ``exact``; None for anything but two tensors."""
     if not (isinstance(value, Tensor) and isinstance(exact, Tensor)):
         return None
     a, b = strided(value.detach()), strided(exact.detach())
