@@ -298,7 +298,13 @@ def _used_outside(
 
 
 def _with_true(captured: Capture, parameters: set[nn.Parameter]) -> Capture:
-    """The capture with ``parameters`` kept at true scale: no name stands for them."""
-    names = dict(captured.model.named_parameters(remove_duplicate=False))
-    aliases = {n: first for n, first in captured.aliases.items() if names[n] not in parameters}
-    return dataclasses.replace(captured, aliases=aliases)
+    """The capture with ``parameters`` kept at true scale."""
+    named = captured.model.named_parameters(remove_duplicate=False)
+    true = {captured.aliases[name] for name, parameter in named if parameter in parameters}
+    return dataclasses.replace(captured, true_parameters=frozenset(true))
+
+
+def with_true_parameters(recording: Recording) -> Recording:
+    """The recording with every parameter kept at true scale."""
+    parts = {name: captured.with_true_parameters() for name, captured in recording.parts.items()}
+    return dataclasses.replace(recording, parts=parts)

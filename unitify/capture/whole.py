@@ -57,7 +57,7 @@ class Capture:
     for its tensor (tied parameters share one). ``mode`` is None where the graph follows
     ``.train()``/``.eval()``, else the only mode that it holds for; ``other`` is then the
     capture of the other mode, where there is one. ``reparametrisation``: the constants in the graph
-    that a scheme put there.
+    that a scheme put there. ``true_parameters``: those that stay at true scale, by first name.
     """
 
     model: nn.Module
@@ -69,6 +69,7 @@ class Capture:
     mode: str | None = None
     other: Capture | None = None
     reparametrisation: Reparametrisation | None = None
+    true_parameters: frozenset[str] = frozenset()
     diagnostics: tuple[Diagnostic, ...] = ()
 
     def attribute(self, target: str) -> Any:
@@ -84,6 +85,10 @@ class Capture:
     def holds_weights(self) -> bool:
         """Has every parameter data? On the meta device none has."""
         return not any(parameter.is_meta for parameter in self.model.parameters())
+
+    def with_true_parameters(self) -> Capture:
+        """The same with every parameter kept at true scale."""
+        return dataclasses.replace(self, true_parameters=frozenset(self.aliases.values()))
 
     def flat_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The placeholders' values for a call of the model."""
