@@ -30,15 +30,31 @@ def is_true_parameter(capture: Capture, node: fx.Node) -> bool:
 
 
 def true_weights(capture: Capture) -> frozenset[fx.Node]:
-    """True parameters, and what is made of them without any input (a size is no part of one)."""
+    """True parameters, and what is made of them alone, without any input, in as wide a format.
+
+    A size is no part of an input. What is cast to a narrow format (float16) has a scale there.
+    """
     given: set[fx.Node] = set()
     made: set[fx.Node] = set()
     for node in capture.graph.nodes:
         if node.op == "placeholder" or any(n in given for n in node.all_input_nodes):
             given |= {node} if _is_tensor(node) else set()
-        elif is_true_parameter(capture, node) or any(n in made for n in node.all_input_nodes):
+        elif is_true_parameter(capture, node):
+            made.add(node)
+        elif any(n in made for n in node.all_input_nodes) and _is_wide(node):
             made |= {node} if node.op != "output" else set()
     return frozenset(made)
+
+
+def _is_wide(node: fx.Node) -> bool:
+    """Has the number format of a value, or of each of several, the exponents of float32?"""
+    held = node.meta.get("val")
+    tensors = held if isinstance(held, list | tuple) else [held]
+    return all(
+        torch.finfo(t.dtype).smallest_normal <= torch.finfo(torch.float32).smallest_normal
+        for t in tensors
+        if isinstance(t, Tensor) and t.is_floating_point()
+    )
 
 
 def fixed_values(capture: Capture) -> frozenset[fx.Node]:
