@@ -15,7 +15,8 @@ from unitify.operations.extremes import extreme_values
 from unitify.operations.laws import factors, holds_tensors, is_scalable
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import operation_name
-from unitify.plan.scale_plan import Scale, ScalePlan, is_fixed, parameter_of
+from unitify.plan.fixed import fixed_values, parameter_of
+from unitify.plan.scale_plan import Scale, ScalePlan, weights_of
 
 aten = torch.ops.aten
 
@@ -337,12 +338,13 @@ def random_plan(draw: Draw, capture: Capture, rules: RuleTable, limit: int = 12)
     """Any powers of two for every value and parameter that may have a scale."""
     exponent = st.integers(-limit, limit)
     extreme = extreme_values(capture.graph, rules, capture.example, capture.attribute)
+    held = fixed_values(capture)
     forward: dict[fx.Node, int] = {}
     values: dict[str, Scale] = {}
     for node in capture.graph.nodes:
         if not (is_scalable(node) or holds_tensors(node)):
             continue
-        fixed = is_fixed(capture, node)
+        fixed = node in held
         forward[node] = 0 if fixed or node in extreme else draw(exponent)
         if holds_tensors(node):
             # Results leave a tuple in the operation's own units, which are not free.
@@ -355,4 +357,4 @@ def random_plan(draw: Draw, capture: Capture, rules: RuleTable, limit: int = 12)
         if node.op == "get_attr" and node.name in values
     }
     parameters = {name: by_target.get(first, Scale()) for name, first in capture.aliases.items()}
-    return ScalePlan(values, parameters)
+    return ScalePlan(values, parameters, weights=weights_of(capture))

@@ -37,11 +37,11 @@ ORDER = {
         forward backward analyse""",
     "measure": "tally captured recorded",
     "scheme": "options meetings structure roles stacks sweep multipliers reparametrise rates",
-    "plan": "scale_plan uniform scale_classes",
+    "plan": "fixed scale_plan uniform scale_classes",
     "rewrite": "",
     "noise": """cast_error passage moments predict measured budget drawn_inputs drawn
         probed operand_casts""",
-    "module": "interpreted knobs own_code folding unit_scaled assembly",
+    "module": "tied fingerprint interpreted knobs own_code folding unit_scaled assembly",
     "cast": "centring insert lowering distributions headroom trials means noise_bound casting",
     "optim": "optimizers groups state",
     "verify": "comparison calls results yardstick equation validation running",

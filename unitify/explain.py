@@ -16,7 +16,7 @@ from torch import fx, nn
 from unitify.analysis.analyse import Analysis, analyse
 from unitify.analysis.forward import Step
 from unitify.capture.inputs import given_or_inferred
-from unitify.capture.islands import path_of, record
+from unitify.capture.islands import path_of, record, with_true_parameters
 from unitify.capture.source import frames_of, module_of, without_torch
 from unitify.capture.whole import Capture
 from unitify.diagnostics import UnitifyError, UnknownCode, UnknownValue, all_diagnostics
@@ -61,7 +61,7 @@ def explain_value(
     """
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
-    parts = record(model, args, kwargs).parts
+    parts = with_true_parameters(record(model, args, kwargs)).parts
     part, node = _find(parts, name)
     captured = parts[part]
     analysis = analyse(captured, table)
@@ -101,6 +101,10 @@ def _derivation(
         ("backward", scale.bwd, estimate.backward if estimate else None),
     ):
         lines.append(f"{direction:8} scale {_power(factor)}{_stored(rms, factor)}")
+    unit = chosen.unit(node.name)
+    if unit != scale:
+        powers = f"{_power(unit.fwd)}, its gradient at {_power(unit.bwd)}"
+        lines.append(f"stays true; a cast rounds it at {powers}")
     lines += ["", "forward, from the value back to inputs and parameters:"]
     for found in _ancestors(node, analysis):
         lines.append(f"  {step_text(found.name, analysis.forward[found.name])}")

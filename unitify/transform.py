@@ -12,7 +12,7 @@ from torch import fx, nn
 from unitify.analysis.analyse import analyse
 from unitify.capture.execution import LossFunction
 from unitify.capture.inputs import Inputs, as_inputs, given_or_inferred
-from unitify.capture.islands import Recording, path_of, record
+from unitify.capture.islands import Recording, path_of, record, with_true_parameters
 from unitify.capture.observing import install
 from unitify.capture.tree import copy_of
 from unitify.capture.whole import Capture
@@ -30,7 +30,15 @@ from unitify.measure.recorded import measure_recorded
 from unitify.module.assembly import Part, agreed, assemble, value_name
 from unitify.module.unit_scaled import UnitScaledModule, adopt_parameters
 from unitify.operations.rule_table import RuleTable, load_rules
-from unitify.plan.scale_plan import PREDICTED_TOLERANCE, TOLERANCE, ScalePlan, plan
+from unitify.plan.scale_plan import (
+    PREDICTED_TOLERANCE,
+    TOLERANCE,
+    WEIGHTS,
+    ScalePlan,
+    Weights,
+    parameter_units,
+    plan,
+)
 from unitify.plan.uniform import uniform_plan
 from unitify.recipe.reader import read_recipe
 from unitify.recipe.recipe import Recipe
@@ -57,6 +65,7 @@ def transform(
     batches: Iterable[Any] | None = None,
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | None = None,
     dynamic_shapes: Any = "auto",
+    weights: Weights = "true",
     verify: bool = True,
     inplace: bool = False,
     rules: Iterable[Any] = (),
@@ -79,9 +88,14 @@ def transform(
       with changes ("fp8,exclude=lm_head"), a table, a TOML file, a ``Recipe``; None casts nothing.
     - ``dynamic_shapes``: "auto" leaves every size free that the model leaves free; else as for
       ``torch.export.export``.
+    - ``weights``: "true" leaves parameters and their gradients as the original has them: state
+      dicts, optimisers, clipping and schedules are the original's, whatever the plan. "stored"
+      divides each parameter by a scale of its own, for weights that are kept in a narrow format
+      without masters; ``unitify.optim`` then has the optimiser's options.
     - ``verify``: compare bitwise with the original, before any cast.
-    - ``inplace``: the module takes over the model's own ``Parameter`` objects, which then hold
-      stored weights; the model itself is used up.
+    - ``inplace``: the module takes over the model's own ``Parameter`` objects. With true weights of
+      the model itself they keep their values, and the two share them; else they hold stored
+      weights, or those of the scheme, and the model itself is used up.
     - ``rules``: rule files or mappings beside the shipped ones.
     - ``on_stage(name, made)`` is called after each stage, with what the stage made: "capture" and
       "reparametrise" with a ``Recording``, "analysis" or "measured" with estimates by part, "plan"
@@ -90,17 +104,22 @@ def transform(
     Warns (``UnitifyWarning``) of what is not kept: submodules left alone, one mode, checkpointing,
     a pattern of the recipe that matches nothing.
 
-    Raises ``UnitifyError``: U002 without inputs, U101 to U109 from capture, U401 to U404 from the
-    recipe, U110, U501 or U502 where the result is not the model, U701 for a scheme without the
-    whole graph.
+    Raises ``UnitifyError``: U001 for an option that is not known, U002 without inputs, U101 to U109
+    from capture, U401 to U404 from the recipe, U110, U501 or U502 where the result is not the
+    model, U701 for a scheme without the whole graph.
     """
     done = on_stage or (lambda _name, _made: None)
     casts, asked = read_recipe(recipe), read_scheme(scheme)
+    if weights not in WEIGHTS:
+        choices = ", ".join(WEIGHTS)
+        raise UnitifyError(UnknownOption(option="weights", value=weights, choices=choices))
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
     batches = None if batches is None else list(batches)
 
     def made(recorded: Recording) -> tuple[Recording, dict[str, Estimates], UnitScaledModule]:
+        if weights == "true":
+            recorded = with_true_parameters(recorded)
         done("capture", recorded)
         recorded = reparametrise(recorded, asked, table)
         done("reparametrise", recorded)
@@ -118,9 +137,8 @@ def transform(
             chosen = agreed(planned, name, captured, parts)
             done("plan", chosen)
             if name in found:
-                captured = with_gradients(
-                    captured, {n: s.bwd for n, s in chosen.parameters.items()}
-                )
+                units = parameter_units(captured, chosen)
+                captured = with_gradients(captured, {n: s.bwd for n, s in units.items()})
             parts[name] = captured, rewrite(captured, chosen, table), chosen
         if recorded.whole is not None:
             module = build(*parts[""])
@@ -199,7 +217,7 @@ def _estimates(
 
 
 def build(captured: Capture, graph: fx.Graph, chosen: ScalePlan) -> UnitScaledModule:
-    """The module of a rewritten graph: copies of the model's parameters, divided by their scale."""
+    """The module of a rewritten graph: copies of the model's parameters, over their scales."""
     memo: dict[int, Any] = {}
     root = copy_of(captured.model, memo)
     install(captured.made, root)

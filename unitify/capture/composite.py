@@ -30,7 +30,7 @@ def open_composites(graph: fx.Graph) -> None:
     """Inline, in ``graph``, every composite operation that adds up gradients inside.
 
     Its other users decide: the sum is hidden only from a value that is used elsewhere, too. An
-    input may be, outside of the graph.
+    input or a parameter may be, outside of the graph.
     """
     known: dict[Any, tuple[int, ...]] = {}
     for node in list(graph.nodes):
@@ -75,7 +75,7 @@ def _shared(node: fx.Node) -> set[fx.Node]:
         operand
         for operand in operands
         if operands.count(operand) > 1
-        or operand.op == "placeholder"
+        or operand.op in ("placeholder", "get_attr")
         or any(_takes_part(u) for u in operand.users if u is not node)
     }
 

@@ -152,8 +152,8 @@ def _silence() -> Iterator[None]:
         log.disabled = True
     try:
         with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-            # Recurrent layers list their own parameters; nothing is assigned that could be lost.
-            warnings.filterwarnings("ignore", r"The tensor attributes? self\..*_flat_weights")
+            # What is assigned to a module is not lost: ``effects`` hands it over.
+            warnings.filterwarnings("ignore", r"The tensor attributes? self\.")
             yield
     finally:
         for log in muted:

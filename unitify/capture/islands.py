@@ -138,7 +138,8 @@ def _with_state(
     for name, captured in parts.items():
         inside = set(model.get_submodule(path_of(name)).modules())
         reads = tuple(where for where, who in observed.reads.items() if who & inside)
-        found[name] = dataclasses.replace(captured, made=state.made, reads=reads)
+        captured = dataclasses.replace(captured, made=state.made, reads=reads)
+        found[name] = _with_true(captured, _touched(model))
     return found
 
 
@@ -353,8 +354,29 @@ def _used_outside(
     }
 
 
+def _touched(model: nn.Module) -> set[nn.Parameter]:
+    """Parameters that other code has in its hands: by a hook, or by the memory that they share.
+
+    It means true numbers, whatever is done with the others.
+    """
+    storages: dict[int, list[nn.Parameter]] = {}
+    found: set[nn.Parameter] = set()
+    for parameter in model.parameters():
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            found.add(parameter)
+        if parameter.layout is torch.strided and not parameter.is_meta:
+            storages.setdefault(parameter.untyped_storage()._cdata, []).append(parameter)
+    return found.union(*(held for held in storages.values() if len(held) > 1))
+
+
 def _with_true(captured: Capture, parameters: set[nn.Parameter]) -> Capture:
-    """The capture with ``parameters`` kept at true scale: no name stands for them."""
-    names = dict(captured.model.named_parameters(remove_duplicate=False))
-    aliases = {n: first for n, first in captured.aliases.items() if names[n] not in parameters}
-    return dataclasses.replace(captured, aliases=aliases)
+    """The capture with ``parameters`` kept at true scale."""
+    named = captured.model.named_parameters(remove_duplicate=False)
+    true = {captured.aliases[name] for name, parameter in named if parameter in parameters}
+    return dataclasses.replace(captured, true_parameters=captured.true_parameters | true)
+
+
+def with_true_parameters(recording: Recording) -> Recording:
+    """The recording with every parameter kept at true scale."""
+    parts = {name: captured.with_true_parameters() for name, captured in recording.parts.items()}
+    return dataclasses.replace(recording, parts=parts)

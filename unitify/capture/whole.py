@@ -63,6 +63,7 @@ class Capture:
     that a scheme put there. ``made``: what the model's first call makes for good, and the graph
     takes for granted. ``reads``: attributes that the model's code read; the graph holds while they
     are what they were. ``has_hooks``: are the model's own hooks in the graph, or around it?
+    ``true_parameters``: those that stay at true scale, by first name.
     """
 
     model: nn.Module
@@ -74,6 +75,7 @@ class Capture:
     mode: str | None = None
     other: Capture | None = None
     reparametrisation: Reparametrisation | None = None
+    true_parameters: frozenset[str] = frozenset()
     diagnostics: tuple[Diagnostic, ...] = ()
     made: tuple[tuple[Location, Any], ...] = ()
     reads: tuple[Location, ...] = ()
@@ -95,6 +97,10 @@ class Capture:
     def holds_weights(self) -> bool:
         """Has every parameter data? On the meta device none has."""
         return not any(parameter.is_meta for parameter in self.model.parameters())
+
+    def with_true_parameters(self) -> Capture:
+        """The same with every parameter kept at true scale."""
+        return dataclasses.replace(self, true_parameters=frozenset(self.aliases.values()))
 
     def flat_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The placeholders' values for a call of the model."""

@@ -67,9 +67,9 @@ def cast(
                 (rescale,) = node.users
                 stored[rescale] = node.name
             else:
-                caster.value(node, made, chosen[node.name])
+                caster.value(node, made, chosen[node.name], plan)
         elif node in stored:
-            caster.value(node, made, chosen[stored[node]])
+            caster.value(node, made, chosen[stored[node]], plan)
     return caster.graph, caster.constants
 
 
@@ -142,10 +142,11 @@ class _Caster:
         self.placed[node] = made
         return made
 
-    def value(self, node: fx.Node, made: fx.Node, choice: Choice) -> None:
-        """Cast a stored value for all of its users."""
-        formats = choice.forward, choice.backward
-        self.placed[node] = self._insert(made, *formats, self.exponent)
+    def value(self, node: fx.Node, made: fx.Node, choice: Choice, plan: ScalePlan) -> None:
+        """Cast a stored value, and its gradient, for all of its users: each near unit RMS."""
+        units, scale = plan.unit(choice.value).exponents, plan.values[choice.value].exponents
+        forward, backward = (self.exponent + u - s for u, s in zip(units, scale, strict=True))
+        self.placed[node] = self._insert(made, choice.forward, choice.backward, forward, backward)
 
     def operands_of(
         self, original: fx.Node, made: fx.Node, choice: Choice, rule: Rule, units: _Units
@@ -194,7 +195,7 @@ class _Caster:
     def result(self, node: fx.Node, made: fx.Node, choice: Choice, unit: int) -> None:
         """Cast the gradient of a product's result; ``unit``: log2 of its scale where it arrives."""
         exponent = (choice.exponents or (self.exponent,))[-1] + unit
-        placed = self._insert(made, "", choice.backward, exponent)
+        placed = self._insert(made, "", choice.backward, exponent, exponent)
         if made in self.offsets:
             added = self.graph.call_function(UNCENTRE, (placed, self.offsets[made]))
             added.meta = dict(placed.meta)
@@ -204,11 +205,13 @@ class _Caster:
     def _operand(self, operand: fx.Node, format: str, exponent: int) -> fx.Node:
         key = operand, format, exponent
         if key not in self.operands:
-            self.operands[key] = self._insert(operand, format, "", exponent)
+            self.operands[key] = self._insert(operand, format, "", exponent, exponent)
         return self.operands[key]
 
-    def _insert(self, node: fx.Node, forward: str, backward: str, exponent: int) -> fx.Node:
-        arguments = (node, forward, backward, exponent, exponent, *self.options)
+    def _insert(
+        self, node: fx.Node, forward: str, backward: str, exponent: int, of_gradient: int
+    ) -> fx.Node:
+        arguments = (node, forward, backward, exponent, of_gradient, *self.options)
         made = self.graph.call_function(_CAST, arguments)
         made.meta = dict(node.meta)
         return made

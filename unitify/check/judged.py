@@ -108,7 +108,7 @@ def _cast(piece: Piece, recipe: Recipe, rules: RuleTable) -> Iterator[Judged]:
     cast = {c.value: c for c in piece.casts if c.is_cast}
     if recipe.values == "all":
         for name, choice in cast.items():
-            fwd, bwd = piece.plan.values[name].exponents
+            fwd, bwd = piece.plan.unit(name).exponents
             yield from _both(nodes[name], choice, fwd + offset, bwd + offset)
         return
     formats = {name: choice.forward for name, choice in cast.items() if choice.forward}

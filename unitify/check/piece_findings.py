@@ -148,7 +148,9 @@ class PieceChecker:
                     yield replace(finding, level=level)
         if comparison.committed is not None:
             tolerance = PREDICTED_TOLERANCE if self.tally is None else TOLERANCE
-            planned = plan(piece.capture, self.estimates, self.rules, tolerance)
+            is_true = comparison.committed.weights == "true"
+            capture = piece.capture.with_true_parameters() if is_true else piece.capture
+            planned = plan(capture, self.estimates, self.rules, tolerance)
             committed = comparison.of_part(piece.name)
             for node, direction, differs in differing(piece, planned, committed, comparison.path):
                 yield self._finding(node, direction, differs, "error")

@@ -16,7 +16,8 @@ from unitify.estimates import Estimates, Rms
 from unitify.module.assembly import value_name
 from unitify.operations.extremes import extreme_values
 from unitify.operations.rule_table import RuleTable
-from unitify.plan.scale_plan import Scale, ScalePlan, is_fixed
+from unitify.plan.fixed import fixed_values, true_weights
+from unitify.plan.scale_plan import Scale, ScalePlan
 
 DIRECTIONS = ("forward", "backward")
 
@@ -60,17 +61,20 @@ def drifted(
 ) -> Iterator[tuple[fx.Node, str, Diagnostic, float]]:
     """Every tensor with its octaves from the scale of the piece's plan, as a diagnostic.
 
-    What has to stay true (inputs, buffers) and what carries masking constants has no scale to
+    A true weight has its unit, at which casts round it. What else has to stay true (inputs,
+    buffers) and what carries masking constants has no scale to
     drift from.
     """
     extreme = extreme_values(
         piece.capture.graph, rules, piece.capture.example, piece.capture.attribute
     )
+    weights = true_weights(piece.capture)
+    fixed = fixed_values(piece.capture) - weights
     for node in piece.capture.graph.nodes:
-        scale = piece.plan.values.get(node.name)
-        if scale is None or node in extreme or is_fixed(piece.capture, node):
+        if node.name not in piece.plan.values or node in extreme or node in fixed:
             continue
-        for direction, exponent in zip(DIRECTIONS, scale.exponents, strict=True):
+        of = piece.plan.unit(node.name) if node in weights else piece.plan.values[node.name]
+        for direction, exponent in zip(DIRECTIONS, of.exponents, strict=True):
             rms = getattr(estimates.get(node.name, Rms()), direction)
             if rms and math.isfinite(rms):
                 octaves = math.log2(rms) - exponent

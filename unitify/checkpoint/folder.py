@@ -1,11 +1,11 @@
 """The folder that ``unitify convert`` writes, and ``load``, which reads it back.
 
-    model.safetensors   stored weights, a tied tensor once
+    model.safetensors   the module's weights: the original's true ones; a tied tensor once
     plan.json           scales (log2), recipe, versions, SHA-256 of what decides the function
     report.json         what a reader wants to know
     huggingface/        config and tokenizer of a Hugging Face model
 
-The config lies in a folder of its own, so that nobody reads stored weights as true ones.
+The config lies in a folder of its own: a scheme's weights are not those of the model it describes.
 Written to a temporary folder beside the target and renamed: it is there whole or not at all.
 """
 
@@ -34,12 +34,13 @@ from unitify.diagnostics import (
     OutputExists,
     UnitifyError,
 )
+from unitify.module.fingerprint import KEY
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.plan.scale_plan import ScalePlan
 from unitify.recipe.choices import Choice
 from unitify.reparametrisation import Reparametrisation
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS, PLAN, REPORT, HUGGINGFACE = (
     "model.safetensors", "plan.json", "report.json", "huggingface",
 )  # fmt: skip
@@ -47,7 +48,7 @@ WEIGHTS, PLAN, REPORT, HUGGINGFACE = (
 
 @dataclass(frozen=True)
 class Converted:
-    """A converted folder, read and checked: its plan, stored weights and options."""
+    """A converted folder, read and checked: its plan, weights and options."""
 
     path: Path
     plan: ScalePlan
@@ -168,6 +169,7 @@ def true_model(found: Converted, model: nn.Module | None = None) -> nn.Module:
     true = {
         name: tensor * found.plan.parameters[name].fwd if name in found.plan.parameters else tensor
         for name, tensor in found.weights.items()
+        if name != KEY
     }
     built.load_state_dict(fitting(built, true, same_types=True), strict=True)
     return built

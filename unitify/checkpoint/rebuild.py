@@ -1,4 +1,4 @@
-"""``rebuild``: a module again from a model of the right class, stored weights and a plan.
+"""``rebuild``: a module again from a model of the right class, its weights and a plan.
 
 The pipeline without its estimates: capture, check the plan, rewrite. A pair
 ``(module.state_dict(), module.plan)`` can be pickled and handed to ``rebuild``; the result is
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unitify.capture.inputs import given_or_inferred
-from unitify.capture.islands import record
+from unitify.capture.islands import record, with_true_parameters
 from unitify.cast.casting import cast_module
 from unitify.checkpoint.state_dict import fitting
 from unitify.diagnostics import KeysDiffer, UnitifyError, UnknownOption
@@ -47,13 +47,14 @@ def rebuild(
     """The module that ``state_dict`` and ``plan`` were taken from.
 
     ``model``: a model of the class that was transformed; its weights do not matter, and are not
-    changed. ``state_dict``: stored weights. ``example_inputs`` and the options are those of
-    ``transform``; with a ``recipe`` its casts are there again. ``casts``: ``module.casts``, which
-    recipes need that choose by what they see (``fp8-auto``). ``scheme``: ``module.scheme``, where
-    the module was made by one.
+    changed. ``state_dict``: true weights or stored ones, as the plan has them. ``example_inputs``
+    and the options are those of ``transform``; with a ``recipe`` its casts are there again.
+    ``casts``: ``module.casts``, which recipes need that choose by what they see (``fp8-auto``).
+    ``scheme``: ``module.scheme``, where the module was made by one.
 
     Raises ``UnitifyError``: U001 for a plan that is none, U401 or U402 for such a recipe, U301 or
-    U302 where the plan does not belong to the model, U603 where the weights do not.
+    U302 where the plan does not belong to the model, U603 where the weights do not, U017 or U018
+    for weights that were not stored under the plan.
     """
     if not isinstance(plan, ScalePlan):
         choices = "module.plan, unitify.ScalePlan.from_json(…)"
@@ -61,7 +62,10 @@ def rebuild(
     rounding = read_recipe(recipe)
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
-    recorded = reparametrise(record(model, args, kwargs, dynamic_shapes), scheme, table)
+    recorded = record(model, args, kwargs, dynamic_shapes)
+    if plan.weights == "true":
+        recorded = with_true_parameters(recorded)
+    recorded = reparametrise(recorded, scheme, table)
     parts: dict[str, Part] = {}
     for name, captured in recorded.parts.items():
         own = plan_of(plan, name, captured)
@@ -78,7 +82,7 @@ def rebuild(
 
 
 def take_over(module: UnitScaledModule, state_dict: Mapping[str, Tensor]) -> None:
-    """Load stored weights; a module on the meta device receives memory first.
+    """Load weights; a module on the meta device receives memory first.
 
     Raises ``UnitifyError`` (U603) where names, shapes or types differ, and where a buffer that no
     state dict holds is on the meta device.

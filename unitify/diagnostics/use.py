@@ -224,3 +224,60 @@ class AlreadyTransformed(Diagnostic):
     why: ClassVar[str] = "{module} is a transformed module"
     fix: ClassVar[str] = "Use the model that it was made of: module.original"
     module: str
+
+
+@dataclass(frozen=True)
+class OtherWeights(Diagnostic):
+    """A state dict holds true weights where stored ones belong, or stored ones where true ones do.
+
+    A module with ``weights="stored"`` holds each parameter divided by its scale, and one that
+    ``to_inference`` made holds codes. Their state dicts have an entry ``unitify_fingerprint``;
+    state dicts of true weights, of the original as of a module, have none.
+
+    Example: ``module.load_state_dict(model.state_dict())`` with
+    ``module = transform(model, weights="stored")``.
+    Fix: ``module.load_original_state_dict`` takes true weights, and ``module.original_state_dict``
+    gives them; or transform with true weights, the default.
+    """
+
+    code: ClassVar[str] = "U017"
+    why: ClassVar[str] = "the module holds {held} weights, and the state dict has {given} ones"
+    fix: ClassVar[str] = "Use original_state_dict and load_original_state_dict between the two"
+    held: str
+    given: str
+
+
+@dataclass(frozen=True)
+class OtherPlan(Diagnostic):
+    """A state dict holds stored weights, or codes, of another plan than the module's.
+
+    Under other scales they are other weights.
+
+    Example: a state dict of ``transform(model, weights="stored")``, saved before training was
+    resumed with scales that were chosen anew.
+    Fix: rebuild the module with the plan that the weights were saved with
+    (``unitify.rebuild(model, state_dict, plan)``); or hand true weights from one to the other.
+    """
+
+    code: ClassVar[str] = "U018"
+    why: ClassVar[str] = "the state dict was stored under another plan than the module's"
+    fix: ClassVar[str] = "Use unitify.rebuild with its plan, or original_state_dict"
+
+
+@dataclass(frozen=True)
+class ParametersRenamed(Diagnostic):
+    """A module with stored weights has parameters under other names than its plan.
+
+    What wraps or replaces parameters (FSDP's flat ones, adapters) hides which scale each has.
+
+    Example: ``param_groups(module, AdamW)`` after ``FullyShardedDataParallel(module)`` with
+    ``module = transform(model, weights="stored")``.
+    Fix: transform with true weights, the default: any optimiser then takes
+    ``module.parameters()`` as they are.
+    """
+
+    code: ClassVar[str] = "U019"
+    why: ClassVar[str] = "{count} stored parameters of the plan are not there, such as {name}"
+    fix: ClassVar[str] = 'Transform with weights="true", the default'
+    count: int
+    name: str

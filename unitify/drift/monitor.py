@@ -39,7 +39,8 @@ class Writer(Protocol):
 class Reading:
     """One value or gradient at one step. Shares are of its elements, in [0, 1].
 
-    ``rms``: root mean square as stored. ``underflow``: share of non-zero elements that the format
+    ``rms``: root mean square as stored; of true weights, over the scale at which casts round them.
+    ``underflow``: share of non-zero elements that the format
     of its cast holds as zero or as a subnormal number; ``saturation``: share beyond its largest
     number. None where the value is not cast, and no format was asked for.
     """

@@ -19,6 +19,7 @@ from unitify.operations.laws import factors, holds_tensors, is_scalable
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import named_arguments, operation_name
 from unitify.ops.cast import amax_factor
+from unitify.plan.fixed import true_weights
 
 _INSERTED = ("unitify.rescale.default", "unitify.cast.default", "unitify.centre.default")
 
@@ -86,9 +87,11 @@ def watches(
 def stored_units(part: UnitScaledModule, rules: RuleTable) -> dict[str, tuple[int, int]]:
     """log2 of what turns the result of a node, and its gradient, into the value as it is stored.
 
-    An operation leaves its result in units of its own, which a rescale may follow.
+    An operation leaves its result in units of its own, which a rescale may follow. A true weight is
+    read in its unit, at which casts round it.
     """
     scales = {name: scale.exponents for name, scale in part.plan.values.items()}
+    weights = true_weights(part.capture)
 
     def forward(node: fx.Node) -> int:
         return scales.get(node.name, (0, 0))[0]
@@ -106,6 +109,8 @@ def stored_units(part: UnitScaledModule, rules: RuleTable) -> dict[str, tuple[in
             law = factors(rules.get(operation_name(node)), node, forward, own[0])
             units[node] = law.output, 0 if law.true_gradient else own[1]
         if is_scalable(node) and node.op != "output":
+            if node in weights:
+                own = part.plan.unit(node.name).exponents
             found[node.name] = units[node][0] - own[0], units[node][1] - own[1]
     return found
 

@@ -1,9 +1,10 @@
 """``rebase_``: a module in training, and its optimiser, moved to scales chosen anew.
 
 Scales are chosen before training, and weights move. A rebase measures every value of the
-module as it is now, plans again, and multiplies what is stored by powers of two: weights,
-gradients, what the optimiser keeps and the hyperparameters of its groups. Nothing else changes: in
-float32 the next step is bitwise the one that would have been taken.
+module as it is now and plans again: the constants of its graph are others then, and nothing else.
+Of stored weights it also multiplies by powers of two what is stored: weights, gradients, what the
+optimiser keeps and the hyperparameters of its groups. In float32 the next step is bitwise the one
+that would have been taken.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from unitify.measure.tally import Tally
 from unitify.module.assembly import AssembledModule, Part, agreed, joined
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.rule_table import RuleTable, load_rules
-from unitify.optim.groups import scales_of
+from unitify.optim.groups import has_stored_weights, scales_of
 from unitify.optim.optimizers import OptimizerUnits, units_of
 from unitify.optim.state import change_of, check_movable, move_state, multiply_, regroup
 from unitify.plan.scale_plan import Scale, ScalePlan, plan
@@ -65,8 +66,8 @@ def rebase_(
     """Plan ``module`` anew from what its values are now, in place, without changing its training.
 
     - ``module``: what ``transform`` made, or a module around it; called between two steps.
-    - ``optimizer``: every optimiser that holds parameters of it. Groups are replaced in
-      ``optimizer.param_groups``, parameters stay the same objects.
+    - ``optimizer``: every optimiser that holds stored parameters of it; true ones need none. Groups
+      are replaced in ``optimizer.param_groups``, parameters stay the same objects.
     - ``batches``: inputs of calls, as for ``transform``; each is run forward and backward. Buffers,
       ``.grad`` and random state are as before afterwards.
     - ``scheduler``: the learning-rate scheduler or schedulers of the optimisers; () where one was
@@ -78,9 +79,9 @@ def rebase_(
     from weights or gradients (a moving average of weights) is not known here; multiply it by the
     old over the new scale, which the result names. Casts are placed anew by the module's recipe.
 
-    Raises ``UnitifyError``, having changed nothing: U003 without batches, U007 and U008 for an
-    optimiser or a state whose units are not known, U009 where nothing that can be trained is
-    transformed, U010 where a scheduler is missing.
+    Raises ``UnitifyError``, having changed nothing: U003 without batches, U009 where nothing that
+    can be trained is transformed; of stored weights U007 and U008 for an optimiser or a state whose
+    units are not known, U010 where a scheduler is missing, U019 for parameters that were renamed.
     """
     if scales not in SCALES:
         choices = ", ".join(SCALES)
@@ -88,7 +89,8 @@ def rebase_(
     wholes = [whole for whole in transformed(module) if not whole.is_inference]
     if not wholes:
         raise UnitifyError(NothingTransformed(module="a module for inference alone"))
-    optimizers = _many(optimizer)
+    # The scales of true weights do not change, and so nothing that was derived from them does.
+    optimizers = _many(optimizer) if has_stored_weights(module) else []
     rows = [units if units is not None else units_of(type(o)) for o in optimizers]
     for one, row in zip(optimizers, rows, strict=True):
         check_movable(one, row, needs_scheduler=scheduler is None)

@@ -23,7 +23,8 @@ from unitify.capture.whole import Capture, parameter_aliases
 from unitify.diagnostics import Diagnostic, InputMismatch, UnitifyError
 from unitify.module.own_code import leave_graph, run_own_code
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.plan.scale_plan import Scale, ScalePlan
+from unitify.plan.fixed import parameter_of
+from unitify.plan.scale_plan import Scale, ScalePlan, parameter_units
 from unitify.recipe.choices import Choice
 
 #: A part as the pipeline made it: its capture, the graph on stored values, and its plan.
@@ -167,23 +168,30 @@ def joined(plans: Mapping[str, ScalePlan], model: nn.Module) -> ScalePlan:
             for name, plan in plans.items()
             for value, scale in plan.units.items()
         },
+        weights=next(iter(plans.values())).weights,
     )
 
 
 def agreed(chosen: ScalePlan, name: str, captured: Capture, parts: Mapping[str, Part]) -> ScalePlan:
-    """``chosen`` with the parameters' scales of the part's twin, if that was planned before."""
+    """``chosen`` with the parameters' scales of the part's twin, if that was planned before.
+
+    Of true parameters it is their units that the two have in common.
+    """
     twin = parts.get(path_of(name))
     if twin is None:
         return chosen
-    parameters = twin[2].parameters
+    units = parameter_units(twin[0], twin[2])
     held = {
-        node.name: parameters[captured.aliases[str(node.target)]]
+        node.name: parameter
         for node in captured.graph.nodes
-        if node.op == "get_attr" and node.name in chosen.values and node.target in captured.aliases
+        if (parameter := parameter_of(captured, node)) and node.name in chosen.values
     }
-    units = {name: scale for name, scale in chosen.units.items() if name not in held}
-    values = {**chosen.values, **held}
-    return replace(chosen, values=values, parameters=parameters, units=units)
+    scales = {name: twin[2].parameters[parameter] for name, parameter in held.items()}
+    own = {name: unit for name, unit in chosen.units.items() if name not in held}
+    own |= {n: units[p] for n, p in held.items() if units[p] != scales[n]}
+    return replace(
+        chosen, values={**chosen.values, **scales}, parameters=twin[2].parameters, units=own
+    )
 
 
 def plan_of(plan: ScalePlan, part: str, captured: Capture) -> ScalePlan:
@@ -205,6 +213,7 @@ def plan_of(plan: ScalePlan, part: str, captured: Capture) -> ScalePlan:
         },
         versions=plan.versions,
         units=own(plan.units),
+        weights=plan.weights,
     )
 
 

@@ -23,10 +23,12 @@ from unitify.diagnostics import (
     OneModeOnly,
     UnitifyError,
 )
+from unitify.module.fingerprint import KEY, check_fingerprint, fingerprint
 from unitify.module.folding import fold
 from unitify.module.interpreted import OwnCall
 from unitify.module.knobs import Knobs
 from unitify.module.own_code import leave_graph, run_own_code
+from unitify.module.tied import check_ties, tie, ties_of
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
@@ -37,9 +39,9 @@ from unitify.verification import Verification
 class UnitScaledModule(fx.GraphModule):
     """The same function and the same gradients as the model, with tensors near unit scale.
 
-    Parameters have the names of the original; a parameter p is stored as p / ``plan.parameters
-    [name].fwd`` and receives the gradient g / ``.bwd``. Called like the original; returns the
-    original's type. Inputs, outputs and their gradients are true.
+    Called like the original; returns the original's type. Parameters have its names. Parameters,
+    inputs, outputs and their gradients are true. With ``plan.weights`` "stored" a parameter p is
+    held as p / ``plan.parameters[name].fwd`` and receives the gradient g / ``.bwd``.
     """
 
     #: What ``capture`` knows such a module by.
@@ -77,6 +79,7 @@ class UnitScaledModule(fx.GraphModule):
         """The modules, parameters and buffers of ``root``, in its order; not copies."""
         share_tables(root, self)
         self.__dict__["_tree"] = root
+        self.register_load_state_dict_post_hook(_tied_again)  # type: ignore[no-untyped-call]
         self.training = root.training
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -260,7 +263,7 @@ class UnitScaledModule(fx.GraphModule):
         return self._tree.get_submodule(target) if target else self
 
     def get_parameter(self, target: str) -> nn.Parameter:
-        """The stored parameter of this name."""
+        """The parameter of this name."""
         return self._tree.get_parameter(target)
 
     def get_buffer(self, target: str) -> torch.Tensor:
@@ -277,10 +280,38 @@ class UnitScaledModule(fx.GraphModule):
         held = [self._attribute(str(n.target)) for n in self.graph.nodes if n.op == "get_attr"]
         return [p for p in held if isinstance(p, nn.Parameter)]
 
-    def original_state_dict(self) -> dict[str, torch.Tensor]:
-        """True weights and buffers under the original's names: exact, ready for the original.
+    def _fingerprint(self) -> torch.Tensor | None:
+        """Of stored weights and of codes; None where all that is held is true."""
+        if self.is_inference:
+            return fingerprint(self.plan, self.casts)
+        return fingerprint(self.plan) if self.plan.weights == "stored" else None
 
-        With a scheme the original is the true model that the scheme made, ``capture.model``.
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        held = self._fingerprint()
+        if held is not None:
+            destination[prefix + KEY] = held
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
+    ) -> None:
+        """Of this module; torch calls it for each submodule in turn.
+
+        Raises ``UnitifyError``: U017 or U018 for weights that mean something else here.
+        """
+        check_fingerprint(self._fingerprint(), state_dict, prefix, self.plan.parameters)
+        ties = ties_of(self._tree)
+        if local_metadata.get("assign_to_params_buffers"):
+            check_ties(ties, state_dict, prefix)
+        held = {first: self._tree.get_parameter(first) for first in ties.values()}
+        self.__dict__["_tied"] = ties, held
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def original_state_dict(self) -> dict[str, torch.Tensor]:
+        """A copy of the true weights and buffers under the original's names.
+
+        With true weights ``state_dict`` holds the same. With a scheme the original is the true
+        model that the scheme made, ``capture.model``.
 
         Raises ``UnitifyError`` (U603) after ``to_inference``, where weights are codes.
         """
@@ -288,12 +319,15 @@ class UnitScaledModule(fx.GraphModule):
         return {
             name: tensor * self._scale(name).fwd if self._is_scaled(name) else tensor.clone()
             for name, tensor in self.state_dict().items()
+            if name != KEY
         }
 
     def load_original_state_dict(
         self, state_dict: Mapping[str, torch.Tensor], strict: bool = True
     ) -> None:
         """Take over true weights and buffers, as the original would.
+
+        With true weights ``load_state_dict`` does the same.
 
         Raises ``UnitifyError`` (U603) where names or shapes differ, and after ``to_inference``.
         """
@@ -302,6 +336,9 @@ class UnitScaledModule(fx.GraphModule):
             name: tensor / self._scale(name).fwd if self._is_scaled(name) else tensor
             for name, tensor in state_dict.items()
         }
+        held = self._fingerprint()
+        if held is not None:
+            stored[KEY] = held
         try:
             self.load_state_dict(stored, strict=strict)
         except RuntimeError as error:
@@ -345,10 +382,20 @@ _OWN = frozenset(UnitScaledModule.__annotations__) | (
 )
 
 
+def _tied_again(module: UnitScaledModule, _keys: Any) -> None:
+    """After a state dict was loaded: names of one parameter hold one."""
+    tie(module._tree, *module.__dict__.pop("_tied"))
+
+
 def adopt_parameters(model: nn.Module, module: UnitScaledModule) -> None:
-    """Put the ``Parameter`` objects of ``model`` into ``module``; they then hold stored weights."""
-    stored = dict(module.named_parameters(remove_duplicate=False))
+    """Put the ``Parameter`` objects of ``model`` into ``module``.
+
+    They keep their values where ``module`` holds those; else they take over what it holds.
+    """
+    keeps = module.plan.weights == "true" and not module.scheme
+    held = dict(module.named_parameters(remove_duplicate=False))
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        parameter.data = stored[name].data
+        if not keeps:
+            parameter.data = held[name].data
         path, _, own = name.rpartition(".")
         module.get_submodule(path)._parameters[own] = parameter

@@ -1,6 +1,11 @@
 """Train a transformed module with the hyperparameters of the original.
 
-A parameter p is stored as p̂ = p/fwd and receives ĝ = g/bwd. Every quantity that an optimiser
+With true weights, the default of ``transform``, plain torch does that: any optimiser on
+``module.parameters()``, any clipping, any schedule. Here is what a scheme's learning rates and
+``weights="stored"`` need beside it; of a module of true weights each function returns or does what
+plain torch would.
+
+A stored parameter p is held as p̂ = p/fwd and receives ĝ = g/bwd. Every quantity that an optimiser
 keeps is a product of powers of the two, so the original trajectory is kept, bit for bit, once
 each hyperparameter is given in the units in which the optimiser meets it: ``UNITS`` lists them.
 

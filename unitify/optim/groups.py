@@ -1,4 +1,7 @@
-"""Parameter groups and clipping in the units in which parameters are stored."""
+"""Parameter groups and clipping in the units in which parameters are held.
+
+With true weights those are the original's, and plain torch does the same.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from torch.optim import Optimizer
 
 from unitify.diagnostics import (
     DecayNotIndependent,
+    Diagnostic,
+    ParametersRenamed,
     UnitifyError,
     UnknownOption,
     warn_of_losses,
@@ -27,14 +32,40 @@ from unitify.scheme.rates import learning_rate_factor
 def scales_of(module: nn.Module) -> dict[str, Scale]:
     """Name → ``Scale`` of every parameter of ``module``, whatever wraps its transformed parts.
 
-    A tied parameter is there once, under its first name; one outside transformed parts is at one.
+    A tied parameter is there once, under its first name; one outside transformed parts is at one,
+    and so is every true one.
+
+    Raises ``UnitifyError`` (U019) where stored parameters have other names than in their plan.
     """
     inside: dict[int, Scale] = {}
     for part in module.modules():
         if isinstance(part, UnitScaledModule):
+            _check_names(part)
             for name, parameter in part.named_parameters():
                 inside[id(parameter)] = part.plan.parameters.get(name, Scale())
     return {name: inside.get(id(p), Scale()) for name, p in module.named_parameters()}
+
+
+def _check_names(part: UnitScaledModule) -> None:
+    """Whatever wraps or replaces stored parameters hides which scale each of them has."""
+    if part.plan.weights == "true" or part.is_inference:
+        return
+    held = {name for name, _ in part.named_parameters(remove_duplicate=False)}
+    lost = [name for name in part.plan.parameters if name not in held]
+    if lost:
+        where = type(part.original).__name__
+        raise UnitifyError(ParametersRenamed(where=where, count=len(lost), name=lost[0]))
+
+
+def has_stored_weights(module: nn.Module) -> bool:
+    """Has ``module``, or a module in it, parameters at scales of their own?"""
+    parts = [m for m in module.modules() if isinstance(m, UnitScaledModule)]
+    return any(part.plan.weights == "stored" for part in parts)
+
+
+def has_scheme(module: nn.Module) -> bool:
+    """Did a scheme make ``module``, or a module in it, which has learning rates of its own?"""
+    return any(isinstance(part, UnitScaledModule) and part.scheme for part in module.modules())
 
 
 def rates_of(module: nn.Module, row: OptimizerUnits) -> tuple[dict[str, float], set[str]]:
@@ -68,6 +99,9 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Groups for ``optimizer_class`` that train ``module`` as ``options`` would the original.
 
+    With true weights, the default of ``transform``, they are what plain torch takes: ``params`` as
+    given, with ``options``. Only stored weights, and the learning rates of a scheme, need more.
+
     ``options``: the hyperparameters of the original (``lr``, ``weight_decay``, ``betas``, …); what
     is left out has the optimiser's default. ``params``: groups as torch knows them, each with
     ``"params"`` (parameters of ``module``, or (name, parameter) pairs) and overrides; all
@@ -78,19 +112,26 @@ def param_groups(
     step is ``weight_decay`` itself (times what a schedule makes of ``lr``), not ``lr`` times it.
     Warns (U704) if it is not.
 
-    Each group holds ``params`` (in the order of ``module.parameters()``), ``param_names``, every
-    hyperparameter that depends on a scale, the other options as given, ``lr_factor`` (see
-    ``learning_rates``) and ``given_group``: which of ``params`` it is part of.
+    Each group of those holds ``params`` (in the order of ``module.parameters()``),
+    ``param_names``, every hyperparameter that depends on a scale, the other options as given,
+    ``lr_factor`` (see ``learning_rates``) and ``given_group``: which of ``params`` it is part of.
 
     Raises ``UnitifyError``: U007 for an optimiser that is not known, U001 for an unknown option.
     """
-    row = units if units is not None else units_of(optimizer_class)
     defaults = _defaults(optimizer_class)
+    given_groups: Iterable[Mapping[str, Any]] = (
+        [{"params": module.parameters()}] if params is None else params
+    )
+    if not (has_stored_weights(module) or has_scheme(module)):
+        if problems := _unknown(optimizer_class, defaults, options):
+            raise UnitifyError(*problems)
+        return [{**options, **group, "params": _as_list(group["params"])} for group in given_groups]
+    row = units if units is not None else units_of(optimizer_class)
     names = {id(p): name for name, p in module.named_parameters()}
     scales, (rates, transferred) = scales_of(module), rates_of(module, row)
     place = {id(p): index for index, p in enumerate(module.parameters())}
     groups: list[dict[str, Any]] = []
-    for index, given in enumerate([{"params": module.parameters()}] if params is None else params):
+    for index, given in enumerate(given_groups):
         own = {
             name: value for name, value in given.items() if name not in ("params", "param_names")
         }
@@ -140,8 +181,12 @@ def _at_rate(
     return changed
 
 
+def _as_list(params: Any) -> list[Any]:
+    return [params] if isinstance(params, Tensor) else list(params)
+
+
 def _tensors(params: Any) -> Iterator[Tensor]:
-    for item in [params] if isinstance(params, Tensor) else params:
+    for item in _as_list(params):
         yield item[1] if isinstance(item, tuple) else item
 
 
@@ -184,6 +229,18 @@ def _defaults(optimizer_class: type[Optimizer]) -> dict[str, Any]:
     return found
 
 
+def _unknown(
+    optimizer_class: type[Optimizer], defaults: Mapping[str, Any], options: Mapping[str, Any]
+) -> list[Diagnostic]:
+    """A finding for every option that the class does not have."""
+    where, known = optimizer_class.__name__, ", ".join(defaults)
+    return [
+        UnknownOption(where=where, option=where, value=name, choices=known)
+        for name in options
+        if name not in defaults
+    ]
+
+
 def _check_options(
     optimizer_class: type[Optimizer],
     defaults: Mapping[str, Any],
@@ -193,12 +250,7 @@ def _check_options(
 ) -> None:
     """Groups may carry keys of the user's own; options may not."""
     where = optimizer_class.__name__
-    known = ", ".join(defaults)
-    problems = [
-        UnknownOption(where=where, option=where, value=name, choices=known)
-        for name in options
-        if name not in defaults
-    ]
+    problems = _unknown(optimizer_class, defaults, options)
     for name, value in asked.items():
         if name in row.unscaled and value != row.unscaled[name]:
             only = f"{row.unscaled[name]} (it is one for all groups, which have units of their own)"
@@ -213,11 +265,13 @@ def _check_options(
 def learning_rates(groups: Optimizer | Iterable[Mapping[str, Any]], lr: float) -> list[float]:
     """The absolute learning rate ``lr`` of the original in the units of each group, in their order.
 
+    With true weights that is ``lr`` for all, but for a scheme's rates.
+
     For schedulers that take a list of rates: ``OneCycleLR(optimizer, max_lr=learning_rates(…))``.
     """
     if isinstance(groups, Optimizer):
         groups = groups.param_groups
-    return [lr * float(group["lr_factor"]) for group in groups]
+    return [lr * float(group.get("lr_factor", 1.0)) for group in groups]
 
 
 #: Norms that commute with a power of two to the last bit; others are taken of true gradients.

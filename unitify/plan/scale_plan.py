@@ -2,8 +2,8 @@
 
 Forward scales are chosen from inputs to outputs, backward scales from outputs to inputs.
 A value keeps the scale at which it arrives while its RMS then lies in [1/2, 2]; it is
-rescaled to the nearest power of two otherwise. What must stay true does: inputs, buffers,
-and values that carry masking constants.
+rescaled to the nearest power of two otherwise. What must stay true does (``fixed``), and so do
+values that carry masking constants.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
-from torch._ops import OpOverload
 
-from unitify.capture.composite import is_summed_unseen
 from unitify.capture.whole import Capture
 from unitify.diagnostics import PlanMismatch, ScaleNotAllowed, UnitifyError
 from unitify.estimates import Estimates, Rms
@@ -29,6 +27,7 @@ from unitify.operations.extremes import extreme_values
 from unitify.operations.laws import Factors, factors, holds_tensors, is_scalable
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import named_arguments, nodes_of, operation_name
+from unitify.plan.fixed import fixed_values, is_true_parameter, parameter_of
 
 #: Half the width, in octaves, of the band in which a value keeps the scale it arrives at: of one
 #: that was measured, and of one that was predicted and may be half an octave from there.
@@ -37,6 +36,10 @@ TOLERANCE, PREDICTED_TOLERANCE = 1.0, 0.5
 #: or a broken estimate, not of a scale. A factor of the one equation is the sum of three such
 #: distances, so that with a third of the range of float32 none of them overflows.
 _LIMIT = 42
+
+#: At which scale parameters are held: that of the original, or one at which they have unit RMS.
+Weights = Literal["true", "stored"]
+WEIGHTS: tuple[Weights, ...] = ("true", "stored")
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,14 @@ class ScalePlan:
     own name: the scale at which its results leave it); ``parameters`` every parameter, tied
     names included. ``units``: of values that have to stay true, the scales at which they would be
     near unit RMS, where those are others: a cast rounds them there, wherever they are stored.
+    ``weights``: "true" where every parameter has to stay so.
     """
 
     values: Mapping[str, Scale]
     parameters: Mapping[str, Scale]
     versions: Mapping[str, str] = field(default_factory=dict)
     units: Mapping[str, Scale] = field(default_factory=dict)
+    weights: Weights = "stored"
 
     def unit(self, name: str) -> Scale:
         """The scale at which a value, and its gradient, is near unit RMS."""
@@ -80,6 +85,7 @@ class ScalePlan:
         """Plain data: exponents (log2) in place of scales."""
         return {
             "versions": dict(self.versions),
+            "weights": self.weights,
             "values": {n: list(s.exponents) for n, s in self.values.items()},
             "parameters": {n: list(s.exponents) for n, s in self.parameters.items()},
             "units": {n: list(s.exponents) for n, s in self.units.items()},
@@ -92,11 +98,15 @@ class ScalePlan:
         Raises ``UnitifyError`` (U301) for anything else.
         """
         try:
+            held: Weights = data.get("weights", "stored")
+            if held not in WEIGHTS:
+                raise ValueError(f"weights are {held!r}")
             return ScalePlan(
                 values={n: Scale.of_exponents(*e) for n, e in data["values"].items()},
                 parameters={n: Scale.of_exponents(*e) for n, e in data["parameters"].items()},
                 versions=dict(data.get("versions", {})),
                 units={n: Scale.of_exponents(*e) for n, e in data.get("units", {}).items()},
+                weights=held,
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             problem = f"not a plan ({type(error).__name__}: {error})"
@@ -120,42 +130,6 @@ def plan(
     return planner.result()
 
 
-def parameter_of(capture: Capture, node: fx.Node) -> str | None:
-    """The parameter that a ``get_attr`` node holds, by its first name; None for anything else."""
-    if node.op != "get_attr":
-        return None
-    return capture.aliases.get(str(node.target))
-
-
-def is_fixed(capture: Capture, node: fx.Node) -> bool:
-    """Must the value stay at true scale? Inputs, buffers and constants of the recording must.
-
-    So must what an operation hands back of them unchanged (``to`` where the type is right): it is
-    the same tensor, and its gradients are summed with those from outside of the graph. And so must
-    what a recurrent layer sums into beside others (``capture.composite``).
-    """
-    while _is_handed_back(node):
-        node = node.args[0]  # type: ignore[assignment]
-    if node.op == "placeholder" or is_summed_unseen(node):
-        return True
-    return node.op == "get_attr" and parameter_of(capture, node) is None
-
-
-def _is_handed_back(node: fx.Node) -> bool:
-    """Is the result the first operand itself?"""
-    source = node.args[0] if node.op == "call_function" and node.args else None
-    if not isinstance(source, fx.Node) or not isinstance(node.target, OpOverload):
-        return False
-    if not any(result.alias_info is not None for result in node.target._schema.returns):
-        return False
-    held, given = node.meta.get("val"), source.meta.get("val")
-    if not isinstance(held, Tensor) or not isinstance(given, Tensor):
-        return False
-    # As text: two free sizes are compared without deciding that they are equal.
-    same_layout = str((held.shape, held.stride())) == str((given.shape, given.stride()))
-    return same_layout and held.untyped_storage()._cdata == given.untyped_storage()._cdata
-
-
 class _Planner:
     """The two passes over the graph; exponents are log2."""
 
@@ -166,6 +140,7 @@ class _Planner:
         self.capture = capture
         self.estimates = estimates
         self.rules = rules
+        self.fixed = fixed_values(capture)
         self.extreme = extreme_values(capture.graph, rules, capture.example, capture.attribute)
         self.forward: dict[fx.Node, int] = {}
         self.backward: dict[fx.Node, int] = {}
@@ -216,7 +191,7 @@ class _Planner:
             operand = arguments.get(name)
             if not isinstance(operand, fx.Node) or monomial.get(name) != 1:
                 continue
-            if parameter_of(self.capture, operand) is None or len(operand.users) > 1:
+            if operand in self.fixed or operand.op != "get_attr" or len(operand.users) > 1:
                 continue
             needed = factors(rule, node, self._scale).operands.get((name, 0), 0)
             self.forward[operand] = self._settle(operand, [self.forward[operand] - needed])
@@ -228,7 +203,7 @@ class _Planner:
         return self.forward.get(node, 0)
 
     def _settle(self, node: fx.Node, arrivals: list[int]) -> int:
-        if node in self.extreme or is_fixed(self.capture, node):
+        if node in self.extreme or node in self.fixed:
             return 0
         chosen = self._nearest(node, "forward", arrivals)
         return 0 if chosen > 0 and self._would_round(node, chosen) else chosen
@@ -262,7 +237,7 @@ class _Planner:
     # tolerance is kept, so that most edges need no factor of their own.
     def choose_backward(self) -> None:
         for node in reversed(list(self.capture.graph.nodes)):
-            if is_fixed(self.capture, node) or not (is_scalable(node) or holds_tensors(node)):
+            if node in self.fixed or not (is_scalable(node) or holds_tensors(node)):
                 self.backward[node] = 0
                 continue
             arrivals = [a for user in node.users for a in self._arrivals(node, user)]
@@ -296,18 +271,18 @@ class _Planner:
         }
         units = {n.name: self._unit(n) for n in self.capture.graph.nodes if n.name in values}
         units = {name: unit for name, unit in units.items() if unit != values[name]}
-        return ScalePlan(values, parameters, versions(), units)
+        return ScalePlan(values, parameters, versions(), units, weights_of(self.capture))
 
     def _unit(self, node: fx.Node) -> Scale:
         """Where a value that has to stay true would be, if it had not to."""
         fwd, bwd = self.forward[node], self.backward[node]
         if not is_scalable(node) or node in self.extreme:
             return Scale.of_exponents(fwd, bwd)
-        is_held = is_fixed(self.capture, node)
+        is_held = node in self.fixed
         if is_held or parameter_of(self.capture, node) is not None:
             # A weight may be held, too: one that would round.
             fwd = self._nearest(node, "forward", [fwd])
-        if is_held and node.op == "call_function":
+        if is_held and (node.op == "call_function" or is_true_parameter(self.capture, node)):
             bwd = self._nearest(node, "backward", [bwd])
         return Scale.of_exponents(fwd, bwd)
 
@@ -337,6 +312,21 @@ def _median_log(values: Iterable[float | None]) -> int:
     return round(statistics.median(logs)) if logs else 0
 
 
+def parameter_units(capture: Capture, plan: ScalePlan) -> dict[str, Scale]:
+    """Name of every parameter → the scale at which it, and its gradient, is near unit RMS."""
+    units = {
+        parameter_of(capture, node): plan.unit(node.name)
+        for node in capture.graph.nodes
+        if node.op == "get_attr" and node.name in plan.values
+    }
+    return {name: units.get(first, Scale()) for name, first in capture.aliases.items()}
+
+
+def weights_of(capture: Capture) -> Weights:
+    """Does every parameter of ``capture`` stay true?"""
+    return "true" if capture.true_parameters >= set(capture.aliases.values()) else "stored"
+
+
 def versions() -> dict[str, str]:
     """Versions that the names of values depend on."""
     from unitify.version import __version__
@@ -363,8 +353,9 @@ def check_plan(capture: Capture, plan: ScalePlan) -> None:
             if not is_power_of_two(factor):
                 problem = "it is not a power of two"
                 raise UnitifyError(ScaleNotAllowed(value=name, scale=str(scale), problem=problem))
+    fixed = fixed_values(capture)
     for name, scale in plan.values.items():
-        if is_fixed(capture, values[name]) and scale != Scale():
+        if values[name] in fixed and scale != Scale():
             problem = "the value must stay at true scale"
             raise UnitifyError(ScaleNotAllowed(value=name, scale=str(scale), problem=problem))
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from unitify.capture.whole import Capture
 from unitify.operations.laws import holds_tensors, is_scalable
-from unitify.plan.scale_plan import Scale, ScalePlan, is_fixed, versions
+from unitify.plan.fixed import fixed_values, is_true_parameter
+from unitify.plan.scale_plan import Scale, ScalePlan, versions, weights_of
 
 
 def uniform_plan(capture: Capture, loss_scale: float = 1.0) -> ScalePlan:
     """Scale(1, 1/``loss_scale``) for every value and parameter: gradients are stored scaled up.
 
     Static loss scaling, as an assignment of scales: the gradient of an input is true, that of a
-    parameter is ``loss_scale`` times it, which ``unitify.optim`` allows for. What must stay true
-    does. With ``loss_scale`` one, the graph is the original.
+    stored parameter is ``loss_scale`` times it, which ``unitify.optim`` allows for. What must stay
+    true does; that of a true parameter is rounded scaled up, by its unit, and then true. With
+    ``loss_scale`` one, the graph is the original.
 
     Dynamic loss scaling is torch's own, around a module of loss scale one (recipe "fp16-plain"):
 
@@ -22,13 +24,13 @@ def uniform_plan(capture: Capture, loss_scale: float = 1.0) -> ScalePlan:
         scaler.update()
     """
     scale = Scale(1.0, 1.0 / loss_scale)
-    values = {
-        node.name: Scale() if is_fixed(capture, node) else scale
-        for node in capture.graph.nodes
-        if is_scalable(node) or holds_tensors(node)
-    }
-    used = {str(n.target) for n in capture.graph.nodes if n.op == "get_attr" and n.name in values}
+    fixed = fixed_values(capture)
+    carriers = [n for n in capture.graph.nodes if is_scalable(n) or holds_tensors(n)]
+    values = {node.name: Scale() if node in fixed else scale for node in carriers}
+    held = {n for n in carriers if n.op == "get_attr"}
+    used = {str(n.target) for n in held if n not in fixed}
     parameters = {
         name: scale if first in used else Scale() for name, first in capture.aliases.items()
     }
-    return ScalePlan(values, parameters, versions())
+    units = {n.name: scale for n in held if is_true_parameter(capture, n) and scale != Scale()}
+    return ScalePlan(values, parameters, versions(), units, weights_of(capture))

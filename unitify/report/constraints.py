@@ -27,7 +27,7 @@ from unitify.estimates import Estimates, Rms
 from unitify.operations.laws import holds_tensors
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import operation_name
-from unitify.plan.scale_plan import Scale, ScalePlan
+from unitify.plan.scale_plan import ScalePlan
 from unitify.report.shares import Shares, shares
 from unitify.report.unit_graph import LOSS, UnitGraph, unit_graph, value_of, with_outputs
 from unitify.scheme.structure import adds
@@ -263,7 +263,7 @@ def _planned(
     def planned(vertex: str) -> Rms:
         made = capture.reparametrisation
         name = vertex if made is None else value_of(vertex, made)
-        rms, scale = estimates.get(name, Rms()), plan.values.get(name, Scale())
+        rms, scale = estimates.get(name, Rms()), plan.unit(name)
         return Rms(
             None if rms.forward is None else rms.forward / scale.fwd,
             None if rms.backward is None else rms.backward / scale.bwd,

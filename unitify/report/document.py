@@ -56,6 +56,7 @@ def document(numerics: Numerics) -> dict[str, Any]:
             direction: {graph: list(numerics.unit_share(direction, graph)) for graph in GRAPHS}
             for direction in DIRECTIONS
         },
+        "true_weights": {d: numerics.true_weights(d) for d in DIRECTIONS},
         "cast_share_of_flops": _number(flop_share(numerics.choices)),
         "values": [_value(value, sources) for value in numerics.values],
         "choices": [_choice(choice) for choice in numerics.choices],
@@ -133,6 +134,7 @@ def _value(value: Value, sources: _Sources) -> dict[str, Any]:
     return {
         "name": value.name,
         "kind": value.kind,
+        "is_true_weight": value.is_true_weight,
         "operation": value.operation,
         "shape": list(value.shape),
         "module": value.origin.module,

@@ -118,5 +118,5 @@ def _joined(
         for value, rms in measured[part].items():
             if value not in halves:
                 estimates[value_name(part, value)] = rms
-                scales[value_name(part, value)] = plans[part].values[value]
+                scales[value_name(part, value)] = plans[part].unit(value)
     return planned(name, weights, estimates, estimates, ScalePlan(scales, {}))

@@ -84,6 +84,7 @@ class Value:
 
     ``kind``: "input", "parameter", "buffer", "mask" (it carries masking constants) or "result".
     ``module``: path of the module that it was made in. ``parameter``: a parameter's own name.
+    ``is_true_weight``: a parameter that stays true on purpose, or made of such alone.
     ``restored``: why its operands return to true scale: "no rule", "law", or "" where they do not.
     ``product``: the sum of products whose result (or one of whose results) it is; "" for others.
     """
@@ -96,6 +97,7 @@ class Value:
     forward: Side
     backward: Side
     parameter: str = ""
+    is_true_weight: bool = False
     restored: str = ""
     product: str = ""
     sqnr: Sqnr | None = None
@@ -177,10 +179,14 @@ class Numerics:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def unit_share(self, direction: str, graph: str) -> tuple[int, int]:
-        """(How many values have an RMS in the unit band, how many have one at all)."""
-        found = [
-            side.rms if graph == "original" else side.stored
-            for side in (value.side(direction) for value in self.values)
-            if side.rms
-        ]
+        """(How many values have an RMS in the unit band, how many have one at all).
+
+        Weights that stay true on purpose are not counted: ``true_weights`` says how many.
+        """
+        sides = [value.side(direction) for value in self.values if not value.is_true_weight]
+        found = [side.rms if graph == "original" else side.stored for side in sides if side.rms]
         return sum(is_unit(rms) for rms in found if rms), len(found)
+
+    def true_weights(self, direction: str) -> int:
+        """How many weights with an RMS stay true on purpose."""
+        return sum(bool(v.side(direction).rms) for v in self.values if v.is_true_weight)

@@ -104,7 +104,9 @@ def _tiles(numerics: Numerics) -> Iterator[Tile]:
         before, total = numerics.unit_share(direction, "original")
         after, _ = numerics.unit_share(direction, "transformed")
         if total:
-            note = f"of {total:,}; RMS within [1/2, 2]"
+            weights = numerics.true_weights(direction)
+            apart = f"; {weights:,} of weights stay true" if weights else ""
+            note = f"of {total:,}; RMS within [1/2, 2]{apart}"
             yield Tile(f"{name} at unit RMS", _percent(after, total), note, _percent(before, total))
     formats = f"{numerics.recipe.forward.name.upper()} / {numerics.recipe.backward.name.upper()}"
     bad = [sum(lost.worst > NOTABLE for lost in losses(numerics, graph)) for graph in GRAPHS]

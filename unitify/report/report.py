@@ -22,6 +22,7 @@ from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.laws import holds_tensors, is_scalable
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import operation_name
+from unitify.plan.fixed import true_weights
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.recipe.choices import Choice, flop_share
 from unitify.verification import Difference
@@ -34,14 +35,16 @@ UNIT = (0.5, 2.0)
 class Share:
     """How many of ``total`` values have an RMS in the unit band, at true and at stored scale.
 
-    Values that are zero or have no gradient are not counted. ``outside``: the stored RMS of
-    those that are not in the band, by name.
+    Values that are zero or have no gradient are not counted, nor are the ``weights`` that stay true
+    on purpose, with what is made of them alone. ``outside``: the stored RMS of those that are not
+    in the band, by name.
     """
 
     total: int
     before: int
     after: int
     outside: Mapping[str, float] = field(default_factory=dict)
+    weights: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,14 +133,19 @@ def make_report(
         for part, found in measured.items()
         for value, rms in found.items()
     }
+    true = frozenset(
+        value_name(name, node.name)
+        for name, part in module.parts.items()
+        for node in true_weights(part.capture)
+    )
     return Report(
         model=type(module.original).__name__,
         parameters=sum(p.numel() for p in module.parameters()),
         values=len(module.plan.values),
         operations=sum(n.op == "call_function" for part in parts for n in part.capture.graph.nodes),
         rescales=sum(_rescales(part.graph) for part in parts),
-        forward=unit_share(estimates, module.plan, "forward"),
-        backward=unit_share(estimates, module.plan, "backward"),
+        forward=unit_share(estimates, module.plan, "forward", true),
+        backward=unit_share(estimates, module.plan, "backward", true),
         exact=None if verification is None else verification.exact,
         compared=0 if verification is None else verification.compared,
         differences=() if verification is None else verification.differences,
@@ -151,13 +159,24 @@ def make_report(
     )
 
 
-def unit_share(estimates: Estimates, plan: ScalePlan, direction: str) -> Share:
-    """The share of values (``direction`` "forward") or gradients ("backward") in the unit band."""
-    before = after = total = 0
+def unit_share(
+    estimates: Estimates,
+    plan: ScalePlan,
+    direction: str,
+    weights: frozenset[str] = frozenset(),
+) -> Share:
+    """The share of values (``direction`` "forward") or gradients ("backward") in the unit band.
+
+    ``weights``: names of values that stay true on purpose.
+    """
+    before = after = total = true = 0
     outside: dict[str, float] = {}
     for name, estimate in estimates.items():
         rms = estimate.forward if direction == "forward" else estimate.backward
         if not rms:
+            continue
+        if name in weights:
+            true += 1
             continue
         scale = plan.values.get(name, Scale())
         stored = rms / (scale.fwd if direction == "forward" else scale.bwd)
@@ -167,7 +186,7 @@ def unit_share(estimates: Estimates, plan: ScalePlan, direction: str) -> Share:
             after += 1
         else:
             outside[name] = stored
-    return Share(total, before, after, outside)
+    return Share(total, before, after, outside, true)
 
 
 def without_rule(capture: Capture, rules: RuleTable) -> tuple[NoRule, ...]:

@@ -17,7 +17,7 @@ from unitify.capture.execution import LossFunction
 from unitify.capture.whole import Capture
 from unitify.estimates import Estimates, Rms
 from unitify.operations.rule_table import RuleTable
-from unitify.plan.scale_plan import Scale, ScalePlan, plan
+from unitify.plan.scale_plan import ScalePlan, plan
 from unitify.plan.uniform import uniform_plan
 from unitify.report.constraints import RULES, Constraints
 from unitify.report.drawn_moments import DrawnMoments, glorot_weights
@@ -97,8 +97,11 @@ def planned(
     estimates: Estimates,
     assignment: ScalePlan,
 ) -> SchemeShares:
-    """The shares of the values ``names`` under an assignment of scales."""
-    held = [(estimates.get(n, Rms()), assignment.values.get(n, Scale())) for n in names]
+    """The shares of the values ``names`` under an assignment of scales.
+
+    What has to stay true, such as weights, counts at the scale at which a cast rounds it.
+    """
+    held = [(estimates.get(n, Rms()), assignment.unit(n)) for n in names]
     return SchemeShares(
         scheme,
         weights,

@@ -78,10 +78,12 @@ def facts(numerics: Numerics) -> Iterator[tuple[str, str]]:
     for direction, name in zip(DIRECTIONS, ("values", "gradients"), strict=True):
         before, total = numerics.unit_share(direction, "original")
         after, _ = numerics.unit_share(direction, "transformed")
+        weights = numerics.true_weights(direction)
+        counted = f"of {total:,}" + (f"; {weights:,} of weights stay true" if weights else "")
         yield (
             f"{name} at unit RMS",
             (
-                f"{_percent(before, total)} before, {_percent(after, total)} after (of {total:,})"
+                f"{_percent(before, total)} before, {_percent(after, total)} after ({counted})"
                 if total
                 else "none"
             ),

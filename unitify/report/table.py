@@ -50,7 +50,8 @@ def _share(share: Share) -> str:
     if not share.total:
         return "none"
     before, after = (100 * n / share.total for n in (share.before, share.after))
-    return f"{before:.1f} % before, {after:.1f} % after (of {share.total:,})"
+    apart = f"; {share.weights:,} of weights stay true" if share.weights else ""
+    return f"{before:.1f} % before, {after:.1f} % after (of {share.total:,}{apart})"
 
 
 def _restored(report: Report) -> str:

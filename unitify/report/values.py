@@ -24,7 +24,8 @@ from unitify.operations.laws import factors, holds_tensors, is_scalable
 from unitify.operations.products import product_operands
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import operation_name
-from unitify.plan.scale_plan import Scale, ScalePlan, parameter_of
+from unitify.plan.fixed import parameter_of, true_weights
+from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.recipe.choices import Choice
 from unitify.report.losses import Loss, loss
 from unitify.report.magnitudes import Magnitudes, magnitudes_of
@@ -55,6 +56,7 @@ def values_of(part: Part, rules: RuleTable, formats: Iterable[Format]) -> tuple[
     formats = tuple(formats)
     casts = _casts(part, rules)
     capture = part.capture
+    true = true_weights(capture)
     masks = extreme_values(capture.graph, rules, capture.example, capture.attribute)
     return tuple(
         Value(
@@ -66,6 +68,7 @@ def values_of(part: Part, rules: RuleTable, formats: Iterable[Format]) -> tuple[
             forward=_side(part, node, 0, formats, casts),
             backward=_side(part, node, 1, formats, casts),
             parameter=_parameter(part, node),
+            is_true_weight=node in true,
             restored=_restored(part.plan, rules, node),
             product=_product(part, node),
             sqnr=part.sqnr.get(node.name),

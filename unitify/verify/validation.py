@@ -96,6 +96,7 @@ class Checker:
             self.tied.setdefault(first, []).append(name)
         attributes = {n.target for n in capture.graph.nodes if n.op == "get_attr"}
         self.constants = attributes - capture.aliases.keys()
+        self.constants |= {n for n, f in capture.aliases.items() if f in capture.true_parameters}
         self.equations: dict[str, Equation] = {}
         #: Factors between an operation and its stored result, by the operation's name.
         self.results: dict[str, Factor] = {}
