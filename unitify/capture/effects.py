@@ -88,7 +88,11 @@ def leave(
     for effect in effects:
         leaves = [next(rest) for _ in range(effect.spec.num_leaves)]
         holder, key = place(effect.location, tree, inputs)
-        holder[key] = pytree.tree_unflatten(leaves, effect.spec)
+        value = pytree.tree_unflatten(leaves, effect.spec)
+        if isinstance(holder, list) and key == len(holder):
+            holder.append(value)
+        else:
+            holder[key] = value
 
 
 def place(location: Location, tree: nn.Module, inputs: Mapping[str, Any] = {}) -> tuple[Any, Any]:

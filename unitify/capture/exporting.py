@@ -152,8 +152,8 @@ def _silence() -> Iterator[None]:
         log.disabled = True
     try:
         with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-            # What is assigned to a module is not lost: ``effects`` hands it over.
-            warnings.filterwarnings("ignore", r"The tensor attributes? self\.")
+            # Recurrent layers list their own parameters; nothing is assigned that could be lost.
+            warnings.filterwarnings("ignore", r"The tensor attributes? self\..*_flat_weights")
             yield
     finally:
         for log in muted:
@@ -182,6 +182,8 @@ def _called_by_name(
         with by_table(tensors):
             result = original(*given, **keywords)
         effects[:], values = effects_of(before, paths)
+        # What a call assigns is a result here; export would write it into what stood there.
+        before.put_back()
         return result, values
 
     names = bind(signature, args, kwargs)

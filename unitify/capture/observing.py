@@ -230,7 +230,7 @@ class _Observation:
         found = {
             reader
             for location, readers in self.reads.items()
-            if _leads_to(location, change.location)
+            if location.leads_to(change.location)
             for reader in readers
         }
         for container, readers in self.containers.values():
@@ -243,7 +243,7 @@ class _Observation:
         return _is_equal(change) or (change.location.root in self.paths and _is_kept(change))
 
     def _blame_for(self, what: str, location: Location) -> None:
-        readers = [r for where, r in self.reads.items() if _leads_to(where, location)]
+        readers = [r for where, r in self.reads.items() if where.leads_to(location)]
         found = {r for group in readers for r in group if r is not None}
         for module in found or {self._owner(location)}:
             self.unfit.setdefault(module, f"it {what}")
@@ -289,11 +289,6 @@ def _copies(inputs: Any) -> Any:
 
 def _now(change: Change) -> Any:
     return change.cell.entries().get(change.key, MISSING)
-
-
-def _leads_to(read: Location, location: Location) -> bool:
-    """Is ``location`` the entry that was read, or inside of what was read?"""
-    return read.root == location.root and location.steps[: len(read.steps)] == read.steps
 
 
 def _inside(container: Any) -> Iterator[Any]:

@@ -60,6 +60,10 @@ class Location:
         """One step further."""
         return Location(self.root, (*self.steps, Step(kind, key)))
 
+    def leads_to(self, other: Location) -> bool:
+        """Is ``other`` this entry, or one inside of it?"""
+        return self.root == other.root and other.steps[: len(self.steps)] == self.steps
+
     def names_tensor(self, target: str) -> bool:
         """Is this the entry of a module's tables that ``target``, a dotted name, stands for?"""
         path, _, name = target.rpartition(".")

@@ -53,6 +53,8 @@ def watched(
     watch = Watch()
     modules = {id(m) for m in model.modules()}
     owners = {id(c.owner): c for c in cells(model) if c.owner is not None}
+    #: Objects of classes that tell nothing, because they cannot be changed.
+    silent: set[int] = set()
 
     def note(owner: Any, name: str, value: Any = None) -> None:
         cell = owners.get(id(owner))
@@ -60,8 +62,13 @@ def watched(
             return
         location = cell.location.then("attribute", name)
         watch.reads.setdefault(location, set()).add(watch.innermost)
-        if not isinstance(value, (*PLAIN, Tensor, MethodType)):
-            watch.containers.setdefault(id(value), (value, set()))[1].add(watch.innermost)
+        if isinstance(value, (*PLAIN, Tensor, MethodType)):
+            return
+        if id(value) in silent:
+            # Its attributes are read unnoticed: each may be.
+            for entry in owners[id(value)].container:
+                note(value, entry)
+        watch.containers.setdefault(id(value), (value, set()))[1].add(watch.innermost)
 
     def forward_of(module: nn.Module, own: Any) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -97,24 +104,27 @@ def watched(
 
         return read
 
-    kinds = {type(c.owner) for c in owners.values() if not isinstance(c.owner, nn.Module)}
+    plain = [c.owner for c in owners.values() if not isinstance(c.owner, nn.Module)]
+    kinds = {type(owner) for owner in plain}
     with contextlib.ExitStack() as stack:
         for kind in (nn.Module, *kinds):
-            stack.enter_context(_exchanged(kind, "__getattribute__", reading))
+            try:
+                stack.enter_context(_exchanged(kind, "__getattribute__", reading))
+            except TypeError:
+                silent.update(id(owner) for owner in plain if type(owner) is kind)
         stack.enter_context(_exchanged(nn.Module, "__getattr__", missing))
         yield watch
 
 
 @contextlib.contextmanager
 def _exchanged(kind: Any, name: str, around: Callable[[Any], Any]) -> Iterator[None]:
-    """A method of a class with ``around`` put around it; a class that cannot be changed is left."""
+    """A method of a class with ``around`` put around it.
+
+    Raises ``TypeError`` for a class that cannot be changed.
+    """
     has_own = name in vars(kind)
     own = getattr(kind, name)
-    try:
-        setattr(kind, name, around(own))
-    except TypeError:
-        yield
-        return
+    setattr(kind, name, around(own))
     try:
         yield
     finally:

@@ -169,9 +169,8 @@ class UnitScaledModule(fx.GraphModule):
 
     def watch(self, tree: nn.Module) -> None:
         """From now on, attributes of ``tree`` are to stay what the graph was recorded with."""
-        effects = self.capture.call.effects
-        left = {str(effect.location) for effect in effects}
-        reads = [where for where in self.capture.reads if str(where) not in left]
+        left = [effect.location for effect in self.capture.call.effects]
+        reads = [where for where in self.capture.reads if not any(map(where.leads_to, left))]
         self.__dict__["_knobs"] = Knobs(tree, reads)
 
     def _turned(self) -> AttributeTurned | None:

@@ -179,7 +179,8 @@ def _value(value: Any) -> Any:
     if isinstance(value, PLAIN):
         return value
     if isinstance(value, Tensor):
-        return value.detach()
+        # A later call may write into it; into a parameter none does.
+        return value.detach() if isinstance(value, nn.Parameter) else value.detach().clone()
     leaves, spec = pytree.tree_flatten(value)
     if not all(isinstance(leaf, (Tensor, *PLAIN)) for leaf in leaves):
         return type(value).__name__
