@@ -29,8 +29,9 @@ ORDER = {
     "ops": "layout rescale cast centring scaled_mm fp8_linear",
     "operations": """expressions schema rule_table samples dimensions laws extremes operation
         flops products centring residual""",
-    "capture": """skeleton source signature functional inline modes autograd_functions recurrent
-        composite exporting example whole inputs execution islands""",
+    "capture": """skeleton source decisions computed guards signature sizes functional inline modes
+        autograd_functions recurrent composite eager_flags exporting example whole inputs execution
+        small islands""",
     "recipe": "recipe reader choices",
     "analysis": """moments quadrature softmax counts formulas linear ranges sampled balanced stated
         forward backward analyse""",

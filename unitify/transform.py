@@ -12,7 +12,8 @@ from torch import fx, nn
 from unitify.analysis.analyse import analyse
 from unitify.capture.execution import LossFunction
 from unitify.capture.inputs import Inputs, as_inputs, given_or_inferred
-from unitify.capture.islands import Recording, path_of, record
+from unitify.capture.islands import Recording, flat_calls, path_of, record
+from unitify.capture.sizes import RECORDING_SECONDS
 from unitify.capture.skeleton import skeleton_like
 from unitify.capture.whole import Capture
 from unitify.cast.casting import Evidence, cast_module
@@ -55,6 +56,7 @@ def transform(
     batches: Iterable[Any] | None = None,
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | None = None,
     dynamic_shapes: Any = "auto",
+    recording_seconds: float | None = RECORDING_SECONDS,
     verify: bool = True,
     inplace: bool = False,
     rules: Iterable[Any] = (),
@@ -72,11 +74,15 @@ def transform(
       every operation's result has unit RMS (``UnitScheme`` and ``UMuP`` have options). Gradients
       are true ones of that model, which is ``module.capture.model``.
     - ``scales``: "analysis" predicts RMS without data; "measured" takes it from ``batches`` (the
-      example inputs where there are none).
+      example inputs where there are none). A batch for which the recording of the example does
+      not hold (it lies on the other side of a branch on a size, say) is recorded, too, whatever
+      ``scales`` is, and the module runs the recording that holds for a call.
     - ``recipe``: what to cast, as ``recipe.read_recipe`` takes it: a name ("fp8"), a name
       with changes ("fp8,exclude=lm_head"), a table, a TOML file, a ``Recipe``; None casts nothing.
     - ``dynamic_shapes``: "auto" leaves every size free that the model leaves free; else as for
       ``torch.export.export``.
+    - ``recording_seconds``: how long a recording with free sizes may take; one that takes longer is
+      made again with fewer free sizes. None: as long as it takes.
     - ``verify``: compare bitwise with the original, before any cast.
     - ``inplace``: the module takes over the model's own ``Parameter`` objects, which then hold
       stored weights; the model itself is used up.
@@ -95,11 +101,12 @@ def transform(
     casts, asked = read_recipe(recipe), read_scheme(scheme)
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
-    recorded = record(model, args, kwargs, dynamic_shapes)
+    batches = None if batches is None else list(batches)
+    further = [as_inputs(batch) for batch in batches or ()]
+    recorded = record(model, args, kwargs, dynamic_shapes, further, recording_seconds)
     done("capture", recorded)
     recorded = reparametrise(recorded, asked, table)
     done("reparametrise", recorded)
-    batches = None if batches is None else list(batches)
     found: dict[str, Estimates] = {}
     if casts is None or casts.scaling == "unit":
         found = _estimates(recorded, scales, (args, kwargs), batches, loss_fn, table)
@@ -133,7 +140,7 @@ def transform(
         module.verification = result
     warn_of_losses(module.diagnostics)
     if casts is not None:
-        flat = {n: _flat(n, c, batches) for n, c in recorded.parts.items()} if batches else {}
+        flat = {n: _flat(n, recorded, further) for n in recorded.parts} if further else {}
         evidence = Evidence(found, flat, loss_fn)
         notes = cast_module(module, casts, table, evidence)
         module.diagnostics = (*module.diagnostics, *notes)
@@ -144,11 +151,11 @@ def transform(
     return module
 
 
-def _flat(name: str, captured: Capture, batches: list[Any]) -> list[list[Any]]:
+def _flat(name: str, recorded: Recording, calls: list[Inputs]) -> list[list[Any]]:
     """Flat inputs of a part; an island has the inputs that it received."""
     if path_of(name):
-        return [list(captured.example)]
-    return [captured.flat_inputs(*as_inputs(batch)) for batch in batches]
+        return [list(recorded.parts[name].example)]
+    return flat_calls(recorded.parts, name, calls)
 
 
 def _estimates(

@@ -15,17 +15,21 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from unitify.capture.computed import Computed
 from unitify.capture.source import Frame, frames_of_call
 
 
 @dataclass
 class Noted:
     """``functions``: autograd functions called, and hooks on gradients, each with the stack of its
-    first call; ``saved_hooks``: were saved tensors packed?
+    first call; ``saved_hooks``: were saved tensors packed? ``as_compiled``: was the model told that
+    it is being compiled? ``computed``: data that it asked for and that follows from sizes.
     """
 
     functions: dict[str, tuple[Frame, ...]] = field(default_factory=dict)
     saved_hooks: bool = False
+    as_compiled: bool = False
+    computed: list[Computed] = field(default_factory=list)
 
 
 @contextlib.contextmanager

@@ -7,12 +7,14 @@ call's arguments by name, and what of the backward pass it lost.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -21,8 +23,11 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from unitify.capture.autograd_functions import Noted, noted_backward
+from unitify.capture.computed import Known
+from unitify.capture.eager_flags import as_in_eager
 from unitify.capture.recurrent import free_length
 from unitify.capture.signature import bind, unbind
+from unitify.capture.sizes import Free
 from unitify.diagnostics import UnitifyError, UnknownOption
 
 
@@ -35,26 +40,44 @@ def export(
 ) -> tuple[ExportedProgram, Noted]:
     """``model`` as it is called by ``args`` and ``kwargs``, recorded in its present mode.
 
-    ``dynamic_shapes``: "auto" leaves every size free; else as for ``torch.export.export``.
+    ``dynamic_shapes``: "auto" leaves every size free, ``Free`` some; else as for
+    ``torch.export.export``. The model runs as it does by itself where it can be recorded so.
 
     Raises ``ExportError``; ``UnitifyError`` (U001) for shapes of inputs that there are not.
     """
     signature = inspect.signature(model.forward)
     named = bind(signature, args, kwargs)
     _check_shapes(dynamic_shapes, signature, named)
-    try:
+
+    def exported(surroundings: Callable[[], AbstractContextManager[Any]]) -> Any:
         shapes = _by_name(dynamic_shapes, signature, named)
         with (
-            _called_by_name(model, args, kwargs),
+            _called_by_name(model, args, kwargs, surroundings),
             _silence(),
             free_length(),
             noted_backward() as noted,
         ):
             program = torch.export.export(model, (), named, dynamic_shapes=shapes, strict=False)
+        return program, noted
+
+    data = Known()
+    try:
+        program, noted = exported(functools.partial(_in_eager, data))
+        noted.computed = data.found
     except Exception as error:
-        raise ExportError from error
+        try:
+            program, noted = exported(contextlib.nullcontext)
+        except Exception:
+            raise ExportError from error
+        noted.as_compiled = True
     _forget_this_file(program.graph_module)
     return program, noted
+
+
+@contextlib.contextmanager
+def _in_eager(data: Known) -> Iterator[None]:
+    with as_in_eager(), data:
+        yield
 
 
 def _check_shapes(shapes: Any, signature: inspect.Signature, named: dict[str, Any]) -> None:
@@ -73,7 +96,9 @@ def _check_shapes(shapes: Any, signature: inspect.Signature, named: dict[str, An
 def _by_name(shapes: Any, signature: inspect.Signature, named: dict[str, Any]) -> Any:
     """``dynamic_shapes`` by the names of ``bind``, from any of the forms that torch takes."""
     if isinstance(shapes, str):
-        return {name: _freed(name, value) for name, value in named.items()}
+        shapes = Free()
+    if isinstance(shapes, Free):
+        return {name: _freed(name, value, shapes) for name, value in named.items()}
     if isinstance(shapes, list | tuple):
         return dict(zip(named, shapes, strict=False))
     if not isinstance(shapes, dict):
@@ -91,13 +116,13 @@ def _by_name(shapes: Any, signature: inspect.Signature, named: dict[str, Any]) -
     return {name: spread.get(name) for name in named}
 
 
-def _freed(name: str, value: Any) -> Any:
-    """The argument with a free size in place of every size of its tensors."""
+def _freed(name: str, value: Any, which: Free) -> Any:
+    """The argument with a free size in place of those sizes of its tensors."""
 
     def free(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor):
             return None
-        return dict.fromkeys(range(leaf.dim()), Dim.AUTO)
+        return dict.fromkeys(which.of(leaf.dim()), Dim.AUTO)
 
     try:
         return pytree.tree_map(free, value)
@@ -143,15 +168,22 @@ def _silence() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _called_by_name(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    surroundings: Callable[[], AbstractContextManager[Any]],
 ) -> Iterator[None]:
-    """Let ``model`` take each argument of this call by a name of its own, ``*args`` included."""
+    """Let ``model`` take each argument of this call by a name of its own, ``*args`` included.
+
+    Its code runs inside ``surroundings``.
+    """
     original, was_set = model.forward, "forward" in vars(model)
     signature = inspect.signature(original)
 
     def forward(**named: Any) -> Any:
         given, keywords = unbind(signature, args, kwargs, named)
-        return original(*given, **keywords)
+        with surroundings():
+            return original(*given, **keywords)
 
     names = bind(signature, args, kwargs)
     forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

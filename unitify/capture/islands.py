@@ -4,13 +4,18 @@ Takes a model and example inputs; gives the captures that together stand for it,
 that is one, of the whole model. Otherwise its submodules are tried from the top down, each on the
 inputs that it receives in one run of the model; what can be captured is an *island*, exact at its
 boundary, since values that cross it are true. What is left runs as the Python code that it is.
+
+One recording holds for the calls that its guards allow. Where there are calls of other kinds
+(another side of a branch on a size, other arguments, the other mode) a module has a recording for
+each.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +27,8 @@ from torch.utils import _pytree as pytree
 from unitify.capture.example import copied, initialise_lazy
 from unitify.capture.execution import backward_starts, unchanged
 from unitify.capture.exporting import without_cache
+from unitify.capture.sizes import RECORDING_SECONDS
+from unitify.capture.small import tried_small
 from unitify.capture.whole import Capture, capture, nothing_captured
 from unitify.diagnostics import (
     AliasedMutation,
@@ -35,16 +42,21 @@ from unitify.diagnostics import (
 #: Failures of a capture that its submodules may not have.
 _LOCAL = (NotCaptured, GradientLost, AliasedMutation)
 
-#: Ends the name of a part that holds in the other mode than its twin.
-OTHER_MODE = "@other"
+#: Ends the name of each further recording of a module, with its number.
+_FURTHER = re.compile(r"@\d+$")
+#: A module that is called in more ways than this is recorded for the first ones.
+_MOST = 16
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Recording:
     """The captures that stand for ``model``, by part.
 
-    A part is named by the path of its submodule ("" for the whole model), and ``@other`` after it
-    where the two modes of a submodule are two graphs. ``diagnostics``: what was left alone.
+    A part is named by the path of its submodule ("" for the whole model), and by ``@2``, ``@3``
+    after it where that has further recordings: of the other mode, or for other sizes.
+    ``diagnostics``: what was left alone.
     """
 
     model: nn.Module
@@ -53,13 +65,31 @@ class Recording:
 
     @property
     def whole(self) -> Capture | None:
-        """The one capture of the whole model, in both modes; None if it takes more than one."""
+        """The one capture of the whole model, for every call; None if it takes more than one."""
         return self.parts[""] if tuple(self.parts) == ("",) else None
 
 
 def path_of(part: str) -> str:
     """The path of the submodule that a part stands for."""
-    return part.removesuffix(OTHER_MODE)
+    return _FURTHER.sub("", part)
+
+
+def flat_calls(parts: Mapping[str, Capture], name: str, calls: Sequence[Call]) -> list[list[Any]]:
+    """Flat inputs of those calls of the model that the part ``name``, one of its whole, is for.
+
+    A part that none is for has its own example.
+
+    Raises ``UnitifyError`` (U104, U111) for a call that no part takes.
+    """
+    own = parts[name]
+    found: list[list[Any]] = []
+    for args, kwargs in calls:
+        flat = own.call.fitted(args, kwargs)
+        if isinstance(flat, list):
+            found.append(flat)
+        elif not any(_takes(captured, (args, kwargs)) for captured in parts.values()):
+            raise UnitifyError(own.call.misfit(flat))
+    return found or ([list(own.example)] if calls else [])
 
 
 def record(
@@ -67,39 +97,72 @@ def record(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     dynamic_shapes: Any = "auto",
+    further: Sequence[Call] = (),
+    seconds: float | None = RECORDING_SECONDS,
 ) -> Recording:
     """Capture ``model`` whole, else each of its islands.
+
+    ``further`` calls are recorded, too, where the recordings so far do not hold for them.
+    ``seconds``: see ``capture``.
 
     Raises ``UnitifyError``: U102 where no part of it can be captured.
     """
     initialise_lazy(model, args, kwargs)
+    calls = [(args, kwargs), *further]
     try:
-        captured = capture(model, args, kwargs, dynamic_shapes)
+        parts = _recordings("", model, calls, dynamic_shapes, seconds)
     except UnitifyError as error:
         if not all(isinstance(d, _LOCAL) for d in error.diagnostics):
             raise
         with without_cache(model) as cached:
-            found = _islands(model, args, kwargs, dynamic_shapes, error)
+            found = _islands(model, calls, dynamic_shapes, error, seconds)
         notes = [CacheLeftOut(where=type(model).__name__)] if cached else []
         return dataclasses.replace(found, diagnostics=(*found.diagnostics, *notes))
-    return Recording(model, _with_twin("", captured), captured.diagnostics)
+    noted = dict.fromkeys(d for captured in parts.values() for d in captured.diagnostics)
+    return Recording(model, parts, tuple(noted))
 
 
-def _with_twin(path: str, captured: Capture) -> dict[str, Capture]:
-    parts = {path: captured}
-    if captured.other is not None:
-        parts[path + OTHER_MODE] = captured.other
+def _recordings(
+    path: str, module: nn.Module, calls: Sequence[Call], shapes: Any, seconds: float | None
+) -> dict[str, Capture]:
+    """As many recordings of a module as its calls need, by part."""
+    found: list[Capture] = []
+    for call in calls:
+        modes = {captured.mode for captured in found}
+        if not modes or not all(
+            any(_takes(c, call) for c in found if c.mode == mode) for mode in modes
+        ):
+            captured = capture(module, *call, shapes, seconds)
+            both = [captured] if captured.other is None else [captured, captured.other]
+            found += [tried_small(c, *call) for c in both]
+    parts = {path: found[0]}
+    for number, captured in enumerate(found[1:], start=2):
+        parts[f"{path}@{number}"] = _with_own_constants(captured, number)
     return parts
+
+
+def _takes(captured: Capture, call: Call) -> bool:
+    return isinstance(captured.call.fitted(*call), list)
+
+
+def _with_own_constants(captured: Capture, number: int) -> Capture:
+    """The capture with other names for its constants, beside those of others on the same module."""
+    renamed = {name: f"captured_{number}_{name}" for name in captured.constants}
+    for node in captured.graph.nodes:
+        if node.op == "get_attr" and node.target in renamed:
+            node.target = renamed[node.target]
+    constants = {renamed[name]: constant for name, constant in captured.constants.items()}
+    return dataclasses.replace(captured, constants=constants)
 
 
 def _islands(
     model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    given: Sequence[Call],
     dynamic_shapes: Any,
     error: UnitifyError,
+    seconds: float | None,
 ) -> Recording:
-    calls = _observe(model, args, kwargs)
+    calls = _observe(model, given)
     shapes = dynamic_shapes if dynamic_shapes is None else "auto"
     found: dict[str, Capture] = {}
     notes: list[Diagnostic] = list(_named(error, type(model).__name__))
@@ -115,7 +178,8 @@ def _islands(
             notes.append(NotCaptured(where=path, module=path, reason=calls.unfit[module]))
         elif module in calls.inputs:
             try:
-                found.update(_with_twin(path, capture(module, *calls.inputs[module], shapes)))
+                received = list(calls.inputs[module].values())[:_MOST]
+                found.update(_recordings(path, module, received, shapes, seconds))
                 seen.update(module.modules())
                 continue
             except UnitifyError as failure:
@@ -155,11 +219,12 @@ def _named(error: UnitifyError, path: str) -> Iterator[Diagnostic]:
 class _Calls:
     """What one run of a model shows.
 
-    ``inputs``: each submodule's first call. ``uses``: each parameter, with the modules that were
-    running whenever it was used. ``unfit``: modules that a graph cannot stand for, and why.
+    ``inputs``: each submodule's calls, one of every form. ``uses``: each parameter, with the
+    modules that were running whenever it was used. ``unfit``: modules that a graph cannot stand
+    for, and why.
     """
 
-    inputs: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
+    inputs: dict[nn.Module, dict[Any, Call]] = field(default_factory=dict)
     uses: dict[nn.Parameter, set[tuple[nn.Module, ...]]] = field(default_factory=dict)
     unfit: dict[nn.Module, str] = field(default_factory=dict)
 
@@ -184,7 +249,7 @@ class _ParameterUse(TorchFunctionMode):
         return result
 
 
-def _observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Calls:
+def _observe(model: nn.Module, observed: Sequence[Call]) -> _Calls:
     calls = _Calls()
     use = _ParameterUse(calls)
     attributes: list[dict[str, Any]] = []
@@ -194,8 +259,11 @@ def _observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
             calls.unfit.setdefault(
                 module, "it is called by a transform of torch.func, such as vmap"
             )
-        elif module not in calls.inputs:
-            calls.inputs[module] = pytree.tree_map(copied, (given, named))
+        else:
+            received = calls.inputs.setdefault(module, {})
+            form = _form(given, named)
+            if form not in received and len(received) < _MOST:
+                received[form] = pytree.tree_map(copied, (given, named))
         use.running.append(module)
         attributes.append(dict(vars(module)))
 
@@ -217,37 +285,45 @@ def _observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         handles.append(module.register_forward_hook(after))
 
-    def run() -> Any:
-        given, named = pytree.tree_map(copied, (args, kwargs))
+    def run(call: Call) -> Any:
+        given, named = pytree.tree_map(copied, call)
         return model(*given, **named)
 
-    def observe(gradients: bool) -> None:
+    def observe(call: Call, gradients: bool) -> None:
         use.running.clear()
         attributes.clear()
         with unchanged(model, wholly=True), torch.set_grad_enabled(gradients), use:
-            run()
+            run(call)
 
     try:
-        try:
-            # Without gradients, so that nothing a module keeps of the run holds on to a graph.
-            observe(gradients=False)
-        except RuntimeError:
-            # A call may differentiate inside.
-            observe(gradients=True)
-        # A backward pass in Python may use parameters, too. Some models refuse to run it.
-        with (
-            contextlib.suppress(Exception),
-            unchanged(model, wholly=True),
-            torch.enable_grad(),
-            use,
-        ):
-            _run_backward(*backward_starts(run(), None))
+        for call in observed:
+            try:
+                # Without gradients, so that nothing a module keeps of the run holds on to a graph.
+                observe(call, gradients=False)
+            except RuntimeError:
+                # A call may differentiate inside.
+                observe(call, gradients=True)
+            # A backward pass in Python may use parameters, too. Some models refuse to run it.
+            with (
+                contextlib.suppress(Exception),
+                unchanged(model, wholly=True),
+                torch.enable_grad(),
+                use,
+            ):
+                _run_backward(*backward_starts(run(call), None))
     except Exception as error:
         raise nothing_captured(f"it does not run: {type(error).__name__}: {error}") from error
     finally:
         for handle in handles:
             handle.remove()
     return calls
+
+
+def _form(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """What a recording can tell calls apart by: structure, sizes and types, other values."""
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    kinds = ((tuple(x.shape), x.dtype) if isinstance(x, torch.Tensor) else repr(x) for x in leaves)
+    return (repr(spec), *kinds)
 
 
 def _run_backward(starts: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:

@@ -32,6 +32,9 @@ from unitify.diagnostics.capturing import (
     NotCaptured,
     NothingCaptured,
     OneModeOnly,
+    OutsideGuards,
+    RecordedAsCompiled,
+    SizesFixed,
 )
 from unitify.diagnostics.casting import (
     BoundMissed,
@@ -128,6 +131,7 @@ __all__ = [
     "OneModeOnly",
     "OptimizerUnsupported",
     "OutputExists",
+    "OutsideGuards",
     "OutsideUnitBand",
     "PackageMissing",
     "PatternUnmatched",
@@ -136,6 +140,7 @@ __all__ = [
     "PrecisionLost",
     "ReadingsUnreadable",
     "RecipeInvalid",
+    "RecordedAsCompiled",
     "RuleInvalid",
     "Saturated",
     "ScaleDrift",
@@ -143,6 +148,7 @@ __all__ = [
     "SchedulerNeeded",
     "SchemeNeedsGraph",
     "SettingsInvalid",
+    "SizesFixed",
     "StateNotMoved",
     "TiedRoles",
     "TrainableGains",

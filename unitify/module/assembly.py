@@ -18,9 +18,10 @@ import torch
 from torch import fx, nn
 
 from unitify.capture.exporting import switch_off_cache
-from unitify.capture.islands import OTHER_MODE, path_of
+from unitify.capture.islands import path_of
+from unitify.capture.signature import Refusal
 from unitify.capture.whole import Capture, parameter_aliases
-from unitify.diagnostics import Diagnostic, InputMismatch, UnitifyError, UnitifyWarning
+from unitify.diagnostics import Diagnostic, UnitifyError, UnitifyWarning
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.ops.rescale import rescale
 from unitify.plan.scale_plan import Scale, ScalePlan
@@ -53,7 +54,7 @@ class AssembledModule(UnitScaledModule):
         self.__dict__["_parts"] = {name: _attach(host, name, part) for name, part in parts.items()}
         for path in dict.fromkeys(path_of(name) for name in parts):
             module = host.get_submodule(path)
-            graphs = [p for p in (self.parts.get(path), self.parts.get(path + OTHER_MODE)) if p]
+            graphs = [part for name, part in self.parts.items() if path_of(name) == path]
             module.__dict__["forward"] = _forward_of(module, graphs, is_whole=not path)
         self._take_signature(inspect.signature(type(host).forward))
 
@@ -162,11 +163,11 @@ def joined(plans: Mapping[str, ScalePlan], model: nn.Module) -> ScalePlan:
 
 
 def agreed(chosen: ScalePlan, name: str, captured: Capture, parts: Mapping[str, Part]) -> ScalePlan:
-    """``chosen`` with the parameters' scales of the part's twin, if that was planned before."""
-    twin = parts.get(path_of(name))
-    if twin is None:
+    """``chosen`` with the parameters' scales of the first recording, if this is a further one."""
+    first = parts.get(path_of(name))
+    if first is None:
         return chosen
-    parameters = twin[2].parameters
+    parameters = first[2].parameters
     held = {
         node.name: parameters[captured.aliases[str(node.target)]]
         for node in captured.graph.nodes
@@ -229,24 +230,27 @@ def _attach(host: nn.Module, name: str, part: Part) -> UnitScaledModule:
 def _forward_of(
     module: nn.Module, graphs: list[UnitScaledModule], is_whole: bool
 ) -> Callable[..., Any]:
-    """What an island's module runs: the graph of its mode; its own code where no graph fits."""
+    """What an island's module runs: the graph that holds for a call, or else its own code."""
     signature = inspect.signature(type(module).forward)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
+        refused: tuple[UnitScaledModule, Refusal] | None = None
         for part in graphs:
             if part.capture.mode in (None, "train" if module.training else "eval"):
-                part.training = module.training
-                try:
-                    return part(*args, **kwargs)
-                except UnitifyError as error:
-                    # The module's own code needs weights, which codes have taken the place of.
-                    alone = is_whole or part.is_inference
-                    if alone or not isinstance(error.diagnostics[0], InputMismatch):
-                        raise
-                    warnings.warn(UnitifyWarning(str(error)), stacklevel=2)
-                return _with_true_parameters(module, graphs[0].plan, args, kwargs)
-        if is_whole:
+                flat = part.capture.call.fitted(args, kwargs)
+                if isinstance(flat, list):
+                    part.training = module.training
+                    return part.flat_call(flat)
+                refused = refused or (part, flat)
+        # The module's own code needs weights, which codes may have taken the place of.
+        is_alone = is_whole or graphs[0].is_inference
+        if refused is None and is_whole:
             return graphs[0](*args, **kwargs)
+        if refused is not None:
+            misfit = refused[0].capture.call.misfit(refused[1])
+            if is_alone:
+                raise UnitifyError(misfit)
+            warnings.warn(UnitifyWarning(str(misfit)), stacklevel=2)
         return _with_true_parameters(module, graphs[0].plan, args, kwargs)
 
     parameters = list(signature.parameters.values())[1:]

@@ -29,7 +29,7 @@ from unitify.capture.execution import (
     unchanged,
 )
 from unitify.capture.exporting import without_cache
-from unitify.capture.islands import path_of
+from unitify.capture.islands import flat_calls, path_of
 from unitify.capture.whole import Capture
 from unitify.cast.lowering import without_codes
 from unitify.diagnostics import CaptureDiffers, Diagnostic, Underflow
@@ -121,11 +121,13 @@ def verify_by_running(
     the code around them, against the captured graphs in their places. What that code computes
     differently each time (it draws a seed of its own) is left to ``model_differences``.
     """
+    captures = {name: part.capture for name, part in module.parts.items()}
     captured: dict[str, Tensor] = {}
     stored: dict[str, Tensor] = {}
     for name, part in module.parts.items():
         is_whole = not path_of(name)
-        flat = part.capture.flat_inputs(args, kwargs) if is_whole else list(part.capture.example)
+        calls = [(args, kwargs)] if is_whole else []
+        flat = (flat_calls(captures, name, calls) or [list(part.capture.example)])[0]
         loss = loss_fn if is_whole else None
         capture = replace(part.capture, model=model.get_submodule(path_of(name)))
         expected = _captured_results(capture, flat, loss, seed)
@@ -139,7 +141,7 @@ def verify_by_running(
     if tuple(module.parts) != ("",):
         own = _assembled_results(module, named, spec, loss_fn, seed)
         if in_islands:
-            plain = unscaled(model, {name: part.capture for name, part in module.parts.items()})
+            plain = unscaled(model, captures)
             together = _assembled_results(plain, named, spec, loss_fn, seed)
             drawn: set[str] = set()
             if compare(together, own):
