@@ -19,7 +19,7 @@ import unitify
 
 def test_a_capture_that_differs_is_warned_of() -> None:
     def forward(m: Forward, x: Tensor) -> Tensor:
-        return m.linear(x) * (2.0 if torch.compiler.is_exporting() else 3.0)
+        return m.linear(x) * (3.0 if type(x) is Tensor else 2.0)
 
     with pytest.warns(unitify.UnitifyWarning, match="U110 .* differs in 4 tensors"):
         module = unitify.transform(Forward(forward), (torch.randn(4, 8),))
@@ -28,11 +28,15 @@ def test_a_capture_that_differs_is_warned_of() -> None:
 
 
 def test_rounding_is_not_warned_of() -> None:
-    """Attention with no mask and with a causal one take other kernels."""
-    model, args, kwargs = zoo.build("llama")
+    """Of a model that looks at the class of its input, and multiplies in another order."""
+
+    def forward(m: Forward, x: Tensor) -> Tensor:
+        y = m.linear(x)
+        return y * 0.1 * 0.7 if type(x) is Tensor else y * (0.1 * 0.7)
+
     with warnings.catch_warnings():
         warnings.simplefilter("error", unitify.UnitifyWarning)
-        module = unitify.transform(model, args, kwargs)
+        module = unitify.transform(Forward(forward), (torch.randn(4, 8),))
     assert module.verification is not None
     assert module.verification.model_differences
 
