@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -120,25 +119,36 @@ def state_of_torch() -> tuple[Any, ...]:
 
 
 class Slow(nn.Module):
-    """Recording takes long while size number ``dimension`` is free."""
+    """Recording takes an hour of ``clock`` while size number ``dimension`` is free."""
 
-    def __init__(self, dimension: int) -> None:
+    def __init__(self, dimension: int, clock: list[float]) -> None:
         super().__init__()
         self.linear, self.dimension = nn.Linear(8, 8), dimension
+        self.pass_an_hour = lambda: clock.append(clock[-1] + 3600.0)
 
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[self.dimension]
         if isinstance(size, torch.SymInt):
-            time.sleep(3.0)
+            self.pass_an_hour()
         return self.linear(x) * (2 if size * 2 > 3 else 3)
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that have passed, the last one now; it stands still by itself."""
+    seconds = [0.0]
+    monkeypatch.setattr("unitify.capture.decisions.time.monotonic", lambda: seconds[-1])
+    return seconds
+
+
 @pytest.mark.parametrize(("dimension", "free"), [(2, 2), (1, 1), (0, 0)])
-def test_a_recording_that_takes_long_has_fewer_free_sizes(dimension: int, free: int) -> None:
+def test_a_recording_that_takes_long_has_fewer_free_sizes(
+    dimension: int, free: int, clock: list[float]
+) -> None:
     before = state_of_torch()
-    model, x = Slow(dimension), torch.randn(3, 4, 5, 8)
+    model, x = Slow(dimension, clock), torch.randn(3, 4, 5, 8)
     with pytest.warns(unitify.UnitifyWarning, match="U112"):
-        module = unitify.transform(model, (x,), recording_seconds=2.5)
+        module = unitify.transform(model, (x,), recording_seconds=600.0)
     assert state_of_torch() == before
     assert [d.code for d in module.diagnostics] == ["U112"]
     (leaf,) = module.capture.call.leaves
@@ -149,10 +159,11 @@ def test_a_recording_that_takes_long_has_fewer_free_sizes(dimension: int, free: 
         assert_same_call(model, module, torch.randn(7, 4, 5, 8))
 
 
-def test_without_a_limit_it_takes_as_long_as_it_takes() -> None:
-    module = unitify.transform(Slow(2), (torch.randn(3, 4, 5, 8),), recording_seconds=None)
+def test_without_a_limit_it_takes_as_long_as_it_takes(clock: list[float]) -> None:
+    x = torch.randn(3, 4, 5, 8)
+    module = unitify.transform(Slow(2, clock), (x,), recording_seconds=None)
     assert module.diagnostics == ()
-    assert_same_call(module, module, torch.randn(2, 3, 6, 8))
+    assert_same_call(module.original, module, torch.randn(2, 3, 6, 8))
 
 
 def test_a_failed_recording_leaves_torch_as_it_was() -> None:
