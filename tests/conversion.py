@@ -31,8 +31,6 @@ RULES = load_rules()
 #: Models that themselves compute otherwise while they are recorded, and why. Their captured graph
 #: is the same function, to rounding; every other model must be bitwise its capture.
 OTHER_KERNELS = {
-    "llama": "transformers gives attention no mask eagerly, and a causal one while recording",
-    "mixtral": "transformers gives attention no mask eagerly, and a causal one while recording",
     "recurrent_cells": "a weight's gradient is summed within each cell eagerly, not over all steps",
 }
 

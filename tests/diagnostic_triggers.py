@@ -206,9 +206,32 @@ def _(path: Path) -> None:
 @triggers("U110")
 def _(path: Path) -> Found:
     def forward(self: nn.Module, x: Tensor) -> Tensor:
-        return self.linear(x) * (2.0 if torch.compiler.is_exporting() else 3.0)
+        return self.linear(x) * (3.0 if type(x) is Tensor else 2.0)
 
     return list(unitify.transform(Forward(forward), (X,)).diagnostics)
+
+
+@triggers("U111")
+def _(path: Path) -> None:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        return self.linear(x) if x.shape[0] <= 4 else x
+
+    unitify.transform(Forward(forward), (X,))(torch.randn(5, 6))
+
+
+@triggers("U112")
+def _(path: Path) -> Found:
+    return list(unitify.transform(factories.mlp(), (X,), recording_seconds=0.0).diagnostics)
+
+
+@triggers("U113")
+def _(path: Path) -> Found:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and (x > 100.0).all():
+            x = x - 100.0
+        return self.linear(x)
+
+    return noted(Forward(forward))
 
 
 @triggers("U201")

@@ -18,7 +18,7 @@ import unitify
 
 def test_a_model_that_looks_at_how_it_runs_stays_python() -> None:
     def forward(m: Forward, x: Tensor) -> Tensor:
-        return m.linear(x) * (2.0 if torch.compiler.is_exporting() else 3.0)
+        return m.linear(x) * (3.0 if type(x) is Tensor else 2.0)
 
     with pytest.warns(unitify.UnitifyWarning, match="U101 .* it computes something else"):
         module = unitify.transform(Forward(forward), (torch.randn(4, 8),))

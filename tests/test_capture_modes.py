@@ -65,7 +65,7 @@ def test_capture_with_one_module_in_eval() -> None:
 
 def test_two_graphs_where_the_modes_differ() -> None:
     case = conversion("stochastic_depth")
-    assert set(case.module.parts) == {"", "@other"}
+    assert set(case.module.parts) == {"", "@2"}
     for training in (True, False):
         model, module = case.model.train(training), case.module.train(training)
         assert_same_call(model, module, *case.args)

@@ -121,9 +121,10 @@ def test_an_island_called_in_other_ways() -> None:
     model, x = Called(), torch.randn(3, 4, 8)
     with pytest.warns(unitify.UnitifyWarning, match="U10"):
         module = unitify.transform(model, (x,), scales="measured")
-    assert set(module.parts) == {"block"}
+    assert set(module.parts) == {"block", "block@2"}
+    assert_same(model, module, (x,))
     with pytest.warns(unitify.UnitifyWarning, match="U104"):
-        assert_same(model, module, (x,))
+        assert same(module.host.block(x, factor=3.0), model.block(x, factor=3.0))
 
 
 def test_attributes_and_hooks_of_an_island_are_there() -> None:

@@ -29,9 +29,9 @@ ORDER = {
     "ops": "layout rescale cast centring scaled_mm fp8_linear",
     "operations": """expressions schema rule_table samples dimensions laws extremes operation
         flops products centring residual""",
-    "capture": """equality places state effects tree source signature functional inline modes
-        autograd_functions recurrent composite identity watching exporting example whole inputs
-        execution observing islands""",
+    "capture": """equality places state effects tree source decisions computed guards signature
+        sizes functional inline modes autograd_functions recurrent composite eager_flags identity
+        watching exporting example whole inputs execution observing small calls islands""",
     "recipe": "recipe reader choices",
     "analysis": """moments quadrature softmax counts formulas linear ranges sampled balanced stated
         forward backward analyse""",

@@ -146,9 +146,7 @@ def _seen(model: nn.Module) -> list[Any]:
     ]
 
 
-@settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.lists(PROGRAMS, min_size=1, max_size=2))
 def test_programs_of_state(programs: list[list[tuple[int, int]]]) -> None:
     model = Model(programs)

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from unitify.capture.inputs import as_inputs, infer_inputs
+from unitify.capture.sizes import RECORDING_SECONDS
 from unitify.checkpoint.files import fill, read_state_dict
 from unitify.checkpoint.folder import check_absent, sha256, write
 from unitify.checkpoint.pretrained import companions, read_pretrained, weight_files
@@ -60,6 +61,7 @@ def convert(
     scales: str = "analysis",
     rules: Iterable[str | Path] = (),
     verify: bool = True,
+    recording_seconds: float | None = RECORDING_SECONDS,
     on_stage: Callable[[str], None] | None = None,
 ) -> Report:
     """Transform the model of ``checkpoint`` and write it to the new folder ``output``.
@@ -67,7 +69,7 @@ def convert(
     ``checkpoint``: a ``.safetensors`` or ``.pt`` state dict for the module that the factory
     ``model`` ("package.module:factory") returns, or a local Hugging Face folder. ``inputs`` names
     a function that returns the example: a tuple, a dict, or a list of these (batches; the first
-    is the example, all are measured).
+    is the example, all are measured). ``recording_seconds``: as for ``transform``.
 
     Raises ``UnitifyError``; nothing is written then.
     """
@@ -90,6 +92,7 @@ def convert(
         batches=batches if scales == "measured" else None,
         recipe=casts,
         verify=verify,
+        recording_seconds=recording_seconds,
         rules=rules,
         on_stage=clock.done,
     )

@@ -12,8 +12,15 @@ from torch import fx, nn
 from unitify.analysis.analyse import analyse
 from unitify.capture.execution import LossFunction
 from unitify.capture.inputs import Inputs, as_inputs, given_or_inferred
-from unitify.capture.islands import Recording, path_of, record, with_true_parameters
+from unitify.capture.islands import (
+    Recording,
+    flat_calls,
+    path_of,
+    record,
+    with_true_parameters,
+)
 from unitify.capture.observing import install
+from unitify.capture.sizes import RECORDING_SECONDS
 from unitify.capture.tree import copy_of
 from unitify.capture.whole import Capture
 from unitify.cast.casting import Evidence, cast_module
@@ -66,6 +73,7 @@ def transform(
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | None = None,
     dynamic_shapes: Any = "auto",
     weights: Weights = "true",
+    recording_seconds: float | None = RECORDING_SECONDS,
     verify: bool = True,
     inplace: bool = False,
     rules: Iterable[Any] = (),
@@ -83,7 +91,9 @@ def transform(
       every operation's result has unit RMS (``UnitScheme`` and ``UMuP`` have options). Gradients
       are true ones of that model, which is ``module.capture.model``.
     - ``scales``: "analysis" predicts RMS without data; "measured" takes it from ``batches`` (the
-      example inputs where there are none).
+      example inputs where there are none). A batch for which the recording of the example does
+      not hold (it lies on the other side of a branch on a size, say) is recorded, too, whatever
+      ``scales`` is, and the module runs the recording that holds for a call.
     - ``recipe``: what to cast, as ``recipe.read_recipe`` takes it: a name ("fp8"), a name
       with changes ("fp8,exclude=lm_head"), a table, a TOML file, a ``Recipe``; None casts nothing.
     - ``dynamic_shapes``: "auto" leaves every size free that the model leaves free; else as for
@@ -92,6 +102,8 @@ def transform(
       dicts, optimisers, clipping and schedules are the original's, whatever the plan. "stored"
       divides each parameter by a scale of its own, for weights that are kept in a narrow format
       without masters; ``unitify.optim`` then has the optimiser's options.
+    - ``recording_seconds``: how long a recording with free sizes may take; one that takes longer is
+      made again with fewer free sizes. None: as long as it takes.
     - ``verify``: compare bitwise with the original, before any cast.
     - ``inplace``: the module takes over the model's own ``Parameter`` objects. With true weights of
       the model itself they keep their values, and the two share them; else they hold stored
@@ -116,6 +128,7 @@ def transform(
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
     batches = None if batches is None else list(batches)
+    further = [as_inputs(batch) for batch in batches or ()]
 
     def made(recorded: Recording) -> tuple[Recording, dict[str, Estimates], UnitScaledModule]:
         if weights == "true":
@@ -147,12 +160,16 @@ def transform(
         done("rewrite", module)
         return recorded, found, module
 
-    recorded, found, module = made(record(model, args, kwargs, dynamic_shapes))
+    recorded, found, module = made(
+        record(model, args, kwargs, dynamic_shapes, further, recording_seconds)
+    )
     if verify:
         result = verify_module(recorded.model, module, table, args, kwargs, loss_fn)
         if not result.is_accepted and lost_by_recording(recorded.model, module, args, kwargs):
             # What the whole recording lost, those of submodules may have kept.
-            apart = record(model, args, kwargs, dynamic_shapes, is_faithful)
+            apart = record(
+                model, args, kwargs, dynamic_shapes, further, recording_seconds, is_faithful
+            )
             recorded, found, module = made(apart)
             result = verify_module(recorded.model, module, table, args, kwargs, loss_fn)
             if result.differences:
@@ -170,7 +187,7 @@ def transform(
         module.verification = result
     warn_of_losses(module.diagnostics)
     if casts is not None:
-        flat = {n: _flat(n, c, batches) for n, c in recorded.parts.items()} if batches else {}
+        flat = {n: _flat(n, recorded, further) for n in recorded.parts} if further else {}
         evidence = Evidence(found, flat, loss_fn)
         notes = cast_module(module, casts, table, evidence)
         module.diagnostics = (*module.diagnostics, *notes)
@@ -185,11 +202,11 @@ def _named(differences: tuple[Difference, ...]) -> str:
     return "; ".join(str(d) for d in differences[:3])
 
 
-def _flat(name: str, captured: Capture, batches: list[Any]) -> list[list[Any]]:
+def _flat(name: str, recorded: Recording, calls: list[Inputs]) -> list[list[Any]]:
     """Flat inputs of a part; an island has the inputs that it received."""
     if path_of(name):
-        return [list(captured.example)]
-    return [captured.flat_inputs(*as_inputs(batch)) for batch in batches]
+        return [list(recorded.parts[name].example)]
+    return flat_calls(recorded.parts, name, calls)
 
 
 def _estimates(

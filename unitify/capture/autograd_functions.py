@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from unitify.capture.computed import Computed
 from unitify.capture.source import Frame, frames_of_call
 
 #: What to do about a class of torch's own, by the module that defines it; about a hook.
@@ -38,11 +39,14 @@ class Lost:
 @dataclass
 class Noted:
     """``functions``: autograd functions called, and hooks on gradients; ``saved_hooks``: were saved
-    tensors packed?
+    tensors packed? ``as_compiled``: was the model told that it is being compiled? ``computed``:
+    data that it asked for and that follows from sizes.
     """
 
     functions: dict[str, Lost] = field(default_factory=dict)
     saved_hooks: bool = False
+    as_compiled: bool = False
+    computed: list[Computed] = field(default_factory=list)
 
 
 @contextlib.contextmanager

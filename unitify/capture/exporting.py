@@ -7,12 +7,14 @@ call's arguments by name, and what of the backward pass it lost.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +24,13 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from unitify.capture.autograd_functions import Noted, noted_backward
+from unitify.capture.computed import Known
+from unitify.capture.eager_flags import as_in_eager
 from unitify.capture.effects import Effect, effects_of
 from unitify.capture.identity import Tensors, by_table
 from unitify.capture.recurrent import free_length
 from unitify.capture.signature import bind, unbind
+from unitify.capture.sizes import Free
 from unitify.capture.state import State, kept
 from unitify.diagnostics import UnitifyError, UnknownOption
 
@@ -51,29 +56,48 @@ def export(
 ) -> Exported:
     """``model`` as it is called by ``args`` and ``kwargs``, recorded in its present mode.
 
-    ``dynamic_shapes``: "auto" leaves every size free; else as for ``torch.export.export``. The
-    model is afterwards as it was before, also where this fails.
+    ``dynamic_shapes``: "auto" leaves every size free, ``Free`` some; else as for
+    ``torch.export.export``. The model runs as it does by itself where it can be recorded so. It is
+    afterwards as it was before, also where this fails.
 
     Raises ``ExportError``; ``UnitifyError`` (U001) for shapes of inputs that there are not.
     """
     signature = inspect.signature(model.forward)
     named = bind(signature, args, kwargs)
     _check_shapes(dynamic_shapes, signature, named)
-    tensors, effects = Tensors.of(model), []
-    try:
+    tensors = Tensors.of(model)
+    effects: list[Effect] = []
+
+    def exported(surroundings: Callable[[], AbstractContextManager[Any]]) -> Any:
         shapes = _by_name(dynamic_shapes, signature, named)
         with (
             kept(model),
-            _called_by_name(model, args, kwargs, tensors, effects),
+            _called_by_name(model, args, kwargs, tensors, effects, surroundings),
             _silence(),
             free_length(),
             noted_backward() as noted,
         ):
             program = torch.export.export(model, (), named, dynamic_shapes=shapes, strict=False)
+        return program, noted
+
+    data = Known()
+    try:
+        program, noted = exported(functools.partial(_in_eager, data))
+        noted.computed = data.found
     except Exception as error:
-        raise ExportError from error
+        try:
+            program, noted = exported(contextlib.nullcontext)
+        except Exception:
+            raise ExportError from error
+        noted.as_compiled = True
     _forget_this_file(program.graph_module)
     return Exported(program, noted, tuple(effects), tensors)
+
+
+@contextlib.contextmanager
+def _in_eager(data: Known) -> Iterator[None]:
+    with as_in_eager(), data:
+        yield
 
 
 def _check_shapes(shapes: Any, signature: inspect.Signature, named: dict[str, Any]) -> None:
@@ -92,7 +116,9 @@ def _check_shapes(shapes: Any, signature: inspect.Signature, named: dict[str, An
 def _by_name(shapes: Any, signature: inspect.Signature, named: dict[str, Any]) -> Any:
     """``dynamic_shapes`` by the names of ``bind``, from any of the forms that torch takes."""
     if isinstance(shapes, str):
-        return {name: _freed(name, value) for name, value in named.items()}
+        shapes = Free()
+    if isinstance(shapes, Free):
+        return {name: _freed(name, value, shapes) for name, value in named.items()}
     if isinstance(shapes, list | tuple):
         return dict(zip(named, shapes, strict=False))
     if not isinstance(shapes, dict):
@@ -110,13 +136,13 @@ def _by_name(shapes: Any, signature: inspect.Signature, named: dict[str, Any]) -
     return {name: spread.get(name) for name in named}
 
 
-def _freed(name: str, value: Any) -> Any:
-    """The argument with a free size in place of every size of its tensors."""
+def _freed(name: str, value: Any, which: Free) -> Any:
+    """The argument with a free size in place of those sizes of its tensors."""
 
     def free(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor):
             return None
-        return dict.fromkeys(range(leaf.dim()), Dim.AUTO)
+        return dict.fromkeys(which.of(leaf.dim()), Dim.AUTO)
 
     try:
         return pytree.tree_map(free, value)
@@ -167,10 +193,12 @@ def _called_by_name(
     kwargs: dict[str, Any],
     tensors: Tensors,
     effects: list[Effect],
+    surroundings: Callable[[], AbstractContextManager[Any]],
 ) -> Iterator[None]:
     """Let ``model`` take each argument of this call by a name of its own, ``*args`` included.
 
-    It returns what its call leaves behind, too, which ``effects`` then tells.
+    It returns what its call leaves behind, too, which ``effects`` then tells. Its code runs inside
+    ``surroundings``.
     """
     original, was_set = model.forward, "forward" in vars(model)
     signature = inspect.signature(original)
@@ -179,7 +207,7 @@ def _called_by_name(
     def forward(**named: Any) -> Any:
         given, keywords = unbind(signature, args, kwargs, named)
         before = State.of(model, named, numbers=False)
-        with by_table(tensors):
+        with surroundings(), by_table(tensors):
             result = original(*given, **keywords)
         effects[:], values = effects_of(before, paths)
         # What a call assigns is a result here; export would write it into what stood there.

@@ -101,7 +101,7 @@ def by_table(tensors: Tensors) -> Iterator[None]:
 
 
 def _is_alias(a: Tensor, b: Tensor) -> bool:
-    return _storage(a) == _storage(b) and _geometry(a) == _geometry(b)
+    return bool(_storage(a) == _storage(b)) and bool(_geometry(a) == _geometry(b))
 
 
 def _storage(tensor: Tensor) -> Any:

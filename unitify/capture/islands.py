@@ -4,27 +4,31 @@ Takes a model and example inputs; gives the captures that together stand for it,
 that is one, of the whole model. Otherwise its submodules are tried from the top down, each on the
 inputs that it receives in one run of the model; what can be captured is an *island*, exact at its
 boundary, since values that cross it are true. What is left runs as the Python code that it is.
+
+One recording holds for the calls that its guards allow. Where there are calls of other kinds
+(another side of a branch on a size, other arguments, the other mode) a module has a recording for
+each.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
-from unitify.capture.example import Inputs, copied, initialise_lazy
-from unitify.capture.execution import backward_starts, unchanged
+from unitify.capture.calls import Calls, calls_of
+from unitify.capture.example import Inputs, initialise_lazy
 from unitify.capture.exporting import without_cache
 from unitify.capture.observing import Observed, Settled, observe, settled
-from unitify.capture.watching import Watch, watched, without_hooks
-from unitify.capture.whole import Capture, capture, nothing_captured
+from unitify.capture.sizes import RECORDING_SECONDS
+from unitify.capture.small import tried_small
+from unitify.capture.watching import without_hooks
+from unitify.capture.whole import Capture, How, capture, nothing_captured
 from unitify.diagnostics import (
     AliasedMutation,
     AlreadyTransformed,
@@ -41,16 +45,17 @@ IsFaithful = Callable[[nn.Module, Mapping[str, Capture], Inputs], bool]
 #: Failures of a capture that its submodules may not have.
 _LOCAL = (NotCaptured, GradientLost, AliasedMutation)
 
-#: Ends the name of a part that holds in the other mode than its twin.
-OTHER_MODE = "@other"
+#: Ends the name of each further recording of a module, with its number.
+_FURTHER = re.compile(r"@\d+$")
 
 
 @dataclass(frozen=True)
 class Recording:
     """The captures that stand for ``model``, by part.
 
-    A part is named by the path of its submodule ("" for the whole model), and ``@other`` after it
-    where the two modes of a submodule are two graphs. ``diagnostics``: what was left alone.
+    A part is named by the path of its submodule ("" for the whole model), and by ``@2``, ``@3``
+    after it where that has further recordings: of the other mode, or for other sizes.
+    ``diagnostics``: what was left alone.
     """
 
     model: nn.Module
@@ -59,13 +64,31 @@ class Recording:
 
     @property
     def whole(self) -> Capture | None:
-        """The one capture of the whole model, in both modes; None if it takes more than one."""
+        """The one capture of the whole model, for every call; None if it takes more than one."""
         return self.parts[""] if tuple(self.parts) == ("",) else None
 
 
 def path_of(part: str) -> str:
     """The path of the submodule that a part stands for."""
-    return part.removesuffix(OTHER_MODE)
+    return _FURTHER.sub("", part)
+
+
+def flat_calls(parts: Mapping[str, Capture], name: str, calls: Sequence[Inputs]) -> list[list[Any]]:
+    """Flat inputs of those calls of the model that the part ``name``, one of its whole, is for.
+
+    A part that none is for has its own example.
+
+    Raises ``UnitifyError`` (U104, U111) for a call that no part takes.
+    """
+    own = parts[name]
+    found: list[list[Any]] = []
+    for args, kwargs in calls:
+        flat = own.call.fitted(args, kwargs)
+        if isinstance(flat, list):
+            found.append(flat)
+        elif not any(_takes(captured, (args, kwargs)) for captured in parts.values()):
+            raise UnitifyError(own.call.misfit(flat))
+    return found or ([list(own.example)] if calls else [])
 
 
 def record(
@@ -73,13 +96,16 @@ def record(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     dynamic_shapes: Any = "auto",
+    further: Sequence[Inputs] = (),
+    seconds: float | None = RECORDING_SECONDS,
     is_faithful: IsFaithful | None = None,
 ) -> Recording:
     """Capture ``model`` whole, else each of its islands.
 
     What its calls do beside returning is observed first: a module whose state no graph keeps stays
-    Python. ``model`` is afterwards as it was before. ``is_faithful``: the whole is known not to be,
-    and each island has to be.
+    Python. ``model`` is afterwards as it was before. ``further`` calls are recorded, too, where the
+    recordings so far do not hold for them. ``seconds``: see ``How``. ``is_faithful``: the whole is
+    known not to be, and each island has to be.
 
     Raises ``UnitifyError``: U102 where no part of it can be captured, U016 for a module that is
     transformed already.
@@ -89,33 +115,28 @@ def record(
             name = path or type(module).__name__
             raise UnitifyError(AlreadyTransformed(where=name, module=name))
     initialise_lazy(model, args, kwargs)
+    calls = [(args, kwargs), *further]
     observed = observe(model, args, kwargs)
     with settled(model, observed, args, kwargs) as state:
+        how = How(dynamic_shapes, seconds, state.carried)
         try:
             if is_faithful is not None:
                 raise _unfaithful(type(model).__name__)
-            captured = _whole(model, args, kwargs, dynamic_shapes, observed, state)
+            parts = _whole(model, calls, how, observed)
         except UnitifyError as error:
             if not all(isinstance(d, _LOCAL) for d in error.diagnostics):
                 raise
             with without_cache(model) as cached:
-                found = _islands(
-                    model, args, kwargs, dynamic_shapes, observed, state, error, is_faithful
-                )
+                found = _islands(model, calls, how, observed, state, error, is_faithful)
             notes = [CacheLeftOut(where=type(model).__name__)] if cached else []
             return dataclasses.replace(found, diagnostics=(*found.diagnostics, *notes))
-        parts = _with_twin("", captured)
-        return Recording(model, _with_state(parts, model, observed, state), captured.diagnostics)
+        noted = dict.fromkeys(d for captured in parts.values() for d in captured.diagnostics)
+        return Recording(model, _with_state(parts, model, observed, state), tuple(noted))
 
 
 def _whole(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    dynamic_shapes: Any,
-    observed: Observed,
-    state: Settled,
-) -> Capture:
+    model: nn.Module, calls: Sequence[Inputs], how: How, observed: Observed
+) -> dict[str, Capture]:
     """The whole model as one graph, its own hooks within where they leave nothing behind."""
     unfit = [(path, observed.unfit[m]) for path, m in model.named_modules() if m in observed.unfit]
     if unfit:
@@ -125,9 +146,42 @@ def _whole(
         )
     if None in observed.unfit or model._backward_hooks or model._backward_pre_hooks:
         with without_hooks(model):
-            captured = capture(model, args, kwargs, dynamic_shapes, state.carried)
-        return dataclasses.replace(captured, has_hooks=False)
-    return capture(model, args, kwargs, dynamic_shapes, state.carried)
+            parts = _recordings("", model, calls, how)
+        return {name: dataclasses.replace(c, has_hooks=False) for name, c in parts.items()}
+    return _recordings("", model, calls, how)
+
+
+def _recordings(
+    path: str, module: nn.Module, calls: Sequence[Inputs], how: How
+) -> dict[str, Capture]:
+    """As many recordings of a module as its calls need, by part."""
+    found: list[Capture] = []
+    for call in calls:
+        modes = {captured.mode for captured in found}
+        if not modes or not all(
+            any(_takes(c, call) for c in found if c.mode == mode) for mode in modes
+        ):
+            captured = capture(module, *call, how)
+            both = [captured] if captured.other is None else [captured, captured.other]
+            found += [tried_small(c, *call) for c in both]
+    parts = {path: found[0]}
+    for number, captured in enumerate(found[1:], start=2):
+        parts[f"{path}@{number}"] = _with_own_constants(captured, number)
+    return parts
+
+
+def _takes(captured: Capture, call: Inputs) -> bool:
+    return isinstance(captured.call.fitted(*call), list)
+
+
+def _with_own_constants(captured: Capture, number: int) -> Capture:
+    """The capture with other names for its constants, beside those of others on the same module."""
+    renamed = {name: f"captured_{number}_{name}" for name in captured.constants}
+    for node in captured.graph.nodes:
+        if node.op == "get_attr" and node.target in renamed:
+            node.target = renamed[node.target]
+    constants = {renamed[name]: constant for name, constant in captured.constants.items()}
+    return dataclasses.replace(captured, constants=constants)
 
 
 def _with_state(
@@ -143,25 +197,18 @@ def _with_state(
     return found
 
 
-def _with_twin(path: str, captured: Capture) -> dict[str, Capture]:
-    parts = {path: captured}
-    if captured.other is not None:
-        parts[path + OTHER_MODE] = captured.other
-    return parts
-
-
 def _islands(
     model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    dynamic_shapes: Any,
+    made: Sequence[Inputs],
+    how: How,
     observed: Observed,
     state: Settled,
     error: UnitifyError,
     is_faithful: IsFaithful | None,
 ) -> Recording:
-    calls = _calls_of(model, args, kwargs)
-    shapes = dynamic_shapes if dynamic_shapes is None else "auto"
+    calls = calls_of(model, made)
+    shapes = how.dynamic_shapes if how.dynamic_shapes is None else "auto"
+    how = dataclasses.replace(how, dynamic_shapes=shapes)
     found: dict[str, Capture] = {}
     notes: list[Diagnostic] = list(_named(error, type(model).__name__))
     # Top down: the children of a module are tried only where the module itself fails.
@@ -181,12 +228,12 @@ def _islands(
         elif module in calls.inputs:
             try:
                 # The module's own hooks run around its graph, as they do around its code.
+                received = list(calls.inputs[module].values())
                 with without_hooks(module):
-                    captured = capture(module, *calls.inputs[module], shapes, state.carried)
-                recorded = _with_twin(path, captured)
+                    recorded = _recordings(path, module, received, how)
                 if is_faithful is not None:
                     alone = {name.removeprefix(path): c for name, c in recorded.items()}
-                    if not is_faithful(module, alone, calls.inputs[module]):
+                    if not all(is_faithful(module, alone, call) for call in received):
                         raise _unfaithful(path)
                 found.update(recorded)
                 seen.update(module.modules())
@@ -230,102 +277,6 @@ def _named(error: UnitifyError, path: str) -> Iterator[Diagnostic]:
             yield NotCaptured(where=path, module=path, reason=reason, frames=frames)
 
 
-@dataclass
-class _Calls:
-    """What one run of a model shows.
-
-    ``inputs``: each submodule's first call. ``uses``: each parameter, with the modules that were
-    running whenever it was used. ``unfit``: modules that a graph cannot stand for, and why.
-    """
-
-    inputs: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
-    uses: dict[nn.Parameter, set[tuple[nn.Module, ...]]] = field(default_factory=dict)
-    unfit: dict[nn.Module, str] = field(default_factory=dict)
-
-
-class _ParameterUse(TorchFunctionMode):
-    """Notes which modules are running where a parameter's contents are used."""
-
-    def __init__(self, calls: _Calls, watch: Watch) -> None:
-        super().__init__()
-        self.calls, self.watch = calls, watch
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        # A size or a type is no use of the contents.
-        if any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(result)):
-            for leaf in pytree.tree_leaves((args, kwargs)):
-                if isinstance(leaf, nn.Parameter):
-                    self.calls.uses.setdefault(leaf, set()).add(tuple(self.watch.running))
-        return result
-
-
-def _calls_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Calls:
-    calls = _Calls()
-
-    def begins(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        if any(_is_transformed(leaf) for leaf in pytree.tree_leaves((given, named))):
-            calls.unfit.setdefault(
-                module, "it is called by a transform of torch.func, such as vmap"
-            )
-        elif module not in calls.inputs:
-            calls.inputs[module] = pytree.tree_map(copied, (given, named))
-
-    for module in model.modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            calls.unfit[module] = "it is a TorchScript module"
-
-    def run() -> Any:
-        given, named = pytree.tree_map(copied, (args, kwargs))
-        return model(*given, **named)
-
-    def observe(gradients: bool) -> None:
-        with (
-            unchanged(model, wholly=True),
-            torch.set_grad_enabled(gradients),
-            watched(model, begins) as watch,
-            _ParameterUse(calls, watch),
-        ):
-            run()
-
-    try:
-        try:
-            # Without gradients, so that nothing a module keeps of the run holds on to a graph.
-            observe(gradients=False)
-        except RuntimeError:
-            # A call may differentiate inside.
-            observe(gradients=True)
-        # A backward pass in Python may use parameters, too. Some models refuse to run it.
-        with (
-            contextlib.suppress(Exception),
-            unchanged(model, wholly=True),
-            torch.enable_grad(),
-            watched(model) as watch,
-            _ParameterUse(calls, watch),
-        ):
-            _run_backward(*backward_starts(run(), None))
-    except Exception as error:
-        raise nothing_captured(f"it does not run: {type(error).__name__}: {error}") from error
-    return calls
-
-
-def _run_backward(starts: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
-    """``torch.autograd.backward``, which would switch off the mode that notes uses."""
-    engine: Any = torch.autograd.Variable._execution_engine
-    engine.run_backward(
-        tuple(starts), tuple(gradients), False, False, (),
-        allow_unreachable=True, accumulate_grad=True,
-    )  # fmt: skip
-
-
-def _is_transformed(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(
-        value
-    )
-
-
 def _shared_parameters(model: nn.Module, found: Mapping[str, Capture]) -> set[nn.Parameter]:
     """Parameters of islands that some module outside the island holds, too."""
     shared: set[nn.Parameter] = set()
@@ -339,7 +290,7 @@ def _shared_parameters(model: nn.Module, found: Mapping[str, Capture]) -> set[nn
 
 
 def _used_outside(
-    model: nn.Module, found: Mapping[str, Capture], calls: _Calls
+    model: nn.Module, found: Mapping[str, Capture], calls: Calls
 ) -> set[nn.Parameter]:
     """Parameters of islands that Python code used while no island that holds them was running."""
     holders: dict[nn.Parameter, set[nn.Module]] = {}

@@ -273,7 +273,7 @@ class _Observation:
 
     def _owner(self, location: Location) -> nn.Module:
         """The module whose attribute leads to a location; the model itself for anything else."""
-        named = dict(self.model.named_modules())
+        named: dict[str, nn.Module] = dict(self.model.named_modules())
         return named.get(location.root, self.model)
 
 

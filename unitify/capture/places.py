@@ -152,7 +152,8 @@ def cells(model: nn.Module, inputs: Any = ()) -> Iterator[Cell]:
     alive: list[Cell] = []
     pending: deque[tuple[Any, Location]] = deque([(inputs, Location("the inputs"))])
     pending.extend((module, Location(name)) for name, module in model.named_modules())
-    functions = dict.fromkeys(f for m in model.modules() for f in _functions(type(m)))
+    kinds: dict[type, None] = dict.fromkeys(type(m) for m in model.modules())
+    functions = dict.fromkeys(f for kind in kinds for f in _functions(kind))
     pending.extend((f, Location(f"{f.__qualname__}()")) for f in functions)
     while pending:
         # First come, first served: a module is met under its own path.

@@ -14,11 +14,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.export.graph_signature import ConstantArgument
 from torch.utils import _pytree as pytree
 
 from unitify.capture.effects import Effect, leave
-from unitify.diagnostics import InputMismatch, UnitifyError
+from unitify.capture.guards import Guard, Guards
+from unitify.diagnostics import InputMismatch, OutsideGuards, UnitifyError
+
+#: Why a recording does not take a call: as it is found (a text and what stands in it, or a guard
+#: and the flat inputs), which a compiler can trace, and as a finding.
+Refusal = tuple[str | Guard, tuple[Any, ...]]
+Misfit = InputMismatch | OutsideGuards
 
 
 @dataclass(frozen=True)
@@ -40,13 +47,14 @@ class Leaf:
 
 @dataclass(frozen=True)
 class CallSignature:
-    """The call that a graph was captured for."""
+    """The call that a graph was captured for. ``guards``: of each recording that made the graph."""
 
     signature: inspect.Signature
     arguments: tuple[str, ...]
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
     leaves: tuple[Leaf, ...]
+    guards: tuple[Guards, ...] = ()
     #: What a call leaves behind; the graph returns it after the result.
     effects: tuple[Effect, ...] = ()
 
@@ -57,33 +65,41 @@ class CallSignature:
     def flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The flat inputs of the graph for this call.
 
-        Raises ``UnitifyError`` (U104) where structure, a fixed size or a constant differs.
+        Raises ``UnitifyError``: U104 where structure, a fixed size or a constant differs, U111 for
+        sizes that the recording does not hold for.
         """
+        return self._accepted(self.fitted(args, kwargs))
+
+    def fitted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | Refusal:
+        """The flat inputs of the graph for this call, or why the graph is not for it."""
         try:
             given = bind(self.signature, args, kwargs)
         except TypeError as error:
-            raise self._mismatch(str(error)) from None
+            return "{}", (error,)
         expected = dict.fromkeys(self.arguments)
         for name, value in given.items():
             if name not in expected and not _is_default(self.signature, name, value):
-                raise self._mismatch(f"the argument {name!r} was not part of the captured call")
-        missing = [name for name in self.arguments if name not in given]
-        if missing:
-            raise self._mismatch(f"the argument {missing[0]!r} is missing")
-        return self.flatten_values([given[name] for name in self.arguments])
+                return "the argument {!r} was not part of the captured call", (name,)
+        for name in self.arguments:
+            if name not in given:
+                return "the argument {!r} is missing", (name,)
+        return self._fitted_values([given[name] for name in self.arguments])
 
     def flatten_values(self, values: Sequence[Any]) -> list[Any]:
         """The flat inputs of the graph for these values of ``arguments``, in their order.
 
-        Raises ``UnitifyError`` (U104) as ``flatten``.
+        Raises ``UnitifyError`` as ``flatten``.
         """
+        return self._accepted(self._fitted_values(values))
+
+    def _fitted_values(self, values: Sequence[Any]) -> list[Any] | Refusal:
         if len(values) != len(self.arguments):
-            raise self._mismatch(f"{len(values)} arguments, captured {len(self.arguments)}")
+            return "{} arguments, captured {}", (len(values), len(self.arguments))
         leaves, spec = pytree.tree_flatten(dict(zip(self.arguments, values, strict=True)))
         if spec != self.in_spec:
-            raise self._mismatch("the arguments have another structure")
-        self._check(leaves)
-        return leaves
+            return "the arguments have another structure", ()
+        refusal = self._refusal(leaves)
+        return leaves if refusal is None else refusal
 
     def unflatten(self, results: Any) -> Any:
         """The original's own output structure around flat results."""
@@ -96,26 +112,69 @@ class CallSignature:
         if self.effects:
             leave(self.effects, list(results)[self.out_spec.num_leaves :], tree, inputs)
 
-    def _check(self, leaves: list[Any]) -> None:
-        sizes: dict[str, int] = {}
+    def _refusal(self, leaves: list[Any]) -> Refusal | None:
         for leaf, value in zip(self.leaves, leaves, strict=True):
             if leaf.shape is None:
                 if isinstance(value, torch.Tensor) or value != leaf.constant:
-                    raise self._mismatch(f"{leaf.name} is {value!r}, captured {leaf.constant!r}")
+                    return "{} is {!r}, captured {!r}", (leaf.name, value, leaf.constant)
                 continue
             if not isinstance(value, torch.Tensor) or value.dim() != len(leaf.shape):
-                raise self._mismatch(f"{leaf.name} is not a tensor of {len(leaf.shape)} dimensions")
+                return "{} is not a tensor of {} dimensions", (leaf.name, len(leaf.shape))
             if value.dtype != leaf.dtype:
-                raise self._mismatch(f"{leaf.name} is {value.dtype}, captured {leaf.dtype}")
-            for dimension, (size, expected) in enumerate(zip(value.shape, leaf.shape, strict=True)):
-                known = expected if isinstance(expected, int) else sizes.setdefault(expected, size)
-                if size != known:
-                    raise self._mismatch(
-                        f"dimension {dimension} of {leaf.name} is {size}, expected {known}"
-                    )
+                return "{} is {}, captured {}", (leaf.name, value.dtype, leaf.dtype)
+            for dimension, expected in enumerate(leaf.shape):
+                size = value.shape[dimension]
+                if isinstance(expected, int) and size != expected:
+                    return "dimension {} of {} is {}, expected {}", (
+                        dimension, leaf.name, size, expected,
+                    )  # fmt: skip
+        for guards in self.guards:
+            broken = guards.broken(leaves)
+            if broken is not None:
+                return broken, tuple(leaves)
+        return None
 
-    def _mismatch(self, problem: str) -> UnitifyError:
-        return UnitifyError(InputMismatch(problem=problem, expected=self.describe()))
+    def _accepted(self, found: list[Any] | Refusal) -> list[Any]:
+        if isinstance(found, list):
+            return found
+        raise UnitifyError(self.misfit(found))
+
+    def misfit(self, refusal: Refusal) -> Misfit:
+        """Why the graph is not for a call, as a finding."""
+        problem, details = refusal
+        if isinstance(problem, str):
+            return InputMismatch(problem=problem.format(*details), expected=self.describe())
+        sizes = ", ".join(
+            f"{leaf.name}: {tuple(value.shape)}"
+            for leaf, value in zip(self.leaves, details, strict=True)
+            if leaf.shape is not None
+        )
+        place = problem.place
+        return OutsideGuards(
+            guard=problem.text,
+            sizes=sizes,
+            frames=() if place is None else (place,),
+            where="" if place is None else f"{place[0]}:{place[1]}",
+        )
+
+
+def leaf_of(node: fx.Node, argument: Any, value: Any) -> Leaf:
+    """The flat input that a placeholder of a recording stands for; ``value``: the example's."""
+    if isinstance(argument, ConstantArgument):
+        return Leaf(argument.name, None, None, argument.value)
+    held = node.meta["val"]
+    if not isinstance(held, torch.Tensor):
+        return Leaf(argument.name, None, None, value)
+    shape = tuple(_extent(size) for size in held.shape)
+    return Leaf(argument.name, shape, held.dtype)
+
+
+def _extent(size: int | torch.SymInt) -> int | str:
+    """A size as a number where the graph fixes it, else as its symbol."""
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression) if expression.is_Integer else str(expression)
 
 
 def bind(

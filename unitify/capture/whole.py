@@ -15,34 +15,37 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.export.graph_signature import ConstantArgument, InputKind
+from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from unitify.capture.composite import open_composites
+from unitify.capture.decisions import Decisions, OutOfTime, observed
 from unitify.capture.effects import Effect
 from unitify.capture.example import distinct, doubled, in_order
 from unitify.capture.exporting import Exported, ExportError, export, without_cache
 from unitify.capture.functional import remove_mutation, written_argument
+from unitify.capture.guards import Guards, guards_of
 from unitify.capture.identity import view_of_own
 from unitify.capture.inline import inline_regions
 from unitify.capture.modes import merge_modes
 from unitify.capture.places import Location
-from unitify.capture.signature import CallSignature, Leaf, bind, register_dataclasses
+from unitify.capture.signature import CallSignature, Leaf, bind, leaf_of, register_dataclasses
+from unitify.capture.sizes import Free, fewer_and_fewer, frozen_dimensions
 from unitify.capture.source import frames_of_failure
 from unitify.diagnostics import (
     CacheLeftOut,
     CheckpointingLost,
     Diagnostic,
-    FrozenDimension,
     GradientLost,
     NotCaptured,
     NothingCaptured,
     OneModeOnly,
+    RecordedAsCompiled,
+    SizesFixed,
     UnitifyError,
 )
 from unitify.reparametrisation import Reparametrisation
@@ -85,9 +88,9 @@ class Capture:
         """The parameter, buffer, constant or flag that a ``get_attr`` node names."""
         if target in self.constants:
             return self.constants[target]
-        for location, value in self.made:
+        for location, made in self.made:
             if location.names_tensor(target):
-                return value
+                return made
         value: Any = self.model
         for part in target.split("."):
             value = getattr(value, part)
@@ -107,51 +110,87 @@ class Capture:
         return self.call.flatten(args, kwargs)
 
 
+@dataclass(frozen=True)
+class How:
+    """How a model is recorded.
+
+    ``dynamic_shapes``: "auto" leaves every size free that the model leaves free; None fixes all
+    sizes; anything else is passed to ``torch.export.export``. ``seconds``: how long a recording
+    with free sizes may take; after that, fewer are free. None: as long as it takes. ``carried``:
+    tensors, by identity, that a call takes over from the one before, with their names; no graph
+    may hold one.
+    """
+
+    dynamic_shapes: Any = "auto"
+    seconds: float | None = None
+    carried: Mapping[int, str] = field(default_factory=dict)
+
+
+#: What is usual.
+EXPECTED = How()
+
+
 def capture(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    dynamic_shapes: Any = "auto",
-    carried: Mapping[int, str] = MappingProxyType({}),
+    how: How = EXPECTED,
 ) -> Capture:
     """Record ``model`` on example inputs.
-
-    ``dynamic_shapes``: "auto" leaves every size free that the model leaves free; None fixes all
-    sizes; anything else is passed to ``torch.export.export``. ``carried``: tensors, by identity,
-    that a call takes over from the one before, with their names; no graph may hold one.
 
     Raises ``UnitifyError`` (U101, U109) where the model cannot be recorded whole.
     """
     args, kwargs = distinct(args, in_order(inspect.signature(model.forward), kwargs))
     register_dataclasses((args, kwargs))
-    larger = doubled(args, kwargs) if dynamic_shapes == "auto" else None
+    larger = doubled(args, kwargs) if how.dynamic_shapes == "auto" else None
     if larger is not None:
         # A size of one is always fixed by a recording; a batch of two stands for any other.
         with contextlib.suppress(UnitifyError):
-            return _captured(model, *larger, dynamic_shapes, carried)
-    return _captured(model, args, kwargs, dynamic_shapes, carried)
+            found = _captured(model, *larger, how)
+            # A model that takes another way for one element has to be recorded with one.
+            if isinstance(found.call.fitted(args, kwargs), list):
+                return found
+    return _captured(model, args, kwargs, how)
 
 
 def _captured(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    dynamic_shapes: Any,
-    carried: Mapping[int, str],
+    how: How,
 ) -> Capture:
+    shapes = fewer_and_fewer(how.dynamic_shapes)
+    free = next(shapes)
     notes: list[Diagnostic] = []
     signature = inspect.signature(model.forward)
     arguments = tuple(bind(signature, args, kwargs))
     aliases = parameter_aliases(model)
 
     def recorded() -> _Record:
-        return _record(model, args, kwargs, dynamic_shapes, carried, notes)
+        nonlocal free
+        while True:
+            is_last = free is None or free == Free(0)
+            try:
+                with observed(None if is_last else how.seconds) as decisions:
+                    return _record(model, args, kwargs, free, how.carried, notes, decisions)
+            except OutOfTime:
+                assert how.seconds is not None
+                free = next(shapes)
+                name = type(model).__name__
+                notes[:] = [note for note in notes if not isinstance(note, SizesFixed)]
+                notes.append(SizesFixed(where=name, seconds=how.seconds, free=str(free)))
 
     def captured(record: _Record, mode: str | None, other: Capture | None = None) -> Capture:
         call = CallSignature(
-            signature, arguments, record.in_spec, record.out_spec, record.leaves, record.effects
+            signature,
+            arguments,
+            record.in_spec,
+            record.out_spec,
+            record.leaves,
+            record.guards,
+            record.effects,
         )
-        frozen = _frozen_dimensions(record.leaves, record.example, dynamic_shapes)
+        frozen = frozen_dimensions(record.leaves) if free == "auto" else []
         return Capture(
             model=model,
             graph=record.graph,
@@ -167,7 +206,8 @@ def _captured(
     with _quiet_model(model, notes):
         records, reason = _recorded_modes(model, recorded)
         if len(records) == 2 and _are_merged(records[True], records[False]):
-            return captured(records[True], None)
+            guards = tuple(dict.fromkeys(records[True].guards + records[False].guards))
+            return captured(dataclasses.replace(records[True], guards=guards), None)
         if any(m.training != model.training for m in model.modules()):
             records = {model.training: recorded()}
             reason = "some of its submodules train and some do not"
@@ -176,7 +216,7 @@ def _captured(
     if len(records) == 1:
         notes.append(OneModeOnly(where=type(model).__name__, mode=mode, other=other, reason=reason))
         return captured(records[model.training], mode)
-    twin = captured(_with_own_constants(records[not model.training]), other)
+    twin = captured(records[not model.training], other)
     return captured(records[model.training], mode, twin)
 
 
@@ -199,6 +239,7 @@ class _Record:
     leaves: tuple[Leaf, ...]
     example: tuple[Any, ...]
     constants: dict[str, Any]
+    guards: tuple[Guards, ...]
     effects: tuple[Effect, ...]
 
 
@@ -215,16 +256,6 @@ def _are_merged(training: _Record, evaluation: _Record) -> bool:
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.is_meta or b.is_meta or (a.dtype == b.dtype and torch.equal(a, b))
-
-
-def _with_own_constants(record: _Record) -> _Record:
-    """The recording with other names for its constants, beside its twin's on the same module."""
-    renamed = {name: f"captured_other_{name}" for name in record.constants}
-    for node in record.graph.nodes:
-        if node.op == "get_attr" and node.target in renamed:
-            node.target = renamed[node.target]
-    constants = {renamed[name]: constant for name, constant in record.constants.items()}
-    return dataclasses.replace(record, constants=constants)
 
 
 def _recorded_modes(
@@ -297,6 +328,7 @@ def _record(
     dynamic_shapes: Any,
     carried: Mapping[int, str],
     notes: list[Diagnostic],
+    decisions: Decisions,
 ) -> _Record:
     name = type(model).__name__
     exported = export(model, args, kwargs, dynamic_shapes)
@@ -314,6 +346,8 @@ def _record(
         raise UnitifyError(*found)
     if noted.saved_hooks:
         notes.append(CheckpointingLost(where=name))
+    if noted.as_compiled:
+        notes.append(RecordedAsCompiled(where=name))
     named = bind(inspect.signature(model.forward), args, kwargs)
     example, in_spec = pytree.tree_flatten(named)
     graph, leaves, constants = _flat_graph(model, exported, example, carried)
@@ -321,7 +355,14 @@ def _record(
     assert out_spec is not None
     children = out_spec.children() if hasattr(out_spec, "children") else out_spec.children_specs
     result = children[0]
-    return _Record(graph, in_spec, result, leaves, tuple(example), constants, exported.effects)
+    has_bounds = not (isinstance(dynamic_shapes, str | Free) or dynamic_shapes is None)
+    values = (n.meta.get("val") for n in graph.nodes if n.op == "placeholder")
+    inputs = [(leaf.name, value) for leaf, value in zip(leaves, values, strict=True)]
+    guards = guards_of(inputs, decisions, has_bounds, noted.computed)
+    return _Record(
+        graph, in_spec, result, leaves, tuple(example), constants,
+        () if guards is None else (guards,), exported.effects,
+    )  # fmt: skip
 
 
 def _flat_graph(
@@ -341,7 +382,7 @@ def _flat_graph(
         name = spec.arg.name
         node = placeholders[name]
         if spec.kind is InputKind.USER_INPUT:
-            leaves.append(_leaf(node, spec.arg, example[len(leaves)]))
+            leaves.append(leaf_of(node, spec.arg, example[len(leaves)]))
             continue
         target = str(spec.target)
         if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER):
@@ -398,40 +439,6 @@ def _to_attribute(graph: fx.Graph, node: fx.Node, target: str) -> None:
     graph.erase_node(node)
     if attribute is not None:
         attribute._rename(name)
-
-
-def _leaf(node: fx.Node, argument: Any, value: Any) -> Leaf:
-    if isinstance(argument, ConstantArgument):
-        return Leaf(argument.name, None, None, argument.value)
-    held = node.meta["val"]
-    if not isinstance(held, torch.Tensor):
-        return Leaf(argument.name, None, None, value)
-    shape = tuple(_extent(size) for size in held.shape)
-    return Leaf(argument.name, shape, held.dtype)
-
-
-def _extent(size: int | torch.SymInt) -> int | str:
-    """A size as a number where the graph fixes it, else as its symbol."""
-    if isinstance(size, int):
-        return size
-    expression = size.node.expr
-    return int(expression) if expression.is_Integer else str(expression)
-
-
-def _frozen_dimensions(
-    leaves: tuple[Leaf, ...], example: tuple[Any, ...], dynamic_shapes: Any
-) -> list[Diagnostic]:
-    if dynamic_shapes != "auto":
-        return []
-    notes: list[Diagnostic] = []
-    for leaf in leaves:
-        if leaf.shape and isinstance(leaf.shape[0], int):
-            notes.append(
-                FrozenDimension(
-                    where=leaf.name, dimension=f"dimension 0 of {leaf.name}", size=leaf.shape[0]
-                )
-            )
-    return notes
 
 
 def nothing_captured(reason: str) -> UnitifyError:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unitify.analysis.analyse import analyse
 from unitify.capture.inputs import as_inputs
+from unitify.capture.islands import flat_calls
 from unitify.check.figures import CastTally
 from unitify.check.finding import Finding, worst_first
 from unitify.check.judged import Judged, judged
@@ -59,7 +60,7 @@ def check(
     where there are none; else what is predicted. ``comparison``: plans to compare with.
     ``on_step`` is called with the name of each step that is done, as ``steps`` lists them.
 
-    Raises ``UnitifyError`` (U104) for batches unlike the example.
+    Raises ``UnitifyError`` (U104, U111) for batches unlike the example.
     """
     clock = _Clock(on_step)
     scoped = {
@@ -99,9 +100,11 @@ def _measured(
 ) -> dict[str, CastTally]:
     tallies = {name: CastTally(scoped[name]) for name in subject.pieces}
     if subject.module is None or not batches:
-        for name, piece in subject.pieces.items():
-            flat = [piece.capture.flat_inputs(*as_inputs(batch)) for batch in batches]
-            measure_into(tallies[name], piece.capture, flat or None)
+        calls = [as_inputs(batch) for batch in batches]
+        recorded = {name: piece.capture for name, piece in subject.pieces.items()}
+        for name, captured in recorded.items():
+            flat = flat_calls(recorded, name, calls)
+            measure_into(tallies[name], captured, flat or None)
         return tallies
     parts = [subject.module.parts[name] for name in subject.pieces]
     captures = [piece.capture for piece in subject.pieces.values()]

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from unitify.capture.sizes import RECORDING_SECONDS
 from unitify.cli.application import app
 from unitify.cli.options import Factory, InputsFunction, RuleFiles
 from unitify.cli.terminal import progress_bar, reported
@@ -47,6 +48,12 @@ def convert(
     verify: Annotated[
         bool, typer.Option(help="Compare the result bitwise with the original, before casts.")
     ] = True,
+    recording_seconds: Annotated[
+        float,
+        typer.Option(
+            metavar="S", help="A recording that takes longer is made with fewer free sizes."
+        ),
+    ] = RECORDING_SECONDS,
 ) -> None:
     """Convert a checkpoint: the same function, with every tensor stored near unit RMS."""
     with reported():
@@ -61,6 +68,7 @@ def convert(
             scales=scales,
             rules=rules,
             verify=verify,
+            recording_seconds=recording_seconds,
             on_stage=advance,
         )
     console = Console()

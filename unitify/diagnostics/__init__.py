@@ -33,6 +33,9 @@ from unitify.diagnostics.capturing import (
     NotCaptured,
     NothingCaptured,
     OneModeOnly,
+    OutsideGuards,
+    RecordedAsCompiled,
+    SizesFixed,
 )
 from unitify.diagnostics.casting import (
     BoundMissed,
@@ -137,6 +140,7 @@ __all__ = [
     "OtherPlan",
     "OtherWeights",
     "OutputExists",
+    "OutsideGuards",
     "OutsideUnitBand",
     "PackageMissing",
     "ParametersRenamed",
@@ -146,6 +150,7 @@ __all__ = [
     "PrecisionLost",
     "ReadingsUnreadable",
     "RecipeInvalid",
+    "RecordedAsCompiled",
     "RoundsOtherwise",
     "RuleInvalid",
     "Saturated",
@@ -154,6 +159,7 @@ __all__ = [
     "SchedulerNeeded",
     "SchemeNeedsGraph",
     "SettingsInvalid",
+    "SizesFixed",
     "StateNotMoved",
     "TiedRoles",
     "TrainableGains",

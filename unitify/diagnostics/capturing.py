@@ -202,3 +202,60 @@ class AttributeTurned(Diagnostic):
         "The model's own code runs instead of its graph; set it on the model and transform again"
     )
     attribute: str
+
+
+@dataclass(frozen=True)
+class OutsideGuards(Diagnostic):
+    """The transformed module was called with sizes for which its recording does not hold.
+
+    A recording takes one side of every branch on a size, and torch keeps the conditions under
+    which it would take that side again. ``where`` is the line that made the condition.
+
+    Example: ``if x.shape[1] > 16: ...`` in a ``forward``, an example of length 8 and a call of
+    length 32.
+    Fix: give an example of the other side, too: ``transform(model, example, batches=[other])``
+    records both, and the module takes the one that holds.
+    """
+
+    code: ClassVar[str] = "U111"
+    why: ClassVar[str] = "the recording holds where {guard}; the call has {sizes}"
+    fix: ClassVar[str] = "Add an example of such sizes: transform(model, example, batches=[other])"
+    guard: str
+    sizes: str
+
+
+@dataclass(frozen=True)
+class SizesFixed(Diagnostic):
+    """Recording with free sizes took too long, so fewer sizes are free.
+
+    What torch computes with free sizes are formulas; reshapes that depend on one another make
+    them grow. Sizes that are not free are those of the example.
+
+    Example: ``transform(model, example, recording_seconds=0.001)``.
+    Fix: give more time with ``recording_seconds``, or name the sizes that vary in
+    ``dynamic_shapes``.
+    """
+
+    code: ClassVar[str] = "U112"
+    is_loss: ClassVar[bool] = True
+    why: ClassVar[str] = "recording with more free sizes takes over {seconds:g} s; {free} stay free"
+    fix: ClassVar[str] = "Raise recording_seconds, or name the sizes that vary in dynamic_shapes"
+    seconds: float
+    free: str
+
+
+@dataclass(frozen=True)
+class RecordedAsCompiled(Diagnostic):
+    """The model could only be recorded as it runs under a compiler, not as it runs by itself.
+
+    It asks ``torch.compiler.is_compiling()``, and the way that it takes otherwise looks at data.
+    The two ways may differ in rounding.
+
+    Example: ``if not torch.compiler.is_compiling() and mask.all(): mask = None``.
+    Fix: nothing has to be mended; where the last bit counts, pass inputs that make no difference,
+    such as no mask where every element of it is one.
+    """
+
+    code: ClassVar[str] = "U113"
+    why: ClassVar[str] = "the model was recorded as it runs while it is compiled"
+    fix: ClassVar[str] = "The two ways may round differently; verification says whether they do"

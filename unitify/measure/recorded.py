@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,9 +24,9 @@ from unitify.capture.execution import (
 )
 from unitify.capture.exporting import without_cache
 from unitify.capture.inputs import Inputs
-from unitify.capture.islands import Recording, path_of
+from unitify.capture.islands import Recording, flat_calls, path_of
 from unitify.capture.whole import Capture
-from unitify.diagnostics import BatchesNeeded, InputMismatch, UnitifyError
+from unitify.diagnostics import BatchesNeeded, UnitifyError
 from unitify.estimates import Estimates
 from unitify.measure.captured import measure
 from unitify.measure.tally import Tally
@@ -44,13 +44,13 @@ def measure_recorded(
     measured alone on the inputs it was recorded on, and so is every island of a model whose own
     backward pass refuses to run.
 
-    Raises ``UnitifyError``: U003 without calls, U104 for one unlike the example.
+    Raises ``UnitifyError``: U003 without calls, U104 and U111 for one that no recording holds for.
     """
     calls = list(calls)
     if any(path_of(name) for name in recording.parts):
         return _measure_islands(recording, calls, loss_fn, seed)
     return {
-        name: measure(captured, [captured.flat_inputs(*call) for call in calls], loss_fn, seed)
+        name: measure(captured, flat_calls(recording.parts, name, calls), loss_fn, seed)
         for name, captured in recording.parts.items()
     }
 
@@ -103,11 +103,11 @@ def _graphs_in_place(
     with contextlib.ExitStack() as stack:
         for path in paths:
             module = model.get_submodule(path)
-            runs = {
-                captured.mode: (captured, functools.partial(_run, captured, leaves[n], tallies[n]))
+            runs = [
+                (captured, functools.partial(_run, captured, leaves[n], tallies[n]))
                 for n, captured in parts.items()
                 if path_of(n) == path
-            }
+            ]
             stack.callback(module.__dict__.pop, "forward")
             module.__dict__["forward"] = _forward_of(module, runs)
         yield
@@ -118,23 +118,18 @@ def _run(captured: Capture, leaves: dict[str, Tensor], tally: Tally, inputs: lis
 
 
 def _forward_of(
-    module: nn.Module, runs: Mapping[str | None, tuple[Capture, Callable[[list[Any]], Any]]]
+    module: nn.Module, runs: Sequence[tuple[Capture, Callable[[list[Any]], Any]]]
 ) -> Callable[..., Any]:
     own = module.forward
 
     @functools.wraps(own)
     def forward(*args: Any, **kwargs: Any) -> Any:
         mode = "train" if module.training else "eval"
-        found = runs.get(None) or runs.get(mode)
-        if found is not None:
-            captured, run = found
-            try:
-                inputs = captured.flat_inputs(args, kwargs)
-            except UnitifyError as error:
-                if not isinstance(error.diagnostics[0], InputMismatch):
-                    raise
-            else:
-                return run(inputs)
+        for captured, run in runs:
+            if captured.mode in (None, mode):
+                inputs = captured.call.fitted(args, kwargs)
+                if isinstance(inputs, list):
+                    return run(inputs)
         return own(*args, **kwargs)
 
     return forward

@@ -17,10 +17,11 @@ import torch
 from torch import fx, nn
 
 from unitify.capture.exporting import switch_off_cache
-from unitify.capture.islands import OTHER_MODE, path_of
+from unitify.capture.islands import path_of
+from unitify.capture.signature import Refusal
 from unitify.capture.tree import copy_of
 from unitify.capture.whole import Capture, parameter_aliases
-from unitify.diagnostics import Diagnostic, InputMismatch, UnitifyError
+from unitify.diagnostics import Diagnostic, UnitifyError
 from unitify.module.own_code import leave_graph, run_own_code
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.plan.fixed import parameter_of
@@ -54,7 +55,7 @@ class AssembledModule(UnitScaledModule):
         self.__dict__["_parts"] = {name: _attach(host, name, part) for name, part in parts.items()}
         for path in dict.fromkeys(path_of(name) for name in parts):
             module = host.get_submodule(path)
-            graphs = [p for p in (self.parts.get(path), self.parts.get(path + OTHER_MODE)) if p]
+            graphs = [part for name, part in self.parts.items() if path_of(name) == path]
             for part in graphs:
                 part.watch(host)
             module.__dict__["forward"] = _forward_of(module, graphs, is_whole=not path)
@@ -173,24 +174,24 @@ def joined(plans: Mapping[str, ScalePlan], model: nn.Module) -> ScalePlan:
 
 
 def agreed(chosen: ScalePlan, name: str, captured: Capture, parts: Mapping[str, Part]) -> ScalePlan:
-    """``chosen`` with the parameters' scales of the part's twin, if that was planned before.
+    """``chosen`` with the parameters' scales of the first recording, if this is a further one.
 
     Of true parameters it is their units that the two have in common.
     """
-    twin = parts.get(path_of(name))
-    if twin is None:
+    first = parts.get(path_of(name))
+    if first is None:
         return chosen
-    units = parameter_units(twin[0], twin[2])
+    units = parameter_units(first[0], first[2])
     held = {
         node.name: parameter
         for node in captured.graph.nodes
         if (parameter := parameter_of(captured, node)) and node.name in chosen.values
     }
-    scales = {name: twin[2].parameters[parameter] for name, parameter in held.items()}
+    scales = {name: first[2].parameters[parameter] for name, parameter in held.items()}
     own = {name: unit for name, unit in chosen.units.items() if name not in held}
     own |= {n: units[p] for n, p in held.items() if units[p] != scales[n]}
     return replace(
-        chosen, values={**chosen.values, **scales}, parameters=twin[2].parameters, units=own
+        chosen, values={**chosen.values, **scales}, parameters=first[2].parameters, units=own
     )
 
 
@@ -247,27 +248,30 @@ def _attach(host: nn.Module, name: str, part: Part) -> UnitScaledModule:
 def _forward_of(
     module: nn.Module, graphs: list[UnitScaledModule], is_whole: bool
 ) -> Callable[..., Any]:
-    """What an island's module runs: the graph of its mode; its own code where no graph fits."""
+    """What an island's module runs: the graph that holds for a call, or else its own code."""
     own, replaced = module.forward, vars(module).get("forward")
     scales = graphs[0].plan.parameters
 
     def forward(*args: Any, **kwargs: Any) -> Any:
+        refused: tuple[UnitScaledModule, Refusal] | None = None
         for part in graphs:
             if part.capture.mode not in (None, "train" if module.training else "eval"):
                 continue
-            part.training = module.training
-            reason: Diagnostic | None = part._turned()
-            if reason is None:
-                try:
-                    return part(*args, **kwargs)
-                except UnitifyError as error:
-                    reason = error.diagnostics[0]
-                    if is_whole or not isinstance(reason, InputMismatch):
-                        raise
-            leave_graph(reason, part.is_inference)
-            return run_own_code(module, own, scales, args, kwargs)
-        if is_whole:
+            if (turned := part._turned()) is not None:
+                leave_graph(turned, part.is_inference)
+                return run_own_code(module, own, scales, args, kwargs)
+            flat = part.capture.call.fitted(args, kwargs)
+            if isinstance(flat, list):
+                part.training = module.training
+                return part.run_flat(flat, args, kwargs)
+            refused = refused or (part, flat)
+        if is_whole and refused is None:
             return graphs[0](*args, **kwargs)
+        if refused is not None:
+            misfit = refused[0].capture.call.misfit(refused[1])
+            if is_whole:
+                raise UnitifyError(misfit)
+            leave_graph(misfit, graphs[0].is_inference)
         return run_own_code(module, own, scales, args, kwargs)
 
     forward.__signature__ = inspect.signature(own)  # type: ignore[attr-defined]

@@ -20,10 +20,7 @@ class _Call(nn.Module):
     def __init__(self, of: nn.Module, function: Callable[..., Any]) -> None:
         super().__init__()
         self.of = of
-        self.__dict__["function"] = function
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(*args, **kwargs)
+        self.__dict__["forward"] = function
 
 
 def run_own_code(

@@ -161,8 +161,11 @@ class UnitScaledModule(fx.GraphModule):
             code = tree.__call__ if self.capture.has_hooks else tree.forward
             return run_own_code(tree, code, self.plan.parameters, args, kwargs)
         self._check_mode()
-        call = self.capture.call
-        results = self.flat_forward(*call.flatten(args, kwargs))
+        return self.run_flat(self.capture.flat_inputs(args, kwargs), args, kwargs)
+
+    def run_flat(self, flat: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The call of which ``flat`` are the flat inputs."""
+        call, results = self.capture.call, self.flat_forward(*flat)
         if call.effects:
             call.leave(results, self._tree, bind(call.signature, args, kwargs))
         return call.unflatten(results)

@@ -7,13 +7,14 @@ Nothing of the module changes. What cannot be said is named in ``notes``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from unitify.analysis.analyse import Analysis, analyse
 from unitify.capture.execution import LossFunction
 from unitify.capture.inputs import as_inputs
-from unitify.capture.islands import path_of
+from unitify.capture.islands import flat_calls, path_of
 from unitify.capture.whole import Capture
 from unitify.drift.measuring import measure_running, true_capture
 from unitify.formats.table import FORMATS, Format
@@ -77,7 +78,7 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
     for name, capture in captures.items():
         part = _part(module.parts[name], name, capture, analyses[name], recipe, known.rules)
         if not problem:
-            batch = _flat(name, capture, batches)
+            batch = _flat(name, captures, batches)
             moments = analyses[name].moments
             choices = part.choices.values()
             noise = signal_to_noise(capture, part.plan, choices, known.rules, moments, batch)
@@ -136,11 +137,13 @@ def _loss(part: str, known: Known) -> LossFunction | None:
     return None if path_of(part) else known.loss_fn
 
 
-def _flat(part: str, capture: Capture, batches: tuple[Any, ...]) -> list[Any] | None:
+def _flat(part: str, captures: Mapping[str, Capture], batches: tuple[Any, ...]) -> list[Any] | None:
     """The inputs on which noise is measured: of the first batch; an island has its own."""
     if not batches:
         return None
-    return list(capture.example) if path_of(part) else capture.flat_inputs(*as_inputs(batches[0]))
+    if path_of(part):
+        return list(captures[part].example)
+    return flat_calls(captures, part, [as_inputs(batches[0])])[0]
 
 
 def _part(

@@ -35,9 +35,9 @@ def verdict(report: Report) -> Text:
     if report.exact is None:
         return Text("not verified", style="yellow")
     if report.rounding and not report.differences:
-        first = report.rounding[0]
+        largest = report.rounding[0]
         return Text(
-            f"but for rounding in {len(report.rounding)} of {report.compared} results: {first}",
+            f"but for rounding in {len(report.rounding)} of {report.compared} results: {largest}",
             style="yellow",
         )
     if not report.exact:

@@ -68,12 +68,11 @@ def run(
         return [_run_once(target, tree, call, asking, loss_fn) for _ in range(call.times)]
 
 
-def _uncompiled(target: nn.Module) -> contextlib.AbstractContextManager[Any]:
+def _uncompiled(target: nn.Module) -> Any:
     """A module that was compiled in place runs its own graph inside."""
     if getattr(target, "_compiled_call_impl", None) is None:
         return contextlib.nullcontext()
-    stance: Any = torch.compiler.set_stance("force_eager")
-    return stance
+    return torch.compiler.set_stance("force_eager")
 
 
 def asking_of(

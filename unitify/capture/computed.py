@@ -1,0 +1,126 @@
+"""Data that a model computes from sizes alone, known while it is recorded.
+
+A recording has no data, so it cannot take a branch on data. But some of what looks like data
+follows from sizes: positions counted by ``arange``, and whether they ever jump. Inside ``Known``
+such a value is computed beside the recording when code asks for it, for the example's sizes and for
+others. If it is one and the same, the recording goes on; the computation is kept, so that a call
+can make sure of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
+
+_ASKING: dict[Any, Callable[[Tensor], Any]] = {
+    Tensor.__bool__: bool,
+    Tensor.__int__: int,
+    Tensor.__float__: float,
+    Tensor.item: lambda tensor: tensor.item(),
+}
+#: Sizes to try beside the example's: each symbol takes one of a row, in turn.
+_TRIED = ((2, 3, 5), (9, 4, 7), (33, 2, 3), (257, 3, 2), (2, 129, 3))
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A value that follows from sizes: ``graph`` takes integers, ``sizes`` as expressions."""
+
+    graph: fx.Graph = field(compare=False)
+    sizes: tuple[sympy.Basic, ...]
+    value: Any
+
+    def now(self, sizes: list[int]) -> Any:
+        """The value for these sizes."""
+        with _disable_current_modes(), torch.no_grad():
+            return fx.Interpreter(nn.Module(), graph=self.graph).run(*sizes)
+
+
+class Known(TorchFunctionMode):
+    """Inside, code that asks for data that follows from sizes gets it; notes what it got."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Computed] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in _ASKING and not kwargs:
+            computed = _computed(args[0], _ASKING[func])
+            if computed is not None:
+                self.found.append(computed)
+                return computed.value
+        return func(*args, **(kwargs or {}))
+
+
+def _computed(tensor: Tensor, reading: Callable[[Tensor], Any]) -> Computed | None:
+    mode = get_proxy_mode()
+    slot: Any = None if mode is None else get_proxy_slot(tensor, mode.tracer, None)
+    if slot is None:
+        return None
+    graph = fx.Graph()
+    sizes: dict[fx.Node, torch.SymInt] = {}
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in _ancestors(slot.proxy.node):
+        held = node.meta.get("val")
+        if isinstance(held, torch.SymInt):
+            copies[node] = graph.placeholder(f"size_{len(sizes)}")
+            sizes[copies[node]] = held
+        elif node.op == "call_function" and _is_repeatable(node.target):
+            copies[node] = graph.node_copy(node, lambda n: copies[n])
+        else:
+            return None
+    graph.output(graph.call_function(reading, (copies[slot.proxy.node],)))
+    expressions = tuple(size.node.expr for size in sizes.values())
+    made = Computed(graph, expressions, None)
+    try:
+        values = {made.now(given) for given in _given(list(sizes.values()))}
+    except Exception:
+        # It does not run for every size: nothing is known.
+        return None
+    return Computed(graph, expressions, values.pop()) if len(values) == 1 else None
+
+
+def _ancestors(node: fx.Node) -> list[fx.Node]:
+    """The node and what it is made of, down to sizes, in order."""
+    found: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if current not in found:
+            found.add(current)
+            if not isinstance(current.meta.get("val"), torch.SymInt):
+                stack.extend(current.all_input_nodes)
+    return [n for n in node.graph.nodes if n in found]
+
+
+def _is_repeatable(target: Any) -> bool:
+    """Is this an operation that gives the same each time, and writes into nothing?"""
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    is_random = torch.Tag.nondeterministic_seeded in target.tags
+    return not (is_random or target._schema.is_mutable)
+
+
+def _given(sizes: list[torch.SymInt]) -> Iterator[list[int]]:
+    """Sizes for which a value is tried, the example's first."""
+    if not sizes:
+        yield []
+        return
+    env: ShapeEnv = sizes[0].node.shape_env
+    expressions = [size.node.expr for size in sizes]
+    yield [int(size.node.hint) for size in sizes]
+    symbols = sorted({s for e in expressions for s in e.free_symbols}, key=str)
+    for row in _TRIED:
+        chosen = {symbol: row[i % len(row)] for i, symbol in enumerate(symbols)}
+        yield [int(env.replace(e).xreplace(chosen)) for e in expressions]

@@ -1,0 +1,118 @@
+"""Sizes of one and zero: does the model take another way there, and does that matter?
+
+A recording takes every free size to be at least two. Code that asks for one element (``if batch !=
+1: x = x.expand(batch, -1)``) decides otherwise there, often to the same effect. Here the model and
+its recording run on the example cut to one element, or none; where they agree to the last bit,
+results and gradients, the decisions that would be otherwise are known to make no difference.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from unitify.capture.execution import backward_starts, run_captured, unchanged
+from unitify.capture.exporting import without_cache
+from unitify.capture.signature import unbind
+from unitify.capture.whole import Capture
+
+#: Dimensions to cut, and to how many elements.
+_CUTS = (((0,), 1), ((1,), 1), ((0, 1), 1), ((0,), 0))
+
+
+def tried_small(captured: Capture, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
+    """The capture, asking of calls with sizes below two only what makes a difference.
+
+    ``args``, ``kwargs``: how it was called when it was recorded.
+    """
+    guards = list(captured.call.guards)
+    has_data = not any(isinstance(x, Tensor) and x.is_meta for x in captured.example)
+    if not any(held.small for held in guards) or not (captured.holds_weights and has_data):
+        return captured
+
+    def call(named: dict[str, Any]) -> Any:
+        given, keywords = unbind(captured.call.signature, args, kwargs, named)
+        return captured.model(*given, **keywords)
+
+    for dimensions, size in _CUTS:
+        flat = _cut(captured, dimensions, size)
+        if flat is None or any(held.broken(flat, small=False) for held in guards):
+            continue
+        broken = [held.broken_small(flat) for held in guards]
+        if any(broken) and _agree(captured, call, flat):
+            guards = [
+                dataclasses.replace(held, immaterial=held.immaterial | found)
+                for held, found in zip(guards, broken, strict=True)
+            ]
+    signature = dataclasses.replace(captured.call, guards=tuple(guards))
+    return dataclasses.replace(captured, call=signature)
+
+
+def _cut(captured: Capture, dimensions: tuple[int, ...], size: int) -> list[Any] | None:
+    """The example with those of its free dimensions cut; None if it has none of them."""
+    flat = list(captured.example)
+    is_cut = False
+    for position, leaf in enumerate(captured.call.leaves):
+        for dimension in dimensions:
+            if (
+                leaf.shape
+                and dimension < len(leaf.shape)
+                and isinstance(leaf.shape[dimension], str)
+            ):
+                flat[position] = flat[position].detach().narrow(dimension, 0, size)
+                is_cut = True
+    return flat if is_cut else None
+
+
+def _agree(captured: Capture, call: Callable[[dict[str, Any]], Any], flat: list[Any]) -> bool:
+    model = captured.model
+    named = pytree.tree_unflatten([_leaf(x) for x in flat], captured.call.in_spec)
+    try:
+        with _in_mode(model, captured.mode), without_cache(model):
+            expected = _results(model, lambda: call(named))
+            found = _results(model, lambda: run_captured(captured, [_leaf(x) for x in flat]))
+    except Exception:
+        # The model cannot be called so: there is nothing to agree with.
+        return False
+    return len(expected) == len(found) and all(map(_same, expected, found))
+
+
+def _leaf(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _results(model: nn.Module, run: Callable[[], Any]) -> list[Tensor | None]:
+    weights = [p for p in model.parameters() if p.requires_grad]
+    with unchanged(model, wholly=True), torch.enable_grad():
+        output = run()
+        results = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor)]
+        starts, gradients = backward_starts(output, None)
+        if starts and weights:
+            found = torch.autograd.grad(starts, weights, gradients, allow_unused=True)
+            return [*results, *found]
+        return [*results]
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    is_alike = a.shape == b.shape and a.dtype == b.dtype and not a.is_sparse and not b.is_sparse
+    return is_alike and bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+@contextlib.contextmanager
+def _in_mode(model: nn.Module, mode: str | None) -> Iterator[None]:
+    flags = [(module, module.training) for module in model.modules()]
+    for module, training in flags:
+        module.training = training if mode is None else mode == "train"
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
