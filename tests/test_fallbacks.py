@@ -13,6 +13,7 @@ import unitify
 from unitify.analysis.analyse import Analysis, analyse
 from unitify.analysis.forward import ForwardMoments
 from unitify.capture.whole import capture
+from unitify.explain import explain_value
 from unitify.operations.operation import Operation
 from unitify.operations.refusal import CannotRun, refusals
 from unitify.operations.rule_table import load_rules
@@ -47,6 +48,7 @@ def test_a_fallback_has_a_code_and_is_counted() -> None:
     )  # fmt: skip
     assert found.count == 2
     assert found.reason == "it has 2 dimensions, not those that its row averages over"
+    assert found.message in explain_value("cumsum_1", Sums(), (X,), rules=[AWAY])
 
 
 def test_nothing_falls_back_where_rows_hold() -> None:

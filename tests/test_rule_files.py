@@ -110,6 +110,7 @@ WRONG: dict[str, tuple[str, int, str]] = {
         "linear = ['self']\nterms = { out = 'mean(self)', self = '1' }", 2, "mean(self)",
     ),
     "a key of law": ("law = { out = 'self', dimm = 'dim' }", 1, "no argument 'dimm'"),
+    "a type": ("law.out = 'self'\nonly = { dtype = ['torch.flaot32'] }", 2, "is no type"),
     "no result": ("law = { self = 'self' }", 1, "nothing of its result"),
     "a text for a list": ("linear = 'self'", 1, "no list"),
     "a number for a formula": ("forward = { square = 1 }", 1, "no text"),

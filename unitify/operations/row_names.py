@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import sympy
+import torch
 
 from unitify.operations.expressions import COUNTED, ExpressionError, Monomial
 from unitify.operations.formula_names import named_in, one_slip_apart
@@ -23,7 +25,7 @@ _TENSORS = ("tensor", "tensors", "any")
 _NUMBERS = ("number", "any")
 _VALUES = (*_TENSORS, *_NUMBERS)
 _SIZES = ("numbers", "any")
-_EVERY = (*_TENSORS, "number", "numbers", "other")
+_EVERY = (*_TENSORS, "number", "numbers", "type", "other")
 _WORDS = {_TENSORS: "operand", _NUMBERS: "number", _VALUES: "operand or number", _SIZES: "list"}
 _SIZE = re.compile(r"(\w+)\.(?:numel|ndim|shape\[-?\d+\])")
 _EPSILON = "epsilon"
@@ -99,6 +101,11 @@ class _Names:
         for operand, said in self.rule.balanced.items():
             if isinstance(said, str) and " if " in said:
                 yield from self._argument(("balanced", operand), said.split()[-1], _NUMBERS)
+        for name, values in self.rule.law.only.items() if self.rule.law is not None else ():
+            if name in self.arguments and self.arguments[name].kind == "type":
+                for value in values:
+                    if value != "None" and not _is_type(value):
+                        yield Problem(("only", name), f"{value!r} is no type, as torch.float32 is")
         if self.rule.width is not None and self.rule.width not in self.rule.dims:
             yield Problem(("width",), f"{self.rule.width!r} is none of the row's dims")
         for operand in self.rule.states:
@@ -236,6 +243,11 @@ class _Names:
                     parse_arguments({name: value})
                 except ExpressionError as error:
                     yield Problem((key, name), str(error))
+
+
+def _is_type(text: Any) -> bool:
+    space, _, name = str(text).partition(".")
+    return space == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
 
 
 def _both(moments: Moments) -> tuple[sympy.Expr, sympy.Expr]:

@@ -23,7 +23,7 @@ class Argument:
     """One argument of an operation.
 
     ``kind``: what it takes: "tensor", "tensors" (a list of them), "number", "numbers" (a list),
-    "other" (text, a type, a device), or "any", as every argument of a Python function.
+    "type" (of elements), "other" (text, a device), or "any" (of a Python function).
     ``is_needed``: must a call give it? ``is_optional``: may it be None?
     """
 
@@ -83,7 +83,7 @@ def _of_schema(argument: Any) -> Argument:
     elif item in _NUMBERS:
         found = "number" if bare == item else "numbers"
     else:
-        found = "other"
+        found = "type" if item == "ScalarType" else "other"
     return Argument(argument.name, found, not argument.has_default_value(), is_optional)
 
 
