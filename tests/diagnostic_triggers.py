@@ -20,7 +20,7 @@ from unitify.capture.whole import capture
 from unitify.checkpoint import folder
 from unitify.checkpoint.files import read_state_dict
 from unitify.checkpoint.state_dict import check_finite
-from unitify.checkpoint.targets import build_model
+from unitify.checkpoint.targets import build_model, import_libraries
 from unitify.convert import convert
 from unitify.diagnostics import Diagnostic
 from unitify.explain import explain_code, explain_value
@@ -256,6 +256,26 @@ def _(path: Path) -> None:
     model = factories.mlp()
     nn.init.constant_(model[0].weight, torch.inf)
     check_finite(model)
+
+
+@triggers("U205")
+def _(path: Path) -> None:
+    load_rules([{"mylib.softclip.default": {"law": {"out": "self"}}}])
+
+
+@triggers("U206")
+def _(path: Path) -> Found:
+    # The row averages over a dimension that a matrix has not.
+    forward = {"square": "average(square(self))"}
+    row = {"replaces": True, "over": [-5], "forward": forward}
+    model = Forward(lambda m, x: m.linear(x).cumsum(0))
+    rules = [{"aten.cumsum.default": row}]
+    return list(unitify.transform(model, (X,), rules=rules, verify=False).diagnostics)
+
+
+@triggers("U207")
+def _(path: Path) -> None:
+    import_libraries(["unitify_tests_nowhere"])
 
 
 @triggers("U301")

@@ -27,8 +27,9 @@ ORDER = {
     "reparametrisation": "",
     "formats": "powers rounding table signal_to_noise band",
     "ops": "layout rescale cast centring scaled_mm fp8_linear",
-    "operations": """expressions schema rule_table samples dimensions laws extremes operation
-        flops products centring residual""",
+    "operations": """expressions formula_names schema samples rule row_lines row_forms row_reader
+        row_names row_use rule_table refusal dimensions laws extremes operation flops products
+        centring residual""",
     "capture": """equality places state effects tree source decisions computed guards signature
         sizes functional inline modes autograd_functions recurrent composite eager_flags identity
         watching exporting example whole inputs execution observing small calls islands""",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def test_shipped_rows_hold(operation: str) -> None:
 
 def test_a_row_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
-    path.write_text('["aten.sinh.default"]\nelementwise = "self"\n'
+    path.write_text('["aten.sinh.default"]\nreplaces = true\nelementwise = "self"\n'
                     'sample = { self = "normal(96, 96, rms=0.5)" }\n')  # fmt: skip
     result = run("verify", str(path))
     assert result.exit_code == 0
@@ -80,13 +81,15 @@ def test_a_row_of_ones_own(tmp_path: Path) -> None:
     ("text", "problem"),
     [
         # A hyperbolic sine is not homogeneous, and its mean square is not that of its operand.
-        ('["aten.sinh.default"]\nlaw = { out = "self" }\n'
+        ('["aten.sinh.default"]\nreplaces = true\nlaw = { out = "self" }\n'
          'sample = { self = "normal(9, 9)" }', "the law gives other bits"),
-        ('["aten.sinh.default"]\nforward = { mean = "0", square = "square(self)" }\n'
+        ('["aten.sinh.default"]\nreplaces = true\n'
+         'forward = { mean = "0", square = "square(self)" }\n'
          'backward = { self = { mean = "mean(grad)", square = "square(grad)" } }\n'
          'sample = { self = "normal(96, 96)" }', "standard errors"),
-        ('["aten.sinhh.default"]\nsample = { self = "normal(9)" }', "no operation of this name"),
-        ('["aten.sinh.default"]\nsample = { x = "normal(9)" }', "has no argument x"),
+        ('["aten.sinh.default"]\nreplaces = true\nover = [-3]\n'
+         'forward = { square = "average(square(self))" }\n'
+         'sample = { self = "normal(9, 9)" }', "not as it says: it has 2 dimensions"),
     ],
 )  # fmt: skip
 def test_a_wrong_row_does_not_hold(tmp_path: Path, text: str, problem: str) -> None:
@@ -94,7 +97,7 @@ def test_a_wrong_row_does_not_hold(tmp_path: Path, text: str, problem: str) -> N
     path.write_text(text)
     result = run("verify", str(path))
     assert result.exit_code == 1, result.output
-    assert "does not hold" in result.stdout
+    assert f"{path}:1: aten.sinh.default: does not hold" in result.stdout
     assert problem in result.stdout
 
 
@@ -130,3 +133,64 @@ def test_a_skeleton_of_nothing() -> None:
     result = run("new", "aten.nothing.default")
     assert result.exit_code == 2
     assert "aten.cumsum.default" in result.stderr
+
+
+SOFTCLIP = """
+import torch
+
+@torch.library.custom_op("unitify_clips::softclip", mutates_args=())
+def softclip(value: torch.Tensor, bound: float = 1.0) -> torch.Tensor:
+    return bound * torch.tanh(value / bound)
+
+@softclip.register_fake
+def _(value, bound=1.0):
+    return torch.empty_like(value)
+
+def setup(ctx, inputs, output):
+    ctx.save_for_backward(output)
+    ctx.bound = inputs[1]
+
+def backward(ctx, gradient):
+    (output,) = ctx.saved_tensors
+    return gradient * (1 - (output / ctx.bound) ** 2), None
+
+softclip.register_autograd(backward, setup_context=setup)
+"""
+
+
+def test_operations_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--import`` registers them: for a new row, to verify it, to list it."""
+    (tmp_path / "unitify_clips.py").write_text(SOFTCLIP)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    name, path = "unitify_clips.softclip.default", tmp_path / "mine.toml"
+    path.write_text(f'["{name}"]\nlaw = {{ out = "value", bound = "bound / value" }}\n'
+                    'elementwise = "value"\nsample = { value = "normal(48, 48)" }\n')  # fmt: skip
+    before = run("verify", str(path))
+    assert before.exit_code == 2
+    assert f"U205 [{path}:1] torch has no operation {name}" in before.stderr
+    assert run("new", name).exit_code == 2
+
+    imported = ("--import", "unitify_clips")
+    made = run("new", name, "-o", str(tmp_path / "new.toml"), *imported)
+    assert made.exit_code == 0, made.output
+    for file in ("mine.toml", "new.toml"):
+        verified = run("verify", file, *imported)
+        assert verified.exit_code == 0, verified.output
+        assert verified.stdout.startswith(f"{name}: holds (law ")
+    listed = run("--rules", str(path), "--only", "unitify_clips.*", *imported)
+    assert listed.exit_code == 0
+    assert "softclip" in listed.stdout
+
+    path.write_text(f'["{name}"]\n# No function of the kind.\nlaw = {{ out = "value ** 2" }}\n'
+                    'sample = { value = "normal(48, 48)" }\n')  # fmt: skip
+    wrong = run("verify", "mine.toml", *imported)
+    assert wrong.exit_code == 1
+    assert wrong.stdout.startswith(f"mine.toml:1: {name}: does not hold: the law gives other bits")
+
+
+def test_a_library_that_cannot_be_imported() -> None:
+    result = run("verify", "--import", "unitify_nowhere")
+    assert result.exit_code == 2
+    assert "U207" in result.stderr
+    assert "unitify_nowhere" in result.stderr

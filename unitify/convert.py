@@ -79,8 +79,9 @@ def convert(
         raise UnitifyError(UnknownOption(option="scales", value=scales, choices=", ".join(SCALES)))
     casts = read_recipe(recipe)
     rules = tuple(rules)
-    table = load_rules(rules)
     source = read_source(checkpoint, model)
+    # After the model's own module, which may register the operations that the rules are of.
+    table = load_rules(rules)
     batches = input_batches(inputs) if inputs is not None else None
     args, kwargs = as_inputs(batches[0]) if batches else infer_inputs(source.model)
     clock.done("read")

@@ -109,8 +109,10 @@ def _derivation(
     for found in _ancestors(node, analysis):
         lines.append(f"  {step_text(found.name, analysis.forward[found.name])}")
         if found.op == "call_function":
-            rule = rules.get(operation_name(found))
-            lines += [f"      {text}" for text in rule_texts(rule)]
+            operation = operation_name(found)
+            lines += [f"      {text}" for text in rule_texts(rules.get(operation))]
+            fallen = (d for d in analysis.diagnostics if d.operation == operation)
+            lines += [f"      {d.code} {d.message}" for d in fallen]
     steps = analysis.backward.get(node.name, ())
     lines += ["", f"backward, {len(steps)} contribution{'' if len(steps) == 1 else 's'} added up:"]
     lines += [f"  {step_text('gradient', step)}" for step in steps]

@@ -26,6 +26,7 @@ from unitify.capture.whole import Capture
 from unitify.cast.casting import Evidence, cast_module
 from unitify.diagnostics import (
     CaptureDiffers,
+    Diagnostic,
     NotExact,
     NothingTransformed,
     UnitifyError,
@@ -137,8 +138,9 @@ def transform(
         recorded = reparametrise(recorded, asked, table)
         done("reparametrise", recorded)
         found: dict[str, Estimates] = {}
+        fallen: tuple[Diagnostic, ...] = ()
         if casts is None or casts.scaling == "unit":
-            found = _estimates(recorded, scales, (args, kwargs), batches, loss_fn, table)
+            found, fallen = _estimates(recorded, scales, (args, kwargs), batches, loss_fn, table)
             done(scales, found)
         parts: dict[str, Part] = {}
         for name, captured in recorded.parts.items():
@@ -157,6 +159,7 @@ def transform(
             module = build(*parts[""])
         else:
             module = assemble(recorded.model, parts, recorded.diagnostics)
+        module.diagnostics = (*module.diagnostics, *fallen)
         done("rewrite", module)
         return recorded, found, module
 
@@ -216,21 +219,24 @@ def _estimates(
     batches: list[Any] | None,
     loss_fn: LossFunction | None,
     rules: RuleTable,
-) -> dict[str, Estimates]:
-    """By part. ``example``: the call to measure where there are no batches."""
+) -> tuple[dict[str, Estimates], tuple[Diagnostic, ...]]:
+    """By part, and what was not estimated as rules say. ``example``: measured without batches."""
     if scales not in SCALES:
         choices = ", ".join(SCALES)
         raise UnitifyError(UnknownOption(option="scales", value=scales, choices=choices))
     if scales == "measured":
         calls = [example] if batches is None else [as_inputs(batch) for batch in batches]
-        return measure_recorded(recorded, calls, loss_fn)
+        return measure_recorded(recorded, calls, loss_fn), ()
     found: dict[str, Estimates] = {}
+    notes: list[Diagnostic] = []
     for name, captured in recorded.parts.items():
         weight_rms = None if captured.reparametrisation is None else 1.0
         # What an island gives is not what a loss takes: a unit gradient reaches it.
         loss = None if path_of(name) else loss_fn
-        found[name] = analyse(captured, rules, loss, weight_rms).estimates
-    return found
+        analysis = analyse(captured, rules, loss, weight_rms)
+        found[name] = analysis.estimates
+        notes += analysis.diagnostics
+    return found, tuple(notes)
 
 
 def build(captured: Capture, graph: fx.Graph, chosen: ScalePlan) -> UnitScaledModule:
@@ -267,7 +273,7 @@ def estimate(
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     recorded, table = record(model, args, kwargs), load_rules(rules)
     batches = None if batches is None else list(batches)
-    found = _estimates(recorded, scales, (args, kwargs), batches, loss_fn, table)
+    found, _ = _estimates(recorded, scales, (args, kwargs), batches, loss_fn, table)
     return {
         value_name(part, value): rms
         for part, estimates in found.items()

@@ -9,6 +9,7 @@ from unitify.analysis.backward import BackwardMoments
 from unitify.analysis.forward import ForwardMoments, Step
 from unitify.capture.execution import LossFunction
 from unitify.capture.whole import Capture
+from unitify.diagnostics import EstimateFellBack
 from unitify.estimates import Estimates, Rms
 from unitify.operations.laws import is_scalable
 from unitify.operations.rule_table import RuleTable
@@ -19,12 +20,14 @@ class Analysis:
     """Estimates and, for every value, the step that led to them in each direction.
 
     ``moments``: what is known of each value beside its RMS, from which noise can be predicted.
+    ``diagnostics``: operations whose moments were sampled or assumed, against what their rows say.
     """
 
     estimates: Estimates
     forward: Mapping[str, Step]
     backward: Mapping[str, tuple[Step, ...]]
     moments: ForwardMoments
+    diagnostics: tuple[EstimateFellBack, ...] = ()
 
 
 def analyse(
@@ -41,7 +44,22 @@ def analyse(
     forward = ForwardMoments(capture, rules, weight_rms)
     backward, estimates = both_ways(forward, loss_fn)
     steps = {name: tuple(found) for name, found in backward.steps.items()}
-    return Analysis(estimates, forward.steps, steps, forward)
+    notes = fallen_back(forward, type(capture.model).__name__)
+    return Analysis(estimates, forward.steps, steps, forward, notes)
+
+
+def fallen_back(forward: ForwardMoments, where: str) -> tuple[EstimateFellBack, ...]:
+    """One finding for each operation, direction and way, with the number of its nodes."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for one in forward.fallbacks:
+        found.setdefault((one.operation, one.direction, one.way), []).append(one.reason)
+    return tuple(
+        EstimateFellBack(
+            where=where, operation=operation, direction=direction, way=way,
+            count=len(reasons), reason=reasons[0],
+        )
+        for (operation, direction, way), reasons in found.items()
+    )  # fmt: skip
 
 
 def both_ways(

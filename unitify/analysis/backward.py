@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from unitify.analysis.balanced import Balance, passed_on, stated, together
 from unitify.analysis.formulas import formula_gradient
-from unitify.analysis.forward import CANNOT_RUN, ForwardMoments, Results, Step, linear_names
+from unitify.analysis.forward import ForwardMoments, Results, Step, linear_names
 from unitify.analysis.linear import linear_gradient, repeats
 from unitify.analysis.moments import Moment, add, fit, gaussian, limited, number, realised
 from unitify.analysis.quadrature import quadrature
@@ -20,6 +20,7 @@ from unitify.capture.whole import Capture
 from unitify.operations.dimensions import shape_of
 from unitify.operations.laws import holds_tensors, is_scalable
 from unitify.operations.operation import Operation
+from unitify.operations.refusal import first_line
 from unitify.operations.rule_table import Rule
 from unitify.operations.schema import named_arguments, nodes_of, operation_name
 
@@ -140,7 +141,7 @@ class BackwardMoments:
             return known
         try:
             return passed_on(operation, name, self.of.operands(operation, None), balance)
-        except CANNOT_RUN:
+        except RuntimeError:
             return None
 
     def _predict(
@@ -152,21 +153,24 @@ class BackwardMoments:
         ]  # fmt: skip
         if not wanted:
             return {}, "run"
-        way = self.of.ways[operation.node]
+        way, reason = self.of.ways[operation.node], ""
         if way in ("run", "quadrature", "formula") and rule is not None:
             operands = self.of.operands(operation, rule)
             try:
                 return self._by_rule(operation, rule, operands, grads, wanted, position), way
-            except CANNOT_RUN:
+            except RuntimeError as error:
                 # As in the forward direction: what cannot run on moments runs on samples.
-                pass
+                reason = first_line(error)
         operands = self.of.operands(operation, None)
         try:
             sampled = sampled_gradients(operation, operands, grads, position)
-        except CANNOT_RUN:
+        except RuntimeError as error:
+            self.of.fall_back(operation, "backward", "assumed", reason or first_line(error))
             first = next(g for g in grads if g is not None)
             ndim = {n: len(operation.shape(n)) for n in wanted if n in operands}
             return {n: [gaussian(0.0, first.rms, k)] for n, k in ndim.items()}, "assumed"
+        if reason:
+            self.of.fall_back(operation, "backward", "sampled", reason)
         return {n: m for n, m in sampled.items() if n in wanted}, "sampled"
 
     def _by_rule(

@@ -19,6 +19,7 @@ from torch import fx
 from unitify.analysis.formulas import over_dimensions
 from unitify.analysis.sampled import draw
 from unitify.operations.operation import Operation
+from unitify.operations.refusal import refusals
 from unitify.operations.rule_table import Rule
 
 #: Dimensions, counted from the end, over which a gradient sums to zero, jointly. None of them: the
@@ -63,7 +64,8 @@ def passed_on(
         upstream = upstream - upstream.mean(sorted(balance), keepdim=True)
     with torch.enable_grad():
         value = operation({**drawn, name: leaf})
-        (gradient,) = torch.autograd.grad(value, leaf, upstream, allow_unused=True)
+        with refusals():
+            (gradient,) = torch.autograd.grad(value, leaf, upstream, allow_unused=True)
     if gradient is None:
         return frozenset()
     size = float(upstream.square().sum().sqrt())

@@ -15,6 +15,7 @@ from unitify.analysis.moments import Moment, evaluate_moments, fit, from_parts, 
 from unitify.analysis.softmax import jacobian, participation
 from unitify.operations.dimensions import evaluate, symbol_values
 from unitify.operations.operation import Operation
+from unitify.operations.refusal import CannotRun
 from unitify.operations.rule_table import Moments, Rule
 from unitify.operations.schema import named_arguments
 
@@ -206,6 +207,8 @@ def _over(operation: Operation, rule: Rule, ndim: int) -> list[int]:
         listed = list(argument) if isinstance(argument, list | tuple) else [argument]
         if argument is None or not listed:
             listed = list(range(ndim))
+    if any(not -ndim <= d < ndim for d in listed):
+        raise CannotRun(f"it has {ndim} dimensions, not those that its row averages over")
     return [d if d < 0 else d - ndim for d in listed]
 
 

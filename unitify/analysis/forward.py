@@ -33,6 +33,7 @@ from unitify.operations.dimensions import hint, shape_of
 from unitify.operations.extremes import holds_mask
 from unitify.operations.laws import holds_tensors, is_scalable
 from unitify.operations.operation import Operation, on_cpu
+from unitify.operations.refusal import first_line
 from unitify.operations.rule_table import Rule, RuleTable
 from unitify.operations.schema import named_arguments, operation_name
 
@@ -40,8 +41,6 @@ from unitify.operations.schema import named_arguments, operation_name
 Results = list["Moment | None"]
 #: Numbers that the moments of all values of a graph may take together, in either direction.
 MEMORY = 2**25
-#: What running an operation on moments may raise: it wants another type, layout or size.
-CANNOT_RUN = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,19 @@ class Step:
     rms: float
 
 
+@dataclass(frozen=True)
+class Fallback:
+    """An operation whose moments are not what its row says they are: ``sampled`` or ``assumed``.
+
+    ``direction``: "forward" or "backward". ``reason``: what the operation refused, in its words.
+    """
+
+    operation: str
+    direction: str
+    way: str
+    reason: str
+
+
 class ForwardMoments:
     """Moments of every floating value; plain values of everything else."""
 
@@ -68,6 +80,8 @@ class ForwardMoments:
         self.known: dict[fx.Node, Any] = {}
         self.steps: dict[str, Step] = {}
         self.ways: dict[fx.Node, str] = {}
+        #: In both directions, one a node.
+        self.fallbacks: list[Fallback] = []
         self.elements = MEMORY // max(len(capture.graph.nodes), 1)
         self.stated = stated_moments(capture, rules)
         #: Values that are not floating and depend on an input's contents.
@@ -181,7 +195,7 @@ class ForwardMoments:
                 self.known[node] = drawn[0] if len(drawn) == 1 else drawn
             else:
                 self.known[node] = operation()
-        except CANNOT_RUN:
+        except RuntimeError:
             # An integer nobody can know without data (an index beyond, an empty selection).
             self.known[node] = None
 
@@ -224,6 +238,7 @@ class ForwardMoments:
         self, operation: Operation, rule: Rule | None, position: int
     ) -> tuple[Results, str]:
         operands = self.operands(operation, rule)
+        reason = ""
         try:
             if not operation.operands and (rule is None or not (rule.linear or rule.forward)):
                 return [_exactly_or_none(v) for v in _as_list(operation())], "exact"
@@ -237,10 +252,10 @@ class ForwardMoments:
                 return [value], "quadrature"
             if rule is not None and rule.forward is not None:
                 return [formula_forward(operation, rule, operands)], "formula"
-        except CANNOT_RUN:
+        except RuntimeError as error:
             # The operation cannot run on moments (it wants another type or layout): sample it.
-            pass
-        return self._sample(operation, position)
+            reason = first_line(error)
+        return self._sample(operation, position, reason)
 
     def _in_range(
         self, operation: Operation, rule: Rule | None, results: Results, way: str
@@ -251,9 +266,14 @@ class ForwardMoments:
             return results
         try:
             found = range_of(operation, rule, self.operands(operation, rule))
-        except CANNOT_RUN:
+        except RuntimeError:
             return results
         return results if found == EVERYTHING else [first.within(*found)]
+
+    def fall_back(self, operation: Operation, direction: str, way: str, reason: str) -> None:
+        """Note that moments are not what a row says."""
+        name = operation_name(operation.node)
+        self.fallbacks.append(Fallback(name, direction, way, reason))
 
     def _runs(self, operation: Operation, rule: Rule) -> bool:
         """Is a linear operation run as it is? One with a formula is if the model alone says how.
@@ -264,17 +284,21 @@ class ForwardMoments:
             n in self.from_inputs for n in operation.node.all_input_nodes if not is_scalable(n)
         )
 
-    def _sample(self, operation: Operation, position: int) -> tuple[Results, str]:
+    def _sample(self, operation: Operation, position: int, reason: str = "") -> tuple[Results, str]:
+        """``reason``: why the row is not followed; "" where it says nothing of moments."""
         operands = self.operands(operation, None)
         try:
             repeated = [
                 sampled_results(operation, operands, position + i) for i in repetitions(operation)
             ]
-        except CANNOT_RUN:
+        except RuntimeError as error:
+            self.fall_back(operation, "forward", "assumed", reason or first_line(error))
             ndims = [len(s) for s in operation.result_shapes]
             moments = [m for m in operands.values() if isinstance(m, Moment)]
             rms = moments[0].rms if moments else 1.0
             return [gaussian(0.0, rms, n) for n in ndims], "assumed"
+        if reason:
+            self.fall_back(operation, "forward", "sampled", reason)
         self.known[operation.node] = repeated[0]
         shapes = operation.result_shapes
         apart = [told_apart(operands, s) for s in shapes]

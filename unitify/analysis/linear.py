@@ -24,6 +24,7 @@ from unitify.analysis.formulas import formula_values
 from unitify.analysis.moments import Moment, compress, from_parts
 from unitify.operations.dimensions import evaluate
 from unitify.operations.operation import Operation
+from unitify.operations.refusal import CannotRun, refusals
 from unitify.operations.rule_table import Rule
 
 #: Moments by argument name; a list for an argument that is a list of tensors.
@@ -233,7 +234,8 @@ class _Run:
                 _averaged_to(g, tuple(r.shape)).to(self.dtype).expand(r.shape)
                 for g, r in zip(grads, results, strict=True)
             ]
-            found = torch.autograd.grad(results, leaves, upstream, allow_unused=True)
+            with refusals():
+                found = torch.autograd.grad(results, leaves, upstream, allow_unused=True)
         repeated = math.prod(
             row.size for n, rows in self.rows.items() if n != name for row in rows.values()
         )
@@ -308,7 +310,7 @@ class _Run:
                 blanks[name] = number
         try:
             result = self.operation(blanks)
-        except (RuntimeError, ValueError, IndexError, TypeError):
+        except CannotRun:
             return ()
         return tuple(result.shape) if isinstance(result, Tensor) else ()
 

@@ -19,6 +19,8 @@ import sympy
 import torch
 from torch import Tensor
 
+from unitify.operations.refusal import CannotRun
+
 
 @dataclass(frozen=True)
 class Moment:
@@ -171,12 +173,17 @@ def evaluate_moments(
 
     def walk(node: sympy.Expr) -> Tensor:
         if node.is_Symbol:
+            if node.name not in values:
+                raise CannotRun(f"{node.name} is not known")
             return torch.as_tensor(values[node.name], dtype=torch.float64)
         if node.is_Number:
             return torch.tensor(float(node), dtype=torch.float64)
         name = node.func.__name__
         if name in _OF_OPERAND:
-            return _OF_OPERAND[name](operands[str(node.args[0])])
+            operand = str(node.args[0])
+            if operand not in operands:
+                raise CannotRun(f"nothing is known of {operand}")
+            return _OF_OPERAND[name](operands[operand])
         if name == "average":
             return functions[name](walk(node.args[0]), *(int(a) for a in node.args[1:]))
         arguments = [walk(a) for a in node.args]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from unitify.analysis.moments import Moment
+from unitify.operations.refusal import refusals
 
 #: Half-width in standard deviations; the normal has 1e-15 of its mass outside.
 _REACH = 8.0
@@ -127,7 +128,8 @@ def _on_points(function: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Te
     with torch.enable_grad():
         leaf = points.detach().requires_grad_(True)
         value = function(leaf)
-        (slope,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
+        with refusals():
+            (slope,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
     value = value.detach().double()
     return value, torch.zeros_like(value) if slope is None else slope.double()
 

@@ -17,6 +17,7 @@ from unitify.analysis.linear import Operands
 from unitify.analysis.moments import Moment
 from unitify.analysis.quadrature import distribution, near_bounds
 from unitify.operations.operation import Operation
+from unitify.operations.refusal import refusals
 
 #: Moments are kept apart where each rests on at least this many samples.
 _ENOUGH = 32
@@ -92,7 +93,8 @@ def _gradients(
         if not starts or not flat:
             return {}
         outputs, upstream = [r for r, _ in starts], [g for _, g in starts]
-        found = iter(torch.autograd.grad(outputs, flat, upstream, allow_unused=True))
+        with refusals():
+            found = iter(torch.autograd.grad(outputs, flat, upstream, allow_unused=True))
     gradients: dict[str, list[Moment]] = {}
     for name, tensors in leaves.items():
         got = [next(found) for _ in tensors]

@@ -52,7 +52,7 @@ def _viewed(node: fx.Node, rules: RuleTable) -> fx.Node:
     while node.op == "call_function":
         rule = rules.get(operation_name(node))
         sources = node.all_input_nodes
-        is_view = rule is not None and rule.kind == "same-scale" and len(sources) == 1
+        is_view = rule is not None and rule.moves and len(sources) == 1
         if not is_view or shape_numel(sources[0]) != shape_numel(node):
             break
         node = sources[0]

@@ -9,13 +9,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
 from unitify.capture.source import frames_of_failure
-from unitify.diagnostics import BatchesNeeded, FactoryFailed, UnitifyError
+from unitify.diagnostics import BatchesNeeded, FactoryFailed, ImportFailed, UnitifyError
 
 #: A tuple of positional or a mapping of keyword inputs.
 Batch = tuple[Any, ...] | Mapping[str, Any]
@@ -58,9 +58,7 @@ def import_target(target: str) -> Callable[[], Any]:
     module_name, colon, name = target.partition(":")
     if not (module_name and colon and name):
         raise _failed(target, "it has not the form package.module:name")
-    folder = os.getcwd()
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    _look_here()
     try:
         found: Any = importlib.import_module(module_name)
     except Exception as error:
@@ -74,6 +72,25 @@ def import_target(target: str) -> Callable[[], Any]:
         raise _failed(target, f"{name} is {_article(found)}, which cannot be called")
     called: Callable[[], Any] = found
     return called
+
+
+def import_libraries(modules: Iterable[str]) -> None:
+    """Import modules for what they register with torch; they are named as ``import`` has them.
+
+    Raises ``UnitifyError`` (U207).
+    """
+    _look_here()
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            raise UnitifyError(ImportFailed(module=module, problem=_first_line(error))) from error
+
+
+def _look_here() -> None:
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
 
 
 def _call(target: str) -> Any:

@@ -21,6 +21,14 @@ InputsFunction = Annotated[
         help="Returns example inputs: a tuple, a dict, or a list of these (batches).",
     ),
 ]
+Imports = Annotated[
+    list[str],
+    typer.Option(
+        "--import",
+        metavar="pkg.module",
+        help="A module that registers operations of your own; repeatable.",
+    ),
+]
 RuleFiles = Annotated[
     list[Path], typer.Option("--rules", metavar="FILE", help="A rule file of your own; repeatable.")
 ]

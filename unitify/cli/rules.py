@@ -12,10 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from unitify.checkpoint.folder import check_absent
+from unitify.checkpoint.targets import import_libraries
 from unitify.cli.application import app
-from unitify.cli.options import RuleFiles
+from unitify.cli.options import Imports, RuleFiles
 from unitify.cli.terminal import reported
-from unitify.operations.rule_table import load_rules
+from unitify.operations.rule_table import checked_rules, load_rules
 from unitify.rulebook.listing import Row, rows
 from unitify.rulebook.skeleton import skeleton
 from unitify.rulebook.verify import Verdict, verify
@@ -32,11 +33,17 @@ Pattern = Annotated[
 
 
 @rules_app.callback(invoke_without_command=True)
-def rules(context: typer.Context, only: Pattern = "*", files: RuleFiles = []) -> None:  # noqa: B006
+def rules(
+    context: typer.Context,
+    only: Pattern = "*",
+    files: RuleFiles = [],  # noqa: B006  (typer copies it)
+    imports: Imports = [],  # noqa: B006
+) -> None:
     """List the rule table: each operation's law and moments."""
     if context.invoked_subcommand is not None:
         return
     with reported():
+        import_libraries(imports)
         found = [r for r in rows(load_rules(files).values()) if fnmatchcase(r.operation, only)]
     Console().print(_table(found), soft_wrap=False)
 
@@ -48,18 +55,18 @@ def verify_rules(
         typer.Argument(metavar="[FILE]", help="A rule file of your own; the shipped rows if none."),
     ] = None,
     only: Pattern = "*",
+    imports: Imports = [],  # noqa: B006
 ) -> None:
     """Try rows on samples: laws to the last bit, moments within four standard errors.
 
     Exit status: 0 if all hold, 1 if one does not, 2 for a file that holds no rules.
     """
     with reported():
-        shipped = load_rules()
-        table = shipped
+        import_libraries(imports)
+        table = checked_rules()
         if file is not None:
             own = load_rules([file])
-            # A file may replace a shipped row by another; its own rows are those that differ.
-            table = {name: rule for name, rule in own.items() if shipped.get(name) is not rule}
+            table = {name: rule for name, rule in own.items() if rule.file == str(file)}
         verdicts = []
         for verdict in verify(table, [only]):
             verdicts.append(verdict)
@@ -75,9 +82,11 @@ def new_rule(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Else it is printed.")
     ] = None,
+    imports: Imports = [],  # noqa: B006
 ) -> None:
     """Write a rule file to start from, which verifies as it is."""
     with reported():
+        import_libraries(imports)
         text = skeleton(operation)
         if output is not None:
             check_absent(output)
@@ -98,7 +107,8 @@ def _table(found: list[Row]) -> Table:
 
 
 def _line(verdict: Verdict) -> Text:
-    line = Text(f"{verdict.operation}: ")
+    place = f"{verdict.place}: " if verdict.place and not verdict.holds else ""
+    line = Text(f"{place}{verdict.operation}: ")
     if verdict.holds:
         tried = f"law {verdict.law} times to the last bit, {verdict.moments} moments"
         line.append("holds", style="green").append(f" ({tried})" if verdict.law else "")

@@ -60,7 +60,15 @@ from unitify.diagnostics.diagnostic import (
     UnitifyWarning,
     warn_of_losses,
 )
-from unitify.diagnostics.estimating import NoRule, NotFinite, RuleInvalid, UnknownValue
+from unitify.diagnostics.estimating import (
+    EstimateFellBack,
+    ImportFailed,
+    NoRule,
+    NotFinite,
+    OperationUnknown,
+    RuleInvalid,
+    UnknownValue,
+)
 from unitify.diagnostics.files import (
     BaselineUnreadable,
     CheckpointUnreadable,
@@ -114,12 +122,14 @@ __all__ = [
     "CheckpointingLost",
     "DecayNotIndependent",
     "Diagnostic",
+    "EstimateFellBack",
     "FactoryFailed",
     "FlushedToZero",
     "FolderDamaged",
     "FrozenDimension",
     "GradientLost",
     "GradientStops",
+    "ImportFailed",
     "InputMismatch",
     "InputsNeeded",
     "KeysDiffer",
@@ -136,6 +146,7 @@ __all__ = [
     "NothingCaptured",
     "NothingTransformed",
     "OneModeOnly",
+    "OperationUnknown",
     "OptimizerUnsupported",
     "OtherPlan",
     "OtherWeights",

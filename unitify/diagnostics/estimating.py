@@ -10,9 +10,12 @@ from unitify.diagnostics.diagnostic import Diagnostic
 
 @dataclass(frozen=True)
 class RuleInvalid(Diagnostic):
-    """A rule file holds something that is not a rule.
+    """A rule file holds something that is not a rule, or that would do nothing.
 
-    Example: ``law = { out = "input +* weight" }``.
+    Rows are checked as they are loaded: keys, functions, and every name against the operation's own
+    arguments. Two names of one row that a slip would exchange are refused, too.
+
+    Example: ``law = { out = "input +* weight" }``; ``elementwise = "sefl"``.
     Fix: see ``docs/design.md`` for the grammar.
     """
 
@@ -69,3 +72,60 @@ class NotFinite(Diagnostic):
     fix: ClassVar[str] = "Check the weights or the inputs that lead to it"
     name: str
     count: int
+
+
+@dataclass(frozen=True)
+class OperationUnknown(Diagnostic):
+    """A rule file has a row for an operation that torch does not know.
+
+    An operator is known once the module that registers it has been imported, a Python function once
+    its own module has.
+
+    Example: ``["aten.sinhh.default"]``; ``["mylib.softclip.default"]`` before ``import mylib``.
+    Fix: correct the name, or import the library: ``unitify rules verify FILE --import mylib``.
+    """
+
+    code: ClassVar[str] = "U205"
+    why: ClassVar[str] = "torch has no operation {operation}{hint}"
+    fix: ClassVar[str] = "Correct the name, or import the module that registers it (--import)"
+    operation: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class EstimateFellBack(Diagnostic):
+    """Moments were not predicted as the operation's row says, because that could not be run.
+
+    They were sampled instead, or, where the operation cannot be run on samples either, assumed to
+    be of the RMS of its first operand. A wrong estimate costs precision, never exactness.
+
+    Example: a row that averages over a dimension which the operand does not have.
+    Fix: nothing has to be mended; ``scales="measured"`` needs no prediction. A row of your own can
+    be tried with ``unitify rules verify FILE``.
+    """
+
+    code: ClassVar[str] = "U206"
+    why: ClassVar[str] = (
+        "{direction} moments of {operation} were {way}, not predicted ({count} nodes): {reason}"
+    )
+    fix: ClassVar[str] = "Exact as it is; measured scales need no prediction"
+    operation: str
+    direction: str
+    way: str
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class ImportFailed(Diagnostic):
+    """A module that ``--import`` names cannot be imported.
+
+    Example: ``unitify rules verify mine.toml --import mylibb``.
+    Fix: name a module of the working folder or of an installed package, as ``import`` does.
+    """
+
+    code: ClassVar[str] = "U207"
+    why: ClassVar[str] = "importing {module} failed with {problem}"
+    fix: ClassVar[str] = "Name a module that python can import from here"
+    module: str
+    problem: str

@@ -49,7 +49,7 @@ def _bound(node: fx.Node, rules: RuleTable) -> int | None:
             rule = rules.get(operation_name(user)) if user.op == "call_function" else None
             if rule is None:
                 continue
-            if rule.kind == "same-scale" and user not in reached:
+            if rule.moves and user not in reached:
                 reached.append(user)
             for name, rows in rule.below.items():
                 if named_arguments(user)[name] is current:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from unitify.analysis.formulas import along_channels, formula_forward, formula_slope
-from unitify.analysis.forward import CANNOT_RUN, ForwardMoments, linear_names
+from unitify.analysis.forward import ForwardMoments, linear_names
 from unitify.analysis.linear import linear_forward
 from unitify.analysis.moments import Moment, fit, from_parts, gaussian, number
 from unitify.analysis.quadrature import quadrature
@@ -72,7 +72,7 @@ class ErrorPassage:
             return [None] * len(self.operation.result_shapes)
         try:
             return self._through(name, errors)
-        except CANNOT_RUN:
+        except RuntimeError:
             # What cannot run on moments nor on samples is taken to keep its operand's ratio.
             held = self.operands[name]
             operands = held if isinstance(held, list) else [held]

@@ -10,6 +10,7 @@ import sympy
 import torch
 from torch import fx
 
+from unitify.operations.refusal import CannotRun
 from unitify.operations.schema import named_arguments
 
 
@@ -60,9 +61,11 @@ def _first_tensor(value: Any) -> Any:
 def evaluate(expression: sympy.Expr, values: Mapping[str, float]) -> float:
     """A formula without moments as a number, in double precision as ``math`` computes it.
 
-    Raises ``KeyError`` for a name that has no value.
+    Raises ``CannotRun`` for a name that has no value at this node.
     """
     if expression.is_Symbol:
+        if expression.name not in values:
+            raise CannotRun(f"{expression.name} is not known")
         return float(values[expression.name])
     if expression.is_Number:
         return float(expression)

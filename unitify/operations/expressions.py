@@ -14,13 +14,19 @@ Names in a formula:
   ``jacobian(var, n)``: E[Σ (∂p/∂x)²] over all pairs
 - the row's ``dims``; numeric arguments of the operation by name
 - ``sqrt``, ``exp``, ``log``, ``erf``, ``minimum``, ``maximum``
+
+Spaces stand around ``+``, ``-``, ``*`` and ``/``, and none after a sign: without this, a formula
+that has lost a name (``n - 2``) could still be one.
 """
 
 from __future__ import annotations
 
 import ast
+import math
+import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import sympy
@@ -34,18 +40,28 @@ AVERAGE = sympy.Function("average")
 LARGEST = sympy.Function("largest")
 PARTICIPATION = sympy.Function("participation")
 JACOBIAN = sympy.Function("jacobian")
-_FUNCTIONS: dict[str, Any] = {
-    **MOMENTS,
-    "average": AVERAGE,
-    "largest": LARGEST,
-    "participation": PARTICIPATION,
-    "jacobian": JACOBIAN,
-    "sqrt": sympy.sqrt,
-    "exp": sympy.exp,
-    "log": sympy.log,
-    "erf": sympy.erf,
-    "minimum": sympy.Min,
-    "maximum": sympy.Max,
+#: Name → the function, and the least and greatest number of its arguments.
+_FUNCTIONS: dict[str, tuple[Any, int, float]] = {
+    **{name: (function, 1, 1) for name, function in MOMENTS.items()},
+    "average": (AVERAGE, 1, math.inf),
+    "largest": (LARGEST, 1, 1),
+    "participation": (PARTICIPATION, 2, 2),
+    "jacobian": (JACOBIAN, 2, 2),
+    "sqrt": (sympy.sqrt, 1, 1),
+    "exp": (sympy.exp, 1, 1),
+    "log": (sympy.log, 1, 1),
+    "erf": (sympy.erf, 1, 1),
+    "minimum": (sympy.Min, 2, math.inf),
+    "maximum": (sympy.Max, 2, math.inf),
+}
+#: Names in ``dims`` that take a function to count (``analysis.counts``), and the arguments of an
+#: operation that are counted from.
+COUNTED: Mapping[str, tuple[str, ...]] = {
+    "attended_keys": ("query", "key", "attn_mask", "is_causal"),
+    "overlaps": ("stride", "padding"),
+    "places": ("stride", "padding"),
+    "positions": ("stride", "padding"),
+    "targets": ("target", "ignore_index"),
 }
 _MAX_LENGTH = 1000
 _MAX_EXPONENT = 64
@@ -56,12 +72,31 @@ class ExpressionError(ValueError):
 
 
 def _parse(text: str) -> ast.expr:
-    if len(text) > _MAX_LENGTH:
-        raise ExpressionError(f"longer than {_MAX_LENGTH} characters")
+    if not isinstance(text, str):
+        raise ExpressionError(f"{text!r} is not an expression in quotes")
+    if len(text) > _MAX_LENGTH or not text.isascii():
+        raise ExpressionError(f"longer than {_MAX_LENGTH} characters, or not in ASCII")
     try:
         return ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ExpressionError(f"{text!r} is not an expression ({error})") from None
+
+
+_SPACED = re.compile(r"[()]* [-+*/] [()]*")
+
+
+def _parse_spaced(text: str) -> ast.expr:
+    """Parsed, with signs and operators where a missing name would show."""
+    tree = _parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.UnaryOp) and text[node.col_offset + 1].isspace():
+            raise ExpressionError(f"a sign of {text!r} is apart from what it belongs to")
+        if isinstance(node, ast.BinOp) and not isinstance(node.op, ast.Pow):
+            between = text[node.left.end_col_offset : node.right.col_offset]
+            has_names = any(isinstance(n, ast.Name) for n in ast.walk(node))
+            if has_names and not _SPACED.fullmatch(between):
+                raise ExpressionError(f"{between.strip('()')!r} in {text!r} has no spaces around")
+    return tree
 
 
 def parse_monomial(text: str) -> dict[str, Fraction | str]:
@@ -73,7 +108,7 @@ def parse_monomial(text: str) -> dict[str, Fraction | str]:
 
     def walk(node: ast.expr, sign: int) -> None:
         match node:
-            case ast.Constant(value=1):
+            case ast.Constant(value=int(number)) if number == 1 and number is not True:
                 return
             case ast.Name(id=name):
                 if isinstance(exponents.get(name), str):
@@ -94,7 +129,7 @@ def parse_monomial(text: str) -> dict[str, Fraction | str]:
             case _:
                 raise ExpressionError(f"{text!r} is not a product of powers of names")
 
-    walk(_parse(text), 1)
+    walk(_parse_spaced(text), 1)
     return {name: power for name, power in exponents.items() if power != 0}
 
 
@@ -118,6 +153,7 @@ _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 }
 
 
+@lru_cache(maxsize=4096)
 def parse_formula(text: str) -> sympy.Expr:
     """A formula as a sympy expression; names become symbols, ``x.shape[i]`` and ``x.numel`` too.
 
@@ -146,12 +182,25 @@ def parse_formula(text: str) -> sympy.Expr:
                     raise ExpressionError(f"an exponent of {text!r} exceeds {_MAX_EXPONENT}")
                 return _BINARY[type(operator)](build(left), power)
             case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]):
-                if name not in _FUNCTIONS:
-                    raise ExpressionError(f"{text!r} calls {name!r}, which is not in the language")
-                return _FUNCTIONS[name](*(build(a) for a in arguments))
+                return _called(name, arguments, [build(a) for a in arguments], text)
         raise ExpressionError(f"{ast.unparse(node)!r} in {text!r} is not in the language")
 
-    return build(_parse(text))
+    return build(_parse_spaced(text))
+
+
+def _called(
+    name: str, written: list[ast.expr], arguments: list[sympy.Expr], text: str
+) -> sympy.Expr:
+    if name not in _FUNCTIONS:
+        raise ExpressionError(f"{text!r} calls {name!r}, which is not in the language")
+    function, least, most = _FUNCTIONS[name]
+    if not least <= len(arguments) <= most:
+        raise ExpressionError(f"{name} in {text!r} has {len(arguments)} arguments")
+    if name in MOMENTS and not isinstance(written[0], ast.Name):
+        raise ExpressionError(f"{name} in {text!r} is not of an operand")
+    if function is AVERAGE and not all(a.is_Integer for a in arguments[1:]):
+        raise ExpressionError(f"a dimension of {name} in {text!r} is not an integer")
+    return function(*arguments)
 
 
 def _path(node: ast.expr, text: str) -> str:
@@ -185,7 +234,10 @@ def parse_sample(text: str, functions: Mapping[str, Callable[..., Any]]) -> Any:
                 if name not in functions:
                     raise ExpressionError(f"{text!r} calls {name!r}, which is not known")
                 named = {k.arg: build(k.value) for k in keywords if k.arg}
-                return functions[name](*(build(a) for a in arguments), **named)
+                try:
+                    return functions[name](*(build(a) for a in arguments), **named)
+                except (TypeError, ValueError, RuntimeError) as error:
+                    raise ExpressionError(f"{text!r}: {error}") from None
         raise ExpressionError(f"{ast.unparse(node)!r} in {text!r} is not a sample argument")
 
     return build(_parse(text))

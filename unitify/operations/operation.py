@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from unitify.operations.dimensions import hint, shape_of
 from unitify.operations.laws import is_scalable
+from unitify.operations.refusal import refusals
 from unitify.operations.schema import named_arguments
 
 
@@ -56,12 +57,16 @@ class Operation:
         return [shape_of(v) for v in (value if isinstance(value, list | tuple) else [value])]
 
     def __call__(self, replaced: Mapping[str, Any] = MappingProxyType({})) -> Any:
-        """Run the operation with floating operands replaced by name."""
+        """Run the operation with floating operands replaced by name.
+
+        Raises ``CannotRun`` where it does not take them.
+        """
         arguments = {
             name: replaced[name] if name in replaced else self._known(argument)
             for name, argument in named_arguments(self.node).items()
         }
-        return call_by_name(self.node, arguments)
+        with refusals():
+            return call_by_name(self.node, arguments)
 
     def number(self, name: str) -> Any:
         """A non-tensor argument as a plain value."""
@@ -84,8 +89,8 @@ def call_by_name(node: fx.Node, arguments: Mapping[str, Any]) -> Any:
     target: Any = node.target
     schema = getattr(target, "_schema", None)
     if schema is None:
-        positional = [v for k, v in arguments.items() if k.isdigit()]
-        return target(*positional, **{k: v for k, v in arguments.items() if not k.isdigit()})
+        named = {k: v for k, v in arguments.items() if k in node.kwargs}
+        return target(*(v for k, v in arguments.items() if k not in named), **named)
     positional, keywords = [], {}
     for argument in schema.arguments:
         if argument.kwarg_only:

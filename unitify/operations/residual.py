@@ -96,9 +96,7 @@ def _products(graph: fx.Graph, rules: RuleTable) -> set[fx.Node]:
 
 def _made(graph: fx.Graph, rules: RuleTable) -> set[fx.Node]:
     """Values that have a shape, at most, from another: the state that a recurrence starts with."""
-    return {
-        n for n in graph.nodes if (r := rules.get(operation_name(n))) and r.family == "creation"
-    }
+    return {n for n in graph.nodes if (r := rules.get(operation_name(n))) and r.creates}
 
 
 def _is_sum(rule: Rule | None) -> bool:

@@ -179,8 +179,9 @@ def booleans(*shape: int, share: float = 0.5) -> Sample:
 
 def dtype(name: str) -> torch.dtype:
     """The type of this name."""
-    found = getattr(torch, name)
-    assert isinstance(found, torch.dtype)
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"torch has no type {name!r}")
     return found
 
 

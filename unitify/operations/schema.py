@@ -1,28 +1,127 @@
-"""Arguments of a graph node by the names of its operation's schema."""
+"""Operations and their arguments by name: of torch's registry, or of a Python function.
+
+An operator has a schema. A Python function has its signature, and positions name what that leaves
+unnamed.
+"""
 
 from __future__ import annotations
 
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import torch
 from torch import fx
 from torch._ops import OpOverload
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of an operation.
+
+    ``kind``: what it takes: "tensor", "tensors" (a list of them), "number", "numbers" (a list),
+    "type" (of elements), "other" (text, a device), or "any" (of a Python function).
+    ``is_needed``: must a call give it? ``is_optional``: may it be None?
+    """
+
+    name: str
+    kind: str
+    is_needed: bool
+    is_optional: bool
+
+
+def find_operation(name: str) -> Callable[..., Any] | None:
+    """The operation that graphs name so: an operator, or a function of an imported module."""
+    found: Any = torch.ops
+    try:
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (AttributeError, RuntimeError):
+        found = None
+    if isinstance(found, OpOverload):
+        return found if str(found) == name else None
+    module, _, function = name.rpartition(".")
+    for spelt in (module, f"_{module}"):
+        found = getattr(sys.modules.get(spelt), function, None)
+        if inspect.isroutine(found) and not isinstance(found, type) and _name(found) == name:
+            return found
+    return None
+
+
+def overloads_of(name: str) -> tuple[str, ...]:
+    """Full names of the operators that share all of ``name`` but its last part."""
+    space, _, rest = name.partition(".")
+    packet = getattr(getattr(torch.ops, space, None), rest.partition(".")[0], None)
+    listed = packet.overloads() if isinstance(packet, torch._ops.OpOverloadPacket) else ()
+    return tuple(f"{space}.{rest.partition('.')[0]}.{overload}" for overload in listed)
+
+
+def arguments_of(operation: Callable[..., Any]) -> dict[str, Argument]:
+    """The arguments of an operation by name, in order."""
+    if isinstance(operation, OpOverload):
+        return {a.name: _of_schema(a) for a in operation._schema.arguments}
+    found = {}
+    for parameter in _parameters(operation):
+        needed = parameter.default is parameter.empty
+        found[parameter.name] = Argument(parameter.name, "any", needed, not needed)
+    return found
+
+
+_NUMBERS = ("number", "int", "float", "bool", "SymInt", "SymFloat", "SymBool")
+
+
+def _of_schema(argument: Any) -> Argument:
+    kind = str(argument.real_type)
+    is_optional = kind.startswith("Optional[")
+    bare = kind.removeprefix("Optional[").removesuffix("]") if is_optional else kind
+    item = bare.removeprefix("List[").removesuffix("]").removeprefix("Optional[").removesuffix("]")
+    if "Tensor" in item:
+        found = "tensor" if bare == item else "tensors"
+    elif item in _NUMBERS:
+        found = "number" if bare == item else "numbers"
+    else:
+        found = "type" if item == "ScalarType" else "other"
+    return Argument(argument.name, found, not argument.has_default_value(), is_optional)
+
+
+@cache
+def _parameters(function: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
+    """The named parameters of a Python function; none where it does not tell."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return ()
+    return tuple(p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+
+
+def _positions(target: Any, count: int) -> list[str]:
+    """Names of the first ``count`` positional arguments of what has no schema."""
+    parameters = _parameters(target) if callable(target) else ()
+    named = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    return [named[i] if i < len(named) else str(i) for i in range(count)]
 
 
 def operation_name(node: fx.Node) -> str:
     """The name under which the rule table knows an operation, such as ``aten.add.Tensor``."""
     if isinstance(node.target, OpOverload):
         return str(node.target)
-    if callable(node.target):
-        module = getattr(node.target, "__module__", "") or ""
-        name = getattr(node.target, "__name__", str(node.target))
-        return f"{module.lstrip('_')}.{name}"
-    return str(node.target)
+    return _name(node.target) if callable(node.target) else str(node.target)
+
+
+def _name(function: Callable[..., Any]) -> str:
+    module = getattr(function, "__module__", "") or ""
+    name = getattr(function, "__name__", str(function))
+    return f"{module.lstrip('_')}.{name}"
 
 
 def named_arguments(node: fx.Node) -> dict[str, Any]:
-    """Every argument of a call, defaults included; positions name those without a schema."""
+    """Every argument of a call; with the defaults of a schema."""
     if not isinstance(node.target, OpOverload):
-        return {**{str(i): a for i, a in enumerate(node.args)}, **node.kwargs}
+        given = zip(_positions(node.target, len(node.args)), node.args, strict=True)
+        return {**dict(given), **node.kwargs}
     named: dict[str, Any] = {}
     for position, argument in enumerate(node.target._schema.arguments):
         if position < len(node.args):
@@ -40,7 +139,8 @@ def set_argument(node: fx.Node, name: str, value: Any) -> None:
         names = [a.name for a in node.target._schema.arguments]
         position = names.index(name)
     else:
-        position = int(name) if name.isdigit() else len(node.args)
+        names = _positions(node.target, len(node.args))
+        position = names.index(name) if name in names else len(node.args)
     if position < len(node.args):
         args = list(node.args)
         args[position] = value

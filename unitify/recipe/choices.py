@@ -225,7 +225,7 @@ class _Chooser:
         if self.recipe.values != "all":
             return Choice(node.name, operation, reason="not a sum of products")
         objection = self.patterns.objection(self._names(node, [node]))
-        if not objection and rule is not None and rule.kind == "same-scale" and _moves(node):
+        if not objection and rule is not None and rule.moves and _moves(node):
             objection = "moves a value that is cast already"
         forward, backward, reason = ("", "", objection) if objection else self._stored(node)
         return Choice(node.name, operation, forward, backward, reason)

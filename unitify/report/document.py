@@ -64,7 +64,7 @@ def document(numerics: Numerics) -> dict[str, Any]:
         "rules": {
             name: {
                 "kind": rule.kind,
-                "family": rule.family,
+                "file": rule.file,
                 "law": rule.law or None,
                 "forward": list(rule.forward),
                 "backward": list(rule.backward),

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from unitify.capture.whole import Capture
-from unitify.diagnostics import Diagnostic, NoRule
+from unitify.diagnostics import Diagnostic, EstimateFellBack, NoRule
 from unitify.estimates import Estimates
 from unitify.module.assembly import value_name
 from unitify.module.unit_scaled import UnitScaledModule
@@ -52,7 +52,8 @@ class Report:
     """One conversion.
 
     ``exact``: bitwise the captured original before casts; None where it was not verified.
-    ``restored``: operations without a rule. ``left_out``: what capture and transform noted.
+    ``restored``: operations without a rule. ``fell_back``: those whose moments are not as their
+    rules say. ``left_out``: what else capture and transform noted.
     ``casts``: what the recipe does with every value. ``seconds``: each stage's.
     """
 
@@ -68,6 +69,7 @@ class Report:
     differences: tuple[Difference, ...]
     rounding: tuple[Difference, ...]
     restored: tuple[NoRule, ...]
+    fell_back: tuple[EstimateFellBack, ...]
     left_out: tuple[Diagnostic, ...]
     scales: str
     recipe: str | None
@@ -93,6 +95,7 @@ class Report:
                 "rounding": [asdict(d) for d in self.rounding],
             },
             "restored": [d.as_json() for d in self.restored],
+            "fell_back": [d.as_json() for d in self.fell_back],
             "left_out": [d.as_json() for d in self.left_out],
             "casts": [asdict(c) for c in self.casts if c.is_cast],
             "kept_products": [asdict(c) for c in self.casts if c.is_product and not c.is_cast],
@@ -151,7 +154,8 @@ def make_report(
         differences=() if verification is None else verification.differences,
         rounding=() if verification is None else verification.rounding,
         restored=tuple(note for part in parts for note in without_rule(part.capture, rules)),
-        left_out=module.diagnostics,
+        fell_back=tuple(d for d in module.diagnostics if isinstance(d, EstimateFellBack)),
+        left_out=tuple(d for d in module.diagnostics if not isinstance(d, EstimateFellBack)),
         scales=scales,
         recipe=module.recipe.name if module.recipe is not None else None,
         casts=module.casts,

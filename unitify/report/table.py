@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.table import Table
 from rich.text import Text
 
+from unitify.diagnostics import EstimateFellBack, NoRule
 from unitify.recipe.choices import Choice, flop_share
 from unitify.report.report import Report, Share
 
@@ -22,7 +25,8 @@ def report_table(report: Report) -> Table:
     table.add_row("scales from", report.scales)
     table.add_row("values at unit RMS", _share(report.forward))
     table.add_row("gradients at unit RMS", _share(report.backward))
-    table.add_row("restored without a rule", _restored(report))
+    table.add_row("restored without a rule", _counted(report.restored))
+    table.add_row("not predicted by a rule", _counted(report.fell_back))
     table.add_row("left out", _left_out(report))
     table.add_row("recipe", _recipe(report))
     table.add_row("exact before casts", verdict(report))
@@ -54,11 +58,11 @@ def _share(share: Share) -> str:
     return f"{before:.1f} % before, {after:.1f} % after (of {share.total:,}{apart})"
 
 
-def _restored(report: Report) -> str:
-    if not report.restored:
+def _counted(found: Sequence[NoRule | EstimateFellBack]) -> str:
+    if not found:
         return "none"
-    shown = [f"{r.operation} × {r.count}" for r in report.restored[:_SHOWN]]
-    more = len(report.restored) - _SHOWN
+    shown = [f"{d.operation} × {d.count}" for d in found[:_SHOWN]]
+    more = len(found) - _SHOWN
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
 

@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 
 from unitify.capture.execution import GraphRunner
 from unitify.capture.whole import Capture
 from unitify.operations.laws import holds_tensors, is_scalable
 from unitify.operations.rule_table import Rule
 from unitify.operations.samples import draw_arguments, parse_arguments
+from unitify.operations.schema import arguments_of, find_operation
 
 
 @dataclass
@@ -43,18 +45,9 @@ class Call:
 
 def overload(operation: str) -> Any:
     """``aten.add.Tensor`` as the operation that it names."""
-    found: Any = torch.ops
-    for part in operation.split("."):
-        found = getattr(found, part)
+    found = find_operation(operation)
+    assert found is not None, operation
     return found
-
-
-def is_known(operation: str) -> bool:
-    """Is an operation of this name registered?"""
-    try:
-        return hasattr(overload(operation), "_schema")
-    except (AttributeError, RuntimeError):
-        return False
 
 
 def drawn(rule: Rule, sample: Mapping[str, Any], seed: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -112,10 +105,11 @@ def call(rule: Rule, arguments: Mapping[str, Any], seed: int = 0) -> Call:
 
 def _call_function(graph: fx.Graph, operation: Any, held: dict[str, Any]) -> fx.Node:
     """A call as export records it: by position up to the last argument given."""
+    if not isinstance(operation, OpOverload):
+        needed = [name for name, a in arguments_of(operation).items() if a.is_needed]
+        others = {name: value for name, value in held.items() if name not in needed}
+        return graph.call_function(operation, tuple(held[n] for n in needed), others)
     arguments = operation._schema.arguments
-    unknown = held.keys() - {a.name for a in arguments}
-    if unknown:
-        raise ValueError(f"{operation} has no argument {', '.join(sorted(unknown))}")
     positional = [a for a in arguments if not a.kwarg_only]
     last = max((i for i, a in enumerate(positional) if a.name in held), default=-1)
     args = tuple(held.get(a.name, a.default_value) for a in positional[: last + 1])

@@ -14,11 +14,11 @@ from unitify.operations.rule_table import Moments, Rule
 @dataclass(frozen=True)
 class Row:
     """One rule in words. ``law``: how it runs on scaled operands; ``forward``, ``backward``:
-    what it does to RMS.
+    what it does to RMS; ``file``: where it is written.
     """
 
     operation: str
-    family: str
+    file: str
     kind: str
     law: str
     forward: tuple[str, ...]
@@ -27,8 +27,8 @@ class Row:
 
 
 def rows(rules: Iterable[Rule]) -> list[Row]:
-    """The rules in order of family and name."""
-    return [row(rule) for rule in sorted(rules, key=lambda r: (r.family, r.operation))]
+    """The rules in order of their files and names."""
+    return [row(rule) for rule in sorted(rules, key=lambda r: (r.file, r.operation))]
 
 
 def row(rule: Rule) -> Row:
@@ -36,7 +36,7 @@ def row(rule: Rule) -> Row:
     forward, backward = _moments(rule)
     return Row(
         operation=rule.operation,
-        family=rule.family,
+        file=rule.file,
         kind=rule.kind,
         law=law_text(rule),
         forward=tuple(forward),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from unitify.analysis.backward import BackwardMoments
-from unitify.analysis.forward import ForwardMoments, Step
+from unitify.analysis.forward import Fallback, ForwardMoments, Step
 from unitify.analysis.moments import Moment, gaussian
 from unitify.estimates import Rms
 from unitify.operations.rule_table import Rule
@@ -69,8 +69,10 @@ def declared(rule: Rule) -> dict[str, Sample]:
     return found
 
 
-def predicted(rule: Rule) -> tuple[dict[str, Rms], str]:
-    """Predicted RMS of every value of the row's graph, and the way in which it was."""
+def predicted(rule: Rule) -> tuple[dict[str, Rms], str, list[Fallback]]:
+    """Predicted RMS of every value of the row's graph, the way in which it was, and what was not
+    as the row says.
+    """
     made = call(rule, drawn(rule, rule.sample, 0, torch.float32))
     forward = Declared(made, rule)
     forward.run()
@@ -79,7 +81,7 @@ def predicted(rule: Rule) -> tuple[dict[str, Rms], str]:
     carriers = [n for n in made.carriers if isinstance(n.meta["val"], Tensor)]
     rms = {str(n.target) if n.op == "get_attr" else n.name: n for n in carriers}
     estimates = {name: Rms(forward.rms(n), backward.rms(n)) for name, n in rms.items()}
-    return estimates, forward.ways[made.node]
+    return estimates, forward.ways[made.node], forward.fallbacks
 
 
 def sampled(rule: Rule) -> dict[tuple[str, str], list[float]]:

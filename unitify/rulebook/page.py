@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
+
 from unitify.operations.rule_table import load_rules
 from unitify.rulebook.listing import Row, rows
 
@@ -21,10 +23,10 @@ def page() -> str:
     """The text of ``docs/rules.md``."""
     table = rows(load_rules().values())
     parts = [_HEAD.format(count=len(table))]
-    for family in dict.fromkeys(row.family for row in table):
-        parts.append(f"## {family}\n")
+    for file in dict.fromkeys(row.file for row in table):
+        parts.append(f"## {PurePosixPath(file).stem}\n")
         parts.append("| operation | law | forward | backward |\n|---|---|---|---|")
-        parts += [_line(row) for row in table if row.family == family]
+        parts += [_line(row) for row in table if row.file == file]
         parts.append("")
     return "\n".join(parts)
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from unitify.diagnostics import RuleInvalid, UnitifyError
-from unitify.rulebook.calls import is_known, overload
+from torch._ops import OpOverload
+
+from unitify.diagnostics import OperationUnknown, UnitifyError
+from unitify.operations.row_forms import close_to
+from unitify.operations.rule_table import load_rules
+from unitify.operations.schema import find_operation, overloads_of
 
 _HEAD = """\
 # A rule for {operation}:
@@ -29,12 +33,14 @@ _INTEGERS = {
 def skeleton(operation: str) -> str:
     """A rule file with one row for ``operation``, which verifies as it is.
 
-    Raises ``UnitifyError`` (U201) where torch has no operation of this name.
+    Raises ``UnitifyError`` (U205) where torch has no operator of this name.
     """
-    if not is_known(operation):
-        problem = "torch has no operation of this name; write it as aten.cumsum.default"
-        raise UnitifyError(RuleInvalid(operation=operation, problem=problem))
-    schema = overload(operation)._schema
+    found = find_operation(operation)
+    if not isinstance(found, OpOverload):
+        close = close_to(operation, overloads_of(operation))
+        hint = close or "; operators are written as aten.cumsum.default"
+        raise UnitifyError(OperationUnknown(operation=operation, hint=hint))
+    schema = found._schema
     tensors = [a.name for a in schema.arguments if str(a.type) == "Tensor"]
     sample = ", ".join(
         f"{a.name} = {_sample(a)}" for a in schema.arguments if not a.has_default_value()
@@ -43,6 +49,7 @@ def skeleton(operation: str) -> str:
     lines = [
         _HEAD.format(operation=operation, schema=schema),
         f'["{operation}"]',
+        *(["replaces = true"] if operation in load_rules() else []),
         "# How it runs on scaled operands. Homogeneous of degree one:",
         f'# law         = {{ out = "{first}" }}',
         "# What it does to moments: one of these ways.",

@@ -13,7 +13,7 @@ import torch
 
 from unitify.operations.expressions import ExpressionError
 from unitify.operations.rule_table import Rule, RuleTable
-from unitify.rulebook.calls import is_known
+from unitify.operations.schema import find_operation
 from unitify.rulebook.laws import differences, has_kernel
 from unitify.rulebook.moments import LIMIT, is_predicted, predicted, sampled, z_scores
 
@@ -25,12 +25,14 @@ SEEDS = {torch.float32: (0, 1, 2), torch.float64: (3,), torch.bfloat16: (4,)}
 class Verdict:
     """What became of one row.
 
+    - ``place``: the file and line of the row
     - ``law``: how often the law was tried and held to the last bit; 0 where the row has no sample
     - ``moments``: how many mean squares were predicted within the limit
     - ``problems``: what does not hold, a line each; ``notes``: what was not tried, and why
     """
 
     operation: str
+    place: str = ""
     law: int = 0
     moments: int = 0
     problems: tuple[str, ...] = ()
@@ -52,19 +54,21 @@ def verify(rules: RuleTable, patterns: Iterable[str] = ("*",)) -> Iterator[Verdi
 
 def verify_row(rule: Rule) -> Verdict:
     """Try one row. Whatever goes wrong is a problem of the row, not an exception."""
-    if not is_known(rule.operation):
-        return Verdict(rule.operation, problems=("torch has no operation of this name",))
+    if find_operation(rule.operation) is None:
+        problem = "torch has no operation of this name"
+        return Verdict(rule.operation, rule.place, problems=(problem,))
     if not rule.sample:
-        return Verdict(rule.operation, notes=("it has no sample to be tried on",))
+        return Verdict(rule.operation, rule.place, notes=("it has no sample to be tried on",))
     try:
         law, of_law, notes = _law(rule)
         moments, of_moments = _moments(rule)
     except (ExpressionError, RuntimeError, TypeError, ValueError, KeyError, IndexError) as error:
         first = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        return Verdict(rule.operation, problems=(f"it cannot be run: {first[0]}",))
+        return Verdict(rule.operation, rule.place, problems=(f"it cannot be run: {first[0]}",))
     if not is_predicted(rule):
         notes.append("its moments are sampled, not predicted")
-    return Verdict(rule.operation, law, moments, (*of_law, *of_moments), tuple(notes))
+    problems = (*of_law, *of_moments)
+    return Verdict(rule.operation, rule.place, law, moments, problems, tuple(notes))
 
 
 def _law(rule: Rule) -> tuple[int, list[str], list[str]]:
@@ -85,9 +89,12 @@ def _law(rule: Rule) -> tuple[int, list[str], list[str]]:
 def _moments(rule: Rule) -> tuple[int, list[str]]:
     if not is_predicted(rule):
         return 0, []
-    estimates, _ = predicted(rule)
+    estimates, _, fallbacks = predicted(rule)
     found = sampled(rule)
-    problems = []
+    problems = [
+        f"its {one.direction} moments are {one.way}, not as it says: {one.reason}"
+        for one in fallbacks
+    ]
     for (name, direction), score in z_scores(estimates, found).items():
         if abs(score) >= LIMIT:
             squares = found[name, direction]
@@ -98,7 +105,7 @@ def _moments(rule: Rule) -> tuple[int, list[str]]:
                 f"{what} has RMS {rms:.4g} on samples, predicted {stated:.4g} "
                 f"({score:+.1f} standard errors)"
             )
-    return len(found) - len(problems), problems
+    return len(found) - len(problems) + len(fallbacks), problems
 
 
 def _argument(name: str) -> str:

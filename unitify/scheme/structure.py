@@ -60,7 +60,7 @@ def structure(capture: Capture, rules: RuleTable) -> Structure:
 
 def is_view(rule: Rule | None) -> bool:
     """Does the operation hand on the elements of its one operand?"""
-    return rule is not None and rule.kind == "same-scale" and len(rule.linear) == 1
+    return rule is not None and rule.moves and len(rule.linear) == 1
 
 
 def multiplies_by_number(node: fx.Node, rule: Rule | None) -> bool:
@@ -170,7 +170,7 @@ class _Reader:
                 from_product[node] = self._multiplies_activations(node)
                 continue
             from_product[node] = any(from_product[n] for n in node.all_input_nodes)
-            if rule is not None and rule.logits and rule.family != "loss" and from_product[node]:
+            if rule is not None and rule.logits and not rule.loss and from_product[node]:
                 softmaxes.add(node)
                 logits.add(named_arguments(node)[rule.logits])
                 # Its result is a weighting, not a logit.

@@ -73,7 +73,7 @@ class Sweep(ForwardMoments):
             rule = self._rule(node)
             if rule is None:
                 continue
-            if rule.family == "loss" and rule.logits and self.scheme.alpha_loss_softmax != 1:
+            if rule.loss and rule.logits and self.scheme.alpha_loss_softmax != 1:
                 found[node.name] = {rule.logits: self.scheme.alpha_loss_softmax}
             if rule.elementwise and self._is_multiplied(node):
                 alpha = self._activation_alpha(node)

@@ -223,7 +223,7 @@ function ruleOf(value) {
         "p",
         { class: "place" },
         element("code", {}, value.operation),
-        `, ${rule.kind}; rules/${rule.family}.toml`,
+        `, ${rule.kind}${rule.file ? `; ${rule.file}` : ""}`,
       ),
       element(
         "ul",

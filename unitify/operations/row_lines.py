@@ -1,0 +1,55 @@
+"""On which line of a TOML file each key stands: what a message about a row points at."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Path = tuple[str, ...]
+
+
+def lines_of(text: str) -> dict[Path, int]:
+    """Path of keys → the line, from 1, on which the statement that gives it begins.
+
+    A statement is a header or a key with its value; TOML's own parser says where it is complete.
+    """
+    found: dict[Path, int] = {}
+    inside: Path = ()
+    pending, start = "", 1
+    for number, line in enumerate(text.splitlines(), 1):
+        start = start if pending else number
+        pending += f"{line}\n"
+        try:
+            held = tomllib.loads(pending)
+        except tomllib.TOMLDecodeError:
+            continue
+        if line.lstrip().startswith("[") and start == number:
+            *_, inside = _paths(held)
+            found.setdefault(inside, start)
+        else:
+            found |= {(*inside, *p): start for p in _paths(held) if (*inside, *p) not in found}
+        pending = ""
+    return found
+
+
+def line_of(lines: Mapping[Path, int], path: Path) -> int:
+    """The line of a path, or of as much of it as stands in the file; 0 for nothing of it."""
+    for length in range(len(path), 0, -1):
+        if path[:length] in lines:
+            return lines[path[:length]]
+    return 0
+
+
+def failing_line(error: tomllib.TOMLDecodeError, text: str) -> int:
+    """Where TOML itself is broken."""
+    told = re.search(r"\(at line (\d+)", str(error))
+    return int(told.group(1)) if told else max(len(text.splitlines()), 1)
+
+
+def _paths(held: Mapping[str, Any], above: Path = ()) -> Iterator[Path]:
+    for key, value in held.items():
+        yield (*above, key)
+        if isinstance(value, Mapping):
+            yield from _paths(value, (*above, key))
