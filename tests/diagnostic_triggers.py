@@ -308,7 +308,7 @@ def _(path: Path) -> None:
     with torch.no_grad():
         model.weight.mul_(2.0**40)
     # Products near 2^130 overflow in the original, where infinities cancel, and not at unit scale.
-    unitify.transform(model, torch.randn(4, 64) * 2.0**92)
+    unitify.transform(model, torch.randn(4, 64) * 2.0**92, weights="stored")
 
 
 @triggers("U502")
@@ -325,7 +325,8 @@ def _(path: Path) -> Found:
     with torch.no_grad():
         model.weight.mul_(2.0**-36)
     # Products near 2^-148 are subnormal; they round in the original, and not at unit scale.
-    return list(unitify.transform(model, torch.randn(4, 64) * 2.0**-108).diagnostics)
+    x = torch.randn(4, 64) * 2.0**-108
+    return list(unitify.transform(model, x, weights="stored").diagnostics)
 
 
 @triggers("U601")

@@ -85,8 +85,7 @@ def rates(module: unitify.UnitScaledModule, kind: Any, **options: Any) -> Mappin
     found = {}
     for group in param_groups(module, kind, **options):
         for name in group["param_names"]:
-            fwd, bwd = module.plan.parameters[name].fwd, parameter_scales(module)[name].bwd
-            found[name] = group["lr"] * (fwd / bwd if kind is torch.optim.SGD else fwd)
+            found[name] = group["lr"]
     return found
 
 
