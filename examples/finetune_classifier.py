@@ -119,7 +119,7 @@ def optimiser(module: nn.Module) -> AdamW:
     plain = [p for name, p in named if p.dim() == 1]
     decayed = [p for name, p in named if p.dim() > 1]
     groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
-    return AdamW(unitify.optim.param_groups(module, AdamW, params=groups, **ADAMW))
+    return AdamW(groups, **ADAMW)
 
 
 def run(precision: str, seed: int) -> Run:
@@ -145,7 +145,7 @@ def run(precision: str, seed: int) -> Run:
         optimizer.zero_grad()
         loss, _ = module(**batch)
         loss.backward()
-        unitify.optim.clip_grad_norm_(module, CLIP)
+        nn.utils.clip_grad_norm_(module.parameters(), CLIP)
         optimizer.step()
         schedule.step()
         losses.append(round(float(loss.detach()), 5))

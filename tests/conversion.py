@@ -22,7 +22,7 @@ import unitify
 from unitify.capture.whole import Capture
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.rule_table import load_rules
-from unitify.plan.scale_plan import Scale, ScalePlan
+from unitify.plan.scale_plan import Scale, ScalePlan, parameter_units
 from unitify.rewrite import rewrite
 from unitify.transform import build
 
@@ -72,6 +72,11 @@ def conversion(name: str, dtype: torch.dtype = torch.float32) -> Conversion:
         warnings.simplefilter("ignore")
         module = unitify.transform(model, args, kwargs, scales="measured", verify=False)
     return Conversion(name, model, args, kwargs, module.parts[""].capture, module)
+
+
+def parameter_scales(module: UnitScaledModule) -> dict[str, Scale]:
+    """At which scale a cast rounds each parameter, and the gradient that it receives."""
+    return parameter_units(module.capture, module.plan)
 
 
 def tensors(value: Any) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ from unitify.convert import convert
 from unitify.diagnostics import Diagnostic
 from unitify.explain import explain_code, explain_value
 from unitify.operations.rule_table import load_rules
+from unitify.plan.scale_plan import Scale
 from unitify.report.report import without_rule
 from unitify.verify.validation import validate
 
@@ -105,12 +107,12 @@ def _(path: Path) -> None:
 def _(path: Path) -> None:
     from unitify.optim.groups import param_groups
 
-    param_groups(unitify.transform(factories.mlp()), torch.optim.LBFGS)
+    param_groups(unitify.transform(factories.mlp(), weights="stored"), torch.optim.LBFGS)
 
 
 @triggers("U008")
 def _(path: Path) -> None:
-    module = unitify.transform(factories.mlp(), (X,), verify=False)
+    module = unitify.transform(factories.mlp(), (X,), weights="stored")
     optimizer = torch.optim.SGD(module.parameters())
     optimizer.state[next(module.parameters())]["trace"] = torch.zeros(1)
     unitify.rebase_(module, optimizer, [X])
@@ -123,7 +125,7 @@ def _(path: Path) -> None:
 
 @triggers("U010")
 def _(path: Path) -> None:
-    module = unitify.transform(factories.mlp(), (X,), verify=False)
+    module = unitify.transform(factories.mlp(), (X,), weights="stored")
     optimizer = torch.optim.SGD(module.parameters())
     torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
     unitify.rebase_(module, optimizer, [X])
@@ -132,6 +134,30 @@ def _(path: Path) -> None:
 @triggers("U012")
 def _(path: Path) -> None:
     unitify.transform(factories.mlp(), (X,), loss_fn=lambda output: output.detach().sum())
+
+
+@triggers("U017")
+def _(path: Path) -> None:
+    model = factories.mlp()
+    stored = unitify.transform(model, (X,), weights="stored")
+    stored.load_state_dict(model.state_dict())
+
+
+@triggers("U018")
+def _(path: Path) -> None:
+    model = factories.mlp()
+    stored = unitify.transform(model, (X,), weights="stored")
+    held = stored.state_dict()
+    stored.plan = replace(stored.plan, parameters=dict.fromkeys(stored.plan.parameters, Scale(64)))
+    stored.load_state_dict(held)
+
+
+@triggers("U019")
+def _(path: Path) -> None:
+    stored = unitify.transform(nn.Sequential(nn.Linear(6, 6)), (X,), weights="stored")
+    layer = stored.get_submodule("0")
+    layer.register_parameter("flat", layer._parameters.pop("weight"))
+    unitify.optim.param_groups(stored, torch.optim.AdamW)
 
 
 @triggers("U101")
@@ -325,7 +351,7 @@ def _(path: Path) -> None:
     with torch.no_grad():
         model.weight.mul_(2.0**40)
     # Products near 2^130 overflow in the original, where infinities cancel, and not at unit scale.
-    unitify.transform(model, torch.randn(4, 64) * 2.0**92)
+    unitify.transform(model, torch.randn(4, 64) * 2.0**92, weights="stored")
 
 
 @triggers("U502")
@@ -342,7 +368,8 @@ def _(path: Path) -> Found:
     with torch.no_grad():
         model.weight.mul_(2.0**-36)
     # Products near 2^-148 are subnormal; they round in the original, and not at unit scale.
-    return list(unitify.transform(model, torch.randn(4, 64) * 2.0**-108).diagnostics)
+    x = torch.randn(4, 64) * 2.0**-108
+    return list(unitify.transform(model, x, weights="stored").diagnostics)
 
 
 @triggers("U601")

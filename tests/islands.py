@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import unitify
 import unitify.optim
 from unitify.module.assembly import AssembledModule
+from unitify.plan.scale_plan import Weights
 
 
 class Branch(nn.Module):
@@ -113,7 +114,9 @@ CASES: dict[str, tuple[type[nn.Module], tuple[Any, ...], set[str]]] = {
 }
 
 
-def built(name: str) -> tuple[nn.Module, tuple[Any, ...], AssembledModule]:
+def built(
+    name: str, weights: Weights = "true"
+) -> tuple[nn.Module, tuple[Any, ...], AssembledModule]:
     torch.manual_seed(0)
     kind, args, _ = CASES[name]
     model = kind()
@@ -121,7 +124,7 @@ def built(name: str) -> tuple[nn.Module, tuple[Any, ...], AssembledModule]:
         with torch.no_grad():
             model.first[0].bias += 1.0
     with pytest.warns(unitify.UnitifyWarning, match="U1"):
-        module = unitify.transform(model, args, scales="measured")
+        module = unitify.transform(model, args, scales="measured", weights=weights)
     assert isinstance(module, AssembledModule)
     return model, args, module
 

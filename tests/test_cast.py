@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from conversion import parameter_scales
 from torch import Tensor, fx, nn
 
 import unitify
 from unitify.formats.table import E4M3, E5M2, FORMATS, FP16, Format, quantise
 from unitify.operations.schema import operation_name
 from unitify.ops.cast import amax_factor, cast
+from unitify.plan.scale_plan import Weights
 from unitify.recipe.recipe import RECIPES
 
 # -- the operator -----------------------------------------------------------------------
@@ -82,7 +84,7 @@ def test_a_linear_layer_by_hand() -> None:
     y = module(leaf)
     y.backward(gradient)
 
-    w, s = plan.parameters["weight"], plan.values["linear"]
+    w, s = parameter_scales(module)["weight"], plan.values["linear"]
     assert w.fwd < 1.0
     assert s.bwd < 1.0
     own = quantise(model.weight / w.fwd, E4M3) * w.fwd
@@ -92,8 +94,8 @@ def test_a_linear_layer_by_hand() -> None:
     arriving = quantise(gradient / s.bwd, E5M2) * s.bwd
     assert torch.equal(leaf.grad, arriving @ own)
     weight, bias = module.get_parameter("weight"), module.get_parameter("bias")
-    assert torch.equal(weight.grad * w.bwd, arriving.t() @ rounded)
-    assert torch.equal(bias.grad * plan.parameters["bias"].bwd, arriving.sum(0))
+    assert torch.equal(weight.grad, arriving.t() @ rounded)
+    assert torch.equal(bias.grad, arriving.sum(0))
 
 
 class Small(nn.Module):
@@ -177,7 +179,9 @@ def stored(module: unitify.UnitScaledModule, tokens: Tensor) -> dict[str, Tensor
 @pytest.mark.parametrize("name", ["fp16", "bf16", "fp16-plain"])
 def test_every_stored_value_is_a_number_of_the_format(name: str) -> None:
     model, tokens = small()
-    module = unitify.transform(model, (tokens,), recipe=name, scales="measured", verify=False)
+    module = unitify.transform(
+        model, (tokens,), recipe=name, scales="measured", weights="stored", verify=False
+    )
     format = RECIPES[name].forward
     found = stored(module, tokens)
     values = [n for n in found if not n.startswith("gradient")]
@@ -201,7 +205,9 @@ def test_what_is_cast_is_what_is_stored() -> None:
     model, tokens = small()
     for parameter in model.parameters():
         parameter.data.mul_(2.0**9)
-    module = unitify.transform(model, (tokens,), recipe="fp16", scales="measured", verify=False)
+    module = unitify.transform(
+        model, (tokens,), recipe="fp16", scales="measured", weights="stored", verify=False
+    )
     found = {n: v for n, v in stored(module, tokens).items() if not n.startswith("gradient")}
     rms = {n: float(v.double().square().mean().sqrt()) for n, v in found.items()}
     inside = [n for n, value in rms.items() if 0.2 < value < 5.0]
@@ -248,17 +254,19 @@ def test_without_a_scale_the_graph_is_the_original() -> None:
 
 
 @pytest.mark.parametrize("scale", [2.0**-9, 2.0**11])
-def test_static_loss_scaling_is_exact(scale: float) -> None:
-    """An assignment of scales as any other: bitwise, with every gradient stored scaled up."""
+@pytest.mark.parametrize("weights", ["true", "stored"])
+def test_static_loss_scaling_is_exact(scale: float, weights: Weights) -> None:
+    """An assignment of scales as any other: bitwise, with every stored gradient scaled up."""
     model, tokens = small()
     recipe = f"fp16-loss-scaled,loss_scale={scale},include=nothing"
-    module = unitify.transform(model, (tokens,), recipe=recipe)
+    module = unitify.transform(model, (tokens,), recipe=recipe, weights=weights)
     assert module.verification is not None
     assert module.verification.exact
     module(tokens).backward()
     model(tokens).backward()
     for name, parameter in module.named_parameters():
-        assert torch.equal(parameter.grad, model.get_parameter(name).grad * scale)
+        factor = scale if weights == "stored" else 1.0
+        assert torch.equal(parameter.grad, model.get_parameter(name).grad * factor)
 
 
 def rounded_by(way: Callable[[Tensor, Format], Tensor], model: nn.Module, x: Tensor) -> Tensor:

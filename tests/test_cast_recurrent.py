@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conversion import parameter_scales
 from torch import Tensor, nn
 
 import unitify
@@ -24,7 +25,7 @@ def test_input_and_weights_by_hand(kind: type[nn.RNNBase]) -> None:
     module = unitify.transform(model, (x,), recipe="fp8")
     assert module.verification is not None
     assert module.verification.exact
-    scales = module.plan.parameters
+    scales = parameter_scales(module)
     by_hand = kind(16, 32, num_layers=2)
     by_hand.load_state_dict(
         {
@@ -61,7 +62,7 @@ def test_gradients_are_rounded_where_they_reach_the_results() -> None:
     loss_fn(module(leaf)).backward()
 
     recurrent = model.recurrent
-    scales, values = module.plan.parameters, module.plan.values
+    scales, values = parameter_scales(module), module.plan.values
     held = {
         name: quantise(p / scales[f"recurrent.{name}"].fwd, E4M3) * scales[f"recurrent.{name}"].fwd
         if p.dim() > 1
@@ -110,5 +111,5 @@ def test_headroom_moves_every_operand() -> None:
     module = unitify.transform(model, (x,), recipe="fp8,headroom=measured", scales="measured")
     (choice,) = [c for c in module.casts if c.is_product]
     assert len(choice.exponents) == 3 + 1
-    held = model.weight_hh_l0 / module.plan.parameters["weight_hh_l0"].fwd
+    held = model.weight_hh_l0 / parameter_scales(module)["weight_hh_l0"].fwd
     assert float(held.max()) / 2.0 ** choice.exponents[2] <= E4M3.largest

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conversion import parameter_scales
 from torch import Tensor, nn
 
 import unitify
@@ -36,7 +38,7 @@ def test_an_input_is_rounded_at_unit_rms(simulate: str | bool) -> None:
     (given,) = [n.name for n in module.capture.graph.nodes if n.op == "placeholder"]
     assert module.plan.values[given].fwd == 1.0
     assert module.plan.units[given].fwd == SMALL
-    weight = rounded_at(model.weight, module.plan.parameters["weight"].fwd)
+    weight = rounded_at(model.weight, parameter_scales(module)["weight"].fwd)
     torch.testing.assert_close(module(x), F.linear(rounded_at(x, SMALL), weight))
     torch.testing.assert_close(module.to_inference()(x), module(x))
 
@@ -45,7 +47,7 @@ def test_an_input_is_rounded_at_unit_rms(simulate: str | bool) -> None:
 def test_so_is_that_of_a_recurrent_layer(kind: type[nn.RNNBase]) -> None:
     x, model = small(5, 3, 16), kind(16, 32)
     module = unitify.transform(model, (x,), recipe="fp8")
-    scales, by_hand = module.plan.parameters, kind(16, 32)
+    scales, by_hand = parameter_scales(module), kind(16, 32)
     by_hand.load_state_dict(
         {
             name: rounded_at(p, scales[name].fwd) if p.dim() > 1 else p
@@ -107,8 +109,7 @@ def test_units_survive_and_are_checked() -> None:
     assert plan == module.plan
     again = unitify.rebuild(model, module.state_dict(), plan, (x,), recipe="fp8")
     assert torch.equal(again(x), module(x))
-    (unit,) = plan.units.values()
-    odd = unitify.ScalePlan(plan.values, plan.parameters, units={"nobody": unit})
+    odd = replace(plan, units={"nobody": plan.units["p_weight"]})
     with pytest.raises(UnitifyError, match="U301"):
         unitify.rebuild(model, module.state_dict(), odd, (x,), recipe="fp8")
 
@@ -116,4 +117,4 @@ def test_units_survive_and_are_checked() -> None:
 def test_what_is_near_unit_rms_is_cast_as_it_is() -> None:
     torch.manual_seed(0)
     module = unitify.transform(nn.Linear(32, 16), (torch.randn(64, 32),), recipe="fp8")
-    assert not module.plan.units
+    assert module.plan.units.keys() == {"p_weight", "p_bias"}

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from conversion import parameter_scales
 from torch import Tensor, nn
 
 import unitify
@@ -57,12 +58,12 @@ def test_a_linear_layer_by_hand() -> None:
     mean = torch.tensor(last.mean)
     plan = module.plan
     weight = model[3].weight
-    own = plan.parameters["3.weight"].fwd
+    own = parameter_scales(module)["3.weight"].fwd
 
     def rounded(t: Tensor, scale: float) -> Tensor:
         return quantise(t / scale, E4M3) * scale
 
-    start = plan.parameters["0.weight"].fwd
+    start = parameter_scales(module)["0.weight"].fwd
     hidden = F.linear(rounded(x, 1.0), rounded(model[0].weight, start), model[0].bias)
     hidden = model[2](model[1](hidden))
     scale = plan.values["relu"].fwd

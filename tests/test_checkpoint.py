@@ -144,7 +144,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "plan gone": lambda p: (p / "plan.json").unlink(),
     "plan cut": lambda p: (p / "plan.json").write_text('{"format": 1'),
     "plan no object": lambda p: (p / "plan.json").write_text("[]"),
-    "plan of another format": edit_plan(lambda d: d.update(format=2)),
+    "plan of another format": edit_plan(lambda d: d.update(format=folder.FORMAT + 1)),
     "hashes gone": edit_plan(lambda d: d.pop("sha256")),
     "a scale edited": edit_plan(lambda d: d["values"].update(linear=[5, 0])),
     "the recipe edited": edit_plan(lambda d: d.update(recipe="fp8")),

@@ -119,7 +119,7 @@ def test_a_weight_that_a_backward_pass_uses_stays_true() -> None:
     torch.manual_seed(0)
     model, x = Uses(), torch.randn(4, 8)
     with pytest.warns(unitify.UnitifyWarning, match="U109"):
-        module = unitify.transform(model, (x,), scales="measured")
+        module = unitify.transform(model, (x,), scales="measured", weights="stored")
     assert set(module.parts) == {"before", "inside"}
     assert module.plan.parameters["inside.weight"] == unitify.Scale()
     assert module.plan.parameters["before.weight"] != unitify.Scale()

@@ -14,17 +14,21 @@ from torch import Tensor, nn
 
 import unitify
 import unitify.optim
+from unitify.plan.scale_plan import WEIGHTS, Weights
 
 
+@pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("name", CASES)
-def test_islands_are_exact(name: str) -> None:
-    model, args, module = built(name)
+def test_islands_are_exact(name: str, weights: Weights) -> None:
+    model, args, module = built(name, weights)
     assert module.verification is not None
     assert module.verification.exact
     assert set(module.parts) == CASES[name][2]
     assert_same(model, module, args)
     assert_same(model.eval(), module.eval(), args)
-    assert any(scale.fwd != 1 for scale in module.plan.parameters.values())
+    assert any(scale != unitify.Scale() for scale in module.plan.values.values())
+    is_moved = any(scale.fwd != 1 for scale in module.plan.parameters.values())
+    assert is_moved == (weights == "stored")
 
 
 def test_what_was_left_alone_is_named() -> None:
@@ -59,7 +63,7 @@ def test_the_call_is_the_original_s() -> None:
 
 
 def test_a_shared_parameter_stays_true() -> None:
-    model, _, module = built("tied")
+    model, _, module = built("tied", "stored")
     scales = module.plan.parameters
     for name in ("embedding.weight", "head.weight", "middle.weight"):
         assert scales[name] == unitify.Scale()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conversion import parameter_scales
 from islands import HoldsFunction
 from torch import Tensor, nn
 from training import fresh_pair, scaled_at_random, tokens
@@ -77,16 +78,16 @@ def test_readings_are_true_values_in_their_units(name: str) -> None:
 
 def test_shares_are_those_of_the_format() -> None:
     module = linears()
-    weight = module.get_parameter("0.weight")
+    weight, unit = module.get_parameter("0.weight"), parameter_scales(module)["0.weight"].fwd
     with torch.no_grad():
-        weight[0, :4] = torch.tensor([1e4, -449.0, 448.0, 2.0**-7])
+        weight[0, :4] = torch.tensor([1e4, -449.0, 448.0, 2.0**-7]) * unit
         weight[1] = 0.0
     with unitify.monitor(module, every=1) as monitor:
         step(module)
         record = monitor.latest
     assert record is not None
     value = next(v for v in record.forward if "0_weight" in v)
-    size = weight.detach().abs()
+    size = weight.detach().abs() / unit
     assert record.forward[value].saturation == 2 / weight.numel()
     small = (size > 0) & (size < E4M3.smallest_normal)
     assert record.forward[value].underflow == int(small.sum()) / int((size > 0).sum())

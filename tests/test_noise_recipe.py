@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from conversion import parameter_scales
 from torch import Tensor, nn
 
 import unitify
@@ -79,15 +80,15 @@ def test_headroom_is_where_signal_to_noise_is_best() -> None:
     (choice,) = (c for c in module.casts if c.is_product)
     of_x, of_weight, _ = choice.exponents
     histogram = Histogram.of(x)
-    (unit,) = module.plan.units.values()
-    of_x += unit.exponents[0]
+    (given,) = [n.name for n in module.capture.graph.nodes if n.op == "placeholder"]
+    of_x += module.plan.units[given].exponents[0]
     best = best_scale(E4M3, histogram.rms, histogram)
     found, expected = (snr(E4M3, histogram.rms / s, histogram) for s in (2.0**of_x, best))
     assert found > expected - 0.3
-    stored = module.get_parameter("weight").detach()
-    rounded = quantise(stored / 2.0**of_weight, E4M3) * 2.0**of_weight
-    scale = module.plan.parameters["weight"].fwd
-    expected = F.linear(quantise(x / 2.0**of_x, E4M3) * 2.0**of_x, rounded * scale)
+    scale = parameter_scales(module)["weight"].fwd
+    scale *= 2.0**of_weight
+    rounded = quantise(module.get_parameter("weight").detach() / scale, E4M3) * scale
+    expected = F.linear(quantise(x / 2.0**of_x, E4M3) * 2.0**of_x, rounded)
     assert torch.equal(module(x), expected)
 
 

@@ -80,6 +80,11 @@ def assert_same(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
     assert not wrong, wrong
 
 
+def drawn(data: st.DataObject, captured: Capture) -> Capture:
+    """With true parameters or with stored ones."""
+    return captured.with_true_parameters() if data.draw(st.booleans()) else captured
+
+
 def keeps_its_distance(captured: Capture) -> bool:
     """Do all values stay far from the ends of a format with the exponents of float32?
 
@@ -104,7 +109,7 @@ def keeps_its_distance(captured: Capture) -> bool:
 @given(st.data(), programs())
 @many(120)
 def test_any_scales_are_exact(data: st.DataObject, program: Program) -> None:
-    captured = program.capture()
+    captured = drawn(data, program.capture())
     chosen = random_plan(data.draw, captured, RULES)
     check_plan(captured, chosen)
     module = transformed(captured, chosen)
@@ -115,7 +120,7 @@ def test_any_scales_are_exact(data: st.DataObject, program: Program) -> None:
 @given(st.data(), programs(dtypes=(torch.float32, torch.bfloat16)))
 @many(80)
 def test_any_scales_are_exact_in_short_formats(data: st.DataObject, program: Program) -> None:
-    captured = program.capture()
+    captured = drawn(data, program.capture())
     assume(keeps_its_distance(captured))
     module = transformed(captured, random_plan(data.draw, captured, RULES))
     assert_same(original_results(captured), module_results(module))
@@ -155,9 +160,9 @@ def test_in_place_operations_mean_the_same_out_of_place(program: Program) -> Non
     captured = program.capture()
     torch.manual_seed(3)
     with torch.no_grad():
-        drawn = program.module()(*[x.clone() for x in program.inputs])
+        eager = program.module()(*[x.clone() for x in program.inputs])
     found = original_results(captured)
-    for i, output in enumerate(drawn):
+    for i, output in enumerate(eager):
         assert same(output, found[f"output {i}"])
 
 
@@ -176,7 +181,7 @@ class Model(nn.Module):
 @many(5)
 def test_any_scales_are_exact_after_a_real_capture(data: st.DataObject, program: Program) -> None:
     model = Model(program)
-    captured = capture(model, program.inputs, {})
+    captured = drawn(data, capture(model, program.inputs, {}))
     assume(captured.mode is None)
     module = transformed(captured, random_plan(data.draw, captured, RULES))
     assert validate(captured, module.graph, module.plan, RULES) == ()

@@ -77,7 +77,9 @@ def test_training_goes_on_as_if_nothing_had_happened(
 def test_scales_are_unit_again(pair: Pair) -> None:
     model, module = pair
     unitify.rebase_(module, None, BATCHES)
-    fresh = unitify.transform(model, BATCHES[0], scales="measured", batches=BATCHES)
+    fresh = unitify.transform(
+        model, BATCHES[0], scales="measured", batches=BATCHES, weights="stored"
+    )
     assert module.plan == fresh.plan
     again = unitify.rebase_(module, None, BATCHES)
     assert (again.parameters, again.values) == ({}, 0)
@@ -215,7 +217,7 @@ def test_islands() -> None:
     torch.manual_seed(0)
     model = HoldsFunction()
     x = torch.randn(4, 8)
-    module = unitify.transform(model, (x,), scales="analysis")
+    module = unitify.transform(model, (x,), scales="analysis", weights="stored")
     assert len(module.parts) > 1
     plain = O.AdamW(model.parameters(), **ADAMW)
     own = O.AdamW(optim.param_groups(module, O.AdamW, **ADAMW))

@@ -341,8 +341,11 @@ def test_unit_shares_count_what_has_an_rms() -> None:
     stored = [
         v.forward.rms / module.plan.values.get(v.name, Scale()).fwd
         for v in numerics.values
-        if v.forward.rms
+        if v.forward.rms and v.kind != "parameter"
     ]
+    weights = [v for v in numerics.values if v.is_true_weight]
+    assert {v.kind for v in weights} == {"parameter"}
+    assert numerics.true_weights("forward") == len([v for v in weights if v.forward.rms]) > 0
     expected = sum(0.5 <= rms <= 2 for rms in stored), len(stored)
     assert numerics.unit_share("forward", "transformed") == expected
     assert not math.isnan(stored[0])

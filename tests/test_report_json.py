@@ -21,7 +21,8 @@ LAYOUT: dict[str, Any] = {
     "kind": "", "schema": 1, "versions": {}, "model": "", "target": "", "scales": "",
     "recipe": ["name", "forward", "backward", "table"], "recipe_is_applied": True, "batches": 1,
     "exact_before_casts": True, "parameters": 1, "formats": {}, "unit": ["forward", "backward"],
-    "cast_share_of_flops": 1.0, "values": [], "choices": [], "sources": [], "rules": {},
+    "true_weights": ["forward", "backward"], "cast_share_of_flops": 1.0,
+    "values": [], "choices": [], "sources": [], "rules": {},
     "classes": [], "rescales": [],
     "constraints": ["edges", "bridges", "stored", "operations", "values"],
     "schemes": [], "findings": [], "notes": [], "drift": None,
@@ -29,8 +30,8 @@ LAYOUT: dict[str, Any] = {
 
 
 VALUE = [
-    "name", "kind", "operation", "shape", "module", "class", "parameter", "source", "restored",
-    "forward", "backward", "sqnr", "product",
+    "name", "kind", "is_true_weight", "operation", "shape", "module", "class", "parameter",
+    "source", "restored", "forward", "backward", "sqnr", "product",
 ]  # fmt: skip
 
 
@@ -56,6 +57,7 @@ def test_the_layout_of_the_json_is_stated() -> None:
     assert list(held) == list(LAYOUT)
     assert list(held["recipe"]) == LAYOUT["recipe"]
     assert list(held["unit"]) == LAYOUT["unit"]
+    assert list(held["true_weights"]) == LAYOUT["true_weights"]
     for value in held["values"]:
         assert list(value) == VALUE
         assert list(value["forward"]) == list(value["backward"]) == list(SIDE)

@@ -63,7 +63,7 @@ def train(module: Any, optimizer: Any, schedule: Any, steps: range) -> None:
 @pytest.mark.parametrize(("recipe", "is_rebased"), [(None, False), ("fp8", True)])
 def test_a_resumed_training_is_the_uninterrupted_one(recipe: str | None, is_rebased: bool) -> None:
     torch.manual_seed(0)
-    module = unitify.transform(Net(), (ids(0),), recipe=recipe)
+    module = unitify.transform(Net(), (ids(0),), recipe=recipe, weights="stored")
     optimizer, schedule = optimiser(module)
     train(module, optimizer, schedule, range(5))
     if is_rebased:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import unitify
-import unitify.optim
 
 LR = 1e-3
 
@@ -35,33 +35,21 @@ def rows(count: int) -> list[dict[str, Tensor]]:
     ]
 
 
-class Clip(transformers.TrainerCallback):
-    """Clips true gradients; the trainer itself would take the norm of stored ones."""
-
-    def on_pre_optimizer_step(
-        self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any
-    ) -> None:
-        if isinstance(model, unitify.UnitScaledModule):
-            unitify.optim.clip_grad_norm_(model, 0.1)
-        else:
-            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-
-
-def trained(model: nn.Module, groups: Any, folder: Path) -> Any:
+def trained(model: nn.Module, folder: Path) -> Any:
+    """By the trainer's own optimiser, schedule and clipping: losses, norms and rates of a run."""
     arguments = transformers.TrainingArguments(
         str(folder), per_device_train_batch_size=4, num_train_epochs=1, report_to=[], seed=0,
-        save_strategy="no", logging_strategy="no", use_cpu=True, disable_tqdm=True,
-        max_grad_norm=0.0,
+        save_strategy="no", logging_steps=1, use_cpu=True, disable_tqdm=True,
+        learning_rate=LR, weight_decay=0.1, max_grad_norm=0.1, warmup_steps=2,
     )  # fmt: skip
-    optimizer = torch.optim.AdamW(groups, lr=LR, weight_decay=0.1)
-    constant = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     # The batch is all that the captured call takes.
     model.accepts_loss_kwargs = False
-    trainer = transformers.Trainer(
-        model=model, args=arguments, train_dataset=rows(24), optimizers=(optimizer, constant),
-        callbacks=[Clip()],
-    )  # fmt: skip
-    return trainer.train().training_loss, trainer.evaluate(rows(8))["eval_loss"]
+    trainer = transformers.Trainer(model=model, args=arguments, train_dataset=rows(24))
+    trainer.train()
+    trainer.save_model()
+    kept = ("loss", "grad_norm", "learning_rate")
+    steps = [[row.get(name) for name in kept] for row in trainer.state.log_history[:-1]]
+    return steps, trainer.evaluate(rows(8))["eval_loss"]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -69,9 +57,11 @@ def test_the_trainer_takes_the_same_steps(tmp_path: Path) -> None:
     model = classifier()
     batch = {name: torch.stack([row[name] for row in rows(4)]) for name in rows(1)[0]}
     module = unitify.transform(copy.deepcopy(model), (), batch)
-    options = {"lr": LR, "weight_decay": 0.1}
-    expected = trained(model, model.parameters(), tmp_path / "original")
-    groups = unitify.optim.param_groups(module, torch.optim.AdamW, **options)
-    assert trained(module, groups, tmp_path / "module") == expected
-    true = module.original_state_dict()
-    assert all(torch.equal(tensor, true[name]) for name, tensor in model.state_dict().items())
+    expected = trained(model, tmp_path / "original")
+    assert len(expected[0]) == 6
+    assert trained(module, tmp_path / "module") == expected
+    saved = load_file(tmp_path / "module" / "model.safetensors")
+    own = module.state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, own[name])
+        assert torch.equal(tensor, saved[name])

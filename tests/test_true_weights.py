@@ -22,6 +22,8 @@ from training import ADAMW, Tied, tokens, train
 import unitify
 from unitify import optim
 from unitify.capture.whole import capture
+from unitify.operations.laws import is_scalable
+from unitify.plan.fixed import fixed_values
 from unitify.rewrite import rewrite
 from unitify.transform import build
 
@@ -365,6 +367,37 @@ def test_no_copy_of_a_weight_is_made() -> None:
         if source is not None and source.name in held and node.args[1] != 1:
             assert not source.name.startswith(("p_a", "p_b")), source.name
     assert any(unit.fwd != 1 for name, unit in module.plan.units.items() if name.startswith("p_"))
+
+
+class Halves(nn.Module):
+    """A weight that is cast to float16 in the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(2.0**-12 * torch.randn(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.half(), self.weight.half()).float()
+
+
+def test_a_weight_in_a_narrow_format_has_a_scale_there() -> None:
+    torch.manual_seed(0)
+    model, x = Halves(), torch.randn(16, 8)
+    module = unitify.transform(model, (x,), scales="measured", verify=False)
+    fixed = fixed_values(module.capture)
+    (weight,) = [
+        n
+        for n in module.capture.graph.nodes
+        if is_scalable(n) and n.op == "call_function" and n.all_input_nodes[0].op == "get_attr"
+    ]
+    assert weight not in fixed
+    assert module.plan.values[weight.name].fwd < 2.0**-9
+    module(x).square().sum().backward()
+    own = module.get_parameter("weight")
+    wide = F.linear(x, own.detach().requires_grad_())
+    assert torch.allclose(module(x), wide, rtol=0.02, atol=1e-5)
+    assert own.grad is not None
+    assert own.grad.isfinite().all()
 
 
 def saved_bytes(owner: nn.Module, *args: Any) -> int:

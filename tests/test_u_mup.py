@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import zoo
+from conversion import parameter_scales
 from torch import Tensor, nn
 
 import unitify
@@ -84,8 +85,7 @@ def rates(module: unitify.UnitScaledModule, kind: Any, **options: Any) -> Mappin
     found = {}
     for group in param_groups(module, kind, **options):
         for name in group["param_names"]:
-            fwd, bwd = module.plan.parameters[name].fwd, module.plan.parameters[name].bwd
-            found[name] = group["lr"] * (fwd / bwd if kind is torch.optim.SGD else fwd)
+            found[name] = group["lr"]
     return found
 
 
@@ -130,7 +130,7 @@ def test_rates_of_unit_scaling(kind: Any) -> None:
     found = rates(module, kind, lr=1.0)
     assert found
     for name, rate in found.items():
-        parameter, bwd = module.get_parameter(name), module.plan.parameters[name].bwd
+        parameter, bwd = module.get_parameter(name), parameter_scales(module)[name].bwd
         of_vector = parameter.numel() ** -0.5 if parameter.dim() == 1 else 1.0
         assert rate == pytest.approx(of_vector / (bwd if kind is torch.optim.SGD else 1.0)), name
     assert {role.gradient for role in module.scheme[""].parameters.values()} != {1.0}

@@ -265,7 +265,7 @@ def tried(case: Conversion, chosen: ScalePlan, kind: str) -> int:
 
 def test_a_finding_names_the_value_and_both_factors() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.GELU())
-    module = unitify.transform(model, (torch.randn(3, 4),), scales="measured")
+    module = unitify.transform(model, (torch.randn(3, 4),), scales="measured", weights="stored")
     gelu = next(n for n in module.graph.nodes if n.name == "gelu")
     rescale = gelu.args[0]
     assert rescale.target is RESCALE

@@ -95,8 +95,9 @@ class Checker:
         for name, first in capture.aliases.items():
             self.tied.setdefault(first, []).append(name)
         attributes = {n.target for n in capture.graph.nodes if n.op == "get_attr"}
-        self.constants = attributes - capture.aliases.keys()
-        self.constants |= {n for n, f in capture.aliases.items() if f in capture.true_parameters}
+        #: Attributes that must stay true: buffers, constants and true parameters.
+        self.true = attributes - capture.aliases.keys()
+        self.true |= {n for n, f in capture.aliases.items() if f in capture.true_parameters}
         self.equations: dict[str, Equation] = {}
         #: Factors between an operation and its stored result, by the operation's name.
         self.results: dict[str, Factor] = {}
@@ -133,10 +134,11 @@ class Checker:
                 continue
             if name not in self.plan.values:
                 yield _wrong(name, "the plan holds no scale for it")
-            elif node.op == "placeholder" or node.target in self.constants:
-                if self._scale(node) != Scale():
-                    yield _wrong(name, f"is at {self._scale(node)}, but must stay true")
-            elif node.op == "get_attr":
+                continue
+            is_true = node.op == "placeholder" or node.target in self.true
+            if is_true and self._scale(node) != Scale():
+                yield _wrong(name, f"is at {self._scale(node)}, but must stay true")
+            if node.op == "get_attr" and node.target in self.capture.aliases:
                 yield from self._parameter(node)
 
     def _parameter(self, node: fx.Node) -> Iterator[Diagnostic]:
