@@ -26,7 +26,7 @@ ORDER = {
     "verification": "",
     "reparametrisation": "",
     "formats": "powers rounding table signal_to_noise band",
-    "ops": "layout rescale cast centring scaled_mm fp8_linear",
+    "ops": "layout registered rescale cast centring scaled_mm fp8_linear arrive",
     "operations": """expressions schema rule_table samples dimensions laws extremes operation
         flops products centring residual""",
     "capture": """skeleton source signature functional inline modes autograd_functions recurrent
