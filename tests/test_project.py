@@ -38,6 +38,7 @@ ORDER = {
     "scheme": "options meetings structure roles stacks sweep multipliers reparametrise rates",
     "plan": "scale_plan uniform scale_classes",
     "rewrite": "",
+    "arrival": "",
     "noise": """cast_error passage moments predict measured budget drawn_inputs drawn
         probed operand_casts""",
     "module": "tree interpreted folding unit_scaled assembly",
