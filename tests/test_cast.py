@@ -164,9 +164,9 @@ def stored(module: unitify.UnitScaledModule, tokens: Tensor) -> dict[str, Tensor
     class Watch(fx.Interpreter):
         def run_node(self, n: fx.Node) -> object:
             result = super().run_node(n)
-            if operation_name(n) == "unitify.cast.default":
-                found[n.name] = result.detach()
-                source = self.env[n.args[0]]
+            if operation_name(n).startswith("unitify.cast."):
+                found[n.name] = (result[0] if isinstance(result, tuple) else result).detach()
+                source = self.env[n.all_input_nodes[0]]
                 if source.requires_grad:
                     source.register_hook(lambda g: found.__setitem__(f"gradient {n.name}", g))
             return result

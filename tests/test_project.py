@@ -26,7 +26,7 @@ ORDER = {
     "verification": "",
     "reparametrisation": "",
     "formats": "powers rounding table signal_to_noise band",
-    "ops": "layout rescale cast centring scaled_mm fp8_linear",
+    "ops": "layout registered rescale cast centring scaled_mm fp8_linear arrive",
     "operations": """expressions formula_names schema samples rule row_lines row_forms row_reader
         row_names row_use rule_table refusal dimensions laws extremes operation flops products
         centring residual""",
@@ -40,6 +40,7 @@ ORDER = {
     "scheme": "options meetings structure roles stacks sweep multipliers reparametrise rates",
     "plan": "fixed scale_plan uniform scale_classes",
     "rewrite": "",
+    "arrival": "",
     "noise": """cast_error passage moments predict measured budget drawn_inputs drawn
         probed operand_casts""",
     "module": "tied fingerprint interpreted knobs own_code folding unit_scaled assembly",

@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from unitify.analysis.forward import ForwardMoments
+from unitify.arrival import watched
 from unitify.capture.execution import LossFunction
 from unitify.capture.islands import path_of
 from unitify.capture.whole import Capture
@@ -61,6 +62,8 @@ def with_casts(
     cast_graph, constants = cast(graph, choices, recipe, capture, plan, rules)
     device = next((p.device for p in capture.model.parameters()), torch.device("cpu"))
     lowered, noted = lower(cast_graph, choices, recipe, rules, device)
+    if recipe.scaling == "unit":
+        lowered = watched(lowered, capture, plan)
     held = {name: constant.to(device) for name, constant in constants.items()}
     return Casts(lowered, recipe, noted, held)
 

@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 import unitify.ops  # noqa: F401  (registers unitify::fp8_linear)
+from unitify.arrival import unwatched
 from unitify.capture.whole import Capture
 from unitify.cast.centring import CENTRE, UNCENTRE
 from unitify.diagnostics import NotInFP8, UnitifyError
@@ -73,6 +74,7 @@ def without_codes(graph: fx.Graph, capture: Capture, rules: RuleTable) -> fx.Gra
     left can be compared with the capture, node by node.
     """
     originals = {node.name: node for node in capture.graph.nodes}
+    graph = unwatched(graph)
     made = fx.Graph()
     placed: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:

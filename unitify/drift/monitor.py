@@ -18,6 +18,7 @@ from typing import Any, Protocol, TextIO
 import torch
 from torch import Tensor, fx, nn
 
+from unitify.arrival import JOIN
 from unitify.capture.execution import GraphRunner
 from unitify.diagnostics import NotWritten, UnitifyError, UnknownOption
 from unitify.drift.readings import Watch, watches
@@ -26,6 +27,7 @@ from unitify.formats.table import FORMATS, Format
 from unitify.module.assembly import value_name
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.rule_table import load_rules
+from unitify.ops.arrive import factor_of
 
 
 class Writer(Protocol):
@@ -39,10 +41,11 @@ class Writer(Protocol):
 class Reading:
     """One value or gradient at one step. Shares are of its elements, in [0, 1].
 
-    ``rms``: root mean square as stored; of true weights, over the scale at which casts round them.
-    ``underflow``: share of non-zero elements that the format
-    of its cast holds as zero or as a subnormal number; ``saturation``: share beyond its largest
-    number. None where the value is not cast, and no format was asked for.
+    Where casts multiply gradients by what brings those that arrive to their planned size, every
+    gradient is read so. ``rms``: root mean square as stored; of true weights, over the scale at
+    which casts round them. ``underflow``: share of non-zero elements that the format of its cast
+    holds as zero or as a subnormal number; ``saturation``: share beyond its largest number. None
+    where the value is not cast, and no format was asked for.
     """
 
     rms: float
@@ -225,6 +228,8 @@ class _Pending:
     sums: dict[tuple[str, str], list[Tensor]] = field(default_factory=dict)
     handles: list[Any] = field(default_factory=list)
     is_ending: bool = False
+    #: By part: what its casts multiply gradients by in the backward pass that is under way.
+    factors: dict[str, Tensor] = field(default_factory=dict)
 
     def runner(
         self, graph: fx.Graph, part: str, found: Mapping[str, list[Watch]]
@@ -232,12 +237,14 @@ class _Pending:
         """What runs in place of the graph of ``part``."""
 
         def observe(node: fx.Node, value: Any) -> None:
+            if node.target is JOIN and value.requires_grad:
+                self.handles.append(value.register_hook(self.on_size(part)))
             for watch in found.get(node.name, ()) if isinstance(value, Tensor) else ():
                 name = value_name(part, watch.value)
                 if watch.direction == "forward":
                     self.add(watch, name, value)
                 elif value.requires_grad:
-                    self.handles.append(value.register_hook(self.on_gradient(watch, name)))
+                    self.handles.append(value.register_hook(self.on_gradient(watch, name, part)))
 
         def run(module: UnitScaledModule, *inputs: Any) -> Any:
             def attribute(target: str) -> Any:
@@ -250,11 +257,20 @@ class _Pending:
 
         return run
 
-    def on_gradient(self, watch: Watch, name: str) -> Callable[[Tensor], None]:
+    def on_size(self, part: str) -> Callable[[Tensor], None]:
+        """A hook that keeps the factor for gradients of a part, as its casts will find it."""
+
+        def hook(size: Tensor) -> None:
+            self.factors[part] = factor_of(size)
+
+        return hook
+
+    def on_gradient(self, watch: Watch, name: str, part: str) -> Callable[[Tensor], None]:
         """A hook that reads a gradient, and ends the call when the backward pass does."""
 
         def hook(gradient: Tensor) -> None:
-            self.add(watch, name, gradient)
+            factor = self.factors.get(part)
+            self.add(watch, name, gradient if factor is None else gradient * factor)
             if not self.is_ending:
                 self.is_ending = True
                 engine = torch.autograd.Variable._execution_engine

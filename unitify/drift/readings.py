@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from unitify.arrival import unwatched
 from unitify.formats.table import FORMATS, Format
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.laws import factors, holds_tensors, is_scalable
@@ -70,10 +71,11 @@ def watches(
     ``format``: read shares of values and directions that nothing casts in this format.
     """
     units = stored_units(part, rules)
-    cast = _casts(part.graph, units)
+    graph = unwatched(part.graph)
+    cast = _casts(graph, units)
     done = {(watch.value, watch.direction) for held in cast.values() for watch in held}
     found: dict[str, list[Watch]] = {}
-    for node in part.graph.nodes:
+    for node in graph.nodes:
         own = found.setdefault(node.name, [])
         if node.name in units:
             for direction, exponent in zip(("forward", "backward"), units[node.name], strict=True):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from unitify.arrival import unwatched
 from unitify.capture.execution import GraphRunner
 from unitify.formats.powers import exponent_of
 from unitify.formats.table import FORMATS, Format, quantise
@@ -37,7 +38,7 @@ def fold(
     ``attribute``: what a ``get_attr`` node names; ``is_weight``: is that a parameter?
     """
     made = fx.Graph()
-    made.output(made.graph_copy(graph, {}))
+    made.output(made.graph_copy(unwatched(graph), {}))
     folder = _Folder(made, attribute, is_weight)
     for node in list(made.nodes):
         folder.visit(node)

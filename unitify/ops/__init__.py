@@ -1,5 +1,7 @@
 """The operators of emitted graphs, registered with torch: ``rescale``, ``cast`` and others."""
 
-from unitify.ops import cast, centring, fp8_linear, rescale
+from unitify.ops import arrive, cast, centring, fp8_linear, registered, rescale
 
-__all__ = ["cast", "centring", "fp8_linear", "rescale"]
+registered.register_decompositions()
+
+__all__ = ["arrive", "cast", "centring", "fp8_linear", "rescale"]

@@ -1,7 +1,9 @@
 """``unitify::cast``: a tensor rounded to a format and held in its own type, and so its gradient.
 
 The gradient passes the rounding of the value unchanged (straight through) and may be rounded to a
-format of its own.
+format of its own. ``unitify::cast.watched`` returns a token beside it: the gradient of that is a
+power of two by which the gradient is multiplied before it is rounded, and divided after
+(``ops.arrive`` sends it).
 """
 
 from __future__ import annotations
@@ -10,16 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, library
-from torch._subclasses.fake_tensor import FakeTensor
+from torch import Tensor
 
 from unitify.formats.table import FORMATS, Format, quantise
-from unitify.ops.rescale import DECOMPOSITIONS, PLAIN, register_decompositions
+from unitify.ops.registered import at_one_level, below, is_plain, register
 
-_library = library.Library("unitify", "FRAGMENT")
-_library.define(
-    "cast(Tensor x, str forward, str backward, int forward_exponent=0, int backward_exponent=0, "
-    "bool amax=False, bool saturate=True) -> Tensor"
+_ARGUMENTS = (
+    "Tensor x, str forward, str backward, int forward_exponent=0, int backward_exponent=0, "
+    "bool amax=False, bool saturate=True"
 )
 
 
@@ -36,18 +36,16 @@ class Rounding:
     amax: bool = False
     saturate: bool = True
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """``x`` rounded, in its own type."""
+    def __call__(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+        """``x`` rounded, in its own type; ``factor``: a power of two by which it is multiplied
+        before, and divided after."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        by: Tensor | float = 2.0**-self.exponent if factor is None else factor * 2.0**-self.exponent
         if self.amax:
-            found = amax_factor(wide, self.format)
-            rounded = quantise(wide * found, self.format, self.saturate) / found
-        elif self.exponent:
-            factor = 2.0**self.exponent
-            rounded = quantise(wide / factor, self.format, self.saturate) * factor
-        else:
-            rounded = quantise(wide, self.format, self.saturate)
-        return rounded.to(x.dtype)
+            by = amax_factor(wide, self.format)
+        if isinstance(by, float) and by == 1.0:
+            return quantise(wide, self.format, self.saturate).to(x.dtype)
+        return (quantise(wide * by, self.format, self.saturate) / by).to(x.dtype)
 
 
 def amax_factor(x: Tensor, format: Format) -> Tensor:
@@ -64,52 +62,44 @@ def amax_factor(x: Tensor, format: Format) -> Tensor:
     return torch.where(usable, factor.clamp(2.0**-100, 2.0**100), 1.0)
 
 
-def _cast_kernel(
-    x: Tensor,
-    forward: str,
-    backward: str,
-    forward_exponent: int = 0,
-    backward_exponent: int = 0,
-    amax: bool = False,
-    saturate: bool = True,
-) -> Tensor:
-    if isinstance(x, FakeTensor):
-        register_decompositions()
-    if not forward:
-        return x.clone()
-    return Rounding(FORMATS[forward], forward_exponent, amax, saturate)(x)
+def token_of(x: Tensor) -> Tensor:
+    """A token that goes with ``x``: a zero, 0-d."""
+    return x.new_zeros((), dtype=torch.float32)
 
 
 class _Cast(torch.autograd.Function):
+    """A cast of ``given``; its gradient is rounded, and its tangent passes as it is."""
+
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        forward: str,
-        backward: str,
-        forward_exponent: int,
-        backward_exponent: int,
-        amax: bool,
-        saturate: bool,
-    ) -> Tensor:
-        ctx.backward_cast = (backward, "", backward_exponent, 0, amax, saturate)
+    def forward(ctx: Any, operator: Any, x: Tensor, *given: Any) -> Any:
+        forward, backward, _, exponent, amax, saturate = given[:6]
+        ctx.backward_cast = (backward, "", exponent, 0, amax, saturate)
+        ctx.is_watched = operator is _WATCHED
         ctx.set_materialize_grads(False)
-        if not forward and type(x) in PLAIN:
-            return x.view_as(x)
-        with torch._C._AutoDispatchBelowAutograd():
-            result: Tensor = torch.ops.unitify.cast.default(
-                x, forward, backward, forward_exponent, backward_exponent, amax, saturate
-            )
-        return result
+        if not forward and is_plain(x):
+            return (x.detach(), token_of(x)) if ctx.is_watched else x.detach()
+        return below(operator, x, *given)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(  # type: ignore[override]
+        ctx: Any, gradient: Tensor | None, factor: Tensor | None = None
+    ) -> tuple[Any, ...]:
         if gradient is not None and ctx.backward_cast[0]:
-            gradient = torch.ops.unitify.cast.default(gradient, *ctx.backward_cast)
-        return gradient, None, None, None, None, None, None
+            gradient = _CAST(gradient, *ctx.backward_cast, factor)
+        return None, gradient, *(None,) * (6 if ctx.is_watched else 7)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, tangent: Tensor | None, *rest: Any) -> Any:  # type: ignore[override]
+        if tangent is None:
+            return None
+        # A tensor of its own: torch changes what it is handed.
+        return (tangent.clone(), token_of(tangent)) if ctx.is_watched else tangent.clone()
 
 
-def _cast_autograd(
+_apply = at_one_level(_Cast)
+
+
+def _cast(
     x: Tensor,
     forward: str,
     backward: str,
@@ -117,16 +107,89 @@ def _cast_autograd(
     backward_exponent: int = 0,
     amax: bool = False,
     saturate: bool = True,
+    factor: Tensor | None = None,
 ) -> Tensor:
-    result: Tensor = _Cast.apply(  # type: ignore[no-untyped-call]
-        x, forward, backward, forward_exponent, backward_exponent, amax, saturate
-    )
+    given = (x, forward, backward, forward_exponent, backward_exponent, amax, saturate, factor)
+    result: Tensor = _apply(_CAST, *given)
     return result
 
 
-_library.impl("cast", _cast_kernel, "CompositeExplicitAutograd")
-_library.impl("cast", _cast_autograd, "Autograd")
-DECOMPOSITIONS[torch.ops.unitify.cast.default] = _cast_kernel
+def _kernel(
+    x: Tensor,
+    forward: str,
+    backward: str,
+    forward_exponent: int = 0,
+    backward_exponent: int = 0,
+    amax: bool = False,
+    saturate: bool = True,
+    factor: Tensor | None = None,
+) -> Tensor:
+    if not forward:
+        return x.clone()
+    return Rounding(FORMATS[forward], forward_exponent, amax, saturate)(x, factor)
+
+
+def _batched(
+    info: Any,
+    in_dims: tuple[Any, ...],
+    x: Tensor,
+    forward: str,
+    backward: str,
+    forward_exponent: int = 0,
+    backward_exponent: int = 0,
+    amax: bool = False,
+    saturate: bool = True,
+    factor: Tensor | None = None,
+) -> tuple[Tensor, int | None]:
+    given = (forward, backward, forward_exponent, backward_exponent, amax, saturate)
+    if amax:
+        # A factor for each, by its own largest element.
+        made = [_CAST(one, *given) for one in x.unbind(in_dims[0])]
+        return torch.stack(made), 0
+    if factor is None or in_dims[7] is None:
+        return _CAST(x, *given, factor), in_dims[0]
+    x = x.unsqueeze(0) if in_dims[0] is None else x.movedim(in_dims[0], 0)
+    return _CAST(x, *given, factor.reshape(-1, *(1,) * (x.dim() - 1))), 0
+
+
+_CAST = register(
+    f"cast({_ARGUMENTS}, Tensor? factor=None) -> Tensor",
+    kernel=_kernel,
+    derivative=_cast,
+    batched=_batched,
+)
+
+
+def _watched(
+    x: Tensor,
+    forward: str,
+    backward: str,
+    forward_exponent: int = 0,
+    backward_exponent: int = 0,
+    amax: bool = False,
+    saturate: bool = True,
+) -> tuple[Tensor, Tensor]:
+    given = (x, forward, backward, forward_exponent, backward_exponent, amax, saturate)
+    result: tuple[Tensor, Tensor] = _apply(_WATCHED, *given)
+    return result
+
+
+def _watched_kernel(x: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+    return _kernel(x, *given), token_of(x)
+
+
+def _watched_batched(
+    info: Any, in_dims: tuple[Any, ...], x: Tensor, *given: Any
+) -> tuple[tuple[Tensor, Tensor], tuple[int | None, None]]:
+    return _WATCHED(x, *given), (in_dims[0], None)
+
+
+_WATCHED = register(
+    f"cast.watched({_ARGUMENTS}) -> (Tensor, Tensor)",
+    kernel=_watched_kernel,
+    derivative=_watched,
+    batched=_watched_batched,
+)
 
 
 def cast(
@@ -137,12 +200,19 @@ def cast(
     backward_exponent: int = 0,
     amax: bool = False,
     saturate: bool = True,
+    factor: Tensor | None = None,
 ) -> Tensor:
     """``x`` rounded to the format named ``forward``, its gradient to ``backward`` ("" for none).
 
-    The exponents, ``amax`` and ``saturate`` are those of ``Rounding``, for each direction.
+    The exponents, ``amax`` and ``saturate`` are those of ``Rounding``, for each direction;
+    ``factor`` is that of the forward direction.
     """
-    result: Tensor = torch.ops.unitify.cast.default(
-        x, forward, backward, forward_exponent, backward_exponent, amax, saturate
-    )
+    given = (forward, backward, forward_exponent, backward_exponent, amax, saturate, factor)
+    result: Tensor = _CAST(x, *given)
+    return result
+
+
+def watched_cast(x: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+    """``cast(x, *given)``, and a token whose gradient is a factor for that of the result."""
+    result: tuple[Tensor, Tensor] = _WATCHED(x, *given)
     return result

@@ -5,27 +5,37 @@
     gradient of w    gᵀ · x               backward format × forward format
 
 with g, the gradient of the output, rounded once. What is kept for the backward pass are codes: a
-quarter of the memory that float32 takes.
+quarter of the memory that float32 takes. ``unitify::fp8_linear.watched`` returns a token beside the
+output, as ``ops.cast`` has it.
+
+It stands for casts around a product. That is what transforms of ``torch.func`` and forward-mode
+differentiation take, and what a backward pass is that is to be differentiated again: the same
+numbers, multiplied in the model's own type.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, library
-from torch._subclasses.fake_tensor import FakeTensor
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
 
 from unitify.formats.table import FORMATS
-from unitify.ops.rescale import DECOMPOSITIONS, PLAIN, register_decompositions
+from unitify.ops.cast import cast, token_of, watched_cast
+from unitify.ops.registered import (
+    at_one_level,
+    below,
+    is_batch_of_gradients,
+    is_plain,
+    is_transformed,
+    register,
+)
 from unitify.ops.scaled_mm import decode, encode, product
 
-_library = library.Library("unitify", "FRAGMENT")
-_library.define(
-    "fp8_linear(Tensor x, Tensor weight, Tensor? bias, str forward, str backward, "
-    "int[3] exponents) -> Tensor"
-)
+_ARGUMENTS = "Tensor x, Tensor weight, Tensor? bias, str forward, str backward, int[3] exponents"
 
 
 def _codes(x: Tensor, format: str, exponent: int) -> Tensor:
@@ -41,7 +51,7 @@ def _output(x: Tensor, weight: Tensor, bias: Tensor | None, like: Tensor, expone
     return result.view(shape)
 
 
-def _fp8_linear_kernel(
+def _kernel(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -49,82 +59,151 @@ def _fp8_linear_kernel(
     backward: str,
     exponents: Sequence[int],
 ) -> Tensor:
-    if isinstance(x, FakeTensor):
-        register_decompositions()
     left = _codes(x.flatten(0, -2), forward, exponents[0])
     right = _codes(weight, forward, exponents[1])
     return _output(left, right, bias, x, exponents[0] + exponents[1])
 
 
+class _Ties(torch.autograd.Function):
+    """Zeros in the shapes of x and the weight, which take no memory, with their derivatives.
+
+    Codes are numbers without a derivative; codes of x plus its tie have that of x.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        of_x, of_weight = (t.new_zeros(()).expand(t.shape) for t in (x, weight))
+        return of_x, of_weight
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients
+
+
 class _FP8Linear(torch.autograd.Function):
+    """The output and its token."""
+
     @staticmethod
     def forward(
         ctx: Any,
+        operator: Any,
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         forward: str,
         backward: str,
         exponents: Sequence[int],
-    ) -> Tensor:
+        ties: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         with torch._C._AutoDispatchBelowAutograd():
             left = _codes(x.flatten(0, -2), forward, exponents[0])
             right = _codes(weight, forward, exponents[1])
             ctx.save_for_backward(left, right)
-            ctx.shape, ctx.dtypes = (
-                x.shape,
-                (x.dtype, weight.dtype, bias.dtype if bias is not None else None),
-            )
+            ctx.ties = ties
+            ctx.bias_type = bias.dtype if bias is not None else None
             ctx.backward_format, ctx.exponents = backward, exponents
-            if type(x) in PLAIN:
-                return _output(left, right, bias, x, exponents[0] + exponents[1])
-            # While a graph is recorded it stays one operator, which brings its backward pass along.
-            # Codes are written down a second time; a compiler sees that they are the same.
-            result: Tensor = torch.ops.unitify.fp8_linear.default(
-                x, weight, bias, forward, backward, exponents
-            )
-            return result
+            if is_plain(x):
+                made = _output(left, right, bias, x, exponents[0] + exponents[1])
+                return made, token_of(x)
+        # While a graph is recorded it stays one operator, which brings its backward pass along.
+        # Codes are written down a second time; a compiler sees that they are the same.
+        result = below(operator, x, weight, bias, forward, backward, exponents)
+        return result if operator is _WATCHED else (result, token_of(x))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(  # type: ignore[override]
+        ctx: Any, gradient: Tensor | None, factor: Tensor | None
+    ) -> tuple[Any, ...]:
         if gradient is None:
-            return None, None, None, None, None, None
-        left, right = ctx.saved_tensors
-        of_x, of_weight, of_gradient = ctx.exponents
-        codes = encode(gradient.flatten(0, -2), FORMATS[ctx.backward_format], of_gradient)
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        x_type, weight_type, bias_type = ctx.dtypes
-        return (
-            product(codes, right.t(), x_type, of_gradient + of_weight).view(ctx.shape)
-            if needs_x
-            else None,
-            product(codes.t(), left.t(), weight_type, of_gradient + of_x) if needs_weight else None,
-            decode(codes, bias_type, of_gradient).sum(0) if needs_bias else None,
-            None,
-            None,
-            None,
-        )  # fmt: skip
+            return (None,) * 8
+        is_wide = torch.is_grad_enabled() or is_batch_of_gradients(gradient)
+        products = _wide_gradients if is_wide else _gradients
+        return None, *products(ctx, gradient, factor), *(None,) * 4
 
 
-def _fp8_linear_autograd(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    forward: str,
-    backward: str,
-    exponents: Sequence[int],
-) -> Tensor:
-    result: Tensor = _FP8Linear.apply(  # type: ignore[no-untyped-call]
-        x, weight, bias, forward, backward, exponents
+def _gradients(ctx: Any, gradient: Tensor, factor: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Gradients of x, weight and bias, multiplied in FP8."""
+    left, right = ctx.saved_tensors
+    of_x, of_weight, of_gradient = ctx.exponents
+    format = FORMATS[ctx.backward_format]
+    codes = encode(gradient.reshape(-1, gradient.shape[-1]), format, of_gradient, factor)
+    _, needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:4]
+    tie_of_x, tie_of_weight = ctx.ties
+    x = weight = bias = None
+    if needs_x:
+        x = product(codes, right.t(), tie_of_x.dtype, of_gradient + of_weight, factor)
+        x = x.view(tie_of_x.shape)
+    if needs_weight:
+        weight = product(codes.t(), left.t(), tie_of_weight.dtype, of_gradient + of_x, factor)
+    if needs_bias:
+        bias = decode(codes, ctx.bias_type, of_gradient).sum(0)
+        bias = bias if factor is None else bias / factor
+    return x, weight, bias
+
+
+def _wide_gradients(ctx: Any, gradient: Tensor, factor: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The same, of operations that can be differentiated again."""
+    left, right = ctx.saved_tensors
+    tie_of_x, tie_of_weight = ctx.ties
+    of_x, of_weight, of_gradient = ctx.exponents
+    rounding = (ctx.backward_format, "", of_gradient, 0, False, True)
+    rounded = cast(gradient.reshape(-1, gradient.shape[-1]), *rounding, factor=factor)
+    x = decode(left, tie_of_x.dtype, of_x) + tie_of_x.flatten(0, -2)
+    weight = decode(right, tie_of_x.dtype, of_weight) + tie_of_weight
+    _, needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:4]
+    return (
+        (rounded @ weight).view(tie_of_x.shape) if needs_x else None,
+        rounded.t() @ x if needs_weight else None,
+        rounded.sum(0) if needs_bias else None,
     )
-    return result
 
 
-_library.impl("fp8_linear", _fp8_linear_kernel, "CompositeExplicitAutograd")
-_library.impl("fp8_linear", _fp8_linear_autograd, "Autograd")
-DECOMPOSITIONS[torch.ops.unitify.fp8_linear.default] = _fp8_linear_kernel
+_apply = at_one_level(_FP8Linear)
+
+
+def _derivative(is_watched: bool) -> Callable[..., Any]:
+    """The operator, differentiable: as itself, or as the casts and the product it stands for."""
+
+    def derivative(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        forward: str,
+        backward: str,
+        exponents: Sequence[int],
+    ) -> Any:
+        if is_transformed() or forward_ad._current_level >= 0:
+            made = _product_of_casts(x, weight, bias, forward, exponents)
+            how = watched_cast if is_watched else cast
+            return how(made, "", backward, 0, exponents[2])
+        operator = _WATCHED if is_watched else _OPERATOR
+        ties = _Ties.apply(x, weight)  # type: ignore[no-untyped-call]
+        y, token = _apply(operator, x, weight, bias, forward, backward, exponents, ties)
+        return (y, token) if is_watched else y
+
+    return derivative
+
+
+def _product_of_casts(
+    x: Tensor, weight: Tensor, bias: Tensor | None, forward: str, exponents: Sequence[int]
+) -> Tensor:
+    if weight.dtype == FORMATS[forward].dtype:
+        weight = decode(weight, x.dtype, exponents[1])
+    else:
+        weight = cast(weight, forward, "", exponents[1])
+    return F.linear(cast(x, forward, "", exponents[0]), weight, bias)
+
+
+def _watched_kernel(x: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+    return _kernel(x, *given), token_of(x)
+
+
+_OPERATOR = register(f"fp8_linear({_ARGUMENTS}) -> Tensor", _kernel, _derivative(False))
+_WATCHED = register(
+    f"fp8_linear.watched({_ARGUMENTS}) -> (Tensor, Tensor)", _watched_kernel, _derivative(True)
+)
 
 
 def fp8_linear(
@@ -138,9 +217,7 @@ def fp8_linear(
     """``x`` [.., K] · ``weight`` [N, K]ᵀ + ``bias`` [N], rounded as two casts before it would.
 
     ``weight`` may hold codes already. ``exponents``: of x, weight and gradient, as for
-    ``cast_operator.Rounding``. Not differentiable twice.
+    ``ops.cast.Rounding``.
     """
-    result: Tensor = torch.ops.unitify.fp8_linear.default(
-        x, weight, bias, forward, backward, exponents
-    )
+    result: Tensor = _OPERATOR(x, weight, bias, forward, backward, exponents)
     return result

@@ -19,11 +19,16 @@ from unitify.formats.table import Format
 BLOCK = 16
 
 
-def encode(x: Tensor, format: Format, exponent: int = 0) -> Tensor:
-    """The codes of ``x`` / 2^exponent, in the type of ``format``: as ``quantise`` rounds it."""
+def encode(x: Tensor, format: Format, exponent: int = 0, factor: Tensor | None = None) -> Tensor:
+    """The codes of ``factor`` · ``x`` / 2^exponent, in the type of ``format``.
+
+    As ``quantise`` rounds it. ``factor``: a power of two, 0-d; None for one.
+    """
     assert format.dtype is not None
     wide = x.to(torch.float32)
-    if exponent:
+    if factor is not None:
+        wide = wide * (factor * 2.0**-exponent)
+    elif exponent:
         wide = wide * 2.0**-exponent
     special = torch.inf if format.infinities else torch.nan
     within = wide.clamp(-format.largest, format.largest)
@@ -37,17 +42,24 @@ def decode(codes: Tensor, dtype: torch.dtype, exponent: int = 0) -> Tensor:
     return numbers * 2.0**exponent if exponent else numbers
 
 
-def product(a: Tensor, b: Tensor, dtype: torch.dtype, exponent: int = 0) -> Tensor:
-    """``a`` @ ``b``ᵀ · 2^exponent for codes a [M, K] and b [N, K]; [M, N] in ``dtype``.
+def product(
+    a: Tensor, b: Tensor, dtype: torch.dtype, exponent: int = 0, factor: Tensor | None = None
+) -> Tensor:
+    """``a`` @ ``b``ᵀ · 2^exponent / ``factor`` for codes a [M, K] and b [N, K].
 
-    Multiplies codes where ``multiplies`` says so.
+    [M, N] in ``dtype``. Multiplies codes where ``multiplies`` says so. ``factor``: a power of two,
+    0-d; None for one.
     """
     if dtype == torch.float64 or not multiplies(a.device, a.dtype, b.dtype):
         result = decode(a, dtype) @ decode(b, dtype).t()
+        if factor is not None:
+            return result * (2.0**exponent / factor)
         return result * 2.0**exponent if exponent else result
     rows, columns = a.shape[0], b.shape[0]
     a, b = aligned(a.contiguous(), rows=False), aligned(b.contiguous(), rows=True)
     scale = torch.full((), 2.0**exponent, dtype=torch.float32, device=a.device)
+    if factor is not None:
+        scale = scale / factor
     one = torch.ones((), dtype=torch.float32, device=a.device)
     # The second operand is asked for column by column, which is what bᵀ is.
     result = _multiplied(a, b.t(), scale, one, dtype)

@@ -1,0 +1,122 @@
+"""How an operator of ours becomes one of torch's: a schema, what it does, and its derivatives.
+
+Registered so, it survives export, Dynamo and AOT autograd with its backward pass, Inductor fuses it
+through a decomposition, and the transforms of ``torch.func`` take it as they take torch's own. Each
+of those runs it at levels, one for each transform: a ``Function`` is applied at one level, and
+``below`` calls the operator again for what is under it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, library
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.forward_ad import _set_fwd_grad_enabled
+
+_library = library.Library("unitify", "FRAGMENT")
+
+#: Our operators in terms of torch's own; ``register`` adds a row for each.
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
+
+#: Types of tensors that hold data and are not being recorded.
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def register(
+    schema: str,
+    kernel: Callable[..., Any],
+    derivative: Callable[..., Any],
+    batched: Callable[..., Any] | None = None,
+    decomposition: Callable[..., Any] | None = None,
+) -> Any:
+    """The operator ``unitify::schema``, ready to be called.
+
+    - ``kernel``: its results, from tensors that hold data, or would
+    - ``derivative``: the same, differentiable at one level: see ``at_one_level``
+    - ``batched``: as ``torch.library.register_vmap`` takes it; where None, ``derivative`` calls
+      nothing but operators that have one
+    - ``decomposition``: what a compiler fuses; the kernel where None
+    """
+    name = schema.split("(")[0]
+    _library.define(schema)
+    base, _, overload = name.partition(".")
+    operator = getattr(getattr(torch.ops.unitify, base), overload or "default")
+
+    def run(x: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(x[0] if isinstance(x, list) else x, FakeTensor):
+            register_decompositions()
+        return kernel(x, *args, **kwargs)
+
+    _library.impl(name, run, "CompositeExplicitAutograd")
+    _library.impl(name, derivative, "Autograd")
+    if batched is None:
+        _library.impl(name, derivative, "FuncTorchBatched")
+    else:
+        library.register_vmap(f"unitify::{name}", batched, lib=_library)
+    DECOMPOSITIONS[operator] = decomposition or kernel
+    return operator
+
+
+def at_one_level(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """``function.apply`` for the level of a transform at which it is called, or for no transform.
+
+    ``Function.apply`` starts at the top; from within a dispatch it would not come back here.
+    """
+    apply = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+
+    def applied(*args: Any) -> Any:
+        if not is_transformed():
+            return apply(*args)
+        with enable_single_level_autograd_function():
+            return apply(*args)
+
+    return applied
+
+
+def below(operator: Any, *args: Any) -> Any:
+    """``operator`` without its derivative at this level, but with those of the levels under it."""
+    with torch._C._AutoDispatchBelowAutograd():
+        if not is_transformed():
+            return operator(*args)
+        with torch.enable_grad(), _set_fwd_grad_enabled(True):
+            return operator(*args)
+
+
+def is_transformed() -> bool:
+    """Is this call inside a transform of ``torch.func``?"""
+    return torch._C._are_functorch_transforms_active()
+
+
+def is_plain(x: Tensor) -> bool:
+    """Is this call of nobody's concern? Then it need not go through the dispatcher again."""
+    return type(x) in _PLAIN and not torch._C._are_functorch_transforms_active()
+
+
+def is_batch_of_gradients(x: Tensor) -> bool:
+    """Is ``x`` one of the gradients of ``torch.autograd.grad(…, is_grads_batched=True)``?
+
+    That is no transform of ``torch.func``, and knows fewer of torch's operators.
+    """
+    return torch._C._functorch.is_legacy_batchedtensor(x)
+
+
+def register_decompositions() -> None:
+    """Let Inductor fuse ``DECOMPOSITIONS`` into their neighbours, if Inductor is loaded.
+
+    It need not be when this module is imported. Every compilation first runs a graph on tensors
+    without data, so the kernels of our operators call this in time.
+    """
+    inductor = sys.modules.get("torch._inductor.decomposition")
+    if inductor is None and "torch._inductor" in sys.modules:
+        inductor = importlib.import_module("torch._inductor.decomposition")
+    if inductor is None or DECOMPOSITIONS.keys() <= inductor.decompositions.keys():
+        return
+    inductor.decompositions.update(DECOMPOSITIONS)
+    # Inductor keeps a copy of the table once something else has been compiled.
+    inductor.fast_random_decomps.cache_clear()
