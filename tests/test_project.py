@@ -46,7 +46,7 @@ ORDER = {
     "module": "tied fingerprint interpreted knobs own_code folding unit_scaled assembly",
     "cast": "centring insert lowering distributions headroom trials means noise_bound casting",
     "optim": "optimizers groups state",
-    "verify": "comparison calls results yardstick equation validation running",
+    "verify": "comparison calls results yardstick underflow equation validation running",
     "transform": "",
     "drift": "measuring rebase readings monitor",
     "checkpoint": "state_dict rebuild files pretrained folder targets",

@@ -35,7 +35,8 @@ class Verification:
     what differs by more than rounding. ``rounding``: what differs, and is as near to the original
     in double precision as the original is (``verify.yardstick``). ``underflows``: what differs by
     less than the smallest normal number. ``refused``: calls that the module refuses by a code, and
-    the code. ``findings``: what validation without running found.
+    the code. ``findings``: what validation without running found. ``notes``: what the model's own
+    numbers show.
     """
 
     exact: bool
@@ -46,6 +47,7 @@ class Verification:
     calls: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     findings: tuple[Diagnostic, ...] = ()
+    notes: tuple[Diagnostic, ...] = ()
 
     @property
     def is_accepted(self) -> bool:

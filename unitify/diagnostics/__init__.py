@@ -107,7 +107,13 @@ from unitify.diagnostics.use import (
     UnknownCode,
     UnknownOption,
 )
-from unitify.diagnostics.verifying import NotExact, RoundsOtherwise, Underflow, WrongFactor
+from unitify.diagnostics.verifying import (
+    GradientsUnderflow,
+    NotExact,
+    RoundsOtherwise,
+    Underflow,
+    WrongFactor,
+)
 
 __all__ = [
     "AliasedMutation",
@@ -129,6 +135,7 @@ __all__ = [
     "FrozenDimension",
     "GradientLost",
     "GradientStops",
+    "GradientsUnderflow",
     "ImportFailed",
     "InputMismatch",
     "InputsNeeded",

@@ -82,3 +82,23 @@ class RoundsOtherwise(Diagnostic):
     fix: ClassVar[str] = "None is needed: they are as near to the right ones as the model's"
     tensors: int
     first: str
+
+
+@dataclass(frozen=True)
+class GradientsUnderflow(Diagnostic):
+    """The model computes in float16, and gradients of its own are below that type's normal range.
+
+    Numbers below 6.1e-5 are stored in fixed steps of 6e-8, so that they have few digits or none.
+    The transformed module does the same: its gradients are those of the model, bit for bit.
+
+    Example: a model in half precision, whose loss is a mean over many tokens, without a loss
+    scaler.
+    Fix: scale the loss (``torch.amp.GradScaler``); or keep the model in float32 and transform it
+    with ``recipe="fp16"``, which needs no loss scaling.
+    """
+
+    code: ClassVar[str] = "U505"
+    is_loss: ClassVar[bool] = True
+    why: ClassVar[str] = "{percent:.1f} % of a gradient of the model's own are subnormal in float16"
+    fix: ClassVar[str] = 'Scale the loss, or transform the model in float32 with recipe="fp16"'
+    percent: float

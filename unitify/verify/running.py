@@ -29,6 +29,7 @@ from unitify.verification import Difference, Verification
 from unitify.verify.calls import Call, calls_of
 from unitify.verify.comparison import compare
 from unitify.verify.results import asking_of, results_of, run
+from unitify.verify.underflow import underflowing_gradients
 from unitify.verify.validation import validate, validate_parameters
 from unitify.verify.yardstick import in_double, rounding_among
 
@@ -124,6 +125,7 @@ def _compared(
         exact = in_double(model, call, asking, loss_fn, seed)
         if exact is not None:
             rounding = rounding_among(others, expected, found, exact)
+    notes = underflowing_gradients(model, call, asking, loss_fn) if call.times > 1 else ()
     return Verification(
         exact=not differing,
         compared=len(expected),
@@ -131,6 +133,7 @@ def _compared(
         rounding=tuple(d for d in others if d.name in rounding),
         underflows=underflows,
         calls=(call.name,),
+        notes=tuple(notes),
     )
 
 
@@ -146,6 +149,7 @@ def _and(total: Verification, call: Call, found: Verification) -> Verification:
         underflows=total.underflows + at(found.underflows),
         calls=total.calls + found.calls,
         refused=total.refused + found.refused,
+        notes=total.notes + found.notes,
     )
 
 
@@ -195,7 +199,7 @@ def _in_modes_of(module: UnitScaledModule, model: nn.Module) -> Iterator[None]:
 
 def notes_on(result: Verification, where: str) -> tuple[Diagnostic, ...]:
     """What a user has to know of an accepted result: U503, and U504 where it rounds otherwise."""
-    notes: list[Diagnostic] = []
+    notes = list(result.notes)
     if result.underflows:
         notes.append(Underflow(tensors=len(result.underflows), first=str(result.underflows[0])))
     if result.rounding:

@@ -1,0 +1,56 @@
+"""Do a float16 model's own gradients fall below the range that its type holds in full?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from unitify.capture.execution import LossFunction
+from unitify.diagnostics import GradientsUnderflow
+from unitify.verify.calls import Call
+from unitify.verify.results import Asking, run
+
+#: Fewer than one element in a hundred weigh less than the rounding of the others.
+_NOTICEABLE = 0.01
+
+
+def underflowing_gradients(
+    model: nn.Module, call: Call, asking: Asking, loss_fn: LossFunction | None
+) -> Iterator[GradientsUnderflow]:
+    """The submodule at whose result the largest share of gradients is subnormal or lost, if any.
+
+    One run of ``model``; nothing for a model in any other type than float16.
+    """
+    if not any(parameter.dtype == torch.float16 for parameter in model.parameters()):
+        return
+    shares: dict[str, float] = {}
+    handles = [
+        module.register_forward_hook(_noting(name or type(model).__name__, shares))
+        for name, module in model.named_modules()
+    ]
+    try:
+        run(model, call, asking, loss_fn)
+    finally:
+        for handle in handles:
+            handle.remove()
+    worst = max(shares, key=lambda name: shares[name], default=None)
+    if worst is not None and shares[worst] > _NOTICEABLE:
+        yield GradientsUnderflow(where=worst, percent=100 * shares[worst])
+
+
+def _noting(name: str, shares: dict[str, float]) -> Any:
+    def note(gradient: Tensor) -> None:
+        tiny = torch.finfo(gradient.dtype).smallest_normal
+        lost = (gradient != 0) & (gradient.abs() < tiny)
+        shares[name] = max(shares.get(name, 0.0), float(lost.double().mean()))
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+        for leaf in pytree.tree_leaves(output):
+            if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.dtype == torch.float16:
+                leaf.register_hook(note)
+
+    return hook
