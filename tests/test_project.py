@@ -26,11 +26,12 @@ ORDER = {
     "verification": "",
     "reparametrisation": "",
     "formats": "powers rounding table signal_to_noise band",
-    "ops": "layout rescale cast centring scaled_mm fp8_linear",
+    "ops": "layout rescale cast centring scaled_mm fp8_linear written",
     "operations": """expressions schema rule_table samples dimensions laws extremes operation
         flops products centring residual""",
-    "capture": """skeleton source signature functional inline modes autograd_functions recurrent
-        composite exporting example whole inputs execution islands""",
+    "capture": """skeleton source signature aliases views counterparts uninitialised kept refusals
+        functional inline modes autograd_functions recurrent composite exporting example whole
+        inputs execution islands""",
     "recipe": "recipe reader choices",
     "analysis": """moments quadrature softmax counts formulas linear ranges sampled balanced stated
         forward backward analyse""",

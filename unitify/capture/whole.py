@@ -23,10 +23,11 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.utils import _pytree as pytree
 
+from unitify.capture.aliases import written_arguments
 from unitify.capture.composite import open_composites
 from unitify.capture.example import distinct, doubled, in_order
 from unitify.capture.exporting import ExportError, export, without_cache
-from unitify.capture.functional import remove_mutation, written_argument
+from unitify.capture.functional import remove_mutation
 from unitify.capture.inline import inline_regions
 from unitify.capture.modes import merge_modes
 from unitify.capture.signature import CallSignature, Leaf, bind, register_dataclasses
@@ -317,11 +318,14 @@ def _flat_graph(
     open_composites(graph)
     remove_mutation(graph)
     for node in graph.nodes:
-        written = written_argument(node)
-        if written is not None and written.op == "get_attr" and written.target in aliases:
-            # A weight of another scale would be written, behind the back of the optimiser.
-            name, reason = type(model).__name__, f"it writes into its parameter {written.target}"
-            raise UnitifyError(NotCaptured(where=name, module=name, reason=reason))
+        for written in written_arguments(node):
+            if written.op == "get_attr" and written.target in aliases:
+                # A weight of another scale would be written, behind the back of the optimiser.
+                name, reason = (
+                    type(model).__name__,
+                    f"it writes into its parameter {written.target}",
+                )
+                raise UnitifyError(NotCaptured(where=name, module=name, reason=reason))
     graph.eliminate_dead_code()
     graph.lint()
     return _with_portable_names(graph), tuple(leaves), constants
