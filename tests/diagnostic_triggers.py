@@ -189,7 +189,7 @@ def _(path: Path) -> None:
 def _(path: Path) -> None:
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         hidden = self.linear(x)
-        hidden.as_strided((2,), (1,)).add_(1.0)
+        hidden.unfold(0, 2, 1).mul_(2.0)
         return hidden
 
     capture(Forward(forward), (X,), {})

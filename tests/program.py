@@ -14,8 +14,9 @@ from torch.utils import _pytree as pytree
 
 from unitify.capture.composite import open_composites
 from unitify.capture.functional import remove_mutation
+from unitify.capture.recorded_graph import parameter_aliases
 from unitify.capture.signature import CallSignature, Leaf
-from unitify.capture.whole import Capture, parameter_aliases
+from unitify.capture.whole import Capture
 
 aten = torch.ops.aten
 Draw = Callable[[st.SearchStrategy[Any]], Any]

@@ -26,13 +26,14 @@ ORDER = {
     "verification": "",
     "reparametrisation": "",
     "formats": "powers rounding table signal_to_noise band",
-    "ops": "layout registered rescale cast centring scaled_mm fp8_linear arrive",
+    "ops": "layout registered rescale cast centring scaled_mm fp8_linear arrive written",
     "operations": """expressions formula_names schema samples rule row_lines row_forms row_reader
         row_names row_use rule_table refusal dimensions laws extremes operation flops products
         centring residual""",
     "capture": """equality places state effects tree source decisions computed guards signature
-        sizes functional inline modes autograd_functions recurrent composite eager_flags identity
-        watching exporting example whole inputs execution observing small calls islands""",
+        sizes aliases views counterparts uninitialised kept refusals functional inline modes
+        autograd_functions recurrent composite eager_flags identity watching exporting example
+        recorded_graph whole inputs execution observing small calls islands""",
     "recipe": "recipe reader choices",
     "analysis": """moments quadrature softmax counts formulas linear ranges sampled balanced stated
         forward backward analyse""",
@@ -43,7 +44,7 @@ ORDER = {
     "arrival": "",
     "noise": """cast_error passage moments predict measured budget drawn_inputs drawn
         probed operand_casts""",
-    "module": "tied fingerprint interpreted knobs own_code folding unit_scaled assembly",
+    "module": "tied fingerprint interpreted knobs own_code folding unit_scaled adopted assembly",
     "cast": "centring insert lowering distributions headroom trials means noise_bound casting",
     "optim": "optimizers groups state",
     "verify": "comparison calls results yardstick underflow equation validation running",

@@ -35,8 +35,9 @@ from unitify.diagnostics import (
 )
 from unitify.estimates import Estimates
 from unitify.measure.recorded import measure_recorded
+from unitify.module.adopted import adopt_parameters
 from unitify.module.assembly import Part, agreed, assemble, value_name
-from unitify.module.unit_scaled import UnitScaledModule, adopt_parameters
+from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.rule_table import RuleTable, load_rules
 from unitify.plan.scale_plan import (
     PREDICTED_TOLERANCE,

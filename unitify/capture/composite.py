@@ -132,7 +132,8 @@ def _contributions(node: fx.Node) -> tuple[int, ...]:
 
 def _on_leaves(node: fx.Node) -> tuple[Callable[..., Any], list[Tensor]]:
     """The operation as a function of its floating operands, and fresh leaves for them."""
-    leaves = [n.meta["val"].detach().clone().requires_grad_() for n in _operands(node)]
+    # Not copies: results that are views of an operand are known by its memory.
+    leaves = [n.meta["val"].detach().requires_grad_() for n in _operands(node)]
 
     def run(*given: Tensor) -> Any:
         rest = iter(given)

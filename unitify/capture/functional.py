@@ -1,9 +1,10 @@
 """In-place operations made out-of-place, so that every tensor has one value for good.
 
 Takes a graph as ``torch.export`` captures it for training and rewrites it in place of
-its owner, ``capture``. A write through a view is written back into the tensor that it
-views, and later uses of other views of that tensor see the new contents. What was
-mutated and outlives the call (a buffer, an input) receives its last value at the end.
+its owner, ``capture``. A write through a view becomes a new value of the tensor that it views
+(``unitify::written``), and later uses of other views of that tensor are taken of the new value,
+each where autograd would take it anew. What was mutated and outlives the call (a buffer, an
+input) receives its last value at the end.
 
 Integer and boolean tensors keep their in-place operations: they hold no scale.
 """
@@ -11,342 +12,347 @@ Integer and boolean tensors keep their in-place operations: they hold no scale.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from unitify.diagnostics import AliasedMutation, UnitifyError
+from unitify.capture.aliases import (
+    Aliases,
+    History,
+    read_arguments,
+    run_without_data,
+    without_data,
+    written_arguments,
+    written_slots,
+)
+from unitify.capture.counterparts import (
+    change_geometries,
+    functional_counterpart,
+    outputs,
+    returns_writes_alone,
+)
+from unitify.capture.refusals import Refusals
+from unitify.capture.uninitialised import fill_with_zeros
+from unitify.capture.views import (
+    WRITTEN,
+    Chain,
+    call,
+    is_address,
+    replay,
+    unwritable,
+    write,
+)
 
 aten = torch.ops.aten
-
-
-def _invert_permute(base: fx.Node, view: fx.Node) -> tuple[OpOverload, tuple[Any, ...]]:
-    dims: Any = view.args[1]
-    order = [d % len(dims) for d in dims]
-    return aten.permute.default, ([order.index(i) for i in range(len(order))],)
-
-
-def _same_arguments(operation: OpOverload) -> Callable[..., tuple[OpOverload, tuple[Any, ...]]]:
-    return lambda base, view: (operation, tuple(view.args[1:]))
-
-
-#: How the contents of a view go back to the shape of its base (the same elements, reordered).
-_REORDERED: dict[OpOverload, Callable[..., tuple[OpOverload, tuple[Any, ...]]]] = {
-    aten.transpose.int: _same_arguments(aten.transpose.int),
-    aten.t.default: _same_arguments(aten.t.default),
-    aten.permute.default: _invert_permute,
-}
-#: Views that show a part of their base, and the operation that writes the part back.
-_PART: dict[OpOverload, OpOverload] = {
-    aten.slice.Tensor: aten.slice_scatter.default,
-    aten.select.int: aten.select_scatter.default,
-    aten.diagonal.default: aten.diagonal_scatter.default,
-}
-_RESHAPED = {
-    aten.view.default,
-    aten.reshape.default,
-    aten._unsafe_view.default,
-    aten.unsqueeze.default,
-    aten.squeeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.flatten.using_ints,
-    aten.unflatten.int,
-}
-_SAME = {
-    aten.detach.default,
-    aten.alias.default,
-    aten.contiguous.default,
-    aten.to.dtype,
-    aten.to.device,
-    aten.to.dtype_layout,
-    aten.view_as.default,
-    aten.lift_fresh_copy.default,
-}
-#: Memory as it was found, and the same with something in it.
-_UNINITIALISED: dict[OpOverload, OpOverload] = {
-    aten.empty.memory_format: aten.zeros.default,
-    aten.empty_like.default: aten.zeros_like.default,
-    aten.new_empty.default: aten.new_zeros.default,
-}
 
 
 def remove_mutation(graph: fx.Graph) -> None:
     """Rewrite every in-place operation on floating tensors of ``graph`` out of place.
 
-    Raises ``UnitifyError`` (U105) for a write through a view that cannot be written back.
+    Raises ``UnitifyError`` (U105) for a write whose effect on other values is not known.
     """
-    _fill_with_zeros(graph)
-    _Rewriter(graph).run()
-
-
-def _fill_with_zeros(graph: fx.Graph) -> None:
-    """Exchange what was never written for zeros: it would be taken for a value, and is any."""
-    for node in graph.nodes:
-        if node.target in _UNINITIALISED and _is_floating(node):
-            known = {a.name for a in _UNINITIALISED[node.target]._schema.arguments}
-            kwargs = {name: value for name, value in node.kwargs.items() if name in known}
-            dropped = node.kwargs.keys() - known
-            if all(node.kwargs[n] in (None, torch.contiguous_format) for n in dropped):
-                node.target, node.kwargs = _UNINITIALISED[node.target], kwargs
-
-
-def _is_floating(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
-
-
-def written_argument(node: fx.Node) -> fx.Node | None:
-    """The tensor that ``node`` writes into, or None for an operation that writes nothing."""
-    if node.op != "call_function" or not isinstance(node.target, OpOverload):
-        return None
-    for position, argument in enumerate(node.target._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = (
-                node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
-            )
-            return value if isinstance(value, fx.Node) else None
-    return None
-
-
-def functional_counterpart(operation: OpOverload) -> OpOverload | None:
-    """``aten.relu_.default`` → ``aten.relu.default``, ``aten.div.out`` → ``aten.div.Tensor``.
-
-    None where there is no such operation.
-    """
-    namespace, name = operation._schema.name.split("::")
-    library = getattr(torch.ops, namespace)
-    if name.endswith("_"):
-        packet = getattr(library, name[:-1], None)
-        return getattr(packet, operation._overloadname, None) if packet is not None else None
-    packet = getattr(library, name)
-    wanted = [(a.name, str(a.type)) for a in operation._schema.arguments if not a.is_out]
-    for overload in packet.overloads():
-        found: OpOverload = getattr(packet, overload)
-        if [(a.name, str(a.type)) for a in found._schema.arguments] == wanted:
-            return found
-    return None
+    fill_with_zeros(graph)
+    changed = change_geometries(graph)
+    if any(written_arguments(node) for node in graph.nodes):
+        _Rewriter(graph, changed).run()
 
 
 class _Rewriter:
-    """State of one pass: what holds each tensor's current contents, and who views whom."""
+    """State of one pass: what holds each tensor's contents now."""
 
-    def __init__(self, graph: fx.Graph) -> None:
+    def __init__(self, graph: fx.Graph, changed: set[fx.Node]) -> None:
         self.graph = graph
+        self.aliases = Aliases(graph)
+        #: Roots, and values with a history of their own → what they hold now.
         self.contents: dict[fx.Node, fx.Node] = {}
-        self.holders: dict[fx.Node, fx.Node] = {}
-        self.base: dict[fx.Node, fx.Node] = {}
-        self.version: dict[fx.Node, int] = {}
+        #: Root → its values with a history of their own.
+        self.own: dict[fx.Node, list[fx.Node]] = {}
+        #: Counts writes. Root → the last write; value → when it was last what the memory holds.
+        self.clock = 0
+        self.written: dict[fx.Node, int] = {}
+        #: The same, by the value for which autograd counts writes.
+        self.counted: dict[fx.Node, int] = {}
         self.seen: dict[fx.Node, int] = {}
+        #: View → the node that showed the memory when it was last seen.
+        self.shown: dict[fx.Node, fx.Node] = {}
+        #: What stands for another value: a returned operand, a tensor whose sizes were changed.
         self.same: dict[fx.Node, fx.Node] = {}
-        self.mutated: dict[fx.Node, None] = {}
+        #: Operations in place that are gone.
+        self.gone: dict[fx.Node, None] = {}
+        #: Roots that were written where autograd sees it.
+        self.tracked: set[fx.Node] = set()
+        self.values = self.aliases.written_as_values(graph)
+        self.refusals = Refusals(graph, self.aliases, self.values, changed)
 
     def run(self) -> None:
         for node in list(self.graph.nodes):
+            written = written_arguments(node)
             if node.op == "output":
-                self._write_back_at_end(node)
-                node.args = fx.node.map_arg(node.args, self._read)
-                continue
-            target = written_argument(node)
-            if target is not None and _is_floating(target):
-                self._replace(node, self._tensor(target))
-                continue
-            self._redirect(node)
-            self._note_view(node)
-        self._erase_dead_writes()
+                self._end(node)
+            elif any(self.aliases.root(tensor) in self.values for tensor in written):
+                with self.graph.inserting_before(node):
+                    self._replace(node)
+            elif self._is_returned(node):
+                self._stand_for(node)
+                self.gone[node] = None
+            else:
+                self._redirect(node)
+                self._begin(node)
+        for node in reversed(self.gone):
+            self.graph.erase_node(node)
 
-    # A node that an in-place operation returned stands for the tensor that was written.
-    def _tensor(self, node: fx.Node) -> fx.Node:
-        while node in self.same:
-            node = self.same[node]
-        return node
-
-    def _root(self, node: fx.Node) -> fx.Node:
-        while node in self.base:
-            node = self.base[node]
-        return node
+    def _is_returned(self, node: fx.Node) -> bool:
+        """Is ``node`` one of several operands that an operation in place returns?"""
+        view = self.aliases.view.get(node)
+        return view is not None and view.call is None and self.aliases.root(node) in self.values
 
     def _redirect(self, node: fx.Node) -> None:
         with self.graph.inserting_before(node):
             node.args = fx.node.map_arg(node.args, self._read)
             node.kwargs = fx.node.map_arg(node.kwargs, self._read)
 
+    def _begin(self, node: fx.Node) -> None:
+        """Note a value as the recording makes it."""
+        self.seen[node] = self.clock
+        group = self.aliases.group.get(node)
+        if group is None or group.root not in self.values or node is group.root:
+            return
+        view = self.aliases.view[node]
+        assert view.call is not None
+        self.seen[node] = self.seen[view.call]
+        self.shown[node] = node
+        history = self.aliases.history(node)
+        if history is History.SELF:
+            self._stand_for(node)
+        elif history is History.OWN:
+            self.contents[node] = node
+            self.own.setdefault(group.root, []).append(node)
+
+    def _chain(self, node: fx.Node, start: fx.Node | None = None) -> Chain:
+        """The views from ``start`` (the root, if None) to ``node``, as autograd takes them anew."""
+        chain = self.aliases.chain(node, start)
+        last = max((i for i, (view, _) in enumerate(chain) if is_address(view)), default=None)
+        if last is None:
+            return chain
+        # An address in the memory of the root, whatever was taken of it in between.
+        root, (view, _) = self.aliases.root(node), chain[last]
+        is_shared = all(history is History.SHARED for _, history in chain[:last])
+        is_given = last == 0 or is_address(view, given=True)
+        if start is None and is_shared and is_given and not root.meta["val"].storage_offset():
+            return chain[last:]
+        raise unwritable(node, "an in-place operation", "it is found by address in another view")
+
+    def _tensor(self, node: fx.Node) -> fx.Node:
+        while node in self.same:
+            node = self.same[node]
+        return node
+
     def _read(self, node: fx.Node) -> fx.Node:
-        """The node that holds the contents of ``node`` now (re-viewed if its base changed)."""
+        """The node that holds what ``node`` holds now: its view is taken again after a write."""
         node = self._tensor(node)
-        chain = [node]
-        while chain[-1] in self.base:
-            chain.append(self.base[chain[-1]])
-        current = self.version.get(chain[-1], 0)
-        for view in reversed(chain[:-1]):
-            if self.seen.get(view, 0) != current:
-                holder = self.base[view]
-                args = (self.contents.get(holder, holder), *view.args[1:])
-                self.contents[view] = self._call(view.target, args, view, dict(view.kwargs))
-                self.seen[view] = current
-        return self.contents.get(node, node)
+        group = self.aliases.group.get(node)
+        if group is None or group.root not in self.written:
+            return node
+        if node is group.root:
+            return self.contents[node]
+        if self.seen[node] < self.written[group.root]:
+            self._check_read(node)
+            self._show(node)
+        return self.shown[node]
 
-    def _call(
-        self,
-        target: Any,
-        args: tuple[Any, ...],
-        like: fx.Node,
-        kwargs: dict[str, Any] | None = None,
-    ) -> fx.Node:
-        made = self.graph.call_function(target, args, kwargs or {})
-        made.meta = dict(like.meta)
-        return made
+    def _check_read(self, node: fx.Node) -> None:
+        """Refuse what autograd does not take anew after a write, since it did not see it."""
+        owner = self.aliases.owner(node)
+        is_old = self.seen[node] >= self.counted.get(owner, 0)
+        if is_old and node is not owner and self.aliases.holder(node) is owner:
+            reason = "autograd took it before its memory was written, and does not know of that"
+            raise unwritable(node, "an in-place operation", reason)
 
-    def _note_view(self, node: fx.Node) -> None:
-        if node.op != "call_function" or not isinstance(node.target, OpOverload):
-            return
-        aliased = [a for a in node.target._schema.arguments if a.alias_info is not None]
-        if not aliased or not node.args or not isinstance(node.args[0], fx.Node):
-            return
-        source = self._holder_of(node.args[0])
-        if _is_floating(node) and _share_storage(node, source):
-            self.base[node] = source
-            self.seen[node] = self.version.get(self._root(source), 0)
+    def _show(self, node: fx.Node) -> None:
+        self.shown[node] = self._taken(node)
+        self.seen[node] = self.clock
 
-    def _holder_of(self, contents: fx.Node) -> fx.Node:
-        """The tensor whose current contents are ``contents``."""
-        tensor = self.holders.get(contents)
-        return tensor if tensor is not None and self.contents[tensor] is contents else contents
+    def _taken(self, node: fx.Node) -> fx.Node:
+        """``node``, taken here and now, where autograd takes the views of what was written."""
+        root, holder = self.aliases.root(node), self.aliases.holder(node)
+        if holder in self.own.get(root, ()):
+            start = self._own_contents(holder)
+            return replay(self.graph, self._chain(node, holder), start)
+        return replay(self.graph, self._chain(node), self.contents.get(root, root))
 
-    def _replace(self, node: fx.Node, tensor: fx.Node) -> None:
-        with self.graph.inserting_before(node):
-            value = self._out_of_place(node, tensor)
-            self._store(tensor, value)
-            view = tensor
-            while view in self.base:
-                base = self.base[view]
-                value = self._write_into(base, view, value)
-                self._store(base, value)
-                view = base
-        root = view
-        self.version[root] = self.version.get(root, 0) + 1
-        view = tensor
-        while view in self.base:
-            self.seen[view] = self.version[root]
-            view = self.base[view]
-        self.same[node] = tensor
+    def _own_contents(self, holder: fx.Node) -> fx.Node:
+        """What a value with a history of its own holds; others may have written its memory."""
+        root = self.aliases.root(holder)
+        if self.seen[holder] < self.written.get(root, 0):
+            now = replay(self.graph, self._chain(holder), self.contents[root])
+            before = self.contents[holder]
+            merged = write(self.graph, before, now, (), holder, untracked=True)
+            self.contents[holder] = self.shown[holder] = merged
+            self.seen[holder] = self.clock
+        return self.contents[holder]
 
-    def _store(self, tensor: fx.Node, value: fx.Node) -> None:
-        self.contents[tensor] = value
-        self.holders[value] = tensor
-        self.mutated[tensor] = None
+    def _replace(self, node: fx.Node) -> None:
+        """Exchange an operation in place for values of what it writes into."""
+        tensors = [self._tensor(n) for n in written_arguments(node)]
+        self.refusals.check(node, tensors, [self._tensor(n) for n in read_arguments(node)])
+        values = self._values(node, tensors)
+        with self.graph.inserting_before(node.next):
+            for tensor, (value, fits) in zip(tensors, values, strict=True):
+                self._store(tensor, value, fits)
+        if node in self.gone and _is_tensor(node):
+            self._stand_for(node)
 
-    def _keep_dtype(self, value: fx.Node, tensor: fx.Node) -> fx.Node:
-        dtype = tensor.meta["val"].dtype
-        operands = [n.meta.get("val") for n in value.all_input_nodes]
-        wider = [
-            t for t in operands if isinstance(t, torch.Tensor) and t.dtype != dtype and t.dim()
-        ]
-        if any(torch.promote_types(t.dtype, dtype) != dtype for t in wider):
-            return self._call(aten.to.dtype, (value, dtype), tensor)
-        return value
+    def _values(self, node: fx.Node, tensors: list[fx.Node]) -> list[tuple[fx.Node, bool]]:
+        """What ``node`` leaves in each tensor, and whether it is of the same type and layout."""
+        target: Any = node.target
+        if target is aten.copy_.default:
+            # ``aten.copy`` has no derivative.
+            self.gone[node] = None
+            return [(self._read(node.args[1]), False)]  # type: ignore[arg-type]
+        counterpart = functional_counterpart(target)
+        # Complex kernels round otherwise in place; and there is no scale to see through them.
+        is_complex = any(tensor.meta["val"].is_complex() for tensor in tensors)
+        if counterpart is not None and returns_writes_alone(target) and not is_complex:
+            self.gone[node] = None
+            return self._out_of_place(node, counterpart, tensors)
+        # Nothing else does the same: let it write into copies that no one else reads.
+        copies = [self._copy(tensor) for tensor in tensors]
+        args, kwargs = self._arguments(node, copies)
+        node.args, node.kwargs = args, kwargs
+        if _is_tensor(node) and returns_writes_alone(target):
+            self._stand_for(node)
+            copies = [node]
+        wanted = [without_data(tensor.meta["val"]) for tensor in tensors]
+        fits = [_same_geometry(tensor.clone(), tensor) for tensor in wanted]
+        return list(zip(copies, fits, strict=True))
 
-    def _out_of_place(self, node: fx.Node, tensor: fx.Node) -> fx.Node:
-        """What the write ``node`` leaves in ``tensor``."""
-        operation: Any = node.target
-        args = fx.node.map_arg(node.args, self._read)
-        kwargs = dict(fx.node.map_arg(node.kwargs, self._read))
-        counterpart = functional_counterpart(operation)
-        if counterpart is aten.copy.default:
-            contents, source = args[0], args[1]
-            assert isinstance(contents, fx.Node)
-            assert isinstance(source, fx.Node)
-            return self._overwritten(tensor, contents, source)
-        if counterpart is not None:
-            outputs = {a.name for a in operation._schema.arguments if a.is_out}
-            kept = {name: value for name, value in kwargs.items() if name not in outputs}
-            return self._keep_dtype(self._call(counterpart, args, node, kept), tensor)
-        if "val" not in node.meta or not isinstance(node.meta["val"], torch.Tensor):
-            raise UnitifyError(
-                AliasedMutation(where=node.name, operation=str(operation), view=tensor.name)
-            )
-        # Nothing else does the same: let it write into a copy that no one else reads.
-        contents = self._read(tensor)
-        fresh = self._call(aten.clone.default, (contents,), tensor)
-        args, kwargs = fx.node.map_arg((args, kwargs), lambda n: fresh if n is contents else n)
-        return self._call(operation, args, node, kwargs)
+    def _copy(self, tensor: fx.Node) -> fx.Node:
+        return call(self.graph, aten.clone.default, (self._now(tensor),), tensor)
 
-    def _overwritten(self, tensor: fx.Node, contents: fx.Node, source: fx.Node) -> fx.Node:
-        """All of ``contents`` exchanged for ``source``: ``aten.copy`` has no derivative."""
-        shown, given = tensor.meta["val"], source.meta["val"]
-        if given.dtype != shown.dtype:
-            source = self._call(aten.to.dtype, (source, shown.dtype), tensor)
-            source.meta["val"] = given.to(shown.dtype)
-        if shown.dim() == 0:
-            return self._call(aten.reshape.default, (source, []), tensor)
-        if given.shape != shown.shape:
-            source = self._call(aten.expand_as.default, (source, contents), tensor)
-            source.meta["val"] = source.meta["val"].to(given.device).expand(shown.shape)
-        return self._call(aten.slice_scatter.default, (contents, source), tensor)
+    def _now(self, tensor: fx.Node) -> fx.Node:
+        """What an operation writes over: autograd takes the view of it when it is written."""
+        root = self.aliases.root(tensor)
+        return self.contents.get(root, root) if tensor is root else self._taken(tensor)
 
-    def _write_into(self, base: fx.Node, view: fx.Node, value: fx.Node) -> fx.Node:
-        contents = self.contents.get(base, base)
-        target: Any = view.target
-        if target in _PART:
-            args = (contents, value, *view.args[1:])
-            return self._call(_PART[target], args, base, dict(view.kwargs))
-        if target is aten.narrow.default:
-            dimension, start, length = view.args[1:]
-            end = self._sum(start, length)
-            args = (contents, value, dimension, start, end)
-            return self._call(aten.slice_scatter.default, args, base)
-        if target in _REORDERED:
-            operation, rest = _REORDERED[target](base, view)
-            return self._call(operation, (value, *rest), base)
-        if target in _RESHAPED:
-            return self._call(aten.view_as.default, (value, base), base)
-        if target in _SAME:
-            return value
-        raise UnitifyError(
-            AliasedMutation(where=view.name, operation="an in-place operation", view=str(target))
-        )
+    def _out_of_place(
+        self, node: fx.Node, counterpart: OpOverload, tensors: list[fx.Node]
+    ) -> list[tuple[fx.Node, bool]]:
+        args, kwargs = self._arguments(node, [self._now(tensor) for tensor in tensors])
+        made = call(self.graph, counterpart, args, node)
+        made.kwargs = {n: v for n, v in kwargs.items() if n not in outputs(node)}
+        results = [made]
+        if isinstance(counterpart._schema.returns[0].type, torch.ListType) or len(tensors) > 1:
+            made.meta["val"] = [tensor.meta["val"] for tensor in tensors]
+            results = [
+                call(self.graph, operator.getitem, (made, i), tensor)
+                for i, tensor in enumerate(tensors)
+            ]
+        found = self._geometries(made, len(results))
+        fits = []
+        for result, tensor, got in zip(results, tensors, found, strict=True):
+            wanted = without_data(tensor.meta["val"])
+            if got is not None and got.shape != wanted.shape:
+                raise unwritable(tensor, str(node.target), "the result has other sizes")
+            if got is not None and got.dtype != wanted.dtype:
+                result.meta["val"] = tensor.meta["val"].to(got.dtype)
+            fits.append(got is not None and _same_geometry(got, wanted))
+        return list(zip(results, fits, strict=True))
 
-    def _sum(self, a: Any, b: Any) -> Any:
-        if not isinstance(a, fx.Node) and not isinstance(b, fx.Node):
-            return a + b
-        made = self.graph.call_function(operator.add, (a, b))
-        values = [n.meta["val"] if isinstance(n, fx.Node) else n for n in (a, b)]
-        made.meta = {"val": values[0] + values[1]}
-        return made
+    def _geometries(self, made: fx.Node, count: int) -> list[Any]:
+        """What ``made`` returns, without data; None where it does not run so."""
+        try:
+            found = run_without_data(made)
+        except Exception:
+            return [None] * count
+        return [found] if isinstance(found, torch.Tensor) else list(found)
 
-    def _write_back_at_end(self, output: fx.Node) -> None:
-        for tensor in self.mutated:
-            if tensor.op not in ("placeholder", "get_attr"):
-                continue
-            contents = self.contents[tensor]
-            if tensor.op == "placeholder":
-                self._read_a_copy(tensor)
+    def _arguments(self, node: fx.Node, written: Iterable[fx.Node]) -> tuple[Any, Any]:
+        """The operands of ``node``; those that it writes into, in order, are ``written``."""
+        slots, given = {name for name, _ in written_slots(node)}, iter(written)
+        names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+
+        def operands(name: str, argument: Any) -> Any:
+            new = (lambda _: next(given)) if name in slots else self._read
+            return fx.node.map_arg(argument, new)
+
+        args = tuple(operands(name, a) for name, a in zip(names, node.args, strict=False))
+        return args, {
+            name: operands(name, node.kwargs[name]) for name in names if name in node.kwargs
+        }
+
+    def _store(self, tensor: fx.Node, value: fx.Node, fits: bool) -> None:
+        """Let ``tensor`` hold ``value``, and everything that shares its memory."""
+        root, holder = self.aliases.root(tensor), self.aliases.holder(tensor)
+        before, chain = self.contents.get(root, root), self._chain(tensor)
+        if holder is root:
+            self.tracked.add(root)
+            after = value if fits and not chain else write(self.graph, before, value, chain, root)
+        else:
+            own = self.own.setdefault(root, [])
+            if holder not in own:
+                self.contents[holder] = replay(self.graph, self._chain(holder), before)
+                self.seen[holder] = self.clock
+                own.append(holder)
+            rest = self._chain(tensor, holder)
+            own_after = write(self.graph, self._own_contents(holder), value, rest, holder)
+            after = write(self.graph, before, value, chain, root)
+        self.clock += 1
+        self.contents[root], self.written[root] = after, self.clock
+        self.counted[self.aliases.owner(tensor)] = self.clock
+        if holder is not root:
+            self.contents[holder] = self.shown[holder] = own_after
+            self.seen[holder] = self.clock
+        if tensor is not root:
+            self._show(tensor)
+
+    def _stand_for(self, node: fx.Node) -> None:
+        """Let ``node``, which an operation in place returned, be the tensor that was written."""
+        self.same[node] = self._tensor(self.aliases.view[node].source)
+
+    def _end(self, output: fx.Node) -> None:
+        """Return what the tensors hold now, and write it into those that outlive the call."""
+        outliving = [root for root in self.written if root.op in ("placeholder", "get_attr")]
+
+        def read(node: fx.Node) -> fx.Node:
+            # What is returned of a caller's tensor is that tensor.
+            node = self._tensor(node)
+            is_given = node in outliving and node.op == "placeholder"
+            return node if is_given else self._read(node)
+
+        with self.graph.inserting_before(output):
+            output.args = fx.node.map_arg(output.args, read)
+        for root in outliving:
+            self._read_a_copy(root)
             with self.graph.inserting_before(output):
-                if tensor.op == "get_attr":
-                    contents = self._call(aten.detach.default, (contents,), tensor)
-                self._call(aten.copy_.default, (tensor, contents), tensor)
+                kept, contents = root, self.contents[root]
+                if root.op == "get_attr":
+                    contents = call(self.graph, aten.detach.default, (contents,), root)
+                elif root not in self.tracked:
+                    kept = call(self.graph, aten.detach.default, (root,), root)
+                call(self.graph, aten.copy_.default, (kept, contents), root)
 
     def _read_a_copy(self, tensor: fx.Node) -> None:
-        """Let the graph use a copy of an input that it writes into in the end.
+        """Let the graph use a copy of a tensor that it writes into in the end.
 
         What is kept for the backward pass is then not overwritten. The caller's tensor receives
         its contents with their history.
         """
+        users = [user for user in tensor.users if user.op != "output"]
+        if all(user.target is WRITTEN and user.args[0] is tensor for user in users):
+            return
         with self.graph.inserting_after(tensor):
-            copied = self._call(aten.clone.default, (tensor,), tensor)
-        tensor.replace_all_uses_with(copied, delete_user_cb=lambda user: user is not copied)
-
-    def _erase_dead_writes(self) -> None:
-        for node in reversed(list(self.graph.nodes)):
-            if node in self.same:
-                self.graph.erase_node(node)
+            copied = call(self.graph, aten.clone.default, (tensor,), tensor)
+        tensor.replace_all_uses_with(
+            copied, delete_user_cb=lambda user: user is not copied and user.op != "output"
+        )
 
 
-def _share_storage(a: fx.Node, b: fx.Node) -> bool:
-    first, second = a.meta.get("val"), b.meta.get("val")
-    if not isinstance(first, torch.Tensor) or not isinstance(second, torch.Tensor):
-        return False
-    return bool(first.untyped_storage()._cdata == second.untyped_storage()._cdata)
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def _same_geometry(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and a.stride() == b.stride()

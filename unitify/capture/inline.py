@@ -13,6 +13,9 @@ import torch
 from torch import fx
 from torch._higher_order_ops.wrap import wrap_with_set_grad_enabled
 
+from unitify.capture.aliases import Aliases, written_arguments
+from unitify.capture.views import unwritable
+
 _GRAD_MODE: tuple[Any, ...] = (wrap_with_set_grad_enabled,)
 
 
@@ -28,6 +31,24 @@ def inline_regions(graph: fx.Graph, owner: torch.nn.Module, constants: dict[str,
             getattr(owner, node.target, None), fx.GraphModule
         ):
             constants[node.target] = getattr(owner, node.target)
+            _refuse_writes(node, constants[node.target].graph)
+
+
+def _refuse_writes(node: fx.Node, body: fx.Graph) -> None:
+    """A region that stays whole is a value to the rest of the graph: it may not write outside."""
+    for written in _written_inputs(body):
+        reason = f"it belongs to the surroundings of the region {node.name}"
+        raise unwritable(written, "an in-place operation", reason)
+
+
+def _written_inputs(body: fx.Graph) -> dict[fx.Node, None]:
+    """The floating-point inputs of a region into which it writes, through whatever view."""
+    writes = [n for node in body.nodes for n in written_arguments(node)]
+    if not writes:
+        return {}
+    aliases = Aliases(body)
+    found = (aliases.root(n) for n in writes)
+    return dict.fromkeys(n for n in found if n.op == "placeholder" and aliases.group[n].is_floating)
 
 
 def _inline(graph: fx.Graph, node: fx.Node, owner: torch.nn.Module) -> None:
@@ -36,6 +57,10 @@ def _inline(graph: fx.Graph, node: fx.Node, owner: torch.nn.Module) -> None:
     inputs = [n for n in region.graph.nodes if n.op == "placeholder"]
     inner: dict[fx.Node, Any] = dict(zip(inputs, operands, strict=True))
     with graph.inserting_before(node):
+        if not enabled:
+            # Written without gradients: through something that has none.
+            for written in _written_inputs(region.graph):
+                inner[written] = _detached(graph, inner[written])
         results: Any = graph.graph_copy(region.graph, inner)
         for made in set(inner.values()):
             if (
@@ -47,6 +72,11 @@ def _inline(graph: fx.Graph, node: fx.Node, owner: torch.nn.Module) -> None:
         if not isinstance(results, tuple | list):
             results = (results,)
         outputs = [r if enabled else _detached(graph, r) for r in results]
+        outer = dict(zip(inputs, operands, strict=True))
+        for k, result in enumerate(_results(region.graph)):
+            # An input that was written is still itself, outside, with its history.
+            if (origin := _returned(result)) in outer:
+                outputs[k] = outer[origin]
     for user in list(node.users):
         user.replace_all_uses_with(outputs[user.args[1]])  # type: ignore[index]
         graph.erase_node(user)
@@ -60,3 +90,15 @@ def _detached(graph: fx.Graph, result: Any) -> Any:
     made = graph.call_function(torch.ops.aten.detach.default, (result,))
     made.meta = dict(result.meta)
     return made
+
+
+def _results(region: fx.Graph) -> list[Any]:
+    (results,) = region.output_node().args
+    return list(results) if isinstance(results, tuple | list) else [results]
+
+
+def _returned(result: Any) -> Any:
+    """What a chain of in-place operations was given, and returns."""
+    while isinstance(result, fx.Node) and (written := written_arguments(result)):
+        result = written[0]
+    return result

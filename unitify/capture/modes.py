@@ -13,7 +13,8 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from unitify.capture.functional import functional_counterpart, written_argument
+from unitify.capture.aliases import written_argument
+from unitify.capture.counterparts import functional_counterpart
 from unitify.operations.schema import named_arguments, set_argument
 
 aten = torch.ops.aten

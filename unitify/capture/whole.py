@@ -19,38 +19,26 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.export.graph_signature import InputKind
-from torch.utils import _pytree as pytree
 
-from unitify.capture.composite import open_composites
-from unitify.capture.decisions import Decisions, OutOfTime, observed
-from unitify.capture.effects import Effect
+from unitify.capture.decisions import OutOfTime, observed
 from unitify.capture.example import distinct, doubled, in_order
-from unitify.capture.exporting import Exported, ExportError, export, without_cache
-from unitify.capture.functional import remove_mutation, written_argument
-from unitify.capture.guards import Guards, guards_of
-from unitify.capture.identity import view_of_own
-from unitify.capture.inline import inline_regions
+from unitify.capture.exporting import ExportError, without_cache
 from unitify.capture.modes import merge_modes
 from unitify.capture.places import Location
-from unitify.capture.signature import CallSignature, Leaf, bind, leaf_of, register_dataclasses
+from unitify.capture.recorded_graph import Record, parameter_aliases, record_once
+from unitify.capture.signature import CallSignature, bind, register_dataclasses
 from unitify.capture.sizes import Free, fewer_and_fewer, frozen_dimensions
 from unitify.capture.source import frames_of_failure
 from unitify.diagnostics import (
     CacheLeftOut,
-    CheckpointingLost,
     Diagnostic,
-    GradientLost,
     NotCaptured,
     NothingCaptured,
     OneModeOnly,
-    RecordedAsCompiled,
     SizesFixed,
     UnitifyError,
 )
 from unitify.reparametrisation import Reparametrisation
-
-_CHECKS = {torch.ops.aten._assert_tensor_metadata.default}
 
 
 @dataclass(frozen=True)
@@ -166,13 +154,13 @@ def _captured(
     arguments = tuple(bind(signature, args, kwargs))
     aliases = parameter_aliases(model)
 
-    def recorded() -> _Record:
+    def recorded() -> Record:
         nonlocal free
         while True:
             is_last = free is None or free == Free(0)
             try:
                 with observed(None if is_last else how.seconds) as decisions:
-                    return _record(model, args, kwargs, free, how.carried, notes, decisions)
+                    return record_once(model, args, kwargs, free, how.carried, notes, decisions)
             except OutOfTime:
                 assert how.seconds is not None
                 free = next(shapes)
@@ -180,7 +168,7 @@ def _captured(
                 notes[:] = [note for note in notes if not isinstance(note, SizesFixed)]
                 notes.append(SizesFixed(where=name, seconds=how.seconds, free=str(free)))
 
-    def captured(record: _Record, mode: str | None, other: Capture | None = None) -> Capture:
+    def captured(record: Record, mode: str | None, other: Capture | None = None) -> Capture:
         call = CallSignature(
             signature,
             arguments,
@@ -220,30 +208,7 @@ def _captured(
     return captured(records[model.training], mode, twin)
 
 
-def parameter_aliases(model: nn.Module) -> dict[str, str]:
-    """Every parameter name → the first name of the same tensor."""
-    first: dict[int, str] = {}
-    aliases: dict[str, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        aliases[name] = first.setdefault(id(parameter), name)
-    return aliases
-
-
-@dataclass(frozen=True)
-class _Record:
-    """One recording: a cleaned graph, and how it is called."""
-
-    graph: fx.Graph
-    in_spec: pytree.TreeSpec
-    out_spec: pytree.TreeSpec
-    leaves: tuple[Leaf, ...]
-    example: tuple[Any, ...]
-    constants: dict[str, Any]
-    guards: tuple[Guards, ...]
-    effects: tuple[Effect, ...]
-
-
-def _are_merged(training: _Record, evaluation: _Record) -> bool:
+def _are_merged(training: Record, evaluation: Record) -> bool:
     """Make ``training`` follow the mode flag; False where the two modes are two graphs."""
     if training.effects != evaluation.effects:
         return False
@@ -259,11 +224,11 @@ def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _recorded_modes(
-    model: nn.Module, record: Callable[[], _Record]
-) -> tuple[dict[bool, _Record], str]:
+    model: nn.Module, record: Callable[[], Record]
+) -> tuple[dict[bool, Record], str]:
     """The recordings in train and eval mode, or in the model's own alone and why."""
     flags = {m: m.training for m in model.modules()}
-    records: dict[bool, _Record] = {}
+    records: dict[bool, Record] = {}
     try:
         for training in (model.training, not model.training):
             _switch(model, training)
@@ -319,126 +284,6 @@ def _quiet_model(model: nn.Module, notes: list[Diagnostic]) -> Iterator[None]:
             yield
     finally:
         handle.remove()
-
-
-def _record(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    dynamic_shapes: Any,
-    carried: Mapping[int, str],
-    notes: list[Diagnostic],
-    decisions: Decisions,
-) -> _Record:
-    name = type(model).__name__
-    exported = export(model, args, kwargs, dynamic_shapes)
-    program, noted = exported.program, exported.noted
-    if noted.functions:
-        found = [
-            GradientLost(
-                where=name,
-                function=function,
-                advice=lost.advice,
-                frames=tuple(f.place for f in lost.frames),
-            )
-            for function, lost in noted.functions.items()
-        ]
-        raise UnitifyError(*found)
-    if noted.saved_hooks:
-        notes.append(CheckpointingLost(where=name))
-    if noted.as_compiled:
-        notes.append(RecordedAsCompiled(where=name))
-    named = bind(inspect.signature(model.forward), args, kwargs)
-    example, in_spec = pytree.tree_flatten(named)
-    graph, leaves, constants = _flat_graph(model, exported, example, carried)
-    out_spec = program.call_spec.out_spec
-    assert out_spec is not None
-    children = out_spec.children() if hasattr(out_spec, "children") else out_spec.children_specs
-    result = children[0]
-    has_bounds = not (isinstance(dynamic_shapes, str | Free) or dynamic_shapes is None)
-    values = (n.meta.get("val") for n in graph.nodes if n.op == "placeholder")
-    inputs = [(leaf.name, value) for leaf, value in zip(leaves, values, strict=True)]
-    guards = guards_of(inputs, decisions, has_bounds, noted.computed)
-    return _Record(
-        graph, in_spec, result, leaves, tuple(example), constants,
-        () if guards is None else (guards,), exported.effects,
-    )  # fmt: skip
-
-
-def _flat_graph(
-    model: nn.Module, exported: Exported, example: list[Any], carried: Mapping[int, str]
-) -> tuple[fx.Graph, tuple[Leaf, ...], dict[str, Any]]:
-    program = exported.program
-    graph = program.graph_module.graph
-    graph.owning_module = None
-    if any(_is_transform(node) for node in graph.nodes):
-        name, reason = type(model).__name__, "it runs a transform of torch.func, such as vmap"
-        raise UnitifyError(NotCaptured(where=name, module=name, reason=reason))
-    constants: dict[str, Any] = {}
-    aliases = parameter_aliases(model)
-    placeholders = {n.name: n for n in graph.nodes if n.op == "placeholder"}
-    leaves: list[Leaf] = []
-    for spec in program.graph_signature.input_specs:
-        name = spec.arg.name
-        node = placeholders[name]
-        if spec.kind is InputKind.USER_INPUT:
-            leaves.append(leaf_of(node, spec.arg, example[len(leaves)]))
-            continue
-        target = str(spec.target)
-        if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER):
-            value = program.constants[target]
-            if isinstance(value, torch.Tensor):
-                value = exported.tensors.original(value)
-                if id(value) in carried:
-                    name = type(model).__name__
-                    reason = f"it takes {carried[id(value)]} over from the call before"
-                    raise UnitifyError(NotCaptured(where=name, module=name, reason=reason))
-                if (shown := view_of_own(graph, node, value, model)) is not None:
-                    node.replace_all_uses_with(shown)
-                    graph.erase_node(node)
-                    continue
-            target = "captured_" + target.replace(".", "_")
-            constants[target] = value
-        _to_attribute(graph, node, aliases.get(target, target))
-    inline_regions(graph, program.graph_module, constants)
-    for node in list(graph.nodes):
-        if node.target in _CHECKS:
-            graph.erase_node(node)
-    open_composites(graph)
-    remove_mutation(graph)
-    for node in graph.nodes:
-        written = written_argument(node)
-        if written is not None and written.op == "get_attr" and written.target in aliases:
-            # A weight of another scale would be written, behind the back of the optimiser.
-            name, reason = type(model).__name__, f"it writes into its parameter {written.target}"
-            raise UnitifyError(NotCaptured(where=name, module=name, reason=reason))
-    graph.eliminate_dead_code()
-    graph.lint()
-    return _with_portable_names(graph), tuple(leaves), constants
-
-
-def _is_transform(node: fx.Node) -> bool:
-    """Does the node begin or end a region whose tensors are not what they seem?"""
-    return str(getattr(node.target, "__module__", "")).startswith("torch._functorch")
-
-
-def _with_portable_names(graph: fx.Graph) -> fx.Graph:
-    """A copy of ``graph``, whose names every further copy keeps (export calls a node ``input``)."""
-    copy = fx.Graph()
-    copy.output(copy.graph_copy(graph, {}))
-    return copy
-
-
-def _to_attribute(graph: fx.Graph, node: fx.Node, target: str) -> None:
-    name, users = node.name, bool(node.users)
-    with graph.inserting_after(node):
-        attribute = graph.get_attr(target) if users else None
-    if attribute is not None:
-        attribute.meta = dict(node.meta)
-        node.replace_all_uses_with(attribute)
-    graph.erase_node(node)
-    if attribute is not None:
-        attribute._rename(name)
 
 
 def nothing_captured(reason: str) -> UnitifyError:

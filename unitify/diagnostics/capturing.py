@@ -82,17 +82,21 @@ class InputMismatch(Diagnostic):
 
 @dataclass(frozen=True)
 class AliasedMutation(Diagnostic):
-    """An in-place operation writes through a view that has no out-of-place counterpart.
+    """An in-place operation writes into memory of which not every reader is known.
 
-    Example: ``x.as_strided((2,), (1,)).add_(1)``.
+    What else shows the memory would have to follow, and would not. The module is left as it is;
+    its submodules are transformed one by one.
+
+    Example: ``x.unfold(1, 4, 2).mul_(2)``, which writes some elements twice.
     Fix: write ``y = x.clone(); y[...] = v`` on the tensor itself, or use ``torch.where``.
     """
 
     code: ClassVar[str] = "U105"
-    why: ClassVar[str] = "{operation} writes into {view}, which no rule can write back"
+    why: ClassVar[str] = "{operation} writes into {view}: {reason}"
     fix: ClassVar[str] = "Write into the tensor itself, or use an out-of-place operation"
     operation: str
     view: str
+    reason: str
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from torch import fx, nn
 
 from unitify.capture.exporting import switch_off_cache
 from unitify.capture.islands import path_of
+from unitify.capture.recorded_graph import parameter_aliases
 from unitify.capture.signature import Refusal
 from unitify.capture.tree import copy_of
-from unitify.capture.whole import Capture, parameter_aliases
+from unitify.capture.whole import Capture
 from unitify.diagnostics import Diagnostic, UnitifyError
 from unitify.module.own_code import leave_graph, run_own_code
 from unitify.module.unit_scaled import UnitScaledModule

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unitify.capture.whole import parameter_aliases
+from unitify.capture.recorded_graph import parameter_aliases
 from unitify.diagnostics import KeysDiffer, UnitifyError
 
 

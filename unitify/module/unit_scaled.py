@@ -387,17 +387,3 @@ _OWN = frozenset(UnitScaledModule.__annotations__) | (
 def _tied_again(module: UnitScaledModule, _keys: Any) -> None:
     """After a state dict was loaded: names of one parameter hold one."""
     tie(module._tree, *module.__dict__.pop("_tied"))
-
-
-def adopt_parameters(model: nn.Module, module: UnitScaledModule) -> None:
-    """Put the ``Parameter`` objects of ``model`` into ``module``.
-
-    They keep their values where ``module`` holds those; else they take over what it holds.
-    """
-    keeps = module.plan.weights == "true" and not module.scheme
-    held = dict(module.named_parameters(remove_duplicate=False))
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if not keeps:
-            parameter.data = held[name].data
-        path, _, own = name.rpartition(".")
-        module.get_submodule(path)._parameters[own] = parameter

@@ -1,0 +1,189 @@
+"""One recording of a model in one mode, as a flat graph that can be trained.
+
+Parameters are attributes again, in-place operations are out-of-place, and what the recording lost
+of the backward pass is an error.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
+
+from unitify.capture.aliases import written_arguments
+from unitify.capture.composite import open_composites
+from unitify.capture.decisions import Decisions
+from unitify.capture.effects import Effect
+from unitify.capture.exporting import Exported, export
+from unitify.capture.functional import remove_mutation
+from unitify.capture.guards import Guards, guards_of
+from unitify.capture.identity import view_of_own
+from unitify.capture.inline import inline_regions
+from unitify.capture.signature import Leaf, bind, leaf_of
+from unitify.capture.sizes import Free
+from unitify.diagnostics import (
+    CheckpointingLost,
+    Diagnostic,
+    GradientLost,
+    NotCaptured,
+    RecordedAsCompiled,
+    UnitifyError,
+)
+
+_CHECKS = {torch.ops.aten._assert_tensor_metadata.default}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One recording: a cleaned graph, and how it is called."""
+
+    graph: fx.Graph
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec
+    leaves: tuple[Leaf, ...]
+    example: tuple[Any, ...]
+    constants: dict[str, Any]
+    guards: tuple[Guards, ...]
+    effects: tuple[Effect, ...]
+
+
+def record_once(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic_shapes: Any,
+    carried: Mapping[int, str],
+    notes: list[Diagnostic],
+    decisions: Decisions,
+) -> Record:
+    """Record ``model`` in its present mode. ``notes`` receives what the recording does not keep.
+
+    Raises ``ExportError``; ``UnitifyError`` (U101, U109) for what no graph can hold.
+    """
+    name = type(model).__name__
+    exported = export(model, args, kwargs, dynamic_shapes)
+    program, noted = exported.program, exported.noted
+    if noted.functions:
+        found = [
+            GradientLost(
+                where=name,
+                function=function,
+                advice=lost.advice,
+                frames=tuple(f.place for f in lost.frames),
+            )
+            for function, lost in noted.functions.items()
+        ]
+        raise UnitifyError(*found)
+    if noted.saved_hooks:
+        notes.append(CheckpointingLost(where=name))
+    if noted.as_compiled:
+        notes.append(RecordedAsCompiled(where=name))
+    named = bind(inspect.signature(model.forward), args, kwargs)
+    example, in_spec = pytree.tree_flatten(named)
+    graph, leaves, constants = _flat_graph(model, exported, example, carried)
+    out_spec = program.call_spec.out_spec
+    assert out_spec is not None
+    children = out_spec.children() if hasattr(out_spec, "children") else out_spec.children_specs
+    result = children[0]
+    has_bounds = not (isinstance(dynamic_shapes, str | Free) or dynamic_shapes is None)
+    values = (n.meta.get("val") for n in graph.nodes if n.op == "placeholder")
+    inputs = [(leaf.name, value) for leaf, value in zip(leaves, values, strict=True)]
+    guards = guards_of(inputs, decisions, has_bounds, noted.computed)
+    return Record(
+        graph, in_spec, result, leaves, tuple(example), constants,
+        () if guards is None else (guards,), exported.effects,
+    )  # fmt: skip
+
+
+def _flat_graph(
+    model: nn.Module, exported: Exported, example: list[Any], carried: Mapping[int, str]
+) -> tuple[fx.Graph, tuple[Leaf, ...], dict[str, Any]]:
+    program = exported.program
+    graph = program.graph_module.graph
+    graph.owning_module = None
+    if any(_is_transform(node) for node in graph.nodes):
+        name, reason = type(model).__name__, "it runs a transform of torch.func, such as vmap"
+        raise UnitifyError(NotCaptured(where=name, module=name, reason=reason))
+    constants: dict[str, Any] = {}
+    aliases = parameter_aliases(model)
+    placeholders = {n.name: n for n in graph.nodes if n.op == "placeholder"}
+    leaves: list[Leaf] = []
+    for spec in program.graph_signature.input_specs:
+        name = spec.arg.name
+        node = placeholders[name]
+        if spec.kind is InputKind.USER_INPUT:
+            leaves.append(leaf_of(node, spec.arg, example[len(leaves)]))
+            continue
+        target = str(spec.target)
+        if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER):
+            value = program.constants[target]
+            if isinstance(value, torch.Tensor):
+                value = exported.tensors.original(value)
+                if id(value) in carried:
+                    name = type(model).__name__
+                    reason = f"it takes {carried[id(value)]} over from the call before"
+                    raise UnitifyError(NotCaptured(where=name, module=name, reason=reason))
+                if (shown := view_of_own(graph, node, value, model)) is not None:
+                    node.replace_all_uses_with(shown)
+                    graph.erase_node(node)
+                    continue
+            target = "captured_" + target.replace(".", "_")
+            constants[target] = value
+        _to_attribute(graph, node, aliases.get(target, target))
+    inline_regions(graph, program.graph_module, constants)
+    for node in list(graph.nodes):
+        if node.target in _CHECKS:
+            graph.erase_node(node)
+    open_composites(graph)
+    remove_mutation(graph)
+    for node in graph.nodes:
+        for written in written_arguments(node):
+            if written.op == "get_attr" and written.target in aliases:
+                # A weight of another scale would be written, behind the back of the optimiser.
+                name, reason = (
+                    type(model).__name__,
+                    f"it writes into its parameter {written.target}",
+                )
+                raise UnitifyError(NotCaptured(where=name, module=name, reason=reason))
+    graph.eliminate_dead_code()
+    graph.lint()
+    return _with_portable_names(graph), tuple(leaves), constants
+
+
+def _is_transform(node: fx.Node) -> bool:
+    """Does the node begin or end a region whose tensors are not what they seem?"""
+    return str(getattr(node.target, "__module__", "")).startswith("torch._functorch")
+
+
+def _with_portable_names(graph: fx.Graph) -> fx.Graph:
+    """A copy of ``graph``, whose names every further copy keeps (export calls a node ``input``)."""
+    copy = fx.Graph()
+    copy.output(copy.graph_copy(graph, {}))
+    return copy
+
+
+def _to_attribute(graph: fx.Graph, node: fx.Node, target: str) -> None:
+    name, users = node.name, bool(node.users)
+    with graph.inserting_after(node):
+        attribute = graph.get_attr(target) if users else None
+    if attribute is not None:
+        attribute.meta = dict(node.meta)
+        node.replace_all_uses_with(attribute)
+    graph.erase_node(node)
+    if attribute is not None:
+        attribute._rename(name)
+
+
+def parameter_aliases(model: nn.Module) -> dict[str, str]:
+    """Every parameter name → the first name of the same tensor."""
+    first: dict[int, str] = {}
+    aliases: dict[str, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        aliases[name] = first.setdefault(id(parameter), name)
+    return aliases

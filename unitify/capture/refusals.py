@@ -1,0 +1,123 @@
+"""Writes that no value can stand for: which, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Set as AbstractSet
+
+import torch
+from torch import fx
+
+from unitify.capture.aliases import Aliases, History, changes_geometry, without_data
+from unitify.capture.kept import keepers
+from unitify.capture.views import unwritable
+from unitify.operations.dimensions import hint
+
+
+class Refusals:
+    """What is known of a graph before it is rewritten, and what that rules out."""
+
+    def __init__(
+        self,
+        graph: fx.Graph,
+        aliases: Aliases,
+        values: AbstractSet[fx.Node],
+        changed: AbstractSet[fx.Node],
+    ) -> None:
+        """``values``: the roots of the memory to rewrite; ``changed``: see ``change_geometries``.
+
+        Raises ``UnitifyError`` (U105) for a change of sizes in place that others would see.
+        """
+        self.aliases, self.changed = aliases, changed
+        self.position = {node: i for i, node in enumerate(graph.nodes)}
+        for node in graph.nodes:
+            if changes_geometry(node) and aliases.root(node.args[0]) in values:
+                reason = "it changes the sizes of a tensor that something else shows"
+                raise unwritable(node.args[0], str(node.target), reason)
+        #: Root → what is kept of its memory, where autograd does not count all writes together.
+        self.kept = {root: keepers(aliases, root) for root in values if self._is_divided(root)}
+
+    def _is_divided(self, root: fx.Node) -> bool:
+        return History.OWN in [
+            self._history(n) for n in self.aliases.group[root].members if n in self.aliases.view
+        ]
+
+    def _history(self, node: fx.Node) -> History:
+        try:
+            return self.aliases.history(node)
+        except Exception as error:
+            raise unwritable(node, str(node.target), f"the view fails: {error}") from error
+
+    def check(self, node: fx.Node, tensors: list[fx.Node], read: list[fx.Node]) -> None:
+        """May ``node``, which also reads ``read``, write into ``tensors``? Raises U105 if not."""
+        group = self.aliases.group
+        for tensor in tensors:
+            reason = self._reason(node, tensor)
+            one_by_one = torch.Tag.pointwise in node.target.tags  # type: ignore[union-attr]
+            shared = [n for n in read if group.get(n) is group[tensor]]
+            if any(_overlap(n, tensor, one_by_one) for n in shared):
+                reason = "the operation reads elements that it has written"
+            if reason is not None:
+                raise unwritable(tensor, str(node.target), reason)
+        if len({group[tensor].root for tensor in tensors}) < len(tensors):
+            reason = "the operation writes into the same memory twice"
+            raise unwritable(tensors[0], str(node.target), reason)
+
+    def _reason(self, node: fx.Node, tensor: fx.Node) -> str | None:
+        group, now = self.aliases.group[tensor], self.position[node]
+        if group.unknown is not None:
+            return f"{group.unknown.name} shares its memory, in a way that no view tells"
+        if any(n in self.changed and self.position[n] < now for n in group.members):
+            return "its sizes were changed in place before"
+        if _is_overlapping(tensor):
+            return "several of its elements are one"
+        mine, theirs = tensor.meta["val"].dtype, group.root.meta["val"].dtype
+        if mine != theirs and mine.is_floating_point and theirs.is_floating_point:
+            return "it reads bits of another type as its own"
+        owner = self.aliases.owner(tensor)
+        for member, calls in self.kept.get(group.root, {}).items():
+            is_kept = any(self.position[c] < now for c in calls)
+            if is_kept and self.aliases.owner(member) is not owner:
+                return "autograd keeps its memory, and will not notice"
+        return None
+
+
+def _is_overlapping(tensor: fx.Node) -> bool:
+    """May two elements of the tensor lie at one address, at the example's sizes?"""
+    held = without_data(tensor.meta["val"])
+    reach = 0
+    for stride, size in sorted(zip(held.stride(), held.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return True
+            reach += stride * (size - 1)
+    return False
+
+
+def _overlap(a: fx.Node, b: fx.Node, one_by_one: bool) -> bool:
+    """Do two tensors on one storage share elements, at the example's sizes?
+
+    ``one_by_one``: it does not count if they are the same elements in the same order.
+    """
+    first, second = (_places(n) for n in (a, b))
+    if one_by_one and first == second:
+        return False
+    if first[0] != second[0]:
+        return True
+    marked = torch.zeros(max(_end(first), _end(second)), dtype=torch.bool)
+    marked.as_strided(*first[1:]).fill_(True)
+    return bool(marked.as_strided(*second[1:]).any())
+
+
+_Places = tuple[int, list[int], list[int], int]
+
+
+def _places(node: fx.Node) -> _Places:
+    """The size of an element in bytes; sizes, strides and offset, at those of the example."""
+    held = node.meta["val"]
+    sizes, strides = [hint(s) for s in held.shape], [hint(s) for s in held.stride()]
+    return held.element_size(), sizes, strides, hint(held.storage_offset())
+
+
+def _end(places: _Places) -> int:
+    _, sizes, strides, offset = places
+    return offset + 1 + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True) if n)
