@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -136,6 +137,11 @@ def _(path: Path) -> None:
     unitify.transform(factories.mlp(), (X,), loss_fn=lambda output: output.detach().sum())
 
 
+@triggers("U016")
+def _(path: Path) -> None:
+    unitify.transform(unitify.transform(factories.mlp()), (X,))
+
+
 @triggers("U017")
 def _(path: Path) -> None:
     model = factories.mlp()
@@ -230,11 +236,13 @@ def _(path: Path) -> None:
 
 
 @triggers("U110")
-def _(path: Path) -> Found:
+def _(path: Path) -> None:
     def forward(self: nn.Module, x: Tensor) -> Tensor:
-        return self.linear(x) * (3.0 if type(x) is Tensor else 2.0)
+        # No two calls are the same.
+        torch.manual_seed(torch.seed() % 2**60)
+        return torch.dropout(self.linear(x), 0.5, train=True)
 
-    return list(unitify.transform(Forward(forward), (X,)).diagnostics)
+    unitify.transform(Forward(forward), (X,))
 
 
 @triggers("U111")
@@ -258,6 +266,16 @@ def _(path: Path) -> Found:
         return self.linear(x)
 
     return noted(Forward(forward))
+
+
+@triggers("U115")
+def _(path: Path) -> Found:
+    module = unitify.transform(nn.Sequential(nn.Linear(6, 6), nn.Dropout()), (X,))
+    module.get_submodule("1").p = 0.0
+    with warnings.catch_warnings(record=True) as found:
+        module(X)
+    assert "U115" in str(found[0].message)
+    return [module._turned()]
 
 
 @triggers("U201")
@@ -352,6 +370,24 @@ def _(path: Path) -> None:
         model.weight.mul_(2.0**40)
     # Products near 2^130 overflow in the original, where infinities cancel, and not at unit scale.
     unitify.transform(model, torch.randn(4, 64) * 2.0**92, weights="stored")
+
+
+@triggers("U504")
+def _(path: Path) -> Found:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        # A recording is shown other tensors than a call.
+        return y * 0.1 * 0.7 if type(x) is Tensor else y * (0.1 * 0.7)
+
+    return list(unitify.transform(Forward(forward), (X,)).diagnostics)
+
+
+@triggers("U505")
+def _(path: Path) -> Found:
+    model = nn.Linear(64, 8).half()
+    x = torch.randn(4, 64, dtype=torch.float16)
+    loss = lambda y: (y * 1e-5).sum()  # noqa: E731
+    return list(unitify.transform(model, (x,), loss_fn=loss).diagnostics)
 
 
 @triggers("U502")

@@ -22,6 +22,7 @@ from unitify.capture.islands import (
 from unitify.capture.observing import install
 from unitify.capture.sizes import RECORDING_SECONDS
 from unitify.capture.tree import copy_of
+from unitify.capture.watching import share_hooks
 from unitify.capture.whole import Capture
 from unitify.cast.casting import Evidence, cast_module
 from unitify.diagnostics import (
@@ -168,7 +169,8 @@ def transform(
         record(model, args, kwargs, dynamic_shapes, further, recording_seconds)
     )
     if verify:
-        result = verify_module(recorded.model, module, table, args, kwargs, loss_fn)
+        others = _of_further_recordings(recorded, further)
+        result = verify_module(recorded.model, module, table, args, kwargs, loss_fn, further=others)
         if not result.is_accepted and lost_by_recording(recorded.model, module, args, kwargs):
             # What the whole recording lost, those of submodules may have kept.
             apart = record(
@@ -200,6 +202,16 @@ def transform(
     if inplace:
         adopt_parameters(model, module)
     return module
+
+
+def _of_further_recordings(recorded: Recording, calls: list[Inputs]) -> list[Inputs]:
+    """For each further recording of the whole model a call that it was made of."""
+    found: list[Inputs] = []
+    for name, captured in recorded.parts.items():
+        if name and not path_of(name):
+            fitting = (c for c in calls if isinstance(captured.call.fitted(*c), list))
+            found += [call for call in (next(fitting, None),) if call is not None]
+    return found
 
 
 def _named(differences: tuple[Difference, ...]) -> str:
@@ -257,6 +269,8 @@ def build(captured: Capture, graph: fx.Graph, chosen: ScalePlan) -> UnitScaledMo
             root.add_module(target, constant)
     module = UnitScaledModule(root, graph, chosen, captured, captured.diagnostics)
     module.watch(root)
+    if not captured.has_hooks:
+        share_hooks(root, module)
     return module
 
 

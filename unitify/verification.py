@@ -50,6 +50,11 @@ class Verification:
     notes: tuple[Diagnostic, ...] = ()
 
     @property
+    def rounded_otherwise(self) -> tuple[Difference, ...]:
+        """All that differs and is accepted."""
+        return self.rounding + self.underflows
+
+    @property
     def is_accepted(self) -> bool:
         """Is there nothing but rounding between the two?"""
         return not (self.differences or self.findings)

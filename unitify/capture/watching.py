@@ -148,3 +148,8 @@ def without_hooks(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         vars(module).update(held)
+
+
+def share_hooks(owner: nn.Module, user: nn.Module) -> None:
+    """Let the own hooks of ``owner`` run around ``user``, too; they are one set."""
+    user.__dict__.update({name: vars(owner)[name] for name in HOOKS if name in vars(owner)})

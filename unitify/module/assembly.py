@@ -21,6 +21,7 @@ from unitify.capture.islands import path_of
 from unitify.capture.recorded_graph import parameter_aliases
 from unitify.capture.signature import Refusal
 from unitify.capture.tree import copy_of
+from unitify.capture.watching import share_hooks
 from unitify.capture.whole import Capture
 from unitify.diagnostics import Diagnostic, UnitifyError
 from unitify.module.own_code import leave_graph, run_own_code
@@ -56,6 +57,9 @@ class AssembledModule(UnitScaledModule):
         self.__dict__["_parts"] = {name: _attach(host, name, part) for name, part in parts.items()}
         for path in dict.fromkeys(path_of(name) for name in parts):
             module = host.get_submodule(path)
+            if not path and all(part[0].has_hooks for part in parts.values()):
+                # They are in the graphs.
+                share_hooks(nn.Module(), host)
             graphs = [part for name, part in self.parts.items() if path_of(name) == path]
             for part in graphs:
                 part.watch(host)

@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from unitify.capture.signature import bind
 from unitify.capture.tree import copy_of, share_tables
+from unitify.capture.watching import share_hooks
 from unitify.capture.whole import Capture
 from unitify.diagnostics import (
     AttributeTurned,
@@ -369,6 +370,8 @@ class UnitScaledModule(fx.GraphModule):
         made.is_inference = self.is_inference
         if "_knobs" in self.__dict__:
             made.watch(root)
+        if not self.capture.has_hooks:
+            share_hooks(root, made)
         memo[id(self)] = made
         return made
 

@@ -152,7 +152,7 @@ def make_report(
         exact=None if verification is None else verification.exact,
         compared=0 if verification is None else verification.compared,
         differences=() if verification is None else verification.differences,
-        rounding=() if verification is None else verification.rounding,
+        rounding=() if verification is None else verification.rounded_otherwise,
         restored=tuple(note for part in parts for note in without_rule(part.capture, rules)),
         fell_back=tuple(d for d in module.diagnostics if isinstance(d, EstimateFellBack)),
         left_out=tuple(d for d in module.diagnostics if not isinstance(d, EstimateFellBack)),

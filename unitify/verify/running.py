@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,10 +42,12 @@ def verify_module(
     kwargs: dict[str, Any],
     loss_fn: LossFunction | None = None,
     seed: int = 0,
+    further: Sequence[Inputs] = (),
 ) -> Verification:
     """Both kinds of verification; on the meta device, where nothing can be compared, the first.
 
-    ``model`` is compared in the modes that the submodules of ``module`` are in.
+    ``model`` is compared in the modes that the submodules of ``module`` are in. ``further``: calls
+    to compare beside the example.
     """
     strangers = _other_parameters(model, module)
     if strangers:
@@ -58,7 +60,7 @@ def verify_module(
     if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
         return Verification(exact=not findings, compared=0, findings=findings)
     with _in_modes_of(module, model):
-        found = verify_by_running(model, module, args, kwargs, loss_fn, seed)
+        found = verify_by_running(model, module, args, kwargs, loss_fn, seed, further)
     return replace(found, exact=found.exact and not findings, findings=findings)
 
 
@@ -69,6 +71,7 @@ def verify_by_running(
     kwargs: dict[str, Any],
     loss_fn: LossFunction | None = None,
     seed: int = 0,
+    further: Sequence[Inputs] = (),
 ) -> Verification:
     """Make the same calls of ``model`` and ``module``; compare everything that they do.
 
@@ -77,7 +80,12 @@ def verify_by_running(
     total = Verification(exact=True, compared=0)
     whole = module.parts.get("")
     captured = whole.capture if whole is not None else None
-    for number, call in enumerate(calls_of(captured, module.training, (args, kwargs))):
+    own = calls_of(captured, module.training, (args, kwargs))
+    others = (
+        Call(f"batch {n}", module.training, batch, is_example=False)
+        for n, batch in enumerate(further)
+    )
+    for number, call in enumerate([*own, *others]):
         try:
             total = _and(total, call, _compared(model, module, call, loss_fn, seed))
         except _ModelRefuses as error:
