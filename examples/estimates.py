@@ -34,6 +34,7 @@ from unitify.capture.whole import Capture, capture  # noqa: E402
 from unitify.estimates import Estimates, without_rounding  # noqa: E402
 from unitify.measure.captured import measure  # noqa: E402
 from unitify.operations.rule_table import load_rules  # noqa: E402
+from unitify.plan.fixed import true_weights  # noqa: E402
 from unitify.plan.scale_plan import PREDICTED_TOLERANCE, ScalePlan, plan  # noqa: E402
 
 DIRECTIONS = ("forward", "backward")
@@ -72,8 +73,15 @@ def stored(rms: float | None, scale: float) -> float | None:
     return rms / scale if rms and math.isfinite(rms) else None
 
 
-def shares(measured: Estimates, chosen: ScalePlan) -> dict[str, tuple[int, int, dict[str, float]]]:
-    """By direction: values within [1/2, 2], all values, and the stored RMS of the others."""
+def shares(
+    captured: Capture, measured: Estimates, chosen: ScalePlan
+) -> dict[str, tuple[int, int, dict[str, float]]]:
+    """By direction: values within [1/2, 2], all values, and the stored RMS of the others.
+
+    Weights that stay true on purpose are no stored values.
+    """
+    true = {node.name for node in true_weights(captured)}
+    measured = {name: rms for name, rms in measured.items() if name not in true}
     found = {}
     for direction, factor in zip(DIRECTIONS, ("fwd", "bwd"), strict=True):
         held = {
@@ -115,8 +123,10 @@ def evaluate(
     predicted = analyse(captured, rules, loss).estimates
     measured = without_rounding(measure(captured, None, loss), predicted)
     return {
-        "measured": shares(measured, plan(captured, measured, rules)),
-        "analysis": shares(measured, plan(captured, predicted, rules, PREDICTED_TOLERANCE)),
+        "measured": shares(captured, measured, plan(captured, measured, rules)),
+        "analysis": shares(
+            captured, measured, plan(captured, predicted, rules, PREDICTED_TOLERANCE)
+        ),
         "predicted": within(measured, predicted),
     }
 

@@ -1,13 +1,12 @@
-"""One architecture, transformed and compared with the original: a row of the survey.
+"""One architecture, transformed and compared with the model itself: a row of the survey.
 
-Whole captures and islands alike: whatever ``transform`` makes of a model has to be bitwise the
-captured original, in both modes, with every parameter that gets a gradient among what is compared.
+Whole captures and islands alike: whatever ``transform`` makes of a model is compared with the model
+as it runs by itself, twice in a row, in both modes and on other sizes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 import warnings
 from collections.abc import Iterable
@@ -25,50 +24,38 @@ from unitify.capture.execution import backward_starts, unchanged
 from unitify.capture.exporting import without_cache
 from unitify.capture.islands import path_of
 from unitify.diagnostics import AliasedMutation, Diagnostic, GradientLost, NotCaptured, OneModeOnly
-from unitify.verification import Difference, Verification
-
-MODES = {"train": True, "eval": False}
+from unitify.verification import Verification
 
 #: Findings that name what was not transformed.
 _LEFT_ALONE = (NotCaptured, GradientLost, AliasedMutation, OneModeOnly)
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A model and its module in one mode: what verification found, and what there is to find.
-
-    ``expected``: outputs, and parameters to which the eager model gives a gradient.
-    """
-
-    found: Verification
-    expected: int
-
-    @property
-    def is_exact(self) -> bool:
-        """Bitwise the captured original, and nothing left out of the count."""
-        return self.found.exact and self.found.compared >= self.expected
-
-
-@dataclass(frozen=True)
 class Row:
-    """What became of one architecture. ``refused``: the code and reason of an error."""
+    """What became of one architecture. ``refused``: the code and reason of an error.
+
+    ``expected``: outputs, and parameters to which the eager model gives a gradient, in one call.
+    """
 
     name: str
     seconds: float
     islands: tuple[str, ...] = ()
     diagnostics: tuple[Diagnostic, ...] = ()
-    modes: dict[str, Compared] = dataclasses.field(default_factory=dict)
+    found: Verification | None = None
+    expected: int = 0
     refused: str = ""
 
     @property
-    def is_exact(self) -> bool:
-        """Was it transformed, and is it bitwise the captured original in every mode it has?"""
-        return bool(self.modes) and all(mode.is_exact for mode in self.modes.values())
+    def is_accepted(self) -> bool:
+        """Is it the model but for rounding, and was nothing left out of the count?"""
+        return self.found is not None and (
+            self.found.is_accepted and self.found.compared >= self.expected * len(self.found.calls)
+        )
 
     @property
-    def differences(self) -> list[Difference]:
-        """Every tensor that is not bitwise that of the captured original."""
-        return [d for mode in self.modes.values() for d in mode.found.differences]
+    def is_exact(self) -> bool:
+        """Is it bitwise the model in everything?"""
+        return self.is_accepted and self.found is not None and self.found.exact
 
     @property
     def left_alone(self) -> list[Diagnostic]:
@@ -76,25 +63,18 @@ class Row:
         return [d for d in self.diagnostics if isinstance(d, _LEFT_ALONE)]
 
     @property
-    def underflows(self) -> list[Difference]:
-        """Tensors that differ in subnormal numbers, which the original rounds (U503)."""
-        return [d for mode in self.modes.values() for d in mode.found.underflows]
-
-    def same(self, kind: str) -> str:
-        """Are all tensors of this kind ("output", "gradient") bitwise those of the capture?"""
-        if not self.modes:
+    def result(self) -> str:
+        """Bitwise, or how many results differ, and by how much of their RMS at most."""
+        if self.found is None:
             return "–"
-        if any(kind in difference.name for difference in self.differences):
-            return "no"
-        return "to 2^-126" if any(kind in lost.name for lost in self.underflows) else "yes"
-
-    @property
-    def eagerly(self) -> str:
-        """How far what is rounded otherwise is from the model."""
-        if not self.modes:
-            return "–"
-        found = [d for mode in self.modes.values() for d in mode.found.rounding]
-        return f"{max(d.relative for d in found):.1g}" if found else "bitwise"
+        if self.found.exact:
+            return "bitwise"
+        kinds = {"rounding": self.found.rounding, "subnormal": self.found.underflows}
+        return ", ".join(
+            f"{kind}: {len(held)}, up to {max(d.relative for d in held):.1g}"
+            for kind, held in kinds.items()
+            if held
+        )
 
     @property
     def form(self) -> str:
@@ -104,7 +84,7 @@ class Row:
         return f"{len(self.islands)} islands" if self.islands else "whole"
 
 
-def surveyed(name: str, scales: str = "analysis") -> Row:
+def surveyed(name: str, scales: str = "measured") -> Row:
     """Transform and compare the architecture of this name; an error becomes part of the row."""
     model, args, kwargs = zoo.build(name)
     settle(model, args, kwargs)
@@ -116,18 +96,19 @@ def surveyed(name: str, scales: str = "analysis") -> Row:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            module = unitify.transform(model, args, kwargs, scales=scales, verify=False)
-            modes = {
-                mode: compared(model, module, args, kwargs, training)
-                for mode, training in MODES.items()
-                if holds_for(module, mode)
-            }
+            module = unitify.transform(model, args, kwargs, scales=scales)
         except unitify.UnitifyError as error:
             return row(refused=str(error), diagnostics=error.diagnostics)
         except Exception as error:  # A crash is a row, too: nothing is left out of the count.
             return row(refused=f"{type(error).__name__}: {error}")
+        expected = results_of_a_call(model, args, kwargs)
     islands = tuple(sorted({path_of(part) for part in module.parts} - {""}))
-    return row(islands=islands, diagnostics=module.diagnostics, modes=modes)
+    return row(
+        islands=islands,
+        diagnostics=module.diagnostics,
+        found=module.verification,
+        expected=expected,
+    )
 
 
 def settle(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -147,23 +128,8 @@ def settle(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
         norm.momentum = momentum
 
 
-def holds_for(module: unitify.UnitScaledModule, mode: str) -> bool:
-    """Was this mode captured? Where it was not, the module refuses it (U103)."""
-    parts = module.parts
-    return tuple(parts) != ("",) or parts[""].capture.mode in (None, mode)
-
-
-def compared(
-    model: nn.Module,
-    module: unitify.UnitScaledModule,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    training: bool,
-) -> Compared:
-    """Verification in one mode, beside what an ordinary run of the model has to show."""
-    model.train(training)
-    module.train(training)
-    found = unitify.verify(model, module, args, kwargs)
+def results_of_a_call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """What an ordinary run of the model has to show: outputs, and parameters with a gradient."""
     with unchanged(model, wholly=True), without_cache(model):
         output = model(*args, **kwargs)
         starts, gradients = backward_starts(output, None)
@@ -171,16 +137,17 @@ def compared(
         with contextlib.suppress(AssertionError):
             torch.autograd.backward(starts, gradients)
         with_gradient = sum(p.grad is not None for p in model.parameters())
-    return Compared(found, len(tensors(output)) + with_gradient)
+    return len(tensors(output)) + with_gradient
 
 
 def table(rows: Iterable[Row]) -> str:
     """The survey as a page of Markdown."""
     rows = sorted(rows, key=lambda row: row.name)
-    whole = [row for row in rows if row.modes and not row.islands]
+    whole = [row for row in rows if row.found and not row.islands]
     islands = [row for row in rows if row.islands]
     exact = [row for row in rows if row.is_exact]
-    rounded = [row for row in exact if row.underflows]
+    rounded = [row for row in rows if row.found and row.found.rounding]
+    subnormal = [row for row in rows if row.found and row.found.underflows]
     lines = [
         "# Architectures",
         "",
@@ -189,24 +156,25 @@ def table(rows: Iterable[Row]) -> str:
         "",
         "Every architecture of the zoo (`tests/zoo_transformers.py`, `zoo_language.py` and"
         " `zoo_senses.py`), tiny, from its config alone, as `unitify.transform(model, ...)` takes"
-        " it. Compared bitwise with the captured model, in train and in eval mode: outputs,"
-        " gradients of every parameter and floating input, and buffers. *Eagerly* compares with the"
-        " model as it runs by itself, which may take other kernels than while it is recorded: the"
-        " largest difference, relative to the tensor's RMS.",
+        " it. Compared with the model as it runs by itself: the example twice in a row in train"
+        " mode, once in eval mode, and larger and smaller inputs where sizes are free; outputs,"
+        " gradients of every parameter and floating input, buffers, inputs and attributes"
+        " afterwards. What is not bitwise is rounded otherwise, as near to the model in float64 as"
+        " the model is itself (U504), or differs in subnormal numbers alone (U503); how far, is"
+        " relative to a result's RMS.",
         "",
         f"{len(rows)} architectures: {len(whole)} whole, {len(islands)} in islands, "
-        f"{len(rows) - len(whole) - len(islands)} refused; {len(exact)} exact, {len(rounded)} of "
-        "them *to 2^-126*: they differ in subnormal numbers, which the original rounds (U503).",
+        f"{len(rows) - len(whole) - len(islands)} refused; {len(exact)} exact, {len(rounded)} "
+        f"with results that are rounded otherwise, {len(subnormal)} with subnormal ones.",
         "",
-        "| model | captured | tensors | outputs bitwise | gradients bitwise | eagerly | CPU s |",
-        "|---|---|--:|---|---|---|--:|",
+        "| model | captured | calls | results compared | equal | CPU s |",
+        "|---|---|--:|--:|---|--:|",
     ]
     for row in rows:
-        tensors_compared = sum(mode.found.compared for mode in row.modes.values())
-        only = "" if len(row.modes) != 1 else f", {next(iter(row.modes))} only"
+        calls = len(row.found.calls) if row.found else 0
+        compared = row.found.compared if row.found else 0
         lines.append(
-            f"| {row.name} | {row.form}{only} | {tensors_compared} | {row.same('output')} "
-            f"| {row.same('gradient')} | {row.eagerly} | {row.seconds:.0f} |"
+            f"| {row.name} | {row.form} | {calls} | {compared} | {row.result} | {row.seconds:.0f} |"
         )
     lines += ["", "## What was left alone, and why", ""]
     for row in rows:
@@ -216,10 +184,15 @@ def table(rows: Iterable[Row]) -> str:
             reasons.setdefault((note.code, why), []).append(note.where)
         if row.refused and not reasons:
             lines.append(f"- **{row.name}**: {row.refused.splitlines()[0]}")
-        if row.underflows:
-            first = row.underflows[0]
-            lines.append(f"- **{row.name}** U503: {len(row.underflows)} tensors, first {first}")
         for (code, why), places in reasons.items():
             where = f"`{places[0]}`" + (f" and {len(places) - 1} more" if places[1:] else "")
             lines.append(f"- **{row.name}** {code} {where}: {' '.join(why.split())}")
+    lines += ["", "## What is not bitwise", ""]
+    for row in rows:
+        for difference in (*row.found.rounding[:1], *row.found.underflows[:1]) if row.found else ():
+            lines.append(f"- **{row.name}**: first {difference}")
+    lines += ["", "## Calls that the module refuses", ""]
+    for row in rows:
+        if row.found and row.found.refused:
+            lines.append(f"- **{row.name}**: {'; '.join(row.found.refused)}")
     return "\n".join(lines) + "\n"

@@ -33,7 +33,7 @@ def test_lost_checkpointing_is_noted() -> None:
     tokens = torch.randint(0, 99, (2, 6))
     with pytest.warns(unitify.UnitifyWarning, match="U107"):
         module = unitify.transform(model.train(), (), {"input_ids": tokens, "labels": tokens})
-    assert [d.code for d in module.diagnostics] == ["U107"]
+    assert "U107" in [d.code for d in module.diagnostics]
 
 
 def test_a_cache_is_left_out() -> None:

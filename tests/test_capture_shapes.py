@@ -121,7 +121,7 @@ def test_a_graph_of_thousands_of_nodes_takes_linear_time() -> None:
         return (F.relu_(y) + x) * 0.5
 
     model, x = Forward(forward), torch.randn(2, 8)
-    (program, _) = export(model, (x,), {}, "auto")
+    program = export(model, (x,), {}, "auto").program
     captured = capture(model, (x,), {})
     rules = load_rules()
 
