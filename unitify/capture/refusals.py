@@ -9,7 +9,7 @@ from torch import fx
 
 from unitify.capture.aliases import Aliases, History, changes_geometry, without_data
 from unitify.capture.kept import keepers
-from unitify.capture.views import unwritable
+from unitify.capture.views import is_address, unwritable
 from unitify.operations.dimensions import hint
 
 
@@ -35,6 +35,18 @@ class Refusals:
                 raise unwritable(node.args[0], str(node.target), reason)
         #: Root → what is kept of its memory, where autograd does not count all writes together.
         self.kept = {root: keepers(aliases, root) for root in values if self._is_divided(root)}
+        for root in values:
+            for node in aliases.group[root].members:
+                self._check_address(node)
+
+    def _check_address(self, node: fx.Node) -> None:
+        """A value with a history of its own has other memory than its root, once written."""
+        view = self.aliases.view.get(node)
+        if view is None or view.call is None or not is_address(view):
+            return
+        if self.aliases.holder(view.source) is not self.aliases.root(node):
+            reason = "it is found by address in another view"
+            raise unwritable(node, "an in-place operation", reason)
 
     def _is_divided(self, root: fx.Node) -> bool:
         return History.OWN in [
@@ -52,7 +64,7 @@ class Refusals:
         group = self.aliases.group
         for tensor in tensors:
             reason = self._reason(node, tensor)
-            one_by_one = torch.Tag.pointwise in node.target.tags  # type: ignore[union-attr]
+            one_by_one = _is_one_by_one(node)
             shared = [n for n in read if group.get(n) is group[tensor]]
             if any(_overlap(n, tensor, one_by_one) for n in shared):
                 reason = "the operation reads elements that it has written"
@@ -79,6 +91,12 @@ class Refusals:
             if is_kept and self.aliases.owner(member) is not owner:
                 return "autograd keeps its memory, and will not notice"
         return None
+
+
+def _is_one_by_one(node: fx.Node) -> bool:
+    """Does each element that the operation writes depend on those at its own place alone?"""
+    is_copy = node.target is torch.ops.aten.copy_.default
+    return is_copy or torch.Tag.pointwise in node.target.tags  # type: ignore[union-attr]
 
 
 def _is_overlapping(tensor: fx.Node) -> bool:
