@@ -183,6 +183,9 @@ class _Rewriter:
             self._show(node)
         return self.shown[node]
 
+    def _is_current(self, node: fx.Node) -> bool:
+        return self.seen.get(node, -1) >= self.written.get(self.aliases.root(node), 0)
+
     def _check_read(self, node: fx.Node) -> None:
         """Refuse what autograd does not take anew after a write, since it did not see it."""
         owner = self.aliases.owner(node)
@@ -319,8 +322,10 @@ class _Rewriter:
             rest = self._chain(tensor, holder)
             own_after = write(self.graph, self._own_contents(holder), value, rest, holder)
             after = write(self.graph, before, value, chain, root)
+        still = [n for n in self.refusals.untouched(tensor) if self._is_current(n)]
         self.clock += 1
         self.contents[root], self.written[root] = after, self.clock
+        self.seen |= dict.fromkeys(still, self.clock)
         self.counted[self.aliases.owner(tensor)] = self.clock
         if holder is not root:
             self.contents[holder] = self.shown[holder] = own_after

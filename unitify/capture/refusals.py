@@ -39,6 +39,15 @@ class Refusals:
             for node in aliases.group[root].members:
                 self._check_address(node)
 
+    def untouched(self, tensor: fx.Node) -> list[fx.Node]:
+        """What does not change as ``tensor`` is written, nor does autograd think that it does."""
+        group = self.aliases.group[tensor]
+        owner = self.aliases.owner(tensor)
+        if group.root not in self.kept:
+            return []
+        apart = [n for n in group.members if self.aliases.owner(n) is not owner]
+        return [n for n in apart if not overlap(n, tensor)]
+
     def _check_address(self, node: fx.Node) -> None:
         """A value with a history of its own has other memory than its root, once written."""
         view = self.aliases.view.get(node)
@@ -66,7 +75,7 @@ class Refusals:
             reason = self._reason(node, tensor)
             one_by_one = _is_one_by_one(node)
             shared = [n for n in read if group.get(n) is group[tensor]]
-            if any(_overlap(n, tensor, one_by_one) for n in shared):
+            if any(overlap(n, tensor, one_by_one) for n in shared):
                 reason = "the operation reads elements that it has written"
             if reason is not None:
                 raise unwritable(tensor, str(node.target), reason)
@@ -87,8 +96,9 @@ class Refusals:
             return "it reads bits of another type as its own"
         owner = self.aliases.owner(tensor)
         for member, calls in self.kept.get(group.root, {}).items():
-            is_kept = any(self.position[c] < now for c in calls)
-            if is_kept and self.aliases.owner(member) is not owner:
+            is_kept = any(self.position[c] <= now for c in calls)
+            is_apart = self.aliases.owner(member) is not owner
+            if is_kept and is_apart and overlap(member, tensor):
                 return "autograd keeps its memory, and will not notice"
         return None
 
@@ -111,7 +121,7 @@ def _is_overlapping(tensor: fx.Node) -> bool:
     return False
 
 
-def _overlap(a: fx.Node, b: fx.Node, one_by_one: bool) -> bool:
+def overlap(a: fx.Node, b: fx.Node, one_by_one: bool = False) -> bool:
     """Do two tensors on one storage share elements, at the example's sizes?
 
     ``one_by_one``: it does not count if they are the same elements in the same order.
