@@ -41,13 +41,18 @@ class ViewProgram:
         root = copy.deepcopy(self.root)
         leaves = [x.clone().requires_grad_() for x in self.inputs]
         given = [leaf * 1.0 for leaf in leaves]
+        edges = [x.grad_fn for x in given]
         results = fx.GraphModule(root, graph)(*given)
         # Autograd takes a view anew when it is first asked after a write; a graph, as it returns.
         _ = [r.grad_fn for r in results]
         left = {f"output {i}": r for i, r in enumerate(results)}
+        # A caller may go on with an input. Where autograd saw no write its gradient is summed
+        # outside, too, in an order that is not the graph's.
+        written = [x.grad_fn is not edge for x, edge in zip(given, edges, strict=True)]
+        used = [*results, *(x for x, is_written in zip(given, written, strict=True) if is_written)]
         left |= {f"input {i}": x for i, x in enumerate(given)}
         loss: Any = 0.0
-        for i, value in enumerate(left.values()):
+        for i, value in enumerate(used):
             if value.requires_grad:
                 weights = torch.linspace(-1, 2 + i, value.numel()).reshape(value.shape)
                 loss = loss + ((value.abs() if value.is_complex() else value) * weights).sum()

@@ -59,8 +59,7 @@ class Group:
     @property
     def is_floating(self) -> bool:
         """Does any view of the memory read it as floating-point (or complex) numbers?"""
-        values = [n.meta["val"] for n in self.members]
-        return any(v.is_floating_point() or v.is_complex() for v in values)
+        return any(_is_tracked(n.meta["val"]) for n in self.members)
 
 
 class Aliases:
@@ -107,7 +106,7 @@ class Aliases:
     def history(self, node: fx.Node) -> History:
         """What autograd knows of a view. Raises what torch raises where it cannot be tried."""
         if node not in self._histories:
-            self._histories[node] = _history(self.view[node])
+            self._histories[node] = _history(node, self.view[node])
         return self._histories[node]
 
     def written_as_values(self, graph: fx.Graph) -> set[fx.Node]:
@@ -183,6 +182,11 @@ def changes_geometry(node: fx.Node) -> bool:
     return torch.Tag.inplace_view in getattr(node.target, "tags", ())
 
 
+def _is_tracked(value: torch.Tensor) -> bool:
+    """Can autograd take part in such a tensor?"""
+    return value.is_floating_point() or value.is_complex()
+
+
 def _storage(node: fx.Node) -> int:
     return int(node.meta["val"].untyped_storage()._cdata)
 
@@ -192,12 +196,13 @@ def _tensors(node: fx.Node) -> list[fx.Node]:
     return [n for n in found if isinstance(n.meta.get("val"), torch.Tensor)]
 
 
-def _history(view: View) -> History:
+def _history(node: fx.Node, view: View) -> History:
     """What autograd makes of the view: tried on tensors without data, at the example's sizes."""
     held = view.source.meta["val"]
-    is_tracked = held.is_floating_point() or held.is_complex()
-    if view.call is None or not is_tracked or changes_geometry(view.call):
+    if view.call is None or changes_geometry(view.call):
         return History.SHARED
+    if not _is_tracked(held):
+        return History.NONE if _is_tracked(node.meta["val"]) else History.SHARED
     leaf = without_data(held).requires_grad_()
     shown = run_without_data(view.call, leaf)
     if view.index is not None:

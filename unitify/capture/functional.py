@@ -110,9 +110,24 @@ class _Rewriter:
         return view is not None and view.call is None and self.aliases.root(node) in self.values
 
     def _redirect(self, node: fx.Node) -> None:
+        noticed = self._is_recorded(node)
+
+        def read(operand: fx.Node) -> fx.Node:
+            return self._read(operand, noticed)
+
         with self.graph.inserting_before(node):
-            node.args = fx.node.map_arg(node.args, self._read)
-            node.kwargs = fx.node.map_arg(node.kwargs, self._read)
+            node.args = fx.node.map_arg(node.args, read)
+            node.kwargs = fx.node.map_arg(node.kwargs, read)
+
+    def _is_recorded(self, node: fx.Node) -> bool:
+        """Does autograd look at the operands of ``node``, and take views of them anew for it?"""
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor):
+            return True
+        group = self.aliases.group[node]
+        is_view = group.root in self.values and node is not group.root
+        is_cut = is_view and self.aliases.history(node) is History.NONE
+        return (value.is_floating_point() or value.is_complex()) and not is_cut
 
     def _begin(self, node: fx.Node) -> None:
         """Note a value as the recording makes it."""
@@ -150,8 +165,11 @@ class _Rewriter:
             node = self.same[node]
         return node
 
-    def _read(self, node: fx.Node) -> fx.Node:
-        """The node that holds what ``node`` holds now: its view is taken again after a write."""
+    def _read(self, node: fx.Node, noticed: bool = True) -> fx.Node:
+        """The node that holds what ``node`` holds now: its view is taken again after a write.
+
+        ``noticed``: autograd notices, and the next operation that reads it finds it taken.
+        """
         node = self._tensor(node)
         group = self.aliases.group.get(node)
         if group is None or group.root not in self.written:
@@ -160,8 +178,13 @@ class _Rewriter:
             return self.contents[node]
         if self.seen[node] < self.written[group.root]:
             self._check_read(node)
+            if not noticed:
+                return self._taken(node)
             self._show(node)
         return self.shown[node]
+
+    def _is_current(self, node: fx.Node) -> bool:
+        return self.seen.get(node, -1) >= self.written.get(self.aliases.root(node), 0)
 
     def _check_read(self, node: fx.Node) -> None:
         """Refuse what autograd does not take anew after a write, since it did not see it."""
@@ -299,8 +322,10 @@ class _Rewriter:
             rest = self._chain(tensor, holder)
             own_after = write(self.graph, self._own_contents(holder), value, rest, holder)
             after = write(self.graph, before, value, chain, root)
+        still = [n for n in self.refusals.untouched(tensor) if self._is_current(n)]
         self.clock += 1
         self.contents[root], self.written[root] = after, self.clock
+        self.seen |= dict.fromkeys(still, self.clock)
         self.counted[self.aliases.owner(tensor)] = self.clock
         if holder is not root:
             self.contents[holder] = self.shown[holder] = own_after
@@ -319,7 +344,7 @@ class _Rewriter:
         def read(node: fx.Node) -> fx.Node:
             # What is returned of a caller's tensor is that tensor.
             node = self._tensor(node)
-            is_given = node in outliving and node.op == "placeholder"
+            is_given = node in outliving and node.op == "placeholder" and node in self.tracked
             return node if is_given else self._read(node)
 
         with self.graph.inserting_before(output):

@@ -28,19 +28,21 @@ def _keeps(call: fx.Node, tensor: fx.Node) -> bool:
         if node not in given:
             given[node] = without_data(node.meta["val"])
             if isinstance(given[node], Tensor) and given[node].dtype.is_floating_point:
-                given[node].requires_grad_()
+                # No leaf: that could not be written in place.
+                given[node] = given[node].requires_grad_().clone()
         return given[node]
 
     try:
         args, kwargs = fx.node.map_arg((call.args, call.kwargs), operand)
         with torch.enable_grad():
             result = call.target(*args, **kwargs)  # type: ignore[operator]
+        results = result if isinstance(result, list | tuple) else [result]
+        kept = [item for r in results for item in _kept(r)]
     except Exception:
-        # It does not run so, or writes in place: it may keep anything.
+        # It does not run so, or its backward pass cannot: it may keep anything.
         return True
     shown = result if call is tensor else given.get(tensor)
-    results = result if isinstance(result, list | tuple) else [result]
-    return any(_is_on(shown, kept) for r in results for kept in _kept(r))
+    return any(_is_on(shown, item) for item in kept)
 
 
 def _is_on(shown: Any, kept: Tensor) -> bool:

@@ -9,7 +9,7 @@ from torch import fx
 
 from unitify.capture.aliases import Aliases, History, changes_geometry, without_data
 from unitify.capture.kept import keepers
-from unitify.capture.views import unwritable
+from unitify.capture.views import is_address, unwritable
 from unitify.operations.dimensions import hint
 
 
@@ -35,6 +35,27 @@ class Refusals:
                 raise unwritable(node.args[0], str(node.target), reason)
         #: Root → what is kept of its memory, where autograd does not count all writes together.
         self.kept = {root: keepers(aliases, root) for root in values if self._is_divided(root)}
+        for root in values:
+            for node in aliases.group[root].members:
+                self._check_address(node)
+
+    def untouched(self, tensor: fx.Node) -> list[fx.Node]:
+        """What does not change as ``tensor`` is written, nor does autograd think that it does."""
+        group = self.aliases.group[tensor]
+        owner = self.aliases.owner(tensor)
+        if group.root not in self.kept:
+            return []
+        apart = [n for n in group.members if self.aliases.owner(n) is not owner]
+        return [n for n in apart if not overlap(n, tensor)]
+
+    def _check_address(self, node: fx.Node) -> None:
+        """A value with a history of its own has other memory than its root, once written."""
+        view = self.aliases.view.get(node)
+        if view is None or view.call is None or not is_address(view):
+            return
+        if self.aliases.holder(view.source) is not self.aliases.root(node):
+            reason = "it is found by address in another view"
+            raise unwritable(node, "an in-place operation", reason)
 
     def _is_divided(self, root: fx.Node) -> bool:
         return History.OWN in [
@@ -52,9 +73,9 @@ class Refusals:
         group = self.aliases.group
         for tensor in tensors:
             reason = self._reason(node, tensor)
-            one_by_one = torch.Tag.pointwise in node.target.tags  # type: ignore[union-attr]
+            one_by_one = _is_one_by_one(node)
             shared = [n for n in read if group.get(n) is group[tensor]]
-            if any(_overlap(n, tensor, one_by_one) for n in shared):
+            if any(overlap(n, tensor, one_by_one) for n in shared):
                 reason = "the operation reads elements that it has written"
             if reason is not None:
                 raise unwritable(tensor, str(node.target), reason)
@@ -75,10 +96,17 @@ class Refusals:
             return "it reads bits of another type as its own"
         owner = self.aliases.owner(tensor)
         for member, calls in self.kept.get(group.root, {}).items():
-            is_kept = any(self.position[c] < now for c in calls)
-            if is_kept and self.aliases.owner(member) is not owner:
+            is_kept = any(self.position[c] <= now for c in calls)
+            is_apart = self.aliases.owner(member) is not owner
+            if is_kept and is_apart and overlap(member, tensor):
                 return "autograd keeps its memory, and will not notice"
         return None
+
+
+def _is_one_by_one(node: fx.Node) -> bool:
+    """Does each element that the operation writes depend on those at its own place alone?"""
+    is_copy = node.target is torch.ops.aten.copy_.default
+    return is_copy or torch.Tag.pointwise in node.target.tags  # type: ignore[union-attr]
 
 
 def _is_overlapping(tensor: fx.Node) -> bool:
@@ -93,7 +121,7 @@ def _is_overlapping(tensor: fx.Node) -> bool:
     return False
 
 
-def _overlap(a: fx.Node, b: fx.Node, one_by_one: bool) -> bool:
+def overlap(a: fx.Node, b: fx.Node, one_by_one: bool = False) -> bool:
     """Do two tensors on one storage share elements, at the example's sizes?
 
     ``one_by_one``: it does not count if they are the same elements in the same order.
