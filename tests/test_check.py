@@ -249,7 +249,7 @@ def test_a_plan_that_differs_from_the_committed_one() -> None:
     differing = {(f.name, f.direction) for f in found if f.code == "U808"}
     assert ("2.weight", "forward") in differing
     assert ("0.weight", "forward") not in differing
-    other = dataclasses.replace(committed, values={})
+    other = dataclasses.replace(committed, values={}, units={})
     found = check_here(
         subject_of(model, x, None, FP8, RULES), comparison=Comparison(committed=other)
     ).findings

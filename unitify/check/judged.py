@@ -19,6 +19,7 @@ from unitify.formats.table import FORMATS, Format
 from unitify.noise.operand_casts import operand_casts
 from unitify.operations.laws import is_scalable
 from unitify.operations.rule_table import RuleTable
+from unitify.plan.fixed import true_weights
 from unitify.plan.scale_plan import operand_nodes
 from unitify.recipe.choices import Choice, choose
 from unitify.recipe.recipe import Recipe
@@ -87,10 +88,13 @@ def _stored(
         headroom="none", min_sqnr=None,
     )  # fmt: skip
     eligible = {c.value for c in choose(piece.capture, stored, rules) if c.is_cast}
+    weights = true_weights(piece.capture)
     for node in piece.capture.graph.nodes:
         if node.op == "placeholder" or node.name not in piece.plan.values:
             continue
-        fwd, bwd = piece.plan.values[node.name].exponents
+        # A weight that is held true is judged where a cast would round it.
+        held = piece.plan.unit(node.name) if node in weights else piece.plan.values[node.name]
+        fwd, bwd = held.exponents
         if node.name in eligible:
             yield Judged(node, "forward", fwd, forward, is_cast, "a stored value")
             yield Judged(node, "backward", bwd, backward, is_cast, "a stored gradient")

@@ -34,8 +34,12 @@ class Comparison:
     path: str = ""
 
     def of_part(self, part: str) -> dict[str, Scale]:
-        """The committed scales of one part, by the names of its own graph."""
-        values = self.committed.values if self.committed is not None else {}
+        """The committed scales of one part, by the names of its own graph.
+
+        Of what stays true that at which a cast rounds it.
+        """
+        plan = self.committed
+        values = {**plan.values, **plan.units} if plan is not None else {}
         prefix = value_name(part, "")
         return {
             name.removeprefix(prefix): scale
@@ -89,9 +93,9 @@ def differing(
 ) -> Iterator[tuple[fx.Node, str, Diagnostic]]:
     """Every tensor of a piece that ``planned`` gives another scale than the ``committed`` plan."""
     for node in piece.capture.graph.nodes:
-        scale = planned.values.get(node.name)
-        if scale is None:
+        if node.name not in planned.values:
             continue
+        scale = planned.unit(node.name)
         held = committed.get(node.name)
         for place, direction in enumerate(DIRECTIONS):
             text = "none" if held is None else f"2^{held.exponents[place]}"
