@@ -105,13 +105,12 @@ class Settled:
 
 
 def install(made: Iterable[tuple[Location, Any]], tree: nn.Module) -> None:
-    """Give ``tree`` copies of what a first call makes, where it does not have them yet."""
+    """Give ``tree``, a copy of the model as it was, copies of what a first call makes."""
     for location, value in made:
+        key = location.steps[-1].key
         for cell in cells(tree):
-            if cell.location.then(cell.step, location.steps[-1].key) == location:
-                key = location.steps[-1].key
-                if key not in cell.entries():
-                    cell.set(key, pytree.tree_map(copied, value))
+            if cell.location.then(cell.step, key) == location:
+                cell.set(key, pytree.tree_map(copied, value))
 
 
 class _Fails(Exception):

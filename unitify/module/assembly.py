@@ -18,6 +18,7 @@ from torch import fx, nn
 
 from unitify.capture.exporting import switch_off_cache
 from unitify.capture.islands import path_of
+from unitify.capture.observing import install
 from unitify.capture.recorded_graph import parameter_aliases
 from unitify.capture.signature import Refusal
 from unitify.capture.tree import copy_of
@@ -125,6 +126,7 @@ def assemble(
 ) -> AssembledModule:
     """The module of ``parts`` around a copy of ``model``, whose weights become stored ones."""
     host = copy_of(model)
+    install(next(iter(parts.values()))[0].made, host)
     switch_off_cache(host)
     scales = joined({name: part[2] for name, part in parts.items()}, host).parameters
     with torch.no_grad():

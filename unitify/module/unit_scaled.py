@@ -188,8 +188,10 @@ class UnitScaledModule(fx.GraphModule):
     def _check_mode(self) -> None:
         mode = self.capture.mode
         if mode is not None and self.training != (mode == "train"):
-            note = next(d for d in self.capture.diagnostics if isinstance(d, OneModeOnly))
-            raise UnitifyError(note)
+            notes = (d for d in self.capture.diagnostics if isinstance(d, OneModeOnly))
+            other = "eval" if mode == "train" else "train"
+            alone = OneModeOnly(mode=mode, other=other, reason="the other mode is another graph")
+            raise UnitifyError(next(notes, alone))
 
     def _flat_inputs(self, values: Sequence[Any]) -> list[Any]:
         """Flat inputs from the values of the captured call's arguments, in their order."""

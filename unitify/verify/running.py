@@ -31,7 +31,7 @@ from unitify.verify.comparison import compare
 from unitify.verify.results import asking_of, results_of, run
 from unitify.verify.underflow import underflowing_gradients
 from unitify.verify.validation import validate, validate_parameters
-from unitify.verify.yardstick import in_double, rounding_among
+from unitify.verify.yardstick import rounding_among, yardstick
 
 
 def verify_module(
@@ -130,9 +130,9 @@ def _compared(
     others = [d for d in differing if not d.is_underflow]
     rounding: set[str] = set()
     if others and not any(math.isinf(d.relative) for d in others):
-        exact = in_double(model, call, asking, loss_fn, seed)
-        if exact is not None:
-            rounding = rounding_among(others, expected, found, exact)
+        measure = yardstick(model, call, asking, loss_fn, seed, expected)
+        if measure is not None:
+            rounding = rounding_among(others, found, measure)
     notes = underflowing_gradients(model, call, asking, loss_fn) if call.times > 1 else ()
     return Verification(
         exact=not differing,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,45 +27,69 @@ from unitify.verify.results import Asking, named, run
 _TIMES = 4.0
 
 
-def in_double(
-    model: nn.Module, call: Call, asking: Asking, loss_fn: LossFunction | None, seed: int
-) -> Mapping[str, Any] | None:
-    """Results of a copy of ``model`` in float64; None where it does not run so."""
+@dataclass(frozen=True)
+class Yardstick:
+    """``exact``: results in double precision; ``own``: the model's error in each, where known.
+
+    An error is an RMS distance relative to the RMS of what is exact.
+    """
+
+    exact: Mapping[str, Any]
+    own: Mapping[str, float]
+
+
+def yardstick(
+    model: nn.Module,
+    call: Call,
+    asking: Asking,
+    loss_fn: LossFunction | None,
+    seed: int,
+    expected: Mapping[str, Any],
+) -> Yardstick | None:
+    """The yardstick for the model's results ``expected``; None where it cannot be had.
+
+    A model in float64 is its own: what it rounds is what it rounds in float32, times the ratio of
+    the two precisions.
+    """
+    is_double = any(parameter.dtype == torch.float64 for parameter in model.parameters())
+    other = torch.float32 if is_double else torch.float64
     try:
-        exact = copy_of(model).double()
-        inputs = pytree.tree_map(_in_double, call.inputs)
-        precise = Call(call.name, call.training, inputs, call.times)
-        return named(run(exact, precise, asking, loss_fn, seed))
+        copied = copy_of(model).to(other)
+        inputs = pytree.tree_map(lambda x: _in(x, other), call.inputs)
+        results = named(
+            run(copied, Call(call.name, call.training, inputs, call.times), asking, loss_fn, seed)
+        )
     except Exception:
         return None
+    exact = expected if is_double else results
+    own = {
+        name: _error((results if is_double else expected).get(name), exact[name]) for name in exact
+    }
+    ratio = torch.finfo(torch.float64).eps / torch.finfo(other).eps if is_double else 1.0
+    return Yardstick(exact, {name: e * ratio for name, e in own.items() if e is not None})
 
 
-def _in_double(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+def _in(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def rounding_among(
-    differences: Iterable[Difference],
-    expected: Mapping[str, Any],
-    found: Mapping[str, Any],
-    exact: Mapping[str, Any],
+    differences: Iterable[Difference], found: Mapping[str, Any], measure: Yardstick
 ) -> set[str]:
-    """Names of those differences that are rounding.
+    """Names of those differences of the module's results ``found`` that are rounding.
 
-    A result's error is its RMS distance from ``exact``. The module's may be a few times the model's
-    own in the same result, or in the median of all: of few numbers one side may be right by luck.
-    Where the model itself is farther from ``exact`` than the square root of its type's precision
-    (other random numbers, a chaotic net) nothing is known.
+    The module's error may be a few times the model's own in the same result, or in the median of
+    all: of few numbers one side may be right by luck. Where the model itself is farther from what
+    is exact than the square root of its type's precision (other random numbers, a chaotic net)
+    nothing is known.
     """
-    own = {name: _error(expected[name], exact.get(name)) for name in expected}
-    errors = [e for e in own.values() if e is not None]
-    typical = statistics.median(errors) if errors else 0.0
+    typical = statistics.median(measure.own.values()) if measure.own else 0.0
     names: set[str] = set()
     for difference in differences:
         name = difference.name
-        mine = own.get(name)
-        theirs = _error(found.get(name), exact.get(name))
-        if mine is None or theirs is None or mine > torch.finfo(expected[name].dtype).eps ** 0.5:
+        mine = measure.own.get(name)
+        theirs = _error(found.get(name), measure.exact.get(name))
+        if mine is None or theirs is None or mine > torch.finfo(found[name].dtype).eps ** 0.5:
             continue
         if theirs <= _TIMES * max(mine, typical):
             names.add(name)
@@ -72,7 +97,6 @@ def rounding_among(
 
 
 def _error(value: Any, exact: Any) -> float | None:
-    """RMS of the distance, relative to that of ``exact``; None for anything but two tensors."""
     if not (isinstance(value, Tensor) and isinstance(exact, Tensor)):
         return None
     a, b = strided(value.detach()), strided(exact.detach())
