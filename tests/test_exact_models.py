@@ -60,6 +60,14 @@ NO_KERNEL = {
 }
 
 
+#: What is rounded otherwise in a precision: a table of positions, whose gradient every block of the
+#: stack adds to.
+ROUNDED = {
+    ("t5", torch.bfloat16): "gradient of decoder.block.0.layer.0.SelfAttention"
+    ".relative_attention_bias",
+}
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", zoo.MODELS)
 def test_exact_in_other_precisions(name: str, dtype: torch.dtype) -> None:
@@ -69,7 +77,14 @@ def test_exact_in_other_precisions(name: str, dtype: torch.dtype) -> None:
             model(*args, **kwargs)
         return
     case = conversion(name, dtype)
-    assert_exact(case, verified(case, case.module, training=True))
+    found = verified(case, case.module, training=True)
+    if (name, dtype) in ROUNDED:
+        assert found.is_accepted, found.differences
+        assert {d.name.split(",")[0].rpartition(".")[0] for d in found.rounding} == {
+            ROUNDED[name, dtype]
+        }
+        return
+    assert_exact(case, found)
 
 
 #: Of the survey (``make survey``) some that differ most from the zoo; the last comes in islands.

@@ -14,9 +14,11 @@ import torch
 
 import unitify
 from examples.nets import NETS
+from unitify.plan.scale_plan import parameter_units
 
-#: transformers takes another attention kernel while it is recorded.
-OTHER_KERNEL = {"smollm2"}
+#: Nets with results that are not bitwise the model's: gradients of channels that are all but dead
+#: are subnormal; recurrent layers run other kernels where no gradients are recorded.
+ROUNDS = {"mobilenet_v2", "speaker_encoder", "g2p"}
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -31,9 +33,10 @@ def test_pretrained_weights_are_exact(
     module = unitify.transform(model, example_kwargs=kwargs, verify=False)
     record_property("seconds", round(time.perf_counter() - start, 2))
     result = unitify.verify(model, module, example_kwargs=kwargs)
-    assert result.exact, result.differences
+    assert result.is_accepted, result.differences
+    assert result.exact or name in ROUNDS, result.rounded_otherwise[:3]
     assert result.compared > sum(1 for _ in model.parameters())
-    scales = module.plan.parameters.values()
+    scales = parameter_units(module.capture, module.plan).values()
     assert sum(scale.fwd != 1 for scale in scales) > len(scales) / 2
     for key, tensor in module.original_state_dict().items():
         assert torch.equal(tensor, model.state_dict()[key]), key

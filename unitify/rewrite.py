@@ -27,6 +27,7 @@ from unitify.operations.dimensions import evaluate_default
 from unitify.operations.laws import Factors, factors, holds_tensors, is_complex, is_scalable
 from unitify.operations.rule_table import Rule, RuleTable
 from unitify.operations.schema import named_arguments, nodes_of, operation_name, set_argument
+from unitify.plan.fixed import has_no_gradient
 from unitify.plan.scale_plan import ScalePlan
 
 _RESCALE = torch.ops.unitify.rescale.default
@@ -104,9 +105,9 @@ class _Rewriter:
                 if is_scalable(operand):
                     forward = found.operands.get((name, index), 0)
                     backward = forward + unit - self._fwd(operand) - self._bwd(operand)
-                    wanted.append(
-                        ((name, index), operand, forward, backward if differentiable else forward)
-                    )
+                    if not differentiable or has_no_gradient(self.capture, operand):
+                        backward = forward
+                    wanted.append(((name, index), operand, forward, backward))
         rescaled = {operand for _, operand, f, b in wanted if f or b}
         times = Counter(operand for _, operand, _, _ in wanted)
         # Autograd adds up the contributions of one node in the order of its operands, and visits

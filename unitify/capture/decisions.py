@@ -56,6 +56,8 @@ class Decisions:
     places: dict[sympy.Basic, Place | None] = field(default_factory=dict)
     layout: set[sympy.Basic] = field(default_factory=set)
     by_code: dict[sympy.Basic, Place | None] = field(default_factory=dict)
+    #: Does the model's code run no more? What passes over the recording ask is no matter.
+    is_over: bool = False
 
 
 @contextlib.contextmanager
@@ -96,9 +98,9 @@ def _evaluating(
             asker, place, is_layout = _asker(sys._getframe(1))
             for guard in env.guards[known:]:
                 found.places.setdefault(guard.expr, place)
-                if is_layout:
+                if is_layout or found.is_over:
                     found.layout.add(guard.expr)
-            if _is_code(asker):
+            if _is_code(asker) and not found.is_over:
                 found.by_code.setdefault(_holding(expression, result), place)
         return result
 

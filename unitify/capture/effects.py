@@ -6,7 +6,7 @@ recording returns such tensors behind the result; a call of the graph puts them 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,13 @@ class StateLost(Exception):
     """A call changes what no recording can hand over; the message names it."""
 
 
-def effects_of(state: State, paths: set[str]) -> tuple[list[Effect], list[Any]]:
+def effects_of(
+    state: State, paths: set[str], touched: Iterable[Location]
+) -> tuple[list[Effect], list[Any]]:
     """What differs from ``state``, taken before a recorded call: the effects and their values.
+
+    ``touched``: what calls of the model were seen to change. Anything else, but for inputs, is
+    changed by the recording itself.
 
     Raises ``StateLost`` for a change that is neither a tensor nor a size, or at a place that no
     call could find again.
@@ -42,7 +47,10 @@ def effects_of(state: State, paths: set[str]) -> tuple[list[Effect], list[Any]]:
     found: list[Effect] = []
     values: list[Any] = []
     for change in state.changes():
-        if _is_unchanged(change) or _is_of_recording(change):
+        is_seen = change.location.root == INPUTS or any(
+            location.leads_to(change.location) for location in touched
+        )
+        if not is_seen or _is_unchanged(change):
             continue
         if not _is_known(change, paths):
             raise StateLost(f"its call changes {change}, which no graph keeps")
@@ -54,7 +62,7 @@ def effects_of(state: State, paths: set[str]) -> tuple[list[Effect], list[Any]]:
 def _is_known(change: Change, paths: set[str]) -> bool:
     leaves = pytree.tree_leaves(change.after)
     plain = [leaf for leaf in leaves if not isinstance(leaf, Tensor | torch.SymInt)]
-    if change.after is MISSING:
+    if change.after is MISSING or not all(isinstance(leaf, PLAIN) for leaf in plain):
         return False
     if change.location.root == INPUTS:
         return True
@@ -62,14 +70,6 @@ def _is_known(change: Change, paths: set[str]) -> bool:
     before = pytree.tree_leaves(change.before)
     are_old = all(any(is_same(leaf, old) for old in before) for leaf in plain)
     return change.location.root in paths and are_old
-
-
-def _is_of_recording(change: Change) -> bool:
-    """Is it neither number nor tensor? The model was seen not to do that: the recording does."""
-    leaves = pytree.tree_leaves(change.after)
-    return not all(
-        leaf is MISSING or isinstance(leaf, (Tensor, torch.SymInt, *PLAIN)) for leaf in leaves
-    )
 
 
 def _is_unchanged(change: Change) -> bool:

@@ -13,7 +13,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,7 @@ from unitify.capture.computed import Known
 from unitify.capture.eager_flags import as_in_eager
 from unitify.capture.effects import Effect, effects_of
 from unitify.capture.identity import Tensors, by_table
+from unitify.capture.places import Location
 from unitify.capture.recurrent import free_length
 from unitify.capture.signature import bind, unbind
 from unitify.capture.sizes import Free
@@ -52,13 +53,18 @@ class Exported:
 
 
 def export(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic_shapes: Any,
+    touched: Iterable[Location] = (),
 ) -> Exported:
     """``model`` as it is called by ``args`` and ``kwargs``, recorded in its present mode.
 
     ``dynamic_shapes``: "auto" leaves every size free, ``Free`` some; else as for
-    ``torch.export.export``. The model runs as it does by itself where it can be recorded so. It is
-    afterwards as it was before, also where this fails.
+    ``torch.export.export``. ``touched``: what calls of the model change beside returning. The model
+    runs as it does by itself where it can be recorded so. It is afterwards as it was before, also
+    where this fails.
 
     Raises ``ExportError``; ``UnitifyError`` (U001) for shapes of inputs that there are not.
     """
@@ -72,7 +78,7 @@ def export(
         shapes = _by_name(dynamic_shapes, signature, named)
         with (
             kept(model),
-            _called_by_name(model, args, kwargs, tensors, effects, surroundings),
+            _called_by_name(model, args, kwargs, tensors, touched, effects, surroundings),
             _silence(),
             free_length(),
             noted_backward() as noted,
@@ -192,6 +198,7 @@ def _called_by_name(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     tensors: Tensors,
+    touched: Iterable[Location],
     effects: list[Effect],
     surroundings: Callable[[], AbstractContextManager[Any]],
 ) -> Iterator[None]:
@@ -209,7 +216,7 @@ def _called_by_name(
         before = State.of(model, named, numbers=False)
         with surroundings(), by_table(tensors):
             result = original(*given, **keywords)
-        effects[:], values = effects_of(before, paths)
+        effects[:], values = effects_of(before, paths, touched)
         # What a call assigns is a result here; export would write it into what stood there.
         before.put_back()
         return result, values

@@ -40,7 +40,8 @@ class Guards:
 
     ``sizes``: (flat input, dimension) of each argument of the tests. ``always`` has to hold at
     every call, ``small`` where a size is below two, too; the tests give a bool for each.
-    ``immaterial``: positions in ``small`` of those that are known to make no difference.
+    ``immaterial``: positions in ``small`` of those that are known to make no difference, each with
+    the least size of the calls for which that is known.
     ``computed``: data that the recording takes to be the same at every size, each with the sizes
     that ``size_of`` gives it; ``known`` keeps, by the sizes of a call, whether it was otherwise.
     """
@@ -50,7 +51,7 @@ class Guards:
     small: tuple[Guard, ...]
     test_always: Callable[..., Sequence[bool]] = field(compare=False)
     test_small: Callable[..., Sequence[bool]] = field(compare=False)
-    immaterial: frozenset[int] = frozenset()
+    immaterial: frozenset[tuple[int, int]] = frozenset()
     computed: tuple[Computed, ...] = ()
     size_of: Callable[..., Any] = field(compare=False, default=lambda: ())
     known: dict[tuple[int, ...], bool] = field(compare=False, default_factory=dict)
@@ -67,7 +68,7 @@ class Guards:
                 return self.always[broken[0]]
         if small and self.small and any(size < _LEAST for size in sizes):
             for position in _broken(self.test_small, sizes, len(self.small)):
-                if position not in self.immaterial:
+                if (position, min(sizes)) not in self.immaterial:
                     return self.small[position]
         # What is computed is looked at once for each set of sizes, and not by a compiler.
         if self.computed and not torch.compiler.is_compiling():
@@ -80,10 +81,13 @@ class Guards:
             self.known[sizes] = any(data.now(own) != data.value for data, own in pairs)
         return _COMPUTED if self.known[sizes] else None
 
-    def broken_small(self, leaves: Sequence[Any]) -> frozenset[int]:
-        """Positions in ``small`` of the conditions that matter and that these inputs break."""
-        broken = _broken(self.test_small, self._sizes(leaves), len(self.small))
-        return frozenset(broken) - self.immaterial
+    def broken_small(self, leaves: Sequence[Any]) -> frozenset[tuple[int, int]]:
+        """The conditions in ``small`` that these flat inputs break, and that matter: each by its
+        position and the least size.
+        """
+        sizes = self._sizes(leaves)
+        broken = _broken(self.test_small, sizes, len(self.small))
+        return frozenset((position, min(sizes)) for position in broken) - self.immaterial
 
     def _sizes(self, leaves: Sequence[Any]) -> list[int]:
         return [leaves[leaf].shape[dimension] for leaf, dimension in self.sizes]

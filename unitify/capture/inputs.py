@@ -41,6 +41,11 @@ def given_or_inferred(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | N
         raise UnitifyError(UnknownOption(option="model", value=_shown(model), choices=choices))
     if isinstance(args, torch.Tensor):
         args = (args,)
+    if isinstance(args, Mapping):
+        args, kwargs = (), {**args, **(kwargs or {})}
+    if not isinstance(args, list | tuple) or not isinstance(kwargs or {}, Mapping):
+        value, choices = _shown(args), "a tensor, a tuple of inputs, a dict of keyword inputs"
+        raise UnitifyError(UnknownOption(option="example_inputs", value=value, choices=choices))
     args, kwargs = tuple(args), dict(kwargs or {})
     if not (args or kwargs):
         return infer_inputs(model)

@@ -25,10 +25,11 @@ from unitify.capture.calls import Calls, calls_of
 from unitify.capture.example import Inputs, initialise_lazy
 from unitify.capture.exporting import without_cache
 from unitify.capture.observing import Observed, Settled, observe, settled
+from unitify.capture.recorded_graph import How
 from unitify.capture.sizes import RECORDING_SECONDS
 from unitify.capture.small import tried_small
 from unitify.capture.watching import without_hooks
-from unitify.capture.whole import Capture, How, capture, nothing_captured
+from unitify.capture.whole import Capture, capture, nothing_captured
 from unitify.diagnostics import (
     AliasedMutation,
     AlreadyTransformed,
@@ -118,7 +119,7 @@ def record(
     calls = [(args, kwargs), *further]
     observed = observe(model, args, kwargs)
     with settled(model, observed, args, kwargs) as state:
-        how = How(dynamic_shapes, seconds, state.carried)
+        how = How(dynamic_shapes, seconds, state.carried, observed.touched)
         try:
             if is_faithful is not None:
                 raise _unfaithful(type(model).__name__)
@@ -229,8 +230,11 @@ def _islands(
             try:
                 # The module's own hooks run around its graph, as they do around its code.
                 received = list(calls.inputs[module].values())
+                own = tuple(w for t in observed.touched if (w := t.within(path)) is not None)
                 with without_hooks(module):
-                    recorded = _recordings(path, module, received, how)
+                    recorded = _recordings(
+                        path, module, received, dataclasses.replace(how, touched=own)
+                    )
                 if is_faithful is not None:
                     alone = {name.removeprefix(path): c for name, c in recorded.items()}
                     if not all(is_faithful(module, alone, call) for call in received):

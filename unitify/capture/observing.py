@@ -37,12 +37,14 @@ class Observed:
 
     ``unfit``: modules that a graph cannot stand for, and why; None for the code around the model's
     own (its hooks). ``made``: what the first call makes for good. ``changing``: what every call
-    leaves anew. ``reads``: entries that the modules' code reads, each with its readers.
+    leaves anew. ``touched``: all that calls change. ``reads``: entries that the modules' code
+    reads, each with its readers.
     """
 
     unfit: Mapping[nn.Module | None, str] = field(default_factory=dict)
     made: tuple[Location, ...] = ()
     changing: tuple[Location, ...] = ()
+    touched: tuple[Location, ...] = ()
     reads: Mapping[Location, frozenset[nn.Module | None]] = field(default_factory=dict)
 
 
@@ -55,6 +57,7 @@ def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     unfit: dict[nn.Module | None, str] = {}
     made: dict[Location, None] = {}
     changing: dict[Location, None] = {}
+    touched: dict[Location, None] = {}
     reads: dict[Location, set[nn.Module | None]] = {}
     with kept(model, weights=True) as before, without_cache(model), seeded(model):
         for training in (model.training, not model.training):
@@ -64,10 +67,11 @@ def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
                 unfit = {**run.unfit, **unfit}
                 made.update(dict.fromkeys(run.made))
                 changing.update(dict.fromkeys(run.changing))
+                touched.update(dict.fromkeys(run.touched))
                 for location, readers in run.reads.items():
                     reads.setdefault(location, set()).update(readers)
     who_reads = {where: frozenset(readers) for where, readers in reads.items()}
-    return Observed(unfit, tuple(made), tuple(changing), who_reads)
+    return Observed(unfit, tuple(made), tuple(changing), tuple(touched), who_reads)
 
 
 @contextlib.contextmanager
@@ -143,9 +147,13 @@ class _Observation:
         second = State.of(model, inputs)
         self._call(inputs, copies=False)
         again = {str(c): c for c in second.changes()}
+        self.touched = tuple(c.location for c in (*once.values(), *again.values()))
         troubles = {where: c for where, c in again.items() if not self._is_handed_over(c)}
         self.changing = tuple(c.location for w, c in again.items() if w not in troubles)
         once = {where: c for where, c in once.items() if where not in again and not _is_equal(c)}
+        # A container that goes on changing is no table, whatever its first entry is.
+        restless = {str(c.cell.location) for c in troubles.values()}
+        once = {w: c for w, c in once.items() if str(c.cell.location) not in restless}
         depends = self._depending(once, resampled(*self.example))
         made = {where: c for where, c in once.items() if where not in depends}
         # What differs for another batch is no constant; a recording may know it by its sizes.
@@ -182,11 +190,13 @@ class _Observation:
         if not once:
             return {}
         held = {where: _now(change) for where, change in once.items()}
+        # What has a history is made of parameters, and trains them.
+        trained = {where: once[where] for where, value in held.items() if _has_history(value)}
         self.before.put_back()
         self._switch()
         with seeded(self.model, seed=1):
             self._call(inputs, copies=False)
-        return {w: c for w, c in once.items() if not _is_same_value(held[w], _now(c))}
+        return trained | {w: c for w, c in once.items() if not _is_same_value(held[w], _now(c))}
 
     def _blame(self, troubles: dict[str, Change]) -> None:
         """Find the modules that make these changes, and those that read them."""
@@ -324,6 +334,11 @@ def _is_equal(change: Change) -> bool:
     if MISSING in (change.before, change.after):
         return False
     return not _holds_tensors(change.after) and _is_same_value(change.before, change.after)
+
+
+def _has_history(value: Any) -> bool:
+    tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    return any(tensor.grad_fn is not None for tensor in tensors)
 
 
 def _holds_tensors(value: Any) -> bool:

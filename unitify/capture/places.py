@@ -60,6 +60,14 @@ class Location:
         """One step further."""
         return Location(self.root, (*self.steps, Step(kind, key)))
 
+    def within(self, path: str) -> Location | None:
+        """The same place as seen from the submodule at ``path``; None where it is outside of it."""
+        if self.root == path:
+            return Location("", self.steps)
+        if self.root.startswith(f"{path}."):
+            return Location(self.root.removeprefix(f"{path}."), self.steps)
+        return None
+
     def leads_to(self, other: Location) -> bool:
         """Is ``other`` this entry, or one inside of it?"""
         return self.root == other.root and other.steps[: len(self.steps)] == self.steps
@@ -187,6 +195,10 @@ def _cells_of(value: Any, location: Location) -> Iterator[Cell]:
         yield Cell(location, value, "item")
     elif isinstance(value, types.FunctionType):
         yield from _function_cells(value, location)
+    elif isinstance(value, Tensor) and value.is_leaf and value.requires_grad:
+        hooks = {**(value._backward_hooks or {}), **(value._post_accumulate_grad_hooks or {})}
+        if hooks:
+            yield Cell(location, hooks, "item")
     elif isinstance(value, types.MethodType):
         yield Cell(location, {"of": value.__self__, "function": value.__func__}, "item")
     elif isinstance(value, functools.partial):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from unitify.capture.functional import remove_mutation
 from unitify.capture.guards import Guards, guards_of
 from unitify.capture.identity import view_of_own
 from unitify.capture.inline import inline_regions
+from unitify.capture.places import Location
 from unitify.capture.signature import Leaf, bind, leaf_of
 from unitify.capture.sizes import Free
 from unitify.diagnostics import (
@@ -37,6 +38,28 @@ from unitify.diagnostics import (
 )
 
 _CHECKS = {torch.ops.aten._assert_tensor_metadata.default}
+
+
+@dataclass(frozen=True)
+class How:
+    """How a model is recorded.
+
+    ``dynamic_shapes``: "auto" leaves every size free that the model leaves free; None fixes all
+    sizes; anything else is passed to ``torch.export.export``. ``seconds``: how long a recording
+    with free sizes may take; after that, fewer are free. None: as long as it takes. ``carried``:
+    tensors, by identity, that a call takes over from the one before, with their names; no graph
+    may hold one. ``touched``: what calls were seen to change beside
+    returning, in the model and what it holds.
+    """
+
+    dynamic_shapes: Any = "auto"
+    seconds: float | None = None
+    carried: Mapping[int, str] = field(default_factory=dict)
+    touched: tuple[Location, ...] = ()
+
+
+#: What is usual.
+EXPECTED = How()
 
 
 @dataclass(frozen=True)
@@ -57,8 +80,7 @@ def record_once(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    dynamic_shapes: Any,
-    carried: Mapping[int, str],
+    how: How,
     notes: list[Diagnostic],
     decisions: Decisions,
 ) -> Record:
@@ -67,7 +89,8 @@ def record_once(
     Raises ``ExportError``; ``UnitifyError`` (U101, U109) for what no graph can hold.
     """
     name = type(model).__name__
-    exported = export(model, args, kwargs, dynamic_shapes)
+    exported = export(model, args, kwargs, how.dynamic_shapes, how.touched)
+    decisions.is_over = True
     program, noted = exported.program, exported.noted
     if noted.functions:
         found = [
@@ -86,12 +109,15 @@ def record_once(
         notes.append(RecordedAsCompiled(where=name))
     named = bind(inspect.signature(model.forward), args, kwargs)
     example, in_spec = pytree.tree_flatten(named)
-    graph, leaves, constants = _flat_graph(model, exported, example, carried)
+    graph, leaves, constants = _flat_graph(model, exported, example, how.carried)
     out_spec = program.call_spec.out_spec
     assert out_spec is not None
     children = out_spec.children() if hasattr(out_spec, "children") else out_spec.children_specs
+    if len(children) != 2:
+        name, reason = type(model).__name__, "torch records another call than its own forward"
+        raise UnitifyError(NotCaptured(where=name, module=name, reason=reason))
     result = children[0]
-    has_bounds = not (isinstance(dynamic_shapes, str | Free) or dynamic_shapes is None)
+    has_bounds = not (isinstance(how.dynamic_shapes, str | Free) or how.dynamic_shapes is None)
     values = (n.meta.get("val") for n in graph.nodes if n.op == "placeholder")
     inputs = [(leaf.name, value) for leaf, value in zip(leaves, values, strict=True)]
     guards = guards_of(inputs, decisions, has_bounds, noted.computed)

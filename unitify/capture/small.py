@@ -3,7 +3,8 @@
 A recording takes every free size to be at least two. Code that asks for one element (``if batch !=
 1: x = x.expand(batch, -1)``) decides otherwise there, often to the same effect. Here the model and
 its recording run on the example cut to one element, or none; where they agree to the last bit,
-results and gradients, the decisions that would be otherwise are known to make no difference.
+results and gradients, the decisions that would be otherwise are known to make no difference at that
+size. Both run on weights and buffers that are moved a little: a branch that a zero hides is one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.utils import _pytree as pytree
 from unitify.capture.execution import backward_starts, run_captured, unchanged
 from unitify.capture.exporting import without_cache
 from unitify.capture.signature import unbind
+from unitify.capture.tree import copy_of
 from unitify.capture.whole import Capture
 
 #: Dimensions to cut, and to how many elements.
@@ -36,22 +38,36 @@ def tried_small(captured: Capture, args: tuple[Any, ...], kwargs: dict[str, Any]
     if not any(held.small for held in guards) or not (captured.holds_weights and has_data):
         return captured
 
+    moved = dataclasses.replace(captured, model=_moved(captured.model))
+
     def call(named: dict[str, Any]) -> Any:
         given, keywords = unbind(captured.call.signature, args, kwargs, named)
-        return captured.model(*given, **keywords)
+        return moved.model(*given, **keywords)
 
     for dimensions, size in _CUTS:
         flat = _cut(captured, dimensions, size)
         if flat is None or any(held.broken(flat, small=False) for held in guards):
             continue
         broken = [held.broken_small(flat) for held in guards]
-        if any(broken) and _agree(captured, call, flat):
+        if any(broken) and _agree(moved, call, flat):
             guards = [
                 dataclasses.replace(held, immaterial=held.immaterial | found)
                 for held, found in zip(guards, broken, strict=True)
             ]
     signature = dataclasses.replace(captured.call, guards=tuple(guards))
     return dataclasses.replace(captured, call=signature)
+
+
+def _moved(model: nn.Module) -> nn.Module:
+    """A copy of ``model``, whose floating numbers are others."""
+    made = copy_of(model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in (*made.parameters(), *made.buffers()):
+            if tensor.is_floating_point() and not tensor.is_meta:
+                noise = torch.rand(tensor.shape, generator=generator) + 0.5
+                tensor.mul_(noise.to(tensor)).add_(0.01 * noise.to(tensor))
+    return made
 
 
 def _cut(captured: Capture, dimensions: tuple[int, ...], size: int) -> list[Any] | None:

@@ -135,7 +135,7 @@ def _exchanged(kind: Any, name: str, around: Callable[[Any], Any]) -> Iterator[N
 
 
 #: Tables of a module's own hooks, which run around its ``forward``.
-HOOKS = tuple(name for name in vars(nn.Module()) if "hooks" in name and "state_dict" not in name)
+HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name and "state_dict" not in name)
 
 
 @contextlib.contextmanager

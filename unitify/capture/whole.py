@@ -25,7 +25,13 @@ from unitify.capture.example import distinct, doubled, in_order
 from unitify.capture.exporting import ExportError, without_cache
 from unitify.capture.modes import merge_modes
 from unitify.capture.places import Location
-from unitify.capture.recorded_graph import Record, parameter_aliases, record_once
+from unitify.capture.recorded_graph import (
+    EXPECTED,
+    How,
+    Record,
+    parameter_aliases,
+    record_once,
+)
 from unitify.capture.signature import CallSignature, bind, register_dataclasses
 from unitify.capture.sizes import Free, fewer_and_fewer, frozen_dimensions
 from unitify.capture.source import frames_of_failure
@@ -98,26 +104,6 @@ class Capture:
         return self.call.flatten(args, kwargs)
 
 
-@dataclass(frozen=True)
-class How:
-    """How a model is recorded.
-
-    ``dynamic_shapes``: "auto" leaves every size free that the model leaves free; None fixes all
-    sizes; anything else is passed to ``torch.export.export``. ``seconds``: how long a recording
-    with free sizes may take; after that, fewer are free. None: as long as it takes. ``carried``:
-    tensors, by identity, that a call takes over from the one before, with their names; no graph
-    may hold one.
-    """
-
-    dynamic_shapes: Any = "auto"
-    seconds: float | None = None
-    carried: Mapping[int, str] = field(default_factory=dict)
-
-
-#: What is usual.
-EXPECTED = How()
-
-
 def capture(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -160,7 +146,8 @@ def _captured(
             is_last = free is None or free == Free(0)
             try:
                 with observed(None if is_last else how.seconds) as decisions:
-                    return record_once(model, args, kwargs, free, how.carried, notes, decisions)
+                    asked = dataclasses.replace(how, dynamic_shapes=free)
+                    return record_once(model, args, kwargs, asked, notes, decisions)
             except OutOfTime:
                 assert how.seconds is not None
                 free = next(shapes)

@@ -62,9 +62,9 @@ class AssembledModule(UnitScaledModule):
                 # They are in the graphs.
                 share_hooks(nn.Module(), host)
             graphs = [part for name, part in self.parts.items() if path_of(name) == path]
-            for part in graphs:
-                part.watch(host)
             module.__dict__["forward"] = _forward_of(module, graphs, is_whole=not path)
+        for part in self.parts.values():
+            part.watch(host)
         self._take_signature(inspect.signature(type(host).forward))
 
     @property
@@ -92,12 +92,6 @@ class AssembledModule(UnitScaledModule):
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call: the model's own code, with the graphs of its islands."""
         return self.host(*args, **kwargs)
-
-    def train(self, mode: bool = True) -> AssembledModule:
-        """Switch every module, those of the parts and those that were left alone."""
-        self.host.train(mode)
-        self.training = mode
-        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AssembledModule:
         parts = {

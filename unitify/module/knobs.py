@@ -8,7 +8,7 @@ them are as they were, which takes some 40 ns each.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -25,7 +25,7 @@ class Knobs:
 
     def __init__(self, tree: nn.Module, locations: Iterable[Location]) -> None:
         #: A namespace, the name in it, what stands there, and the way to it.
-        self.names: list[tuple[dict[Any, Any], Any, Any, Location]] = []
+        self.names: list[tuple[Mapping[Any, Any], Any, Any, Location]] = []
         #: A list, its entries; any other container, how many it has.
         self.lists: list[tuple[Any, list[Any], Location]] = []
         self.sizes: list[tuple[Any, int, Location]] = []
@@ -36,15 +36,25 @@ class Knobs:
             except (LookupError, AttributeError, TypeError):
                 continue  # Not in the tree: a closure's or a global's, which no one turns here.
             self._note(container, key, location)
+            if len(location.steps) == 1 and key not in container:
+                self._note_class(tree.get_submodule(location.root), key, location)
         for path, module in tree.named_modules():
-            for name in module._modules:
-                self._note(module._modules, name, Location(path).then("attribute", name))
+            where = Location(path)
+            self._enter(module._modules, where.then("attribute", "_modules"))
+            self._note(vars(module), "forward", where.then("attribute", "forward"))
 
     def _note(self, container: Any, key: Any, location: Location) -> None:
         if isinstance(container, dict):
             value = container.get(key, MISSING)
             self.names.append((container, key, value, location))
             self._enter(value, location)
+
+    def _note_class(self, module: nn.Module, name: str, location: Location) -> None:
+        """Where a name that was read is the class's, it is looked at there, too."""
+        for kind in type(module).__mro__:
+            if name in vars(kind):
+                self.names.append((vars(kind), name, vars(kind)[name], location))
+                return
 
     def _enter(self, value: Any, location: Location) -> None:
         if not isinstance(value, dict | list | set | deque) or id(value) in self.seen:

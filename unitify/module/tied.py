@@ -46,3 +46,8 @@ def tie(tree: nn.Module, ties: Mapping[str, str], before: Mapping[str, nn.Parame
         for name in names:
             path, _, own = name.rpartition(".")
             tree.get_submodule(path)._parameters[own] = new
+
+
+def tied_again(module: Any, _keys: Any) -> None:
+    """After a state dict was loaded: names of one parameter hold one."""
+    tie(module._tree, *module.__dict__.pop("_tied"))

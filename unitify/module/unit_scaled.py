@@ -29,7 +29,7 @@ from unitify.module.folding import fold
 from unitify.module.interpreted import OwnCall
 from unitify.module.knobs import Knobs
 from unitify.module.own_code import leave_graph, run_own_code
-from unitify.module.tied import check_ties, tie, ties_of
+from unitify.module.tied import check_ties, tied_again, ties_of
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
@@ -80,7 +80,7 @@ class UnitScaledModule(fx.GraphModule):
         """The modules, parameters and buffers of ``root``, in its order; not copies."""
         share_tables(root, self)
         self.__dict__["_tree"] = root
-        self.register_load_state_dict_post_hook(_tied_again)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(tied_again)  # type: ignore[no-untyped-call]
         self.training = root.training
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -170,6 +170,17 @@ class UnitScaledModule(fx.GraphModule):
         if call.effects:
             call.leave(results, self._tree, bind(call.signature, args, kwargs))
         return call.unflatten(results)
+
+    def train(self, mode: bool = True) -> UnitScaledModule:
+        """Switch every module, as the model's own ``train`` does."""
+        self.training = self._tree.train(mode).training
+        return self
+
+    def eval(self) -> UnitScaledModule:
+        """Switch every module, as the model's own ``eval`` does."""
+        self._tree.eval()
+        self.training = self._tree.training
+        return self
 
     def watch(self, tree: nn.Module) -> None:
         """From now on, attributes of ``tree`` are to stay what the graph was recorded with."""
@@ -387,8 +398,3 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _OWN = frozenset(UnitScaledModule.__annotations__) | (
     frozenset(dir(UnitScaledModule)) - frozenset(dir(nn.Module))
 )
-
-
-def _tied_again(module: UnitScaledModule, _keys: Any) -> None:
-    """After a state dict was loaded: names of one parameter hold one."""
-    tie(module._tree, *module.__dict__.pop("_tied"))

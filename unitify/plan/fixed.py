@@ -24,6 +24,14 @@ def parameter_of(capture: Capture, node: fx.Node) -> str | None:
     return capture.aliases.get(str(node.target))
 
 
+def has_no_gradient(capture: Capture, node: fx.Node) -> bool:
+    """Is it a buffer or a constant that never has one? Operations may write into it as it is."""
+    if node.op != "get_attr" or node.target in capture.aliases:
+        return False
+    held = capture.attribute(str(node.target))
+    return isinstance(held, Tensor) and not held.requires_grad
+
+
 def is_true_parameter(capture: Capture, node: fx.Node) -> bool:
     """Does the node hold a parameter that stays at true scale?"""
     return parameter_of(capture, node) in capture.true_parameters

@@ -62,6 +62,8 @@ class ReparametrisedModel(nn.Module):
         mode = "train" if self.training else "eval"
         fitting = [c for c in self.captures.values() if c.mode in (None, mode)]
         capture = (fitting or list(self.captures.values()))[0]
+        # On the tensors of this module, which may be a copy of the one that was captured.
+        capture = replace(capture, model=self)
         return run_captured(capture, capture.flat_inputs(args, kwargs))
 
 

@@ -1,7 +1,8 @@
 """The calls on which a module is compared with its model.
 
 The example twice in a row, so that what one call leaves for the next shows; the example in the
-other mode; and, where sizes are free, more and less of everything, with other numbers.
+other mode, and where no gradients are recorded; and, where sizes are free, more and less of
+everything, with other numbers.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ _MORE, _LESS, _LEAST = 3, 1, 2
 
 @dataclass(frozen=True)
 class Call:
-    """``times`` calls in a row on ``inputs``, in train or eval mode."""
+    """``times`` calls in a row on ``inputs``, in train or eval mode, gradients recorded or not."""
 
     name: str
     training: bool
     inputs: Inputs
     times: int = 1
     is_example: bool = True
+    has_gradients: bool = True
 
 
 def calls_of(captured: Capture | None, training: bool, example: Inputs) -> Iterator[Call]:
@@ -39,6 +41,7 @@ def calls_of(captured: Capture | None, training: bool, example: Inputs) -> Itera
     mode, other = ("train", "eval") if training else ("eval", "train")
     yield Call(f"the example in {mode} mode", training, example, times=2)
     yield Call(f"the example in {other} mode", not training, example)
+    yield Call("the example without gradients", training, example, has_gradients=False)
     if captured is None:
         return
     sizes = _free(captured)

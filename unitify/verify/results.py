@@ -87,7 +87,7 @@ def asking_of(
     leaves = pytree.tree_leaves(call.inputs)
     floating = frozenset(i for i, x in enumerate(leaves) if _is_floating(x))
     own = frozenset(i for i in floating if leaves[i].requires_grad)
-    for positions in dict.fromkeys((floating, own, None)):
+    for positions in dict.fromkeys((floating, own, None)) if call.has_gradients else (None,):
         asking = Asking(positions)
         try:
             return asking, run(model, call, asking, loss_fn, seed)

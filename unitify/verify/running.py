@@ -124,6 +124,9 @@ def _compared(
         theirs = run(module, call, asking, loss_fn, seed)
     except UnitifyError as error:
         return Verification(exact=True, compared=0, refused=(f"{call.name}: {error.code}",))
+    except Exception as error:
+        raised = f"the module raises {type(error).__name__}: {error}"[:200]
+        return Verification(False, 0, differences=(Difference(raised, math.inf, math.inf),))
     expected, found = results_of(mine, theirs)
     differing = compare(expected, found)
     underflows = tuple(d for d in differing if d.is_underflow)

@@ -227,7 +227,10 @@ class Checker:
         if found is None:
             return _ONE
         r = found.operands.get(place, 0)
-        if not (is_real(node) or is_complex(node) or holds_several(node)):
+        is_buffer = operand.target in self.true - self.capture.aliases.keys() and not (
+            self.capture.attribute(str(operand.target)).requires_grad
+        )
+        if is_buffer or not (is_real(node) or is_complex(node) or holds_several(node)):
             # No gradient comes back from here: the rescale is a plain multiplication.
             return r, r
         fwd, bwd = self._scale(operand).exponents
