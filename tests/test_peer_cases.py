@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conversion import is_exact
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -172,7 +173,7 @@ def test_it_is_exact(name: str) -> None:
         module = unitify.transform(model, inputs)
     for training in (True, False):
         found = unitify.verify(model.train(training), module.train(training), inputs)
-        assert found.exact, found.differences
+        assert is_exact(name, found), found.differences or found.rounded_otherwise
         assert found.compared
     if name != "data-dependent branch":
         assert tuple(module.parts) == ("",)
