@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from unitify.analysis.analyse import analyse
 from unitify.capture.execution import LossFunction
+from unitify.capture.exporting import switch_off_cache
 from unitify.capture.inputs import Inputs, as_inputs, given_or_inferred
 from unitify.capture.islands import (
     Recording,
@@ -257,6 +258,8 @@ def build(captured: Capture, graph: fx.Graph, chosen: ScalePlan) -> UnitScaledMo
     memo: dict[int, Any] = {}
     root = copy_of(captured.model, memo)
     install(captured.made, root)
+    # As it was while the model was recorded.
+    switch_off_cache(root)
     with torch.no_grad():
         for name, parameter in root.named_parameters():
             parameter.div_(chosen.parameters[name].fwd)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,7 +22,7 @@ from unitify.capture.execution import LossFunction
 from unitify.capture.islands import path_of
 from unitify.capture.whole import Capture
 from unitify.cast.lowering import without_codes
-from unitify.diagnostics import Diagnostic, RoundsOtherwise, Underflow, UnitifyError
+from unitify.diagnostics import Diagnostic, RoundsOtherwise, Underflow, UnitifyError, UnitifyWarning
 from unitify.module.assembly import unscaled
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.rule_table import RuleTable
@@ -121,7 +122,10 @@ def _compared(
     except Exception as error:
         raise _ModelRefuses(error) from error
     try:
-        theirs = run(module, call, asking, loss_fn, seed)
+        with warnings.catch_warnings():
+            # What is to be compared is the graph, not the model's own code in its place.
+            warnings.filterwarnings("error", "U115", UnitifyWarning)
+            theirs = run(module, call, asking, loss_fn, seed)
     except UnitifyError as error:
         return Verification(exact=True, compared=0, refused=(f"{call.name}: {error.code}",))
     except Exception as error:
