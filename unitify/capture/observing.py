@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -203,31 +203,20 @@ class _Observation:
         if not troubles:
             return
         writers: dict[str, set[nn.Module | None]] = {where: set() for where in troubles}
-        stack: list[nn.Module] = []
-        seen = {where: _now(change) for where, change in troubles.items()}
+        seen: dict[str, Any] = {}
 
-        def look(*_: Any) -> None:
+        def look(module: nn.Module | None) -> None:
             for where, change in troubles.items():
                 now = _now(change)
                 if not is_same(seen[where], now):
                     seen[where] = now
-                    writers[where].add(stack[-1] if stack else None)
-
-        def begins(module: nn.Module, *_: Any) -> None:
-            look()
-            stack.append(module)
-
-        def ends(_module: nn.Module) -> None:
-            look()
-            stack.pop()
+                    writers[where].add(module)
 
         self.before.put_back()
         self._switch()
-        with watched(self.model, begins, ends):
-            for _ in range(2):
-                seen = {where: _now(change) for where, change in troubles.items()}
-                self._call(self.example)
-                look()
+        for _ in range(2):
+            seen.update((where, _now(change)) for where, change in troubles.items())
+            self._call_looking(look)
         for where, change in troubles.items():
             for module in writers[where] or {self._owner(change.location)}:
                 self.unfit.setdefault(module, f"its call changes {where}, which no graph keeps")
@@ -258,27 +247,34 @@ class _Observation:
             self.unfit.setdefault(module, f"it {what}")
 
     def _blame_drawing(self, names: Iterable[str]) -> None:
-        stack: list[nn.Module] = []
-        seen = random_states()
         reason = f"it draws from the random generator of {' and of '.join(names)}"
+        seen = random_states()
 
-        def look() -> None:
+        def look(module: nn.Module | None) -> None:
             nonlocal seen
             if drawn(seen):
                 seen = random_states()
-                self.unfit.setdefault(stack[-1] if stack else None, reason)
+                self.unfit.setdefault(module, reason)
+
+        self._call_looking(look)
+
+    def _call_looking(self, look: Callable[[nn.Module | None], None]) -> None:
+        """Call the model; ``look`` wherever a forward begins or ends.
+
+        It is handed the module whose own code ran until then.
+        """
+        stack: list[nn.Module] = []
 
         def begins(module: nn.Module, *_: Any) -> None:
-            look()
+            look(stack[-1] if stack else None)
             stack.append(module)
 
         def ends(_module: nn.Module) -> None:
-            look()
-            stack.pop()
+            look(stack.pop())
 
         with watched(self.model, begins, ends):
             self._call(self.example)
-        look()
+        look(None)
 
     def _owner(self, location: Location) -> nn.Module:
         """The module whose attribute leads to a location; the model itself for anything else."""
