@@ -14,6 +14,10 @@ from survey import Row, surveyed, table
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "results" / "architectures.md"
 
+#: What no comparison can be made of, and the code that says so: it draws seeds of its own accord, so
+#: that no two calls of the model itself are the same.
+REFUSED = {"reformer": "U110"}
+
 pytestmark = pytest.mark.survey
 
 
@@ -29,4 +33,7 @@ def rows() -> Iterator[list[Row]]:
 def test_is_the_model(name: str, rows: list[Row]) -> None:
     row = surveyed(name)
     rows.append(row)
-    assert row.is_accepted, row.refused or row.found
+    if name in REFUSED:
+        assert row.form == REFUSED[name], row.refused
+    else:
+        assert row.is_accepted, row.refused or row.found
