@@ -24,7 +24,7 @@ from transformers import (
 from unitify.analysis.analyse import analyse
 from unitify.capture.whole import capture
 from unitify.operations.rule_table import load_rules
-from unitify.plan.scale_plan import plan
+from unitify.plan.planner import plan
 from unitify.report.constraints import Constraints, constraints
 from unitify.report.schemes import SchemeShares, predicted_schemes
 from unitify.report.unit_graph import unit_graph

@@ -35,7 +35,8 @@ from unitify.estimates import Estimates, without_rounding  # noqa: E402
 from unitify.measure.captured import measure  # noqa: E402
 from unitify.operations.rule_table import load_rules  # noqa: E402
 from unitify.plan.fixed import true_weights  # noqa: E402
-from unitify.plan.scale_plan import PREDICTED_TOLERANCE, ScalePlan, plan  # noqa: E402
+from unitify.plan.planner import PREDICTED_TOLERANCE, plan  # noqa: E402
+from unitify.plan.scale_plan import ScalePlan  # noqa: E402
 
 DIRECTIONS = ("forward", "backward")
 LISTED = (

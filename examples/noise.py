@@ -30,7 +30,7 @@ from unitify.noise.operand_casts import operand_casts
 from unitify.noise.predict import ValueNoise, output_names, predict_noise
 from unitify.operations.rule_table import load_rules
 from unitify.operations.schema import operation_name
-from unitify.plan.scale_plan import plan
+from unitify.plan.planner import plan
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))

@@ -20,7 +20,7 @@ from unitify.analysis.analyse import analyse
 from unitify.capture.whole import capture
 from unitify.estimates import Rms
 from unitify.operations.rule_table import load_rules
-from unitify.plan.scale_plan import plan
+from unitify.plan.planner import plan
 
 Shares = Mapping[str, Mapping[str, tuple[int, int, dict[str, float]]]]
 

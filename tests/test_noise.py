@@ -26,7 +26,7 @@ from unitify.noise.predict import Noise, ValueNoise, predict_noise
 from unitify.operations.flops import flops
 from unitify.operations.rule_table import load_rules
 from unitify.operations.schema import operation_name
-from unitify.plan.scale_plan import plan
+from unitify.plan.planner import plan
 
 RULES = load_rules()
 MODELS = ["mlp", "residual_cnn", "gpt2", "llama"]

@@ -17,7 +17,8 @@ import unitify
 from unitify.capture.whole import Capture, capture
 from unitify.estimates import Rms
 from unitify.measure.captured import measure
-from unitify.plan.scale_plan import Scale, ScalePlan, check_plan, plan
+from unitify.plan.planner import plan
+from unitify.plan.scale_plan import Scale, ScalePlan, check_plan
 from unitify.rewrite import rewrite
 from unitify.transform import build
 from unitify.verify.running import verify_by_running

@@ -31,20 +31,21 @@ ORDER = {
         row_names row_use rule_table refusal dimensions laws extremes operation flops products
         centring residual""",
     "capture": """equality places state effects tree source decisions computed guards signature
-        sizes aliases views counterparts uninitialised kept refusals functional inline modes
-        autograd_functions recurrent composite eager_flags identity watching exporting example
+        boundaries sizes aliases views counterparts uninitialised kept refusals functional inline
+        modes autograd_functions recurrent composite eager_flags identity watching exporting example
         recorded_graph whole inputs execution observing small calls islands""",
     "recipe": "recipe reader choices",
     "analysis": """moments quadrature softmax counts formulas linear ranges sampled balanced stated
         forward backward analyse""",
     "measure": "tally captured recorded",
     "scheme": "options meetings structure roles stacks sweep multipliers reparametrise rates",
-    "plan": "fixed scale_plan uniform scale_classes",
+    "plan": "fixed scale_plan planner uniform scale_classes",
     "rewrite": "",
     "arrival": "",
     "noise": """cast_error passage moments predict measured budget drawn_inputs drawn
         probed operand_casts""",
-    "module": "tied fingerprint interpreted knobs own_code folding unit_scaled adopted assembly",
+    "module": """tied fingerprint interpreted knobs own_code folding graph_forward regions
+        submodules weights unit_scaled adopted assembly""",
     "cast": "centring insert lowering distributions headroom trials means noise_bound casting",
     "optim": "optimizers groups state",
     "verify": "comparison calls results yardstick underflow equation validation running",

@@ -20,7 +20,8 @@ from unitify.capture.execution import leaf_parameters, run_captured
 from unitify.capture.whole import Capture, capture
 from unitify.measure.captured import measure
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.plan.scale_plan import ScalePlan, check_plan, plan
+from unitify.plan.planner import plan
+from unitify.plan.scale_plan import ScalePlan, check_plan
 from unitify.rewrite import rewrite
 from unitify.transform import build
 from unitify.verify.validation import validate, validate_parameters

@@ -14,8 +14,8 @@ from survey import Row, surveyed, table
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "results" / "architectures.md"
 
-#: What no comparison can be made of, and the code that says so: it draws seeds of its own accord, so
-#: that no two calls of the model itself are the same.
+#: What no comparison can be made of, and the code that says so: it draws seeds of its own accord,
+#: so that no two calls of the model itself are the same.
 REFUSED = {"reformer": "U110"}
 
 pytestmark = pytest.mark.survey

@@ -21,7 +21,8 @@ import unitify
 from unitify.capture.whole import Capture, capture
 from unitify.estimates import Rms
 from unitify.measure.captured import measure
-from unitify.plan.scale_plan import Scale, ScalePlan, plan
+from unitify.plan.planner import plan
+from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.rewrite import rewrite
 from unitify.transform import build
 from unitify.verify.validation import Checker, validate, validate_parameters

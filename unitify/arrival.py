@@ -12,11 +12,12 @@ pass from it reaches the parameters that it reached, and no more.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from unitify.capture.whole import Capture
 from unitify.formats.table import FORMATS, FP32
@@ -32,25 +33,49 @@ _WATCHED = {
 }
 _PLAIN = {watched: plain for plain, watched in _WATCHED.items()}
 
+#: For each output that is a value: the size that a plan assumes of its gradient, if it has one.
+Units = Sequence[float | None]
 
-def watched(graph: fx.Graph, capture: Capture, plan: ScalePlan) -> fx.Graph:
-    """``graph``, which ``plan`` made of ``capture``, with watched casts of gradients.
 
-    As it is where no gradient is cast to a narrow range.
+def units_of(capture: Capture, plan: ScalePlan) -> Units:
+    """Of the outputs of a whole graph."""
+    (end,) = (n for n in capture.graph.nodes if n.op == "output")
+    return [unit_of(value, plan) for value in nodes_of(end.args[0])]
+
+
+def unit_of(value: fx.Node, plan: ScalePlan) -> float | None:
+    """The size that a plan assumes of the gradient of a value; None where it can have none."""
+    return plan.unit(value.name).bwd if is_scalable(value) or is_complex(value) else None
+
+
+@dataclass(frozen=True)
+class Told:
+    """A graph whose casts are watched, and the token of each, by its name.
+
+    ``casts``: the names of casts by the outputs (positions among those with a unit) that are made
+    of them.
     """
+
+    graph: fx.Graph
+    tokens: Mapping[str, fx.Node]
+    casts: Mapping[frozenset[int], tuple[str, ...]]
+
+    def returning(self) -> fx.Graph:
+        """The graph with the tokens behind its results, in their order."""
+        (end,) = (n for n in self.graph.nodes if n.op == "output")
+        end.args = ((*end.args[0], *self.tokens.values()),)  # type: ignore[misc]
+        return self.graph
+
+
+def told(graph: fx.Graph, units: Units) -> Told:
+    """``graph`` with watched casts of gradients, whose tokens go nowhere yet."""
     (end,) = (n for n in graph.nodes if n.op == "output")
-    units = _units(end, capture, plan)
-    groups = _groups(graph, units)
-    if not groups:
-        return graph
+    outputs = _outputs(end, units)
+    groups = _groups(graph, outputs)
     made = fx.Graph()
     placed: dict[fx.Node, fx.Node] = {}
-    tokens: dict[fx.Node, fx.Node] = {}
+    tokens: dict[str, fx.Node] = {}
     taken = {node.name for node in graph.nodes}
-
-    def insert(name: str, target: Any, *arguments: Any) -> fx.Node:
-        return _named(made.call_function(target, arguments), name, taken)
-
     casts = {cast for members in groups.values() for cast in members}
     for node in graph.nodes:
         if node is end:
@@ -61,25 +86,82 @@ def watched(graph: fx.Graph, capture: Capture, plan: ScalePlan) -> fx.Graph:
             _named(copied, f"{node.name}_watched", taken)
             placed[node] = made.call_function(operator.getitem, (copied, 0))
             placed[node].meta = dict(node.meta)
-            tokens[node] = insert(f"{node.name}_token", operator.getitem, copied, 1)
+            token = made.call_function(operator.getitem, (copied, 1))
+            tokens[node.name] = _named(token, f"{node.name}_token", taken)
         placed[node].name = node.name
-    joined = {
-        outputs: insert("join", JOIN, [tokens[cast] for cast in members])
-        for outputs, members in groups.items()
-    }
-    for node, unit in units.items():
-        own = [token for outputs, token in joined.items() if node in outputs]
-        if own:
-            arrived = insert(f"{node.name}_out", ARRIVE, placed[node], own, unit)
-            arrived.meta = dict(node.meta)
-            placed[node] = arrived
     made.output(fx.node.map_arg(end.args[0], placed.__getitem__))
+    order = list(outputs)
+    names = {
+        frozenset(map(order.index, group)): tuple(cast.name for cast in members)
+        for group, members in groups.items()
+    }
+    return Told(made, tokens, names)
+
+
+def watched(graph: fx.Graph, units: Units) -> fx.Graph:
+    """``graph`` with watched casts of gradients, which its outputs tell how large they arrive.
+
+    As it is where no gradient is cast to a narrow range.
+    """
+    of = told(graph, units)
+    if not of.casts:
+        return graph
+    made = of.graph
+    (end,) = (n for n in made.nodes if n.op == "output")
+    outputs = _outputs(end, units)
+    taken = {node.name for node in made.nodes}
+    placed: dict[fx.Node, fx.Node] = {}
+    with made.inserting_before(end):
+        joined = {
+            group: _named(made.call_function(JOIN, ([of.tokens[n] for n in names],)), "join", taken)
+            for group, names in of.casts.items()
+        }
+        for position, (node, unit) in enumerate(outputs.items()):
+            own = [token for group, token in joined.items() if position in group]
+            if own:
+                arrived = made.call_function(ARRIVE, (node, own, unit))
+                placed[node] = _named(arrived, f"{node.name}_out", taken)
+                arrived.meta = dict(node.meta)
+    end.args = fx.node.map_arg(end.args, lambda n: placed.get(n, n))
     return made
+
+
+def arrived(
+    results: Sequence[Any],
+    units: Units,
+    casts: Mapping[frozenset[int], tuple[str, ...]],
+    tokens: Sequence[tuple[str, Tensor]],
+) -> list[Any]:
+    """The flat ``results`` of code that called watched casts, as ``watched`` would return them.
+
+    ``units``: of each result; None for one that has no gradient. ``tokens``: what the casts gave,
+    by their names.
+    """
+    found = list(results)
+    by_name: dict[str, list[Tensor]] = {}
+    for name, token in tokens:
+        by_name.setdefault(name, []).append(token)
+    joined = {
+        group: JOIN(own)
+        for group, names in casts.items()
+        if (own := [token for name in names for token in by_name.get(name, ())])
+    }
+    places = [i for i, unit in enumerate(units) if unit is not None]
+    for position, place in enumerate(places):
+        own = [token for group, token in joined.items() if position in group]
+        if own and isinstance(found[place], Tensor):
+            found[place] = ARRIVE(found[place], own, units[place])
+    return found
+
+
+def is_watched(graph: fx.Graph) -> bool:
+    """Are the casts of a graph told how large gradients arrive?"""
+    return any(node.target is ARRIVE for node in graph.nodes)
 
 
 def unwatched(graph: fx.Graph) -> fx.Graph:
     """The graph that ``watched`` made ``graph`` of, node by node; any other as it is."""
-    if not any(node.target is ARRIVE for node in graph.nodes):
+    if not is_watched(graph):
         return graph
     made = fx.Graph()
     placed: dict[fx.Node, fx.Node] = {}
@@ -134,12 +216,7 @@ def _groups(graph: fx.Graph, outputs: Iterable[fx.Node]) -> dict[frozenset[fx.No
     return groups
 
 
-def _units(end: fx.Node, capture: Capture, plan: ScalePlan) -> dict[fx.Node, float]:
+def _outputs(end: fx.Node, units: Units) -> dict[fx.Node, float]:
     """Outputs that may have a gradient, and the size that the plan assumes of it."""
-    (original,) = (n for n in capture.graph.nodes if n.op == "output")
-    pairs = zip(nodes_of(end.args[0]), nodes_of(original.args[0]), strict=True)
-    return {
-        node: plan.unit(value.name).bwd
-        for node, value in pairs
-        if is_scalable(value) or is_complex(value)
-    }
+    pairs = zip(nodes_of(end.args[0]), units, strict=True)
+    return {node: unit for node, unit in pairs if unit is not None}

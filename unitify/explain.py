@@ -25,7 +25,8 @@ from unitify.module.assembly import plan_of, value_name
 from unitify.operations.laws import is_scalable
 from unitify.operations.rule_table import RuleTable, load_rules
 from unitify.operations.schema import operation_name
-from unitify.plan.scale_plan import PREDICTED_TOLERANCE, Scale, ScalePlan, plan
+from unitify.plan.planner import PREDICTED_TOLERANCE, plan
+from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.rulebook.listing import rule_texts
 
 #: How many values a derivation shows on its way back to inputs and parameters.

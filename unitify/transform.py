@@ -41,14 +41,14 @@ from unitify.module.adopted import adopt_parameters
 from unitify.module.assembly import Part, agreed, assemble, value_name
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.rule_table import RuleTable, load_rules
+from unitify.plan.planner import PREDICTED_TOLERANCE, TOLERANCE, plan
 from unitify.plan.scale_plan import (
-    PREDICTED_TOLERANCE,
-    TOLERANCE,
+    PLACEMENTS,
     WEIGHTS,
+    Placement,
     ScalePlan,
     Weights,
     parameter_units,
-    plan,
 )
 from unitify.plan.uniform import uniform_plan
 from unitify.recipe.reader import read_recipe
@@ -77,6 +77,7 @@ def transform(
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | None = None,
     dynamic_shapes: Any = "auto",
     weights: Weights = "true",
+    placement: Placement | None = None,
     recording_seconds: float | None = RECORDING_SECONDS,
     verify: bool = True,
     inplace: bool = False,
@@ -106,6 +107,10 @@ def transform(
       dicts, optimisers, clipping and schedules are the original's, whatever the plan. "stored"
       divides each parameter by a scale of its own, for weights that are kept in a narrow format
       without masters; ``unitify.optim`` then has the optimiser's options.
+    - ``placement``: "everywhere" holds every value near unit RMS, "casts" leaves values true and
+      brings them there where they are cast; what passes between submodules is true then, and each
+      can be called, wrapped or replaced. None: "casts" for recipes that cast products by scales of
+      the plan (FP8), else "everywhere".
     - ``recording_seconds``: how long a recording with free sizes may take; one that takes longer is
       made again with fewer free sizes. None: as long as it takes.
     - ``verify``: compare bitwise with the original, before any cast.
@@ -129,9 +134,13 @@ def transform(
     if weights not in WEIGHTS:
         choices = ", ".join(WEIGHTS)
         raise UnitifyError(UnknownOption(option="weights", value=weights, choices=choices))
+    if placement not in (None, *PLACEMENTS):
+        choices = ", ".join(PLACEMENTS)
+        raise UnitifyError(UnknownOption(option="placement", value=str(placement), choices=choices))
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
     batches = None if batches is None else list(batches)
+    where = placement or _placement(casts, asked)
     further = [as_inputs(batch) for batch in batches or ()]
 
     def made(recorded: Recording) -> tuple[Recording, dict[str, Estimates], UnitScaledModule]:
@@ -149,7 +158,7 @@ def transform(
         for name, captured in recorded.parts.items():
             if name in found:
                 tolerance = PREDICTED_TOLERANCE if scales == "analysis" else TOLERANCE
-                planned = plan(captured, found[name], table, tolerance)
+                planned = plan(captured, found[name], table, tolerance, where)
             else:
                 planned = uniform_plan(captured, casts.loss_scale if casts is not None else 1.0)
             chosen = agreed(planned, name, captured, parts)
@@ -203,6 +212,12 @@ def transform(
     if inplace:
         adopt_parameters(model, module)
     return module
+
+
+def _placement(casts: Recipe | None, scheme: Any) -> Placement:
+    """Products that are cast need no more than their operands near unit RMS."""
+    is_narrow = casts is not None and casts.values == "contractions" and casts.scaling == "unit"
+    return "casts" if is_narrow and scheme is None else "everywhere"
 
 
 def _of_further_recordings(recorded: Recording, calls: list[Inputs]) -> list[Inputs]:

@@ -24,6 +24,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from unitify.capture.autograd_functions import Noted, noted_backward
+from unitify.capture.boundaries import Calls, marked
 from unitify.capture.computed import Known
 from unitify.capture.eager_flags import as_in_eager
 from unitify.capture.effects import Effect, effects_of
@@ -43,13 +44,14 @@ class ExportError(Exception):
 @dataclass(frozen=True)
 class Exported:
     """A recording: the program, whose results are the model's and then those of ``effects``; what
-    of the backward pass it lost; the model's own tensors that it met.
+    of the backward pass it lost; the model's own tensors that it met; the calls of submodules.
     """
 
     program: ExportedProgram
     noted: Noted
     effects: tuple[Effect, ...]
     tensors: Tensors
+    calls: Calls
 
 
 def export(
@@ -82,22 +84,23 @@ def export(
             _silence(),
             free_length(),
             noted_backward() as noted,
+            marked(model) as calls,
         ):
             program = torch.export.export(model, (), named, dynamic_shapes=shapes, strict=False)
-        return program, noted
+        return program, noted, calls
 
     data = Known()
     try:
-        program, noted = exported(functools.partial(_in_eager, data))
+        program, noted, calls = exported(functools.partial(_in_eager, data))
         noted.computed = data.found
     except Exception as error:
         try:
-            program, noted = exported(contextlib.nullcontext)
+            program, noted, calls = exported(contextlib.nullcontext)
         except Exception:
             raise ExportError from error
         noted.as_compiled = True
     _forget_this_file(program.graph_module)
-    return Exported(program, noted, tuple(effects), tensors)
+    return Exported(program, noted, tuple(effects), tensors, calls)
 
 
 @contextlib.contextmanager

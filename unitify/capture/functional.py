@@ -28,6 +28,7 @@ from unitify.capture.aliases import (
     written_arguments,
     written_slots,
 )
+from unitify.capture.boundaries import Marks
 from unitify.capture.counterparts import (
     change_geometries,
     functional_counterpart,
@@ -49,22 +50,24 @@ from unitify.capture.views import (
 aten = torch.ops.aten
 
 
-def remove_mutation(graph: fx.Graph) -> None:
+def remove_mutation(graph: fx.Graph, marks: Marks) -> None:
     """Rewrite every in-place operation on floating tensors of ``graph`` out of place.
+
+    ``marks``: what boundaries in ``graph`` hold, which then hold what stands for it.
 
     Raises ``UnitifyError`` (U105) for a write whose effect on other values is not known.
     """
     fill_with_zeros(graph)
     changed = change_geometries(graph)
     if any(written_arguments(node) for node in graph.nodes):
-        _Rewriter(graph, changed).run()
+        _Rewriter(graph, changed, marks).run()
 
 
 class _Rewriter:
     """State of one pass: what holds each tensor's contents now."""
 
-    def __init__(self, graph: fx.Graph, changed: set[fx.Node]) -> None:
-        self.graph = graph
+    def __init__(self, graph: fx.Graph, changed: set[fx.Node], marks: Marks) -> None:
+        self.graph, self.marks = graph, marks
         self.aliases = Aliases(graph)
         #: Roots, and values with a history of their own → what they hold now.
         self.contents: dict[fx.Node, fx.Node] = {}
@@ -90,6 +93,8 @@ class _Rewriter:
     def run(self) -> None:
         for node in list(self.graph.nodes):
             written = written_arguments(node)
+            if self.marks.passes(node, self._held):
+                continue
             if node.op == "output":
                 self._end(node)
             elif any(self.aliases.root(tensor) in self.values for tensor in written):
@@ -170,18 +175,25 @@ class _Rewriter:
 
         ``noticed``: autograd notices, and the next operation that reads it finds it taken.
         """
+        held = self._held(node)
+        if held is not None:
+            return held
+        node = self._tensor(node)
+        self._check_read(node)
+        if not noticed:
+            return self._taken(node)
+        self._show(node)
+        return self.shown[node]
+
+    def _held(self, node: fx.Node) -> fx.Node | None:
+        """The node that holds what ``node`` holds now; None for a view that is to be taken anew."""
         node = self._tensor(node)
         group = self.aliases.group.get(node)
         if group is None or group.root not in self.written:
             return node
         if node is group.root:
             return self.contents[node]
-        if self.seen[node] < self.written[group.root]:
-            self._check_read(node)
-            if not noticed:
-                return self._taken(node)
-            self._show(node)
-        return self.shown[node]
+        return self.shown[node] if self._is_current(node) else None
 
     def _is_current(self, node: fx.Node) -> bool:
         return self.seen.get(node, -1) >= self.written.get(self.aliases.root(node), 0)
@@ -322,6 +334,7 @@ class _Rewriter:
             rest = self._chain(tensor, holder)
             own_after = write(self.graph, self._own_contents(holder), value, rest, holder)
             after = write(self.graph, before, value, chain, root)
+        self.marks.writes(root)
         still = [n for n in self.refusals.untouched(tensor) if self._is_current(n)]
         self.clock += 1
         self.contents[root], self.written[root] = after, self.clock

@@ -142,15 +142,21 @@ def guards_of(
     for condition, place in decisions.by_code.items():
         _add(small, condition, place, standing)
     small = {condition: place for condition, place in small.items() if condition not in always}
+    # What is made of other sizes is not made of these inputs.
+    known = [c for c in computed if all(_of(e, standing) for e in c.sizes)]
     return Guards(
         sizes=tuple(symbols.values()),
         always=_described(always, names),
         small=_described(small, names),
         test_always=_function(symbols, always),
         test_small=_function(symbols, small),
-        computed=tuple(computed),
-        size_of=_function(symbols, [[e.xreplace(standing) for e in c.sizes] for c in computed]),
+        computed=tuple(known),
+        size_of=_function(symbols, [[e.xreplace(standing) for e in c.sizes] for c in known]),
     )
+
+
+def _of(expression: Any, standing: Mapping[sympy.Symbol, sympy.Expr]) -> bool:
+    return bool(expression.free_symbols <= standing.keys())
 
 
 def _equalities(
@@ -186,7 +192,7 @@ def _add(
     standing: Mapping[sympy.Symbol, sympy.Expr],
 ) -> None:
     """Note a condition on sizes of inputs that are free; others are fixed, or known at run time."""
-    if not condition.free_symbols <= standing.keys():
+    if not _of(condition, standing):
         return
     replaced = {s: e for s, e in standing.items() if e != s and s in condition.free_symbols}
     condition = condition.xreplace(replaced)

@@ -189,10 +189,15 @@ def _with_state(
     parts: Mapping[str, Capture], model: nn.Module, observed: Observed, state: Settled
 ) -> dict[str, Capture]:
     """The captures with what a first call makes, and what the code of their modules reads."""
+    paths = {module: path for path, module in model.named_modules()}
     found: dict[str, Capture] = {}
     for name, captured in parts.items():
         inside = set(model.get_submodule(path_of(name)).modules())
-        reads = tuple(where for where, who in observed.reads.items() if who & inside)
+        reads = {
+            where: frozenset(paths[m] for m in who if m is not None)
+            for where, who in observed.reads.items()
+            if who & inside
+        }
         captured = dataclasses.replace(captured, made=state.made, reads=reads)
         found[name] = _with_true(captured, _touched(model))
     return found

@@ -125,8 +125,11 @@ def _write_in_training(graph: fx.Graph, node: fx.Node, flags: dict[str, fx.Node]
         value.meta = dict(node.meta)
         chosen = graph.call_function(by_mode, (flag, value, buffer))
         chosen.meta = dict(node.meta)
-        graph.call_function(aten.copy_.default, (buffer, chosen)).meta = dict(node.meta)
+        written = graph.call_function(aten.copy_.default, (buffer, chosen))
+    written.meta = dict(node.meta)
     graph.erase_node(node)
+    # Regions name it; ``_rename`` never gives the name of an erased node again.
+    written.name = node.name
 
 
 def _insert_attribute(graph: fx.Graph, before: fx.Node, twin: fx.Node) -> fx.Node:

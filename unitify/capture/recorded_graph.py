@@ -7,7 +7,7 @@ of the backward pass is an error.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from unitify.capture.aliases import written_arguments
+from unitify.capture.boundaries import Marks, Regions, regions_of
 from unitify.capture.composite import open_composites
 from unitify.capture.decisions import Decisions
 from unitify.capture.effects import Effect
@@ -74,6 +75,7 @@ class Record:
     constants: dict[str, Any]
     guards: tuple[Guards, ...]
     effects: tuple[Effect, ...]
+    regions: Regions
 
 
 def record_once(
@@ -110,6 +112,10 @@ def record_once(
     named = bind(inspect.signature(model.forward), args, kwargs)
     example, in_spec = pytree.tree_flatten(named)
     graph, leaves, constants = _flat_graph(model, exported, example, how.carried)
+
+    def guards_for(values: Sequence[tuple[str, Any]]) -> Guards | None:
+        return guards_of(values, decisions, has_bounds, noted.computed)
+
     out_spec = program.call_spec.out_spec
     assert out_spec is not None
     children = out_spec.children() if hasattr(out_spec, "children") else out_spec.children_specs
@@ -120,10 +126,12 @@ def record_once(
     has_bounds = not (isinstance(how.dynamic_shapes, str | Free) or how.dynamic_shapes is None)
     values = (n.meta.get("val") for n in graph.nodes if n.op == "placeholder")
     inputs = [(leaf.name, value) for leaf, value in zip(leaves, values, strict=True)]
-    guards = guards_of(inputs, decisions, has_bounds, noted.computed)
+    guards = guards_for(inputs)
+    regions = regions_of(graph, exported.calls, guards_for)
+    graph.eliminate_dead_code()
     return Record(
         graph, in_spec, result, leaves, tuple(example), constants,
-        () if guards is None else (guards,), exported.effects,
+        () if guards is None else (guards,), exported.effects, regions,
     )  # fmt: skip
 
 
@@ -133,6 +141,10 @@ def _flat_graph(
     program = exported.program
     graph = program.graph_module.graph
     graph.owning_module = None
+    for node in graph.nodes:
+        for source in node.all_input_nodes:
+            # Passes of export may leave out a user that is not used itself.
+            source.users.setdefault(node)
     if any(_is_transform(node) for node in graph.nodes):
         name, reason = type(model).__name__, "it runs a transform of torch.func, such as vmap"
         raise UnitifyError(NotCaptured(where=name, module=name, reason=reason))
@@ -167,7 +179,9 @@ def _flat_graph(
         if node.target in _CHECKS:
             graph.erase_node(node)
     open_composites(graph)
-    remove_mutation(graph)
+    marks = Marks(graph)
+    remove_mutation(graph, marks)
+    marks.put_back()
     for node in graph.nodes:
         for written in written_arguments(node):
             if written.op == "get_attr" and written.target in aliases:

@@ -165,8 +165,12 @@ def leaf_of(node: fx.Node, argument: Any, value: Any) -> Leaf:
     held = node.meta["val"]
     if not isinstance(held, torch.Tensor):
         return Leaf(argument.name, None, None, value)
-    shape = tuple(_extent(size) for size in held.shape)
-    return Leaf(argument.name, shape, held.dtype)
+    return Leaf(argument.name, leaf_shape(held), held.dtype)
+
+
+def leaf_shape(value: torch.Tensor) -> tuple[int | str, ...]:
+    """The shape of a recorded tensor: fixed sizes as numbers, free ones as expressions."""
+    return tuple(_extent(size) for size in value.shape)
 
 
 def _extent(size: int | torch.SymInt) -> int | str:

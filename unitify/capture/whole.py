@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from unitify.capture.boundaries import Regions
 from unitify.capture.decisions import OutOfTime, observed
 from unitify.capture.example import distinct, doubled, in_order
 from unitify.capture.exporting import ExportError, without_cache
@@ -58,9 +59,11 @@ class Capture:
     ``.train()``/``.eval()``, else the only mode that it holds for; ``other`` is then the
     capture of the other mode, where there is one. ``reparametrisation``: the constants in the graph
     that a scheme put there. ``made``: what the model's first call makes for good, and the graph
-    takes for granted. ``reads``: attributes that the model's code read; the graph holds while they
-    are what they were. ``has_hooks``: are the model's own hooks in the graph, or around it?
-    ``true_parameters``: those that stay at true scale, by first name.
+    takes for granted. ``reads``: attributes that the model's code read, each with
+    the paths of the modules whose code did; the graph holds while they are what they were.
+    ``has_hooks``: are the model's own hooks in the graph, or around it? ``true_parameters``: those
+    that stay at true scale, by first name. ``regions``: what of the graph each call of a submodule
+    made, where a graph can hold that call.
     """
 
     model: nn.Module
@@ -73,9 +76,10 @@ class Capture:
     other: Capture | None = None
     reparametrisation: Reparametrisation | None = None
     true_parameters: frozenset[str] = frozenset()
+    regions: Regions = field(default_factory=Regions)
     diagnostics: tuple[Diagnostic, ...] = ()
     made: tuple[tuple[Location, Any], ...] = ()
-    reads: tuple[Location, ...] = ()
+    reads: Mapping[Location, frozenset[str]] = field(default_factory=dict)
     has_hooks: bool = True
 
     def attribute(self, target: str) -> Any:
@@ -173,6 +177,7 @@ def _captured(
             example=record.example,
             aliases=aliases,
             constants=record.constants,
+            regions=record.regions,
             mode=mode,
             other=other,
             diagnostics=(*dict.fromkeys(notes), *frozen),
@@ -182,7 +187,9 @@ def _captured(
         records, reason = _recorded_modes(model, recorded)
         if len(records) == 2 and _are_merged(records[True], records[False]):
             guards = tuple(dict.fromkeys(records[True].guards + records[False].guards))
-            return captured(dataclasses.replace(records[True], guards=guards), None)
+            regions = records[True].regions.common(records[False].regions)
+            both = dataclasses.replace(records[True], guards=guards, regions=regions)
+            return captured(both, None)
         if any(m.training != model.training for m in model.modules()):
             records = {model.training: recorded()}
             reason = "some of its submodules train and some do not"

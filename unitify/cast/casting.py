@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from unitify.analysis.forward import ForwardMoments
-from unitify.arrival import watched
+from unitify.arrival import units_of, watched
 from unitify.capture.execution import LossFunction
 from unitify.capture.islands import path_of
 from unitify.capture.whole import Capture
@@ -63,7 +63,7 @@ def with_casts(
     device = next((p.device for p in capture.model.parameters()), torch.device("cpu"))
     lowered, noted = lower(cast_graph, choices, recipe, rules, device)
     if recipe.scaling == "unit":
-        lowered = watched(lowered, capture, plan)
+        lowered = watched(lowered, units_of(capture, plan))
     held = {name: constant.to(device) for name, constant in constants.items()}
     return Casts(lowered, recipe, noted, held)
 

@@ -20,7 +20,8 @@ from unitify.formats.signal_to_noise import GeneralisedNormal, Histogram, best_s
 from unitify.formats.table import FORMATS
 from unitify.noise.operand_casts import operand_casts
 from unitify.operations.rule_table import RuleTable
-from unitify.plan.scale_plan import ScalePlan, operand_nodes
+from unitify.operations.schema import operand_nodes
+from unitify.plan.scale_plan import ScalePlan
 from unitify.recipe.choices import Choice
 
 #: What is assumed of a tensor without data. Of the operands of the six nets of ``examples.nets``

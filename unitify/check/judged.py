@@ -19,8 +19,8 @@ from unitify.formats.table import FORMATS, Format
 from unitify.noise.operand_casts import operand_casts
 from unitify.operations.laws import is_scalable
 from unitify.operations.rule_table import RuleTable
+from unitify.operations.schema import operand_nodes
 from unitify.plan.fixed import true_weights
-from unitify.plan.scale_plan import operand_nodes
 from unitify.recipe.choices import Choice, choose
 from unitify.recipe.recipe import Recipe
 
@@ -93,7 +93,7 @@ def _stored(
         if node.op == "placeholder" or node.name not in piece.plan.values:
             continue
         # A weight that is held true is judged where a cast would round it.
-        held = piece.plan.unit(node.name) if node in weights else piece.plan.values[node.name]
+        held = piece.plan.unit(node.name) if node in weights else piece.plan.wanted(node.name)
         fwd, bwd = held.exponents
         if node.name in eligible:
             yield Judged(node, "forward", fwd, forward, is_cast, "a stored value")

@@ -27,7 +27,7 @@ from unitify.estimates import Estimates
 from unitify.explain import step_text
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import operation_name
-from unitify.plan.scale_plan import PREDICTED_TOLERANCE, TOLERANCE, plan
+from unitify.plan.planner import PREDICTED_TOLERANCE, TOLERANCE, plan
 from unitify.report.report import nodes_without_rule
 from unitify.rulebook.listing import rule_texts
 
@@ -148,9 +148,10 @@ class PieceChecker:
                     yield replace(finding, level=level)
         if comparison.committed is not None:
             tolerance = PREDICTED_TOLERANCE if self.tally is None else TOLERANCE
-            is_true = comparison.committed.weights == "true"
+            held = comparison.committed
+            is_true = held.weights == "true"
             capture = piece.capture.with_true_parameters() if is_true else piece.capture
-            planned = plan(capture, self.estimates, self.rules, tolerance)
+            planned = plan(capture, self.estimates, self.rules, tolerance, held.placement)
             committed = comparison.of_part(piece.name)
             for node, direction, differs in differing(piece, planned, committed, comparison.path):
                 yield self._finding(node, direction, differs, "error")

@@ -65,19 +65,17 @@ def drifted(
 ) -> Iterator[tuple[fx.Node, str, Diagnostic, float]]:
     """Every tensor with its octaves from the scale of the piece's plan, as a diagnostic.
 
-    A true weight has its unit, at which casts round it. What else has to stay true (inputs,
-    buffers) and what carries masking constants has no scale to
-    drift from.
+    What is true has its unit, at which casts round it. Inputs, buffers and what carries masking
+    constants have no scale to drift from.
     """
     extreme = extreme_values(
         piece.capture.graph, rules, piece.capture.example, piece.capture.attribute
     )
-    weights = true_weights(piece.capture)
-    fixed = fixed_values(piece.capture) - weights
+    fixed = fixed_values(piece.capture) - true_weights(piece.capture)
     for node in piece.capture.graph.nodes:
         if node.name not in piece.plan.values or node in extreme or node in fixed:
             continue
-        of = piece.plan.unit(node.name) if node in weights else piece.plan.values[node.name]
+        of = piece.plan.unit(node.name)
         for direction, exponent in zip(DIRECTIONS, of.exponents, strict=True):
             rms = getattr(estimates.get(node.name, Rms()), direction)
             if rms and math.isfinite(rms):

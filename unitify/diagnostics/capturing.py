@@ -209,6 +209,27 @@ class AttributeTurned(Diagnostic):
 
 
 @dataclass(frozen=True)
+class CastsLeftOut(Diagnostic):
+    """A submodule runs its own code, and casts that its graph has are left out.
+
+    With values true between submodules each has a graph of its own. Where one is wrapped, replaced
+    or hooked, the modules around it run their own code, and all others their graphs. Products in
+    the code of those modules themselves are then not cast.
+
+    Example: a hook on a part of an attention block whose own forward multiplies by ``F.linear``; a
+    submodule called with inputs of another type; a deep copy of a submodule alone.
+    Fix: do so on the model, and transform it again.
+    """
+
+    code: ClassVar[str] = "U117"
+    is_loss: ClassVar[bool] = True
+    why: ClassVar[str] = "{module} runs its own code, without the casts of its graph: {reason}"
+    fix: ClassVar[str] = "Wrap, change or copy it in the model, and transform that again"
+    module: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class OutsideGuards(Diagnostic):
     """The transformed module was called with sizes for which its recording does not hold.
 

@@ -32,7 +32,8 @@ from unitify.operations.rule_table import RuleTable, load_rules
 from unitify.optim.groups import has_stored_weights, scales_of
 from unitify.optim.optimizers import OptimizerUnits, units_of
 from unitify.optim.state import change_of, check_movable, move_state, multiply_, regroup
-from unitify.plan.scale_plan import Scale, ScalePlan, plan
+from unitify.plan.planner import plan
+from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.rewrite import rewrite
 
 SCALES = ("measured", "analysis")
@@ -162,7 +163,11 @@ def _plans(
     for name in sorted(found, key=is_kept):
         captured, estimates = found[name]
         part = whole.parts[name]
-        own = part.plan if is_kept(name) else plan(captured, estimates, rules)
+        own = (
+            part.plan
+            if is_kept(name)
+            else plan(captured, estimates, rules, placement=part.plan.placement)
+        )
         plans[name] = agreed(own, name, captured, chosen)
         chosen.setdefault(path_of(name), (captured, part.graph, plans[name]))
     return plans

@@ -25,7 +25,7 @@ from unitify.capture.tree import copy_of
 from unitify.capture.watching import share_hooks
 from unitify.capture.whole import Capture
 from unitify.diagnostics import Diagnostic, UnitifyError
-from unitify.module.own_code import leave_graph, run_own_code
+from unitify.module.graph_forward import GraphForward, own_code_again
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.plan.fixed import parameter_of
 from unitify.plan.scale_plan import Scale, ScalePlan, parameter_units
@@ -62,9 +62,10 @@ class AssembledModule(UnitScaledModule):
                 # They are in the graphs.
                 share_hooks(nn.Module(), host)
             graphs = [part for name, part in self.parts.items() if path_of(name) == path]
-            module.__dict__["forward"] = _forward_of(module, graphs, is_whole=not path)
-        for part in self.parts.values():
-            part.watch(host)
+            GraphForward(module, _Island(graphs, is_whole=not path))
+        paths = [path_of(name) for name in parts]
+        for name, part in self.parts.items():
+            part.watch(host, path_of(name), paths.count(path_of(name)) == 1)
         self._take_signature(inspect.signature(type(host).forward))
 
     @property
@@ -99,12 +100,7 @@ class AssembledModule(UnitScaledModule):
             for name, part in self.parts.items()
         }
         host = copy_of(self.host, memo)
-        for path in dict.fromkeys(path_of(name) for name in parts):
-            # The copy runs its own code until it is given graphs of its own.
-            namespace = vars(host.get_submodule(path))
-            replaced = namespace.pop("forward").replaced
-            if replaced is not None:
-                namespace["forward"] = replaced
+        own_code_again(host)
         made = AssembledModule(host, parts, self.diagnostics)
         for name, part in self.parts.items():
             copied = made.parts[name]
@@ -152,6 +148,7 @@ def value_name(part: str, value: str) -> str:
 def joined(plans: Mapping[str, ScalePlan], model: nn.Module) -> ScalePlan:
     """One plan of all parts' plans: values as ``part/value``, parameters of the whole model."""
     first = parameter_aliases(model)
+    one = next(iter(plans.values()))
     scales: dict[str, Scale] = {}
     for name, plan in plans.items():
         for own, scale in plan.parameters.items():
@@ -164,13 +161,14 @@ def joined(plans: Mapping[str, ScalePlan], model: nn.Module) -> ScalePlan:
             for value, scale in plan.values.items()
         },
         parameters={name: scales.get(stands, Scale()) for name, stands in first.items()},
-        versions=next(iter(plans.values())).versions,
+        versions=one.versions,
         units={
             value_name(name, value): scale
             for name, plan in plans.items()
             for value, scale in plan.units.items()
         },
-        weights=next(iter(plans.values())).weights,
+        weights=one.weights,
+        placement=one.placement,
     )
 
 
@@ -207,15 +205,14 @@ def plan_of(plan: ScalePlan, part: str, captured: Capture) -> ScalePlan:
             if value.rpartition("/")[0] == part
         }
 
-    return ScalePlan(
+    return replace(
+        plan,
         values=own(plan.values),
         parameters={
             name: plan.parameters.get(f"{path}.{name}" if path else name, Scale())
             for name in captured.aliases
         },
-        versions=plan.versions,
         units=own(plan.units),
-        weights=plan.weights,
     )
 
 
@@ -246,36 +243,42 @@ def _attach(host: nn.Module, name: str, part: Part) -> UnitScaledModule:
     return UnitScaledModule(module, graph, plan, captured, captured.diagnostics)
 
 
-def _forward_of(
-    module: nn.Module, graphs: list[UnitScaledModule], is_whole: bool
-) -> Callable[..., Any]:
-    """What an island's module runs: the graph that holds for a call, or else its own code."""
-    own, replaced = module.forward, vars(module).get("forward")
-    scales = graphs[0].plan.parameters
+class _Island:
+    """Runs an island's module: by the graph that holds for a call, or else by its own code."""
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def __init__(self, graphs: list[UnitScaledModule], is_whole: bool) -> None:
+        self.graphs, self.is_whole = graphs, is_whole
+
+    def run(
+        self,
+        module: nn.Module,
+        own: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """The call ``(args, kwargs)`` of ``module``, whose own code is ``own``."""
         refused: tuple[UnitScaledModule, Refusal] | None = None
-        for part in graphs:
+        for part in self.graphs:
             if part.capture.mode not in (None, "train" if module.training else "eval"):
                 continue
             if (turned := part._turned()) is not None:
-                leave_graph(turned, part.is_inference)
-                return run_own_code(module, own, scales, args, kwargs)
+                return part.run_own(turned, own, args, kwargs)
             flat = part.capture.call.fitted(args, kwargs)
             if isinstance(flat, list):
                 part.training = module.training
                 return part.run_flat(flat, args, kwargs)
             refused = refused or (part, flat)
-        if is_whole and refused is None:
-            return graphs[0](*args, **kwargs)
-        if refused is not None:
-            misfit = refused[0].capture.call.misfit(refused[1])
-            if is_whole:
-                raise UnitifyError(misfit)
-            leave_graph(misfit, graphs[0].is_inference)
-        return run_own_code(module, own, scales, args, kwargs)
+        first = self.graphs[0]
+        if refused is None:
+            # No graph is of the module's mode.
+            if self.is_whole:
+                return first(*args, **kwargs)
+            return first.run_own(None, own, args, kwargs)
+        misfit = refused[0].capture.call.misfit(refused[1])
+        if self.is_whole:
+            raise UnitifyError(misfit)
+        return first.run_own(misfit, own, args, kwargs)
 
-    forward.__signature__ = inspect.signature(own)  # type: ignore[attr-defined]
-    #: What stood in the module's own namespace before.
-    forward.replaced = replaced  # type: ignore[attr-defined]
-    return forward
+    def copied_apart(self, module: nn.Module) -> None:
+        """Say that a copy of ``module`` alone has no graph."""
+        self.graphs[0].copied_apart()

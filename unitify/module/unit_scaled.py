@@ -6,6 +6,7 @@ import contextlib
 import copy
 import inspect
 import operator
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -18,26 +19,31 @@ from unitify.capture.watching import share_hooks
 from unitify.capture.whole import Capture
 from unitify.diagnostics import (
     AttributeTurned,
+    CastsLeftOut,
     Diagnostic,
-    KeysDiffer,
+    InputMismatch,
     NotPickled,
     OneModeOnly,
+    OutsideGuards,
     UnitifyError,
+    UnitifyWarning,
 )
-from unitify.module.fingerprint import KEY, check_fingerprint, fingerprint
 from unitify.module.folding import fold
+from unitify.module.graph_forward import own_code_again
 from unitify.module.interpreted import OwnCall
-from unitify.module.knobs import Knobs
+from unitify.module.knobs import Knobs, turned_now
 from unitify.module.own_code import leave_graph, run_own_code
-from unitify.module.tied import check_ties, tied_again, ties_of
-from unitify.plan.scale_plan import Scale, ScalePlan
+from unitify.module.submodules import Submodules, Whole
+from unitify.module.tied import tied_again
+from unitify.module.weights import HoldsWeights
+from unitify.plan.scale_plan import ScalePlan
 from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
 from unitify.reparametrisation import Reparametrisation
 from unitify.verification import Verification
 
 
-class UnitScaledModule(fx.GraphModule):
+class UnitScaledModule(HoldsWeights, fx.GraphModule):
     """The same function and the same gradients as the model, with tensors near unit scale.
 
     Called like the original; returns the original's type. Parameters have its names. Parameters,
@@ -58,6 +64,8 @@ class UnitScaledModule(fx.GraphModule):
     verification: Verification | None = None
     #: ``report.of_module.report``, which stands behind this file and is put here by the package.
     _report: ClassVar[Callable[..., Any]]
+    #: Runs the submodules' own graphs, where there are such.
+    _submodules: Submodules | None = None
     #: What the graph runs on: the modules, parameters and buffers, and nothing else.
     _tree: nn.Module
 
@@ -157,10 +165,9 @@ class UnitScaledModule(fx.GraphModule):
         does not hold for.
         """
         if (turned := self._turned()) is not None:
-            leave_graph(turned, self.is_inference)
             tree = self._tree
             code = tree.__call__ if self.capture.has_hooks else tree.forward
-            return run_own_code(tree, code, self.plan.parameters, args, kwargs)
+            return self.run_own(turned, code, args, kwargs)
         self._check_mode()
         return self.run_flat(self.capture.flat_inputs(args, kwargs), args, kwargs)
 
@@ -182,18 +189,65 @@ class UnitScaledModule(fx.GraphModule):
         self.training = self._tree.training
         return self
 
-    def watch(self, tree: nn.Module) -> None:
-        """From now on, attributes of ``tree`` are to stay what the graph was recorded with."""
+    def run_own(
+        self,
+        reason: AttributeTurned | InputMismatch | OutsideGuards | None,
+        code: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """A call by ``code``, the model's own, which is not the graph's for ``reason``.
+
+        Where values are true, submodules run their graphs in it.
+        """
+        if (submodules := self._submodules) is not None:
+            if reason is not None:
+                submodules.leave("", reason.message, self._whole())
+            return submodules.run_around(code, args, kwargs)
+        if reason is not None:
+            leave_graph(reason, self.is_inference)
+        return run_own_code(self._tree, code, self.plan.parameters, args, kwargs)
+
+    def copied_apart(self) -> None:
+        """Say that a copy of the tree alone runs the model's own code.
+
+        Raises ``UnitifyError`` (U117) where that cannot: its weights are not what the code takes.
+        """
+        name = type(self.capture.model).__name__
+        found = CastsLeftOut(where=name, module=name, reason="it is a copy of a submodule alone")
+        if self._fingerprint() is not None:
+            raise UnitifyError(found)
+        if self._casts:
+            warnings.warn(UnitifyWarning(str(found)), stacklevel=4)
+
+    def _whole(self) -> Whole:
+        cast = frozenset(choice.value for choice in self._casts if choice.is_cast)
+        return Whole(self.graph, self.capture, self.plan, self._attribute, cast, self.is_inference)
+
+    def watch(self, tree: nn.Module, path: str = "", is_alone: bool = True) -> None:
+        """From now on, attributes of ``tree`` are to stay what the graph was recorded with.
+
+        ``path``: where in it this module's own tree is. ``is_alone``: is there no other graph of
+        that, so that its submodules have graphs of their own where values are true?
+        """
+        if is_alone and self.plan.is_true:
+            self._submodules = Submodules(self._tree, self._whole, path)
         left = [effect.location for effect in self.capture.call.effects]
-        reads = [where for where in self.capture.reads if not any(map(where.leads_to, left))]
-        self.__dict__["_knobs"] = Knobs(tree, reads)
+        reads = {
+            where: readers
+            for where, readers in self.capture.reads.items()
+            if not any(map(where.leads_to, left))
+        }
+        self.__dict__["_knobs"] = knobs = Knobs(tree, reads)
+        if self._submodules is not None:
+            self._submodules.knobs = knobs
 
     def _turned(self) -> AttributeTurned | None:
-        """What was turned since then, if anything; compiled code is not asked at each call."""
+        """What was turned since then, if anything; compiled code was asked as it was compiled."""
         knobs: Knobs | None = self.__dict__.get("_knobs")
-        if knobs is None or torch.compiler.is_compiling():
+        if knobs is None:
             return None
-        found = knobs.turned()
+        found = turned_now(knobs) if torch.compiler.is_compiling() else knobs.turned()
         return None if found is None else AttributeTurned(attribute=str(found))
 
     def _check_mode(self) -> None:
@@ -296,84 +350,9 @@ class UnitScaledModule(fx.GraphModule):
         held = [self._attribute(str(n.target)) for n in self.graph.nodes if n.op == "get_attr"]
         return [p for p in held if isinstance(p, nn.Parameter)]
 
-    def _fingerprint(self) -> torch.Tensor | None:
-        """Of stored weights and of codes; None where all that is held is true."""
-        if self.is_inference:
-            return fingerprint(self.plan, self.casts)
-        return fingerprint(self.plan) if self.plan.weights == "stored" else None
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        held = self._fingerprint()
-        if held is not None:
-            destination[prefix + KEY] = held
-
-    def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
-    ) -> None:
-        """Of this module; torch calls it for each submodule in turn.
-
-        Raises ``UnitifyError``: U017 or U018 for weights that mean something else here.
-        """
-        check_fingerprint(self._fingerprint(), state_dict, prefix, self.plan.parameters)
-        ties = ties_of(self._tree)
-        if local_metadata.get("assign_to_params_buffers"):
-            check_ties(ties, state_dict, prefix)
-        held = {first: self._tree.get_parameter(first) for first in ties.values()}
-        self.__dict__["_tied"] = ties, held
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-
-    def original_state_dict(self) -> dict[str, torch.Tensor]:
-        """A copy of the true weights and buffers under the original's names.
-
-        With true weights ``state_dict`` holds the same. With a scheme the original is the true
-        model that the scheme made, ``capture.model``.
-
-        Raises ``UnitifyError`` (U603) after ``to_inference``, where weights are codes.
-        """
-        self._check_weights()
-        return {
-            name: tensor * self._scale(name).fwd if self._is_scaled(name) else tensor.clone()
-            for name, tensor in self.state_dict().items()
-            if name != KEY
-        }
-
-    def load_original_state_dict(
-        self, state_dict: Mapping[str, torch.Tensor], strict: bool = True
-    ) -> None:
-        """Take over true weights and buffers, as the original would.
-
-        With true weights ``load_state_dict`` does the same.
-
-        Raises ``UnitifyError`` (U603) where names or shapes differ, and after ``to_inference``.
-        """
-        self._check_weights()
-        stored = {
-            name: tensor / self._scale(name).fwd if self._is_scaled(name) else tensor
-            for name, tensor in state_dict.items()
-        }
-        held = self._fingerprint()
-        if held is not None:
-            stored[KEY] = held
-        try:
-            self.load_state_dict(stored, strict=strict)
-        except RuntimeError as error:
-            problem = " ".join(str(error).split())
-            raise UnitifyError(KeysDiffer(problem=problem)) from None
-
-    def _check_weights(self) -> None:
-        if self.is_inference:
-            problem = "the module was made by to_inference and holds codes in place of weights"
-            raise UnitifyError(KeysDiffer(problem=problem))
-
-    def _is_scaled(self, name: str) -> bool:
-        return self._scale(name).fwd != 1.0
-
-    def _scale(self, name: str) -> Scale:
-        return self.plan.parameters.get(name, Scale())
-
     def __deepcopy__(self, memo: dict[int, Any]) -> UnitScaledModule:
         root = copy_of(self._tree, memo)
+        own_code_again(root)
         for target, constant in self.capture.constants.items():
             if isinstance(constant, nn.Module):
                 root._modules[target] = constant

@@ -156,3 +156,12 @@ def nodes_of(argument: Any) -> list[fx.Node]:
     if isinstance(argument, list | tuple):
         return [n for item in argument for n in nodes_of(item)]
     return []
+
+
+def operand_nodes(node: fx.Node) -> list[tuple[str, int, fx.Node]]:
+    """Every node operand as (argument name, index in that argument, node)."""
+    return [
+        (name, index, operand)
+        for name, argument in named_arguments(node).items()
+        for index, operand in enumerate(nodes_of(argument))
+    ]

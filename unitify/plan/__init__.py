@@ -1,5 +1,6 @@
 """Third stage: estimates → ``ScalePlan``, a scale for every value and parameter."""
 
-from unitify.plan.scale_plan import Scale, ScalePlan, plan
+from unitify.plan.planner import plan
+from unitify.plan.scale_plan import Scale, ScalePlan
 
 __all__ = ["Scale", "ScalePlan", "plan"]

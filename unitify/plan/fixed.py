@@ -81,7 +81,7 @@ def fixed_values(capture: Capture) -> frozenset[fx.Node]:
         is_outside = node.op == "placeholder" or (
             node.op == "get_attr" and parameter_of(capture, node) is None
         )
-        is_same = _is_handed_back(node) and node.args[0] in fixed
+        is_same = is_handed_back(node) and node.args[0] in fixed
         if is_outside or is_same or is_summed_unseen(node):
             fixed.add(node)
     return frozenset(fixed)
@@ -91,7 +91,7 @@ def _is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), torch.Tensor) or holds_tensors(node)
 
 
-def _is_handed_back(node: fx.Node) -> bool:
+def is_handed_back(node: fx.Node) -> bool:
     """Is the result the first operand itself?"""
     source = node.args[0] if node.op == "call_function" and node.args else None
     if not isinstance(source, fx.Node) or not isinstance(node.target, OpOverload):

@@ -33,4 +33,5 @@ def uniform_plan(capture: Capture, loss_scale: float = 1.0) -> ScalePlan:
         name: scale if first in used else Scale() for name, first in capture.aliases.items()
     }
     units = {n.name: scale for n in held if is_true_parameter(capture, n) and scale != Scale()}
-    return ScalePlan(values, parameters, versions(), units, weights_of(capture))
+    weights = weights_of(capture)
+    return ScalePlan(values, parameters, versions(), units, weights, "casts")

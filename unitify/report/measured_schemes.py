@@ -20,7 +20,8 @@ from unitify.estimates import Estimates, Rms
 from unitify.measure.captured import measure
 from unitify.module.assembly import value_name
 from unitify.operations.rule_table import RuleTable, load_rules
-from unitify.plan.scale_plan import Scale, ScalePlan, plan
+from unitify.plan.planner import plan
+from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.plan.uniform import uniform_plan
 from unitify.report.drawn_moments import glorot_weights
 from unitify.report.schemes import GLOROT, OWN, UNIT, SchemeShares, loss_exponent, planned

@@ -23,7 +23,7 @@ from unitify.operations.laws import holds_tensors, is_scalable
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import operation_name
 from unitify.plan.fixed import true_weights
-from unitify.plan.scale_plan import Scale, ScalePlan
+from unitify.plan.scale_plan import ScalePlan
 from unitify.recipe.choices import Choice, flop_share
 from unitify.verification import Difference
 
@@ -182,7 +182,7 @@ def unit_share(
         if name in weights:
             true += 1
             continue
-        scale = plan.values.get(name, Scale())
+        scale = plan.wanted(name)
         stored = rms / (scale.fwd if direction == "forward" else scale.bwd)
         total += 1
         before += is_unit(rms)

@@ -17,7 +17,8 @@ from unitify.capture.execution import LossFunction
 from unitify.capture.whole import Capture
 from unitify.estimates import Estimates, Rms
 from unitify.operations.rule_table import RuleTable
-from unitify.plan.scale_plan import ScalePlan, plan
+from unitify.plan.planner import plan
+from unitify.plan.scale_plan import ScalePlan
 from unitify.plan.uniform import uniform_plan
 from unitify.report.constraints import RULES, Constraints
 from unitify.report.drawn_moments import DrawnMoments, glorot_weights

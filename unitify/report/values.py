@@ -128,8 +128,7 @@ def _side(
     formats: tuple[Format, ...],
     casts: Mapping[tuple[str, int], str],
 ) -> Side:
-    scale = part.plan.values.get(node.name, Scale())
-    exponent = scale.exponents[direction]
+    exponent = part.plan.wanted(node.name).exponents[direction]
     predicted = _rms(part.analysis.estimates.get(node.name, Rms()), direction)
     measured = _rms(part.measured.get(node.name, Rms()), direction)
     held = part.magnitudes.get((node.name, direction)) or _of_weight(part, node, direction)

@@ -1,0 +1,70 @@
+"""``GraphForward``: what a module runs in the place of its own ``forward``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch import nn
+
+from unitify.diagnostics import NotPickled, UnitifyError
+
+
+class Runs(Protocol):
+    """What decides how a call of a module is run, and runs it."""
+
+    def run(
+        self,
+        module: nn.Module,
+        own: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """The call ``(args, kwargs)`` of ``module``, whose own code is ``own``."""
+        ...
+
+    def copied_apart(self, module: nn.Module) -> None:
+        """Say what a copy of ``module`` alone, which runs its own code, leaves out."""
+        ...
+
+
+class GraphForward:
+    """A ``forward`` that lets ``runs`` run each call of ``module``.
+
+    It stands in the module's own namespace, so that the module keeps its class, its hooks run
+    around it, and whoever wraps or calls the module has it run.
+    """
+
+    def __init__(self, module: nn.Module, runs: Runs) -> None:
+        self.module, self.runs = module, runs
+        #: What stood in the module's own namespace before; its own code.
+        self.replaced = vars(module).get("forward")
+        self.own = module.forward
+        self.__signature__ = inspect.signature(self.own)
+        module.__dict__["forward"] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """One call, by a graph where one holds for it, else by the module's own code."""
+        return self.runs.run(self.module, self.own, args, kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Of a copy of the module alone: its own code, on its own weights."""
+        self.runs.copied_apart(self.module)
+        copied = memo.get(id(self.module))
+        if copied is None or self.replaced is not None:
+            return self.replaced
+        return type(self.module).forward.__get__(copied)
+
+    def __reduce__(self) -> Any:
+        raise UnitifyError(NotPickled(where=type(self.module).__name__))
+
+
+def own_code_again(tree: nn.Module) -> None:
+    """Take every ``GraphForward`` out of ``tree``: its modules run their own code."""
+    for module in tree.modules():
+        forward = vars(module).get("forward")
+        if isinstance(forward, GraphForward):
+            del module.__dict__["forward"]
+            if forward.replaced is not None:
+                module.__dict__["forward"] = forward.replaced

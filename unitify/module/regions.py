@@ -1,0 +1,252 @@
+"""A submodule's own graph: what of a whole graph one call of it made, between true values.
+
+Takes a graph whose values are all true, and a ``Region`` of its recording; gives the graph of that
+region alone, with the submodule's own names of attributes. There is none where more than the result
+leaves the call: a value that code outside uses, a write into something of another module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from unitify.capture.aliases import written_arguments
+from unitify.capture.boundaries import Named, Region, text_of
+from unitify.capture.signature import Leaf
+from unitify.plan.fixed import is_handed_back
+
+_SIZE = torch.ops.aten.sym_size.int
+_CAST = torch.ops.unitify.cast.default
+_UNCENTRE = torch.ops.unitify.uncentre.default
+
+
+class NoPiece(Exception):
+    """A region that no graph of its own can hold; the message says why."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The graph of one region.
+
+    Its placeholders are the leaves of the region's arguments, and behind them ``constants``, which
+    the whole graph reads as attributes. ``results``: the name of the value that each result is, ""
+    for a constant. ``computes_sizes``: does it hold for sizes that only the whole graph knows of?
+    """
+
+    graph: fx.Graph
+    leaves: tuple[Leaf, ...]
+    constants: tuple[str, ...]
+    results: tuple[str, ...]
+    computes_sizes: bool
+
+    def text(self) -> str:
+        """What it computes, whatever its values are called."""
+        return "\n".join([text_of(self.graph), str(self.leaves), str(self.constants)])
+
+
+def piece_of(
+    graph: fx.Graph,
+    region: Region,
+    recorded: frozenset[str],
+    own_name: Callable[[str], str | None],
+    constants: Mapping[str, Any],
+) -> Piece:
+    """The part of ``graph`` that ``region`` is.
+
+    ``recorded``: the names of the values that its recording had. ``own_name``: the submodule's name
+    of an attribute of the whole; None where it has none. ``constants``: what ``graph`` reads beside
+    the model's own attributes.
+
+    Raises ``NoPiece``.
+    """
+    return _Cutter(graph, region, recorded, own_name, constants).piece()
+
+
+class _Cutter:
+    def __init__(
+        self,
+        graph: fx.Graph,
+        region: Region,
+        recorded: frozenset[str],
+        own_name: Callable[[str], str | None],
+        constants: Mapping[str, Any],
+    ) -> None:
+        self.graph, self.region, self.recorded = graph, region, recorded
+        self.own_name, self.constants = own_name, constants
+        self.nodes: dict[str, fx.Node] = {node.name: node for node in graph.nodes}
+        self.made = fx.Graph()
+        #: Node of the whole graph → what stands for it here.
+        self.placed: dict[fx.Node, fx.Node] = {}
+        #: Sizes of what is given, by what torch knows each as; those that are used.
+        self.sizes: dict[str, tuple[fx.Node, int]] = {}
+        self.measured: dict[fx.Node, tuple[fx.Node, int]] = {}
+        self.inside: dict[fx.Node, None] = {}
+        self.used: list[str] = []
+        self.computes_sizes = False
+
+    def piece(self) -> Piece:
+        for i, leaf in enumerate(self.region.given.leaves):
+            self._give(self.made.placeholder(f"given_{i}"), leaf)
+        tail = self.region.tail
+        ends = {n.name: n for n in tail.nodes} if tail is not None else {}
+        taken = [n.name for n in ends.values() if n.op == "placeholder"]
+        dead = {name for name in ends if name not in taken and name not in self.nodes}
+        names = [x.name if isinstance(x, Named) else "" for x in self.region.result.leaves]
+        wanted = {
+            name: self._outside(name) for name in [*names, *taken] if name and name not in dead
+        }
+        self._collect(list(wanted.values()))
+        self._writes()
+        self._check_nothing_escapes(set(wanted.values()))
+        for target in self.used:
+            holder = self.made.placeholder(f"constant_{target}")
+            for node in self.inside:
+                if node.op == "get_attr" and node.target == target:
+                    self.placed[node] = holder
+                    holder.meta = dict(node.meta)
+        for node in self.graph.nodes:
+            if node in self.inside and node not in self.placed:
+                self._place(node)
+        made = {name: self.placed[node] for name, node in wanted.items()}
+        for node in ends.values():
+            if node.op == "call_function":
+                made[node.name] = self.made.node_copy(node, lambda n: made[n.name])
+        leaves = zip(names, self.region.result.leaves, strict=True)
+        self.made.output(tuple(made[name] if name else leaf for name, leaf in leaves))
+        return Piece(self.made, self._leaves(), tuple(self.used), tuple(names), self.computes_sizes)
+
+    def _leaves(self) -> tuple[Leaf, ...]:
+        """How each flat input is to be; by the name of its argument where that is all of it."""
+        found = self.region.leaves
+        whole = len(self.region.arguments) == len(found)
+        names = self.region.arguments if whole else [f"input_{i}" for i in range(len(found))]
+        return tuple(replace(leaf, name=name) for leaf, name in zip(found, names, strict=True))
+
+    def _give(self, holder: fx.Node, leaf: Any) -> None:
+        if not isinstance(leaf, Named) or leaf.name not in self.nodes:
+            return  # A constant, or what nothing uses.
+        node = self.nodes[leaf.name]
+        holder.meta = dict(node.meta)
+        for stand in stands_for(node):
+            self.placed.setdefault(stand, holder)
+        for dimension, size in enumerate(node.meta["val"].shape):
+            self.sizes.setdefault(str(size), (holder, dimension))
+
+    def _outside(self, name: str) -> fx.Node:
+        """The node that a user outside of the region takes for a value."""
+        if name not in self.nodes:
+            raise NoPiece(f"the graph holds {name} no more")
+        node = self.nodes[name]
+        return node if node in self.placed else stands_for(node)[-1]
+
+    def _collect(self, wanted: list[fx.Node]) -> None:
+        """Everything that ``wanted`` is made of."""
+        pending = list(wanted)
+        while pending:
+            node = pending.pop()
+            if node in self.placed or node in self.inside:
+                continue
+            self.inside[node] = None
+            if node.op == "get_attr":
+                self._check_attribute(str(node.target))
+            elif node.op == "placeholder":
+                raise NoPiece(f"it uses {node.name}, which it is not given")
+            elif node.name not in self.recorded or node.name in self.region.nodes:
+                pending += node.all_input_nodes
+            elif isinstance(node.meta.get("val"), torch.SymInt):
+                pending += self._size(node)
+            else:
+                raise NoPiece(f"it uses {node.name}, which it is not given")
+            self.computes_sizes |= isinstance(node.meta.get("val"), torch.SymInt)
+
+    def _check_attribute(self, target: str) -> None:
+        if target in self.constants:
+            if target not in self.used:
+                self.used.append(target)
+        elif self.own_name(target) is None:
+            raise NoPiece(f"it uses {target}, which is not its own")
+
+    def _size(self, node: fx.Node) -> list[fx.Node]:
+        """A size that code outside has found: it is one of what is given, or made of such."""
+        known = self.sizes.get(str(node.meta["val"]))
+        if known is None and node.target is not _SIZE:
+            return node.all_input_nodes
+        if known is None:
+            raise NoPiece(f"it uses the size {node.name}, which nothing that it is given has")
+        self.measured[node] = known
+        return []
+
+    def _writes(self) -> None:
+        """Writes into the submodule's own buffers, those at the end of the whole graph, too."""
+        for node in self.graph.nodes:
+            written = written_arguments(node)
+            if not written:
+                continue
+            chain = [node]
+            while chain[-1].name not in self.region.nodes and chain[-1] not in self.inside:
+                sources = [n for n in chain[-1].all_input_nodes if n not in written]
+                if len(sources) != 1 or sources[0].op != "call_function":
+                    break
+                chain.append(sources[0])
+            if chain[-1].name not in self.region.nodes and chain[-1] not in self.inside:
+                continue
+            for buffer in written:
+                if buffer in self.inside and buffer.op == "call_function":
+                    continue
+                if buffer.op != "get_attr" or self.own_name(str(buffer.target)) is None:
+                    raise NoPiece(f"it writes into {buffer.name}")
+                self.inside[buffer] = None
+            self._collect(chain[-1:])
+            self.inside |= dict.fromkeys(chain)
+            self._collect([n for link in chain for n in link.all_input_nodes])
+
+    def _check_nothing_escapes(self, results: set[fx.Node]) -> None:
+        for name in self.region.nodes:
+            node = self.nodes.get(name)
+            if node is None or isinstance(node.meta.get("val"), torch.SymInt):
+                continue
+            if results & set(stands_for(node)) or self._is_given(node):
+                continue
+            for user in node.users:
+                if user not in self.inside and user.name not in self.region.nodes:
+                    raise NoPiece(f"{name} leaves it beside its result")
+
+    def _is_given(self, node: fx.Node) -> bool:
+        """Is it what the call was given, handed back by an operation? The caller has it, too."""
+        while is_handed_back(node) and node not in self.placed:
+            node = node.all_input_nodes[0]
+        return node in self.placed and node.name not in self.region.nodes
+
+    def _place(self, node: fx.Node) -> None:
+        if node.op == "get_attr":
+            name = self.own_name(str(node.target))
+            assert name is not None
+            made = self.made.get_attr(name)
+        elif node in self.measured:
+            made = self.made.call_function(_SIZE, self.measured[node])
+        else:
+            made = self.made.node_copy(node, self.placed.__getitem__)
+        made.meta = dict(node.meta)
+        made.name = node.name
+        self.placed[node] = made
+
+
+def stands_for(node: fx.Node) -> list[fx.Node]:
+    """``node`` and what stands for it, as its users see it: casts of its gradient, means put back.
+
+    The last one is what a user outside of its operation takes.
+    """
+    found = [node]
+    while (behind := next((u for u in found[-1].users if _stands(u, found[-1])), None)) is not None:
+        found.append(behind)
+    return found
+
+
+def _stands(user: fx.Node, node: fx.Node) -> bool:
+    if not user.args or user.args[0] is not node:
+        return False
+    return user.target is _UNCENTRE or (user.target is _CAST and bool(user.args[2]))
