@@ -83,7 +83,7 @@ def convert(
     # After the model's own module, which may register the operations that the rules are of.
     table = load_rules(rules)
     batches = input_batches(inputs) if inputs is not None else None
-    args, kwargs = as_inputs(batches[0]) if batches else infer_inputs(source.model)
+    args, kwargs = as_inputs(source.model, batches[0]) if batches else infer_inputs(source.model)
     clock.done("read")
     module = transform(
         source.model,
@@ -98,7 +98,7 @@ def convert(
         on_stage=clock.done,
     )
     # The yardstick of the report is what is measured, whatever the scales were chosen from.
-    calls = [as_inputs(batch) for batch in batches] if batches else [(args, kwargs)]
+    calls = [as_inputs(source.model, batch) for batch in batches] if batches else [(args, kwargs)]
     measured = clock.made.get("measured") or measure_recorded(clock.made["capture"], calls)
     clock.done("report")
     report = make_report(

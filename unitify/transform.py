@@ -132,7 +132,7 @@ def transform(
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
     batches = None if batches is None else list(batches)
-    further = [as_inputs(batch) for batch in batches or ()]
+    further = [as_inputs(model, batch) for batch in batches or ()]
 
     def made(recorded: Recording) -> tuple[Recording, dict[str, Estimates], UnitScaledModule]:
         if weights == "true":
@@ -239,7 +239,8 @@ def _estimates(
         choices = ", ".join(SCALES)
         raise UnitifyError(UnknownOption(option="scales", value=scales, choices=choices))
     if scales == "measured":
-        calls = [example] if batches is None else [as_inputs(batch) for batch in batches]
+        given = (as_inputs(recorded.model, batch) for batch in batches or ())
+        calls = [example] if batches is None else list(given)
         return measure_recorded(recorded, calls, loss_fn), ()
     found: dict[str, Estimates] = {}
     notes: list[Diagnostic] = []

@@ -24,6 +24,7 @@ from unitify.capture.decisions import OutOfTime, observed
 from unitify.capture.example import distinct, doubled, in_order
 from unitify.capture.exporting import ExportError, without_cache
 from unitify.capture.modes import merge_modes
+from unitify.capture.outline import Outline, outline_of
 from unitify.capture.places import Location
 from unitify.capture.recorded_graph import (
     EXPECTED,
@@ -60,7 +61,8 @@ class Capture:
     that a scheme put there. ``made``: what the model's first call makes for good, and the graph
     takes for granted. ``reads``: attributes that the model's code read; the graph holds while they
     are what they were. ``has_hooks``: are the model's own hooks in the graph, or around it?
-    ``true_parameters``: those that stay at true scale, by first name.
+    ``true_parameters``: those that stay at true scale, by first name. ``calls``: of the model that
+    was recorded, whole or by islands; with them it is recorded again.
     """
 
     model: nn.Module
@@ -77,6 +79,7 @@ class Capture:
     made: tuple[tuple[Location, Any], ...] = ()
     reads: tuple[Location, ...] = ()
     has_hooks: bool = True
+    calls: tuple[Outline, ...] = ()
 
     def attribute(self, target: str) -> Any:
         """The parameter, buffer, constant or flag that a ``get_attr`` node names."""
@@ -116,7 +119,8 @@ def capture(
     """
     args, kwargs = distinct(args, in_order(inspect.signature(model.forward), kwargs))
     register_dataclasses((args, kwargs))
-    larger = doubled(args, kwargs) if how.dynamic_shapes == "auto" else None
+    is_auto = how.dynamic_shapes == "auto" or isinstance(how.dynamic_shapes, Free)
+    larger = doubled(args, kwargs) if is_auto else None
     if larger is not None:
         # A size of one is always fixed by a recording; a batch of two stands for any other.
         with contextlib.suppress(UnitifyError):
@@ -176,6 +180,7 @@ def _captured(
             mode=mode,
             other=other,
             diagnostics=(*dict.fromkeys(notes), *frozen),
+            calls=(outline_of(args, kwargs, record.leaves, free),),
         )
 
     with _quiet_model(model, notes):

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unitify.capture.inputs import given_or_inferred
+from unitify.capture.inputs import as_inputs, given_or_inferred
 from unitify.capture.islands import record, with_true_parameters
+from unitify.capture.sizes import RECORDING_SECONDS
 from unitify.cast.casting import cast_module
 from unitify.checkpoint.state_dict import fitting
 from unitify.diagnostics import KeysDiffer, UnitifyError, UnknownOption
@@ -29,6 +30,7 @@ from unitify.reparametrisation import Reparametrisation
 from unitify.rewrite import rewrite
 from unitify.scheme.reparametrise import reparametrise
 from unitify.transform import build
+from unitify.verify.running import is_faithful
 
 
 def rebuild(
@@ -41,14 +43,17 @@ def rebuild(
     recipe: str | Mapping[str, Any] | Recipe | None = None,
     casts: Iterable[Choice] | None = None,
     scheme: Mapping[str, Reparametrisation] | None = None,
+    batches: Iterable[Any] = (),
     dynamic_shapes: Any = "auto",
+    recording_seconds: float | None = RECORDING_SECONDS,
     rules: Iterable[Any] = (),
 ) -> UnitScaledModule:
     """The module that ``state_dict`` and ``plan`` were taken from.
 
     ``model``: a model of the class that was transformed; its weights do not matter, and are not
-    changed. ``state_dict``: true weights or stored ones, as the plan has them. ``example_inputs``
-    and the options are those of ``transform``; with a ``recipe`` its casts are there again.
+    changed. ``state_dict``: true weights or stored ones, as the plan has them. ``example_inputs``,
+    ``batches`` and the options are those of ``transform``; with a ``recipe`` its casts are there
+    again.
     ``casts``: ``module.casts``, which recipes need that choose by what they see (``fp8-auto``).
     ``scheme``: ``module.scheme``, where the module was made by one.
 
@@ -62,7 +67,12 @@ def rebuild(
     rounding = read_recipe(recipe)
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
-    recorded = record(model, args, kwargs, dynamic_shapes)
+    further = [as_inputs(model, batch) for batch in batches]
+    seconds = recording_seconds
+    recorded = record(model, args, kwargs, dynamic_shapes, further, seconds)
+    if recorded.whole is not None and all("/" in value for value in plan.values):
+        # Its recording as a whole was found to lose something; those of submodules did not.
+        recorded = record(model, args, kwargs, dynamic_shapes, further, seconds, is_faithful)
     if plan.weights == "true":
         recorded = with_true_parameters(recorded)
     recorded = reparametrise(recorded, scheme, table)

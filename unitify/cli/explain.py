@@ -51,5 +51,5 @@ def _derivation(
         converted = read(folder)
         built, chosen = true_model(converted, built), converted.plan
     assert built is not None
-    args, kwargs = as_inputs(input_batches(inputs)[0]) if inputs is not None else ((), {})
+    args, kwargs = ((), {}) if inputs is None else as_inputs(built, input_batches(inputs)[0])
     return explain_value(name, built, args, kwargs, chosen=chosen, rules=rules)

@@ -102,7 +102,7 @@ def _transformed(
     advance: Callable[[str], None],
 ) -> UnitScaledModule:
     batches = list(opened.batches)
-    args, kwargs = as_inputs(batches[0]) if batches else infer_inputs(opened.model)
+    args, kwargs = as_inputs(opened.model, batches[0]) if batches else infer_inputs(opened.model)
     return transform(
         opened.model,
         args,
