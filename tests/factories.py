@@ -92,6 +92,10 @@ def inputs_number() -> int:
     return 3
 
 
+def inputs_tensor() -> Tensor:
+    return inputs_tuple()[0]
+
+
 def inputs_list_of_tensors() -> list[Tensor]:
     return list(inputs_tuple())
 

@@ -50,7 +50,8 @@ ORDER = {
     "verify": "comparison calls results yardstick underflow equation validation running",
     "transform": "",
     "drift": "measuring rebase readings monitor",
-    "checkpoint": "state_dict rebuild files pretrained drawn_calls folder targets",
+    "checkpoint": """state_dict rebuild nests distributed files float8 renamed filling pretrained
+        drawn_calls folder targets""",
     "rulebook": "calls laws moments verify listing skeleton page",
     "report": """report table magnitudes losses shares drawn_moments unit_graph constraints schemes
         measured_schemes origins numerics sqnr values class_graph drift_file gathering document

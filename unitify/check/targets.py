@@ -54,7 +54,7 @@ def read_target(
         loaded = load(path, built, batches[0] if batches else (), rules=rules)
         return Target(loaded, batches, Frame(str(path / PLAN), 1), _scales(path))
     if path.is_dir():
-        return Target(read_pretrained(path), batches, Frame(str(path / "config.json"), 1))
+        return Target(read_pretrained(path)[0], batches, Frame(str(path / "config.json"), 1))
     if ":" not in target:
         problem = "there is no such folder; a factory is written package.module:name"
         raise UnitifyError(CheckpointUnreadable(path=target, problem=problem))

@@ -28,7 +28,7 @@ from unitify.capture.outline import Outline
 from unitify.checkpoint.drawn_calls import drawn_calls, sizes_by_name
 from unitify.checkpoint.pretrained import from_config
 from unitify.checkpoint.rebuild import rebuild
-from unitify.checkpoint.state_dict import fitting
+from unitify.checkpoint.state_dict import check_fitting
 from unitify.diagnostics import (
     FolderDamaged,
     NoOriginal,
@@ -182,7 +182,8 @@ def true_model(found: Converted, model: nn.Module | None = None) -> nn.Module:
         for name, tensor in found.weights.items()
         if name != KEY
     }
-    built.load_state_dict(fitting(built, true, same_types=True), strict=True)
+    check_fitting(built, true, same_types=True)
+    built.load_state_dict(true, strict=False)
     return built
 
 
@@ -191,7 +192,7 @@ def _skeleton(found: Converted, model: nn.Module | None) -> nn.Module:
         return model
     if found.huggingface is None:
         raise _damaged(found.path, "it names no model: pass one")
-    return from_config(found.huggingface)
+    return from_config(found.huggingface, found.weights)
 
 
 def sha256(path: Path) -> str:

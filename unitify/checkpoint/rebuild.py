@@ -17,9 +17,10 @@ from unitify.capture.inputs import as_inputs, given_or_inferred
 from unitify.capture.islands import record, with_true_parameters
 from unitify.capture.sizes import RECORDING_SECONDS
 from unitify.cast.casting import cast_module
-from unitify.checkpoint.state_dict import fitting
+from unitify.checkpoint.state_dict import check_fitting
 from unitify.diagnostics import KeysDiffer, UnitifyError, UnknownOption
 from unitify.module.assembly import Part, assemble, plan_of
+from unitify.module.fingerprint import KEY
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.rule_table import load_rules
 from unitify.plan.scale_plan import ScalePlan, check_plan
@@ -97,16 +98,27 @@ def take_over(module: UnitScaledModule, state_dict: Mapping[str, Tensor]) -> Non
     Raises ``UnitifyError`` (U603) where names, shapes or types differ, and where a buffer that no
     state dict holds is on the meta device.
     """
-    complete = fitting(module, state_dict, same_types=True)
-    lost = [n for n, b in module.named_buffers() if b.is_meta and n not in complete]
-    if lost:
-        problem = f"the buffer {lost[0]} is on the meta device and no state dict holds it"
-        raise UnitifyError(KeysDiffer(problem=problem))
-    _materialise(module)
-    module.load_state_dict(complete, strict=True)
+    held = {name: tensor for name, tensor in state_dict.items() if name != KEY}
+    check_fitting(module._tree, held, same_types=True)
+    check_held(module)
+    materialise(module)
+    # Tied names may be missing.
+    module.load_state_dict(state_dict, strict=False)
 
 
-def _materialise(module: nn.Module) -> None:
+def check_held(module: nn.Module, missing: Iterable[str] = ()) -> None:
+    """Does a state dict without the names ``missing`` hold all of ``module`` that has no memory?
+
+    Raises ``UnitifyError`` (U603).
+    """
+    loaded = module.state_dict().keys() - set(missing)
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if tensor.is_meta and name not in loaded:
+            problem = f"{name} is on the meta device and no state dict holds it"
+            raise UnitifyError(KeysDiffer(problem=problem))
+
+
+def materialise(module: nn.Module) -> None:
     """Empty memory in place of meta tensors; tied tensors stay one."""
     made: dict[int, Tensor] = {}
     for child in module.modules():

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from unitify.capture.source import frames_of_failure
 from unitify.diagnostics import BatchesNeeded, FactoryFailed, ImportFailed, UnitifyError
 
-#: One tensor, a tuple of positional or a mapping of keyword inputs.
-Batch = Tensor | tuple[Any, ...] | Mapping[str, Any]
+#: A tuple of positional or a mapping of keyword inputs.
+Batch = tuple[Any, ...] | Mapping[str, Any]
 
 
 def build_model(target: str) -> nn.Module:
@@ -35,16 +35,20 @@ def build_model(target: str) -> nn.Module:
 def input_batches(target: str) -> list[Batch]:
     """The batches that the function ``target`` returns; the first one is the example.
 
-    A tensor, a tuple or a mapping is one batch; a list holds one of these a batch.
+    A tensor, a tuple or a mapping is one batch; a list holds a tuple or a mapping a batch (one of
+    tensors might be meant as either).
+
     Raises ``UnitifyError`` (U604 for anything else, U003 for an empty list).
     """
     result = _call(target)
     batches = result if isinstance(result, list) else [result]
+    if isinstance(result, Tensor):
+        return [(result,)]
     if not batches:
         raise UnitifyError(BatchesNeeded(where=target))
     for batch in batches:
-        if not isinstance(batch, Tensor | tuple | Mapping):
-            expected = "a tensor, a tuple of inputs, a dict of keyword inputs or a list of these"
+        if not isinstance(batch, tuple | Mapping):
+            expected = "a tensor, a tuple of inputs, a dict of keyword inputs or a list of the two"
             raise _failed(target, f"it returned {_article(result)}, not {expected}")
     return batches
 

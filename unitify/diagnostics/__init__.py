@@ -70,7 +70,9 @@ from unitify.diagnostics.estimating import (
     UnknownValue,
 )
 from unitify.diagnostics.files import (
+    AdapterAlone,
     BaselineUnreadable,
+    CheckpointAdapted,
     CheckpointUnreadable,
     FactoryFailed,
     FolderDamaged,
@@ -79,6 +81,7 @@ from unitify.diagnostics.files import (
     NotWritten,
     OutputExists,
     ReadingsUnreadable,
+    SeveralStateDicts,
     UnsafeCheckpoint,
 )
 from unitify.diagnostics.planning import PlanMismatch, ScaleNotAllowed
@@ -116,6 +119,7 @@ from unitify.diagnostics.verifying import (
 )
 
 __all__ = [
+    "AdapterAlone",
     "AliasedMutation",
     "AlreadyTransformed",
     "AttributeTurned",
@@ -124,6 +128,7 @@ __all__ = [
     "BoundMissed",
     "CacheLeftOut",
     "CaptureDiffers",
+    "CheckpointAdapted",
     "CheckpointUnreadable",
     "CheckpointingLost",
     "DecayNotIndependent",
@@ -177,6 +182,7 @@ __all__ = [
     "SchedulerNeeded",
     "SchemeNeedsGraph",
     "SettingsInvalid",
+    "SeveralStateDicts",
     "SizesFixed",
     "StateNotMoved",
     "TiedRoles",
