@@ -129,6 +129,23 @@ def test_inputs_of_one_tensor(run: Run, weights: Path) -> None:
     assert call["args"][0]["tensor"]["shape"] == [5, 6]
 
 
+@pytest.mark.parametrize("scales", ["analysis", "measured"])
+def test_batches_on_both_sides_of_a_branch(run: Run, tmp_path: Path, scales: str) -> None:
+    save_file(state_of(factories.two_sides), tmp_path / "sides.safetensors")
+    model, inputs = ("--model", "factories:two_sides"), ("--inputs", "factories:inputs_two_sides")
+    result = run("convert", "sides.safetensors", *model, *inputs, "--scales", scales, "-o", "out")
+    assert result.exit_code == 0, result.output
+    loaded = unitify.load("out", factories.two_sides())
+    assert list(loaded.parts) == ["", "@2"]
+    original = factories.two_sides()
+    original.load_state_dict(state_of(factories.two_sides))
+    for (x,) in factories.inputs_two_sides():
+        assert torch.equal(loaded(x), original(x))
+    explained = run("explain", "linear", "out", *model)
+    assert explained.exit_code == 0, explained.stderr
+    assert run("report", "out", *model).exit_code == 0
+
+
 def test_every_batch_is_measured(run: Run, tmp_path: Path) -> None:
     save_file(state_of(factories.pair), tmp_path / "pair.safetensors")
     plans = {}

@@ -86,6 +86,13 @@ class Keyed(Net):
         return self.linear(batch["x"]) * batch["weight"]
 
 
+class Looking(Net):
+    """Under a recording it computes something else: its linear layer is recorded alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * (3.0 if type(x) is Tensor else 2.0)
+
+
 MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 #: A model, how it was called at the conversion, and further options of ``transform``.
@@ -116,6 +123,7 @@ CALLS: dict[str, tuple[type[nn.Module], Call, dict[str, Any]]] = {
     "measured": (Masked, ((ids(3, 5), MASK), {}), {"scales": "measured"}),
     "a scheme": (Masked, ((ids(3, 5), MASK), {}), {"scheme": "unit"}),
     "islands": (factories.TwoWays, ((normal(4, 6),), {}), {}),
+    "recorded apart": (Looking, ((normal(4, 6),), {}), {}),
     "two recordings": (
         Sides,
         ((normal(2, 4, 6),), {}),

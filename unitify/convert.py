@@ -96,7 +96,7 @@ def convert(
         args,
         kwargs,
         scales=scales,
-        batches=batches if scales == "measured" else None,
+        batches=batches,
         recipe=casts,
         verify=verify,
         recording_seconds=recording_seconds,

@@ -109,7 +109,7 @@ def _transformed(
         kwargs,
         recipe=casts,
         scales=scales,
-        batches=batches if batches and scales == "measured" else None,
+        batches=batches or None,
         rules=rules,
         verify=verify,
         on_stage=lambda name, _made: advance(name),
