@@ -20,7 +20,8 @@ import unitify
 import unitify.diagnostics
 from unitify.capture.whole import capture
 from unitify.checkpoint import folder
-from unitify.checkpoint.files import read_state_dict
+from unitify.checkpoint.files import read_state_dicts
+from unitify.checkpoint.filling import fill
 from unitify.checkpoint.state_dict import check_finite
 from unitify.checkpoint.targets import build_model, import_libraries
 from unitify.convert import convert
@@ -410,13 +411,13 @@ def _(path: Path) -> Found:
 
 @triggers("U601")
 def _(path: Path) -> None:
-    read_state_dict(path / "none.pt")
+    read_state_dicts(path / "none.pt")
 
 
 @triggers("U602")
 def _(path: Path) -> None:
     torch.save(factories.mlp(), path / "module.pt")
-    read_state_dict(path / "module.pt")
+    read_state_dicts(path / "module.pt")
 
 
 @triggers("U603")
@@ -452,6 +453,24 @@ def _(path: Path) -> None:
 @triggers("U610")
 def _(path: Path) -> None:
     torch.save(unitify.transform(factories.mlp()), path / "module.pt")
+
+
+@triggers("U611")
+def _(path: Path) -> None:
+    (path / "adapter_config.json").write_text("{}")
+    read_state_dicts(path)
+
+
+@triggers("U612")
+def _(path: Path) -> Found:
+    state = {f"module.{name}": t for name, t in factories.mlp().state_dict().items()}
+    return list(fill(factories.mlp(), {"": state}))
+
+
+@triggers("U613")
+def _(path: Path) -> None:
+    state = factories.mlp().state_dict()
+    fill(factories.mlp(), {"model": state, "ema": state})
 
 
 @triggers("U701")

@@ -46,6 +46,26 @@ class TwoWays(nn.Module):
         return self.left(y) if y.isfinite().all() else self.right(y)
 
 
+class TwoSides(nn.Module):
+    """Which way is taken depends on a size: a recording for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).relu() if x.shape[1] > 8 else self.linear(x.sin())
+
+
+def two_sides() -> nn.Module:
+    return TwoSides()
+
+
+def inputs_two_sides() -> list[tuple[Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [(torch.randn(2, length, 6, generator=generator),) for length in (5, 11)]
+
+
 def two_ways() -> nn.Module:
     return TwoWays()
 
@@ -90,6 +110,10 @@ def inputs_none() -> list[Tensor]:
 
 def inputs_number() -> int:
     return 3
+
+
+def inputs_tensor() -> Tensor:
+    return inputs_tuple()[0]
 
 
 def inputs_list_of_tensors() -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from typing import Any
 
 import pytest
@@ -118,3 +119,51 @@ def test_verification_takes_what_was_transformed() -> None:
         unitify.verify(model, model, X)
     compiled = torch.compile(unitify.transform(model, X), backend="aot_eager")
     assert unitify.verify(model, compiled, X).exact
+
+
+class ByName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = mlp()
+
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        return self.body(x) if shift is None else self.body(x + shift)
+
+
+class Batched(ByName):
+    def forward(self, batch: Any) -> Tensor:  # type: ignore[override]
+        return super().forward(batch["x"], batch["shift"])
+
+
+class AnyName(ByName):
+    def forward(self, first: Any = None, **named: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(named["x"], named["shift"])
+
+
+FORMS: dict[str, tuple[type[nn.Module], Any, tuple[tuple[Any, ...], dict[str, Any]]]] = {
+    "a tensor": (ByName, X, ((X,), {})),
+    "a tuple": (ByName, (X, X), ((X, X), {})),
+    "a list": (ByName, [X, X], ((X, X), {})),
+    "a dict": (ByName, {"x": X, "shift": X}, ((), {"x": X, "shift": X})),
+    "a mapping": (ByName, UserDict(x=X, shift=X), ((), {"x": X, "shift": X})),
+    "a dict as the input": (Batched, {"x": X, "shift": X}, (({"x": X, "shift": X},), {})),
+    "a dict of any names": (AnyName, {"x": X, "shift": X}, ((), {"x": X, "shift": X})),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_batch_in_every_form(form: str) -> None:
+    kind, batch, (args, kwargs) = FORMS[form]
+    model = kind()
+    expected = model(*args, **kwargs)
+    for scales in ("analysis", "measured"):
+        module = unitify.transform(model, batch, scales=scales, batches=[batch])
+        assert torch.equal(module(*args, **kwargs), expected)
+        assert unitify.estimate(model, batch, scales=scales, batches=[batch])
+    assert unitify.verify(model, module, batch).exact
+    assert unitify.verify(model, module, args, kwargs).exact
+
+
+def test_keyword_inputs_that_the_model_does_not_take() -> None:
+    with pytest.raises(unitify.UnitifyError, match=r"U102.*'y'"):
+        unitify.transform(ByName(), {"x": X, "y": X})

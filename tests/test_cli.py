@@ -113,6 +113,39 @@ def test_inputs(run: Run, tmp_path: Path, function: str) -> None:
     assert torch.equal(module(x, shift), model(x, shift))
 
 
+def test_inputs_of_one_tensor(run: Run, weights: Path) -> None:
+    """And what takes a folder needs none."""
+    options = ("--model", "factories:mlp")
+    inputs = ("--inputs", "factories:inputs_tensor")
+    for command in (
+        ("convert", weights, *inputs, "-o", "out"),
+        ("report", "out"),
+        ("check", "out"),
+    ):
+        result = run(*command, *options)
+        assert result.exit_code in (0, 1), result.output
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+    (call,) = json.loads(Path("out/plan.json").read_text())["calls"]
+    assert call["args"][0]["tensor"]["shape"] == [5, 6]
+
+
+@pytest.mark.parametrize("scales", ["analysis", "measured"])
+def test_batches_on_both_sides_of_a_branch(run: Run, tmp_path: Path, scales: str) -> None:
+    save_file(state_of(factories.two_sides), tmp_path / "sides.safetensors")
+    model, inputs = ("--model", "factories:two_sides"), ("--inputs", "factories:inputs_two_sides")
+    result = run("convert", "sides.safetensors", *model, *inputs, "--scales", scales, "-o", "out")
+    assert result.exit_code == 0, result.output
+    loaded = unitify.load("out", factories.two_sides())
+    assert list(loaded.parts) == ["", "@2"]
+    original = factories.two_sides()
+    original.load_state_dict(state_of(factories.two_sides))
+    for (x,) in factories.inputs_two_sides():
+        assert torch.equal(loaded(x), original(x))
+    explained = run("explain", "linear", "out", *model)
+    assert explained.exit_code == 0, explained.stderr
+    assert run("report", "out", *model).exit_code == 0
+
+
 def test_every_batch_is_measured(run: Run, tmp_path: Path) -> None:
     save_file(state_of(factories.pair), tmp_path / "pair.safetensors")
     plans = {}
@@ -213,7 +246,13 @@ BAD_CHECKPOINTS = [
     ("text.pt", lambda p: p.write_text("weights " * 90), "U601", "not a whole state dict"),
     ("weights.npz", lambda p: p.write_text("?"), "U601", "the suffix '.npz'"),
     ("list.pt", saved([torch.ones(2)]), "U601", "it holds a list, not a state dict"),
-    ("nested.pt", saved({"model": {"a": torch.ones(2)}}), "U601", "its entry 'model' is a dict"),
+    ("step.pt", saved({"step": 3, "model": {"lr": 0.1}}), "U601", "its entry 'step' is a int"),
+    (
+        "nested.pt",
+        saved({"model": {"a": torch.ones(2)}}),
+        "U603",
+        "nested.pt: model] the checkpoint",
+    ),
     ("code.pt", write_pickled_code, "U602", "holds pickled objects"),
     ("module.pt", lambda p: torch.save(factories.mlp(), p), "U602", "Unsupported global"),
     ("nan.safetensors", not_finite, "U204", "0.weight holds 2 non-finite values"),

@@ -33,7 +33,7 @@ ORDER = {
     "capture": """equality places state effects tree source decisions computed guards signature
         boundaries sizes aliases views counterparts uninitialised kept refusals functional inline
         modes autograd_functions recurrent composite eager_flags identity watching exporting example
-        recorded_graph whole inputs execution observing small calls islands""",
+        outline recorded_graph whole inputs execution observing small calls islands""",
     "recipe": "recipe reader choices",
     "analysis": """moments quadrature softmax counts formulas linear ranges sampled balanced stated
         forward backward analyse""",
@@ -51,7 +51,8 @@ ORDER = {
     "verify": "comparison calls results yardstick underflow equation validation running",
     "transform": "",
     "drift": "measuring rebase readings monitor",
-    "checkpoint": "state_dict rebuild files pretrained folder targets",
+    "checkpoint": """state_dict rebuild nests distributed files float8 renamed filling pretrained
+        drawn_calls folder targets""",
     "rulebook": "calls laws moments verify listing skeleton page",
     "report": """report table magnitudes losses shares drawn_moments unit_graph constraints schemes
         measured_schemes origins numerics sqnr values class_graph drift_file gathering document

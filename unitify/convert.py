@@ -17,11 +17,12 @@ from torch import nn
 
 from unitify.capture.inputs import as_inputs, infer_inputs
 from unitify.capture.sizes import RECORDING_SECONDS
-from unitify.checkpoint.files import fill, read_state_dict
+from unitify.checkpoint.files import check_no_adapter, read_state_dicts, weight_files
+from unitify.checkpoint.filling import NOTHING, Allowed, fill
 from unitify.checkpoint.folder import check_absent, sha256, write
-from unitify.checkpoint.pretrained import companions, read_pretrained, weight_files
+from unitify.checkpoint.pretrained import CONFIG, companions, read_pretrained
 from unitify.checkpoint.targets import build_model, input_batches
-from unitify.diagnostics import ModelNeeded, UnitifyError, UnknownOption
+from unitify.diagnostics import Diagnostic, ModelNeeded, UnitifyError, UnknownOption
 from unitify.measure.recorded import measure_recorded
 from unitify.operations.rule_table import load_rules
 from unitify.recipe.reader import read_recipe
@@ -34,11 +35,13 @@ from unitify.transform import SCALES, transform
 class Source:
     """A model with the weights of a checkpoint, and where they came from.
 
-    ``files``: SHA-256 of every file of weights, by name. ``companions``: config and tokenizer.
+    ``files``: SHA-256 of every file of weights, by name. ``notes``: what was done to them.
+    ``companions``: config and tokenizer.
     """
 
     model: nn.Module
     files: Mapping[str, str]
+    notes: tuple[Diagnostic, ...] = ()
     companions: tuple[Path, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -62,14 +65,17 @@ def convert(
     rules: Iterable[str | Path] = (),
     verify: bool = True,
     recording_seconds: float | None = RECORDING_SECONDS,
+    allowed: Allowed = NOTHING,
     on_stage: Callable[[str], None] | None = None,
 ) -> Report:
     """Transform the model of ``checkpoint`` and write it to the new folder ``output``.
 
-    ``checkpoint``: a ``.safetensors`` or ``.pt`` state dict for the module that the factory
-    ``model`` ("package.module:factory") returns, or a local Hugging Face folder. ``inputs`` names
-    a function that returns the example: a tuple, a dict, or a list of these (batches; the first
-    is the example, all are measured). ``recording_seconds``: as for ``transform``.
+    ``checkpoint``: a local Hugging Face folder, or weights for the module that the factory
+    ``model`` ("package.module:factory") returns: a ``.safetensors`` or ``.pt`` file, a folder of
+    shards, or one of ``torch.distributed.checkpoint``. ``allowed``: names that may be missing or
+    too many. ``inputs`` names a function that returns the example: a tensor, a tuple, a dict, or a
+    list of tuples and dicts (batches; the first is the example, all are measured).
+    ``recording_seconds``: as for ``transform``.
 
     Raises ``UnitifyError``; nothing is written then.
     """
@@ -79,26 +85,27 @@ def convert(
         raise UnitifyError(UnknownOption(option="scales", value=scales, choices=", ".join(SCALES)))
     casts = read_recipe(recipe)
     rules = tuple(rules)
-    source = read_source(checkpoint, model)
+    source = read_source(checkpoint, model, allowed)
     # After the model's own module, which may register the operations that the rules are of.
     table = load_rules(rules)
     batches = input_batches(inputs) if inputs is not None else None
-    args, kwargs = as_inputs(batches[0]) if batches else infer_inputs(source.model)
+    args, kwargs = as_inputs(source.model, batches[0]) if batches else infer_inputs(source.model)
     clock.done("read")
     module = transform(
         source.model,
         args,
         kwargs,
         scales=scales,
-        batches=batches if scales == "measured" else None,
+        batches=batches,
         recipe=casts,
         verify=verify,
         recording_seconds=recording_seconds,
         rules=rules,
         on_stage=clock.done,
     )
+    module.diagnostics = (*source.notes, *module.diagnostics)
     # The yardstick of the report is what is measured, whatever the scales were chosen from.
-    calls = [as_inputs(batch) for batch in batches] if batches else [(args, kwargs)]
+    calls = [as_inputs(source.model, batch) for batch in batches] if batches else [(args, kwargs)]
     measured = clock.made.get("measured") or measure_recorded(clock.made["capture"], calls)
     clock.done("report")
     report = make_report(
@@ -120,37 +127,37 @@ def convert(
     return report
 
 
-def read_source(checkpoint: Path, model: str | None) -> Source:
-    """The model that a checkpoint and, for a file of weights, the factory ``model`` describe.
+def read_source(checkpoint: Path, model: str | None, allowed: Allowed = NOTHING) -> Source:
+    """The model that a checkpoint and, where it is given, the factory ``model`` describe.
 
     Raises ``UnitifyError`` (U004, U005, U204, U6xx).
     """
-    if checkpoint.is_dir():
-        if model is not None:
-            raise UnitifyError(
-                UnknownOption(
-                    option="--model", value=model, choices="(none: a folder names its own)"
-                )
-            )
-        return _read_folder(checkpoint)
-    state_dict = read_state_dict(checkpoint)
+    check_no_adapter(checkpoint)
+    if model is None and (checkpoint / CONFIG).is_file():
+        return _read_pretrained(checkpoint, allowed)
+    state_dicts = read_state_dicts(checkpoint)
     if model is None:
         raise UnitifyError(ModelNeeded(path=str(checkpoint)))
     built = build_model(model)
-    fill(built, state_dict)
-    return Source(built, {checkpoint.name: sha256(checkpoint)})
+    notes = fill(built, state_dicts, str(checkpoint), allowed)
+    return Source(built, _digests(checkpoint), notes)
 
 
-def _read_folder(folder: Path) -> Source:
+def _read_pretrained(folder: Path, allowed: Allowed) -> Source:
     from importlib.metadata import version
 
-    model = read_pretrained(folder)
+    model, notes = read_pretrained(folder, allowed)
     return Source(
-        model=model,
-        files={path.name: sha256(path) for path in weight_files(folder)},
+        model,
+        _digests(folder),
+        notes,
         companions=tuple(companions(folder)),
         versions={"transformers": version("transformers")},
     )
+
+
+def _digests(checkpoint: Path) -> dict[str, str]:
+    return {path.name: sha256(path) for path in weight_files(checkpoint)}
 
 
 class _Clock:

@@ -141,7 +141,7 @@ def transform(
     table = load_rules(rules)
     batches = None if batches is None else list(batches)
     where = placement or _placement(casts, asked)
-    further = [as_inputs(batch) for batch in batches or ()]
+    further = [as_inputs(model, batch) for batch in batches or ()]
 
     def made(recorded: Recording) -> tuple[Recording, dict[str, Estimates], UnitScaledModule]:
         if weights == "true":
@@ -254,7 +254,8 @@ def _estimates(
         choices = ", ".join(SCALES)
         raise UnitifyError(UnknownOption(option="scales", value=scales, choices=choices))
     if scales == "measured":
-        calls = [example] if batches is None else [as_inputs(batch) for batch in batches]
+        given = (as_inputs(recorded.model, batch) for batch in batches or ())
+        calls = [example] if batches is None else list(given)
         return measure_recorded(recorded, calls, loss_fn), ()
     found: dict[str, Estimates] = {}
     notes: list[Diagnostic] = []

@@ -27,12 +27,13 @@ class Calls:
 
     ``inputs``: each submodule's calls, one of every form. ``uses``: each parameter, with the
     modules that were running whenever it was used. ``unfit``: modules that a graph cannot stand
-    for, and why.
+    for, and why. ``telling``: the runs that showed a call of a new form.
     """
 
     inputs: dict[nn.Module, dict[Any, Inputs]] = field(default_factory=dict)
     uses: dict[nn.Parameter, set[tuple[nn.Module, ...]]] = field(default_factory=dict)
     unfit: dict[nn.Module, str] = field(default_factory=dict)
+    telling: list[Inputs] = field(default_factory=list)
 
 
 class _ParameterUse(TorchFunctionMode):
@@ -91,6 +92,7 @@ def calls_of(model: nn.Module, made: Sequence[Inputs]) -> Calls:
 
     try:
         for call in made:
+            known = sum(map(len, calls.inputs.values()))
             try:
                 # Without gradients, so that nothing a module keeps of the run holds on to a graph.
                 observe(call, gradients=False)
@@ -106,6 +108,8 @@ def calls_of(model: nn.Module, made: Sequence[Inputs]) -> Calls:
                 _ParameterUse(calls, watch),
             ):
                 _run_backward(*backward_starts(run(call), None))
+            if not calls.telling or sum(map(len, calls.inputs.values())) > known:
+                calls.telling.append(call)
     except Exception as error:
         raise nothing_captured(f"it does not run: {type(error).__name__}: {error}") from error
     return calls

@@ -21,32 +21,49 @@ BATCH, LENGTH, EXTENT = 2, 16, 32
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def as_inputs(batch: Any) -> Inputs:
-    """A batch as (positional, keyword) inputs: a mapping, a tuple or list, or one tensor."""
+def as_inputs(model: nn.Module, batch: Any) -> Inputs:
+    """A batch as (positional, keyword) inputs of ``model``: a tuple or list, or one input.
+
+    A mapping holds keyword inputs, unless ``model`` takes one input and none of such names.
+    """
     if isinstance(batch, Mapping):
-        return (), dict(batch)
+        return ((batch,), {}) if _is_one_input(model, batch) else ((), dict(batch))
     if isinstance(batch, list | tuple):
         return tuple(batch), {}
     return (batch,), {}
 
 
+def _is_one_input(model: nn.Module, batch: Mapping[Any, Any]) -> bool:
+    if not batch:
+        return False
+    if not all(isinstance(name, str) for name in batch):
+        return True
+    signature = inspect.signature(model.forward)
+    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if len([p for p in signature.parameters.values() if p.kind in places]) != 1:
+        return False
+    try:
+        signature.bind(**batch)
+    except TypeError:
+        return True
+    return False
+
+
 def given_or_inferred(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None) -> Inputs:
-    """The inputs given (one tensor stands for a tuple of one); inferred where there are none.
+    """The inputs given, as ``as_inputs`` takes them; inferred where there are none.
 
     Raises ``UnitifyError``: U102 where ``model`` cannot be called with them, U002 as inference,
-    U001 for what is no model.
+    U001 for what is no model and for what are no inputs.
     """
     if not isinstance(model, nn.Module):
         choices = "the instances of torch.nn.Module"
         raise UnitifyError(UnknownOption(option="model", value=_shown(model), choices=choices))
-    if isinstance(args, torch.Tensor):
-        args = (args,)
-    if isinstance(args, Mapping):
-        args, kwargs = (), {**args, **(kwargs or {})}
-    if not isinstance(args, list | tuple) or not isinstance(kwargs or {}, Mapping):
+    is_given = isinstance(args, torch.Tensor | Mapping | list | tuple)
+    if not is_given or not isinstance(kwargs or {}, Mapping):
         value, choices = _shown(args), "a tensor, a tuple of inputs, a dict of keyword inputs"
         raise UnitifyError(UnknownOption(option="example_inputs", value=value, choices=choices))
-    args, kwargs = tuple(args), dict(kwargs or {})
+    args, named = as_inputs(model, args)
+    kwargs = {**named, **(kwargs or {})}
     if not (args or kwargs):
         return infer_inputs(model)
     try:
@@ -89,7 +106,8 @@ def _required(model: nn.Module) -> list[str]:
     return [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
 
 
-def _device(model: nn.Module) -> torch.device:
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's tensors are."""
     for tensor in [*model.parameters(), *model.buffers()]:
         return tensor.device
     return torch.device("cpu")
@@ -111,11 +129,11 @@ def _from_first_layer(model: nn.Module) -> torch.Tensor | None:
             return None
         if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
             ids = torch.randint(0, layer.num_embeddings, (BATCH, LENGTH), generator=generator)
-            return ids.to(_device(model))
+            return ids.to(device_of(model))
         sizes = _sizes(layer)
         if sizes is not None:
             x = torch.randn(BATCH, *sizes, generator=generator)
-            return x.to(_device(model), _dtype(model))
+            return x.to(device_of(model), _dtype(model))
         if any(True for _ in layer.parameters(recurse=False)):
             return None
     return None
@@ -144,7 +162,7 @@ def _sizes(layer: nn.Module) -> tuple[int, ...] | None:
 def _from_config(model: nn.Module) -> dict[str, Any]:
     config: Any = model.config
     name = str(model.main_input_name)
-    device, dtype = _device(model), _dtype(model)
+    device, dtype = device_of(model), _dtype(model)
     generator = torch.Generator().manual_seed(0)
     if name == "input_ids":
         text = getattr(config, "text_config", None) or config

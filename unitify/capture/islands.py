@@ -13,6 +13,7 @@ each.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +23,10 @@ import torch
 from torch import nn
 
 from unitify.capture.calls import Calls, calls_of
-from unitify.capture.example import Inputs, initialise_lazy
+from unitify.capture.example import Inputs, in_order, initialise_lazy
 from unitify.capture.exporting import without_cache
 from unitify.capture.observing import Observed, Settled, observe, settled
+from unitify.capture.outline import Outline, outline_of
 from unitify.capture.recorded_graph import How
 from unitify.capture.sizes import RECORDING_SECONDS
 from unitify.capture.small import tried_small
@@ -132,7 +134,11 @@ def record(
             notes = [CacheLeftOut(where=type(model).__name__)] if cached else []
             return dataclasses.replace(found, diagnostics=(*found.diagnostics, *notes))
         noted = dict.fromkeys(d for captured in parts.values() for d in captured.diagnostics)
-        return Recording(model, _with_state(parts, model, observed, state), tuple(noted))
+        outlines: list[Outline] = []
+        for captured in parts.values():
+            outlines += [outline for outline in captured.calls if outline not in outlines]
+        parts = _with_state(parts, model, observed, state, outlines)
+        return Recording(model, parts, tuple(noted))
 
 
 def _whole(
@@ -186,9 +192,15 @@ def _with_own_constants(captured: Capture, number: int) -> Capture:
 
 
 def _with_state(
-    parts: Mapping[str, Capture], model: nn.Module, observed: Observed, state: Settled
+    parts: Mapping[str, Capture],
+    model: nn.Module,
+    observed: Observed,
+    state: Settled,
+    outlines: Sequence[Outline],
 ) -> dict[str, Capture]:
-    """The captures with what a first call makes, and what the code of their modules reads."""
+    """The captures with what a first call makes, what the code of their modules reads, and the
+    calls of ``model`` that they were recorded in.
+    """
     paths = {module: path for path, module in model.named_modules()}
     found: dict[str, Capture] = {}
     for name, captured in parts.items():
@@ -198,7 +210,9 @@ def _with_state(
             for where, who in observed.reads.items()
             if who & inside
         }
-        captured = dataclasses.replace(captured, made=state.made, reads=reads)
+        captured = dataclasses.replace(
+            captured, made=state.made, reads=reads, calls=tuple(outlines)
+        )
         found[name] = _with_true(captured, _touched(model))
     return found
 
@@ -256,7 +270,12 @@ def _islands(
         raise nothing_captured("; ".join(d.message for d in notes)) from error
     held = _shared_parameters(model, found) | _used_outside(model, found, calls)
     parts = {part: _with_true(captured, held) for part, captured in found.items()}
-    parts = _with_state(parts, model, observed, state)
+    signature = inspect.signature(model.forward)
+    outlines = [
+        outline_of(args, in_order(signature, kwargs), sizes=shapes)
+        for args, kwargs in calls.telling
+    ]
+    parts = _with_state(parts, model, observed, state, outlines)
     for part, captured in parts.items():
         where = path_of(part)
         notes.extend(

@@ -25,6 +25,7 @@ from unitify.capture.decisions import OutOfTime, observed
 from unitify.capture.example import distinct, doubled, in_order
 from unitify.capture.exporting import ExportError, without_cache
 from unitify.capture.modes import merge_modes
+from unitify.capture.outline import Outline, outline_of
 from unitify.capture.places import Location
 from unitify.capture.recorded_graph import (
     EXPECTED,
@@ -63,7 +64,8 @@ class Capture:
     the paths of the modules whose code did; the graph holds while they are what they were.
     ``has_hooks``: are the model's own hooks in the graph, or around it? ``true_parameters``: those
     that stay at true scale, by first name. ``regions``: what of the graph each call of a submodule
-    made, where a graph can hold that call.
+    made, where a graph can hold that call. ``calls``: of the model that was recorded, whole or by
+    islands; with them it is recorded again.
     """
 
     model: nn.Module
@@ -81,6 +83,7 @@ class Capture:
     made: tuple[tuple[Location, Any], ...] = ()
     reads: Mapping[Location, frozenset[str]] = field(default_factory=dict)
     has_hooks: bool = True
+    calls: tuple[Outline, ...] = ()
 
     def attribute(self, target: str) -> Any:
         """The parameter, buffer, constant or flag that a ``get_attr`` node names."""
@@ -120,7 +123,8 @@ def capture(
     """
     args, kwargs = distinct(args, in_order(inspect.signature(model.forward), kwargs))
     register_dataclasses((args, kwargs))
-    larger = doubled(args, kwargs) if how.dynamic_shapes == "auto" else None
+    is_auto = how.dynamic_shapes == "auto" or isinstance(how.dynamic_shapes, Free)
+    larger = doubled(args, kwargs) if is_auto else None
     if larger is not None:
         # A size of one is always fixed by a recording; a batch of two stands for any other.
         with contextlib.suppress(UnitifyError):
@@ -181,6 +185,7 @@ def _captured(
             mode=mode,
             other=other,
             diagnostics=(*dict.fromkeys(notes), *frozen),
+            calls=(outline_of(args, kwargs, record.leaves, free),),
         )
 
     with _quiet_model(model, notes):

@@ -52,7 +52,7 @@ def check_model(
     batches = inputs if isinstance(inputs, list) else [inputs]
     is_given = isinstance(batches[0], Mapping) or not isinstance(batches[0], tuple) or batches[0]
     batches = batches if is_given else []
-    args, kwargs = as_inputs(batches[0]) if batches else ((), None)
+    args, kwargs = as_inputs(model, batches[0]) if batches else ((), None)
     subject = subject_of(model, args, kwargs, casts or FP8, table)
     return check(
         subject,

@@ -100,7 +100,7 @@ def _measured(
 ) -> dict[str, CastTally]:
     tallies = {name: CastTally(scoped[name]) for name in subject.pieces}
     if subject.module is None or not batches:
-        calls = [as_inputs(batch) for batch in batches]
+        calls = [as_inputs(subject.model, batch) for batch in batches]
         recorded = {name: piece.capture for name, piece in subject.pieces.items()}
         for name, captured in recorded.items():
             flat = flat_calls(recorded, name, calls)

@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import nn
 
-from unitify.capture.inputs import as_inputs
 from unitify.capture.source import Frame
 from unitify.checkpoint.folder import PLAN, load
 from unitify.checkpoint.pretrained import read_pretrained
@@ -52,11 +51,10 @@ def read_target(
     path = Path(target)
     if (path / PLAN).is_file():
         built = build_model(model) if model is not None else None
-        args, kwargs = as_inputs(batches[0]) if batches else ((), None)
-        loaded = load(path, built, args, kwargs, rules=rules)
+        loaded = load(path, built, batches[0] if batches else (), rules=rules)
         return Target(loaded, batches, Frame(str(path / PLAN), 1), _scales(path))
     if path.is_dir():
-        return Target(read_pretrained(path), batches, Frame(str(path / "config.json"), 1))
+        return Target(read_pretrained(path)[0], batches, Frame(str(path / "config.json"), 1))
     if ":" not in target:
         problem = "there is no such folder; a factory is written package.module:name"
         raise UnitifyError(CheckpointUnreadable(path=target, problem=problem))

@@ -1,49 +1,108 @@
-"""State dicts from files, read without running anything that a file may hold.
+"""State dicts from files and folders, read without running anything that they may hold.
 
-Takes a ``.safetensors`` or a ``.pt`` file, gives names and tensors. A pickle is read by
+Takes a ``.safetensors`` or a ``.pt`` file, shards with their index, or a folder of
+``torch.distributed.checkpoint``; gives names and tensors. A pickle is read by
 ``torch.load(weights_only=True)`` and never in any other way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from unitify.checkpoint.state_dict import check_finite, fitting
-from unitify.diagnostics import CheckpointUnreadable, UnitifyError, UnsafeCheckpoint
+from unitify.checkpoint.distributed import CONTENTS, read_distributed
+from unitify.checkpoint.nests import state_dicts_in
+from unitify.checkpoint.state_dict import StateDict
+from unitify.diagnostics import (
+    AdapterAlone,
+    CheckpointUnreadable,
+    UnitifyError,
+    UnsafeCheckpoint,
+)
 
 _PICKLED = {".pt", ".pth", ".bin", ".ckpt"}
+_INDEX = ".index.json"
+#: What a folder of PEFT holds in place of a model.
+_ADAPTER = "adapter_config.json"
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file, on the CPU.
+def read_state_dicts(path: Path) -> dict[str, StateDict]:
+    """Every state dict of a checkpoint, on the CPU, by the entry that holds it ("": all of it).
 
-    Raises ``UnitifyError``: U601 for a file that is missing, truncated or no state dict, U602 for
-    one that holds anything but tensors.
+    Raises ``UnitifyError``: U601 for what is missing, truncated or holds no state dict, U602 for
+    what holds code, U611 for the folder of an adapter.
     """
     if not path.exists():
         raise _unreadable(path, "there is no such file")
+    check_no_adapter(path)
+    if (path / CONTENTS).is_file():
+        return state_dicts_in(read_distributed(path), path)
+    if path.is_dir():
+        return _read_folder(path)
+    if path.name.endswith(_INDEX):
+        return {"": _read_shards(path)}
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return {"": _read_safetensors(path)}
     if path.suffix in _PICKLED:
-        return _read_pickled(path)
+        return state_dicts_in(_read_pickled(path), path)
     raise _unreadable(path, f"the suffix {path.suffix!r} is not one of a checkpoint")
 
 
-def fill(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Give ``model`` the weights of a checkpoint, every one of them.
+def check_no_adapter(folder: Path) -> None:
+    """Raises ``UnitifyError`` (U611) for the folder of an adapter, which has no model in it."""
+    config = folder / _ADAPTER
+    if not config.is_file():
+        return
+    try:
+        base = str(json.loads(config.read_text("utf-8")).get("base_model_name_or_path"))
+    except (OSError, ValueError, AttributeError):
+        base = "its base model"
+    raise UnitifyError(AdapterAlone(path=str(folder), base=base))
 
-    Raises ``UnitifyError``: U603 where names, shapes or types differ, U204 for weights that are
-    not finite.
-    """
-    model.load_state_dict(fitting(model, state_dict), strict=True)
-    check_finite(model)
+
+def weight_files(path: Path) -> list[Path]:
+    """The files of a checkpoint that hold weights, in order of their names."""
+    if path.is_file() and not path.name.endswith(_INDEX):
+        return [path]
+    folder = path if path.is_dir() else path.parent
+    patterns = ("*.safetensors", "*.distcp", *(f"*{suffix}" for suffix in sorted(_PICKLED)))
+    return sorted(file for pattern in patterns for file in folder.glob(pattern))
+
+
+def _read_folder(folder: Path) -> dict[str, StateDict]:
+    """By its index where it has one; else its only file of weights, safetensors before pickles."""
+    indices = sorted(folder.glob(f"*{_INDEX}"), key=lambda p: ".safetensors" not in p.name)
+    if indices:
+        return {"": _read_shards(indices[0])}
+    files = weight_files(folder)
+    safe = [file for file in files if file.suffix == ".safetensors"]
+    if len(safe or files) != 1:
+        problem = f"it holds {len(files)} files of weights and no index; name the one to read"
+        raise _unreadable(folder, problem)
+    return read_state_dicts((safe or files)[0])
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    try:
+        placed = json.loads(index.read_text("utf-8"))["weight_map"]
+        files = sorted(set(placed.values()))
+        named = [Path(file).name for file in files]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _unreadable(index, f"not an index of shards ({_first_line(error)})") from None
+    if named != files:
+        raise _unreadable(index, "it names a file outside its folder")
+    read: dict[str, Any] = {}
+    for file in files:
+        read |= read_state_dicts(index.with_name(file))[""]
+    if lost := sorted(placed.keys() - read.keys()):
+        raise _unreadable(index, f"no shard holds {lost[0]}")
+    return read
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -53,14 +112,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise _unreadable(path, f"not a whole safetensors file ({_first_line(error)})") from None
 
 
-def _read_pickled(path: Path) -> dict[str, Tensor]:
+def _read_pickled(path: Path) -> Any:
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file may raise anything on its way through the unpickler
         if refused := _refused(path, str(error)):
             raise UnitifyError(UnsafeCheckpoint(path=str(path), problem=refused)) from None
         raise _unreadable(path, f"not a whole state dict ({_first_line(error)})") from None
-    return _checked(path, loaded)
 
 
 def _refused(path: Path, message: str) -> str:
@@ -73,17 +131,6 @@ def _refused(path: Path, message: str) -> str:
         if "Unsupported operand" in line and path.read_bytes()[:1] == b"\x80":
             return "a pickle that torch.save did not write"
     return ""
-
-
-def _checked(path: Path, loaded: Any) -> dict[str, Tensor]:
-    if not isinstance(loaded, Mapping):
-        raise _unreadable(path, f"it holds a {type(loaded).__name__}, not a state dict")
-    for name, value in loaded.items():
-        if not isinstance(value, Tensor):
-            kind = type(value).__name__
-            inside = "; save that entry by itself" if isinstance(value, Mapping) else ""
-            raise _unreadable(path, f"its entry {name!r} is a {kind}, not a tensor{inside}")
-    return {str(name): value for name, value in loaded.items()}
 
 
 def _unreadable(path: Path, problem: str) -> UnitifyError:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from unitify.capture.outline import Outline
+from unitify.checkpoint.drawn_calls import drawn_calls, sizes_by_name
 from unitify.checkpoint.pretrained import from_config
 from unitify.checkpoint.rebuild import rebuild
-from unitify.checkpoint.state_dict import fitting
+from unitify.checkpoint.state_dict import check_fitting
 from unitify.diagnostics import (
     FolderDamaged,
     NoOriginal,
@@ -40,7 +42,7 @@ from unitify.plan.scale_plan import ScalePlan
 from unitify.recipe.choices import Choice
 from unitify.reparametrisation import Reparametrisation
 
-FORMAT = 2
+FORMAT = 3
 WEIGHTS, PLAN, REPORT, HUGGINGFACE = (
     "model.safetensors", "plan.json", "report.json", "huggingface",
 )  # fmt: skip
@@ -48,7 +50,7 @@ WEIGHTS, PLAN, REPORT, HUGGINGFACE = (
 
 @dataclass(frozen=True)
 class Converted:
-    """A converted folder, read and checked: its plan, weights and options."""
+    """A converted folder, read and checked: its plan, weights, options and calls."""
 
     path: Path
     plan: ScalePlan
@@ -56,6 +58,7 @@ class Converted:
     recipe: Mapping[str, Any] | None
     casts: tuple[Choice, ...] | None = None
     scheme: Mapping[str, Reparametrisation] = field(default_factory=dict)
+    calls: Sequence[Outline] = ()
 
     @property
     def huggingface(self) -> Path | None:
@@ -108,7 +111,9 @@ def read(path: Path) -> Converted:
     document = _read_plan(path)
     hashes = document.get("sha256")
     if document.get("format") != FORMAT or not isinstance(hashes, Mapping):
-        raise _damaged(path, f"{PLAN} has not the format {FORMAT}")
+        found = document.get("format")
+        problem = f"{PLAN} has the format {found}, and this version of unitify reads {FORMAT}"
+        raise _damaged(path, problem)
     if hashes.get(PLAN) != _digest_of_plan(document):
         raise _damaged(path, f"{PLAN} is not as it was written")
     for name, digest in hashes.items():
@@ -124,6 +129,7 @@ def read(path: Path) -> Converted:
             part: Reparametrisation.from_json(made)
             for part, made in document.get("scheme", {}).items()
         },
+        calls=document["calls"],
     )
 
 
@@ -138,19 +144,24 @@ def load(
     """The module in a folder that ``unitify convert`` wrote.
 
     ``model``: a model of the class that was converted; its weights do not matter. It may be left
-    out for a Hugging Face model, whose config lies in the folder. Example inputs are inferred as
-    for ``transform``, or those that the conversion was given.
+    out for a Hugging Face model, whose config lies in the folder. Example inputs are drawn as the
+    folder tells of those of the conversion, where none are given.
 
     Raises ``UnitifyError``: U607 where a hash differs, U301, U302 or U603 where plan or weights do
-    not belong to the model.
+    not belong to the model, U002 where the folder cannot tell its inputs.
     """
     found = read(Path(path))
+    built = _skeleton(found, model)
+    (args, kwargs), *further = drawn_calls(found.calls, built, example_inputs, example_kwargs)
     return rebuild(
-        _skeleton(found, model),
+        built,
         found.weights,
         found.plan,
-        example_inputs,
-        example_kwargs,
+        args,
+        kwargs,
+        batches=[own or named for own, named in further],
+        dynamic_shapes=sizes_by_name(found.calls[0], built),
+        recording_seconds=None,
         recipe=found.recipe,
         casts=found.casts,
         scheme=found.scheme,
@@ -171,7 +182,8 @@ def true_model(found: Converted, model: nn.Module | None = None) -> nn.Module:
         for name, tensor in found.weights.items()
         if name != KEY
     }
-    built.load_state_dict(fitting(built, true, same_types=True), strict=True)
+    check_fitting(built, true, same_types=True)
+    built.load_state_dict(true, strict=False)
     return built
 
 
@@ -180,7 +192,7 @@ def _skeleton(found: Converted, model: nn.Module | None) -> nn.Module:
         return model
     if found.huggingface is None:
         raise _damaged(found.path, "it names no model: pass one")
-    return from_config(found.huggingface)
+    return from_config(found.huggingface, found.weights)
 
 
 def sha256(path: Path) -> str:
@@ -205,6 +217,7 @@ def _write_files(
         hashed.append(f"{HUGGINGFACE}/{companion.name}")
     recipe = module.recipe.as_table() if module.recipe is not None else None
     document: dict[str, Any] = {"format": FORMAT, **module.plan.to_json(), "recipe": recipe}
+    document["calls"] = next(iter(module.parts.values())).capture.calls
     if recipe is not None:
         document["casts"] = [asdict(choice) for choice in module.casts if choice.is_product]
     if module.scheme:

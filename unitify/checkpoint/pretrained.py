@@ -9,31 +9,38 @@ from __future__ import annotations
 import contextlib
 import json
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from unitify.checkpoint.state_dict import check_finite
+from unitify.checkpoint.filling import NOTHING, Allowed, adapted, differs
+from unitify.checkpoint.state_dict import Fit, check_finite
 from unitify.diagnostics import (
     CheckpointUnreadable,
-    KeysDiffer,
+    Diagnostic,
     PackageMissing,
     UnitifyError,
     UnsafeCheckpoint,
 )
 
+CONFIG = "config.json"
+#: What ``from_pretrained`` tells of.
+_KINDS = ("missing", "unexpected", "mismatched")
+
 #: Files that belong to a model beside its weights.
 _COMPANIONS = (
-    "config.json", "generation_config.json", "tokenizer*", "*vocab*", "merges.txt", "*.model",
+    CONFIG, "generation_config.json", "tokenizer*", "*vocab*", "merges.txt", "*.model",
     "special_tokens_map.json", "added_tokens.json", "chat_template*", "preprocessor_config.json",
     "processor_config.json", "modules.json", "sentence_bert_config.json",
 )  # fmt: skip
 
 
-def read_pretrained(folder: Path) -> nn.Module:
-    """The model of a folder with its weights, in eval mode as transformers hands it out.
+def read_pretrained(
+    folder: Path, allowed: Allowed = NOTHING
+) -> tuple[nn.Module, tuple[Diagnostic, ...]]:
+    """The model of a folder with its weights, in eval mode as transformers hands it out; notes.
 
     Raises ``UnitifyError``: U005 without transformers, U601 and U602 for a folder that cannot be
     read, U603 where weights are missing or left over, U204 for weights that are not finite.
@@ -52,19 +59,22 @@ def read_pretrained(folder: Path) -> nn.Module:
         raise UnitifyError(UnsafeCheckpoint(path=str(folder), problem=problem)) from None
     except Exception as error:
         raise _unreadable(folder, f"{type(error).__name__}: {_first_line(error)}") from error
-    problems = [
-        f"{kind.removesuffix('_keys')}: {_named(loading[kind])}"
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        if loading.get(kind)
-    ]
-    if problems:
-        raise UnitifyError(KeysDiffer(where=str(folder), problem="; ".join(problems)))
+    names = {kind: sorted(map(_name, loading.get(f"{kind}_keys") or ())) for kind in _KINDS}
+    kept = allowed.missing_of(names["missing"])
+    left_out = allowed.unexpected_of(names["unexpected"])
+    found = Fit(
+        tuple(name for name in names["missing"] if name not in kept),
+        tuple(name for name in names["unexpected"] if name not in left_out),
+        tuple(names["mismatched"]),
+    )
+    if found.problem:
+        raise UnitifyError(differs(found, str(folder)))
     check_finite(model)
-    return _as_module(model)
+    return _as_module(model), adapted(str(folder), kept=kept, left_out=left_out)
 
 
-def from_config(folder: Path) -> nn.Module:
-    """The model of a folder with fresh weights, in eval mode: its ``config.json`` is enough.
+def from_config(folder: Path, weights: Mapping[str, Tensor]) -> nn.Module:
+    """The model of a folder with fresh weights of the types that ``weights`` have, in eval mode.
 
     Raises ``UnitifyError`` (U005, U601).
     """
@@ -72,9 +82,17 @@ def from_config(folder: Path) -> nn.Module:
     try:
         with _quiet(transformers):
             config = model_class.config_class.from_pretrained(folder, local_files_only=True)
-            return _as_module(model_class(config).eval())
+            dtypes = (w.dtype for w in weights.values() if w.is_floating_point())
+            # As from_pretrained chooses it.
+            dtype = config.dtype or next(dtypes, None)
+            model = _as_module(model_class._from_config(config, dtype=dtype))
     except Exception as error:
         raise _unreadable(folder, f"{type(error).__name__}: {_first_line(error)}") from error
+    # Some tensors are kept in float32, whatever the type of the model is.
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if name in weights:
+            tensor.data = tensor.data.to(weights[name].dtype)
+    return model.eval()
 
 
 def companions(folder: Path) -> list[Path]:
@@ -83,15 +101,9 @@ def companions(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files of a folder that hold weights, in order of their names."""
-    patterns = ("*.safetensors", "*.bin")
-    return sorted(path for pattern in patterns for path in folder.glob(pattern))
-
-
 def _model_class(folder: Path) -> tuple[Any, Any]:
     """The class that ``config.architectures`` names, and the transformers package."""
-    config = folder / "config.json"
+    config = folder / CONFIG
     try:
         stated = json.loads(config.read_text("utf-8"))
     except FileNotFoundError:
@@ -130,11 +142,9 @@ def _quiet(transformers: Any) -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def _named(keys: Iterable[Any]) -> str:
-    """Up to three keys, each a name or (name, its shape, the model's)."""
-    names = sorted(key if isinstance(key, str) else str(key[0]) for key in keys)
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+def _name(key: Any) -> str:
+    """A key that ``from_pretrained`` tells of: a name, or (name, its shape, the model's)."""
+    return key if isinstance(key, str) else str(key[0])
 
 
 def _as_module(model: Any) -> nn.Module:

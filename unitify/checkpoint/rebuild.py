@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unitify.capture.inputs import given_or_inferred
+from unitify.capture.inputs import as_inputs, given_or_inferred
 from unitify.capture.islands import record, with_true_parameters
+from unitify.capture.sizes import RECORDING_SECONDS
 from unitify.cast.casting import cast_module
-from unitify.checkpoint.state_dict import fitting
+from unitify.checkpoint.state_dict import check_fitting
 from unitify.diagnostics import KeysDiffer, UnitifyError, UnknownOption
 from unitify.module.assembly import Part, assemble, plan_of
+from unitify.module.fingerprint import KEY
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.rule_table import load_rules
 from unitify.plan.scale_plan import ScalePlan, check_plan
@@ -29,6 +31,7 @@ from unitify.reparametrisation import Reparametrisation
 from unitify.rewrite import rewrite
 from unitify.scheme.reparametrise import reparametrise
 from unitify.transform import build
+from unitify.verify.running import is_faithful
 
 
 def rebuild(
@@ -41,14 +44,17 @@ def rebuild(
     recipe: str | Mapping[str, Any] | Recipe | None = None,
     casts: Iterable[Choice] | None = None,
     scheme: Mapping[str, Reparametrisation] | None = None,
+    batches: Iterable[Any] = (),
     dynamic_shapes: Any = "auto",
+    recording_seconds: float | None = RECORDING_SECONDS,
     rules: Iterable[Any] = (),
 ) -> UnitScaledModule:
     """The module that ``state_dict`` and ``plan`` were taken from.
 
     ``model``: a model of the class that was transformed; its weights do not matter, and are not
-    changed. ``state_dict``: true weights or stored ones, as the plan has them. ``example_inputs``
-    and the options are those of ``transform``; with a ``recipe`` its casts are there again.
+    changed. ``state_dict``: true weights or stored ones, as the plan has them. ``example_inputs``,
+    ``batches`` and the options are those of ``transform``; with a ``recipe`` its casts are there
+    again.
     ``casts``: ``module.casts``, which recipes need that choose by what they see (``fp8-auto``).
     ``scheme``: ``module.scheme``, where the module was made by one.
 
@@ -62,7 +68,12 @@ def rebuild(
     rounding = read_recipe(recipe)
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
-    recorded = record(model, args, kwargs, dynamic_shapes)
+    further = [as_inputs(model, batch) for batch in batches]
+    seconds = recording_seconds
+    recorded = record(model, args, kwargs, dynamic_shapes, further, seconds)
+    if recorded.whole is not None and all("/" in value for value in plan.values):
+        # Its recording as a whole was found to lose something; those of submodules did not.
+        recorded = record(model, args, kwargs, dynamic_shapes, further, seconds, is_faithful)
     if plan.weights == "true":
         recorded = with_true_parameters(recorded)
     recorded = reparametrise(recorded, scheme, table)
@@ -87,16 +98,27 @@ def take_over(module: UnitScaledModule, state_dict: Mapping[str, Tensor]) -> Non
     Raises ``UnitifyError`` (U603) where names, shapes or types differ, and where a buffer that no
     state dict holds is on the meta device.
     """
-    complete = fitting(module, state_dict, same_types=True)
-    lost = [n for n, b in module.named_buffers() if b.is_meta and n not in complete]
-    if lost:
-        problem = f"the buffer {lost[0]} is on the meta device and no state dict holds it"
-        raise UnitifyError(KeysDiffer(problem=problem))
-    _materialise(module)
-    module.load_state_dict(complete, strict=True)
+    held = {name: tensor for name, tensor in state_dict.items() if name != KEY}
+    check_fitting(module._tree, held, same_types=True)
+    check_held(module)
+    materialise(module)
+    # Tied names may be missing.
+    module.load_state_dict(state_dict, strict=False)
 
 
-def _materialise(module: nn.Module) -> None:
+def check_held(module: nn.Module, missing: Iterable[str] = ()) -> None:
+    """Does a state dict without the names ``missing`` hold all of ``module`` that has no memory?
+
+    Raises ``UnitifyError`` (U603).
+    """
+    loaded = module.state_dict().keys() - set(missing)
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if tensor.is_meta and name not in loaded:
+            problem = f"{name} is on the meta device and no state dict holds it"
+            raise UnitifyError(KeysDiffer(problem=problem))
+
+
+def materialise(module: nn.Module) -> None:
     """Empty memory in place of meta tensors; tied tensors stay one."""
     made: dict[int, Tensor] = {}
     for child in module.modules():

@@ -1,45 +1,76 @@
 """Does a state dict fit a module? Names, shapes and types, all findings at once.
 
-Nothing is loaded here, and nothing is guessed: a name may be missing only where a tied name of
-the same tensor is there.
+Torch itself answers, by loading into a copy of the module on the meta device: hooks and methods
+with which a module takes over older names run as they do when it is loaded. Nothing is guessed: a
+name may be missing only where a tied name of the same tensor is there.
 """
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from unitify.capture.tree import copy_of
 from unitify.diagnostics import KeysDiffer, NotFinite, UnitifyError
 
 _SHOWN = 3
 
+StateDict = Mapping[str, Any]
 
-def fitting(
-    module: nn.Module, given: Mapping[str, Tensor], *, same_types: bool = False
-) -> dict[str, Tensor]:
-    """``given`` with every name of ``module.state_dict()``: tied names are filled in.
+
+@dataclass(frozen=True)
+class Fit:
+    """How a state dict fits a module: names that are missing or too many, and what differs."""
+
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    differing: tuple[str, ...] = ()
+
+    @property
+    def problem(self) -> str:
+        """All of that in a line; empty where nothing is."""
+        told = [
+            *_listed("missing", self.missing),
+            *_listed("unexpected", self.unexpected),
+            *_listed("differing", self.differing),
+        ]
+        return "; ".join(told)
+
+
+def fit(module: nn.Module, given: StateDict, *, same_types: bool = False) -> Fit:
+    """How ``given`` fits ``module``, which is left alone.
 
     A tensor may have a narrower type than the module's (it is then held exactly), never a
     wider one; with ``same_types`` it has the module's.
+    """
+    loading = _Loading(module, given)
+    held = dict(_tensors(module))
+    differing = [*loading.errors]
+    first: dict[int, str] = {}
+    for name, tensor in loading.met.items():
+        if name in held:
+            differing += _mismatch(name, held[name], tensor, same_types)
+            other = first.setdefault(id(held[name]), name)
+            if not _same(tensor, loading.met[other]):
+                differing.append(f"{name} and {other} are one tensor of the model, two are given")
+    missing = [n for n in loading.missing if n not in held or id(held[n]) not in first]
+    return Fit(tuple(missing), tuple(loading.unexpected), tuple(differing))
+
+
+def check_fitting(module: nn.Module, given: StateDict, *, same_types: bool = False) -> None:
+    """Is ``given`` all that ``module`` takes, and nothing else?
+
     Raises ``UnitifyError`` (U603), naming what is missing, unexpected or differs.
     """
-    expected = module.state_dict(keep_vars=True)
-    complete = _with_tied_names(expected, given)
-    differing = [
-        text
-        for name in expected.keys() & complete.keys()
-        for text in _mismatch(name, expected[name], complete[name], same_types)
-    ]
-    problems = [
-        *_listed("missing", expected.keys() - complete.keys()),
-        *_listed("unexpected", complete.keys() - expected.keys()),
-        *_listed("differing", differing),
-    ]
-    if problems:
-        raise UnitifyError(KeysDiffer(problem="; ".join(problems)))
-    return complete
+    if problem := fit(module, given, same_types=same_types).problem:
+        raise UnitifyError(KeysDiffer(problem=problem))
 
 
 def check_finite(module: nn.Module) -> None:
@@ -52,6 +83,8 @@ def check_finite(module: nn.Module) -> None:
         if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
             continue
         held = tensor.detach()
+        # Types of eight bits have no tests of their own.
+        held = held.float() if held.itemsize == 1 else held
         bad = ~torch.isfinite(held) if isinstance(tensor, nn.Parameter) else torch.isnan(held)
         if count := int(bad.sum()):
             findings.append(NotFinite(name=name, count=count))
@@ -59,15 +92,65 @@ def check_finite(module: nn.Module) -> None:
         raise UnitifyError(*findings)
 
 
-def _with_tied_names(
-    expected: Mapping[str, Tensor], given: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    complete = dict(given)
-    by_tensor = {id(expected[name]): given[name] for name in expected if name in given}
-    for name, tensor in expected.items():
-        if name not in complete and id(tensor) in by_tensor:
-            complete[name] = by_tensor[id(tensor)]
-    return complete
+class _Loading:
+    """What torch does with a state dict: what it takes, under which names, and what it misses."""
+
+    def __init__(self, module: nn.Module, given: StateDict) -> None:
+        self.met: dict[str, Tensor] = {}
+        self.missing: list[str] = []
+        self.unexpected: list[str] = []
+        self.errors: list[str] = []
+        twin = _on_meta(module)
+        for part in twin.modules():
+            if not isinstance(part, torch.jit.ScriptModule):
+                noted = functools.partial(self._load_one, part, part._load_from_state_dict)
+                part.__dict__["_load_from_state_dict"] = noted
+        with warnings.catch_warnings():
+            # That nothing is copied to the meta device.
+            warnings.simplefilter("ignore")
+            try:
+                twin.load_state_dict(given, strict=False)
+            except RuntimeError as error:
+                self.errors.append(" ".join(str(error).split()))
+
+    def _load_one(
+        self, part: nn.Module, load: Any, state_dict: Any, prefix: str, *told: Any
+    ) -> None:
+        *_, self.missing, self.unexpected, errors = told
+        before = len(errors)
+        load(state_dict, prefix, *told)
+        # After its hooks: these are the names and tensors that it took.
+        own = {**part._parameters, **part._buffers}
+        for name in own:
+            tensor = state_dict.get(prefix + name)
+            if own[name] is not None and isinstance(tensor, Tensor):
+                self.met[prefix + name] = tensor
+        # Sizes are compared, and told, here.
+        errors[before:] = [e for e in errors[before:] if not e.startswith("size mismatch")]
+
+
+def _on_meta(module: nn.Module) -> nn.Module:
+    memo: dict[int, Any] = {}
+    for tensor in [*module.parameters(), *module.buffers()]:
+        if is_lazy(tensor):
+            continue
+        empty = torch.empty_like(tensor.detach(), device="meta")
+        if isinstance(tensor, nn.Parameter):
+            empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+        memo[id(tensor)] = empty
+    return copy_of(module, memo)
+
+
+def _tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    """Every parameter and buffer, under every name that it has."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one is other or one.is_meta or other.is_meta:
+        return True
+    return one.shape == other.shape and torch.equal(one, other)
 
 
 def _listed(kind: str, names: Iterable[str]) -> list[str]:
@@ -80,18 +163,26 @@ def _listed(kind: str, names: Iterable[str]) -> list[str]:
 
 
 def _mismatch(name: str, expected: Tensor, given: Tensor, same_types: bool) -> list[str]:
+    if is_lazy(expected):
+        return []
     if expected.shape != given.shape:
         return [f"{name} is {_shape(given)}, the model's {_shape(expected)}"]
     if given.dtype == expected.dtype:
         return []
-    widened = (
-        given.is_floating_point()
-        and expected.is_floating_point()
-        and torch.promote_types(expected.dtype, given.dtype) == expected.dtype
-    )
-    if widened and not same_types:
+    if _is_narrower(given.dtype, expected.dtype) and not same_types:
         return []
-    return [f"{name} is {_type(given)}, the model's {_type(expected)}"]
+    codes = "; its numbers are codes, and nothing tells their scale" if _is_code(given) else ""
+    return [f"{name} is {_type(given)}, the model's {_type(expected)}{codes}"]
+
+
+def _is_narrower(given: torch.dtype, expected: torch.dtype) -> bool:
+    if not (given.is_floating_point and expected.is_floating_point) or given.itemsize == 1:
+        return False
+    return torch.promote_types(expected, given) == expected
+
+
+def _is_code(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.itemsize == 1
 
 
 def _shape(tensor: Tensor) -> str:

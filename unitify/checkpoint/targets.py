@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from unitify.capture.source import frames_of_failure
 from unitify.diagnostics import BatchesNeeded, FactoryFailed, ImportFailed, UnitifyError
@@ -35,16 +35,20 @@ def build_model(target: str) -> nn.Module:
 def input_batches(target: str) -> list[Batch]:
     """The batches that the function ``target`` returns; the first one is the example.
 
-    A tuple or a mapping is one batch; a list holds one of these a batch.
+    A tensor, a tuple or a mapping is one batch; a list holds a tuple or a mapping a batch (one of
+    tensors might be meant as either).
+
     Raises ``UnitifyError`` (U604 for anything else, U003 for an empty list).
     """
     result = _call(target)
     batches = result if isinstance(result, list) else [result]
+    if isinstance(result, Tensor):
+        return [(result,)]
     if not batches:
         raise UnitifyError(BatchesNeeded(where=target))
     for batch in batches:
         if not isinstance(batch, tuple | Mapping):
-            expected = "a tuple of positional inputs, a dict of keyword inputs or a list of these"
+            expected = "a tensor, a tuple of inputs, a dict of keyword inputs or a list of the two"
             raise _failed(target, f"it returned {_article(result)}, not {expected}")
     return batches
 

@@ -157,7 +157,7 @@ def _outcome(
     advance: Callable[[str], None],
 ) -> Outcome:
     table = load_rules(rules)
-    args, kwargs = as_inputs(found.batches[0]) if found.batches else ((), None)
+    args, kwargs = as_inputs(found.model, found.batches[0]) if found.batches else ((), None)
     subject = subject_of(found.model, args, kwargs, recipe, table)
     advance("capture")
     outcome = check_subject(
@@ -179,8 +179,8 @@ def _outcome(
 
 
 def _transformed(found: Target, recipe: Recipe, scales: str, rules: list[Path]) -> Target:
-    args, kwargs = as_inputs(found.batches[0]) if found.batches else ((), None)
-    batches = list(found.batches) if scales == "measured" and found.batches else None
+    args, kwargs = as_inputs(found.model, found.batches[0]) if found.batches else ((), None)
+    batches = list(found.batches) or None
     module = transform(
         found.model, args, kwargs, scales=scales, batches=batches, recipe=recipe, rules=rules
     )

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from unitify.capture.sizes import RECORDING_SECONDS
+from unitify.checkpoint.filling import Allowed
 from unitify.cli.application import app
 from unitify.cli.options import Factory, InputsFunction, RuleFiles
 from unitify.cli.terminal import progress_bar, reported
@@ -24,7 +25,8 @@ def convert(
         Path,
         typer.Argument(
             metavar="CKPT",
-            help="A .safetensors or .pt state dict (with --model), or a Hugging Face folder.",
+            help="A Hugging Face folder; or, with --model, a .safetensors or .pt file, a folder of "
+            "shards, or one of torch.distributed.checkpoint.",
         ),
     ],
     output: Annotated[
@@ -45,6 +47,21 @@ def convert(
         typer.Option(metavar="analysis|measured", help="Predicted without data, or measured."),
     ] = "analysis",
     rules: RuleFiles = [],  # noqa: B006  (typer copies it)
+    allow_missing: Annotated[
+        list[str],
+        typer.Option(
+            metavar="PATTERN",
+            help="Names that the checkpoint may lack, such as 'head.*': they stay as the model "
+            "makes them; repeatable.",
+        ),
+    ] = [],  # noqa: B006
+    allow_unexpected: Annotated[
+        list[str],
+        typer.Option(
+            metavar="PATTERN",
+            help="Names of the checkpoint that the model may lack; repeatable.",
+        ),
+    ] = [],  # noqa: B006
     verify: Annotated[
         bool, typer.Option(help="Compare the result bitwise with the original, before casts.")
     ] = True,
@@ -69,6 +86,7 @@ def convert(
             rules=rules,
             verify=verify,
             recording_seconds=recording_seconds,
+            allowed=Allowed(tuple(allow_missing), tuple(allow_unexpected)),
             on_stage=advance,
         )
     console = Console()

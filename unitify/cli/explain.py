@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from unitify.capture.inputs import as_inputs
+from unitify.checkpoint.drawn_calls import drawn_calls
 from unitify.checkpoint.folder import read, true_model
 from unitify.checkpoint.targets import build_model, input_batches
 from unitify.cli.application import app
@@ -46,10 +47,12 @@ def _derivation(
     if folder is None and model is None:
         raise typer.BadParameter("a value needs a converted folder or --model")
     built = build_model(model) if model is not None else None
-    chosen = None
-    if folder is not None:
-        converted = read(folder)
-        built, chosen = true_model(converted, built), converted.plan
-    assert built is not None
-    args, kwargs = as_inputs(input_batches(inputs)[0]) if inputs is not None else ((), {})
-    return explain_value(name, built, args, kwargs, chosen=chosen, rules=rules)
+    given = input_batches(inputs)[0] if inputs is not None else ()
+    if folder is None:
+        assert built is not None
+        args, kwargs = as_inputs(built, given)
+        return explain_value(name, built, args, kwargs, rules=rules)
+    converted = read(folder)
+    built = true_model(converted, built)
+    args, kwargs = drawn_calls(converted.calls, built, given, None)[0]
+    return explain_value(name, built, args, kwargs, chosen=converted.plan, rules=rules)

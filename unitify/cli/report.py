@@ -102,14 +102,14 @@ def _transformed(
     advance: Callable[[str], None],
 ) -> UnitScaledModule:
     batches = list(opened.batches)
-    args, kwargs = as_inputs(batches[0]) if batches else infer_inputs(opened.model)
+    args, kwargs = as_inputs(opened.model, batches[0]) if batches else infer_inputs(opened.model)
     return transform(
         opened.model,
         args,
         kwargs,
         recipe=casts,
         scales=scales,
-        batches=batches if batches and scales == "measured" else None,
+        batches=batches or None,
         rules=rules,
         verify=verify,
         on_stage=lambda name, _made: advance(name),

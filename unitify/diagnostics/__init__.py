@@ -71,7 +71,9 @@ from unitify.diagnostics.estimating import (
     UnknownValue,
 )
 from unitify.diagnostics.files import (
+    AdapterAlone,
     BaselineUnreadable,
+    CheckpointAdapted,
     CheckpointUnreadable,
     FactoryFailed,
     FolderDamaged,
@@ -80,6 +82,7 @@ from unitify.diagnostics.files import (
     NotWritten,
     OutputExists,
     ReadingsUnreadable,
+    SeveralStateDicts,
     UnsafeCheckpoint,
 )
 from unitify.diagnostics.planning import PlanMismatch, ScaleNotAllowed
@@ -117,6 +120,7 @@ from unitify.diagnostics.verifying import (
 )
 
 __all__ = [
+    "AdapterAlone",
     "AliasedMutation",
     "AlreadyTransformed",
     "AttributeTurned",
@@ -126,6 +130,7 @@ __all__ = [
     "CacheLeftOut",
     "CaptureDiffers",
     "CastsLeftOut",
+    "CheckpointAdapted",
     "CheckpointUnreadable",
     "CheckpointingLost",
     "DecayNotIndependent",
@@ -179,6 +184,7 @@ __all__ = [
     "SchedulerNeeded",
     "SchemeNeedsGraph",
     "SettingsInvalid",
+    "SeveralStateDicts",
     "SizesFixed",
     "StateNotMoved",
     "TiedRoles",

@@ -13,7 +13,8 @@ class CheckpointUnreadable(Diagnostic):
     """The checkpoint is missing, truncated, or not a state dict.
 
     Example: ``unitify convert half-downloaded.safetensors --model my_package:build -o out``.
-    Fix: pass a ``.safetensors`` file, a ``.pt`` state dict or a Hugging Face folder.
+    Fix: pass a ``.safetensors`` file, a ``.pt`` state dict, a folder of shards or of
+    ``torch.distributed.checkpoint``, or a Hugging Face folder.
     """
 
     code: ClassVar[str] = "U601"
@@ -42,14 +43,19 @@ class UnsafeCheckpoint(Diagnostic):
 class KeysDiffer(Diagnostic):
     """The names, shapes or types of the checkpoint are not those of the model.
 
+    Names are compared as torch loads them: after the hooks by which modules take over older names.
+
     Example: a checkpoint of a 12-layer model, and a factory that builds 6 layers.
-    Fix: use the factory that belongs to the checkpoint.
+    Fix: use the factory that belongs to the checkpoint. What ``unitify convert`` may leave as the
+    factory made it, or leave out of the checkpoint, is named by ``--allow-missing 'head.*'`` and
+    ``--allow-unexpected 'loss.*'``.
     """
 
     code: ClassVar[str] = "U603"
     why: ClassVar[str] = "the checkpoint does not fit the model: {problem}"
-    fix: ClassVar[str] = "Use the factory that belongs to the checkpoint"
+    fix: ClassVar[str] = "{advice}"
     problem: str
+    advice: str = "Use the factory that belongs to the checkpoint"
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,8 @@ class FactoryFailed(Diagnostic):
 
     Example: ``--model my_package.models:Bulid``.
     Fix: it must be importable as ``package.module:name`` and callable without arguments; a
-    model factory returns an ``nn.Module``, an inputs function a tuple, a dict or a list of them.
+    model factory returns an ``nn.Module``, an inputs function a tensor, a tuple, a dict or a list
+    of tuples and dicts.
     """
 
     code: ClassVar[str] = "U604"
@@ -156,3 +163,58 @@ class NotPickled(Diagnostic):
     code: ClassVar[str] = "U610"
     why: ClassVar[str] = "a transformed module is not pickled"
     fix: ClassVar[str] = "Save (module.state_dict(), module.plan) and use unitify.rebuild"
+
+
+@dataclass(frozen=True)
+class AdapterAlone(Diagnostic):
+    """The folder holds an adapter of PEFT, and not the model that it adapts.
+
+    Example: ``unitify convert my-lora -o out``, where ``my-lora`` has an ``adapter_config.json``.
+    Fix: merge the adapter into its base model, save that, and convert what was saved.
+    """
+
+    code: ClassVar[str] = "U611"
+    why: ClassVar[str] = "{path} holds an adapter for {base}, and no model"
+    fix: ClassVar[str] = (
+        "Merge it: AutoPeftModel.from_pretrained(path).merge_and_unload().save_pretrained(merged), "
+        "then convert that"
+    )
+    path: str
+    base: str
+
+
+@dataclass(frozen=True)
+class CheckpointAdapted(Diagnostic):
+    """What was done to a checkpoint so that it fits its model.
+
+    A note, not an error: a prefix taken from all names, an entry of a nested checkpoint, FP8 codes
+    multiplied by their scales, names that were allowed to be missing or too many.
+
+    Example: a checkpoint of a model inside ``DistributedDataParallel``, with ``module.`` before
+    every name.
+    Fix: nothing is wrong; look at what it says.
+    """
+
+    code: ClassVar[str] = "U612"
+    why: ClassVar[str] = "the checkpoint was adapted: {what}"
+    fix: ClassVar[str] = "See that this is what you mean"
+    what: str
+
+
+@dataclass(frozen=True)
+class SeveralStateDicts(Diagnostic):
+    """The checkpoint holds several state dicts that fit the model.
+
+    Example: ``{"model": ..., "ema": ...}``, with the weights of now and their moving average.
+    Fix: save the one that is meant by itself.
+    """
+
+    code: ClassVar[str] = "U613"
+    why: ClassVar[str] = "{path} holds several state dicts that fit the model: {entries}"
+    fix: ClassVar[str] = (
+        "Save the one that you mean by itself, such as "
+        "torch.save(torch.load(path, weights_only=True)[{first!r}], new_path)"
+    )
+    path: str
+    entries: str
+    first: str

@@ -63,7 +63,7 @@ def measure_running(
             stack.enter_context(part.running(_runner(captured, parameters, tally)))
         for batch in batches:
             count += 1
-            flat, spec = pytree.tree_flatten(as_inputs(batch))
+            flat, spec = pytree.tree_flatten(as_inputs(module, batch))
             weights = [p for own in leaves for p in own.values()] + [*module.parameters()]
             on_leaves(partial(_run_once, module, spec, weights, loss_fn), flat)
     if not count:

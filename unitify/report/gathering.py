@@ -143,7 +143,7 @@ def _flat(part: str, captures: Mapping[str, Capture], batches: tuple[Any, ...]) 
         return None
     if path_of(part):
         return list(captures[part].example)
-    return flat_calls(captures, part, [as_inputs(batches[0])])[0]
+    return flat_calls(captures, part, [as_inputs(captures[part].model, batches[0])])[0]
 
 
 def _part(

@@ -1,0 +1,204 @@
+"""Outlines of inputs: structure, names, sizes, types and ranges of a call, without its numbers.
+
+Takes the call that a recording was made of; gives plain data, which JSON holds, and from that
+inputs drawn anew, with which the recording can be made again.
+
+A tensor's outline says what a recording, and the analysis of one, may depend on. Of integers and
+booleans that is their range, so that tokens stay within the vocabulary; of floating numbers mean,
+RMS and range. Few distinct values (masks) keep their shares. Rows that rise or fall (positions,
+offsets, padding) still do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import Dim
+
+from unitify.capture.signature import Leaf
+from unitify.capture.sizes import Free
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+#: ``args``, ``kwargs``: trees of values. ``sizes``: what a recording of the call left free.
+Outline = dict[str, Any]
+
+#: Of so few distinct values each is kept, with its share.
+_FEW = 8
+
+
+def outline_of(
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    leaves: Iterable[Leaf] = (),
+    sizes: Any = "auto",
+) -> Outline:
+    """The outline of a call. ``kwargs``: in the order of the signature.
+
+    ``leaves``: the flat inputs of its recording, where that is one graph; ``sizes``: the
+    ``dynamic_shapes`` of that.
+    """
+    flat = iter(leaves)
+    if sizes is None:
+        sizes = 0
+    elif isinstance(sizes, Free):
+        sizes = "auto" if sizes.count is None else sizes.count
+    elif sizes != "auto":
+        sizes = "given"
+    return {
+        "args": [_described(value, flat) for value in args],
+        "kwargs": {name: _described(value, flat) for name, value in kwargs.items()},
+        "sizes": sizes,
+    }
+
+
+def drawn_inputs(outline: Outline, device: torch.device) -> Inputs:
+    """Inputs of this outline, the same ones every time.
+
+    Raises ``LookupError``, which names the type, where it holds a value that JSON does not.
+    """
+    generator = torch.Generator().manual_seed(0)
+    return _rebuilt(outline, lambda tensor: _drawn(tensor, generator).to(device))
+
+
+def sizes_of(outline: Outline) -> Any:
+    """What was left free: "auto", a ``Free``, or the sizes of each tensor as (args, kwargs)."""
+    if outline["sizes"] == "given":
+        return _rebuilt(outline, lambda tensor: dict.fromkeys(tensor.get("free", ()), Dim.AUTO))
+    return "auto" if outline["sizes"] == "auto" else Free(int(outline["sizes"]))
+
+
+def _described(value: Any, leaves: Iterator[Leaf]) -> Any:
+    if type(value) in (tuple, list):
+        return {type(value).__name__: [_described(item, leaves) for item in value]}
+    if type(value) is dict and all(isinstance(name, str) for name in value):
+        return {"dict": {name: _described(item, leaves) for name, item in value.items()}}
+    leaf = next(leaves, None)
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if type(value) is float:
+        return {"float": str(value)}
+    if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested:
+        return {"tensor": _of_tensor(value, leaf)}
+    return {"other": f"{type(value).__module__}.{type(value).__qualname__}"}
+
+
+def _rebuilt(outline: Outline, tensor: Callable[[Mapping[str, Any]], Any]) -> Inputs:
+    def value(told: Any) -> Any:
+        if not isinstance(told, Mapping):
+            return told
+        ((kind, held),) = told.items()
+        if kind == "tensor":
+            return tensor(held)
+        if kind == "float":
+            return float(held)
+        if kind == "dict":
+            return {name: value(item) for name, item in held.items()}
+        if kind in ("tuple", "list"):
+            items = [value(item) for item in held]
+            return tuple(items) if kind == "tuple" else items
+        raise LookupError(held)
+
+    args = tuple(value(told) for told in outline["args"])
+    return args, {name: value(told) for name, told in outline["kwargs"].items()}
+
+
+def _of_tensor(tensor: Tensor, leaf: Leaf | None) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "shape": list(tensor.shape),
+    }
+    if leaf is not None and leaf.shape is not None:
+        told["free"] = [d for d, extent in enumerate(leaf.shape) if isinstance(extent, str)]
+    if tensor.requires_grad:
+        told["requires_grad"] = True
+    if tensor.is_meta or not tensor.numel():
+        return told
+    numbers = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+    is_floating = numbers.is_floating_point()
+    # Float8 has no arithmetic of its own, and half of the smaller types none on every device.
+    numbers = numbers.to("cpu", torch.float64 if is_floating else torch.int64)
+    values, counts = numbers.unique(return_counts=True)
+    if len(values) <= _FEW or not numbers.isfinite().all():
+        held = zip(values[:_FEW].tolist(), counts[:_FEW].tolist(), strict=True)
+        told["values"] = [[_number(value), count] for value, count in held]
+    else:
+        told["range"] = [values[0].item(), values[-1].item()]
+    if is_floating and "range" in told:
+        told["mean"], told["rms"] = numbers.mean().item(), numbers.square().mean().sqrt().item()
+    elif numbers.dim() and numbers.shape[-1] > 1 and len(values) > 1:
+        steps = numbers.diff(dim=-1)
+        if (steps >= 0).all() or (steps <= 0).all():
+            told["order"] = "rising" if (steps >= 0).all() else "falling"
+    return told
+
+
+def _number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+def _read(number: float | str) -> float:
+    return float(number) if isinstance(number, str) else number
+
+
+def _drawn(told: Mapping[str, Any], generator: torch.Generator) -> Tensor:
+    dtype: torch.dtype = getattr(torch, told["dtype"])
+    shape = (*told["shape"], 2) if dtype.is_complex else tuple(told["shape"])
+    count = math.prod(shape)
+    if "values" in told:
+        kind = torch.float64 if dtype.is_floating_point or dtype.is_complex else torch.int64
+        levels = torch.tensor([_read(value) for value, _ in told["values"]], dtype=kind)
+        shares = torch.tensor([n for _, n in told["values"]])
+        numbers = levels.repeat_interleave(shares)
+        # Of numbers that were not finite a part alone is kept.
+        numbers = numbers.repeat(-(-count // len(numbers)))[:count]
+        numbers = numbers[torch.randperm(count, generator=generator)]
+    elif "rms" in told:
+        numbers = _normal(count, told, generator)
+    elif "range" in told:
+        low, high = told["range"]
+        # The largest number of 64 bits has none above it.
+        above = min(high, torch.iinfo(torch.int64).max - 1) + 1
+        numbers = torch.randint(low, above, (count,), generator=generator)
+    else:
+        numbers = torch.zeros(count)
+    numbers = numbers.reshape(shape)
+    if "order" in told:
+        numbers = _in_order(numbers, told)
+    if dtype.is_complex:
+        numbers = torch.view_as_complex(numbers.contiguous())
+    return numbers.to(dtype).requires_grad_(bool(told.get("requires_grad")))
+
+
+def _normal(count: int, told: Mapping[str, Any], generator: torch.Generator) -> Tensor:
+    """Normal numbers of the mean, the RMS and the range that were told."""
+    (low, high), mean, rms = told["range"], told["mean"], told["rms"]
+    numbers = torch.randn(count, generator=generator, dtype=torch.float64)
+    numbers[:2] = torch.tensor([low, high])
+    for _ in range(20):
+        rest = numbers[2:]
+        # What the two ends of the range leave to the others.
+        own_mean = (mean * count - low - high) / (count - 2)
+        own_square = max((rms**2 * count - low**2 - high**2) / (count - 2) - own_mean**2, 0.0)
+        others = (rest - rest.mean()) / rest.std(correction=0) * math.sqrt(own_square)
+        numbers[2:] = (others.nan_to_num() + own_mean).clamp(low, high)
+    return numbers
+
+
+def _in_order(numbers: Tensor, told: Mapping[str, Any]) -> Tensor:
+    """Rows that rise or fall: through a range from end to end, over few values as they were drawn.
+
+    The largest value is in each row: a mask that hides everything would leave nothing.
+    """
+    is_falling = told["order"] == "falling"
+    if "range" in told:
+        low, high = told["range"]
+        last = numbers.shape[-1] - 1
+        steps = [low + (high - low) * step // last for step in range(last + 1)]
+        return torch.tensor(steps[::-1] if is_falling else steps).expand(numbers.shape).clone()
+    rows: Tensor = numbers.sort(dim=-1, descending=is_falling).values
+    rows[..., 0 if is_falling else -1] = numbers.max()
+    return rows

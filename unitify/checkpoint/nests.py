@@ -1,0 +1,50 @@
+"""State dicts inside what a training script saved: beside an optimiser, or below further names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from unitify.checkpoint.state_dict import StateDict
+from unitify.diagnostics import CheckpointUnreadable, UnitifyError
+
+#: Entries of a state dict that torch lets modules make of anything.
+_EXTRA = "_extra_state"
+_DEEPEST = 3
+
+
+def state_dicts_in(loaded: Any, path: Path) -> dict[str, StateDict]:
+    """Every state dict in ``loaded``, by the entry that holds it; "" for one that is all of it.
+
+    Raises ``UnitifyError`` (U601) where there is none.
+    """
+    if not isinstance(loaded, Mapping):
+        problem = f"it holds a {type(loaded).__name__}, not a state dict"
+        raise UnitifyError(CheckpointUnreadable(path=str(path), problem=problem))
+    found = dict(_found(loaded, "", 0))
+    if not found:
+        name, value = next(
+            ((n, v) for n, v in loaded.items() if not isinstance(v, Tensor)), ("", 0)
+        )
+        problem = f"its entry {name!r} is a {type(value).__name__}, not a tensor"
+        raise UnitifyError(CheckpointUnreadable(path=str(path), problem=problem))
+    return found
+
+
+def _found(value: Mapping[Any, Any], entry: str, depth: int) -> Iterator[tuple[str, StateDict]]:
+    if _is_state_dict(value) or not (entry or value):
+        yield entry, value
+    elif depth < _DEEPEST:
+        for name, inner in value.items():
+            if isinstance(name, str) and isinstance(inner, Mapping):
+                yield from _found(inner, f"{entry}.{name}" if entry else name, depth + 1)
+
+
+def _is_state_dict(value: Mapping[Any, Any]) -> bool:
+    return any(isinstance(v, Tensor) for v in value.values()) and all(
+        isinstance(name, str) and (isinstance(v, Tensor) or name.endswith(_EXTRA))
+        for name, v in value.items()
+    )

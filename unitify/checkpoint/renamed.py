@@ -1,0 +1,75 @@
+"""State dicts under other names: what a wrapper of the model put before them is taken away."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from unitify.checkpoint.state_dict import StateDict
+
+#: Names of submodules that wrappers of torch put between any two of a path.
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+#: What ``torch.optim.swa_utils.AveragedModel`` counts, beside the model that is its ``module``.
+_AVERAGED = "n_averaged"
+
+
+def renamings(given: StateDict) -> Iterator[tuple[StateDict, tuple[str, ...]]]:
+    """``given`` as it is, then with fewer and fewer of its names' beginnings; and what was done."""
+    done: tuple[str, ...] = ()
+    if _AVERAGED in given and all(n == _AVERAGED or n.startswith("module.") for n in given):
+        yield given, ()
+        done = (f"the average of {int(given[_AVERAGED])} steps was taken",)
+        given = without(given, [_AVERAGED])
+    for rename, taken in ((str, ""), (_without_wrappers, "names of wrappers")):
+        if taken and all(rename(name) == name for name in given):
+            continue
+        for start in _starts([rename(name) for name in given]):
+            renamed = _renamed(given, rename, start)
+            told = " and ".join(filter(None, (taken, f"the prefix {start!r}" if start else "")))
+            if len(renamed) == len(given):
+                yield renamed, (*done, f"{told} was taken from its names") if told else done
+
+
+def without(given: StateDict, names: Iterable[str]) -> StateDict:
+    """``given`` without some of its entries; as it is where it is without any."""
+    left = set(names)
+    kept = {name: value for name, value in given.items() if name not in left}
+    return _with_metadata(kept, getattr(given, "_metadata", None)) if left else given
+
+
+def _without_wrappers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _starts(names: list[str]) -> Iterator[str]:
+    """What all names begin with, up to each dot."""
+    yield ""
+    paths = [name.split(".")[:-1] for name in names]
+    start = ""
+    for steps in zip(*paths, strict=False):
+        if len(set(steps)) > 1:
+            return
+        start += f"{steps[0]}."
+        yield start
+
+
+def _renamed(given: StateDict, rename: Callable[[str], str], start: str) -> StateDict:
+    made = {rename(name).removeprefix(start): value for name, value in given.items()}
+    metadata = getattr(given, "_metadata", None)
+    if metadata is not None:
+        paths = {path: rename(f"{path}.") for path in metadata if path}
+        metadata = {
+            new.removeprefix(start).removesuffix("."): metadata[path]
+            for path, new in paths.items()
+            if new.startswith(start)
+        }
+    return _with_metadata(made, metadata)
+
+
+def _with_metadata(given: dict[str, Any], metadata: Any) -> StateDict:
+    """``given`` with the versions of modules that torch keeps beside a state dict."""
+    made: OrderedDict[str, Any] = OrderedDict(given)
+    if metadata is not None:
+        made._metadata = metadata  # type: ignore[attr-defined]
+    return made
