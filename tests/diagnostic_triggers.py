@@ -363,6 +363,13 @@ def _(path: Path) -> Found:
     return list(unitify.transform(factories.mlp(), recipe=recipe).diagnostics)
 
 
+@triggers("U406")
+def _(path: Path) -> Found:
+    with torch.device("meta"):
+        model = factories.mlp()
+    return list(unitify.transform(model, recipe="fp8-auto,multiple=1").diagnostics)
+
+
 @triggers("U501")
 def _(path: Path) -> None:
     model = nn.Linear(64, 8, bias=False)

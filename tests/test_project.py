@@ -42,8 +42,7 @@ ORDER = {
     "plan": "fixed scale_plan uniform scale_classes",
     "rewrite": "",
     "arrival": "",
-    "noise": """cast_error passage moments predict measured budget drawn_inputs drawn
-        probed operand_casts""",
+    "noise": """operand_casts measured budget drawn_inputs probed""",
     "module": "tied fingerprint interpreted knobs own_code folding unit_scaled adopted assembly",
     "cast": "centring insert lowering distributions headroom trials means noise_bound casting",
     "optim": "optimizers groups state",

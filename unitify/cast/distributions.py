@@ -16,7 +16,7 @@ from unitify.capture.whole import Capture
 from unitify.formats.signal_to_noise import Histogram
 from unitify.measure.captured import measure_into
 from unitify.measure.tally import Tally
-from unitify.noise.moments import Place
+from unitify.noise.operand_casts import Place
 from unitify.operations.centring import centring
 from unitify.operations.products import product_operands
 from unitify.operations.rule_table import RuleTable

@@ -48,9 +48,7 @@ def with_headroom(
     """
     choices = tuple(choices)
     cast = {c.value: c for c in choices if c.is_product and c.is_cast}
-    means = {name: c.mean for name, c in cast.items() if c.mean}
-    formats = {n: c.forward for n, c in cast.items()}
-    casts = operand_casts(capture, plan, rules, formats, means=means)
+    casts = operand_casts(cast.values(), capture, plan, rules)
     values = {
         (node.name, name, index): operand.name
         for node in capture.graph.nodes

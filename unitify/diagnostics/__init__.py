@@ -39,6 +39,7 @@ from unitify.diagnostics.capturing import (
 )
 from unitify.diagnostics.casting import (
     BoundMissed,
+    BoundUnknown,
     NotInFP8,
     PatternUnmatched,
     RecipeInvalid,
@@ -122,6 +123,7 @@ __all__ = [
     "BaselineUnreadable",
     "BatchesNeeded",
     "BoundMissed",
+    "BoundUnknown",
     "CacheLeftOut",
     "CaptureDiffers",
     "CheckpointUnreadable",

@@ -19,16 +19,13 @@ from torch import Tensor, fx
 from unitify.capture.execution import GraphRunner, unchanged
 from unitify.capture.whole import Capture
 from unitify.noise.budget import Budget
-from unitify.noise.cast_error import OperandCast
-from unitify.noise.drawn import toward_stated
-from unitify.noise.drawn_inputs import drawn_inputs
-from unitify.noise.measured import Correction, PairRunner
-from unitify.noise.moments import Place
-from unitify.noise.predict import output_names
+from unitify.noise.drawn_inputs import DRAWS, drawn_inputs, toward_stated
+from unitify.noise.measured import Correction, PairRunner, output_names
+from unitify.noise.operand_casts import OperandCast, Place
 from unitify.operations.rule_table import RuleTable
 
-#: How often inputs are drawn, and directions at the outputs for each.
-DRAWS, DIRECTIONS = 2, 24
+#: Directions at the outputs for each draw of the inputs.
+DIRECTIONS = 24
 
 
 def probed_budget(

@@ -130,7 +130,6 @@ class _Sources:
 
 
 def _value(value: Value, sources: _Sources) -> dict[str, Any]:
-    sqnr = value.sqnr
     return {
         "name": value.name,
         "kind": value.kind,
@@ -144,12 +143,9 @@ def _value(value: Value, sources: _Sources) -> dict[str, Any]:
         "restored": value.restored or None,
         "forward": _side(value.forward),
         "backward": _side(value.backward),
-        "sqnr": None if sqnr is None else {
-            "predicted": _numbers(sqnr.predicted),
-            "measured": _numbers(sqnr.measured) if sqnr.measured else None,
-        },
+        "sqnr": _numbers(value.sqnr) if value.sqnr else None,
         "product": value.product or None,
-    }  # fmt: skip
+    }
 
 
 def _side(side: Side) -> dict[str, Any]:

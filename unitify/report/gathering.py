@@ -29,7 +29,7 @@ from unitify.report.losses import JUDGED
 from unitify.report.magnitudes import MagnitudeTally
 from unitify.report.numerics import DriftRecord, Numerics
 from unitify.report.schemes import SchemeShares, predicted_schemes
-from unitify.report.sqnr import signal_to_noise, unpredictable
+from unitify.report.sqnr import not_shown, signal_to_noise
 from unitify.report.unit_graph import unit_graph
 from unitify.report.values import Part, values_of
 from unitify.rulebook.listing import row
@@ -72,16 +72,18 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
             batches,
             known.loss_fn,
         )
-    if problem := unpredictable(recipe):
+    problem = not_shown(recipe)
+    if not all(capture.holds_weights for capture in captures.values()):
+        problem = "signal to noise is not shown: weights hold no data to run on"
+    if problem:
         notes.append(problem)
     found = []
     for name, capture in captures.items():
         part = _part(module.parts[name], name, capture, analyses[name], recipe, known.rules)
         if not problem:
-            batch = _flat(name, captures, batches)
-            moments = analyses[name].moments
+            inputs = _flat(name, captures, batches)
             choices = part.choices.values()
-            noise = signal_to_noise(capture, part.plan, choices, known.rules, moments, batch)
+            noise = signal_to_noise(capture, part.plan, choices, known.rules, inputs)
             part = replace(part, sqnr=noise)
         if batches:
             estimates = tallies[name].estimates(capture)
@@ -137,11 +139,12 @@ def _loss(part: str, known: Known) -> LossFunction | None:
     return None if path_of(part) else known.loss_fn
 
 
-def _flat(part: str, captures: Mapping[str, Capture], batches: tuple[Any, ...]) -> list[Any] | None:
-    """The inputs on which noise is measured: of the first batch; an island has its own."""
-    if not batches:
-        return None
-    if path_of(part):
+def _flat(part: str, captures: Mapping[str, Capture], batches: tuple[Any, ...]) -> list[Any]:
+    """The inputs on which noise is measured: of the first batch, else of the example.
+
+    An island has its own.
+    """
+    if not batches or path_of(part):
         return list(captures[part].example)
     return flat_calls(captures, part, [as_inputs(batches[0])])[0]
 

@@ -24,6 +24,8 @@ from unitify.rulebook.listing import Row
 #: What is compared in a report.
 GRAPHS = ("original", "transformed")
 DIRECTIONS = ("forward", "backward")
+#: Signal to quantisation noise in decibels, by graph; None without any noise.
+Ratios = Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -68,17 +70,6 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Sqnr:
-    """Signal to quantisation noise of a value, in decibels, by graph; None without any noise.
-
-    With the recipe's casts everywhere before it: of the original as it is, and as transformed.
-    """
-
-    predicted: Mapping[str, float | None] = field(default_factory=dict)
-    measured: Mapping[str, float | None] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Value:
     """One floating-point value of the graph, which is an input, a parameter or a result.
 
@@ -87,6 +78,7 @@ class Value:
     ``is_true_weight``: a parameter that stays true on purpose, or made of such alone.
     ``restored``: why its operands return to true scale: "no rule", "law", or "" where they do not.
     ``product``: the sum of products whose result (or one of whose results) it is; "" for others.
+    ``sqnr``: as measured, with the casts of the recipe everywhere before it; empty without noise.
     """
 
     name: str
@@ -100,7 +92,7 @@ class Value:
     is_true_weight: bool = False
     restored: str = ""
     product: str = ""
-    sqnr: Sqnr | None = None
+    sqnr: Ratios = field(default_factory=dict)
 
     @property
     def module(self) -> str:

@@ -115,8 +115,7 @@ def _tiles(numerics: Numerics) -> Iterator[Tile]:
     ratios = [lowest_ratio(numerics, graph) for graph in GRAPHS]
     if ratios[1] is not None:
         before_text = "–" if ratios[0] is None else _decibels(ratios[0])
-        how = "measured" if numerics.batches else "predicted"
-        note = f"dB, {how}, under {numerics.recipe.name}"
+        note = f"dB, under {numerics.recipe.name}"
         yield Tile("Lowest signal to noise", _decibels(ratios[1]), note, before_text)
     verdict = {None: "not verified", True: "bitwise", False: "not exact"}[numerics.exact]
     yield Tile("Against the original", verdict, "outputs and gradients, before casts")

@@ -104,11 +104,7 @@ def facts(numerics: Numerics) -> Iterator[tuple[str, str]]:
 
 def lowest_ratio(numerics: Numerics, graph: str) -> float | None:
     """The lowest signal-to-noise ratio of any value of a graph in decibels; None without noise."""
-    found = (
-        (value.sqnr.measured or value.sqnr.predicted).get(graph)
-        for value in numerics.values
-        if value.sqnr is not None
-    )
+    found = (value.sqnr.get(graph) for value in numerics.values)
     return min((ratio for ratio in found if ratio is not None), default=None)
 
 

@@ -29,7 +29,7 @@ from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.recipe.choices import Choice
 from unitify.report.losses import Loss, loss
 from unitify.report.magnitudes import Magnitudes, magnitudes_of
-from unitify.report.numerics import Derivation, Side, Sqnr, Value
+from unitify.report.numerics import Derivation, Ratios, Side, Value
 from unitify.report.origins import origin_of
 
 
@@ -45,7 +45,7 @@ class Part:
     plan: ScalePlan
     analysis: Analysis
     choices: Mapping[str, Choice]
-    sqnr: Mapping[str, Sqnr]
+    sqnr: Mapping[str, Ratios]
     stores_cast: bool = False
     measured: Estimates = field(default_factory=dict)
     magnitudes: Mapping[tuple[str, int], Magnitudes] = field(default_factory=dict)
@@ -71,7 +71,7 @@ def values_of(part: Part, rules: RuleTable, formats: Iterable[Format]) -> tuple[
             is_true_weight=node in true,
             restored=_restored(part.plan, rules, node),
             product=_product(part, node),
-            sqnr=part.sqnr.get(node.name),
+            sqnr=part.sqnr.get(node.name, {}),
         )
         for node in ordered(part.capture.graph)
     )
