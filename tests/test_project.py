@@ -51,9 +51,8 @@ ORDER = {
     "drift": "measuring rebase readings monitor",
     "checkpoint": "state_dict rebuild files pretrained folder targets",
     "rulebook": "calls laws moments verify listing skeleton page",
-    "report": """report table magnitudes losses shares drawn_moments unit_graph constraints schemes
-        measured_schemes origins numerics sqnr values class_graph drift_file gathering document
-        scheme_summary summary sections page figure notebook model_report of_module""",
+    "report": """report table magnitudes losses origins numerics sqnr values class_graph drift_file
+        gathering document summary sections page figure notebook model_report of_module""",
     "explain": "",
     "convert": "",
     "check": """subject judged settings figures scale_faults causes lost_gradients naming

@@ -9,12 +9,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from unitify.formats.table import FORMATS
 from unitify.recipe.choices import Choice, flop_share
-from unitify.report.constraints import PLANNED, RULES, Constraints
 from unitify.report.magnitudes import Magnitudes
 from unitify.report.numerics import (
     DIRECTIONS,
@@ -24,7 +22,6 @@ from unitify.report.numerics import (
     Side,
     Value,
 )
-from unitify.report.shares import Shares
 from unitify.version import __version__
 
 #: What the file says it is, and the version of its layout.
@@ -78,16 +75,6 @@ def document(numerics: Numerics) -> dict[str, Any]:
         ],
         "rescales": [
             [c.source, c.target, c.forward, c.backward, c.uses] for c in numerics.crossings
-        ],
-        "constraints": _constraints(numerics.constraints),
-        "schemes": [
-            {
-                "scheme": row.scheme,
-                "weights": row.weights,
-                "forward": _shares(row.forward),
-                "backward": _shares(row.backward),
-            }
-            for row in numerics.schemes
         ],
         "findings": [d.as_json() for d in numerics.findings],
         "notes": list(numerics.notes),
@@ -188,45 +175,6 @@ def _choice(choice: Choice) -> dict[str, Any]:
         "runs": choice.runs or None,
         "runs_because": choice.runs_because or None,
     }
-
-
-def _constraints(found: Constraints | None) -> dict[str, Any] | None:
-    if found is None:
-        return None
-    return {
-        "edges": found.edges,
-        "bridges": [list(pair) for pair in found.bridges],
-        "stored": {
-            rule: {d: _shares(found.shares(rule, d)) for d in DIRECTIONS}
-            for rule in (*RULES, PLANNED)
-        },
-        "operations": [
-            {
-                "value": one.value,
-                "operation": one.operation,
-                "forward": _number(one.forward),
-                "backward": _numbers(one.backward),
-                "joined": list(one.joined),
-                "factor": _numbers(one.factor),
-                "off": _numbers(one.off),
-            }
-            for one in found.operations
-        ],
-        "values": {
-            one.value: {
-                "group": one.group,
-                "stored": {
-                    rule: [_number(rms.forward), _number(rms.backward)]
-                    for rule, rms in one.stored.items()
-                },
-            }
-            for one in found.values
-        },
-    }
-
-
-def _shares(found: Shares) -> dict[str, Any]:
-    return {**asdict(found), "octaves": _number(found.octaves)}
 
 
 def _format(name: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """``gather``: from a transformed module to its ``Numerics``.
 
-    module ─► analyse ─► measure ─► choices ─► signal to noise ─► values ─► schemes
+    module ─► analyse ─► measure ─► choices ─► signal to noise ─► values
 
 Nothing of the module changes. What cannot be said is named in ``notes``.
 """
@@ -24,13 +24,10 @@ from unitify.operations.rule_table import RuleTable
 from unitify.recipe.choices import choose
 from unitify.recipe.recipe import FP8, Recipe
 from unitify.report.class_graph import class_graph
-from unitify.report.constraints import Constraints, constraints
 from unitify.report.losses import JUDGED
 from unitify.report.magnitudes import MagnitudeTally
 from unitify.report.numerics import DriftRecord, Numerics
-from unitify.report.schemes import SchemeShares, predicted_schemes
 from unitify.report.sqnr import not_shown, signal_to_noise
-from unitify.report.unit_graph import unit_graph
 from unitify.report.values import Part, values_of
 from unitify.rulebook.listing import row
 
@@ -93,9 +90,6 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
     values = tuple(v for part in found for v in values_of(part, known.rules, formats))
     classes, crossings = class_graph(found, known.rules)
     operations = dict.fromkeys(value.operation for value in values)
-    constrained, schemes = _schemes(found, known)
-    if constrained is None:
-        notes.append("schemes are not compared: the model is not captured as one graph")
     verification = module.verification
     return Numerics(
         model=type(module.original).__name__,
@@ -116,8 +110,6 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
         crossings=crossings,
         rules={o: row(known.rules[o]) for o in operations if o in known.rules},
         formats=tuple(format.name for format in formats),
-        constraints=constrained,
-        schemes=schemes,
         findings=module.diagnostics,
         notes=tuple(notes),
         drift=known.drift,
@@ -167,20 +159,6 @@ def _part(
         sqnr={},
         stores_cast=recipe.values == "all",
     )
-
-
-def _schemes(
-    parts: list[Part], known: Known
-) -> tuple[Constraints | None, tuple[SchemeShares, ...]]:
-    """Of a model that is one graph in the mode in which it was captured; else nothing."""
-    part = next((part for part in parts if not part.name), None)
-    if part is None:
-        return None, ()
-    capture, estimates, rules = part.capture, part.analysis.estimates, known.rules
-    unit = unit_graph(capture, rules, known.loss_fn)
-    found = constraints(capture, part.plan, rules, known.loss_fn, estimates=estimates, unit=unit)
-    args = (capture, part.plan, rules, found, unit, estimates, known.loss_fn)
-    return found, predicted_schemes(*args)
 
 
 def _formats(recipe: Recipe) -> tuple[Format, ...]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
-from statistics import NormalDist
 
 from unitify.formats.table import BF16, E4M3, E5M2, FP16, Format
 from unitify.report.magnitudes import Magnitudes
@@ -58,17 +56,6 @@ def loss(format: Format, held: Magnitudes | float, scale: float = 1.0) -> Loss:
     flushed = below(format.smallest_subnormal / 2)
     normal = below(format.smallest_normal)
     return Loss(flushed, max(normal - flushed, 0.0), max(1.0 - below(format.largest), 0.0))
-
-
-@cache
-def normal_range(format: Format, share: float = NOTABLE) -> tuple[float, float]:
-    """The RMS between which ``format`` loses at most ``share`` of a normal distribution's elements.
-
-    To zero at the lower end, beyond the largest number at the upper one.
-    """
-    unit = NormalDist()
-    low = format.smallest_subnormal / 2 / unit.inv_cdf((1 + share) / 2)
-    return low, format.largest / unit.inv_cdf(1 - share / 2)
 
 
 def _normal_below(rms: float, bound: float) -> float:

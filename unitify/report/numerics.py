@@ -13,12 +13,10 @@ from dataclasses import dataclass, field
 from unitify.diagnostics import Diagnostic
 from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
-from unitify.report.constraints import Constraints
 from unitify.report.losses import Loss
 from unitify.report.magnitudes import Magnitudes
 from unitify.report.origins import Origin
 from unitify.report.report import is_unit
-from unitify.report.schemes import SchemeShares
 from unitify.rulebook.listing import Row
 
 #: What is compared in a report.
@@ -145,8 +143,7 @@ class Numerics:
     ``recipe``: whose casts are shown; ``is_applied``: does the module have them? (They are shown
     as what "fp8" would do otherwise.) ``choices``: what it does with every value. ``batches``: how
     many were measured. ``exact``: bitwise the original before casts; None where nobody looked.
-    ``constraints``, ``schemes``: what unit scaling as published would have to constrain, and
-    schemes side by side; of a model that is one graph. ``notes``: what could not be said, and why.
+    ``notes``: what could not be said, and why.
     """
 
     model: str
@@ -163,8 +160,6 @@ class Numerics:
     crossings: tuple[Crossing, ...]
     rules: Mapping[str, Row]
     formats: tuple[str, ...]
-    constraints: Constraints | None = None
-    schemes: tuple[SchemeShares, ...] = ()
     findings: tuple[Diagnostic, ...] = ()
     notes: tuple[str, ...] = ()
     drift: tuple[DriftRecord, ...] = ()

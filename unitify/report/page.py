@@ -31,7 +31,7 @@ STYLES = ("colours", "page", "controls", "tables", "panel", "narrow")
 SCRIPTS = (
     "base", "unpack", "model", "theme", "tooltip", "folding", "figures", "scales", "exponents",
     "grid", "value_cells", "losses", "agreement", "noise", "values_table", "classes", "casts",
-    "constraints", "schemes", "drift", "findings", "details", "start",
+    "drift", "findings", "details", "start",
 )  # fmt: skip
 #: The classes of the signs in figures, and what they stand for.
 LEGEND = (
