@@ -25,7 +25,7 @@ ORDER = {
     "estimates": "",
     "verification": "",
     "reparametrisation": "",
-    "formats": "powers rounding table signal_to_noise band",
+    "formats": "powers rounding table magnitudes signal_to_noise losses band",
     "ops": "layout registered rescale cast centring scaled_mm fp8_linear arrive written",
     "operations": """expressions formula_names schema samples rule row_lines row_forms row_reader
         row_names row_use rule_table refusal dimensions laws extremes operation flops products
@@ -51,11 +51,11 @@ ORDER = {
     "drift": "measuring rebase readings monitor",
     "checkpoint": "state_dict rebuild files pretrained folder targets",
     "rulebook": "calls laws moments verify listing skeleton page",
-    "report": """report table magnitudes losses origins numerics sqnr values class_graph drift_file
+    "report": """report table origins numerics sqnr values class_graph drift_file
         gathering document summary sections page figure notebook model_report of_module""",
     "explain": "",
     "convert": "",
-    "check": """subject judged settings figures scale_faults causes lost_gradients naming
+    "check": """subject judged settings scale_faults causes lost_gradients naming
         places finding plan_faults left_out outcome piece_findings checking targets baseline text
         markdown sarif github junit outputs asserting""",
     "cli": "terminal application options convert explain check rules report",

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 import unitify
 from unitify.diagnostics import UnitifyError
+from unitify.formats.losses import loss
+from unitify.formats.magnitudes import magnitudes_of
 from unitify.formats.table import E4M3, E5M2
 from unitify.plan.scale_plan import Scale
-from unitify.report.losses import loss
-from unitify.report.magnitudes import magnitudes_of
 from unitify.report.model_report import ModelReport
 from unitify.report.numerics import Numerics, Value
 from unitify.report.of_module import report

@@ -24,10 +24,10 @@ from examples.scheme_study.schemes import SchemeShares, predicted_schemes
 from examples.scheme_study.shares import normal_range, shares
 from examples.scheme_study.unit_graph import unit_graph
 from unitify.analysis.analyse import analyse
+from unitify.formats.losses import NOTABLE, loss
 from unitify.formats.table import E4M3, E5M2, FP16
 from unitify.measure.captured import measure
 from unitify.operations.rule_table import load_rules
-from unitify.report.losses import NOTABLE, loss
 
 TABLE = load_rules()
 MEAN, FORWARD = RULES

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
 
+from unitify.formats.losses import NOTABLE
 from unitify.formats.table import E4M3, E5M2, FP16, Format
-from unitify.report.losses import NOTABLE
 from unitify.report.report import is_unit
 
 #: What values and gradients are cast to, by the bits of it.

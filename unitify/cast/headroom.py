@@ -15,8 +15,9 @@ from functools import cache
 from unitify.capture.whole import Capture
 from unitify.cast.distributions import Distributions
 from unitify.estimates import Estimates, Rms
+from unitify.formats.magnitudes import Magnitudes
 from unitify.formats.powers import exponent_of
-from unitify.formats.signal_to_noise import GeneralisedNormal, Histogram, best_scale, relative_error
+from unitify.formats.signal_to_noise import GeneralisedNormal, best_scale, relative_error
 from unitify.formats.table import FORMATS
 from unitify.noise.operand_casts import operand_casts
 from unitify.operations.rule_table import RuleTable
@@ -74,7 +75,7 @@ def with_headroom(
     )
 
 
-def _best(format: str, scale: float, rms: float, distribution: Histogram | None) -> int:
+def _best(format: str, scale: float, rms: float, distribution: Magnitudes | None) -> int:
     """log2 of what to multiply ``scale`` by; ``rms``: where there is no distribution."""
     rms = (distribution.rms if distribution is not None else rms) / scale
     if not (rms > 0 and math.isfinite(rms)):

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, fx
+from torch import fx
 
 from unitify.arrival import unwatched
 from unitify.formats.table import FORMATS, Format
@@ -19,7 +18,6 @@ from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.laws import factors, holds_tensors, is_scalable
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import named_arguments, operation_name
-from unitify.ops.cast import amax_factor
 from unitify.plan.fixed import true_weights
 
 _INSERTED = ("unitify.rescale.default", "unitify.cast.default", "unitify.centre.default")
@@ -39,28 +37,6 @@ class Watch:
     is_rms: bool = False
     format: Format | None = None
     amax: bool = False
-
-    def sums(self, x: Tensor) -> list[Tensor]:
-        """Squares, elements, non-zeros, too small, too large, elements that were cast; 0-d each."""
-        zero = torch.zeros((), dtype=torch.float64, device=x.device)
-        squares, elements, shares = zero, zero, [zero] * 4
-        if self.is_rms:
-            norm = torch.linalg.vector_norm(x, dtype=torch.float64) * 2.0**self.exponent
-            squares, elements = norm * norm, zero + x.numel()
-        if self.format is not None:
-            shares = self._shares(x, zero)
-        return [squares, elements, *shares]
-
-    def _shares(self, x: Tensor, zero: Tensor) -> list[Tensor]:
-        assert self.format is not None
-        factor = amax_factor(x, self.format) if self.amax else 2.0**self.exponent
-        size = (x * factor).abs()
-        return [
-            zero + (size > 0).sum(),
-            zero + ((size > 0) & (size < self.format.smallest_normal)).sum(),
-            zero + (size > self.format.largest).sum(),
-            zero + x.numel(),
-        ]
 
 
 def watches(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -77,71 +77,6 @@ class GeneralisedNormal:
 
 
 NORMAL = GeneralisedNormal()
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """What was measured of a tensor: counts of |x| between ascending ``edges``; flat inside a bin.
-
-    ``edges`` start at zero or above, in the units of the tensor; there is one count fewer.
-    """
-
-    edges: tuple[float, ...]
-    counts: tuple[float, ...]
-
-    @staticmethod
-    def of(tensor: Tensor, bins_per_octave: int = 64, octaves: int = 32) -> Histogram:
-        """That of a tensor, over ``octaves`` below its largest element (and one bin to zero)."""
-        magnitude = tensor.detach().double().abs().flatten()
-        largest = float(magnitude.max()) if magnitude.numel() else 0.0
-        if not largest:
-            return Histogram((0.0, 1.0), (0.0,))
-        steps = torch.arange(-octaves * bins_per_octave, 1, dtype=torch.float64)
-        edges = torch.cat([torch.zeros(1), torch.exp2(steps / bins_per_octave)]) * largest
-        place = torch.bucketize(magnitude, edges[1:-1])
-        counts = torch.bincount(place, minlength=len(edges) - 1)
-        return Histogram(tuple(edges.tolist()), tuple(counts.double().tolist()))
-
-    @cached_property
-    def rms(self) -> float:
-        """Root mean square of what was counted."""
-        total, square = (float(self._sums[k][-1]) for k in (0, 2))
-        return math.sqrt(square / total) if total else 0.0
-
-    def partial(self, bound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As ``Distribution`` says: the histogram, divided by its RMS."""
-        unit = self.rms or 1.0
-        edges, density = self._edges, self._density
-        end = (bound * unit).clamp(edges[0], edges[-1])
-        place = (torch.bucketize(end, edges) - 1).clamp(0, len(self.counts) - 1)
-        start, inner = edges[place], density[place]
-        total = float(self._sums[0][-1]) or 1.0
-
-        def moment(order: int) -> Tensor:
-            inside = inner * (end ** (order + 1) - start ** (order + 1)) / (order + 1)
-            return (self._sums[order][place] + inside) / (total * unit**order)
-
-        return moment(0), moment(1), moment(2)
-
-    @cached_property
-    def _edges(self) -> Tensor:
-        return torch.tensor(self.edges, dtype=torch.float64)
-
-    @cached_property
-    def _density(self) -> Tensor:
-        """Elements per unit of width of each bin."""
-        counts = torch.tensor(self.counts, dtype=torch.float64)
-        return counts / (self._edges[1:] - self._edges[:-1])
-
-    @cached_property
-    def _sums(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Σ |x|^k below each edge, for k of 0 to 2."""
-        found = []
-        for order in range(3):
-            powers = self._edges ** (order + 1) / (order + 1)
-            each = self._density * (powers[1:] - powers[:-1])
-            found.append(torch.cat([torch.zeros(1, dtype=torch.float64), each.cumsum(0)]))
-        return found[0], found[1], found[2]
 
 
 def relative_error(format: Format, rms: float, distribution: Distribution = NORMAL) -> float:

@@ -85,7 +85,7 @@ def _measure_islands(
         tallies = {name: Tally() for name in parts}
     return {
         name: tallies[name].estimates(captured)
-        if tallies[name].sums
+        if tallies[name].elements
         else measure(captured, seed=seed)
         for name, captured in parts.items()
     }

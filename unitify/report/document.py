@@ -11,9 +11,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from unitify.formats.magnitudes import Magnitudes
 from unitify.formats.table import FORMATS
 from unitify.recipe.choices import Choice, flop_share
-from unitify.report.magnitudes import Magnitudes
 from unitify.report.numerics import (
     DIRECTIONS,
     GRAPHS,

@@ -17,15 +17,15 @@ from unitify.capture.inputs import as_inputs
 from unitify.capture.islands import flat_calls, path_of
 from unitify.capture.whole import Capture
 from unitify.drift.measuring import measure_running, true_capture
+from unitify.formats.losses import JUDGED
 from unitify.formats.table import FORMATS, Format
+from unitify.measure.tally import Tally
 from unitify.module.assembly import value_name
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.rule_table import RuleTable
 from unitify.recipe.choices import choose
 from unitify.recipe.recipe import FP8, Recipe
 from unitify.report.class_graph import class_graph
-from unitify.report.losses import JUDGED
-from unitify.report.magnitudes import MagnitudeTally
 from unitify.report.numerics import DriftRecord, Numerics
 from unitify.report.sqnr import not_shown, signal_to_noise
 from unitify.report.values import Part, values_of
@@ -59,7 +59,7 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
     if batches and _is_empty(module):
         batches = ()
         notes.append("nothing was measured: the weights are on the meta device")
-    tallies = {name: MagnitudeTally() for name in captures}
+    tallies = {name: Tally(counts_magnitudes=True) for name in captures}
     if batches:
         measure_running(
             module,
@@ -83,8 +83,8 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
             noise = signal_to_noise(capture, part.plan, choices, known.rules, inputs)
             part = replace(part, sqnr=noise)
         if batches:
-            estimates = tallies[name].estimates(capture)
-            part = replace(part, measured=estimates, magnitudes=tallies[name].magnitudes(capture))
+            tally = tallies[name]
+            part = replace(part, measured=tally.estimates(capture), magnitudes=tally.magnitudes())
         found.append(part)
     formats = _formats(recipe)
     values = tuple(v for part in found for v in values_of(part, known.rules, formats))

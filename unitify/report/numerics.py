@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from unitify.diagnostics import Diagnostic
+from unitify.formats.losses import Loss
+from unitify.formats.magnitudes import Magnitudes
 from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
-from unitify.report.losses import Loss
-from unitify.report.magnitudes import Magnitudes
 from unitify.report.origins import Origin
 from unitify.report.report import is_unit
 from unitify.rulebook.listing import Row

@@ -19,8 +19,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from unitify.diagnostics import PackageMissing, UnitifyError
+from unitify.formats.losses import NOTABLE
 from unitify.report.document import dumps
-from unitify.report.losses import NOTABLE
 from unitify.report.numerics import DIRECTIONS, GRAPHS, Numerics
 from unitify.report.sections import SECTIONS
 from unitify.report.summary import losses, lowest_ratio

@@ -16,6 +16,8 @@ from unitify.analysis.forward import Step
 from unitify.capture.islands import path_of
 from unitify.capture.whole import Capture
 from unitify.estimates import Estimates, Rms
+from unitify.formats.losses import Loss, loss
+from unitify.formats.magnitudes import Magnitudes, magnitudes_of
 from unitify.formats.table import Format
 from unitify.module.assembly import value_name
 from unitify.operations.dimensions import shape_of
@@ -27,8 +29,6 @@ from unitify.operations.schema import operation_name
 from unitify.plan.fixed import parameter_of, true_weights
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.recipe.choices import Choice
-from unitify.report.losses import Loss, loss
-from unitify.report.magnitudes import Magnitudes, magnitudes_of
 from unitify.report.numerics import Derivation, Ratios, Side, Value
 from unitify.report.origins import origin_of
 

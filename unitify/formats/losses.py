@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from unitify.formats.magnitudes import Magnitudes
 from unitify.formats.table import BF16, E4M3, E5M2, FP16, Format
-from unitify.report.magnitudes import Magnitudes
 
 #: The formats that every report judges by, from the most range to the least.
 JUDGED = (BF16, FP16, E5M2, E4M3)
@@ -41,23 +41,18 @@ def loss(format: Format, held: Magnitudes | float, scale: float = 1.0) -> Loss:
     """What ``format`` loses of x / ``scale``.
 
     ``held``: magnitudes of x, or its RMS where only that is known (a normal distribution is then
-    assumed). Within a bin of measured magnitudes, an eighth of an octave, elements are taken to be
-    spread evenly. Bounds of the 8-bit formats lie between bins, so that their shares are exact but
-    for elements that are a bound themselves, which count to above.
+    assumed). Between two bounds of measured magnitudes elements are taken to be spread evenly; the
+    ends of the 8-bit formats are such bounds, so that their shares are exact.
     """
 
-    def below(bound: float) -> float:
-        return (
-            held.below(bound * scale)
-            if isinstance(held, Magnitudes)
-            else _normal_below(held, bound * scale)
-        )
+    def below(bound: float, or_on: bool = False) -> float:
+        if isinstance(held, Magnitudes):
+            return held.below(bound * scale, or_on)
+        return math.erf(bound * scale / held / math.sqrt(2)) if held > 0 else 1.0
 
-    flushed = below(format.smallest_subnormal / 2)
+    if isinstance(held, Magnitudes) and not held.total:
+        return Loss()
+    flushed = below(format.smallest_subnormal / 2, or_on=True)
     normal = below(format.smallest_normal)
-    return Loss(flushed, max(normal - flushed, 0.0), max(1.0 - below(format.largest), 0.0))
-
-
-def _normal_below(rms: float, bound: float) -> float:
-    """The share of a normal distribution of this RMS with |x| < ``bound``."""
-    return math.erf(bound / rms / math.sqrt(2)) if rms > 0 else 1.0
+    saturated = 1.0 - below(format.largest, or_on=True)
+    return Loss(flushed, max(normal - flushed, 0.0), max(saturated, 0.0))
