@@ -28,7 +28,7 @@ from unitify.diagnostics import Diagnostic
 from unitify.explain import explain_code, explain_value
 from unitify.operations.rule_table import load_rules
 from unitify.plan.scale_plan import Scale
-from unitify.report.report import without_rule
+from unitify.rulebook.missing import without_rule
 from unitify.verify.validation import validate
 
 X = torch.randn(4, 6)

@@ -28,8 +28,8 @@ from unitify.measure.tally import Tally
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import operation_name
 from unitify.plan.scale_plan import PREDICTED_TOLERANCE, TOLERANCE, plan
-from unitify.report.report import nodes_without_rule
 from unitify.rulebook.listing import rule_texts
+from unitify.rulebook.missing import nodes_without_rule
 
 DIRECTIONS = ("forward", "backward")
 
