@@ -111,25 +111,9 @@ def _(path: Path) -> None:
     param_groups(unitify.transform(factories.mlp(), weights="stored"), torch.optim.LBFGS)
 
 
-@triggers("U008")
-def _(path: Path) -> None:
-    module = unitify.transform(factories.mlp(), (X,), weights="stored")
-    optimizer = torch.optim.SGD(module.parameters())
-    optimizer.state[next(module.parameters())]["trace"] = torch.zeros(1)
-    unitify.rebase_(module, optimizer, [X])
-
-
 @triggers("U009")
 def _(path: Path) -> None:
-    unitify.rebase_(factories.mlp(), None, [X])
-
-
-@triggers("U010")
-def _(path: Path) -> None:
-    module = unitify.transform(factories.mlp(), (X,), weights="stored")
-    optimizer = torch.optim.SGD(module.parameters())
-    torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
-    unitify.rebase_(module, optimizer, [X])
+    unitify.rebase_(factories.mlp(), [X])
 
 
 @triggers("U012")
