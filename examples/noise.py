@@ -17,15 +17,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from examples import real_inputs
 from examples.estimates import LISTED
 from examples.nets import NETS
 from unitify.analysis.analyse import analyse
+from unitify.capture.execution import unchanged
 from unitify.capture.whole import Capture, capture
 from unitify.noise.drawn_inputs import DRAWS, drawn_inputs, toward_stated
-from unitify.noise.measured import ValueNoise, measured_noise, output_names
+from unitify.noise.measured import PairRunner, ValueNoise, measured_noise, output_names
 from unitify.noise.operand_casts import OperandCast, Place, operand_casts
 from unitify.operations.rule_table import RuleTable, load_rules
 from unitify.operations.schema import operation_name
@@ -56,18 +58,19 @@ def cases() -> Iterator[tuple[str, nn.Module, tuple[Any, ...], dict[str, Any]]]:
 
 
 def drawn_noise(
-    capture: Capture, rules: RuleTable, casts: Mapping[Place, OperandCast], draws: int = DRAWS
+    capture: Capture, rules: RuleTable, casts: Mapping[Place, OperandCast]
 ) -> dict[str, ValueNoise]:
-    """RMS of every floating value and of the error that ``casts`` leave in it, by name."""
-    correct = toward_stated(capture, rules)
-    runs = [
-        measured_noise(capture, casts, drawn_inputs(capture, rules, seed), seed, correct)
-        for seed in range(draws)
-    ]
+    """RMS of every floating value and of the error that ``casts`` leave in it, on drawn inputs."""
+    runs = []
+    for seed in range(DRAWS):
+        runner = PairRunner(capture, casts, toward_stated(capture, rules))
+        with torch.no_grad(), unchanged(capture.model, seed):
+            runner.run(*drawn_inputs(capture, rules, seed))
+        runs.append(runner.found)
     return {
         name: ValueNoise(
-            math.sqrt(math.fsum(run[name].signal ** 2 for run in runs) / draws),
-            math.sqrt(math.fsum(run[name].error ** 2 for run in runs) / draws),
+            math.sqrt(math.fsum(run[name].signal ** 2 for run in runs) / DRAWS),
+            math.sqrt(math.fsum(run[name].error ** 2 for run in runs) / DRAWS),
             value.elements,
         )
         for name, value in runs[0].items()

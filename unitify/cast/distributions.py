@@ -1,6 +1,6 @@
 """How the operands and gradients of products are distributed, as far as they are known.
 
-A weight is known without data. Of an activation batches tell, of its deviation where it is centred.
+A weight is known without data. Of an activation batches tell.
 """
 
 from __future__ import annotations
@@ -8,16 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from unitify.capture.execution import LossFunction
 from unitify.capture.whole import Capture
-from unitify.formats.magnitudes import Magnitudes, counted, from_counts, magnitudes_of
+from unitify.formats.magnitudes import Magnitudes, magnitudes_of
 from unitify.measure.captured import measure_into
 from unitify.measure.tally import Key, Tally
 from unitify.noise.operand_casts import Place
-from unitify.operations.centring import centring
 from unitify.operations.products import product_operands
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import operation_name
@@ -59,21 +57,6 @@ def _viewed(node: fx.Node, rules: RuleTable) -> fx.Node:
     return node
 
 
-class _Operands(Tally):
-    """Counts operands in the places where they are used; there a mean may be subtracted."""
-
-    def __init__(self, uses: Mapping[Key, list[tuple[Place, Tensor | None]]]) -> None:
-        super().__init__()
-        self.uses = uses
-        self.placed: dict[Place, Tensor] = {}
-
-    def add(self, name: str, direction: int, tensor: Tensor) -> None:
-        for place, mean in self.uses.get((name, direction), ()):
-            counts = counted(tensor if mean is None else tensor - mean.to(tensor))
-            held = self.placed.get(place)
-            self.placed[place] = counts if held is None else held + counts
-
-
 def measured_distributions(
     choices: Iterable[Choice],
     capture: Capture,
@@ -85,23 +68,13 @@ def measured_distributions(
 
     ``batches``: lists of flat inputs; the capture's own example where None.
     """
-    cast = {c.value: c for c in choices if c.is_product and c.is_cast}
-    uses: dict[Key, list[tuple[Place, Tensor | None]]] = {
-        (n, 1): [((n, "", 0), None)] for n in cast
-    }
+    cast = {c.value for c in choices if c.is_product and c.is_cast}
+    places: dict[Place, Key] = {(name, "", 0): (name, 1) for name in cast}
     for node in capture.graph.nodes:
-        if node.name not in cast:
-            continue
-        rule, mean = rules[operation_name(node)], cast[node.name].mean
-        how = centring(rule, node) if mean else None
-        for name, index, operand in product_operands(rule, node):
-            laid = None
-            if how is not None and name == how.operand:
-                shape = [1] * operand.meta["val"].dim()
-                shape[how.axis] = -1
-                laid = torch.tensor(mean).reshape(shape)
-            uses.setdefault((operand.name, 0), []).append(((node.name, name, index), laid))
-    tally = _Operands(uses)
+        if node.name in cast:
+            for name, index, operand in product_operands(rules[operation_name(node)], node):
+                places[node.name, name, index] = operand.name, 0
+    tally = Tally(counts_magnitudes=True, only=frozenset(places.values()))
     measure_into(tally, capture, batches, loss_fn)
-    found = {place: from_counts(counts) for place, counts in tally.placed.items()}
-    return {place: held for place, held in found.items() if held.total}
+    found = tally.magnitudes()
+    return {p: found[key] for p, key in places.items() if key in found and found[key].total}

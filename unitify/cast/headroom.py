@@ -63,7 +63,8 @@ def with_headroom(
             # What is left of it; no less than a hundredth, for the mean may be off, too.
             shift = math.fsum(m * m for m in operand.mean) / len(operand.mean)
             rms = math.sqrt(max(rms * rms - shift, 1e-4 * rms * rms))
-        held = distributions.get(place)
+        # What is known is of the operand, not of its deviation.
+        held = None if operand.mean else distributions.get(place)
         exponents[place[0]].append(_best(operand.format.name, operand.scale, rms, held))
     for name, choice in cast.items():
         rms = estimates.get(name, Rms()).backward or 0.0

@@ -289,9 +289,12 @@ class _Pending:
         """Count ``tensor`` as what ``watch`` says of the value ``name``."""
         key = f"{name} {watch}"
         self.watched[key] = watch, name
-        if watch.format is not None and watch.amax:
+        if watch.format is None:
+            self.stored.add(key, 0, tensor)
+            return
+        if watch.amax:
             tensor = tensor.detach() * amax_factor(tensor, watch.format)
-        (self.stored if watch.is_rms else self.cast).add(key, 0, tensor)
+        self.cast.add(key, 0, tensor)
 
     def record(self) -> Record:
         """What was counted, as readings."""

@@ -27,14 +27,13 @@ _INSERTED = ("unitify.rescale.default", "unitify.cast.default", "unitify.centre.
 class Watch:
     """One thing to read of a node's result x, or of the gradient that reaches it.
 
-    Of x · 2^``exponent`` either the RMS (``is_rms``), or what ``format`` cannot hold; with ``amax``
+    Of x · 2^``exponent`` what ``format`` cannot hold, or the RMS where that is None; with ``amax``
     of x times the factor that its cast finds.
     """
 
     value: str
     direction: str
     exponent: int = 0
-    is_rms: bool = False
     format: Format | None = None
     amax: bool = False
 
@@ -55,9 +54,9 @@ def watches(
         own = found.setdefault(node.name, [])
         if node.name in units:
             for direction, exponent in zip(("forward", "backward"), units[node.name], strict=True):
-                own.append(Watch(node.name, direction, exponent, is_rms=True))
+                own.append(Watch(node.name, direction, exponent))
                 if format is not None and (node.name, direction) not in done:
-                    own.append(Watch(node.name, direction, exponent, format=format))
+                    own.append(Watch(node.name, direction, exponent, format))
         own += cast.get(node.name, ())
     return found
 
@@ -107,7 +106,7 @@ def _casts(graph: fx.Graph, values: Mapping[str, Any]) -> dict[str, list[Watch]]
         for operand, direction, format, exponent, amax in _rounded(node):
             source = _source(operand, values)
             if source is not None and format:
-                watch = Watch(source, direction, -exponent, format=FORMATS[format], amax=amax)
+                watch = Watch(source, direction, -exponent, FORMATS[format], amax)
                 add(operand, watch)
     return found
 

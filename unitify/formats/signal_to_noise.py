@@ -25,6 +25,8 @@ _LISTED = 7
 _BELOW, _ABOVE = 24, 16
 #: How many octaves from RMS 1 a scale may bring a tensor.
 _OCTAVES = 20
+#: Decibels by which a scale may be worse than the best.
+_TOLERANCE = 0.1
 
 
 class Distribution(Protocol):
@@ -108,12 +110,10 @@ def decibels(relative: float) -> float:
     return -10 * math.log10(relative) if relative > 0 else math.inf
 
 
-def best_scale(
-    format: Format, rms: float, distribution: Distribution = NORMAL, tolerance: float = 0.1
-) -> float:
+def best_scale(format: Format, rms: float, distribution: Distribution = NORMAL) -> float:
     """The power of two s at which to cast elements of this RMS: s·Q(x/s) is nearest to x.
 
-    Of the scales within ``tolerance`` decibels of the best the one that is nearest to 1 is taken:
+    Of the scales within a tenth of a decibel of the best the one that is nearest to 1 is taken:
     the curve is flat over many octaves, and a scale that stays costs nothing.
     """
     if not rms > 0:
@@ -123,7 +123,7 @@ def best_scale(
     found = {-k + center: snr(format, math.ldexp(rms, k - center), distribution) for k in reach}
     found[0] = snr(format, rms, distribution)
     best = max(found.values())
-    near = [e for e, decibel in found.items() if decibel >= best - tolerance]
+    near = [e for e, decibel in found.items() if decibel >= best - _TOLERANCE]
     return math.ldexp(1.0, min(near, key=lambda e: (abs(e), e)))
 
 

@@ -7,6 +7,7 @@ so that no device waits; they are read when all is counted.
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -22,10 +23,13 @@ Key = tuple[str, int]
 
 
 class Tally:
-    """Sums by (value, direction). ``counts_magnitudes``: a histogram of each as well."""
+    """Sums by (value, direction). ``counts_magnitudes``: a histogram of each as well.
 
-    def __init__(self, counts_magnitudes: bool = False) -> None:
-        self.counts_magnitudes = counts_magnitudes
+    ``only``: what is counted; everything where None.
+    """
+
+    def __init__(self, counts_magnitudes: bool = False, only: Container[Key] | None = None) -> None:
+        self.counts_magnitudes, self.only = counts_magnitudes, only
         self.squares: dict[Key, Tensor] = {}
         self.elements: dict[Key, int] = {}
         self.counts: dict[Key, Tensor] = {}
@@ -41,10 +45,12 @@ class Tally:
     @torch.no_grad()
     def add(self, name: str, direction: int, tensor: Tensor) -> None:
         """Count ``tensor`` as value (0) or gradient (1) of ``name``."""
+        key = name, direction
+        if self.only is not None and key not in self.only:
+            return
         tensor = tensor.detach()
         if tensor.is_sparse:
             tensor = tensor.coalesce().values()
-        key = name, direction
         norm = torch.linalg.vector_norm(tensor, dtype=torch.float64)
         self.squares[key] = self.squares[key] + norm * norm if key in self.squares else norm * norm
         self.elements[key] = self.elements.get(key, 0) + tensor.numel()

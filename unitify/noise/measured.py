@@ -49,10 +49,16 @@ class ValueNoise:
 
 
 class PairRunner(GraphRunner):
-    """Runs a captured graph exactly and, beside it, with the operands of some operations cast."""
+    """Runs a captured graph exactly and, beside it, with the operands of some operations cast.
+
+    ``correct``: what to make of a result before the runs go on with it; errors stay as they are.
+    """
 
     def __init__(
-        self, capture: Capture, casts: Mapping[Place, OperandCast], correct: Correction | None
+        self,
+        capture: Capture,
+        casts: Mapping[Place, OperandCast],
+        correct: Correction | None = None,
     ) -> None:
         super().__init__(capture.graph, capture.attribute)
         self.casts: dict[str, dict[tuple[str, int], OperandCast]] = {}
@@ -125,18 +131,15 @@ def measured_noise(
     capture: Capture,
     casts: Mapping[Place, OperandCast],
     inputs: list[Any] | None = None,
-    seed: int = 0,
-    correct: Correction | None = None,
 ) -> dict[str, ValueNoise]:
     """RMS of every floating value and of the error that ``casts`` leave in it, by name.
 
     ``inputs``: flat ones; the capture's own example where None. Both runs have the same seed, so
-    that dropout is the same. ``correct``: what to make of a result before the runs go on with it;
-    errors stay as they are.
+    that dropout is the same.
     """
     given = list(capture.example) if inputs is None else inputs
-    runner = PairRunner(capture, casts, correct)
-    with torch.no_grad(), unchanged(capture.model, seed):
+    runner = PairRunner(capture, casts)
+    with torch.no_grad(), unchanged(capture.model):
         runner.run(*given)
     return runner.found
 

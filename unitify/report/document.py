@@ -11,13 +11,13 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from unitify.drift.monitor import Record
 from unitify.formats.magnitudes import Magnitudes
 from unitify.formats.table import FORMATS
 from unitify.recipe.choices import Choice, flop_share
 from unitify.report.numerics import (
     DIRECTIONS,
     GRAPHS,
-    DriftRecord,
     Numerics,
     Side,
     Value,
@@ -149,7 +149,7 @@ def _side(side: Side) -> dict[str, Any]:
             }
             for graph, held in side.losses.items()
         },
-        "steps": [[step.way, _number(step.rms), _numbers(step.sources)] for step in side.steps],
+        "steps": [[step.way, _number(step.rms), _numbers(step.inputs)] for step in side.steps],
     }
 
 
@@ -187,7 +187,7 @@ def _format(name: str) -> dict[str, Any]:
     }
 
 
-def _drift(records: Iterable[DriftRecord]) -> dict[str, Any] | None:
+def _drift(records: Iterable[Record]) -> dict[str, Any] | None:
     """Readings by value, one number a record: null where there is none, or it is zero."""
     records = tuple(records)
     if not records:
@@ -203,10 +203,13 @@ def _drift(records: Iterable[DriftRecord]) -> dict[str, Any] | None:
 
 
 def _series(
-    records: tuple[DriftRecord, ...], kind: str, direction: str
+    records: tuple[Record, ...], kind: str, direction: str
 ) -> dict[str, list[float | None]]:
-    held = [getattr(record, kind)[direction] for record in records]
-    names = dict.fromkeys(name for readings in held for name in readings)
+    held = [
+        {name: getattr(reading, kind) for name, reading in getattr(record, direction).items()}
+        for record in records
+    ]
+    names = {name: None for readings in held for name, n in readings.items() if n is not None}
     return {name: [_number(readings.get(name), 4) for readings in held] for name in names}
 
 

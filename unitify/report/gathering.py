@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from unitify.analysis.analyse import Analysis, analyse
+from unitify.analysis.analyse import analyse
 from unitify.capture.execution import LossFunction
 from unitify.capture.inputs import as_inputs
 from unitify.capture.islands import flat_calls, path_of
 from unitify.capture.whole import Capture
 from unitify.drift.measuring import measure_running, true_capture
+from unitify.drift.monitor import Record
 from unitify.formats.losses import JUDGED
 from unitify.formats.table import FORMATS, Format
 from unitify.measure.tally import Tally
@@ -26,7 +27,7 @@ from unitify.operations.rule_table import RuleTable
 from unitify.recipe.choices import choose
 from unitify.recipe.recipe import FP8, Recipe
 from unitify.report.class_graph import class_graph
-from unitify.report.numerics import DriftRecord, Numerics
+from unitify.report.numerics import Numerics
 from unitify.report.sqnr import not_shown, signal_to_noise
 from unitify.report.values import Part, values_of
 from unitify.rulebook.listing import row
@@ -41,7 +42,7 @@ class Known:
     loss_fn: LossFunction | None = None
     target: str = ""
     scales: str = "analysis"
-    drift: tuple[DriftRecord, ...] = ()
+    drift: tuple[Record, ...] = ()
 
 
 def gather(module: UnitScaledModule, known: Known) -> Numerics:
@@ -76,15 +77,22 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
         notes.append(problem)
     found = []
     for name, capture in captures.items():
-        part = _part(module.parts[name], name, capture, analyses[name], recipe, known.rules)
-        if not problem:
-            inputs = _flat(name, captures, batches)
-            choices = part.choices.values()
-            noise = signal_to_noise(capture, part.plan, choices, known.rules, inputs)
-            part = replace(part, sqnr=noise)
-        if batches:
-            tally = tallies[name]
-            part = replace(part, measured=tally.estimates(capture), magnitudes=tally.magnitudes())
+        own = module.parts[name]
+        choices = own.casts or choose(capture, recipe, known.rules, path=path_of(name))
+        inputs = _flat(name, captures, batches)
+        part = Part(
+            name=name,
+            capture=capture,
+            plan=own.plan,
+            analysis=analyses[name],
+            choices={choice.value: choice for choice in choices},
+            sqnr={}
+            if problem
+            else signal_to_noise(capture, own.plan, choices, known.rules, inputs),
+            stores_cast=recipe.values == "all",
+            measured=tallies[name].estimates(capture) if batches else {},
+            magnitudes=tallies[name].magnitudes(),
+        )
         found.append(part)
     formats = _formats(recipe)
     values = tuple(v for part in found for v in values_of(part, known.rules, formats))
@@ -139,26 +147,6 @@ def _flat(part: str, captures: Mapping[str, Capture], batches: tuple[Any, ...]) 
     if not batches or path_of(part):
         return list(captures[part].example)
     return flat_calls(captures, part, [as_inputs(batches[0])])[0]
-
-
-def _part(
-    module: UnitScaledModule,
-    name: str,
-    capture: Capture,
-    analysis: Analysis,
-    recipe: Recipe,
-    rules: RuleTable,
-) -> Part:
-    choices = module.casts or choose(capture, recipe, rules, path=path_of(name))
-    return Part(
-        name=name,
-        capture=capture,
-        plan=module.plan,
-        analysis=analysis,
-        choices={choice.value: choice for choice in choices},
-        sqnr={},
-        stores_cast=recipe.values == "all",
-    )
 
 
 def _formats(recipe: Recipe) -> tuple[Format, ...]:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from unitify.analysis.forward import Step
 from unitify.diagnostics import Diagnostic
+from unitify.drift.monitor import Record
 from unitify.formats.losses import Loss
 from unitify.formats.magnitudes import Magnitudes
 from unitify.recipe.choices import Choice
@@ -24,15 +26,6 @@ GRAPHS = ("original", "transformed")
 DIRECTIONS = ("forward", "backward")
 #: Signal to quantisation noise in decibels, by graph; None without any noise.
 Ratios = Mapping[str, float | None]
-
-
-@dataclass(frozen=True)
-class Derivation:
-    """One step of the analysis: an RMS, by what means (``way``), from which RMS of which values."""
-
-    way: str
-    rms: float
-    sources: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,7 +47,7 @@ class Side:
     magnitudes: Magnitudes | None = None
     losses: Mapping[str, Mapping[str, Loss]] = field(default_factory=dict)
     cast: str = ""
-    steps: tuple[Derivation, ...] = ()
+    steps: tuple[Step, ...] = ()
 
     @property
     def rms(self) -> float | None:
@@ -123,20 +116,6 @@ class Crossing:
 
 
 @dataclass(frozen=True)
-class DriftRecord:
-    """One record of a monitor: readings of stored values by direction and name.
-
-    ``outside``: the share of them whose RMS is not in the unit band. Shares as in ``Reading``.
-    """
-
-    step: int
-    outside: float
-    rms: Mapping[str, Mapping[str, float]]
-    underflow: Mapping[str, Mapping[str, float]]
-    saturation: Mapping[str, Mapping[str, float]]
-
-
-@dataclass(frozen=True)
 class Numerics:
     """What every value of a model is like, in the original and as transformed.
 
@@ -162,7 +141,7 @@ class Numerics:
     formats: tuple[str, ...]
     findings: tuple[Diagnostic, ...] = ()
     notes: tuple[str, ...] = ()
-    drift: tuple[DriftRecord, ...] = ()
+    drift: tuple[Record, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def unit_share(self, direction: str, graph: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ gives one ``Value`` for each floating-point value. A parameter stands before its
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 
@@ -29,7 +29,7 @@ from unitify.operations.schema import operation_name
 from unitify.plan.fixed import parameter_of, true_weights
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.recipe.choices import Choice
-from unitify.report.numerics import Derivation, Ratios, Side, Value
+from unitify.report.numerics import Ratios, Side, Value
 from unitify.report.origins import origin_of
 
 
@@ -174,9 +174,8 @@ def _rms(estimate: Rms, direction: int) -> float | None:
     return estimate.backward if direction else estimate.forward
 
 
-def _derivation(step: Step, part: str) -> Derivation:
-    sources = {value_name(part, name): rms for name, rms in step.inputs.items()}
-    return Derivation(step.way, step.rms, sources)
+def _derivation(step: Step, part: str) -> Step:
+    return replace(step, inputs={value_name(part, n): rms for n, rms in step.inputs.items()})
 
 
 def _kind(capture: Capture, node: fx.Node) -> str:
