@@ -228,11 +228,11 @@ class _Pending:
 
     step: int
     finish: Callable[[], None]
-    #: Of what is stored, and of what is about to be cast, by ``watched``.
+    #: Of what is stored, and of what is about to be cast, by the names that ``watched`` gives.
     stored: Tally = field(default_factory=Tally)
     cast: Tally = field(default_factory=lambda: Tally(counts_magnitudes=True))
-    #: What tallies call a watch → that, and the name of the value.
-    watched: dict[str, tuple[Watch, str]] = field(default_factory=dict)
+    #: A watch and the name of the value.
+    watched: dict[tuple[Watch, str], str] = field(default_factory=dict)
     handles: list[Any] = field(default_factory=list)
     is_ending: bool = False
     #: By part: what its casts multiply gradients by in the backward pass that is under way.
@@ -287,8 +287,7 @@ class _Pending:
 
     def add(self, watch: Watch, name: str, tensor: Tensor) -> None:
         """Count ``tensor`` as what ``watch`` says of the value ``name``."""
-        key = f"{name} {watch}"
-        self.watched[key] = watch, name
+        key = self.watched.setdefault((watch, name), str(len(self.watched)))
         if watch.format is None:
             self.stored.add(key, 0, tensor)
             return
@@ -303,7 +302,7 @@ class _Pending:
         magnitudes = self.cast.magnitudes()
         sizes: dict[str, dict[str, float]] = {"forward": {}, "backward": {}}
         casts: dict[str, dict[str, list[tuple[float, Loss]]]] = {"forward": {}, "backward": {}}
-        for key, (watch, name) in self.watched.items():
+        for (watch, name), key in self.watched.items():
             sizes[watch.direction].setdefault(name, 0.0)
             if watch.format is None:
                 rms = self.stored.rms(key, 0) or 0.0
