@@ -21,13 +21,13 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from examples.scheme_study.constraints import Constraints, constraints
+from examples.scheme_study.schemes import SchemeShares, predicted_schemes
+from examples.scheme_study.unit_graph import unit_graph
 from unitify.analysis.analyse import analyse
 from unitify.capture.whole import capture
 from unitify.operations.rule_table import load_rules
 from unitify.plan.planner import plan
-from unitify.report.constraints import Constraints, constraints
-from unitify.report.schemes import SchemeShares, predicted_schemes
-from unitify.report.unit_graph import unit_graph
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "constraints.md"
 #: Octaves below which two factors are one.
@@ -110,7 +110,7 @@ def main() -> None:
         "differ. Then of all gradients, by prediction: how many have RMS in [1/2, 2], and how many",
         "octaves they are off one (root mean square), under the geometric mean of Blake et al.",
         "2023, under the result's factor (u-μP), and with unitify's rescales, on 64 tokens.",
-        "[report.md](../report.md#what-published-unit-scaling-constrains) says how.",
+        "[schemes.md](../schemes.md#what-published-unit-scaling-constrains) says how.",
         "",
         f"| model | bridges | constrained | differ | {' | '.join(SHOWN)} |",
         f"|{'---|' * (4 + len(SHOWN))}",

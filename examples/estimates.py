@@ -9,9 +9,11 @@ distance to a fixed random target.
 from __future__ import annotations
 
 import math
+import statistics
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from examples.nets import NETS  # noqa: E402
 from unitify.analysis.analyse import analyse  # noqa: E402
 from unitify.capture.execution import unchanged  # noqa: E402
 from unitify.capture.whole import Capture, capture  # noqa: E402
-from unitify.estimates import Estimates, without_rounding  # noqa: E402
+from unitify.estimates import Estimates, Rms  # noqa: E402
 from unitify.measure.captured import measure  # noqa: E402
 from unitify.operations.rule_table import load_rules  # noqa: E402
 from unitify.plan.fixed import true_weights  # noqa: E402
@@ -43,6 +45,9 @@ LISTED = (
     "mlp", "residual_cnn", "lstm", "gpt2", "llama", "bert", "t5", "vit", "mixed_convolutions",
     "experts", "mixtral", "shared_layers",
 )  # fmt: skip
+
+#: A gradient below this share of the typical one may be rounding alone.
+_ROUNDING = 2.0**-16
 
 
 def target_loss(output: Any) -> Tensor:
@@ -109,6 +114,24 @@ def within(
         outside = {n: r for n, r in ratios.items() if not 1 / bound <= r <= bound}
         found[direction] = (len(ratios) - len(outside), len(ratios), outside)
     return found
+
+
+def without_rounding(measured: Estimates, predicted: Estimates) -> Estimates:
+    """``measured`` in which gradients are zero that are zero but for rounding.
+
+    They are predicted to be exactly zero (a bias before a batch norm, a key's bias), and are small
+    beside the median of all gradients: what was measured of them says nothing of a scale.
+    """
+    sizes = [rms.backward for rms in measured.values() if rms.backward]
+    limit = _ROUNDING * statistics.median(sizes) if sizes else 0.0
+    return {
+        name: replace(rms, backward=0.0)
+        if rms.backward is not None
+        and rms.backward <= limit
+        and predicted.get(name, Rms()).backward == 0
+        else rms
+        for name, rms in measured.items()
+    }
 
 
 def evaluate(

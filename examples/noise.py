@@ -1,4 +1,4 @@
-"""Noise of casts: predicted with no data, by rules and by drawn inputs, against measured.
+"""Noise of casts: foretold with no data, by a run on drawn inputs, against measured.
 
     python -m examples.noise
 
@@ -17,20 +17,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from examples import real_inputs
 from examples.estimates import LISTED
 from examples.nets import NETS
 from unitify.analysis.analyse import analyse
-from unitify.capture.whole import capture
-from unitify.noise.drawn import drawn_noise
-from unitify.noise.measured import measured_noise
-from unitify.noise.operand_casts import operand_casts
-from unitify.noise.predict import ValueNoise, output_names, predict_noise
-from unitify.operations.rule_table import load_rules
+from unitify.capture.execution import unchanged
+from unitify.capture.whole import Capture, capture
+from unitify.noise.drawn_inputs import DRAWS, drawn_inputs, toward_stated
+from unitify.noise.measured import PairRunner, ValueNoise, measured_noise, output_names
+from unitify.noise.operand_casts import OperandCast, Place, operand_casts
+from unitify.operations.rule_table import RuleTable, load_rules
 from unitify.operations.schema import operation_name
 from unitify.plan.planner import plan
+from unitify.recipe.choices import Choice
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -41,8 +43,7 @@ import zoo  # noqa: E402
 ELEMENTS = 64
 BAND = 3.0
 HEAD = (
-    "model", "values", "≤ 3 dB, drawn", "≤ 3 dB, rules", "products", "≤ 3 dB, drawn",
-    "≤ 3 dB, rules", "median error, drawn", "rules", "outputs: measured", "drawn", "rules",
+    "model", "values", "≤ 3 dB", "products", "≤ 3 dB", "median error", "outputs: measured", "drawn",
 )  # fmt: skip
 
 
@@ -56,6 +57,26 @@ def cases() -> Iterator[tuple[str, nn.Module, tuple[Any, ...], dict[str, Any]]]:
             yield f"{name} (pretrained)", model, (), inputs
 
 
+def drawn_noise(
+    capture: Capture, rules: RuleTable, casts: Mapping[Place, OperandCast]
+) -> dict[str, ValueNoise]:
+    """RMS of every floating value and of the error that ``casts`` leave in it, on drawn inputs."""
+    runs = []
+    for seed in range(DRAWS):
+        runner = PairRunner(capture, casts, toward_stated(capture, rules))
+        with torch.no_grad(), unchanged(capture.model, seed):
+            runner.run(*drawn_inputs(capture, rules, seed))
+        runs.append(runner.found)
+    return {
+        name: ValueNoise(
+            math.sqrt(math.fsum(run[name].signal ** 2 for run in runs) / DRAWS),
+            math.sqrt(math.fsum(run[name].error ** 2 for run in runs) / DRAWS),
+            value.elements,
+        )
+        for name, value in runs[0].items()
+    }
+
+
 def row(
     name: str, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[str, ...]:
@@ -64,28 +85,27 @@ def row(
     held = capture(model, args, kwargs)
     scales = plan(held, analyse(held, rules).estimates, rules)
     products = {
-        node.name: "e4m3"
+        node.name: Choice(node.name, "", forward="e4m3", is_product=True)
         for node in held.graph.nodes
         if (rule := rules.get(operation_name(node))) and rule.casts and not rule.forward
     }
-    casts = operand_casts(held, scales, rules, products)
+    casts = operand_casts(products.values(), held, scales, rules)
     measured = {
         n: v
         for n, v in measured_noise(held, casts).items()
         if v.elements >= ELEMENTS and v.error and math.isfinite(v.signal)
     }
-    guesses = drawn_noise(held, rules, casts), predict_noise(held, rules, casts).values
-    apart = [differences(g, measured) for g in guesses]
+    drawn = drawn_noise(held, rules, casts)
+    apart = differences(drawn, measured)
     outputs = [n for n in output_names(held.graph) if n in measured]
     return (
         name,
         str(len(measured)),
-        *(share(d.values()) for d in apart),
+        share(apart.values()),
         str(sum(n in products for n in measured)),
-        *(share(x for n, x in d.items() if n in products) for d in apart),
-        *(f"{statistics.median(d.values()):+.1f}" if d else "" for d in apart),
-        ", ".join(f"{measured[n].sqnr:.1f}" for n in outputs),
-        *(", ".join(f"{g[n].sqnr:.1f}" for n in outputs) for g in guesses),
+        share(x for n, x in apart.items() if n in products),
+        f"{statistics.median(apart.values()):+.1f}" if apart else "",
+        *(", ".join(f"{found[n].sqnr:.1f}" for n in outputs) for found in (measured, drawn)),
     )
 
 
@@ -116,11 +136,10 @@ def main() -> None:
 `python -m examples.noise`
 
 Signal to quantisation noise with the operands of every product cast to E4M3 (attention's own
-aside), at the scales of the plan by analysis: predicted with no data by a run on drawn inputs and
-by rules, against measured, which is on real data for pretrained nets. Shares in percent of values
-(and of the products among them) of at least {ELEMENTS} elements whose prediction is within {BAND:g}
-dB of measured; errors are predicted minus measured, in dB, above zero where the prediction is too
-good. Outputs in dB.
+aside), at the scales of the plan by analysis: foretold with no data by a run on drawn inputs,
+against measured, which is on real data for pretrained nets. Shares in percent of values (and of the
+products among them) of at least {ELEMENTS} elements that are foretold within {BAND:g} dB of
+measured; errors are foretold minus measured, in dB, above zero where it is too good. Outputs in dB.
 
 {text}
 """, "utf-8")  # fmt: skip

@@ -29,11 +29,9 @@ from examples.evaluation import METRICS, evaluate
 from examples.nets import NETS
 from examples.sqnr import simulated
 from unitify.cast.casting import cast_module
-from unitify.cast.noise_bound import exponents
 from unitify.noise.budget import Budget, choose
-from unitify.noise.measured import measured_noise
+from unitify.noise.measured import measured_noise, output_names
 from unitify.noise.operand_casts import operand_casts
-from unitify.noise.predict import output_names
 from unitify.noise.probed import probed_budget
 from unitify.operations.rule_table import load_rules
 from unitify.recipe.choices import Choice, flop_share
@@ -86,11 +84,7 @@ class Subject:
     @cached_property
     def operands(self) -> Any:
         """Casts of operands, as the analysis of noise takes them."""
-        capture, plan, cast = self.module.capture, self.module.plan, self.cast
-        formats = {n: c.forward for n, c in cast.items()}
-        means = {n: c.mean for n, c in cast.items() if c.mean}
-        held = exponents(cast.values(), capture, RULES)
-        return operand_casts(capture, plan, RULES, formats, held, means)
+        return operand_casts(self.cast.values(), self.module.capture, self.module.plan, RULES)
 
     @cached_property
     def foretold(self) -> Budget:

@@ -26,7 +26,6 @@ from examples import real_inputs
 from examples.estimates import LISTED
 from examples.nets import NETS
 from unitify.cast.centring import UNCENTRE
-from unitify.cast.insert import cast_values
 from unitify.recipe.reader import read_recipe
 from unitify.recipe.recipe import Recipe
 
@@ -74,6 +73,15 @@ class _Recorder(fx.Interpreter):
             product = n.args[0].args[0]  # type: ignore[union-attr]
             self.found[product.name] = result.double()  # type: ignore[union-attr]
         return result
+
+
+def cast_values(graph: fx.Graph) -> tuple[str, ...]:
+    """Names of the operations whose operands a graph casts."""
+    found: dict[str, None] = {}
+    for node in graph.nodes:
+        if node.target is _CAST and node.args[1]:
+            found.update(dict.fromkeys(user.name for user in node.users))
+    return tuple(found)
 
 
 def layer_sqnr(module: unitify.UnitScaledModule, args: Any, kwargs: Any) -> dict[str, float]:

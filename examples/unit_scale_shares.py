@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 import unitify
+from examples.scheme_study.measured_schemes import compare_schemes
 from examples.unit_scale.decoders import Decoder, LibraryDecoder, Size
 from examples.unit_scale.overhead import flop_overhead, time_ratios
 from examples.unit_scale.published import agreement, gradients, stored_rms, true_gradients
 from examples.unit_scale.small import Library, Plain, example
 from unitify.measure.captured import measure
 from unitify.plan.scale_plan import Scale
-from unitify.report.measured_schemes import compare_schemes
 
 _HEAD = """# Unit scaling at initialisation
 

@@ -15,7 +15,7 @@ from unitify.check.outcome import Outcome
 from unitify.check.places import Places
 from unitify.check.settings import settings_from
 from unitify.check.subject import subject_of
-from unitify.check.targets import read_target
+from unitify.cli.target import read_target
 from unitify.operations.rule_table import load_rules
 from unitify.recipe.reader import read_recipe
 

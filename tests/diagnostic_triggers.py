@@ -29,7 +29,7 @@ from unitify.diagnostics import Diagnostic
 from unitify.explain import explain_code, explain_value
 from unitify.operations.rule_table import load_rules
 from unitify.plan.scale_plan import Scale
-from unitify.report.report import without_rule
+from unitify.rulebook.missing import without_rule
 from unitify.verify.validation import validate
 
 X = torch.randn(4, 6)
@@ -112,25 +112,9 @@ def _(path: Path) -> None:
     param_groups(unitify.transform(factories.mlp(), weights="stored"), torch.optim.LBFGS)
 
 
-@triggers("U008")
-def _(path: Path) -> None:
-    module = unitify.transform(factories.mlp(), (X,), weights="stored")
-    optimizer = torch.optim.SGD(module.parameters())
-    optimizer.state[next(module.parameters())]["trace"] = torch.zeros(1)
-    unitify.rebase_(module, optimizer, [X])
-
-
 @triggers("U009")
 def _(path: Path) -> None:
-    unitify.rebase_(factories.mlp(), None, [X])
-
-
-@triggers("U010")
-def _(path: Path) -> None:
-    module = unitify.transform(factories.mlp(), (X,), weights="stored")
-    optimizer = torch.optim.SGD(module.parameters())
-    torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
-    unitify.rebase_(module, optimizer, [X])
+    unitify.rebase_(factories.mlp(), [X])
 
 
 @triggers("U012")
@@ -362,6 +346,13 @@ def _(path: Path) -> None:
 def _(path: Path) -> Found:
     recipe = "fp8-auto,multiple=1,min_sqnr=90"
     return list(unitify.transform(factories.mlp(), recipe=recipe).diagnostics)
+
+
+@triggers("U406")
+def _(path: Path) -> Found:
+    with torch.device("meta"):
+        model = factories.mlp()
+    return list(unitify.transform(model, recipe="fp8-auto,multiple=1").diagnostics)
 
 
 @triggers("U501")

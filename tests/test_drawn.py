@@ -11,13 +11,13 @@ from test_noise import BAND, ELEMENTS, captured, casts, measured
 from test_stated import Trained
 from torch import Tensor, nn
 
+from examples.noise import drawn_noise
 from unitify.analysis.formulas import formula_values
 from unitify.capture.whole import Capture, capture
 from unitify.formats.table import E4M3
-from unitify.noise.cast_error import OperandCast
-from unitify.noise.drawn import drawn_noise
 from unitify.noise.drawn_inputs import drawn_inputs
 from unitify.noise.measured import measured_noise
+from unitify.noise.operand_casts import OperandCast
 from unitify.operations.dimensions import evaluate
 from unitify.operations.operation import Operation
 from unitify.operations.rule_table import load_rules

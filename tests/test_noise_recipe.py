@@ -16,7 +16,8 @@ import unitify
 from unitify.cast.distributions import measured_distributions, weight_distributions
 from unitify.checkpoint import folder
 from unitify.diagnostics import UnitifyError
-from unitify.formats.signal_to_noise import Histogram, best_scale, snr
+from unitify.formats.magnitudes import Magnitudes, magnitudes_of
+from unitify.formats.signal_to_noise import best_scale, snr
 from unitify.formats.table import E4M3, E5M2, quantise
 from unitify.operations.rule_table import load_rules
 from unitify.recipe.choices import flop_share
@@ -79,7 +80,7 @@ def test_headroom_is_where_signal_to_noise_is_best() -> None:
     module = unitify.transform(model, (x,), recipe=recipe, scales="measured", batches=[x])
     (choice,) = (c for c in module.casts if c.is_product)
     of_x, of_weight, _ = choice.exponents
-    histogram = Histogram.of(x)
+    histogram = magnitudes_of(x)
     (given,) = [n.name for n in module.capture.graph.nodes if n.op == "placeholder"]
     of_x += module.plan.units[given].exponents[0]
     best = best_scale(E4M3, histogram.rms, histogram)
@@ -99,12 +100,12 @@ def test_distributions_are_those_of_the_batches() -> None:
     found = measured_distributions(module.casts, module.capture, RULES, batches)
     histogram = found["linear", "input", 0]
     both = torch.cat([x, 4 * x]).double()
-    assert isinstance(histogram, Histogram)
-    assert sum(histogram.counts) == both.numel()
+    assert isinstance(histogram, Magnitudes)
+    assert histogram.total + histogram.zeros == both.numel()
     assert histogram.rms == pytest.approx(float(both.square().mean().sqrt()), rel=0.01)
     assert ("linear", "", 0) in found
     weights = weight_distributions(module.casts, module.capture, RULES)
-    assert weights["linear", "weight", 0] == Histogram.of(model.layers[0].weight)
+    assert weights["linear", "weight", 0] == magnitudes_of(model.layers[0].weight)
     assert {argument for _, argument, _ in weights} == {"weight"}
 
 

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from unitify.capture.whole import Capture, capture
 from unitify.formats.table import E4M3
-from unitify.noise.cast_error import OperandCast
 from unitify.noise.measured import measured_noise
-from unitify.noise.moments import Place
+from unitify.noise.operand_casts import OperandCast, Place
 from unitify.noise.probed import probed_budget
 from unitify.operations.products import product_operands
 from unitify.operations.rule_table import load_rules

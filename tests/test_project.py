@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import configparser
+import graphlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,63 +18,20 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "unitify"
 LONGEST = 400
 
-#: The pipeline, in order: a file imports only what stands before it. A package and its files, or a
-#: module alone.
-ORDER = {
-    "version": "",
-    "diagnostics": "",
-    "estimates": "",
-    "verification": "",
-    "reparametrisation": "",
-    "formats": "powers rounding table signal_to_noise band",
-    "ops": "layout registered rescale cast centring scaled_mm fp8_linear arrive written",
-    "operations": """expressions formula_names schema samples rule row_lines row_forms row_reader
-        row_names row_use rule_table refusal dimensions laws extremes operation flops products
-        centring residual""",
-    "capture": """equality places state effects tree source decisions computed guards signature
-        boundaries sizes aliases views counterparts uninitialised kept refusals functional inline
-        modes autograd_functions recurrent composite eager_flags identity watching exporting example
-        outline recorded_graph whole inputs execution observing small calls islands""",
-    "recipe": "recipe reader choices",
-    "analysis": """moments quadrature softmax counts formulas linear ranges sampled balanced stated
-        forward backward analyse""",
-    "measure": "tally captured recorded",
-    "scheme": "options meetings structure roles stacks sweep multipliers reparametrise rates",
-    "plan": "fixed scale_plan planner uniform scale_classes",
-    "rewrite": "",
-    "arrival": "",
-    "noise": """cast_error passage moments predict measured budget drawn_inputs drawn
-        probed operand_casts""",
-    "module": """tied fingerprint interpreted knobs own_code folding graph_forward regions
-        submodules weights unit_scaled adopted assembly""",
-    "cast": "centring insert lowering distributions headroom trials means noise_bound casting",
-    "optim": "optimizers groups state",
-    "verify": "comparison calls results yardstick underflow equation validation running",
-    "transform": "",
-    "drift": "measuring rebase readings monitor",
-    "checkpoint": """state_dict rebuild nests distributed files float8 renamed filling pretrained
-        drawn_calls folder targets""",
-    "rulebook": "calls laws moments verify listing skeleton page",
-    "report": """report table magnitudes losses shares drawn_moments unit_graph constraints schemes
-        measured_schemes origins numerics sqnr values class_graph drift_file gathering document
-        scheme_summary summary sections page figure notebook model_report of_module""",
-    "explain": "",
-    "convert": "",
-    "check": """subject judged settings figures scale_faults causes lost_gradients naming
-        places finding plan_faults left_out outcome piece_findings checking targets baseline text
-        markdown sarif github junit outputs asserting""",
-    "cli": "terminal application options convert explain check rules report",
-}
-#: Every module by its path below the package, in that order; a package stands behind its files.
-MODULES = [
-    module
-    for name, files in ORDER.items()
-    for module in (*(f"{name}.{file}" for file in files.split()), name)
-]
+#: The stages of the pipeline, and what stands behind it: none imports one that comes later.
+STAGES = (
+    "diagnostics", "formats", "operations", "capture", "recipe", "analysis", "scheme", "plan",
+    "rewrite", "module", "cast", "verify", "transform", "drift", "report", "check", "cli",
+)  # fmt: skip
+#: Imports that run when somebody asks for what stands behind: importer and imported.
+LAZY = {("module.unit_scaled", "report.of_module")}
 
 
 def files_by_module() -> dict[str, Path]:
-    """Module, as ``MODULES`` names it → its file. Diagnostics, which all may import, are one."""
+    """Module, by its path below the package → its file. Diagnostics, which all may import, are one.
+
+    A package is a module of its own name beside its files.
+    """
     found: dict[str, Path] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -82,6 +40,9 @@ def files_by_module() -> dict[str, Path]:
         if parts[0] != "diagnostics" or parts[1] == "__init__":
             found[".".join(part for part in parts if part != "__init__")] = path
     return found
+
+
+MODULES = files_by_module()
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -106,14 +67,41 @@ def _module(parts: list[str]) -> str:
     return next((start for start in starts if start in MODULES), "__init__")
 
 
-def test_every_module_has_its_place() -> None:
-    assert sorted(MODULES) == sorted(files_by_module())
+def imports() -> dict[str, set[str]]:
+    """Module → the modules that it imports."""
+    return {
+        module: {other for other in imported(path) if (module, other) not in LAZY} - {module}
+        for module, path in MODULES.items()
+    }
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_what_stands_before_it(module: str) -> None:
-    late = set(imported(files_by_module()[module])) - set(MODULES[: MODULES.index(module) + 1])
-    assert not late, f"{module} imports {sorted(late)}, which stands after it"
+def package_imports() -> dict[str, set[str]]:
+    """Package, or module outside of any → those that its files import."""
+    found: dict[str, set[str]] = {}
+    for module, others in imports().items():
+        package = module.partition(".")[0]
+        found.setdefault(package, set()).update(other.partition(".")[0] for other in others)
+    return {package: others - {package} for package, others in found.items()}
+
+
+@pytest.mark.parametrize("graph", [imports, package_imports])
+def test_imports_have_an_order(graph: Callable[[], dict[str, set[str]]]) -> None:
+    """Modules, and packages as wholes, can be read one after the other: no two need each other."""
+    order = list(graphlib.TopologicalSorter(graph()).static_order())
+    assert "__init__" not in order
+    assert order.index("version") < order.index("cli")
+
+
+def test_stages_stand_in_their_order() -> None:
+    found = package_imports()
+    for place, stage in enumerate(STAGES):
+        reached, pending = set[str](), [stage]
+        while pending:
+            for other in found[pending.pop()] - reached:
+                reached.add(other)
+                pending.append(other)
+        late = reached & set(STAGES[place:])
+        assert not late, f"{stage} imports {sorted(late)}, which stands after it"
 
 
 def test_no_file_is_long() -> None:

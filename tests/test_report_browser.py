@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from browser import Page, chromium
 from test_report import batch, many, residual, residual_report, trained
-from test_scheme_report import branch_report
 
 from unitify.report.model_report import ModelReport
 
@@ -31,7 +30,7 @@ def page(driver: Any, tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 SECTIONS = (
     "scales", "exponents", "losses", "agreement", "noise", "values", "classes", "casts",
-    "constraints", "schemes", "drift", "findings",
+    "drift", "findings",
 )  # fmt: skip
 
 
@@ -178,51 +177,3 @@ def test_six_thousand_values_do_not_freeze_it(driver: Any, tmp_path: Path) -> No
         "document.querySelector('#values tr.active')?.getAttribute('aria-rowindex') === '6001'"
     )
     assert page.console() == []
-
-
-@pytest.fixture(scope="module")
-def compared(driver: Any, tmp_path_factory: pytest.TempPathFactory) -> Page:
-    """A page of a model with a residual branch."""
-    path = tmp_path_factory.mktemp("compared") / "report.html"
-    branch_report().save(path)
-    return Page(driver, path)
-
-
-def numbers(texts: list[str]) -> list[float]:
-    return [float(text.replace("\u2212", "-").removesuffix("%")) for text in texts]
-
-
-def test_what_is_constrained_is_shown_and_sorts(compared: Page) -> None:
-    compared.see("constraints")
-    body = compared.find("#constraints .body").text
-    assert "4 of 6 operations must use one factor both ways; of 3 the two factors differ" in body
-    totals = compared.find("#constraint-totals tbody").text
-    assert "published: geometric mean 100.0 % 0.21 100.0 % 0.28" in totals
-    assert "published: forward factor 100.0 % 0.00 100.0 % 0.48" in totals
-    # Those whose factors differ, in the order of the graph; then all of them, by their cost.
-    assert rows(compared, "constraints", 1) == ["linear_1", "linear_2", "add"]
-    compared.click(compared.find("#constraints .switch"))
-    assert len(rows(compared, "constraints", 1)) == 4
-    heads = compared.all("#constraints .scroller thead tr:last-child button")
-    cost = [head.text for head in heads].index("forward")
-    for is_reversed in (True, False):
-        compared.click(heads[cost])
-        found = numbers(rows(compared, "constraints", cost + 1))
-        assert found == sorted(found, reverse=is_reversed)
-    assert found == [-1.0, -0.5, 0.0, 1.0]
-    compared.click(compared.find("#constraints tbody a[href='#value=linear_1']"))
-    compared.until("!document.getElementById('details').hidden")
-    compared.press("\ue00c")  # escape
-
-
-def test_schemes_are_shown_and_sort(compared: Page) -> None:
-    compared.see("schemes")
-    assert rows(compared, "schemes", 1)[0] == "none"
-    assert len(rows(compared, "schemes", 1)) == 7
-    heads = compared.all("#schemes thead tr:last-child button")
-    column = max(i for i, head in enumerate(heads) if head.text == "octaves")
-    compared.click(heads[column])
-    found = numbers(rows(compared, "schemes", column + 1))
-    assert found == sorted(found, reverse=True)
-    assert rows(compared, "schemes", 1)[-1] == "unit scaling, geometric mean"
-    assert compared.console() == []

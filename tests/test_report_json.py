@@ -24,8 +24,7 @@ LAYOUT: dict[str, Any] = {
     "true_weights": ["forward", "backward"], "cast_share_of_flops": 1.0,
     "values": [], "choices": [], "sources": [], "rules": {},
     "classes": [], "rescales": [],
-    "constraints": ["edges", "bridges", "stored", "operations", "values"],
-    "schemes": [], "findings": [], "notes": [], "drift": None,
+    "findings": [], "notes": [], "drift": None,
 }  # fmt: skip
 
 
@@ -39,15 +38,6 @@ CHOICE = [
     "value", "operation", "forward", "backward", "reason", "is_product", "flops", "runs",
     "runs_because",
 ]  # fmt: skip
-
-
-SHARES = ["unit", "total", "octaves", "fp16", "fp8"]
-
-
-OPERATION = ["value", "operation", "forward", "backward", "joined", "factor", "off"]
-
-
-SCHEME = ["scheme", "weights", "forward", "backward"]
 
 
 def test_the_layout_of_the_json_is_stated() -> None:
@@ -68,16 +58,6 @@ def test_the_layout_of_the_json_is_stated() -> None:
     for choice in held["choices"]:
         assert list(choice) == CHOICE
         assert choice["value"] in names
-    assert list(held["constraints"]) == LAYOUT["constraints"]
-    for operation in held["constraints"]["operations"]:
-        assert list(operation) == OPERATION
-        assert operation["value"] in held["constraints"]["values"]
-    for value in held["constraints"]["values"].values():
-        assert list(value) == ["group", "stored"]
-        assert list(value["stored"]) == list(held["constraints"]["stored"])
-    for scheme in held["schemes"]:
-        assert list(scheme) == SCHEME
-        assert list(scheme["forward"]) == list(scheme["backward"]) == SHARES
     for source in held["sources"]:
         assert list(source) == ["file", "shown", "line", "first", "excerpt"]
     assert held == residual_report().as_json() == json.loads(json.dumps(held))
@@ -87,7 +67,7 @@ def test_the_documentation_states_the_layout_and_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (Path(__file__).resolve().parent.parent / "docs" / "report.md").read_text("utf-8")
-    for key in (*LAYOUT, *VALUE, *SIDE, *LAYOUT["constraints"], *OPERATION, *SCHEME, *SHARES):
+    for key in (*LAYOUT, *VALUE, *SIDE):
         assert f"`{key}`" in text
     monkeypatch.chdir(tmp_path)
     (block,) = re.findall(r"```python\n(.+?)```", text, re.DOTALL)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from unitify.formats.losses import Loss, loss
+from unitify.formats.magnitudes import LOWEST, magnitudes_of
+from unitify.formats.signal_to_noise import snr
 from unitify.formats.table import BF16, E4M3, E5M2, FP16, Format, quantise
-from unitify.report.losses import Loss, loss
-from unitify.report.magnitudes import LOWEST, magnitudes_of
 
 
 def sample(kind: str) -> Tensor:
@@ -75,11 +76,23 @@ def test_magnitudes_keep_every_element() -> None:
     assert found.octaves()[149] == 0.5  # 1 and 1.5
 
 
-def test_what_is_exactly_a_bound_counts_to_above() -> None:
-    half = E4M3.smallest_subnormal / 2
-    assert loss(E4M3, magnitudes_of(torch.tensor([half]))).flushed == 0
-    assert loss(E4M3, magnitudes_of(torch.tensor([half * 0.999]))).flushed == 1
-    assert loss(E4M3, magnitudes_of(torch.tensor([E4M3.largest]))).saturated == 1
+@pytest.mark.parametrize("format", [E4M3, E5M2, FP16, BF16], ids=lambda f: f.name)
+def test_what_is_exactly_a_bound_is_lost_as_rounding_does(format: Format) -> None:
+    """Half of the smallest number is a tie, which goes to zero; the largest is held."""
+    half, normal, largest = format.smallest_subnormal / 2, format.smallest_normal, format.largest
+    for x in (half, half * 1.001, half * 0.999, normal, normal / 2, largest, largest * 1.001):
+        held = torch.tensor([x], dtype=torch.float64)
+        if format.mantissa_bits < 4 or x not in (largest, largest * 1.001):
+            assert loss(format, magnitudes_of(held)) == counted(held, format)
+
+
+def test_a_constant_keeps_what_it_is() -> None:
+    """A power of two is rounded nowhere in its range; noise of what lies between two is counted."""
+    ones = magnitudes_of(torch.ones(100))
+    assert ones.rms == 1.0
+    assert snr(E4M3, 1.0, ones) == math.inf
+    assert snr(E4M3, 2.0**-11, ones) == 0.0
+    assert snr(E4M3, 2.0**9, ones) == pytest.approx(-20 * math.log10(1 - 448 / 512))
 
 
 def test_a_power_of_two_moves_octaves() -> None:

@@ -67,8 +67,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(recipe: str | None, is_reba
     optimizer, schedule = optimiser(module)
     train(module, optimizer, schedule, range(5))
     if is_rebased:
-        moved = unitify.rebase_(module, optimizer, [ids(5), ids(6)], scheduler=schedule)
-        assert moved.parameters
+        assert unitify.rebase_(module, [ids(5), ids(6)]).values > 0
     file = io.BytesIO()
     torch.save(
         {

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from examples.estimates import without_rounding
 from unitify.analysis.balanced import stated
 from unitify.analysis.formulas import formula_gradient
 from unitify.analysis.moments import gaussian
 from unitify.analysis.quadrature import quadrature
 from unitify.analysis.ranges import EVERYTHING, range_of
 from unitify.analysis.sampled import draw
-from unitify.estimates import Rms, without_rounding
+from unitify.estimates import Rms
 from unitify.operations.operation import Operation
 from unitify.operations.rule_table import load_rules
 from unitify.rulebook import calls

@@ -279,9 +279,7 @@ def test_a_rebase_exchanges_constants_alone() -> None:
             owner(tokens(1)).backward()
             state = copy.deepcopy([owner.state_dict(), optimizer.state_dict()])
             gradients = [p.grad.clone() for p in owner.parameters() if p.grad is not None]
-            done = unitify.rebase_(owner, optimizer, [(tokens(1),)])
-            assert done.values > 0
-            assert not done.parameters
+            assert unitify.rebase_(owner, [(tokens(1),)]).values > 0
             assert str(state) == str([owner.state_dict(), optimizer.state_dict()])
             kept = [p.grad for p in owner.parameters() if p.grad is not None]
             assert all(torch.equal(a, b) for a, b in zip(gradients, kept, strict=True))

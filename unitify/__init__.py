@@ -15,13 +15,10 @@ from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
 from unitify.reparametrisation import Reparametrisation
 from unitify.report.model_report import ModelReport
-from unitify.report.of_module import report as _report
 from unitify.scheme import UMuP, UnitScheme
 from unitify.transform import estimate, transform, verify
 from unitify.verification import Verification
 from unitify.version import __version__
-
-UnitScaledModule._report = _report
 
 __all__ = [
     "Capture",

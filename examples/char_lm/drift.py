@@ -80,7 +80,7 @@ def run(rate: float, kind: str, seed: int, text: Text) -> Run:
             made.lost.append(round(lost, 4))
         if is_rebased and (step + 1) % EVERY == 0 and step + 1 < STEPS:
             batch = text.batch(BATCH, SHAPE.length, torch.Generator().manual_seed(step))
-            unitify.rebase_(module, optimizer, [batch], scheduler=schedule)
+            unitify.rebase_(module, [batch])
 
     train(
         module, optimizer,

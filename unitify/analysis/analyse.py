@@ -19,14 +19,12 @@ from unitify.operations.rule_table import RuleTable
 class Analysis:
     """Estimates and, for every value, the step that led to them in each direction.
 
-    ``moments``: what is known of each value beside its RMS, from which noise can be predicted.
     ``diagnostics``: operations whose moments were sampled or assumed, against what their rows say.
     """
 
     estimates: Estimates
     forward: Mapping[str, Step]
     backward: Mapping[str, tuple[Step, ...]]
-    moments: ForwardMoments
     diagnostics: tuple[EstimateFellBack, ...] = ()
 
 
@@ -45,7 +43,7 @@ def analyse(
     backward, estimates = both_ways(forward, loss_fn)
     steps = {name: tuple(found) for name, found in backward.steps.items()}
     notes = fallen_back(forward, type(capture.model).__name__)
-    return Analysis(estimates, forward.steps, steps, forward, notes)
+    return Analysis(estimates, forward.steps, steps, notes)
 
 
 def fallen_back(forward: ForwardMoments, where: str) -> tuple[EstimateFellBack, ...]:

@@ -54,7 +54,7 @@ def formula_gradient(
     moments = rule.backward[name]
     mean, square = _evaluated(operation, rule, moments, {**operands, "grad": grad})
     shape, result = operation.shape(name), operation.result_shapes[0]
-    laid = along_channels(shape, len(result)) if name in rule.channels else shape
+    laid = _along_channels(shape, len(result)) if name in rule.channels else shape
     if rule.broadcast:
         mean, square = _summed(mean, square, result, laid)
     found = Moment(fit(mean, laid), fit(square, laid))
@@ -82,24 +82,7 @@ def _with_common(
     return from_parts(found.mean + shared.mean, (found.var - var).clamp_min(0.0))
 
 
-def formula_slope(
-    operation: Operation, rule: Rule, operands: Mapping[str, Moment], name: str
-) -> Moment:
-    """E[∂y/∂x] and E[(∂y/∂x)²] of one operand: its gradient where the result's is one.
-
-    As the row has it: per element of the result in a ``broadcast`` row, of the operand in others.
-    The sign is known where the derivative hardly varies, and taken to be positive elsewhere.
-    """
-    zero, one = (torch.full((), v, dtype=torch.float64) for v in (0.0, 1.0))
-    moments = rule.backward[name]
-    of_noise = {**operands, "grad": Moment(zero, one)}
-    of_constant = {**operands, "grad": Moment(one, one)}
-    square = _evaluated(operation, rule, moments, of_noise)[1]
-    mean = _evaluated(operation, rule, moments, of_constant)[0]
-    return Moment(torch.where(2 * mean * mean > square, mean, square.sqrt()), square)
-
-
-def along_channels(shape: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+def _along_channels(shape: tuple[int, ...], ndim: int) -> tuple[int, ...]:
     """``shape`` (one entry) as that of an operand along dimension 1 of ``ndim``."""
     return (*shape, *[1] * (ndim - 2)) if len(shape) == 1 else shape
 
@@ -124,7 +107,7 @@ def _evaluated(
 
 
 def _laid(moment: Moment, ndim: int) -> Moment:
-    mean, square = (m.reshape(along_channels(m.shape, ndim)) for m in (moment.mean, moment.square))
+    mean, square = (m.reshape(_along_channels(m.shape, ndim)) for m in (moment.mean, moment.square))
     return Moment(mean, square)
 
 

@@ -105,21 +105,6 @@ def _gradients(
     return gradients
 
 
-def sampled_difference(
-    operation: Operation, operands: Operands, name: str, error: Moment, seed: int
-) -> Tensor:
-    """What one draw of an operand's error changes in one draw of the (only) result."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = draw(operation, operands, generator)
-    noise = _draw_one(error, operation.shape(name), drawn[name].dtype, generator)
-    results: list[Tensor] = []
-    for held in (drawn, {**drawn, name: drawn[name] + noise}):
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            results.append(operation(held).double())
-    return results[1] - results[0]
-
-
 def draw(
     operation: Operation,
     operands: Operands,

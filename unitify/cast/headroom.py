@@ -15,8 +15,9 @@ from functools import cache
 from unitify.capture.whole import Capture
 from unitify.cast.distributions import Distributions
 from unitify.estimates import Estimates, Rms
+from unitify.formats.magnitudes import Magnitudes
 from unitify.formats.powers import exponent_of
-from unitify.formats.signal_to_noise import GeneralisedNormal, Histogram, best_scale, relative_error
+from unitify.formats.signal_to_noise import GeneralisedNormal, best_scale, relative_error
 from unitify.formats.table import FORMATS
 from unitify.noise.operand_casts import operand_casts
 from unitify.operations.rule_table import RuleTable
@@ -49,9 +50,7 @@ def with_headroom(
     """
     choices = tuple(choices)
     cast = {c.value: c for c in choices if c.is_product and c.is_cast}
-    means = {name: c.mean for name, c in cast.items() if c.mean}
-    formats = {n: c.forward for n, c in cast.items()}
-    casts = operand_casts(capture, plan, rules, formats, means=means)
+    casts = operand_casts(cast.values(), capture, plan, rules)
     values = {
         (node.name, name, index): operand.name
         for node in capture.graph.nodes
@@ -65,7 +64,8 @@ def with_headroom(
             # What is left of it; no less than a hundredth, for the mean may be off, too.
             shift = math.fsum(m * m for m in operand.mean) / len(operand.mean)
             rms = math.sqrt(max(rms * rms - shift, 1e-4 * rms * rms))
-        held = distributions.get(place)
+        # What is known is of the operand, not of its deviation.
+        held = None if operand.mean else distributions.get(place)
         exponents[place[0]].append(_best(operand.format.name, operand.scale, rms, held))
     for name, choice in cast.items():
         rms = estimates.get(name, Rms()).backward or 0.0
@@ -77,7 +77,7 @@ def with_headroom(
     )
 
 
-def _best(format: str, scale: float, rms: float, distribution: Histogram | None) -> int:
+def _best(format: str, scale: float, rms: float, distribution: Magnitudes | None) -> int:
     """log2 of what to multiply ``scale`` by; ``rms``: where there is no distribution."""
     rms = (distribution.rms if distribution is not None else rms) / scale
     if not (rms > 0 and math.isfinite(rms)):

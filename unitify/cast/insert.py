@@ -223,12 +223,3 @@ def _is_rescaled(node: fx.Node, plan: ScalePlan, rules: RuleTable) -> bool:
         return False
 
     return not _Units(_maker(node), plan, rules).is_stored(node.name)
-
-
-def cast_values(graph: fx.Graph) -> tuple[str, ...]:
-    """Names of the operations whose operands a graph casts."""
-    found: dict[str, None] = {}
-    for node in graph.nodes:
-        if node.target is _CAST and node.args[1]:
-            found.update(dict.fromkeys(user.name for user in node.users))
-    return tuple(found)

@@ -136,7 +136,6 @@ def measured_means(
     capture: Capture,
     rules: RuleTable,
     batches: Iterable[list[Any]] | None = None,
-    seed: int = 0,
 ) -> Known:
     """Means over ``batches``: lists of flat inputs; the capture's own example where None."""
     axes: dict[str, set[int]] = {}
@@ -153,7 +152,7 @@ def measured_means(
             held[2] += len(rows)
 
     given = [list(capture.example)] if batches is None else batches
-    with torch.no_grad(), unchanged(capture.model, seed):
+    with torch.no_grad(), unchanged(capture.model):
         for inputs in given:
             run_captured(capture, inputs, observe=observe)
     return {key: (total / count, squares / count) for key, (total, squares, count) in sums.items()}

@@ -20,12 +20,9 @@ from torch import Tensor, fx
 from unitify.capture.execution import GraphRunner, unchanged
 from unitify.capture.whole import Capture
 from unitify.formats.powers import exponent_of
-from unitify.noise.cast_error import OperandCast
-from unitify.noise.drawn import DRAWS, toward_stated
-from unitify.noise.drawn_inputs import drawn_inputs
-from unitify.noise.measured import Correction, rounded
-from unitify.noise.moments import Place
-from unitify.noise.operand_casts import operand_casts
+from unitify.noise.drawn_inputs import DRAWS, drawn_inputs, toward_stated
+from unitify.noise.measured import Correction
+from unitify.noise.operand_casts import OperandCast, Place, operand_casts
 from unitify.operations.laws import is_scalable
 from unitify.operations.operation import call_by_name
 from unitify.operations.products import product_operands
@@ -63,9 +60,8 @@ def with_trials(
     cast = {c.value: c for c in choices if c.is_product and c.forward}
     if not capture.holds_weights:
         return choices
-    formats = {name: c.forward for name, c in cast.items()}
-    means = {name: c.mean for name, c in cast.items() if c.mean}
-    casts = operand_casts(capture, plan, rules, formats, means=means)
+    unmoved = [replace(c, exponents=()) for c in cast.values()]
+    casts = operand_casts(unmoved, capture, plan, rules)
     errors: dict[Place, _Errors] = {}
 
     def run(
@@ -192,7 +188,7 @@ class _Trials(GraphRunner):
         channels = 1 if self.rules[n].window else -1
         for exponent in held:
             torch.set_rng_state(state)
-            moved = rounded(replace(cast, scale=math.ldexp(1.0, exponent)), value)
+            moved = replace(cast, scale=math.ldexp(1.0, exponent)).rounded(value)
             found = call_by_name(n, {**arguments, name: moved.to(value.dtype)})
             held[exponent] += _relative(found, result, channels)
 

@@ -17,9 +17,8 @@ from torch import Tensor
 from unitify.analysis.analyse import analyse
 from unitify.capture.inputs import as_inputs
 from unitify.capture.islands import flat_calls
-from unitify.check.figures import CastTally
 from unitify.check.finding import Finding, worst_first
-from unitify.check.judged import Judged, judged
+from unitify.check.judged import judged
 from unitify.check.left_out import left_out
 from unitify.check.outcome import Case, Outcome
 from unitify.check.piece_findings import PieceChecker
@@ -29,6 +28,7 @@ from unitify.check.settings import Settings
 from unitify.check.subject import Piece, Subject
 from unitify.drift.measuring import measure_running
 from unitify.measure.captured import measure_into
+from unitify.measure.tally import Tally
 from unitify.operations.laws import is_scalable
 from unitify.operations.rule_table import RuleTable
 
@@ -70,9 +70,9 @@ def check(
     clock.done("judge")
     analyses = {name: analyse(piece.capture, rules) for name, piece in subject.pieces.items()}
     clock.done("predict")
-    tallies: Mapping[str, CastTally] = {}
+    tallies: Mapping[str, Tally] = {}
     if is_measured:
-        tallies = _measured(subject, scoped, list(batches))
+        tallies = _measured(subject, list(batches))
         clock.done("measure")
     found: list[Finding] = list(left_out(subject.diagnostics, places))
     cases: list[Case] = []
@@ -95,10 +95,8 @@ def check(
     )
 
 
-def _measured(
-    subject: Subject, scoped: Mapping[str, list[Judged]], batches: list[Any]
-) -> dict[str, CastTally]:
-    tallies = {name: CastTally(scoped[name]) for name in subject.pieces}
+def _measured(subject: Subject, batches: list[Any]) -> dict[str, Tally]:
+    tallies = {name: Tally(counts_magnitudes=True) for name in subject.pieces}
     if subject.module is None or not batches:
         calls = [as_inputs(subject.model, batch) for batch in batches]
         recorded = {name: piece.capture for name, piece in subject.pieces.items()}

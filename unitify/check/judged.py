@@ -115,13 +115,11 @@ def _cast(piece: Piece, recipe: Recipe, rules: RuleTable) -> Iterator[Judged]:
             fwd, bwd = piece.plan.unit(name).exponents
             yield from _both(nodes[name], choice, fwd + offset, bwd + offset)
         return
-    formats = {name: choice.forward for name, choice in cast.items() if choice.forward}
-    operands = operand_casts(piece.capture, piece.plan, rules, formats)
+    operands = operand_casts(cast.values(), piece.capture, piece.plan, rules)
     seen: set[tuple[str, str, int]] = set()
-    headroom = {name: iter(choice.exponents) for name, choice in cast.items()}
     for (product, argument, index), operand in operands.items():
         node = next(n for a, i, n in operand_nodes(nodes[product]) if (a, i) == (argument, index))
-        exponent = exponent_of(operand.scale) + next(headroom[product], offset)
+        exponent = exponent_of(operand.scale) + (0 if cast[product].exponents else offset)
         if (node.name, operand.format.name, exponent) not in seen:
             seen.add((node.name, operand.format.name, exponent))
             yield Judged(node, "forward", exponent, operand.format, True, f"cast for {product}")

@@ -11,7 +11,6 @@ from unitify.analysis.analyse import Analysis
 from unitify.capture.islands import path_of
 from unitify.capture.source import Frame, module_of
 from unitify.check.causes import Key, causes
-from unitify.check.figures import CastTally, Figure, predicted
 from unitify.check.finding import Finding
 from unitify.check.judged import Judged
 from unitify.check.lost_gradients import lost_gradients
@@ -19,17 +18,18 @@ from unitify.check.naming import joined, stable_names
 from unitify.check.outcome import Case
 from unitify.check.places import Places
 from unitify.check.plan_faults import Comparison, differing, drifted
-from unitify.check.scale_faults import Fault, faults
+from unitify.check.scale_faults import Fault, Known, faults
 from unitify.check.settings import Settings
 from unitify.check.subject import Piece
 from unitify.diagnostics import Diagnostic, GradientStops, NoRule
-from unitify.estimates import Estimates
+from unitify.estimates import Estimates, Rms
 from unitify.explain import step_text
+from unitify.measure.tally import Tally
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import operation_name
 from unitify.plan.planner import PREDICTED_TOLERANCE, TOLERANCE, plan
-from unitify.report.report import nodes_without_rule
 from unitify.rulebook.listing import rule_texts
+from unitify.rulebook.missing import nodes_without_rule
 
 DIRECTIONS = ("forward", "backward")
 
@@ -42,7 +42,7 @@ class PieceChecker:
         piece: Piece,
         scoped: list[Judged],
         analysis: Analysis,
-        tally: CastTally | None,
+        tally: Tally | None,
         settings: Settings,
         rules: RuleTable,
         places: Places,
@@ -54,6 +54,7 @@ class PieceChecker:
         self.estimates: Estimates = (
             analysis.estimates if tally is None else tally.estimates(piece.capture)
         )
+        self.magnitudes = {} if tally is None else tally.magnitudes()
 
     def cases(self) -> Iterator[Case]:
         """Every tensor that was judged."""
@@ -75,7 +76,7 @@ class PieceChecker:
         found: list[Fault] = []
         for one in (*self.scoped, *self._infinite_numbers()):
             limits = self.settings.limits_for(self._names(one.node))
-            found += faults(one, self._figure(one), limits)
+            found += faults(one, self._known(one), limits)
         outside: dict[Key, float] = {}
         for fault in found:
             outside.setdefault(fault.judged.key, fault.octaves)
@@ -96,17 +97,15 @@ class PieceChecker:
 
     def _infinite_numbers(self) -> Iterator[Judged]:
         """A loss that is not finite: of a single number only the gradient is judged otherwise."""
-        if self.tally is None or not self.tally.non_finite:
-            return
         known = {one.key for one in self.scoped}
-        for name, direction in self.tally.non_finite:
-            if (name, direction) not in known and (name, 1) in known:
+        for (name, direction), held in self.magnitudes.items():
+            if held.special and (name, direction) not in known and (name, 1) in known:
                 yield Judged(self.nodes[name], DIRECTIONS[direction], 0, None, False)
 
-    def _figure(self, one: Judged) -> Figure:
-        if self.tally is None:
-            return predicted(one, self.estimates)
-        return self.tally.figure(one, self.estimates)
+    def _known(self, one: Judged) -> Known:
+        """True RMS, and how the magnitudes lie where that was measured."""
+        rms = getattr(self.estimates.get(one.node.name, Rms()), one.direction)
+        return rms, self.magnitudes.get(one.key)
 
     def _derivation(self, one: Judged) -> Iterator[str]:
         name = one.node.name

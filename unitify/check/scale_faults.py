@@ -1,15 +1,15 @@
 """Findings about scale: tensors that a format, or the unit band, does not hold.
 
-Takes judged tensors with their figures; gives faults, which know neither place nor cause.
+Takes judged tensors and what is known of each; gives faults, which know neither place nor cause.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
-from unitify.check.figures import Figure
 from unitify.check.judged import Judged
 from unitify.check.settings import Limits
 from unitify.diagnostics import (
@@ -21,6 +21,10 @@ from unitify.diagnostics import (
     ValueNotFinite,
 )
 from unitify.formats.band import Band, band_of
+from unitify.formats.losses import loss
+from unitify.formats.magnitudes import Magnitudes
+from unitify.formats.signal_to_noise import snr
+from unitify.formats.table import Format
 
 
 @dataclass(frozen=True)
@@ -34,28 +38,37 @@ class Fault:
     octaves: float
 
 
-def faults(judged: Judged, figure: Figure, limits: Limits) -> Iterator[Fault]:
-    """Everything that is wrong with one tensor, the plainest first."""
+#: What is known of a tensor: its true RMS, and how its magnitudes lie where that was measured.
+Known = tuple[float | None, Magnitudes | None]
+
+
+def faults(judged: Judged, known: Known, limits: Limits) -> Iterator[Fault]:
+    """Everything that is wrong with one tensor, the plainest first.
+
+    What is cast is judged by its magnitudes where they were measured, all else as if it were
+    normally distributed.
+    """
+    true, held = known
+    if true is None:
+        return
     tensor = "gradient" if judged.direction == "backward" else "value"
     severity = "error" if judged.is_cast or judged.format is None else "warning"
-    if figure.rms is None:
-        return
-    if figure.non_finite:
-        counted = f"{figure.non_finite} elements"
-        count = counted if figure.non_finite > 0 else f"its RMS is predicted to be {figure.rms}"
+    special = int(held.special) if held is not None else 0
+    if special or not math.isfinite(true):
+        count = f"{special} elements" if special else f"its RMS is predicted to be {true}"
         found = ValueNotFinite(tensor=tensor, count=count)
-        level = math.log2(max(figure.non_finite, 1))
-        yield Fault(judged, found, "error", level, math.inf)
+        yield Fault(judged, found, "error", math.log2(max(special, 1)), math.inf)
         return
-    if not figure.rms > 0:
+    rms = math.ldexp(true, -judged.exponent)
+    if not rms > 0:
         return
     band = _band(judged, limits)
-    octaves = band.octaves_outside(figure.rms)
+    octaves = band.octaves_outside(rms)
+    factor = _factor(rms)
 
     def fault(diagnostic: Diagnostic, level: float) -> Fault:
         return Fault(judged, diagnostic, severity, level, octaves)
 
-    rms, factor = figure.rms, _factor(figure.rms)
     if judged.format is None:
         if octaves:
             outside = OutsideUnitBand(
@@ -63,21 +76,34 @@ def faults(judged: Judged, figure: Figure, limits: Limits) -> Iterator[Fault]:
             )
             yield fault(outside, abs(octaves))
         return
-    format = judged.format.name
-    if judged.is_cast and figure.flushed > limits.flushed:
-        share = figure.flushed
+    format, counted = judged.format.name, held if judged.is_cast else None
+    lost = loss(judged.format, counted or true, math.ldexp(1.0, judged.exponent))
+    if judged.is_cast and lost.flushed > limits.flushed:
+        share = lost.flushed
         flushed = FlushedToZero(tensor=tensor, share=share, rms=rms, format=format, factor=factor)
         yield fault(flushed, abs(octaves) or math.log2(share))
-    if judged.is_cast and figure.saturated > limits.saturated:
-        share = figure.saturated
+    if judged.is_cast and lost.saturated > limits.saturated:
+        share = lost.saturated
         clipped = Saturated(tensor=tensor, share=share, rms=rms, format=format, factor=factor)
         yield fault(clipped, abs(octaves) or math.log2(share))
-    lost = min(band.best, figure.whole) - figure.kept
-    if lost > limits.noise:
+    kept, whole = snr(judged.format, rms), math.inf
+    if counted is not None:
+        stored = math.ldexp(counted.rms, -judged.exponent)
+        kept = snr(judged.format, stored, counted)
+        whole = snr(_endless(judged.format), stored, counted)
+    decibels = min(band.best, whole) - kept
+    if decibels > limits.noise:
         precision = PrecisionLost(
-            tensor=tensor, rms=rms, format=format, kept=figure.kept, best=band.best, factor=factor
+            tensor=tensor, rms=rms, format=format, kept=kept, best=band.best, factor=factor
         )
-        yield fault(precision, abs(octaves) or lost / 6.02)
+        yield fault(precision, abs(octaves) or decibels / 6.02)
+
+
+@cache
+def _endless(format: Format) -> Format:
+    """The format if it had no ends: what it keeps more is what its range costs."""
+    largest = (2 - 2**-7) * 2.0**127
+    return replace(format, dtype=None, min_exponent=-120, max_exponent=127, largest=largest)
 
 
 def _band(judged: Judged, limits: Limits) -> Band:

@@ -32,7 +32,7 @@ class Limits:
     """From where on a tensor is a finding.
 
     - ``noise``: decibels of signal to noise that a format's range may cost (3 is half the power)
-    - ``flushed``, ``saturated``: shares of elements that may become zero, or be clipped
+    - ``flushed``, ``saturated``: shares of non-zero elements that may become zero, or be clipped
     - ``drift``: octaves that an RMS may be from its scale in a plan
     - ``band``: RMS from … to …, with ``format = "unit"``
     """

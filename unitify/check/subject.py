@@ -49,7 +49,6 @@ class Subject:
     pieces: Mapping[str, Piece]
     recipe: Recipe
     diagnostics: tuple[Diagnostic, ...]
-    is_transformed: bool
     module: UnitScaledModule | None = None
 
 
@@ -81,7 +80,7 @@ def subject_of(
         for name, captured in recorded.parts.items()
     }
     module = None if recorded.whole is not None else unscaled(model, recorded.parts)
-    return Subject(model, pieces, plain, recorded.diagnostics, False, module)
+    return Subject(model, pieces, plain, recorded.diagnostics, module)
 
 
 def _of_module(module: UnitScaledModule, recipe: Recipe, rules: RuleTable) -> Subject:
@@ -98,4 +97,4 @@ def _of_module(module: UnitScaledModule, recipe: Recipe, rules: RuleTable) -> Su
         for name, part in module.parts.items()
     }
     # What surrounds islands is the user's own code; a graph alone was made of a model.
-    return Subject(module.original, pieces, recipe, module.diagnostics, True, module)
+    return Subject(module.original, pieces, recipe, module.diagnostics, module)

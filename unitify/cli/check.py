@@ -20,9 +20,9 @@ from unitify.check.places import Places
 from unitify.check.plan_faults import Comparison, read_plan
 from unitify.check.settings import Settings, read_settings
 from unitify.check.subject import subject_of
-from unitify.check.targets import Target, read_target
 from unitify.cli.application import app
 from unitify.cli.options import Factory, InputsFunction, RuleFiles
+from unitify.cli.target import Target, read_target
 from unitify.cli.terminal import progress_bar, reported
 from unitify.operations.rule_table import load_rules
 from unitify.recipe.reader import configured_recipe, read_recipe

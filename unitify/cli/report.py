@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 
 from unitify.capture.inputs import as_inputs, infer_inputs
-from unitify.check.targets import Target, read_target
 from unitify.cli.application import app
 from unitify.cli.options import Factory, InputsFunction, RuleFiles
+from unitify.cli.target import Target, read_target
 from unitify.cli.terminal import progress_bar, reported
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.rule_table import load_rules

@@ -70,6 +70,21 @@ class BoundMissed(Diagnostic):
 
 
 @dataclass(frozen=True)
+class BoundUnknown(Diagnostic):
+    """The recipe has a bound on noise, which is found by running, and the weights hold no data.
+
+    Example: ``transform(model, recipe="fp8-auto")`` of a model on the meta device.
+    Fix: transform the model with its weights; or use ``fp8-ptq``, which has no bound.
+    """
+
+    code: ClassVar[str] = "U406"
+    is_loss: ClassVar[bool] = True
+    why: ClassVar[str] = "nobody knows whether it keeps {asked} dB: weights hold no data to run on"
+    fix: ClassVar[str] = "Transform the model with its weights"
+    asked: float
+
+
+@dataclass(frozen=True)
 class NotInFP8(Diagnostic):
     """The recipe asks for FP8 arithmetic where device, format or operation has none.
 

@@ -79,7 +79,7 @@ class FlushedToZero(Diagnostic):
 
 @dataclass(frozen=True)
 class Saturated(Diagnostic):
-    """A share of a tensor's elements is beyond the largest number of the format.
+    """A share of a tensor's elements that are not zero is beyond the largest number of the format.
 
     They become that number, or infinity. The share is measured, or that of a normal distribution of
     the predicted RMS.

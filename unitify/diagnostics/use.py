@@ -126,43 +126,6 @@ class OptimizerUnsupported(Diagnostic):
 
 
 @dataclass(frozen=True)
-class StateNotMoved(Diagnostic):
-    """``unitify.rebase_`` does not know in which units an optimiser keeps something.
-
-    A rebase stores parameters and gradients at other scales, and must move everything that an
-    optimiser has derived from them. Nothing is changed where it cannot.
-
-    Example: ``rebase_(module, optimizer, batches)`` where ``optimizer`` is a subclass of ``SGD``
-    that keeps a tensor of its own for each parameter.
-    Fix: pass ``units=``, an ``OptimizerUnits`` whose ``state`` lists the powers of fwd and bwd
-    for each name.
-    """
-
-    code: ClassVar[str] = "U008"
-    why: ClassVar[str] = "{optimizer} keeps {name!r}, whose units are not known"
-    fix: ClassVar[str] = "Pass units=OptimizerUnits(..., state={{{name!r}: Units(fwd, bwd), ...}})"
-    optimizer: str
-    name: str
-
-
-@dataclass(frozen=True)
-class SchedulerNeeded(Diagnostic):
-    """``unitify.rebase_`` was not given the learning-rate scheduler of an optimiser.
-
-    A scheduler keeps learning rates in the units of the groups that it was made for, one for each.
-    A rebase changes both, so that it would go on with rates of other parameters.
-
-    Example: ``rebase_(module, optimizer, batches)`` where ``LambdaLR(optimizer, …)`` exists.
-    Fix: pass ``scheduler=``, or ``scheduler=()`` where the scheduler is not used any more.
-    """
-
-    code: ClassVar[str] = "U010"
-    why: ClassVar[str] = "{optimizer} has learning rates that a scheduler set, and none is given"
-    fix: ClassVar[str] = "Pass scheduler=, or scheduler=() where it is not used any more"
-    optimizer: str
-
-
-@dataclass(frozen=True)
 class NothingTransformed(Diagnostic):
     """The module holds nothing that ``unitify.transform`` made.
 

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, fx
+from torch import fx
 
 from unitify.arrival import unwatched
 from unitify.formats.table import FORMATS, Format
@@ -19,7 +18,6 @@ from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.laws import factors, holds_tensors, is_scalable
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import named_arguments, operation_name
-from unitify.ops.cast import amax_factor
 from unitify.plan.fixed import true_weights
 
 _INSERTED = ("unitify.rescale.default", "unitify.cast.default", "unitify.centre.default")
@@ -29,38 +27,15 @@ _INSERTED = ("unitify.rescale.default", "unitify.cast.default", "unitify.centre.
 class Watch:
     """One thing to read of a node's result x, or of the gradient that reaches it.
 
-    Of x · 2^``exponent`` either the RMS (``is_rms``), or what ``format`` cannot hold; with ``amax``
+    Of x · 2^``exponent`` what ``format`` cannot hold, or the RMS where that is None; with ``amax``
     of x times the factor that its cast finds.
     """
 
     value: str
     direction: str
     exponent: int = 0
-    is_rms: bool = False
     format: Format | None = None
     amax: bool = False
-
-    def sums(self, x: Tensor) -> list[Tensor]:
-        """Squares, elements, non-zeros, too small, too large, elements that were cast; 0-d each."""
-        zero = torch.zeros((), dtype=torch.float64, device=x.device)
-        squares, elements, shares = zero, zero, [zero] * 4
-        if self.is_rms:
-            norm = torch.linalg.vector_norm(x, dtype=torch.float64) * 2.0**self.exponent
-            squares, elements = norm * norm, zero + x.numel()
-        if self.format is not None:
-            shares = self._shares(x, zero)
-        return [squares, elements, *shares]
-
-    def _shares(self, x: Tensor, zero: Tensor) -> list[Tensor]:
-        assert self.format is not None
-        factor = amax_factor(x, self.format) if self.amax else 2.0**self.exponent
-        size = (x * factor).abs()
-        return [
-            zero + (size > 0).sum(),
-            zero + ((size > 0) & (size < self.format.smallest_normal)).sum(),
-            zero + (size > self.format.largest).sum(),
-            zero + x.numel(),
-        ]
 
 
 def watches(
@@ -79,9 +54,9 @@ def watches(
         own = found.setdefault(node.name, [])
         if node.name in units:
             for direction, exponent in zip(("forward", "backward"), units[node.name], strict=True):
-                own.append(Watch(node.name, direction, exponent, is_rms=True))
+                own.append(Watch(node.name, direction, exponent))
                 if format is not None and (node.name, direction) not in done:
-                    own.append(Watch(node.name, direction, exponent, format=format))
+                    own.append(Watch(node.name, direction, exponent, format))
         own += cast.get(node.name, ())
     return found
 
@@ -131,7 +106,7 @@ def _casts(graph: fx.Graph, values: Mapping[str, Any]) -> dict[str, list[Watch]]
         for operand, direction, format, exponent, amax in _rounded(node):
             source = _source(operand, values)
             if source is not None and format:
-                watch = Watch(source, direction, -exponent, format=FORMATS[format], amax=amax)
+                watch = Watch(source, direction, -exponent, FORMATS[format], amax)
                 add(operand, watch)
     return found
 

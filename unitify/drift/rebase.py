@@ -1,21 +1,17 @@
-"""``rebase_``: a module in training, and its optimiser, moved to scales chosen anew.
+"""``rebase_``: a module in training, moved to scales chosen anew.
 
 Scales are chosen before training, and weights move. A rebase measures every value of the
 module as it is now and plans again: the constants of its graph are others then, and nothing else.
-Of stored weights it also multiplies by powers of two what is stored: weights, gradients, what the
-optimiser keeps and the hyperparameters of its groups. In float32 the next step is bitwise the one
-that would have been taken.
+In float32 the next step is bitwise the one that would have been taken.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import fx, nn
-from torch.optim import Optimizer
 
 from unitify.analysis.analyse import analyse
 from unitify.capture.execution import LossFunction
@@ -29,11 +25,9 @@ from unitify.measure.tally import Tally
 from unitify.module.assembly import AssembledModule, Part, agreed, joined
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.rule_table import RuleTable, load_rules
-from unitify.optim.groups import has_stored_weights, scales_of
-from unitify.optim.optimizers import OptimizerUnits, units_of
-from unitify.optim.state import change_of, check_movable, move_state, multiply_, regroup
+from unitify.plan.fixed import parameter_of
 from unitify.plan.planner import plan
-from unitify.plan.scale_plan import Scale, ScalePlan
+from unitify.plan.scale_plan import ScalePlan
 from unitify.rewrite import rewrite
 
 SCALES = ("measured", "analysis")
@@ -41,48 +35,32 @@ SCALES = ("measured", "analysis")
 
 @dataclass(frozen=True)
 class Rebase:
-    """What a rebase moved.
+    """What a rebase moved. ``values``: how many values of the graphs have another scale."""
 
-    ``parameters``: name → scale before and after, where it is another. ``values``: how many values
-    of the graphs have another scale. ``underflows``: elements of weights, gradients and optimiser
-    state that lost digits because they left the normal range of their number format.
-    """
-
-    parameters: Mapping[str, tuple[Scale, Scale]]
     values: int
-    underflows: int
 
 
 def rebase_(
     module: nn.Module,
-    optimizer: Optimizer | Iterable[Optimizer] | None = None,
     batches: Iterable[Any] = (),
     *,
-    scheduler: Any = None,
     scales: str = "measured",
     loss_fn: LossFunction | None = None,
-    units: OptimizerUnits | None = None,
     rules: Iterable[Any] = (),
 ) -> Rebase:
     """Plan ``module`` anew from what its values are now, in place, without changing its training.
 
     - ``module``: what ``transform`` made, or a module around it; called between two steps.
-    - ``optimizer``: every optimiser that holds stored parameters of it; true ones need none. Groups
-      are replaced in ``optimizer.param_groups``, parameters stay the same objects.
     - ``batches``: inputs of calls, as for ``transform``; each is run forward and backward. Buffers,
       ``.grad`` and random state are as before afterwards.
-    - ``scheduler``: the learning-rate scheduler or schedulers of the optimisers; () where one was
-      there and is not used any more.
     - ``scales``: "measured" on the batches, or "analysis" of the weights, which takes none.
-    - ``loss_fn``, ``rules``: as ``transform`` was given. ``units``: as for ``param_groups``.
+    - ``loss_fn``, ``rules``: as ``transform`` was given.
 
-    Gradients that were accumulated before stay valid: they are moved, too. What other code derived
-    from weights or gradients (a moving average of weights) is not known here; multiply it by the
-    old over the new scale, which the result names. Casts are placed anew by the module's recipe.
+    Parameters, gradients, optimisers and checkpoints stay as they are: stored weights keep the
+    scales at which they are held. Casts are placed anew by the module's recipe.
 
     Raises ``UnitifyError``, having changed nothing: U003 without batches, U009 where nothing that
-    can be trained is transformed; of stored weights U007 and U008 for an optimiser or a state whose
-    units are not known, U010 where a scheduler is missing, U019 for parameters that were renamed.
+    can be trained is transformed.
     """
     if scales not in SCALES:
         choices = ", ".join(SCALES)
@@ -90,11 +68,6 @@ def rebase_(
     wholes = [whole for whole in transformed(module) if not whole.is_inference]
     if not wholes:
         raise UnitifyError(NothingTransformed(module="a module for inference alone"))
-    # The scales of true weights do not change, and so nothing that was derived from them does.
-    optimizers = _many(optimizer) if has_stored_weights(module) else []
-    rows = [units if units is not None else units_of(type(o)) for o in optimizers]
-    for one, row in zip(optimizers, rows, strict=True):
-        check_movable(one, row, needs_scheduler=scheduler is None)
     table = load_rules(rules)
     parts = [(whole, name, part) for whole in wholes for name, part in whole.parts.items()]
     captures = [true_capture(part) for _, _, part in parts]
@@ -108,10 +81,7 @@ def rebase_(
         own = [i for i, part in enumerate(parts) if part[0] is whole]
         plans = _plans({parts[i][1]: (captures[i], found[i]) for i in own}, whole, table)
         chosen += [_Chosen.of(whole, name, new, table) for name, new in plans.items()]
-    before = scales_of(module)
-    values = sum(one.adopt() for one in chosen)
-    with torch.no_grad():
-        return _move(module, before, values, optimizers, rows, _many(scheduler))
+    return Rebase(sum(one.adopt() for one in chosen))
 
 
 def transformed(module: nn.Module) -> list[UnitScaledModule]:
@@ -123,12 +93,6 @@ def transformed(module: nn.Module) -> list[UnitScaledModule]:
     if not found:
         raise UnitifyError(NothingTransformed(module=type(module).__name__))
     return found
-
-
-def _many(given: Any) -> list[Any]:
-    if given is None:
-        return []
-    return list(given) if isinstance(given, list | tuple) else [given]
 
 
 def _measured(
@@ -163,14 +127,29 @@ def _plans(
     for name in sorted(found, key=is_kept):
         captured, estimates = found[name]
         part = whole.parts[name]
-        own = (
-            part.plan
-            if is_kept(name)
-            else plan(captured, estimates, rules, placement=part.plan.placement)
-        )
+        own = part.plan
+        if not is_kept(name):
+            new = plan(captured, estimates, rules, placement=own.placement)
+            own = _as_held(new, own, captured)
         plans[name] = agreed(own, name, captured, chosen)
         chosen.setdefault(path_of(name), (captured, part.graph, plans[name]))
     return plans
+
+
+def _as_held(chosen: ScalePlan, held: ScalePlan, captured: Capture) -> ScalePlan:
+    """``chosen`` with parameters at the scales that they have; at the new ones they are cast."""
+    scales = {
+        node.name: held.parameters[parameter]
+        for node in captured.graph.nodes
+        if (parameter := parameter_of(captured, node)) and node.name in chosen.values
+    }
+    units = {name: chosen.unit(name) for name in {*chosen.units, *scales}}
+    return replace(
+        chosen,
+        values={**chosen.values, **scales},
+        parameters=held.parameters,
+        units={name: unit for name, unit in units.items() if unit != scales.get(name)},
+    )
 
 
 @dataclass(frozen=True)
@@ -205,30 +184,3 @@ class _Chosen:
             plans = {name: part.plan for name, part in self.whole.parts.items()}
             self.whole.plan = joined(plans, self.whole.host)
         return changed
-
-
-def _move(
-    module: nn.Module,
-    before: Mapping[str, Scale],
-    values: int,
-    optimizers: list[Optimizer],
-    rows: list[OptimizerUnits],
-    schedulers: list[Any],
-) -> Rebase:
-    after = scales_of(module)
-    moved = {n: (before[n], after[n]) for n in after if before[n] != after[n]}
-    changes = {}
-    underflows = 0
-    for name, parameter in module.named_parameters():
-        if name not in moved:
-            continue
-        change = changes[id(parameter)] = change_of(*moved[name])
-        underflows += multiply_(parameter, 1.0 / change.fwd)
-        if parameter.grad is not None:
-            underflows += multiply_(parameter.grad, 1.0 / change.bwd)
-    order = {id(p): index for index, p in enumerate(module.parameters())}
-    for optimizer, row in zip(optimizers, rows, strict=True):
-        underflows += move_state(optimizer, row, changes)
-        own = [s for s in schedulers if getattr(s, "optimizer", optimizer) is optimizer]
-        regroup(optimizer, row, changes, order, own)
-    return Rebase(moved, values, underflows)

@@ -10,9 +10,7 @@ import math
 from dataclasses import dataclass
 from functools import cache
 
-import torch
-
-from unitify.formats.signal_to_noise import NORMAL, snr
+from unitify.formats.signal_to_noise import snr
 from unitify.formats.table import Format
 
 #: Steps an octave at which the ratio is looked at.
@@ -46,20 +44,3 @@ def band_of(format: Format, allowed: float) -> Band:
     best = max(found.values())
     within = [step for step, ratio in found.items() if ratio >= best - allowed]
     return Band(2.0 ** (min(within) / _STEPS), 2.0 ** (max(within) / _STEPS), best)
-
-
-def share_flushed(format: Format, rms: float) -> float:
-    """The share of a normal distribution of this RMS that rounds to zero."""
-    return _below(format.smallest_subnormal / 2, rms)
-
-
-def share_saturated(format: Format, rms: float) -> float:
-    """The share of a normal distribution of this RMS beyond the format's largest number."""
-    return 1.0 - _below(format.largest, rms)
-
-
-def _below(bound: float, rms: float) -> float:
-    if not rms > 0:
-        return 1.0
-    mass, _, _ = NORMAL.partial(torch.tensor([bound / rms], dtype=torch.float64))
-    return float(mass[0])

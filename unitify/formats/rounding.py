@@ -25,14 +25,3 @@ def round_nearest(x: Tensor, mantissa_bits: int, min_exponent: int) -> Tensor:
     """``x`` rounded to the nearest number, to the one with an even last bit in a tie."""
     step = spacing(x, mantissa_bits, min_exponent)
     return (x / step).round() * step
-
-
-def round_stochastic(
-    x: Tensor, mantissa_bits: int, min_exponent: int, generator: torch.Generator
-) -> Tensor:
-    """``x`` rounded to either neighbour, with the probability that leaves its mean at ``x``."""
-    step = spacing(x, mantissa_bits, min_exponent)
-    below = (x / step).floor()
-    drawn = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-    up = drawn < x / step - below
-    return torch.where(x.isfinite(), (below + up) * step, x)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -25,6 +25,8 @@ _LISTED = 7
 _BELOW, _ABOVE = 24, 16
 #: How many octaves from RMS 1 a scale may bring a tensor.
 _OCTAVES = 20
+#: Decibels by which a scale may be worse than the best.
+_TOLERANCE = 0.1
 
 
 class Distribution(Protocol):
@@ -79,71 +81,6 @@ class GeneralisedNormal:
 NORMAL = GeneralisedNormal()
 
 
-@dataclass(frozen=True)
-class Histogram:
-    """What was measured of a tensor: counts of |x| between ascending ``edges``; flat inside a bin.
-
-    ``edges`` start at zero or above, in the units of the tensor; there is one count fewer.
-    """
-
-    edges: tuple[float, ...]
-    counts: tuple[float, ...]
-
-    @staticmethod
-    def of(tensor: Tensor, bins_per_octave: int = 64, octaves: int = 32) -> Histogram:
-        """That of a tensor, over ``octaves`` below its largest element (and one bin to zero)."""
-        magnitude = tensor.detach().double().abs().flatten()
-        largest = float(magnitude.max()) if magnitude.numel() else 0.0
-        if not largest:
-            return Histogram((0.0, 1.0), (0.0,))
-        steps = torch.arange(-octaves * bins_per_octave, 1, dtype=torch.float64)
-        edges = torch.cat([torch.zeros(1), torch.exp2(steps / bins_per_octave)]) * largest
-        place = torch.bucketize(magnitude, edges[1:-1])
-        counts = torch.bincount(place, minlength=len(edges) - 1)
-        return Histogram(tuple(edges.tolist()), tuple(counts.double().tolist()))
-
-    @cached_property
-    def rms(self) -> float:
-        """Root mean square of what was counted."""
-        total, square = (float(self._sums[k][-1]) for k in (0, 2))
-        return math.sqrt(square / total) if total else 0.0
-
-    def partial(self, bound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As ``Distribution`` says: the histogram, divided by its RMS."""
-        unit = self.rms or 1.0
-        edges, density = self._edges, self._density
-        end = (bound * unit).clamp(edges[0], edges[-1])
-        place = (torch.bucketize(end, edges) - 1).clamp(0, len(self.counts) - 1)
-        start, inner = edges[place], density[place]
-        total = float(self._sums[0][-1]) or 1.0
-
-        def moment(order: int) -> Tensor:
-            inside = inner * (end ** (order + 1) - start ** (order + 1)) / (order + 1)
-            return (self._sums[order][place] + inside) / (total * unit**order)
-
-        return moment(0), moment(1), moment(2)
-
-    @cached_property
-    def _edges(self) -> Tensor:
-        return torch.tensor(self.edges, dtype=torch.float64)
-
-    @cached_property
-    def _density(self) -> Tensor:
-        """Elements per unit of width of each bin."""
-        counts = torch.tensor(self.counts, dtype=torch.float64)
-        return counts / (self._edges[1:] - self._edges[:-1])
-
-    @cached_property
-    def _sums(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Σ |x|^k below each edge, for k of 0 to 2."""
-        found = []
-        for order in range(3):
-            powers = self._edges ** (order + 1) / (order + 1)
-            each = self._density * (powers[1:] - powers[:-1])
-            found.append(torch.cat([torch.zeros(1, dtype=torch.float64), each.cumsum(0)]))
-        return found[0], found[1], found[2]
-
-
 def relative_error(format: Format, rms: float, distribution: Distribution = NORMAL) -> float:
     """E[(Q(x) − x)²] / E[x²] of elements of this RMS, cast to ``format``, saturating.
 
@@ -173,12 +110,10 @@ def decibels(relative: float) -> float:
     return -10 * math.log10(relative) if relative > 0 else math.inf
 
 
-def best_scale(
-    format: Format, rms: float, distribution: Distribution = NORMAL, tolerance: float = 0.1
-) -> float:
+def best_scale(format: Format, rms: float, distribution: Distribution = NORMAL) -> float:
     """The power of two s at which to cast elements of this RMS: s·Q(x/s) is nearest to x.
 
-    Of the scales within ``tolerance`` decibels of the best the one that is nearest to 1 is taken:
+    Of the scales within a tenth of a decibel of the best the one that is nearest to 1 is taken:
     the curve is flat over many octaves, and a scale that stays costs nothing.
     """
     if not rms > 0:
@@ -188,7 +123,7 @@ def best_scale(
     found = {-k + center: snr(format, math.ldexp(rms, k - center), distribution) for k in reach}
     found[0] = snr(format, rms, distribution)
     best = max(found.values())
-    near = [e for e, decibel in found.items() if decibel >= best - tolerance]
+    near = [e for e, decibel in found.items() if decibel >= best - _TOLERANCE]
     return math.ldexp(1.0, min(near, key=lambda e: (abs(e), e)))
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unitify.formats.rounding import round_nearest, round_stochastic
+from unitify.formats.rounding import round_nearest
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,8 @@ FORMATS = {
 _IEEE = (torch.float16, torch.bfloat16)
 
 
-def quantise(
-    x: Tensor, format: Format, saturate: bool = True, generator: torch.Generator | None = None
-) -> Tensor:
-    """``x`` rounded to ``format`` and held in its own type again.
-
-    To nearest, ties to even; with a ``generator`` stochastically, so that the mean is kept.
+def quantise(x: Tensor, format: Format, saturate: bool = True) -> Tensor:
+    """``x`` rounded to ``format``, to nearest, ties to even, and held in its own type again.
 
     Saturates: finite values beyond the largest become the largest. Without ``saturate`` they
     become infinity where they round to more than the largest (NaN in a format without infinity),
@@ -104,28 +100,26 @@ def quantise(
     has one, everything else of the kind is NaN, also in INT8, whose codes could not say so.
     (Plain conversion would hide it: on the CPU infinity becomes the largest value of E4M3.)
     """
-    if not saturate and generator is None and x.dtype == torch.float32 and format.dtype in _IEEE:
+    if not saturate and x.dtype == torch.float32 and format.dtype in _IEEE:
         return x.to(format.dtype).to(x.dtype)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     if saturate or not format.nans:
-        rounded = _rounded(wide.clamp(-format.largest, format.largest), format, generator)
+        rounded = _rounded(wide.clamp(-format.largest, format.largest), format)
         is_special = wide.isinf()
     else:
-        rounded = _by_arithmetic(wide, format, generator)
+        rounded = _by_arithmetic(wide, format)
         is_special = wide.isinf() | (rounded.abs() > format.largest)
     overflow = torch.inf if format.infinities else torch.nan
     return torch.where(is_special, wide * overflow, rounded).to(x.dtype)
 
 
-def _rounded(x: Tensor, format: Format, generator: torch.Generator | None) -> Tensor:
+def _rounded(x: Tensor, format: Format) -> Tensor:
     """``x``, all of it within the format's range, rounded."""
     # Torch converts from float64 by way of float32, which rounds twice.
-    if generator is None and format.dtype is not None and x.dtype == torch.float32:
+    if format.dtype is not None and x.dtype == torch.float32:
         return x.to(format.dtype).to(x.dtype)
-    return _by_arithmetic(x, format, generator)
+    return _by_arithmetic(x, format)
 
 
-def _by_arithmetic(x: Tensor, format: Format, generator: torch.Generator | None) -> Tensor:
-    if generator is not None:
-        return round_stochastic(x, format.mantissa_bits, format.min_exponent, generator)
+def _by_arithmetic(x: Tensor, format: Format) -> Tensor:
     return round_nearest(x, format.mantissa_bits, format.min_exponent)

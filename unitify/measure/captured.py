@@ -23,7 +23,6 @@ def measure(
     capture: Capture,
     batches: Iterable[list[Any]] | None = None,
     loss_fn: LossFunction | None = None,
-    seed: int = 0,
 ) -> Estimates:
     """RMS of every floating value and of the gradient that reaches it, over ``batches``.
 
@@ -31,7 +30,7 @@ def measure(
     Raises ``UnitifyError`` (U003) for an empty list.
     """
     tally = Tally()
-    measure_into(tally, capture, batches, loss_fn, seed)
+    measure_into(tally, capture, batches, loss_fn)
     return tally.estimates(capture)
 
 
@@ -40,12 +39,11 @@ def measure_into(
     capture: Capture,
     batches: Iterable[list[Any]] | None = None,
     loss_fn: LossFunction | None = None,
-    seed: int = 0,
 ) -> None:
     """Show ``tally`` every floating value and gradient over ``batches``, as ``measure`` does."""
     given = [list(capture.example)] if batches is None else batches
     count = 0
-    with unchanged(capture.model, seed):
+    with unchanged(capture.model):
         for inputs in given:
             _measure_one(capture, inputs, loss_fn, tally)
             count += 1

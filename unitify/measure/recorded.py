@@ -36,7 +36,6 @@ def measure_recorded(
     recording: Recording,
     calls: Iterable[Inputs],
     loss_fn: LossFunction | None = None,
-    seed: int = 0,
 ) -> dict[str, Estimates]:
     """RMS of every value and of its gradient over ``calls`` of the model, by part.
 
@@ -48,15 +47,15 @@ def measure_recorded(
     """
     calls = list(calls)
     if any(path_of(name) for name in recording.parts):
-        return _measure_islands(recording, calls, loss_fn, seed)
+        return _measure_islands(recording, calls, loss_fn)
     return {
-        name: measure(captured, flat_calls(recording.parts, name, calls), loss_fn, seed)
+        name: measure(captured, flat_calls(recording.parts, name, calls), loss_fn)
         for name, captured in recording.parts.items()
     }
 
 
 def _measure_islands(
-    recording: Recording, calls: list[Inputs], loss_fn: LossFunction | None, seed: int
+    recording: Recording, calls: list[Inputs], loss_fn: LossFunction | None
 ) -> dict[str, Estimates]:
     model, parts = recording.model, recording.parts
     tallies = {name: Tally() for name in parts}
@@ -71,7 +70,7 @@ def _measure_islands(
         raise UnitifyError(BatchesNeeded())
     try:
         with (
-            unchanged(model, seed, wholly=True),
+            unchanged(model, wholly=True),
             without_cache(model),
             _graphs_in_place(model, parts, leaves, tallies),
         ):
@@ -84,9 +83,7 @@ def _measure_islands(
         # Whatever code of the model's own may raise; ``verify`` runs it and says what it finds.
         tallies = {name: Tally() for name in parts}
     return {
-        name: tallies[name].estimates(captured)
-        if tallies[name].sums
-        else measure(captured, seed=seed)
+        name: tallies[name].estimates(captured) if tallies[name].elements else measure(captured)
         for name, captured in parts.items()
     }
 

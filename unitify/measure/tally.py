@@ -1,8 +1,13 @@
-"""What a run of a captured graph is counted into: RMS of every value and of its gradient."""
+"""What tensors of a run are counted into: sums of squares and, where asked for, magnitudes.
+
+For measuring, checks, reports, headroom and monitors alike. Sums stay on the device of the tensors,
+so that no device waits; they are read when all is counted.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -10,14 +15,24 @@ from torch import Tensor, fx
 
 from unitify.capture.whole import Capture
 from unitify.estimates import Estimates, Rms
+from unitify.formats.magnitudes import Magnitudes, counted, from_counts
 from unitify.operations.laws import is_scalable
+
+#: What was counted: the name of a value, and 0 for that or 1 for its gradient.
+Key = tuple[str, int]
 
 
 class Tally:
-    """Sums of squares and element counts by (value, direction)."""
+    """Sums by (value, direction). ``counts_magnitudes``: a histogram of each as well.
 
-    def __init__(self) -> None:
-        self.sums: dict[tuple[str, int], list[float]] = {}
+    ``only``: what is counted; everything where None.
+    """
+
+    def __init__(self, counts_magnitudes: bool = False, only: Container[Key] | None = None) -> None:
+        self.counts_magnitudes, self.only = counts_magnitudes, only
+        self.squares: dict[Key, Tensor] = {}
+        self.elements: dict[Key, int] = {}
+        self.counts: dict[Key, Tensor] = {}
 
     def observe(self, node: fx.Node, value: Any) -> None:
         """Count a result as its node is run, and its gradient when that arrives."""
@@ -27,6 +42,27 @@ class Tally:
         if value.requires_grad:
             value.register_hook(lambda gradient: self.add(node.name, 1, gradient))
 
+    @torch.no_grad()
+    def add(self, name: str, direction: int, tensor: Tensor) -> None:
+        """Count ``tensor`` as value (0) or gradient (1) of ``name``."""
+        key = name, direction
+        if self.only is not None and key not in self.only:
+            return
+        tensor = tensor.detach()
+        if tensor.is_sparse:
+            tensor = tensor.coalesce().values()
+        norm = torch.linalg.vector_norm(tensor, dtype=torch.float64)
+        self.squares[key] = self.squares[key] + norm * norm if key in self.squares else norm * norm
+        self.elements[key] = self.elements.get(key, 0) + tensor.numel()
+        if self.counts_magnitudes:
+            counts = counted(tensor)
+            self.counts[key] = self.counts[key] + counts if key in self.counts else counts
+
+    def rms(self, name: str, direction: int) -> float | None:
+        """Root mean square of all that was counted; None for nothing."""
+        count = self.elements.get((name, direction), 0)
+        return math.sqrt(float(self.squares[name, direction]) / count) if count else None
+
     def estimates(self, capture: Capture) -> Estimates:
         """What was counted, for every floating value of ``capture``."""
         return {
@@ -35,16 +71,6 @@ class Tally:
             if is_scalable(node)
         }
 
-    def add(self, name: str, direction: int, tensor: Tensor) -> None:
-        """Count ``tensor`` as value (0) or gradient (1) of ``name``."""
-        norm = float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64))
-        entry = self.sums.setdefault((name, direction), [0.0, 0.0])
-        entry[0] += norm * norm
-        entry[1] += tensor.numel()
-
-    def rms(self, name: str, direction: int) -> float | None:
-        """Root mean square of all that was counted; None for nothing."""
-        if (name, direction) not in self.sums:
-            return None
-        total, count = self.sums[name, direction]
-        return math.sqrt(total / count) if count else None
+    def magnitudes(self) -> dict[Key, Magnitudes]:
+        """Of everything that was counted."""
+        return {key: from_counts(counts) for key, counts in self.counts.items()}

@@ -8,6 +8,7 @@ import inspect
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MethodType
 from typing import Any, ClassVar
 
 import torch
@@ -62,8 +63,6 @@ class UnitScaledModule(HoldsWeights, fx.GraphModule):
     #: Are cast weights held as codes, for the forward pass alone?
     is_inference: bool = False
     verification: Verification | None = None
-    #: ``report.of_module.report``, which stands behind this file and is put here by the package.
-    _report: ClassVar[Callable[..., Any]]
     #: Runs the submodules' own graphs, where there are such.
     _submodules: Submodules | None = None
     #: What the graph runs on: the modules, parameters and buffers, and nothing else.
@@ -116,7 +115,10 @@ class UnitScaledModule(HoldsWeights, fx.GraphModule):
         if name == "report" and "diagnostics" in self.__dict__:
             held = (self._modules, self._parameters, self._buffers)
             if not any(name in table for table in held):
-                return self._report
+                # It stands behind this file: it is loaded when somebody asks.
+                from unitify.report.of_module import report
+
+                return MethodType(report, self)
         return super().__getattr__(name)
 
     def recompile(self) -> Any:
@@ -262,10 +264,6 @@ class UnitScaledModule(HoldsWeights, fx.GraphModule):
         """Flat inputs from the values of the captured call's arguments, in their order."""
         self._check_mode()
         return self.capture.call.flatten_values(values)
-
-    def flat_call(self, inputs: list[Any]) -> Any:
-        """From flat inputs to the original's type of result, in whatever mode the graph is."""
-        return self.capture.call.unflatten(self.flat_forward(*inputs))
 
     @property
     def parts(self) -> Mapping[str, UnitScaledModule]:

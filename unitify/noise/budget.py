@@ -1,9 +1,7 @@
 """Who adds how much to the error of the outputs, and which operations to leave out for less.
 
-Takes ``Noise``; gives ``Budget``: of every operation with cast operands the share of each output's
-noise-to-signal ratio that is its own. One sweep from an output to the inputs is enough: errors of
-different casts add up, so that an output's error is a sum over casts, each times the product of
-the gains on its way.
+``Budget``: of every operation with cast operands the share of each output's noise-to-signal ratio
+that is its own (``probed`` finds it). Errors of different casts add up.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from unitify.formats.signal_to_noise import decibels
-from unitify.noise.predict import Noise
 
 
 @dataclass(frozen=True)
@@ -40,28 +37,6 @@ class Budget:
     def operations(self) -> tuple[str, ...]:
         """Every operation that has cast operands."""
         return tuple(dict.fromkeys(name for each in self.outputs.values() for name in each))
-
-
-def budget(noise: Noise, outputs: Iterable[str] | None = None) -> Budget:
-    """The contributions of every operation with cast operands, for ``outputs`` (all by default)."""
-    chosen = noise.outputs if outputs is None else outputs
-    return Budget({name: _contributions(noise, name) for name in chosen})
-
-
-def _contributions(noise: Noise, output: str) -> dict[str, float]:
-    value = noise.values[output]
-    whole = value.signal**2 * value.elements
-    #: Value → how often its error's sum of squares is found in the output's.
-    reach = {output: 1.0}
-    found: dict[str, float] = {}
-    for name, step in reversed(list(noise.steps.items())):
-        arriving = reach.get(name, 0.0)
-        for operand, gain in step.passed.items():
-            reach[operand] = reach.get(operand, 0.0) + arriving * gain
-        if step.added:
-            own = arriving * math.fsum(step.added.values())
-            found[name] = own / whole if whole else 0.0
-    return dict(reversed(found.items()))
 
 
 def choose(

@@ -1,13 +1,14 @@
 """Signal to noise at every value, measured: a captured graph run with casts and without, in step.
 
-The yardstick of ``noise``. Rescaling by powers of two changes no bit, so what casts do to the
-captured graph they do to the rewritten one, where their scales are those of stored values.
+Rescaling by powers of two changes no bit, so what casts do to the captured graph they do to the
+rewritten one, where their scales are those of stored values.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,24 +16,49 @@ from torch import Tensor, fx
 
 from unitify.capture.execution import GraphRunner, unchanged
 from unitify.capture.whole import Capture
-from unitify.formats.table import quantise
-from unitify.noise.cast_error import OperandCast
-from unitify.noise.moments import Place
-from unitify.noise.predict import ValueNoise
+from unitify.formats.signal_to_noise import decibels
+from unitify.noise.operand_casts import OperandCast, Place
 from unitify.operations.centring import row
 from unitify.operations.laws import is_scalable
 from unitify.operations.operation import call_by_name
-from unitify.operations.schema import named_arguments
+from unitify.operations.schema import named_arguments, nodes_of
 
 #: A result as an operation computes it → as the run goes on with it.
 Correction = Callable[[fx.Node, Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class ValueNoise:
+    """RMS of a value and of its error, at true scale; ``elements``: how many there are."""
+
+    signal: float
+    error: float
+    elements: int = 1
+
+    @property
+    def relative(self) -> float:
+        """Mean square of the error over that of the value."""
+        if not self.error:
+            return 0.0
+        return (self.error / self.signal) ** 2 if self.signal else math.inf
+
+    @property
+    def sqnr(self) -> float:
+        """Signal to quantisation noise in decibels; infinite without error."""
+        return decibels(self.relative)
+
+
 class PairRunner(GraphRunner):
-    """Runs a captured graph exactly and, beside it, with the operands of some operations cast."""
+    """Runs a captured graph exactly and, beside it, with the operands of some operations cast.
+
+    ``correct``: what to make of a result before the runs go on with it; errors stay as they are.
+    """
 
     def __init__(
-        self, capture: Capture, casts: Mapping[Place, OperandCast], correct: Correction | None
+        self,
+        capture: Capture,
+        casts: Mapping[Place, OperandCast],
+        correct: Correction | None = None,
     ) -> None:
         super().__init__(capture.graph, capture.attribute)
         self.casts: dict[str, dict[tuple[str, int], OperandCast]] = {}
@@ -86,20 +112,11 @@ class PairRunner(GraphRunner):
         for (name, index), cast in self.casts.get(n.name, {}).items():
             held = arguments[name]
             if isinstance(held, Tensor):
-                arguments[name] = rounded(cast, held)
+                arguments[name] = cast.rounded(held)
             else:
                 where = [i for i, o in enumerate(given[name]) if isinstance(o, fx.Node)][index]
-                arguments[name] = [
-                    rounded(cast, t) if i == where else t for i, t in enumerate(held)
-                ]
+                arguments[name] = [cast.rounded(t) if i == where else t for i, t in enumerate(held)]
         return arguments
-
-
-def rounded(cast: OperandCast, x: Tensor) -> Tensor:
-    """What a cast makes of an operand."""
-    mean = cast.laid(x.dim())
-    mean = mean.to(x.dtype) if isinstance(mean, Tensor) else mean
-    return mean + quantise((x - mean) / cast.scale, cast.format) * cast.scale
 
 
 def _compared(exact: Tensor, noisy: Any) -> ValueNoise:
@@ -114,20 +131,23 @@ def measured_noise(
     capture: Capture,
     casts: Mapping[Place, OperandCast],
     inputs: list[Any] | None = None,
-    seed: int = 0,
-    correct: Correction | None = None,
 ) -> dict[str, ValueNoise]:
     """RMS of every floating value and of the error that ``casts`` leave in it, by name.
 
     ``inputs``: flat ones; the capture's own example where None. Both runs have the same seed, so
-    that dropout is the same. ``correct``: what to make of a result before the runs go on with it;
-    errors stay as they are.
+    that dropout is the same.
     """
     given = list(capture.example) if inputs is None else inputs
-    runner = PairRunner(capture, casts, correct)
-    with torch.no_grad(), unchanged(capture.model, seed):
+    runner = PairRunner(capture, casts)
+    with torch.no_grad(), unchanged(capture.model):
         runner.run(*given)
     return runner.found
+
+
+def output_names(graph: fx.Graph) -> tuple[str, ...]:
+    """Names of the floating values that a graph returns."""
+    output = next(reversed(graph.nodes))
+    return tuple(dict.fromkeys(n.name for n in nodes_of(output.args) if is_scalable(n)))
 
 
 def _rms(x: Tensor) -> float:

@@ -1,52 +1,79 @@
 """Which operand is cast at which true scale, for the products that a recipe casts.
 
-The bridge from a plan to the analysis of noise: takes formats by operation, gives ``OperandCast``
-by place. A product's operand is cast where it is near unit RMS, be it stored there or not.
+The bridge from a plan to runs with casts: takes formats by operation, gives ``OperandCast`` by
+place. A product's operand is cast where it is near unit RMS, be it stored there or not.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from unitify.capture.whole import Capture
-from unitify.formats.table import FORMATS
-from unitify.noise.cast_error import OperandCast
-from unitify.noise.moments import Place
-from unitify.operations.centring import centring
+from unitify.formats.table import FORMATS, Format, quantise
+from unitify.operations.centring import Centring, centring
 from unitify.operations.products import product_operands
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import operation_name
 from unitify.plan.scale_plan import ScalePlan
+from unitify.recipe.choices import Choice
+
+#: Which operand is cast: the operation's name, the argument's, and the index among its tensors.
+Place = tuple[str, str, int]
+
+
+@dataclass(frozen=True)
+class OperandCast:
+    """An operand x is replaced by mean + scale · Q((x − mean) / scale), all at true scale.
+
+    ``mean``: one number a channel, for a product taken apart as ``centring`` says; empty for none.
+    Weights are then rounded where they meet the deviation, and not where they meet the mean.
+    """
+
+    format: Format
+    scale: float = 1.0
+    mean: tuple[float, ...] = ()
+    centring: Centring | None = None
+
+    def laid(self, ndim: int) -> Tensor | float:
+        """The mean, so that it broadcasts to an operand of this rank."""
+        if self.centring is None:
+            return 0.0
+        shape = [1] * ndim
+        shape[self.centring.axis] = -1
+        return torch.tensor(self.mean, dtype=torch.float64).reshape(shape)
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """What the cast makes of an operand."""
+        mean = self.laid(x.dim())
+        mean = mean.to(x.dtype) if isinstance(mean, Tensor) else mean
+        return mean + quantise((x - mean) / self.scale, self.format) * self.scale
 
 
 def operand_casts(
-    capture: Capture,
-    plan: ScalePlan,
-    rules: RuleTable,
-    formats: Mapping[str, str],
-    exponents: Mapping[Place, int] | None = None,
-    means: Mapping[str, tuple[float, ...]] | None = None,
+    choices: Iterable[Choice], capture: Capture, plan: ScalePlan, rules: RuleTable
 ) -> dict[Place, OperandCast]:
-    """The casts of the products that ``formats`` names, by (operation, argument, index).
-
-    ``formats``: name of the operation → name of the format of its operands. ``exponents``: by
-    place, log2 of what an operand is divided by before it is rounded (headroom). ``means``: by
-    name of an operation, of each channel of the operand that is centred.
-    """
+    """The casts of operands that ``choices`` make, with their headroom and means."""
+    cast = {c.value: c for c in choices if c.is_product and c.forward}
     found: dict[Place, OperandCast] = {}
     for node in capture.graph.nodes:
-        rule = rules.get(operation_name(node))
-        if node.name not in formats or rule is None:
+        if node.name not in cast:
             continue
-        mean = (means or {}).get(node.name, ())
-        how = centring(rule, node) if mean else None
-        for name, index, operand in product_operands(rule, node):
-            place = node.name, name, index
-            exponent = plan.unit(operand.name).exponents[0] + (exponents or {}).get(place, 0)
-            cast = OperandCast(FORMATS[formats[node.name]], math.ldexp(1.0, exponent))
-            if how is not None and name == how.operand:
-                cast = replace(cast, mean=mean, centring=how)
-            found[place] = cast
+        choice, rule = cast[node.name], rules[operation_name(node)]
+        how = centring(rule, node) if choice.mean else None
+        operands = product_operands(rule, node)
+        headroom = choice.exponents or (0,) * len(operands)
+        for (name, index, operand), extra in zip(operands, headroom, strict=False):
+            scale = math.ldexp(1.0, plan.unit(operand.name).exponents[0] + extra)
+            is_centred = how is not None and name == how.operand
+            found[node.name, name, index] = OperandCast(
+                FORMATS[choice.forward],
+                scale,
+                choice.mean if is_centred else (),
+                how if is_centred else None,
+            )
     return found

@@ -19,16 +19,13 @@ from torch import Tensor, fx
 from unitify.capture.execution import GraphRunner, unchanged
 from unitify.capture.whole import Capture
 from unitify.noise.budget import Budget
-from unitify.noise.cast_error import OperandCast
-from unitify.noise.drawn import toward_stated
-from unitify.noise.drawn_inputs import drawn_inputs
-from unitify.noise.measured import Correction, PairRunner
-from unitify.noise.moments import Place
-from unitify.noise.predict import output_names
+from unitify.noise.drawn_inputs import DRAWS, drawn_inputs, toward_stated
+from unitify.noise.measured import Correction, PairRunner, output_names
+from unitify.noise.operand_casts import OperandCast, Place
 from unitify.operations.rule_table import RuleTable
 
-#: How often inputs are drawn, and directions at the outputs for each.
-DRAWS, DIRECTIONS = 2, 24
+#: Directions at the outputs for each draw of the inputs.
+DIRECTIONS = 24
 
 
 def probed_budget(
@@ -36,7 +33,6 @@ def probed_budget(
     rules: RuleTable,
     casts: Mapping[Place, OperandCast],
     batches: Iterable[list[Any]] | None = None,
-    seed: int = 0,
 ) -> Budget:
     """The contributions of every operation with cast operands to the error of each output.
 
@@ -44,12 +40,12 @@ def probed_budget(
     """
     correct = toward_stated(capture, rules) if batches is None else None
     if batches is None:
-        batches = [drawn_inputs(capture, rules, seed + draw) for draw in range(DRAWS)]
+        batches = [drawn_inputs(capture, rules, draw) for draw in range(DRAWS)]
     names = output_names(capture.graph)
     signal = dict.fromkeys(names, 0.0)
     error: dict[str, dict[str, float]] = {name: {} for name in names}
-    generator = torch.Generator().manual_seed(seed)
-    with unchanged(capture.model, seed):
+    generator = torch.Generator().manual_seed(0)
+    with unchanged(capture.model):
         for inputs in batches:
             runner = _Probe(capture, casts, correct, names)
             with torch.enable_grad():

@@ -113,8 +113,8 @@ def param_groups(
     Warns (U704) if it is not.
 
     Each group of those holds ``params`` (in the order of ``module.parameters()``),
-    ``param_names``, every hyperparameter that depends on a scale, the other options as given,
-    ``lr_factor`` (see ``learning_rates``) and ``given_group``: which of ``params`` it is part of.
+    ``param_names``, every hyperparameter that depends on a scale, the other options as given and
+    ``lr_factor`` (see ``learning_rates``).
 
     Raises ``UnitifyError``: U007 for an optimiser that is not known, U001 for an unknown option.
     """
@@ -131,7 +131,7 @@ def param_groups(
     scales, (rates, transferred) = scales_of(module), rates_of(module, row)
     place = {id(p): index for index, p in enumerate(module.parameters())}
     groups: list[dict[str, Any]] = []
-    for index, given in enumerate(given_groups):
+    for given in given_groups:
         own = {
             name: value for name, value in given.items() if name not in ("params", "param_names")
         }
@@ -151,9 +151,9 @@ def param_groups(
             if name in rates:
                 is_independent = independent_decay and name in transferred
                 wanted |= _at_rate(wanted, rate, is_independent and _is_decoupled(row, wanted))
-            scaled, key = scaled_options(row, wanted, scales.get(name, Scale()))
+            scaled, key = _scaled_options(row, wanted, scales.get(name, Scale()))
             scaled["lr_factor"] *= rate
-            empty = {"params": [], "param_names": [], "given_group": index}
+            empty: dict[str, Any] = {"params": [], "param_names": []}
             group = merged.setdefault((*key, rate), {**empty, **asked, **scaled})
             group["params"].append(parameter)
             group["param_names"].append(name)
@@ -190,7 +190,7 @@ def _tensors(params: Any) -> Iterator[Tensor]:
         yield item[1] if isinstance(item, tuple) else item
 
 
-def scaled_options(
+def _scaled_options(
     row: OptimizerUnits, hyperparameters: Mapping[str, Any], scale: Scale
 ) -> tuple[dict[str, Any], tuple[float, ...]]:
     """The hyperparameters that depend on the scale; their factors (equal ones share a group).

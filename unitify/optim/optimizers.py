@@ -33,14 +33,12 @@ class Units(NamedTuple):
 class OptimizerUnits:
     """The units of an optimiser's hyperparameters, by name.
 
-    ``state``: the units of what it keeps for a parameter between steps, by name. ``when``: further
-    units that replace the first where a flag (a hyperparameter, too) is set. ``unscaled``:
-    hyperparameters that must have the value given here, because the optimiser reads them
-    outside of its groups.
+    ``when``: further units that replace the first where a flag (a hyperparameter, too) is set.
+    ``unscaled``: hyperparameters that must have the value given here, because the optimiser reads
+    them outside of its groups.
     """
 
     units: Mapping[str, Units]
-    state: Mapping[str, Units] = field(default_factory=dict)
     when: Mapping[str, Mapping[str, Units]] = field(default_factory=dict)
     unscaled: Mapping[str, Any] = field(default_factory=dict)
 
@@ -53,54 +51,23 @@ _GRADIENT_STEP = {"lr": Units(-1, 1), "weight_decay": _COUPLED}
 _NORMALISED_STEP = {"lr": Units(-1, 0), "weight_decay": _COUPLED, "eps": Units(0, -1)}
 _DECOUPLED_FLAG = {"decoupled_weight_decay": {"weight_decay": _DECOUPLED}}
 
-_NUMBER = Units(0, 0)
-_GRADIENT = Units(0, -1)
-_SQUARE = Units(0, -2)  # of a gradient
-_PARAMETER = Units(-1, 0)
-_ADAM_STATE = {
-    "step": _NUMBER, "exp_avg": _GRADIENT, "exp_avg_sq": _SQUARE, "max_exp_avg_sq": _SQUARE,
-}  # fmt: skip
-
 #: Optimiser class → the units of its hyperparameters; subclasses share the row of their base.
 UNITS: Mapping[type[Optimizer], OptimizerUnits] = {
-    torch.optim.SGD: OptimizerUnits(_GRADIENT_STEP, {"momentum_buffer": _GRADIENT}),
-    torch.optim.ASGD: OptimizerUnits(
-        {**_GRADIENT_STEP, "lambd": Units(1, -1)},
-        {"step": _NUMBER, "mu": _NUMBER, "eta": _GRADIENT_STEP["lr"], "ax": _PARAMETER},
-    ),
-    torch.optim.Adam: OptimizerUnits(_NORMALISED_STEP, _ADAM_STATE, when=_DECOUPLED_FLAG),
-    torch.optim.AdamW: OptimizerUnits(
-        {**_NORMALISED_STEP, "weight_decay": _DECOUPLED}, _ADAM_STATE
-    ),
-    torch.optim.NAdam: OptimizerUnits(
-        _NORMALISED_STEP, {**_ADAM_STATE, "mu_product": _NUMBER}, when=_DECOUPLED_FLAG
-    ),
-    torch.optim.Adamax: OptimizerUnits(
-        _NORMALISED_STEP, {"step": _NUMBER, "exp_avg": _GRADIENT, "exp_inf": _GRADIENT}
-    ),
-    torch.optim.RMSprop: OptimizerUnits(
-        _NORMALISED_STEP,
-        # Momentum is kept of steps that are normalised already.
-        {"step": _NUMBER, "square_avg": _SQUARE, "grad_avg": _GRADIENT, "momentum_buffer": _NUMBER},
-    ),
+    torch.optim.SGD: OptimizerUnits(_GRADIENT_STEP),
+    torch.optim.ASGD: OptimizerUnits({**_GRADIENT_STEP, "lambd": Units(1, -1)}),
+    torch.optim.Adam: OptimizerUnits(_NORMALISED_STEP, when=_DECOUPLED_FLAG),
+    torch.optim.AdamW: OptimizerUnits({**_NORMALISED_STEP, "weight_decay": _DECOUPLED}),
+    torch.optim.NAdam: OptimizerUnits(_NORMALISED_STEP, when=_DECOUPLED_FLAG),
+    torch.optim.Adamax: OptimizerUnits(_NORMALISED_STEP),
+    torch.optim.RMSprop: OptimizerUnits(_NORMALISED_STEP),
     torch.optim.Adagrad: OptimizerUnits(
-        _NORMALISED_STEP,
-        {"step": _NUMBER, "sum": _SQUARE},
-        unscaled={"initial_accumulator_value": 0},
+        _NORMALISED_STEP, unscaled={"initial_accumulator_value": 0}
     ),
     # Both running averages, of g² and of the steps' squares, are kept in units of bwd².
-    torch.optim.Adadelta: OptimizerUnits(
-        {**_GRADIENT_STEP, "eps": Units(0, -2)},
-        {"step": _NUMBER, "square_avg": _SQUARE, "acc_delta": _SQUARE},
-    ),
-    torch.optim.SparseAdam: OptimizerUnits({"lr": Units(-1, 0), "eps": Units(0, -1)}, _ADAM_STATE),
-    torch.optim.Rprop: OptimizerUnits(
-        {"lr": Units(-1, 0), "step_sizes": Units(-1, 0)},
-        {"step": _NUMBER, "prev": _GRADIENT, "step_size": _PARAMETER},
-    ),
-    torch.optim.Muon: OptimizerUnits(
-        {**_NORMALISED_STEP, "weight_decay": _DECOUPLED}, {"momentum_buffer": _GRADIENT}
-    ),
+    torch.optim.Adadelta: OptimizerUnits({**_GRADIENT_STEP, "eps": Units(0, -2)}),
+    torch.optim.SparseAdam: OptimizerUnits({"lr": Units(-1, 0), "eps": Units(0, -1)}),
+    torch.optim.Rprop: OptimizerUnits({"lr": Units(-1, 0), "step_sizes": Units(-1, 0)}),
+    torch.optim.Muon: OptimizerUnits({**_NORMALISED_STEP, "weight_decay": _DECOUPLED}),
 }
 
 #: Optimisers that no choice of hyperparameters keeps exact, and why.

@@ -5,7 +5,7 @@ Takes a capture, a recipe and the rules; gives one ``Choice`` a value. Never cha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -64,10 +64,9 @@ class Choice:
         return bool(self.forward or self.backward)
 
 
-def flop_share(
-    choices: Iterable[Choice], *, weights_only: bool = False, runs: str = "", bits: int = 8
-) -> float:
-    """The share of product FLOPs whose operands are cast to formats of at most ``bits``.
+def flop_share(choices: Iterable[Choice], *, weights_only: bool = False, runs: str = "") -> float:
+    """The share of product FLOPs whose operands are cast to formats of at most eight
+    bits.
 
     ``runs``: of those that run so alone. ``weights_only``: of products with a weight alone, as
     linear layers are. NaN where there is none at all.
@@ -77,7 +76,7 @@ def flop_share(
     cast = sum(
         c.flops
         for c in counted
-        if c.forward and FORMATS[c.forward].bits <= bits and (not runs or c.runs == runs)
+        if c.forward and FORMATS[c.forward].bits <= 8 and (not runs or c.runs == runs)
     )
     return cast / total if total else float("nan")
 
@@ -122,14 +121,12 @@ def choose(
     *,
     path: str = "",
     patterns: Patterns | None = None,
-    kept: Mapping[str, str] | None = None,
 ) -> tuple[Choice, ...]:
     """What ``recipe`` does with every floating value of ``capture``, in the graph's order.
 
-    ``path``: of the module that was captured, where it is a submodule. ``kept``: products to leave
-    out beside those that the recipe leaves out, and why.
+    ``path``: of the module that was captured, where it is a submodule.
     """
-    chooser = _Chooser(capture, recipe, rules, path, patterns or Patterns(recipe), kept or {})
+    chooser = _Chooser(capture, recipe, rules, path, patterns or Patterns(recipe))
     return tuple(chooser.choices())
 
 
@@ -141,10 +138,9 @@ class _Chooser:
         rules: RuleTable,
         path: str,
         patterns: Patterns,
-        kept: Mapping[str, str],
     ) -> None:
         self.capture, self.recipe, self.rules = capture, recipe, rules
-        self.path, self.patterns, self.kept = path, patterns, kept
+        self.path, self.patterns = path, patterns
         self.extreme = extreme_values(capture.graph, rules, capture.example, capture.attribute)
         self.ends = branch_ends(capture.graph, rules) if recipe.branch_ends else frozenset()
         #: Value → the weights that it is made from, and whether from inputs, too.
@@ -208,8 +204,6 @@ class _Chooser:
             for width in _widths(operand, rule):
                 if width % self.recipe.multiple:
                     return "", "", self._odd(width)
-        if node.name in self.kept:
-            return "", "", self.kept[node.name]
         if self.recipe.branch_ends is not None and node in self.ends:
             return *_both(self.recipe.branch_ends), "the last product of a residual branch"
         reason = f"a sum of products, all but {rule.inside}" if rule.inside else "a sum of products"

@@ -50,7 +50,7 @@ class Recipe:
     - ``centre``: round how the operand of a product with a weight deviates from the mean of its
       channel, and multiply the mean without rounding: "none" nowhere; "predicted" where statistics
       that the model keeps (of batch norms) tell the mean; "measured" by the batches
-    - ``min_sqnr``: leave out the fewest products that keep the predicted signal-to-quantisation-
+    - ``min_sqnr``: leave out the fewest products that keep the signal-to-quantisation-
       noise ratio of every output above this, in decibels
     - ``simulate``: True rounds, and multiplies in the model's own type; False multiplies FP8
       operands; "auto" multiplies FP8 operands where device and operation can

@@ -9,22 +9,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from typing import Any
 
+from unitify.drift.monitor import Record
+from unitify.formats.magnitudes import Magnitudes
 from unitify.formats.table import FORMATS
 from unitify.recipe.choices import Choice, flop_share
-from unitify.report.constraints import PLANNED, RULES, Constraints
-from unitify.report.magnitudes import Magnitudes
 from unitify.report.numerics import (
     DIRECTIONS,
     GRAPHS,
-    DriftRecord,
     Numerics,
     Side,
     Value,
 )
-from unitify.report.shares import Shares
 from unitify.version import __version__
 
 #: What the file says it is, and the version of its layout.
@@ -79,16 +76,6 @@ def document(numerics: Numerics) -> dict[str, Any]:
         "rescales": [
             [c.source, c.target, c.forward, c.backward, c.uses] for c in numerics.crossings
         ],
-        "constraints": _constraints(numerics.constraints),
-        "schemes": [
-            {
-                "scheme": row.scheme,
-                "weights": row.weights,
-                "forward": _shares(row.forward),
-                "backward": _shares(row.backward),
-            }
-            for row in numerics.schemes
-        ],
         "findings": [d.as_json() for d in numerics.findings],
         "notes": list(numerics.notes),
         "drift": _drift(numerics.drift),
@@ -130,7 +117,6 @@ class _Sources:
 
 
 def _value(value: Value, sources: _Sources) -> dict[str, Any]:
-    sqnr = value.sqnr
     return {
         "name": value.name,
         "kind": value.kind,
@@ -144,12 +130,9 @@ def _value(value: Value, sources: _Sources) -> dict[str, Any]:
         "restored": value.restored or None,
         "forward": _side(value.forward),
         "backward": _side(value.backward),
-        "sqnr": None if sqnr is None else {
-            "predicted": _numbers(sqnr.predicted),
-            "measured": _numbers(sqnr.measured) if sqnr.measured else None,
-        },
+        "sqnr": _numbers(value.sqnr) if value.sqnr else None,
         "product": value.product or None,
-    }  # fmt: skip
+    }
 
 
 def _side(side: Side) -> dict[str, Any]:
@@ -166,7 +149,7 @@ def _side(side: Side) -> dict[str, Any]:
             }
             for graph, held in side.losses.items()
         },
-        "steps": [[step.way, _number(step.rms), _numbers(step.sources)] for step in side.steps],
+        "steps": [[step.way, _number(step.rms), _numbers(step.inputs)] for step in side.steps],
     }
 
 
@@ -194,45 +177,6 @@ def _choice(choice: Choice) -> dict[str, Any]:
     }
 
 
-def _constraints(found: Constraints | None) -> dict[str, Any] | None:
-    if found is None:
-        return None
-    return {
-        "edges": found.edges,
-        "bridges": [list(pair) for pair in found.bridges],
-        "stored": {
-            rule: {d: _shares(found.shares(rule, d)) for d in DIRECTIONS}
-            for rule in (*RULES, PLANNED)
-        },
-        "operations": [
-            {
-                "value": one.value,
-                "operation": one.operation,
-                "forward": _number(one.forward),
-                "backward": _numbers(one.backward),
-                "joined": list(one.joined),
-                "factor": _numbers(one.factor),
-                "off": _numbers(one.off),
-            }
-            for one in found.operations
-        ],
-        "values": {
-            one.value: {
-                "group": one.group,
-                "stored": {
-                    rule: [_number(rms.forward), _number(rms.backward)]
-                    for rule, rms in one.stored.items()
-                },
-            }
-            for one in found.values
-        },
-    }
-
-
-def _shares(found: Shares) -> dict[str, Any]:
-    return {**asdict(found), "octaves": _number(found.octaves)}
-
-
 def _format(name: str) -> dict[str, Any]:
     format = FORMATS[name]
     return {
@@ -243,7 +187,7 @@ def _format(name: str) -> dict[str, Any]:
     }
 
 
-def _drift(records: Iterable[DriftRecord]) -> dict[str, Any] | None:
+def _drift(records: Iterable[Record]) -> dict[str, Any] | None:
     """Readings by value, one number a record: null where there is none, or it is zero."""
     records = tuple(records)
     if not records:
@@ -259,10 +203,13 @@ def _drift(records: Iterable[DriftRecord]) -> dict[str, Any] | None:
 
 
 def _series(
-    records: tuple[DriftRecord, ...], kind: str, direction: str
+    records: tuple[Record, ...], kind: str, direction: str
 ) -> dict[str, list[float | None]]:
-    held = [getattr(record, kind)[direction] for record in records]
-    names = dict.fromkeys(name for readings in held for name in readings)
+    held = [
+        {name: getattr(reading, kind) for name, reading in getattr(record, direction).items()}
+        for record in records
+    ]
+    names = {name: None for readings in held for name, n in readings.items() if n is not None}
     return {name: [_number(readings.get(name), 4) for readings in held] for name in names}
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from unitify.diagnostics import ReadingsUnreadable, UnitifyError
-from unitify.report.numerics import DIRECTIONS, DriftRecord
+from unitify.drift.monitor import Reading, Record
+from unitify.report.numerics import DIRECTIONS
 
 
-def read_drift(path: str | os.PathLike[str]) -> tuple[DriftRecord, ...]:
+def read_drift(path: str | os.PathLike[str]) -> tuple[Record, ...]:
     """Every record of the file, in its order.
 
     Raises ``UnitifyError`` (U609) for a file that ``unitify.monitor`` did not write.
@@ -35,24 +37,17 @@ def read_drift(path: str | os.PathLike[str]) -> tuple[DriftRecord, ...]:
     return tuple(records)
 
 
-def _record(line: Mapping[str, Any]) -> DriftRecord:
-    def readings(kind: str) -> dict[str, dict[str, float]]:
-        return {
-            direction: {
-                value: float(reading[kind])
-                for value, reading in line[direction].items()
-                if reading.get(kind) is not None
-            }
-            for direction in DIRECTIONS
-        }
-
-    return DriftRecord(
-        step=int(line["step"]),
-        outside=float(line["outside"]),
-        rms=readings("rms"),
-        underflow=readings("underflow"),
-        saturation=readings("saturation"),
+def _record(line: Mapping[str, Any]) -> Record:
+    forward, backward = (
+        {value: _reading(held) for value, held in line[direction].items()}
+        for direction in DIRECTIONS
     )
+    return Record(int(line["step"]), forward, backward)
+
+
+def _reading(held: Mapping[str, Any]) -> Reading:
+    known = {kind: float(number) for kind, number in held.items() if number is not None}
+    return Reading(**{"rms": math.nan, **known})
 
 
 def _unreadable(path: str | os.PathLike[str], problem: str) -> UnitifyError:

@@ -1,6 +1,6 @@
 """``gather``: from a transformed module to its ``Numerics``.
 
-    module ─► analyse ─► measure ─► choices ─► signal to noise ─► values ─► schemes
+    module ─► analyse ─► measure ─► choices ─► signal to noise ─► values
 
 Nothing of the module changes. What cannot be said is named in ``notes``.
 """
@@ -11,26 +11,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from unitify.analysis.analyse import Analysis, analyse
+from unitify.analysis.analyse import analyse
 from unitify.capture.execution import LossFunction
 from unitify.capture.inputs import as_inputs
 from unitify.capture.islands import flat_calls, path_of
 from unitify.capture.whole import Capture
 from unitify.drift.measuring import measure_running, true_capture
+from unitify.drift.monitor import Record
+from unitify.formats.losses import JUDGED
 from unitify.formats.table import FORMATS, Format
+from unitify.measure.tally import Tally
 from unitify.module.assembly import value_name
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.rule_table import RuleTable
 from unitify.recipe.choices import choose
 from unitify.recipe.recipe import FP8, Recipe
 from unitify.report.class_graph import class_graph
-from unitify.report.constraints import Constraints, constraints
-from unitify.report.losses import JUDGED
-from unitify.report.magnitudes import MagnitudeTally
-from unitify.report.numerics import DriftRecord, Numerics
-from unitify.report.schemes import SchemeShares, predicted_schemes
-from unitify.report.sqnr import signal_to_noise, unpredictable
-from unitify.report.unit_graph import unit_graph
+from unitify.report.numerics import Numerics
+from unitify.report.sqnr import not_shown, signal_to_noise
 from unitify.report.values import Part, values_of
 from unitify.rulebook.listing import row
 
@@ -44,7 +42,7 @@ class Known:
     loss_fn: LossFunction | None = None
     target: str = ""
     scales: str = "analysis"
-    drift: tuple[DriftRecord, ...] = ()
+    drift: tuple[Record, ...] = ()
 
 
 def gather(module: UnitScaledModule, known: Known) -> Numerics:
@@ -62,7 +60,7 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
     if batches and _is_empty(module):
         batches = ()
         notes.append("nothing was measured: the weights are on the meta device")
-    tallies = {name: MagnitudeTally() for name in captures}
+    tallies = {name: Tally(counts_magnitudes=True) for name in captures}
     if batches:
         measure_running(
             module,
@@ -72,28 +70,34 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
             batches,
             known.loss_fn,
         )
-    if problem := unpredictable(recipe):
+    problem = not_shown(recipe)
+    if not all(capture.holds_weights for capture in captures.values()):
+        problem = "signal to noise is not shown: weights hold no data to run on"
+    if problem:
         notes.append(problem)
     found = []
     for name, capture in captures.items():
-        part = _part(module.parts[name], name, capture, analyses[name], recipe, known.rules)
-        if not problem:
-            batch = _flat(name, captures, batches)
-            moments = analyses[name].moments
-            choices = part.choices.values()
-            noise = signal_to_noise(capture, part.plan, choices, known.rules, moments, batch)
-            part = replace(part, sqnr=noise)
-        if batches:
-            estimates = tallies[name].estimates(capture)
-            part = replace(part, measured=estimates, magnitudes=tallies[name].magnitudes(capture))
+        own = module.parts[name]
+        choices = own.casts or choose(capture, recipe, known.rules, path=path_of(name))
+        inputs = _flat(name, captures, batches)
+        part = Part(
+            name=name,
+            capture=capture,
+            plan=own.plan,
+            analysis=analyses[name],
+            choices={choice.value: choice for choice in choices},
+            sqnr={}
+            if problem
+            else signal_to_noise(capture, own.plan, choices, known.rules, inputs),
+            stores_cast=recipe.values == "all",
+            measured=tallies[name].estimates(capture) if batches else {},
+            magnitudes=tallies[name].magnitudes(),
+        )
         found.append(part)
     formats = _formats(recipe)
     values = tuple(v for part in found for v in values_of(part, known.rules, formats))
     classes, crossings = class_graph(found, known.rules)
     operations = dict.fromkeys(value.operation for value in values)
-    constrained, schemes = _schemes(found, known)
-    if constrained is None:
-        notes.append("schemes are not compared: the model is not captured as one graph")
     verification = module.verification
     return Numerics(
         model=type(module.original).__name__,
@@ -114,8 +118,6 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
         crossings=crossings,
         rules={o: row(known.rules[o]) for o in operations if o in known.rules},
         formats=tuple(format.name for format in formats),
-        constraints=constrained,
-        schemes=schemes,
         findings=module.diagnostics,
         notes=tuple(notes),
         drift=known.drift,
@@ -137,47 +139,14 @@ def _loss(part: str, known: Known) -> LossFunction | None:
     return None if path_of(part) else known.loss_fn
 
 
-def _flat(part: str, captures: Mapping[str, Capture], batches: tuple[Any, ...]) -> list[Any] | None:
-    """The inputs on which noise is measured: of the first batch; an island has its own."""
-    if not batches:
-        return None
-    if path_of(part):
+def _flat(part: str, captures: Mapping[str, Capture], batches: tuple[Any, ...]) -> list[Any]:
+    """The inputs on which noise is measured: of the first batch, else of the example.
+
+    An island has its own.
+    """
+    if not batches or path_of(part):
         return list(captures[part].example)
     return flat_calls(captures, part, [as_inputs(captures[part].model, batches[0])])[0]
-
-
-def _part(
-    module: UnitScaledModule,
-    name: str,
-    capture: Capture,
-    analysis: Analysis,
-    recipe: Recipe,
-    rules: RuleTable,
-) -> Part:
-    choices = module.casts or choose(capture, recipe, rules, path=path_of(name))
-    return Part(
-        name=name,
-        capture=capture,
-        plan=module.plan,
-        analysis=analysis,
-        choices={choice.value: choice for choice in choices},
-        sqnr={},
-        stores_cast=recipe.values == "all",
-    )
-
-
-def _schemes(
-    parts: list[Part], known: Known
-) -> tuple[Constraints | None, tuple[SchemeShares, ...]]:
-    """Of a model that is one graph in the mode in which it was captured; else nothing."""
-    part = next((part for part in parts if not part.name), None)
-    if part is None:
-        return None, ()
-    capture, estimates, rules = part.capture, part.analysis.estimates, known.rules
-    unit = unit_graph(capture, rules, known.loss_fn)
-    found = constraints(capture, part.plan, rules, known.loss_fn, estimates=estimates, unit=unit)
-    args = (capture, part.plan, rules, found, unit, estimates, known.loss_fn)
-    return found, predicted_schemes(*args)
 
 
 def _formats(recipe: Recipe) -> tuple[Format, ...]:

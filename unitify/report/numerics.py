@@ -10,29 +10,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from unitify.analysis.forward import Step
 from unitify.diagnostics import Diagnostic
+from unitify.drift.monitor import Record
+from unitify.formats.losses import Loss
+from unitify.formats.magnitudes import Magnitudes
 from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
-from unitify.report.constraints import Constraints
-from unitify.report.losses import Loss
-from unitify.report.magnitudes import Magnitudes
 from unitify.report.origins import Origin
 from unitify.report.report import is_unit
-from unitify.report.schemes import SchemeShares
 from unitify.rulebook.listing import Row
 
 #: What is compared in a report.
 GRAPHS = ("original", "transformed")
 DIRECTIONS = ("forward", "backward")
-
-
-@dataclass(frozen=True)
-class Derivation:
-    """One step of the analysis: an RMS, by what means (``way``), from which RMS of which values."""
-
-    way: str
-    rms: float
-    sources: Mapping[str, float] = field(default_factory=dict)
+#: Signal to quantisation noise in decibels, by graph; None without any noise.
+Ratios = Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -54,7 +47,7 @@ class Side:
     magnitudes: Magnitudes | None = None
     losses: Mapping[str, Mapping[str, Loss]] = field(default_factory=dict)
     cast: str = ""
-    steps: tuple[Derivation, ...] = ()
+    steps: tuple[Step, ...] = ()
 
     @property
     def rms(self) -> float | None:
@@ -68,17 +61,6 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Sqnr:
-    """Signal to quantisation noise of a value, in decibels, by graph; None without any noise.
-
-    With the recipe's casts everywhere before it: of the original as it is, and as transformed.
-    """
-
-    predicted: Mapping[str, float | None] = field(default_factory=dict)
-    measured: Mapping[str, float | None] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Value:
     """One floating-point value of the graph, which is an input, a parameter or a result.
 
@@ -87,6 +69,7 @@ class Value:
     ``is_true_weight``: a parameter that stays true on purpose, or made of such alone.
     ``restored``: why its operands return to true scale: "no rule", "law", or "" where they do not.
     ``product``: the sum of products whose result (or one of whose results) it is; "" for others.
+    ``sqnr``: as measured, with the casts of the recipe everywhere before it; empty without noise.
     """
 
     name: str
@@ -100,7 +83,7 @@ class Value:
     is_true_weight: bool = False
     restored: str = ""
     product: str = ""
-    sqnr: Sqnr | None = None
+    sqnr: Ratios = field(default_factory=dict)
 
     @property
     def module(self) -> str:
@@ -133,28 +116,13 @@ class Crossing:
 
 
 @dataclass(frozen=True)
-class DriftRecord:
-    """One record of a monitor: readings of stored values by direction and name.
-
-    ``outside``: the share of them whose RMS is not in the unit band. Shares as in ``Reading``.
-    """
-
-    step: int
-    outside: float
-    rms: Mapping[str, Mapping[str, float]]
-    underflow: Mapping[str, Mapping[str, float]]
-    saturation: Mapping[str, Mapping[str, float]]
-
-
-@dataclass(frozen=True)
 class Numerics:
     """What every value of a model is like, in the original and as transformed.
 
     ``recipe``: whose casts are shown; ``is_applied``: does the module have them? (They are shown
     as what "fp8" would do otherwise.) ``choices``: what it does with every value. ``batches``: how
     many were measured. ``exact``: bitwise the original before casts; None where nobody looked.
-    ``constraints``, ``schemes``: what unit scaling as published would have to constrain, and
-    schemes side by side; of a model that is one graph. ``notes``: what could not be said, and why.
+    ``notes``: what could not be said, and why.
     """
 
     model: str
@@ -171,11 +139,9 @@ class Numerics:
     crossings: tuple[Crossing, ...]
     rules: Mapping[str, Row]
     formats: tuple[str, ...]
-    constraints: Constraints | None = None
-    schemes: tuple[SchemeShares, ...] = ()
     findings: tuple[Diagnostic, ...] = ()
     notes: tuple[str, ...] = ()
-    drift: tuple[DriftRecord, ...] = ()
+    drift: tuple[Record, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def unit_share(self, direction: str, graph: str) -> tuple[int, int]:

@@ -25,7 +25,8 @@ def report(
     """What every value of ``module`` is like, in the original and as transformed.
 
     - ``batches``: inputs of calls, as for ``transform``; each is run forward and backward, and RMS,
-      magnitudes and noise are measured on them. Without any, everything is predicted.
+      magnitudes and noise are measured on them. Without any, noise is measured on the example
+      inputs, and all else is predicted.
     - ``loss_fn``, ``rules``: as ``transform`` was given
     - ``drift``: a file that ``unitify.monitor`` wrote
 

@@ -19,8 +19,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from unitify.diagnostics import PackageMissing, UnitifyError
+from unitify.formats.losses import NOTABLE
 from unitify.report.document import dumps
-from unitify.report.losses import NOTABLE
 from unitify.report.numerics import DIRECTIONS, GRAPHS, Numerics
 from unitify.report.sections import SECTIONS
 from unitify.report.summary import losses, lowest_ratio
@@ -31,7 +31,7 @@ STYLES = ("colours", "page", "controls", "tables", "panel", "narrow")
 SCRIPTS = (
     "base", "unpack", "model", "theme", "tooltip", "folding", "figures", "scales", "exponents",
     "grid", "value_cells", "losses", "agreement", "noise", "values_table", "classes", "casts",
-    "constraints", "schemes", "drift", "findings", "details", "start",
+    "drift", "findings", "details", "start",
 )  # fmt: skip
 #: The classes of the signs in figures, and what they stand for.
 LEGEND = (
@@ -115,8 +115,7 @@ def _tiles(numerics: Numerics) -> Iterator[Tile]:
     ratios = [lowest_ratio(numerics, graph) for graph in GRAPHS]
     if ratios[1] is not None:
         before_text = "–" if ratios[0] is None else _decibels(ratios[0])
-        how = "measured" if numerics.batches else "predicted"
-        note = f"dB, {how}, under {numerics.recipe.name}"
+        note = f"dB, under {numerics.recipe.name}"
         yield Tile("Lowest signal to noise", _decibels(ratios[1]), note, before_text)
     verdict = {None: "not verified", True: "bitwise", False: "not exact"}[numerics.exact]
     yield Tile("Against the original", verdict, "outputs and gradients, before casts")

@@ -73,23 +73,6 @@ SECTIONS = (
         lead="What is cast, and for everything else why not.",
     ),
     Section(
-        id="constraints",
-        short="Constraints",
-        title="What published unit scaling constrains",
-        lead="As published, an operation has one factor for both directions on every use that is "
-        "no bridge of the graph: the geometric mean of its ideal ones or, since u-μP, the result's "
-        "(Blake et al. 2023, arXiv 2303.11257, section 5). Here a rescale pays for what it "
-        "changes, and none are joined. In log₂, predicted for weights of N(0, 1).",
-    ),
-    Section(
-        id="schemes",
-        short="Schemes",
-        title="Schemes side by side",
-        lead="Each is an assignment of scales to the values and gradients of this graph, with the "
-        "weights that go with it, all predicted. A format holds a value if at most 1 % of its "
-        "elements become zero or saturate.",
-    ),
-    Section(
         id="drift",
         short="Drift",
         title="Drift in training",

@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from unitify.report.numerics import DIRECTIONS, GRAPHS, Numerics, Value
-from unitify.report.scheme_summary import constraint_costs, constraint_table, scheme_table
 
 #: How many of the worst values are shown, and from which share of their elements on.
 WORST, LEAST = 8, 1e-4
@@ -62,7 +61,7 @@ def summary(numerics: Numerics) -> Group:
     table.add_column("figure", overflow="fold")
     for what, figure in facts(numerics):
         table.add_row(what, Text(figure))
-    return Group(table, Text(), *_worst(numerics), *_schemes(numerics))
+    return Group(table, Text(), *_worst(numerics))
 
 
 def facts(numerics: Numerics) -> Iterator[tuple[str, str]]:
@@ -94,8 +93,6 @@ def facts(numerics: Numerics) -> Iterator[tuple[str, str]]:
     yield "recipe", f"{numerics.recipe.name}{applied}: {cast:,} operations cast"
     yield "lowest signal to noise", _lowest(numerics)
     yield "restored", _restored(numerics)
-    if (found := numerics.constraints) is not None:
-        yield "published constraint", constraint_costs(found)
     for note in numerics.notes:
         yield "note", note
     for finding in numerics.findings:
@@ -104,11 +101,7 @@ def facts(numerics: Numerics) -> Iterator[tuple[str, str]]:
 
 def lowest_ratio(numerics: Numerics, graph: str) -> float | None:
     """The lowest signal-to-noise ratio of any value of a graph in decibels; None without noise."""
-    found = (
-        (value.sqnr.measured or value.sqnr.predicted).get(graph)
-        for value in numerics.values
-        if value.sqnr is not None
-    )
+    found = (value.sqnr.get(graph) for value in numerics.values)
     return min((ratio for ratio in found if ratio is not None), default=None)
 
 
@@ -148,14 +141,6 @@ def _worst(numerics: Numerics) -> Iterator[Table | Text]:
                 f"{100 * lost.saturated:.2f} %",
             )
         yield table if found else Text(f"{table.title}: nothing above {100 * LEAST:g} %")
-
-
-def _schemes(numerics: Numerics) -> Iterator[Table]:
-    if numerics.schemes:
-        yield scheme_table(numerics.schemes)
-    costs = None if numerics.constraints is None else constraint_table(numerics.constraints)
-    if costs is not None:
-        yield costs
 
 
 def _percent(part: int, whole: int) -> str:

@@ -7,7 +7,7 @@ gives one ``Value`` for each floating-point value. A parameter stands before its
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 
@@ -16,6 +16,8 @@ from unitify.analysis.forward import Step
 from unitify.capture.islands import path_of
 from unitify.capture.whole import Capture
 from unitify.estimates import Estimates, Rms
+from unitify.formats.losses import Loss, loss
+from unitify.formats.magnitudes import Magnitudes, magnitudes_of
 from unitify.formats.table import Format
 from unitify.module.assembly import value_name
 from unitify.operations.dimensions import shape_of
@@ -27,9 +29,7 @@ from unitify.operations.schema import operation_name
 from unitify.plan.fixed import parameter_of, true_weights
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.recipe.choices import Choice
-from unitify.report.losses import Loss, loss
-from unitify.report.magnitudes import Magnitudes, magnitudes_of
-from unitify.report.numerics import Derivation, Side, Sqnr, Value
+from unitify.report.numerics import Ratios, Side, Value
 from unitify.report.origins import origin_of
 
 
@@ -45,7 +45,7 @@ class Part:
     plan: ScalePlan
     analysis: Analysis
     choices: Mapping[str, Choice]
-    sqnr: Mapping[str, Sqnr]
+    sqnr: Mapping[str, Ratios]
     stores_cast: bool = False
     measured: Estimates = field(default_factory=dict)
     magnitudes: Mapping[tuple[str, int], Magnitudes] = field(default_factory=dict)
@@ -71,7 +71,7 @@ def values_of(part: Part, rules: RuleTable, formats: Iterable[Format]) -> tuple[
             is_true_weight=node in true,
             restored=_restored(part.plan, rules, node),
             product=_product(part, node),
-            sqnr=part.sqnr.get(node.name),
+            sqnr=part.sqnr.get(node.name, {}),
         )
         for node in ordered(part.capture.graph)
     )
@@ -173,9 +173,8 @@ def _rms(estimate: Rms, direction: int) -> float | None:
     return estimate.backward if direction else estimate.forward
 
 
-def _derivation(step: Step, part: str) -> Derivation:
-    sources = {value_name(part, name): rms for name, rms in step.inputs.items()}
-    return Derivation(step.way, step.rms, sources)
+def _derivation(step: Step, part: str) -> Step:
+    return replace(step, inputs={value_name(part, n): rms for n, rms in step.inputs.items()})
 
 
 def _kind(capture: Capture, node: fx.Node) -> str:

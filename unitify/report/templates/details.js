@@ -115,7 +115,7 @@ function numbersOf(value) {
       ? element(
           "p",
           { class: "note" },
-          `Signal to noise: ${GRAPHS.map((graph) => `${graph} ${decibels(value.sqnr.predicted[graph])} predicted${value.sqnr.measured ? `, ${decibels(value.sqnr.measured[graph])} measured` : ""}`).join("; ")}.`,
+          `Signal to noise: ${GRAPHS.map((graph) => `${graph} ${decibels(value.sqnr[graph])}`).join("; ")}.`,
         )
       : null,
   ].filter(Boolean);

@@ -20,16 +20,13 @@ function noiseView() {
     role: "group",
     "aria-label": "Signal to noise of every product",
   });
-  const kinds = ["predicted", "measured"].filter((kind) => layers.some((value) => value.sqnr[kind]));
   host.replaceChildren(
     plot,
     element(
       "p",
       { class: "note" },
       `${plural(layers.length, "product")} under ${report.recipe.name}${report.recipe_is_applied ? "" : " (not applied: what it would do)"}. ` +
-        (kinds.length > 1
-          ? "Lines are predicted, points are measured on the first batch."
-          : "Predicted without data."),
+        `Measured on ${report.batches ? "the first batch" : "the example inputs"}.`,
     ),
   );
   figure(plot, (library) => {
@@ -41,17 +38,15 @@ function noiseView() {
       title: { text: "signal to noise, dB", font: { size: 12 }, standoff: 6 },
       rangemode: "normal",
     });
-    const traces = GRAPHS.flatMap((graph) =>
-      kinds.map((kind) => ({
-        type: "scatter",
-        mode: kind === "measured" ? "markers" : layers.length > 1 ? "lines" : "lines+markers",
-        x: layers.map((_, index) => index),
-        y: layers.map((value) => value.sqnr[kind]?.[graph] ?? null),
-        hoverinfo: "none",
-        line: { color: colour(graph), width: 2 },
-        marker: { color: colour(graph), size: layers.length > 300 ? 4 : 6 },
-      })),
-    );
+    const traces = GRAPHS.map((graph) => ({
+      type: "scatter",
+      mode: layers.length > 300 ? "lines" : "lines+markers",
+      x: layers.map((_, index) => index),
+      y: layers.map((value) => value.sqnr[graph]),
+      hoverinfo: "none",
+      line: { color: colour(graph), width: 2 },
+      marker: { color: colour(graph), size: 6 },
+    }));
     library.react(plot, traces, layout, CONFIG);
     if (plot.dataset.listens) return;
     plot.dataset.listens = "yes";
@@ -60,9 +55,7 @@ function noiseView() {
       showTooltip(event, value.name, [
         ["operation", value.operation],
         ["module", value.module],
-        ...kinds.flatMap((kind) =>
-          GRAPHS.map((graph) => [`${graph}, ${kind}`, decibels(value.sqnr[kind]?.[graph])]),
-        ),
+        ...GRAPHS.map((graph) => [graph, decibels(value.sqnr[graph])]),
         ["source", sourceText(value)],
       ]);
     });

@@ -14,8 +14,6 @@ async function start() {
   valuesView();
   classesView();
   castsView();
-  constraintsView();
-  schemesView();
   driftView();
   findingsView();
   startDetails();

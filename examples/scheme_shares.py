@@ -1,6 +1,6 @@
 """Every model of the zoo under ``scheme="unit"``: shares of values and gradients at unit RMS.
 
-    python tests/scheme_shares.py [NAMES]
+    python -m examples.scheme_shares [NAMES]
 
 Writes ``docs/results/schemes.md``. Not part of ``make test``: it takes some minutes.
 """
@@ -13,13 +13,12 @@ import warnings
 from pathlib import Path
 
 import torch
-import zoo
 
 import unitify
+from examples.estimates import without_rounding, zoo
 from unitify.analysis.analyse import analyse
 from unitify.capture.islands import Recording
 from unitify.capture.whole import Capture
-from unitify.estimates import without_rounding
 from unitify.measure.captured import measure
 from unitify.operations.rule_table import load_rules
 from unitify.plan.scale_plan import Scale, ScalePlan
@@ -86,7 +85,7 @@ def main() -> None:
     lines = [
         '# Models at initialisation, before and after `scheme="unit"`',
         "",
-        "`python tests/scheme_shares.py`. Percent of values (f) and gradients (b) with measured",
+        "`python -m examples.scheme_shares`. Percent of values (f) and gradients (b) with measured",
         "RMS in [1/2, 2], as stored. Of an operation and its multiplier the result counts; masks,",
         "zeros and gradients that are zero but for rounding (of biases before a batch norm, or of",
         "keys) do not; gradients of inputs, which stay true, and losses do. A model without a",

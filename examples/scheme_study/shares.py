@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
+from statistics import NormalDist
 
+from unitify.formats.losses import NOTABLE
 from unitify.formats.table import E4M3, E5M2, FP16, Format
-from unitify.report.losses import normal_range
 from unitify.report.report import is_unit
 
 #: What values and gradients are cast to, by the bits of it.
@@ -58,3 +60,14 @@ def shares(found: Iterable[float | None], direction: str) -> Shares:
 def _within(held: list[float], format: Format) -> int:
     low, high = normal_range(format)
     return sum(low <= rms <= high for rms in held)
+
+
+@cache
+def normal_range(format: Format, share: float = NOTABLE) -> tuple[float, float]:
+    """The RMS between which ``format`` loses at most ``share`` of a normal distribution's elements.
+
+    To zero at the lower end, beyond the largest number at the upper one.
+    """
+    unit = NormalDist()
+    low = format.smallest_subnormal / 2 / unit.inv_cdf((1 + share) / 2)
+    return low, format.largest / unit.inv_cdf(1 - share / 2)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from examples.scheme_study.drawn_moments import glorot_weights
+from examples.scheme_study.schemes import GLOROT, OWN, UNIT, SchemeShares, loss_exponent, planned
 from unitify.capture.execution import LossFunction
 from unitify.capture.inputs import given_or_inferred
 from unitify.capture.islands import Recording, record
@@ -23,8 +25,6 @@ from unitify.operations.rule_table import RuleTable, load_rules
 from unitify.plan.planner import plan
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.plan.uniform import uniform_plan
-from unitify.report.drawn_moments import glorot_weights
-from unitify.report.schemes import GLOROT, OWN, UNIT, SchemeShares, loss_exponent, planned
 from unitify.scheme.multipliers import multipliers
 from unitify.scheme.options import UMuP, UnitScheme
 from unitify.scheme.reparametrise import reparametrise

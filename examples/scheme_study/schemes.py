@@ -12,6 +12,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from examples.scheme_study.constraints import RULES, Constraints
+from examples.scheme_study.drawn_moments import DrawnMoments, glorot_weights
+from examples.scheme_study.shares import Shares, shares
+from examples.scheme_study.unit_graph import UnitGraph, value_of
 from unitify.analysis.analyse import both_ways
 from unitify.capture.execution import LossFunction
 from unitify.capture.whole import Capture
@@ -20,10 +24,6 @@ from unitify.operations.rule_table import RuleTable
 from unitify.plan.planner import plan
 from unitify.plan.scale_plan import ScalePlan
 from unitify.plan.uniform import uniform_plan
-from unitify.report.constraints import RULES, Constraints
-from unitify.report.drawn_moments import DrawnMoments, glorot_weights
-from unitify.report.shares import Shares, shares
-from unitify.report.unit_graph import UnitGraph, value_of
 
 #: What the weights of a scheme are.
 OWN, GLOROT, UNIT = "as they are", "Glorot", "N(0, 1)"

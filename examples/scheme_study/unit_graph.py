@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import networkx as nx
 from torch import fx
 
+from examples.scheme_study.drawn_moments import DrawnMoments, unit_weights
 from unitify.analysis.analyse import both_ways
 from unitify.analysis.backward import BackwardMoments
 from unitify.capture.execution import LossFunction
@@ -26,7 +27,6 @@ from unitify.operations.extremes import extreme_values
 from unitify.operations.laws import holds_tensors, is_scalable
 from unitify.operations.rule_table import RuleTable
 from unitify.reparametrisation import Reparametrisation
-from unitify.report.drawn_moments import DrawnMoments, unit_weights
 from unitify.scheme.multipliers import multipliers
 from unitify.scheme.options import UnitScheme
 from unitify.scheme.reparametrise import with_constants

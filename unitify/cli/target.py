@@ -1,4 +1,4 @@
-"""What ``unitify check`` is pointed at: a factory, a Hugging Face folder or a converted one."""
+"""What ``check`` and ``report`` are pointed at: a factory, or a folder."""
 
 from __future__ import annotations
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import networkx as nx
 from torch import fx
 
+from examples.scheme_study.shares import Shares, shares
+from examples.scheme_study.unit_graph import LOSS, UnitGraph, unit_graph, value_of, with_outputs
 from unitify.analysis.analyse import analyse
 from unitify.capture.execution import LossFunction
 from unitify.capture.whole import Capture
@@ -28,8 +30,6 @@ from unitify.operations.laws import holds_tensors
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import operation_name
 from unitify.plan.scale_plan import ScalePlan
-from unitify.report.shares import Shares, shares
-from unitify.report.unit_graph import LOSS, UnitGraph, unit_graph, value_of, with_outputs
 from unitify.scheme.structure import adds
 
 #: What a constrained operation uses for both directions; and a plan, which constrains nothing.
