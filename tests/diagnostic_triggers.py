@@ -263,6 +263,12 @@ def _(path: Path) -> Found:
     return [module._turned()]
 
 
+@triggers("U117")
+def _(path: Path) -> None:
+    made = unitify.transform(nn.Sequential(nn.Linear(16, 16)), (torch.randn(16, 16),), recipe="fp8")
+    made.to_inference().get_submodule("0")(torch.randn(16))
+
+
 @triggers("U201")
 def _(path: Path) -> None:
     unitify.transform(factories.mlp(), rules=[{"mine.f.default": {"law": {"out": "x +* y"}}}])

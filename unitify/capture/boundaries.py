@@ -75,14 +75,27 @@ class Region:
 
 
 def text_of(graph: fx.Graph) -> str:
-    """What a graph computes, whatever its values are called."""
+    """What a graph computes, whatever its values are called and in which order it stands."""
     places: dict[fx.Node, int] = {}
     lines: list[str] = []
-    for node in graph.nodes:
-        places[node] = len(places)
-        arguments = fx.node.map_arg((node.args, node.kwargs), lambda n: f"%{places[n]}")
-        held = "" if node.op == "placeholder" else node.target
-        lines.append(f"{node.op} {held} {arguments}")
+
+    def note(node: fx.Node) -> None:
+        pending = [node]
+        while pending:
+            ahead = [n for n in pending[-1].all_input_nodes if n not in places]
+            if ahead:
+                pending += reversed(ahead)
+                continue
+            made = pending.pop()
+            if made not in places:
+                places[made] = len(places)
+                arguments = fx.node.map_arg((made.args, made.kwargs), lambda n: f"%{places[n]}")
+                held = "" if made.op == "placeholder" else made.target
+                lines.append(f"{made.op} {held} {arguments}")
+
+    given = [n for n in graph.nodes if n.op == "placeholder"]
+    for node in (*given, *(n for n in graph.nodes if n.op == "output" or n.is_impure())):
+        note(node)
     return "\n".join(lines)
 
 

@@ -24,6 +24,7 @@ from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import named_arguments, operation_name
 from unitify.plan.fixed import fixed_values, is_true_parameter, parameter_of
 from unitify.plan.scale_plan import Placement, Scale, ScalePlan, versions, weights_of
+from unitify.plan.shared import one_unit_a_place
 
 #: Half the width, in octaves, of the band in which a value keeps the scale it arrives at: of one
 #: that was measured, and of one that was predicted and may be half an octave from there.
@@ -201,6 +202,8 @@ class _Planner:
             name: by_target.get(first, Scale()) for name, first in self.capture.aliases.items()
         }
         units = {n.name: self._unit(n) for n in self.capture.graph.nodes if n.name in values}
+        if self.placement == "casts":
+            units = one_unit_a_place(self.capture, units)
         units = {name: unit for name, unit in units.items() if unit != values[name]}
         weights = weights_of(self.capture)
         return ScalePlan(values, parameters, versions(), units, weights, self.placement)
