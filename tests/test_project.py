@@ -30,9 +30,9 @@ ORDER = {
     "operations": """expressions formula_names schema samples rule row_lines row_forms row_reader
         row_names row_use rule_table refusal dimensions laws extremes operation flops products
         centring residual""",
-    "capture": """equality places state effects tree source decisions computed guards signature
-        sizes aliases views counterparts uninitialised kept refusals functional inline modes
-        autograd_functions recurrent composite eager_flags identity watching exporting example
+    "capture": """equality places state effects surroundings tree source decisions computed guards
+        signature sizes aliases views counterparts uninitialised kept refusals functional inline
+        modes autograd_functions recurrent composite eager_flags identity watching exporting example
         recorded_graph whole inputs execution observing small calls islands""",
     "recipe": "recipe reader choices",
     "analysis": """moments quadrature softmax counts formulas linear ranges sampled balanced stated

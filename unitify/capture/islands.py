@@ -119,7 +119,8 @@ def record(
     calls = [(args, kwargs), *further]
     observed = observe(model, args, kwargs)
     with settled(model, observed, args, kwargs) as state:
-        how = How(dynamic_shapes, seconds, state.carried, observed.touched)
+        asks = bool(observed.layouts)
+        how = How(dynamic_shapes, seconds, state.carried, observed.touched, asks)
         try:
             if is_faithful is not None:
                 raise _unfaithful(type(model).__name__)
@@ -231,10 +232,10 @@ def _islands(
                 # The module's own hooks run around its graph, as they do around its code.
                 received = list(calls.inputs[module].values())
                 own = tuple(w for t in observed.touched if (w := t.within(path)) is not None)
+                asks = not observed.layouts.isdisjoint(module.modules())
+                here = dataclasses.replace(how, touched=own, asks_layout=asks)
                 with without_hooks(module):
-                    recorded = _recordings(
-                        path, module, received, dataclasses.replace(how, touched=own)
-                    )
+                    recorded = _recordings(path, module, received, here)
                 if is_faithful is not None:
                     alone = {name.removeprefix(path): c for name, c in recorded.items()}
                     if not all(is_faithful(module, alone, call) for call in received):

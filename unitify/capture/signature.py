@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from unitify.capture.effects import Effect, leave
 from unitify.capture.guards import Guard, Guards
+from unitify.capture.surroundings import layout
 from unitify.diagnostics import InputMismatch, OutsideGuards, UnitifyError
 
 #: Why a recording does not take a call: as it is found (a text and what stands in it, or a guard
@@ -30,12 +31,16 @@ Misfit = InputMismatch | OutsideGuards
 
 @dataclass(frozen=True)
 class Leaf:
-    """One flat input: a tensor (free sizes by symbol, fixed ones by number) or a constant."""
+    """One flat input: a tensor (free sizes by symbol, fixed ones by number) or a constant.
+
+    ``layout``: how the elements of the tensor lie, where the model's code asks.
+    """
 
     name: str
     shape: tuple[int | str, ...] | None
     dtype: torch.dtype | None
     constant: Any = None
+    layout: tuple[bool, ...] | None = None
 
     def describe(self) -> str:
         """The leaf as a reader would write it, such as ``x: float32[s0, 16]``."""
@@ -128,6 +133,8 @@ class CallSignature:
                     return "dimension {} of {} is {}, expected {}", (
                         dimension, leaf.name, size, expected,
                     )  # fmt: skip
+            if leaf.layout is not None and layout(value) != leaf.layout:
+                return "the elements of {} lie in another order in memory", (leaf.name,)
         for guards in self.guards:
             broken = guards.broken(leaves)
             if broken is not None:
@@ -167,6 +174,14 @@ def leaf_of(node: fx.Node, argument: Any, value: Any) -> Leaf:
         return Leaf(argument.name, None, None, value)
     shape = tuple(_extent(size) for size in held.shape)
     return Leaf(argument.name, shape, held.dtype)
+
+
+def laid_out(leaves: Sequence[Leaf], example: Sequence[Any]) -> tuple[Leaf, ...]:
+    """The leaves with the layouts of the example."""
+    return tuple(
+        dataclasses.replace(leaf, layout=layout(value)) if isinstance(value, torch.Tensor) else leaf
+        for leaf, value in zip(leaves, example, strict=True)
+    )
 
 
 def _extent(size: int | torch.SymInt) -> int | str:

@@ -32,9 +32,10 @@ from unitify.capture.recorded_graph import (
     parameter_aliases,
     record_once,
 )
-from unitify.capture.signature import CallSignature, bind, register_dataclasses
+from unitify.capture.signature import CallSignature, bind, laid_out, register_dataclasses
 from unitify.capture.sizes import Free, fewer_and_fewer, frozen_dimensions
 from unitify.capture.source import frames_of_failure
+from unitify.capture.surroundings import Read
 from unitify.diagnostics import (
     CacheLeftOut,
     Diagnostic,
@@ -58,8 +59,8 @@ class Capture:
     ``.train()``/``.eval()``, else the only mode that it holds for; ``other`` is then the
     capture of the other mode, where there is one. ``reparametrisation``: the constants in the graph
     that a scheme put there. ``made``: what the model's first call makes for good, and the graph
-    takes for granted. ``reads``: attributes that the model's code read; the graph holds while they
-    are what they were. ``has_hooks``: are the model's own hooks in the graph, or around it?
+    takes for granted. ``reads``: what the model's code read; the graph holds while all of it is
+    what it was. ``has_hooks``: are the model's own hooks in the graph, or around it?
     ``true_parameters``: those that stay at true scale, by first name.
     """
 
@@ -75,7 +76,7 @@ class Capture:
     true_parameters: frozenset[str] = frozenset()
     diagnostics: tuple[Diagnostic, ...] = ()
     made: tuple[tuple[Location, Any], ...] = ()
-    reads: tuple[Location, ...] = ()
+    reads: tuple[Location | Read, ...] = ()
     has_hooks: bool = True
 
     def attribute(self, target: str) -> Any:
@@ -161,7 +162,7 @@ def _captured(
             arguments,
             record.in_spec,
             record.out_spec,
-            record.leaves,
+            laid_out(record.leaves, record.example) if how.asks_layout else record.leaves,
             record.guards,
             record.effects,
         )

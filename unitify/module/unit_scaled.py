@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from unitify.capture.signature import bind
 from unitify.capture.tree import copy_of, share_tables
-from unitify.capture.watching import share_hooks
+from unitify.capture.watching import call_of, share_hooks
 from unitify.capture.whole import Capture
 from unitify.diagnostics import (
     AttributeTurned,
@@ -28,7 +28,7 @@ from unitify.module.fingerprint import KEY, check_fingerprint, fingerprint
 from unitify.module.folding import fold
 from unitify.module.interpreted import OwnCall
 from unitify.module.knobs import Knobs
-from unitify.module.own_code import leave_graph, run_own_code
+from unitify.module.own_code import is_of_class, leave_graph, run_own_code
 from unitify.module.tied import check_ties, tied_again, ties_of
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.recipe.choices import Choice
@@ -88,7 +88,7 @@ class UnitScaledModule(fx.GraphModule):
         if name in _OWN:
             object.__setattr__(self, name, value)
             return
-        if name != "training" and self._is_model_s(name):
+        if name != "training" and (self._is_model_s(name) or is_of_class(self, name)):
             setattr(self._tree, name, value)
             return
         super().__setattr__(name, value)
@@ -105,10 +105,9 @@ class UnitScaledModule(fx.GraphModule):
         if self._is_model_s(name):
             return vars(self._tree)[name]
         # Not while the model's own are registered, which asks whether a name is free.
-        if name == "report" and "diagnostics" in self.__dict__:
-            held = (self._modules, self._parameters, self._buffers)
-            if not any(name in table for table in held):
-                return self._report
+        held = (self._modules, self._parameters, self._buffers) if name == "report" else ()
+        if held and "diagnostics" in self.__dict__ and not any(name in table for table in held):
+            return self._report
         return super().__getattr__(name)
 
     def recompile(self) -> Any:
@@ -159,7 +158,7 @@ class UnitScaledModule(fx.GraphModule):
         if (turned := self._turned()) is not None:
             leave_graph(turned, self.is_inference)
             tree = self._tree
-            code = tree.__call__ if self.capture.has_hooks else tree.forward
+            code = call_of(tree) if self.capture.has_hooks else tree.forward
             return run_own_code(tree, code, self.plan.parameters, args, kwargs)
         self._check_mode()
         return self.run_flat(self.capture.flat_inputs(args, kwargs), args, kwargs)
@@ -182,18 +181,19 @@ class UnitScaledModule(fx.GraphModule):
         self.training = self._tree.training
         return self
 
-    def watch(self, tree: nn.Module) -> None:
-        """From now on, attributes of ``tree`` are to stay what the graph was recorded with."""
+    def watch(self, tree: nn.Module, like: UnitScaledModule | None = None) -> None:
+        """From now on, what ``tree`` reads is to stay as it was; ``like``: what this copies."""
         left = [effect.location for effect in self.capture.call.effects]
-        reads = [where for where in self.capture.reads if not any(map(where.leads_to, left))]
-        self.__dict__["_knobs"] = Knobs(tree, reads)
+        turned = like._turned() if like is not None else None
+        found = None if turned is None else turned.attribute
+        self.__dict__["_knobs"] = Knobs(tree, self.capture.reads, left, found)
 
     def _turned(self) -> AttributeTurned | None:
         """What was turned since then, if anything; compiled code is not asked at each call."""
         knobs: Knobs | None = self.__dict__.get("_knobs")
         if knobs is None or torch.compiler.is_compiling():
             return None
-        found = knobs.turned()
+        found = knobs.turned(has_weights=not self.is_inference)
         return None if found is None else AttributeTurned(attribute=str(found))
 
     def _check_mode(self) -> None:
@@ -382,7 +382,7 @@ class UnitScaledModule(fx.GraphModule):
         made.recipe, made._casts, made.verification = self.recipe, self._casts, self.verification
         made.is_inference = self.is_inference
         if "_knobs" in self.__dict__:
-            made.watch(root)
+            made.watch(root, self)
         if not self.capture.has_hooks:
             share_hooks(root, made)
         memo[id(self)] = made
