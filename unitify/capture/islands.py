@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from unitify.capture.calls import Calls, calls_of
 from unitify.capture.example import Inputs, initialise_lazy
@@ -38,6 +38,7 @@ from unitify.diagnostics import (
     GradientLost,
     NotCaptured,
     UnitifyError,
+    UnknownOption,
 )
 
 #: Do captures of a module, by part, compute what it computes on these inputs?
@@ -111,6 +112,9 @@ def record(
     Raises ``UnitifyError``: U102 where no part of it can be captured, U016 for a module that is
     transformed already.
     """
+    if not isinstance(seconds, int | float | None) or isinstance(seconds, bool):
+        value, choices = repr(seconds), "numbers of seconds, None"
+        raise UnitifyError(UnknownOption(option="recording_seconds", value=value, choices=choices))
     for path, module in model.named_modules():
         if getattr(type(module), "IS_TRANSFORMED", False):
             name = path or type(module).__name__
@@ -146,7 +150,9 @@ def _whole(
         raise UnitifyError(
             *(NotCaptured(where=path or name, module=path or name, reason=r) for path, r in unfit)
         )
-    if None in observed.unfit or model._backward_hooks or model._backward_pre_hooks:
+    # torch records the code of a module of a graph without its hooks.
+    are_apart = None in observed.unfit or isinstance(model, fx.GraphModule)
+    if are_apart or model._backward_hooks or model._backward_pre_hooks:
         with without_hooks(model):
             parts = _recordings("", model, calls, how)
         return {name: dataclasses.replace(c, has_hooks=False) for name, c in parts.items()}

@@ -23,6 +23,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from unitify.capture.effects import INPUTS, place
 from unitify.capture.equality import same
 from unitify.capture.example import copied, resampled, widened
 from unitify.capture.exporting import without_cache
@@ -261,7 +262,19 @@ class _Observation:
 
     def _is_handed_over(self, change: Change) -> bool:
         """Can a recording hand over what a call leaves there?"""
-        return _is_equal(change) or (change.location.root in self.paths and _is_kept(change))
+        return _is_equal(change) or (
+            change.location.root in self.paths and _is_kept(change) and self._is_found(change)
+        )
+
+    def _is_found(self, change: Change) -> bool:
+        """Can a call find the place in a module like this one? In a closure of a hook it cannot."""
+        if change.location.root == INPUTS:
+            return True
+        try:
+            holder, _ = place(change.location, self.model)
+        except (LookupError, AttributeError, TypeError):
+            return False
+        return holder is change.cell.container
 
     def _blame_for(self, what: str, location: Location) -> None:
         readers = [r for where, r in self.reads.items() if where.leads_to(location)]

@@ -62,6 +62,8 @@ class CallSignature:
     guards: tuple[Guards, ...] = ()
     #: What a call leaves behind; the graph returns it after the result.
     effects: tuple[Effect, ...] = ()
+    #: Of each flat result the first place at which the recording returns the same tensor.
+    places: tuple[int, ...] = ()
 
     def describe(self) -> str:
         """All leaves, in order."""
@@ -108,14 +110,19 @@ class CallSignature:
 
     def unflatten(self, results: Any) -> Any:
         """The original's own output structure around flat results."""
-        return pytree.tree_unflatten(list(results)[: self.out_spec.num_leaves], self.out_spec)
+        flat = self._identical(results)
+        return pytree.tree_unflatten(flat[: self.out_spec.num_leaves], self.out_spec)
+
+    def _identical(self, results: Any) -> list[Any]:
+        """The results, what is one tensor in the model being one here."""
+        return [results[i] for i in self.places] if self.places else list(results)
 
     def leave(self, results: Any, tree: nn.Module, inputs: Mapping[str, Any]) -> None:
         """Put what a call leaves behind where it belongs, in the modules of ``tree`` and in the
         arguments, which ``inputs`` has by name.
         """
         if self.effects:
-            leave(self.effects, list(results)[self.out_spec.num_leaves :], tree, inputs)
+            leave(self.effects, self._identical(results)[self.out_spec.num_leaves :], tree, inputs)
 
     def _refusal(self, leaves: list[Any]) -> Refusal | None:
         for leaf, value in zip(self.leaves, leaves, strict=True):
@@ -174,6 +181,17 @@ def leaf_of(node: fx.Node, argument: Any, value: Any) -> Leaf:
         return Leaf(argument.name, None, None, value)
     shape = tuple(_extent(size) for size in held.shape)
     return Leaf(argument.name, shape, held.dtype)
+
+
+def first_places(graph: fx.Graph) -> tuple[int, ...]:
+    """Of each flat result of a graph the place of the first that is the same value."""
+    (results,) = next(node for node in graph.nodes if node.op == "output").args
+    assert isinstance(results, list | tuple)
+    first: dict[Any, int] = {}
+    return tuple(
+        first.setdefault(result, place) if isinstance(result, fx.Node) else place
+        for place, result in enumerate(results)
+    )
 
 
 def laid_out(leaves: Sequence[Leaf], example: Sequence[Any]) -> tuple[Leaf, ...]:

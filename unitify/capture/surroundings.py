@@ -137,7 +137,7 @@ def noted(model: nn.Module, innermost: Innermost) -> Iterator[Surroundings]:
     for path, module in model.named_modules():
         for table in ("_parameters", "_buffers"):
             where = Location(path).then("attribute", table)
-            for name, tensor in vars(module)[table].items():
+            for name, tensor in vars(module).get(table, {}).items():
                 places.setdefault(id(tensor), where.then("item", name))
     ran: dict[types.CodeType, _Ran] = {}
     switches = _switches()

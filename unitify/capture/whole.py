@@ -32,7 +32,13 @@ from unitify.capture.recorded_graph import (
     parameter_aliases,
     record_once,
 )
-from unitify.capture.signature import CallSignature, bind, laid_out, register_dataclasses
+from unitify.capture.signature import (
+    CallSignature,
+    bind,
+    first_places,
+    laid_out,
+    register_dataclasses,
+)
 from unitify.capture.sizes import Free, fewer_and_fewer, frozen_dimensions
 from unitify.capture.source import frames_of_failure
 from unitify.capture.surroundings import Read
@@ -165,6 +171,7 @@ def _captured(
             laid_out(record.leaves, record.example) if how.asks_layout else record.leaves,
             record.guards,
             record.effects,
+            first_places(record.graph),
         )
         frozen = frozen_dimensions(record.leaves) if free == "auto" else []
         return Capture(
@@ -181,9 +188,9 @@ def _captured(
 
     with _quiet_model(model, notes):
         records, reason = _recorded_modes(model, recorded)
-        if len(records) == 2 and _are_merged(records[True], records[False]):
-            guards = tuple(dict.fromkeys(records[True].guards + records[False].guards))
-            return captured(dataclasses.replace(records[True], guards=guards), None)
+        merged = _merged(records[True], records[False]) if len(records) == 2 else None
+        if merged is not None:
+            return captured(merged, None)
         if any(m.training != model.training for m in model.modules()):
             records = {model.training: recorded()}
             reason = "some of its submodules train and some do not"
@@ -196,15 +203,19 @@ def _captured(
     return captured(records[model.training], mode, twin)
 
 
-def _are_merged(training: Record, evaluation: Record) -> bool:
-    """Make ``training`` follow the mode flag; False where the two modes are two graphs."""
+def _merged(training: Record, evaluation: Record) -> Record | None:
+    """One recording that follows the mode flag; None where the two modes are two graphs."""
     if training.effects != evaluation.effects:
-        return False
+        return None
     ours, theirs = training.constants, evaluation.constants
     for name in ours.keys() & theirs.keys():
         if isinstance(ours[name], torch.Tensor) and not _equal(ours[name], theirs[name]):
-            return False
-    return merge_modes(training.graph, evaluation.graph) is not None
+            return None
+    graph = merge_modes(training.graph, evaluation.graph)
+    if graph is None:
+        return None
+    guards = tuple(dict.fromkeys(training.guards + evaluation.guards))
+    return dataclasses.replace(training, graph=graph, guards=guards)
 
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:

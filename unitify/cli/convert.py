@@ -71,6 +71,6 @@ def convert(
             recording_seconds=recording_seconds,
             on_stage=advance,
         )
-    console = Console()
+    console = Console(emoji=False)
     console.print(report_table(report))
     console.print(f"written to {output}", highlight=False, soft_wrap=True)
