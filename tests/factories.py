@@ -133,3 +133,7 @@ def not_a_module() -> dict[str, int]:
 
 
 NOT_CALLABLE = 3
+
+
+def exits() -> nn.Module:
+    raise SystemExit(3)

@@ -167,3 +167,78 @@ def test_a_batch_in_every_form(form: str) -> None:
 def test_keyword_inputs_that_the_model_does_not_take() -> None:
     with pytest.raises(unitify.UnitifyError, match=r"U102.*'y'"):
         unitify.transform(ByName(), {"x": X, "y": X})
+
+
+OPTIONS: list[tuple[str, Any, str]] = [
+    ("recipe", 3, "U402"),
+    ("rules", 3, "U001"),
+    ("rules", [3], "U001"),
+    ("rules", "rules.toml", "U001"),
+    ("batches", 3, "U001"),
+    ("batches", X, "U001"),
+    ("batches", {"x": X}, "U001"),
+    ("recording_seconds", "a", "U001"),
+    ("recording_seconds", True, "U001"),
+    ("weights", 1, "U001"),
+    ("scales", None, "U001"),
+    ("scheme", 3, "U001"),
+    ("dynamic_shapes", 3, "U001"),
+    ("on_stage", 3, "U001"),
+    ("loss_fn", 3, "U012"),
+]
+
+
+@pytest.mark.parametrize(("option", "value", "code"), OPTIONS)
+def test_an_option_of_another_type(option: str, value: Any, code: str) -> None:
+    with pytest.raises(unitify.UnitifyError) as raised:
+        unitify.transform(mlp(), (X,), **{option: value})
+    assert raised.value.code == code
+
+
+class NotBegun(nn.Module):
+    def __init__(self) -> None:
+        pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Compared(nn.Linear):
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+class OfLabels(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(nn.functional.one_hot(x, 4).float())
+
+
+ODD: dict[str, tuple[Any, str]] = {
+    "not begun": (NotBegun, "NotBegun.__init__ does not call"),
+    "child not begun": (lambda: nn.Sequential(nn.Linear(4, 4), NotBegun()), "NotBegun.__init__"),
+    "no hash": (lambda: Compared(4, 4), "Compared defines __eq__"),
+    "child without hash": (lambda: nn.Sequential(Compared(4, 4)), "Compared defines __eq__"),
+    "TorchScript": (lambda: torch.jit.trace(nn.Linear(4, 4), X), "TorchScript"),
+    "other inputs": (OfLabels, "it does not run: RuntimeError"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_an_odd_model_has_a_code(name: str) -> None:
+    made, reason = ODD[name]
+    with pytest.raises(unitify.UnitifyError, match=f"U102 .*{reason}"):
+        unitify.transform(made(), (X,))
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated", "ignore::unitify.UnitifyWarning")
+def test_a_traced_module_within_stays_as_it_is() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(torch.jit.trace(nn.Linear(4, 4), X), nn.Linear(4, 4))
+    module = unitify.transform(model, (X,))
+    assert set(module.parts) == {"1"}
+    assert torch.equal(module(X), model(X))

@@ -83,3 +83,39 @@ def test_a_mode_that_cannot_be_captured_is_refused() -> None:
     with pytest.raises(unitify.UnitifyError) as caught:
         module.eval()(torch.randn(4, 8))
     assert caught.value.code == "U103"
+
+
+class Uses(nn.Module):
+    """Uses a layer in one mode alone."""
+
+    def __init__(self, layer: nn.Module, training: bool) -> None:
+        super().__init__()
+        self.inner, self.layer, self.own = nn.Linear(6, 6), layer, training
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x)
+        return self.layer(y) if self.training == self.own else y
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", [nn.Linear, nn.BatchNorm1d])
+def test_a_layer_of_one_mode(kind: type[nn.Module], training: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 6) if kind is nn.Linear else nn.BatchNorm1d(6)
+    model, x = Uses(layer, training), torch.randn(7, 6)
+    module = transformed(model, x)
+    assert set(module.parts) == {"", "@2"}
+    for mode in (True, False):
+        model.train(mode)
+        module.train(mode)
+        assert_same_call(model, module, x)
+    assert_same_buffers(model, module)
+
+
+def test_graphs_that_do_not_merge_are_as_they_were() -> None:
+    from unitify.capture.whole import capture
+
+    captured = capture(Uses(nn.Linear(6, 6), training=False), (torch.randn(7, 6),), {})
+    assert captured.other is not None
+    for one in (captured, captured.other):
+        assert all(node.users for node in one.graph.nodes if node.op == "get_attr")

@@ -285,6 +285,9 @@ BAD_OPTIONS = [
     (["--model", "factories:no_such_name"], "U604", "factories has no no_such_name"),
     (["--model", "factories:NOT_CALLABLE"], "U604", "cannot be called"),
     (["--model", "factories:raises"], "U604", "it failed with RuntimeError: no GPU here"),
+    (["--model", "factories:exits"], "U604", "it failed with SystemExit: 3"),
+    (["--model", "factories:art"], "U604", "factories has no art"),
+    (["--model", "no_such:art:build"], "U604", "no_such:art:build"),
     (["--model", "factories:not_a_module"], "U604", "it returned a dict, not an nn.Module"),
     (["--model", "factories:mlp", "--inputs", "factories:inputs_number"], "U604", "an int"),
     (

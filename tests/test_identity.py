@@ -298,3 +298,67 @@ def test_a_transformed_module_is_not_transformed_again() -> None:
         assert "module.original" in str(raised.value)
     with pytest.raises(unitify.UnitifyError, match="U016"):
         unitify.estimate(module, (x(),))
+
+
+# -- results -------------------------------------------------------------------------------------
+
+
+def test_one_tensor_twice_among_the_results() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.kept = nn.Linear(8, 8), torch.zeros(())
+
+        def forward(self, x: Tensor) -> dict[str, Any]:
+            self.kept = self.inner(x)
+            return {"a": self.kept, "b": [self.kept, x], "c": self.kept * 2}
+
+    torch.manual_seed(0)
+    model, given = Twice(), x()
+    module = unitify.transform(model, (given,))
+    output = module(given)
+    assert output["a"] is output["b"][0] is module.kept
+    assert output["a"] is not output["c"]
+    assert output["b"][1] is given
+    assert_true_to(model, module, [(x(),), (x(7),)], "kept")
+
+
+# -- modules of graphs ---------------------------------------------------------------------------
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.out = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.inner(x)))
+
+
+def test_a_traced_graph_is_a_model() -> None:
+    model = torch.fx.symbolic_trace(Small())
+    module = unitify.transform(model, (x(),))
+    assert set(module.parts) == {""}
+    assert_true_to(model, module, [(x(),), (x(7),)])
+    assert_trains_alike(model, module)
+    twice = nn.Sequential(torch.fx.symbolic_trace(Small()), nn.Linear(4, 4))
+    inside = unitify.transform(twice, (x(),))
+    assert not differences(twice, inside, (x(),))
+    # Its own code is there, too, where it has to run.
+    for one in (twice, inside):
+        one.get_submodule("0").register_forward_hook(lambda *a: a[2] * 2)
+    with pytest.warns(unitify.UnitifyWarning, match="U115"):
+        assert not differences(twice, inside, (x(),))
+
+
+def test_an_exported_program_is_a_model() -> None:
+    shapes = ({0: torch.export.Dim.AUTO},)
+    model = torch.export.export(Small(), (x(),), dynamic_shapes=shapes).module()
+    with warnings.catch_warnings():
+        # It holds for one mode, and has no other.
+        warnings.simplefilter("ignore", unitify.UnitifyWarning)
+        module = unitify.transform(model, (x(),))
+    assert set(module.parts) == {""}
+    for rows in (4, 7):
+        assert not differences(model, module, (x(rows),))

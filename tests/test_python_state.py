@@ -409,6 +409,25 @@ def test_a_model_of_nothing_else_is_refused() -> None:
     assert raised.value.code == "U102"
 
 
+def _into_a_list(seen: Any) -> Callable[..., None]:
+    return lambda _module, _args, output: seen.append(output.detach())
+
+
+def _into_a_dict(seen: Any) -> Callable[..., None]:
+    return lambda _module, _args, output: seen.update(last=output.detach())
+
+
+@pytest.mark.parametrize(("hook", "seen"), [(_into_a_list, []), (_into_a_dict, {})])
+@pytest.mark.parametrize("path", ["", "0", "2"])
+def test_a_hook_that_logs_leaves_the_layers_to_graphs(path: str, hook: Any, seen: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+    model.get_submodule(path).register_forward_hook(hook(seen))
+    module = transformed(model, x())
+    assert set(module.parts) == ({"0", "2"} if path else {""})
+    assert_true_to(model, module, [(x(),), (x(7),)])
+
+
 # -- inputs --------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from conversion import RULES
 from strategies import random_plan
 from torch import Tensor, fx, nn
 
+import unitify
 from unitify.capture.whole import capture
 from unitify.module.assembly import unscaled
 from unitify.module.unit_scaled import UnitScaledModule
@@ -262,3 +263,24 @@ def test_one_result_of_several_has_a_scale_of_its_own() -> None:
     model, x = Parts(), torch.randn(3, 4)
     module = scaled(model, x, **scales)
     assert verify_by_running(model, module, (x,), {}).exact
+
+
+def test_integers_among_the_results_of_several() -> None:
+    """They leave no law: the others are restored, and leave the operation at true scale."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y, places = torch.broadcast_tensors(
+                self.linear(x).unsqueeze(1), torch.arange(3).view(1, 3, 1)
+            )
+            return y.gather(2, places)
+
+    torch.manual_seed(0)
+    module = unitify.transform(Net(), (torch.randn(4, 8),))
+    assert module.verification is not None
+    assert module.verification.exact
+    assert module.plan.values["broadcast_tensors"].fwd == 1.0

@@ -12,7 +12,7 @@ from torch import fx, nn
 from unitify.analysis.analyse import analyse
 from unitify.capture.execution import LossFunction
 from unitify.capture.exporting import switch_off_cache
-from unitify.capture.inputs import Inputs, as_inputs, given_or_inferred
+from unitify.capture.inputs import Inputs, as_batches, as_inputs, given_or_inferred
 from unitify.capture.islands import (
     Recording,
     flat_calls,
@@ -129,7 +129,7 @@ def transform(
     from capture, U401 to U404 from the recipe, U110, U501 or U502 where the result is not the
     model, U701 for a scheme without the whole graph.
     """
-    done = on_stage or (lambda _name, _made: None)
+    done = _observer(on_stage)
     casts, asked = read_recipe(recipe), read_scheme(scheme)
     if weights not in WEIGHTS:
         choices = ", ".join(WEIGHTS)
@@ -139,7 +139,7 @@ def transform(
         raise UnitifyError(UnknownOption(option="placement", value=str(placement), choices=choices))
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
-    batches = None if batches is None else list(batches)
+    batches = as_batches(batches)
     where = placement or _placement(casts, asked)
     further = [as_inputs(model, batch) for batch in batches or ()]
 
@@ -218,6 +218,13 @@ def _placement(casts: Recipe | None, scheme: Any) -> Placement:
     """Products that are cast need no more than their operands near unit RMS."""
     is_narrow = casts is not None and casts.values == "contractions" and casts.scaling == "unit"
     return "casts" if is_narrow and scheme is None else "everywhere"
+
+
+def _observer(on_stage: StageObserver | None) -> StageObserver:
+    if on_stage is not None and not callable(on_stage):
+        option = UnknownOption(option="on_stage", value=repr(on_stage), choices="functions, None")
+        raise UnitifyError(option)
+    return on_stage or (lambda _name, _made: None)
 
 
 def _of_further_recordings(recorded: Recording, calls: list[Inputs]) -> list[Inputs]:
@@ -306,7 +313,7 @@ def estimate(
     """RMS of every value of the graph and of its gradient: name → ``Rms(forward, backward)``."""
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     recorded, table = record(model, args, kwargs), load_rules(rules)
-    batches = None if batches is None else list(batches)
+    batches = as_batches(batches)
     found, _ = _estimates(recorded, scales, (args, kwargs), batches, loss_fn, table)
     return {
         value_name(part, value): rms

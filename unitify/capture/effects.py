@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from unitify.capture.places import MISSING, PLAIN, Location, is_same
+from unitify.capture.places import MISSING, PLAIN, Location, is_same, namespaces
 from unitify.capture.state import Change, State
 
 #: The root of locations in the inputs of a call, which are its arguments by name.
@@ -102,6 +102,12 @@ def place(location: Location, tree: nn.Module, inputs: Mapping[str, Any] = {}) -
     """
     held: Any = inputs if location.root == INPUTS else tree.get_submodule(location.root)
     for step in location.steps[:-1]:
-        held = (vars(held) if step.kind == "attribute" else held)[step.key]
+        held = (_namespace(held, step.key) if step.kind == "attribute" else held)[step.key]
     last = location.steps[-1]
-    return (vars(held) if last.kind == "attribute" else held), last.key
+    return (_namespace(held, last.key) if last.kind == "attribute" else held), last.key
+
+
+def _namespace(held: Any, name: str) -> Any:
+    """Where an object keeps the attribute of this name, or would."""
+    found = namespaces(held)
+    return next((names for names in found if name in names), found[0])

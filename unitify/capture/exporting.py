@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
@@ -34,6 +34,7 @@ from unitify.capture.recurrent import free_length
 from unitify.capture.signature import bind, unbind
 from unitify.capture.sizes import Free
 from unitify.capture.state import State, kept
+from unitify.capture.tree import share_tables
 from unitify.diagnostics import UnitifyError, UnknownOption
 
 
@@ -75,18 +76,19 @@ def export(
     _check_shapes(dynamic_shapes, signature, named)
     tensors = Tensors.of(model)
     effects: list[Effect] = []
+    subject = _subject(model)
 
     def exported(surroundings: Callable[[], AbstractContextManager[Any]]) -> Any:
         shapes = _by_name(dynamic_shapes, signature, named)
         with (
             kept(model),
-            _called_by_name(model, args, kwargs, tensors, touched, effects, surroundings),
+            _called_by_name(model, subject, args, kwargs, tensors, touched, effects, surroundings),
             _silence(),
             free_length(),
             noted_backward() as noted,
             marked(model) as calls,
         ):
-            program = torch.export.export(model, (), named, dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(subject, (), named, dynamic_shapes=shapes, strict=False)
         return program, noted, calls
 
     data = Known()
@@ -103,6 +105,18 @@ def export(
     return Exported(program, noted, tuple(effects), tensors, calls)
 
 
+def _subject(model: nn.Module) -> nn.Module:
+    """The module to record. torch calls a module of a graph by that graph's own signature, so that
+    a plain module with the same tables takes its place.
+    """
+    if not isinstance(model, fx.GraphModule):
+        return model
+    plain = nn.Module()
+    share_tables(model, plain)
+    plain.training = model.training
+    return plain
+
+
 @contextlib.contextmanager
 def _in_eager(data: Known) -> Iterator[None]:
     with as_in_eager(), data:
@@ -111,7 +125,8 @@ def _in_eager(data: Known) -> Iterator[None]:
 
 def _check_shapes(shapes: Any, signature: inspect.Signature, named: dict[str, Any]) -> None:
     known = ["auto"]
-    unknown = [shapes] if isinstance(shapes, str) and shapes not in known else []
+    is_known = isinstance(shapes, dict | list | tuple | Free | None) or shapes in known
+    unknown = [] if is_known else [shapes]
     if isinstance(shapes, dict):
         known = [*signature.parameters, *named]
         unknown = [name for name in shapes if name not in known]
@@ -198,6 +213,7 @@ def _silence() -> Iterator[None]:
 @contextlib.contextmanager
 def _called_by_name(
     model: nn.Module,
+    subject: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     tensors: Tensors,
@@ -205,12 +221,12 @@ def _called_by_name(
     effects: list[Effect],
     surroundings: Callable[[], AbstractContextManager[Any]],
 ) -> Iterator[None]:
-    """Let ``model`` take each argument of this call by a name of its own, ``*args`` included.
+    """Let ``subject`` take each argument of this call by a name of its own, ``*args`` included.
 
-    It returns what its call leaves behind, too, which ``effects`` then tells. Its code runs inside
-    ``surroundings``.
+    Its code is that of ``model``, and runs inside ``surroundings``. It returns what its call leaves
+    behind, too, which ``effects`` then tells.
     """
-    original, was_set = model.forward, "forward" in vars(model)
+    original, was_set = model.forward, "forward" in vars(subject)
     signature = inspect.signature(original)
     paths = {name for name, _ in model.named_modules()}
 
@@ -228,13 +244,13 @@ def _called_by_name(
     forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
     )
-    model.__dict__["forward"] = forward
+    subject.__dict__["forward"] = forward
     try:
         yield
     finally:
-        del model.__dict__["forward"]
+        del subject.__dict__["forward"]
         if was_set:
-            model.__dict__["forward"] = original
+            subject.__dict__["forward"] = original
 
 
 @contextlib.contextmanager

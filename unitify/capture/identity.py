@@ -51,7 +51,7 @@ class Tensors:
         names: dict[int, str] = {}
         for path, module in model.named_modules():
             for table in ("_parameters", "_buffers"):
-                for name, tensor in vars(module)[table].items():
+                for name, tensor in vars(module).get(table, {}).items():
                     if tensor is not None:
                         tables.setdefault(id(tensor), Table(module, table, name))
                         names.setdefault(id(tensor), f"{path}.{name}" if path else name)

@@ -6,7 +6,7 @@ Capture needs inputs of the right shapes and types; their values do not matter.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -49,15 +49,26 @@ def _is_one_input(model: nn.Module, batch: Mapping[Any, Any]) -> bool:
     return False
 
 
+def as_batches(batches: Any) -> list[Any] | None:
+    """The batches as a list; None for none.
+
+    Raises ``UnitifyError`` (U001) for what is no series of batches, but one of them.
+    """
+    if batches is None:
+        return None
+    if isinstance(batches, torch.Tensor | Mapping | str) or not isinstance(batches, Iterable):
+        choices = "a list of batches, anything else that gives one after the other"
+        raise UnitifyError(UnknownOption(option="batches", value=_shown(batches), choices=choices))
+    return list(batches)
+
+
 def given_or_inferred(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None) -> Inputs:
     """The inputs given, as ``as_inputs`` takes them; inferred where there are none.
 
     Raises ``UnitifyError``: U102 where ``model`` cannot be called with them, U002 as inference,
     U001 for what is no model and for what are no inputs.
     """
-    if not isinstance(model, nn.Module):
-        choices = "the instances of torch.nn.Module"
-        raise UnitifyError(UnknownOption(option="model", value=_shown(model), choices=choices))
+    _check_model(model)
     is_given = isinstance(args, torch.Tensor | Mapping | list | tuple)
     if not is_given or not isinstance(kwargs or {}, Mapping):
         value, choices = _shown(args), "a tensor, a tuple of inputs, a dict of keyword inputs"
@@ -73,6 +84,30 @@ def given_or_inferred(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | N
             NothingCaptured(where=type(model).__name__, reason=f"{error} in the example inputs")
         ) from None
     return args, kwargs
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        choices = "the instances of torch.nn.Module"
+        raise UnitifyError(UnknownOption(option="model", value=_shown(model), choices=choices))
+    if isinstance(model, torch.jit.ScriptModule):
+        raise _unusable(model, "it is a TorchScript module, which has no Python code to record")
+    pending, seen = [model], {id(model)}
+    for module in pending:
+        kind = type(module)
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        if "_modules" not in vars(module):
+            raise _unusable(module, f"{kind.__name__}.__init__ does not call super().__init__()")
+        if kind.__hash__ is None:
+            raise _unusable(module, f"{kind.__name__} defines __eq__ without __hash__")
+        children = [m for m in module._modules.values() if m is not None]
+        pending += [m for m in children if id(m) not in seen]
+        seen.update(map(id, children))
+
+
+def _unusable(module: nn.Module, reason: str) -> UnitifyError:
+    return UnitifyError(NothingCaptured(where=type(module).__name__, reason=reason))
 
 
 def _shown(value: Any) -> str:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from unitify.capture.calls import Calls, calls_of
 from unitify.capture.example import Inputs, in_order, initialise_lazy
@@ -40,6 +40,7 @@ from unitify.diagnostics import (
     GradientLost,
     NotCaptured,
     UnitifyError,
+    UnknownOption,
 )
 
 #: Do captures of a module, by part, compute what it computes on these inputs?
@@ -113,6 +114,9 @@ def record(
     Raises ``UnitifyError``: U102 where no part of it can be captured, U016 for a module that is
     transformed already.
     """
+    if not isinstance(seconds, int | float | None) or isinstance(seconds, bool):
+        value, choices = repr(seconds), "numbers of seconds, None"
+        raise UnitifyError(UnknownOption(option="recording_seconds", value=value, choices=choices))
     for path, module in model.named_modules():
         if getattr(type(module), "IS_TRANSFORMED", False):
             name = path or type(module).__name__
@@ -121,7 +125,8 @@ def record(
     calls = [(args, kwargs), *further]
     observed = observe(model, args, kwargs)
     with settled(model, observed, args, kwargs) as state:
-        how = How(dynamic_shapes, seconds, state.carried, observed.touched)
+        asks = bool(observed.layouts)
+        how = How(dynamic_shapes, seconds, state.carried, observed.touched, asks)
         try:
             if is_faithful is not None:
                 raise _unfaithful(type(model).__name__)
@@ -151,7 +156,9 @@ def _whole(
         raise UnitifyError(
             *(NotCaptured(where=path or name, module=path or name, reason=r) for path, r in unfit)
         )
-    if None in observed.unfit or model._backward_hooks or model._backward_pre_hooks:
+    # torch records the code of a module of a graph without its hooks.
+    are_apart = None in observed.unfit or isinstance(model, fx.GraphModule)
+    if are_apart or model._backward_hooks or model._backward_pre_hooks:
         with without_hooks(model):
             parts = _recordings("", model, calls, how)
         return {name: dataclasses.replace(c, has_hooks=False) for name, c in parts.items()}
@@ -250,10 +257,10 @@ def _islands(
                 # The module's own hooks run around its graph, as they do around its code.
                 received = list(calls.inputs[module].values())
                 own = tuple(w for t in observed.touched if (w := t.within(path)) is not None)
+                asks = not observed.layouts.isdisjoint(module.modules())
+                here = dataclasses.replace(how, touched=own, asks_layout=asks)
                 with without_hooks(module):
-                    recorded = _recordings(
-                        path, module, received, dataclasses.replace(how, touched=own)
-                    )
+                    recorded = _recordings(path, module, received, here)
                 if is_faithful is not None:
                     alone = {name.removeprefix(path): c for name, c in recorded.items()}
                     if not all(is_faithful(module, alone, call) for call in received):

@@ -28,10 +28,10 @@ def by_mode(training: bool, in_training: Any, in_evaluation: Any) -> Any:
 
 
 def merge_modes(training: fx.Graph, evaluation: fx.Graph) -> fx.Graph | None:
-    """``training``, following the mode flag; None if the two differ in more than constants.
-
-    Changes ``training`` in place.
-    """
+    """``training``, following the mode flag; None if the two differ in more than constants."""
+    copied = fx.Graph()
+    copied.output(copied.graph_copy(training, {}))
+    training = copied
     pairs = _aligned(training, evaluation)
     if pairs is None:
         return None

@@ -23,11 +23,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from unitify.capture.effects import INPUTS, place
 from unitify.capture.equality import same
 from unitify.capture.example import copied, resampled, widened
 from unitify.capture.exporting import without_cache
-from unitify.capture.places import MISSING, PLAIN, Location, cells, is_same
+from unitify.capture.places import MISSING, PLAIN, Location, cells, is_array, is_same
 from unitify.capture.state import Change, State, drawn, kept, random_states, seeded
+from unitify.capture.surroundings import Read, noted
 from unitify.capture.watching import watched
 
 
@@ -37,15 +39,17 @@ class Observed:
 
     ``unfit``: modules that a graph cannot stand for, and why; None for the code around the model's
     own (its hooks). ``made``: what the first call makes for good. ``changing``: what every call
-    leaves anew. ``touched``: all that calls change. ``reads``: entries that the modules' code
-    reads, each with its readers.
+    leaves anew. ``touched``: all that calls change. ``reads``: entries, and what else there is
+    around the modules, that their code reads, each with its readers. ``layouts``: modules that ask
+    how the elements of a tensor lie.
     """
 
     unfit: Mapping[nn.Module | None, str] = field(default_factory=dict)
     made: tuple[Location, ...] = ()
     changing: tuple[Location, ...] = ()
     touched: tuple[Location, ...] = ()
-    reads: Mapping[Location, frozenset[nn.Module | None]] = field(default_factory=dict)
+    reads: Mapping[Location | Read, frozenset[nn.Module | None]] = field(default_factory=dict)
+    layouts: frozenset[nn.Module | None] = frozenset()
 
 
 def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Observed:
@@ -58,7 +62,8 @@ def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     made: dict[Location, None] = {}
     changing: dict[Location, None] = {}
     touched: dict[Location, None] = {}
-    reads: dict[Location, set[nn.Module | None]] = {}
+    reads: dict[Location | Read, set[nn.Module | None]] = {}
+    layouts: set[nn.Module | None] = set()
     with kept(model, weights=True) as before, without_cache(model), seeded(model):
         for training in (model.training, not model.training):
             before.put_back()
@@ -68,10 +73,13 @@ def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
                 made.update(dict.fromkeys(run.made))
                 changing.update(dict.fromkeys(run.changing))
                 touched.update(dict.fromkeys(run.touched))
-                for location, readers in run.reads.items():
-                    reads.setdefault(location, set()).update(readers)
+                layouts |= run.around.layouts
+                for where, readers in (*run.reads.items(), *run.read_around()):
+                    reads.setdefault(where, set()).update(readers)
     who_reads = {where: frozenset(readers) for where, readers in reads.items()}
-    return Observed(unfit, tuple(made), tuple(changing), tuple(touched), who_reads)
+    return Observed(
+        unfit, tuple(made), tuple(changing), tuple(touched), who_reads, frozenset(layouts)
+    )
 
 
 @contextlib.contextmanager
@@ -139,7 +147,7 @@ class _Observation:
         self._switch()
         randomness = random_states()
         first = State.of(model)
-        with watched(model) as watch:
+        with watched(model) as watch, noted(model, lambda: watch.innermost) as self.around:
             self._call(self.example)
         self.reads, self.containers = watch.reads, watch.containers
         once = {str(c): c for c in first.changes()}
@@ -147,7 +155,8 @@ class _Observation:
         second = State.of(model, inputs)
         self._call(inputs, copies=False)
         again = {str(c): c for c in second.changes()}
-        self.touched = tuple(c.location for c in (*once.values(), *again.values()))
+        self.changes = (*once.values(), *again.values())
+        self.touched = tuple(c.location for c in self.changes)
         troubles = {where: c for where, c in again.items() if not self._is_handed_over(c)}
         self.changing = tuple(c.location for w, c in again.items() if w not in troubles)
         once = {where: c for where, c in once.items() if where not in again and not _is_equal(c)}
@@ -163,14 +172,29 @@ class _Observation:
         self.made = tuple(c.location for c in made.values())
         self._blame({**depends, **troubles})
         for held in second.written():
-            if not isinstance(held.holder, Tensor):
+            if is_array(held.holder):
+                self._blame_for(f"writes into {held.location}, an array", held.location)
+            elif not isinstance(held.holder, Tensor):
                 self._blame_for(f"draws from {held.location}, a generator", held.location)
         weights = {id(p) for p in model.parameters()}
         for held in before.written():
             if id(held.holder) in weights:
                 self._blame_for(f"writes into its parameter {held.location}", held.location)
+        for location, readers in self.around.grads.items():
+            for module in readers:
+                self.unfit.setdefault(module, f"it reads the gradient of {location}")
         if names := drawn(randomness):
             self._blame_drawing(names)
+
+    def read_around(self) -> Iterator[tuple[Location | Read, set[nn.Module | None]]]:
+        """What is read around the modules, but for what calls themselves change."""
+        changed = {(id(c.cell.namespace), c.key) for c in self.changes}
+        changing = {id(c.cell.container) for c in self.changes}
+        yield from self.around.of_tensors.items()
+        for read, readers in self.around.reads.items():
+            own = id(read.namespace), read.key
+            if own not in changed and id(read.now()) not in changing:
+                yield read, readers
 
     def _switch(self) -> None:
         if self.model.training != self.training:
@@ -238,7 +262,19 @@ class _Observation:
 
     def _is_handed_over(self, change: Change) -> bool:
         """Can a recording hand over what a call leaves there?"""
-        return _is_equal(change) or (change.location.root in self.paths and _is_kept(change))
+        return _is_equal(change) or (
+            change.location.root in self.paths and _is_kept(change) and self._is_found(change)
+        )
+
+    def _is_found(self, change: Change) -> bool:
+        """Can a call find the place in a module like this one? In a closure of a hook it cannot."""
+        if change.location.root == INPUTS:
+            return True
+        try:
+            holder, _ = place(change.location, self.model)
+        except (LookupError, AttributeError, TypeError):
+            return False
+        return holder is change.cell.container
 
     def _blame_for(self, what: str, location: Location) -> None:
         readers = [r for where, r in self.reads.items() if where.leads_to(location)]

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import types
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +95,11 @@ class Cell:
     step: str
     owner: Any = None
 
+    @property
+    def namespace(self) -> Any:
+        """What has the entries under their keys, where that is a dict."""
+        return self.container[0] if self.step == "global" else self.container
+
     def entries(self) -> dict[Any, Any]:
         """A copy of what the container holds now."""
         held = self.container
@@ -134,6 +140,9 @@ class Cell:
         elif isinstance(held, set):
             held.clear()
             held.update(entries.values())
+        elif isinstance(held, Slots):
+            held.clear()
+            held.update(entries)
         else:
             # In place and in order: an object's namespace cannot be exchanged for another. By the
             # methods of the plain type: a subclass may refuse.
@@ -148,9 +157,61 @@ class Cell:
         self.put({**self.entries(), key: value})
 
 
+class Slots(MutableMapping[str, Any]):
+    """The attributes that an object keeps in ``__slots__``, as a namespace."""
+
+    def __init__(self, of: Any, names: tuple[str, ...]) -> None:
+        self.of, self.names = of, names
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.names or not hasattr(self.of, name):
+            raise KeyError(name)
+        return getattr(self.of, name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        # A frozen dataclass refuses what is put back, too.
+        object.__setattr__(self.of, name, value)
+
+    def __delitem__(self, name: str) -> None:
+        object.__delattr__(self.of, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self.names if hasattr(self.of, name))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+@functools.cache
+def _slots(kind: type) -> tuple[str, ...]:
+    """Names of the slots of a class, as its instances have them."""
+    found: list[str] = []
+    for base in kind.__mro__:
+        own = vars(base).get("__slots__", ())
+        for name in (own,) if isinstance(own, str) else tuple(own):
+            is_private = name.startswith("__") and not name.endswith("__")
+            found.append(f"_{base.__name__.lstrip('_')}{name}" if is_private else name)
+    return tuple(n for n in dict.fromkeys(found) if n not in ("__dict__", "__weakref__"))
+
+
+def namespaces(value: Any) -> list[MutableMapping[str, Any]]:
+    """Where an object keeps its attributes: in its dict, in slots, or in both."""
+    held = getattr(value, "__dict__", None)
+    found: list[MutableMapping[str, Any]] = [held] if isinstance(held, dict) else []
+    kind: Any = type(value)
+    names = _slots(kind)
+    return [*found, Slots(value, names)] if names else found
+
+
 def is_same(a: Any, b: Any) -> bool:
     """Is an entry the same as before: the same object, or an equal plain value?"""
     return a is b or (isinstance(a, PLAIN) and type(a) is type(b) and a == b)
+
+
+def is_array(value: Any) -> bool:
+    """Is it an array of NumPy?"""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray)
 
 
 def cells(model: nn.Module, inputs: Any = ()) -> Iterator[Cell]:
@@ -205,8 +266,7 @@ def _cells_of(value: Any, location: Location) -> Iterator[Cell]:
         held = {"function": value.func, "args": value.args, "keywords": value.keywords}
         yield Cell(location, held, "item")
     elif not isinstance(value, (*_CLOSED, tuple)) and not _is_closed(type(value)):
-        namespace = getattr(value, "__dict__", None)
-        if isinstance(namespace, dict):
+        for namespace in namespaces(value):
             yield Cell(location, namespace, "attribute", value)
 
 

@@ -50,13 +50,14 @@ class How:
     with free sizes may take; after that, fewer are free. None: as long as it takes. ``carried``:
     tensors, by identity, that a call takes over from the one before, with their names; no graph
     may hold one. ``touched``: what calls were seen to change beside
-    returning, in the model and what it holds.
+    returning, in the model and what it holds. ``asks_layout``: does code ask how tensors lie?
     """
 
     dynamic_shapes: Any = "auto"
     seconds: float | None = None
     carried: Mapping[int, str] = field(default_factory=dict)
     touched: tuple[Location, ...] = ()
+    asks_layout: bool = False
 
 
 #: What is usual.

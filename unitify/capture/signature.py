@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from unitify.capture.effects import Effect, leave
 from unitify.capture.guards import Guard, Guards
+from unitify.capture.surroundings import layout
 from unitify.diagnostics import InputMismatch, OutsideGuards, UnitifyError
 
 #: Why a recording does not take a call: as it is found (a text and what stands in it, or a guard
@@ -30,12 +31,16 @@ Misfit = InputMismatch | OutsideGuards
 
 @dataclass(frozen=True)
 class Leaf:
-    """One flat input: a tensor (free sizes by symbol, fixed ones by number) or a constant."""
+    """One flat input: a tensor (free sizes by symbol, fixed ones by number) or a constant.
+
+    ``layout``: how the elements of the tensor lie, where the model's code asks.
+    """
 
     name: str
     shape: tuple[int | str, ...] | None
     dtype: torch.dtype | None
     constant: Any = None
+    layout: tuple[bool, ...] | None = None
 
     def describe(self) -> str:
         """The leaf as a reader would write it, such as ``x: float32[s0, 16]``."""
@@ -57,6 +62,8 @@ class CallSignature:
     guards: tuple[Guards, ...] = ()
     #: What a call leaves behind; the graph returns it after the result.
     effects: tuple[Effect, ...] = ()
+    #: Of each flat result the first place at which the recording returns the same tensor.
+    places: tuple[int, ...] = ()
 
     def describe(self) -> str:
         """All leaves, in order."""
@@ -103,14 +110,19 @@ class CallSignature:
 
     def unflatten(self, results: Any) -> Any:
         """The original's own output structure around flat results."""
-        return pytree.tree_unflatten(list(results)[: self.out_spec.num_leaves], self.out_spec)
+        flat = self._identical(results)
+        return pytree.tree_unflatten(flat[: self.out_spec.num_leaves], self.out_spec)
+
+    def _identical(self, results: Any) -> list[Any]:
+        """The results, what is one tensor in the model being one here."""
+        return [results[i] for i in self.places] if self.places else list(results)
 
     def leave(self, results: Any, tree: nn.Module, inputs: Mapping[str, Any]) -> None:
         """Put what a call leaves behind where it belongs, in the modules of ``tree`` and in the
         arguments, which ``inputs`` has by name.
         """
         if self.effects:
-            leave(self.effects, list(results)[self.out_spec.num_leaves :], tree, inputs)
+            leave(self.effects, self._identical(results)[self.out_spec.num_leaves :], tree, inputs)
 
     def _refusal(self, leaves: list[Any]) -> Refusal | None:
         for leaf, value in zip(self.leaves, leaves, strict=True):
@@ -128,6 +140,8 @@ class CallSignature:
                     return "dimension {} of {} is {}, expected {}", (
                         dimension, leaf.name, size, expected,
                     )  # fmt: skip
+            if leaf.layout is not None and layout(value) != leaf.layout:
+                return "the elements of {} lie in another order in memory", (leaf.name,)
         for guards in self.guards:
             broken = guards.broken(leaves)
             if broken is not None:
@@ -171,6 +185,25 @@ def leaf_of(node: fx.Node, argument: Any, value: Any) -> Leaf:
 def leaf_shape(value: torch.Tensor) -> tuple[int | str, ...]:
     """The shape of a recorded tensor: fixed sizes as numbers, free ones as expressions."""
     return tuple(_extent(size) for size in value.shape)
+
+
+def first_places(graph: fx.Graph) -> tuple[int, ...]:
+    """Of each flat result of a graph the place of the first that is the same value."""
+    (results,) = next(node for node in graph.nodes if node.op == "output").args
+    assert isinstance(results, list | tuple)
+    first: dict[Any, int] = {}
+    return tuple(
+        first.setdefault(result, place) if isinstance(result, fx.Node) else place
+        for place, result in enumerate(results)
+    )
+
+
+def laid_out(leaves: Sequence[Leaf], example: Sequence[Any]) -> tuple[Leaf, ...]:
+    """The leaves with the layouts of the example."""
+    return tuple(
+        dataclasses.replace(leaf, layout=layout(value)) if isinstance(value, torch.Tensor) else leaf
+        for leaf, value in zip(leaves, example, strict=True)
+    )
 
 
 def _extent(size: int | torch.SymInt) -> int | str:

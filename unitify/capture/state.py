@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from unitify.capture.equality import same
-from unitify.capture.places import MISSING, Cell, Location, cells, is_same
+from unitify.capture.places import MISSING, Cell, Location, cells, is_array, is_same
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Contents:
-    """A tensor and a copy of its numbers; a generator and its state."""
+    """A tensor or an array and a copy of its numbers; a generator and its state."""
 
     location: Location
     holder: Any
@@ -51,7 +51,7 @@ class Contents:
     def is_changed(self) -> bool:
         """Does the holder hold something else than was copied?"""
         if not isinstance(self.holder, Tensor):
-            return not _is_equal(_generator_state(self.holder), self.copy)
+            return not _is_equal(_state_of(self.holder), self.copy)
         return not same(self.holder.detach(), self.copy)
 
     def put_back(self) -> None:
@@ -60,7 +60,7 @@ class Contents:
             with torch.no_grad():
                 self.holder.data.copy_(self.copy)
         else:
-            _set_generator_state(self.holder, self.copy)
+            _set_state(self.holder, self.copy)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class State:
     """All that a model, and the inputs of a call, can reach at one moment.
 
     ``entries``: of each container. ``contents``: copies of the numbers of buffers and other
-    tensors, of parameters only where asked for; states of generators.
+    tensors and arrays, of parameters only where asked for; states of generators.
     """
 
     model: nn.Module
@@ -177,15 +177,15 @@ def _copy(value: Any) -> Any:
         if value.is_meta or isinstance(value, FakeTensor) or _is_uninitialized(value):
             return None
         return value.detach().clone()
-    return _generator_state(value)
+    return _state_of(value)
 
 
 def _is_uninitialized(tensor: Tensor) -> bool:
     return torch.nn.parameter.is_lazy(tensor)
 
 
-def _generator_state(value: Any) -> Any:
-    """The state of a generator object; None for anything else."""
+def _state_of(value: Any) -> Any:
+    """The state of a generator object, or the numbers of an array; None for anything else."""
     if isinstance(value, torch.Generator):
         return value.get_state()
     if isinstance(value, random.Random):
@@ -195,11 +195,15 @@ def _generator_state(value: Any) -> Any:
         return value.bit_generator.state
     if numpy and isinstance(value, numpy.random.RandomState):
         return value.get_state()
+    if is_array(value):
+        return value.copy()
     return None
 
 
-def _set_generator_state(generator: Any, state: Any) -> None:
-    if isinstance(generator, torch.Generator | sys.modules["numpy"].random.RandomState):
+def _set_state(generator: Any, state: Any) -> None:
+    if is_array(generator):
+        generator[...] = state
+    elif isinstance(generator, torch.Generator | sys.modules["numpy"].random.RandomState):
         generator.set_state(state)
     elif isinstance(generator, random.Random):
         generator.setstate(state)

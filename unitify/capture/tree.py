@@ -12,7 +12,7 @@ from types import FunctionType, MethodType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from unitify.capture.places import cells
@@ -31,7 +31,7 @@ def copy_of(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     memo = {} if memo is None else memo
     modules = list(model.modules())
     for module in modules:
-        memo[id(module)] = module if _is_opaque(module) else type(module).__new__(type(module))
+        memo[id(module)] = module if _is_opaque(module) else _empty(module)
     storages: dict[Any, torch.UntypedStorage] = {}
     for cell in cells(model):
         for value in cell.entries().values():
@@ -43,6 +43,12 @@ def copy_of(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
             memo[id(module)].__dict__.update(namespace)
     made: nn.Module = memo[id(model)]
     return made
+
+
+def _empty(module: nn.Module) -> nn.Module:
+    """A new instance of the module's class; of a module of a graph that class holds its code."""
+    kind = type(module)
+    return object.__new__(kind) if isinstance(module, fx.GraphModule) else kind.__new__(kind)
 
 
 def _is_opaque(module: nn.Module) -> bool:

@@ -150,6 +150,16 @@ def without_hooks(module: nn.Module) -> Iterator[None]:
         vars(module).update(held)
 
 
+def call_of(module: nn.Module) -> Callable[..., Any]:
+    """The module's code with its own hooks around it, if it has any.
+
+    Hooks on every module run around the transformed module already.
+    """
+    has_own = any(vars(module).get(name) for name in HOOKS)
+    is_plain = type(module).__call__ is nn.Module.__call__
+    return module.forward if is_plain and not has_own else module.__call__
+
+
 def share_hooks(owner: nn.Module, user: nn.Module) -> None:
     """Let the own hooks of ``owner`` run around ``user``, too; they are one set."""
     user.__dict__.update({name: vars(owner)[name] for name in HOOKS if name in vars(owner)})

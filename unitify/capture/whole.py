@@ -34,9 +34,16 @@ from unitify.capture.recorded_graph import (
     parameter_aliases,
     record_once,
 )
-from unitify.capture.signature import CallSignature, bind, register_dataclasses
+from unitify.capture.signature import (
+    CallSignature,
+    bind,
+    first_places,
+    laid_out,
+    register_dataclasses,
+)
 from unitify.capture.sizes import Free, fewer_and_fewer, frozen_dimensions
 from unitify.capture.source import frames_of_failure
+from unitify.capture.surroundings import Read
 from unitify.diagnostics import (
     CacheLeftOut,
     Diagnostic,
@@ -60,7 +67,7 @@ class Capture:
     ``.train()``/``.eval()``, else the only mode that it holds for; ``other`` is then the
     capture of the other mode, where there is one. ``reparametrisation``: the constants in the graph
     that a scheme put there. ``made``: what the model's first call makes for good, and the graph
-    takes for granted. ``reads``: attributes that the model's code read, each with
+    takes for granted. ``reads``: what the model's code read, each with
     the paths of the modules whose code did; the graph holds while they are what they were.
     ``has_hooks``: are the model's own hooks in the graph, or around it? ``true_parameters``: those
     that stay at true scale, by first name. ``regions``: what of the graph each call of a submodule
@@ -81,7 +88,7 @@ class Capture:
     regions: Regions = field(default_factory=Regions)
     diagnostics: tuple[Diagnostic, ...] = ()
     made: tuple[tuple[Location, Any], ...] = ()
-    reads: Mapping[Location, frozenset[str]] = field(default_factory=dict)
+    reads: Mapping[Location | Read, frozenset[str]] = field(default_factory=dict)
     has_hooks: bool = True
     calls: tuple[Outline, ...] = ()
 
@@ -169,9 +176,10 @@ def _captured(
             arguments,
             record.in_spec,
             record.out_spec,
-            record.leaves,
+            laid_out(record.leaves, record.example) if how.asks_layout else record.leaves,
             record.guards,
             record.effects,
+            first_places(record.graph),
         )
         frozen = frozen_dimensions(record.leaves) if free == "auto" else []
         return Capture(
@@ -190,11 +198,9 @@ def _captured(
 
     with _quiet_model(model, notes):
         records, reason = _recorded_modes(model, recorded)
-        if len(records) == 2 and _are_merged(records[True], records[False]):
-            guards = tuple(dict.fromkeys(records[True].guards + records[False].guards))
-            regions = records[True].regions.common(records[False].regions)
-            both = dataclasses.replace(records[True], guards=guards, regions=regions)
-            return captured(both, None)
+        merged = _merged(records[True], records[False]) if len(records) == 2 else None
+        if merged is not None:
+            return captured(merged, None)
         if any(m.training != model.training for m in model.modules()):
             records = {model.training: recorded()}
             reason = "some of its submodules train and some do not"
@@ -207,15 +213,20 @@ def _captured(
     return captured(records[model.training], mode, twin)
 
 
-def _are_merged(training: Record, evaluation: Record) -> bool:
-    """Make ``training`` follow the mode flag; False where the two modes are two graphs."""
+def _merged(training: Record, evaluation: Record) -> Record | None:
+    """One recording that follows the mode flag; None where the two modes are two graphs."""
     if training.effects != evaluation.effects:
-        return False
+        return None
     ours, theirs = training.constants, evaluation.constants
     for name in ours.keys() & theirs.keys():
         if isinstance(ours[name], torch.Tensor) and not _equal(ours[name], theirs[name]):
-            return False
-    return merge_modes(training.graph, evaluation.graph) is not None
+            return None
+    graph = merge_modes(training.graph, evaluation.graph)
+    if graph is None:
+        return None
+    guards = tuple(dict.fromkeys(training.guards + evaluation.guards))
+    regions = training.regions.common(evaluation.regions)
+    return dataclasses.replace(training, graph=graph, guards=guards, regions=regions)
 
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -67,7 +67,7 @@ def write_outputs(outcome: Outcome, outputs: Iterable[Output]) -> None:
         if output.path is not None:
             _write(output.path, rendered(outcome, output.format))
         elif output.format == "text":
-            Console().print(as_text(outcome), highlight=False, soft_wrap=True)
+            Console(emoji=False).print(as_text(outcome), highlight=False, soft_wrap=True)
         elif output.format == "github":
             sys.stderr.write(rendered(outcome, "github"))
         else:
@@ -92,7 +92,9 @@ def rendered(outcome: Outcome, format: str) -> str:
     if format == "markdown":
         return as_markdown(outcome)
     written = io.StringIO()
-    Console(file=written, no_color=True).print(as_text(outcome), highlight=False, soft_wrap=True)
+    Console(file=written, no_color=True, emoji=False).print(
+        as_text(outcome), highlight=False, soft_wrap=True
+    )
     return written.getvalue()
 
 

@@ -65,7 +65,7 @@ def import_target(target: str) -> Callable[[], Any]:
     _look_here()
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         problem = f"importing {module_name} failed with {_first_line(error)}"
         raise _failed(target, problem, error) from error
     for part in name.split("."):
@@ -87,7 +87,7 @@ def import_libraries(modules: Iterable[str]) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UnitifyError(ImportFailed(module=module, problem=_first_line(error))) from error
 
 
@@ -103,11 +103,11 @@ def _call(target: str) -> Any:
         return function()
     except UnitifyError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failed(target, f"it failed with {_first_line(error)}", error) from error
 
 
-def _failed(target: str, problem: str, error: Exception | None = None) -> UnitifyError:
+def _failed(target: str, problem: str, error: BaseException | None = None) -> UnitifyError:
     """``error``: what the user's code raised; the line that did is named."""
     frames = frames_of_failure(error.__traceback__) if error is not None else ()
     own = [frame for frame in frames if frame.file not in (__file__, importlib.__file__)]
@@ -124,6 +124,6 @@ def _article(value: Any) -> str:
     return "None" if value is None else f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

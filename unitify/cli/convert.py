@@ -89,6 +89,6 @@ def convert(
             allowed=Allowed(tuple(allow_missing), tuple(allow_unexpected)),
             on_stage=advance,
         )
-    console = Console()
+    console = Console(emoji=False)
     console.print(report_table(report))
     console.print(f"written to {output}", highlight=False, soft_wrap=True)

@@ -37,7 +37,7 @@ def explain(
             text = explain_code(subject.upper())
         else:
             text = _derivation(subject, folder, model, inputs, rules)
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+    Console(emoji=False).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _derivation(

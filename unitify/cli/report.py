@@ -84,7 +84,7 @@ def report(
         )
         made = ModelReport(gather(module, known))
         written = made.save(output, chosen) if output is not None else ()
-    console = Console()
+    console = Console(emoji=False)
     if output is None and chosen == "text":
         console.print(summary(made.numerics))
     elif output is None:

@@ -45,7 +45,7 @@ def rules(
     with reported():
         import_libraries(imports)
         found = [r for r in rows(load_rules(files).values()) if fnmatchcase(r.operation, only)]
-    Console().print(_table(found), soft_wrap=False)
+    Console(emoji=False).print(_table(found), soft_wrap=False)
 
 
 @rules_app.command("verify")
@@ -70,7 +70,7 @@ def verify_rules(
         verdicts = []
         for verdict in verify(table, [only]):
             verdicts.append(verdict)
-            Console().print(_line(verdict), highlight=False, soft_wrap=True)
+            Console(emoji=False).print(_line(verdict), highlight=False, soft_wrap=True)
     failed = sum(not verdict.holds for verdict in verdicts)
     print(f"{len(verdicts) - failed} of {len(verdicts)} rows hold")
     raise typer.Exit(1 if failed else 0)

@@ -36,7 +36,7 @@ def reported() -> Iterator[None]:
         except UnitifyError as error:
             if SHOWS_TRACEBACK.get():
                 traceback.print_exception(error)
-            console = Console(stderr=True)
+            console = Console(stderr=True, emoji=False)
             for diagnostic in error.diagnostics:
                 line = f"error: {diagnostic}"
                 console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
@@ -54,7 +54,7 @@ def reported() -> Iterator[None]:
 @contextlib.contextmanager
 def progress_bar(names: tuple[str, ...]) -> Iterator[Callable[[str], None]]:
     """A bar over the stages, gone when they are done; yields what each stage calls at its end."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal

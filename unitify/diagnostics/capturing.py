@@ -188,9 +188,10 @@ class CaptureDiffers(Diagnostic):
 
 @dataclass(frozen=True)
 class AttributeTurned(Diagnostic):
-    """An attribute that the model's code reads is no longer what it was when it was recorded.
+    """Something that the model's code reads is no longer what it was when it was recorded.
 
-    The graph holds what the attribute was. So the call runs the model's own code, which reads it
+    That is an attribute, or a global, a variable of the environment, a switch of torch such as
+    autocast. The graph holds what it was. So the call runs the model's own code, which reads it
     as it is now: exact, but without scales and casts. A module for inference has no such code, and
     refuses the call.
 

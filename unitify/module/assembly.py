@@ -22,7 +22,7 @@ from unitify.capture.observing import install
 from unitify.capture.recorded_graph import parameter_aliases
 from unitify.capture.signature import Refusal
 from unitify.capture.tree import copy_of
-from unitify.capture.watching import share_hooks
+from unitify.capture.watching import call_of, share_hooks
 from unitify.capture.whole import Capture
 from unitify.diagnostics import Diagnostic, UnitifyError
 from unitify.module.graph_forward import GraphForward, own_code_again
@@ -92,7 +92,7 @@ class AssembledModule(UnitScaledModule):
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call: the model's own code, with the graphs of its islands."""
-        return self.host(*args, **kwargs)
+        return call_of(self.host)(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AssembledModule:
         parts = {
@@ -104,6 +104,7 @@ class AssembledModule(UnitScaledModule):
         made = AssembledModule(host, parts, self.diagnostics)
         for name, part in self.parts.items():
             copied = made.parts[name]
+            copied.watch(host, path_of(name), copied._submodules is not None, part)
             copied.recipe, copied._casts = part.recipe, part.casts
             copied.is_inference = made.is_inference = part.is_inference
         made.recipe, made.verification = self.recipe, self.verification

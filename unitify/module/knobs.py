@@ -1,116 +1,276 @@
-"""Attributes that a graph was recorded with: are they still what they were?
+"""What a graph was recorded with: is it still what it was?
 
-A recording holds the numbers, flags and containers that the model's code read. Whoever turns one on
-the finished module (``dropout.p = 0``) means the code to read it. So each call looks whether all of
-them are as they were, which takes some 40 ns each.
+A recording holds the numbers, flags, containers and methods that the model's code read. Whoever
+turns one on the finished module (``dropout.p = 0``), or around it (a global, a switch of torch),
+means the code to read it. So each call looks whether all of them are as they were, which takes some
+50 ns each.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import repeat
+from operator import contains, getitem, is_, is_not
 from typing import Any
 
-import torch
-from torch import nn
+import torch.nn.modules.module
+from torch import Tensor, nn
 
 from unitify.capture.effects import place
-from unitify.capture.places import MISSING, Location, is_same
+from unitify.capture.places import MISSING, Location, is_array, is_same
+from unitify.capture.surroundings import Answers, Read, layout
 
 #: Containers with more entries are compared by their number alone.
 _MANY = 256
-#: Paths of the modules whose code reads an entry.
-_Readers = frozenset[str]
+#: Hooks on every module that there is. Those that are registered later fire in code alone.
+_GLOBAL_HOOKS = {
+    name: held
+    for name, held in vars(torch.nn.modules.module).items()
+    if name.startswith("_global_") and isinstance(held, dict)
+}
 
 
-class Knobs:
-    """The entries of a tree of modules that its graph holds, and what they were."""
+class _Names:
+    """Names, each in its namespace. One list a column: a look is a loop that runs in C."""
 
-    def __init__(self, tree: nn.Module, reads: Mapping[Location, _Readers]) -> None:
-        """``reads``: entries that the code of modules reads, each with their paths."""
-        #: A namespace, the name in it, what stands there, and the way to it.
-        self.names: list[tuple[Mapping[Any, Any], Any, Any, Location, _Readers]] = []
-        #: A list, its entries; any other container, how many it has.
-        self.lists: list[tuple[Any, list[Any], Location, _Readers]] = []
-        self.sizes: list[tuple[Any, int, Location, _Readers]] = []
-        self.seen: set[int] = set()
-        for location, readers in reads.items():
-            try:
-                container, key = place(location, tree)
-            except (LookupError, AttributeError, TypeError):
-                continue  # Not in the tree: a closure's or a global's, which no one turns here.
-            self._note(container, key, location, readers)
-            if len(location.steps) == 1 and key not in container:
-                self._note_class(tree.get_submodule(location.root), key, location, readers)
-        for path, module in tree.named_modules():
-            where, own = Location(path), frozenset([path])
-            self._enter(module._modules, where.then("attribute", "_modules"), own)
-            for name, child in module.named_children():
-                inner = Location(f"{path}.{name}" if path else name)
-                self._note(vars(child), "forward", inner.then("attribute", "forward"), own)
-        self._note(vars(tree), "forward", Location("").then("attribute", "forward"), frozenset())
-        self._inside: dict[str, Knobs] = {}
+    def __init__(self) -> None:
+        self.namespaces: list[Any] = []
+        self.names: list[Any] = []
+        self.held: list[Any] = []
+        self.places: list[Any] = []
 
-    def _note(self, container: Any, key: Any, location: Location, readers: _Readers) -> None:
-        if isinstance(container, dict):
-            value = container.get(key, MISSING)
-            self.names.append((container, key, value, location, readers))
-            self._enter(value, location, readers)
+    def add(self, namespace: Any, name: Any, held: Any, where: Any) -> None:
+        """``where``: how to say it."""
+        self.namespaces.append(namespace)
+        self.names.append(name)
+        self.held.append(held)
+        self.places.append(where)
 
-    def _note_class(
-        self, module: nn.Module, name: str, location: Location, readers: _Readers
-    ) -> None:
-        """Where a name that was read is the class's, it is looked at there, too."""
-        for kind in type(module).__mro__:
-            if name in vars(kind):
-                self.names.append((vars(kind), name, vars(kind)[name], location, readers))
-                return
-
-    def _enter(self, value: Any, location: Location, readers: _Readers) -> None:
-        if not isinstance(value, dict | list | set | deque) or id(value) in self.seen:
-            return
-        self.seen.add(id(value))
-        if isinstance(value, list) and len(value) <= _MANY:
-            self.lists.append((value, list(value), location, readers))
-            for index, item in enumerate(value):
-                self._enter(item, location.then("item", index), readers)
-            return
-        self.sizes.append((value, len(value), location, readers))
-        if isinstance(value, dict) and len(value) <= _MANY:
-            for key in value:
-                self._note(value, key, location.then("item", key), readers)
-
-    def inside(self, path: str) -> Knobs:
-        """Those that the code of the submodule at ``path``, or one inside of it, reads."""
-        if path not in self._inside:
-            below = f"{path}."
-
-            def concerns(readers: _Readers) -> bool:
-                return any(r == path or r.startswith(below) for r in readers)
-
-            made = self._inside[path] = Knobs.__new__(Knobs)
-            made.names = [entry for entry in self.names if concerns(entry[-1])]
-            made.lists = [entry for entry in self.lists if concerns(entry[-1])]
-            made.sizes = [entry for entry in self.sizes if concerns(entry[-1])]
-        return self._inside[path]
-
-    def turned(self) -> Location | None:
-        """The first entry that is another than it was; None where all are the same."""
-        for namespace, name, expected, location, _ in self.names:
-            now = namespace.get(name, MISSING)
-            if now is not expected and not is_same(now, expected):
-                return location
-        for held, entries, location, _ in self.lists:
-            if len(held) != len(entries) or not all(map(is_same, held, entries)):
-                return location
-        for held, size, location, _ in self.sizes:
-            if len(held) != size:
-                return location
+    def turned(self) -> Any:
+        """Where the first one is said that is another now; an equal number is the same."""
+        try:
+            now = map(getitem, self.namespaces, self.names)
+            if all(map(is_, now, self.held)):
+                return None
+        except KeyError:
+            pass
+        for index, namespace in enumerate(self.namespaces):
+            now = namespace.get(self.names[index], MISSING)
+            if now is not self.held[index]:
+                if not is_same(now, self.held[index]):
+                    return self.places[index]
+                self.held[index] = now
         return None
 
 
+class Knobs:
+    """What the graph of a tree of modules holds, and what it was.
+
+    ``reads``: what the code of modules reads. ``left``: where calls leave something. ``is_turned``:
+    what was turned already, as it prints, in what this one is a copy of. ``within``: of the
+    submodule at this path alone, whose own hooks run around its graph.
+    """
+
+    def __init__(
+        self,
+        tree: nn.Module,
+        reads: Iterable[Location | Read],
+        left: Sequence[Location] = (),
+        is_turned: str | None = None,
+        within: str = "",
+    ) -> None:
+        self.is_turned = is_turned
+        #: Names that are there, and names that are not.
+        self.present, self.absent = _Names(), _Names()
+        #: A question, the answer, how to say it.
+        self.questions: list[tuple[Callable[[], Any], Any, Any]] = []
+        #: A list, its entries; any other container, how many it has; an array, its numbers.
+        self.lists: list[tuple[Any, list[Any], Any]] = []
+        self.sized: list[Any] = []
+        self.sizes: list[int] = []
+        self.sized_places: list[Any] = []
+        self.arrays: list[tuple[Any, bytes, Any]] = []
+        #: Modules and their classes; the names under which their tables have a tensor.
+        top = tree.get_submodule(within)
+        self.modules = list(top.modules())
+        self.kinds = [type(module) for module in self.modules]
+        self.tensors = _Names()
+        self.seen: set[Any] = set()
+        for read in reads:
+            if isinstance(read, Location) and any(map(read.leads_to, left)):
+                continue
+            try:
+                self._note_read(tree, read)
+            except (LookupError, AttributeError, TypeError):
+                continue  # Not in the tree: no one finds it there.
+        for name, hooks in _GLOBAL_HOOKS.items() if top is tree or len(self.modules) > 1 else ():
+            self._enter(hooks, f"torch.nn.modules.module.{name}")
+        for path, module in top.named_modules(prefix=within):
+            self._note_module(module, Location(path), has_forward=not within or path != within)
+
+    def _note_module(self, module: nn.Module, where: Location, has_forward: bool) -> None:
+        forward = where.then("attribute", "forward")
+        self._enter(module._modules, where.then("attribute", "_modules"))
+        if has_forward:
+            self._note(vars(module), "forward", forward)
+        if isinstance(module, torch.jit.ScriptModule):
+            return
+        self._note_class(type(module), "forward", forward)
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is not None:
+                    self.tensors.add(table, name, tensor, where.then("attribute", name))
+
+    def _note_read(self, tree: nn.Module, read: Location | Read) -> None:
+        if isinstance(read, Read):
+            if isinstance(read.namespace, Answers):
+                self.questions.append((read.key, read.now(), read.name))
+            else:
+                self._note(read.namespace, read.key, read.name)
+            return
+        if read.steps[0].key in ("_parameters", "_buffers"):
+            self._note_trait(tree, read)
+            return
+        container, key = place(read, tree)
+        self._note(container, key, read)
+        if len(read.steps) == 1 and key not in container:
+            self._note_class(type(tree.get_submodule(read.root)), key, read)
+
+    def _note_trait(self, tree: nn.Module, read: Location) -> None:
+        """What a tensor is asked about itself."""
+        table, name = place(Location(read.root, read.steps[:-1]), tree)
+        trait = read.steps[-1].key
+
+        def ask() -> Any:
+            tensor: Tensor = table[name]
+            return layout(tensor) if trait == "layout" else getattr(tensor, trait)
+
+        self.questions.append((ask, ask(), read))
+
+    def _note(self, namespace: Any, key: Any, where: Any) -> None:
+        if not hasattr(namespace, "keys") or (id(namespace), key) in self.seen:
+            return
+        self.seen.add((id(namespace), key))
+        held = namespace.get(key, MISSING)
+        (self.absent if held is MISSING else self.present).add(namespace, key, held, where)
+        self._enter(held, where)
+
+    def _note_class(self, kind: type, name: str, where: Any) -> None:
+        """A name that was read may be the class's, or that of one before or behind it."""
+        for base in kind.__mro__:
+            if base in (nn.Module, object):
+                return
+            if (base, name) not in self.seen:
+                self.seen.add((base, name))
+                held = vars(base).get(name, MISSING)
+                names = self.absent if held is MISSING else self.present
+                names.add(vars(base), name, held, where)
+
+    def _enter(self, value: Any, where: Any) -> None:
+        if id(value) in self.seen:
+            return
+        self.seen.add(id(value))
+        if is_array(value):
+            self.arrays.append((value, value.tobytes(), where))
+        elif isinstance(value, list) and len(value) <= _MANY:
+            self.lists.append((value, list(value), where))
+            for index, item in enumerate(value):
+                self._enter(item, _then(where, index))
+        elif isinstance(value, dict | list | set | deque):
+            self.sized.append(value)
+            self.sizes.append(len(value))
+            self.sized_places.append(where)
+            if isinstance(value, dict) and len(value) <= _MANY:
+                for key in value:
+                    self._note(value, key, _then(where, key))
+
+    def turned(self, has_weights: bool = True) -> Any:
+        """The first that is another than it was, as it prints; None where all are the same.
+
+        ``has_weights``: every parameter has to be there.
+        """
+        return next(self._turned(has_weights), None)
+
+    def _turned(self, has_weights: bool) -> Iterator[Any]:
+        if self.is_turned is not None:
+            yield self.is_turned
+        if (where := self.present.turned()) is not None:
+            yield where
+        if any(map(contains, self.absent.namespaces, self.absent.names)):
+            yield self.absent.turned()
+        for question, answer, where in self.questions:
+            try:
+                now = question()
+            except (LookupError, AttributeError):
+                now = MISSING
+            if now is not answer and not is_same(now, answer) and not _is_equal(now, answer):
+                yield where
+        if not all(map(is_, map(type, self.modules), self.kinds)):
+            for module, kind in zip(self.modules, self.kinds, strict=True):
+                if not _runs_as(type(module), kind):
+                    yield f"the class of a {kind.__name__}"
+        if has_weights:
+            tables, names = self.tensors.namespaces, self.tensors.names
+            if not all(map(is_not, map(dict.get, tables, names), repeat(None))):
+                yield next(self._lacking())
+        for held, entries, where in self.lists:
+            if len(held) != len(entries) or not all(map(is_same, held, entries)):
+                yield where
+        if [*map(len, self.sized)] != self.sizes:
+            sizes = zip(map(len, self.sized), self.sizes, self.sized_places, strict=True)
+            yield next(where for size, expected, where in sizes if size != expected)
+        for array, numbers, where in self.arrays:
+            if array.tobytes() != numbers:
+                yield where
+
+    def _lacking(self) -> Iterator[Any]:
+        held = self.tensors
+        for table, name, where in zip(held.namespaces, held.names, held.places, strict=True):
+            if table.get(name) is None:
+                yield where
+
+
+@lru_cache(maxsize=4096)
+def _runs_as(now: Hashable, kind: Hashable) -> bool:
+    """Has a class what ``kind`` has, but for what every module has? A wrapped block's has."""
+    if now is kind:
+        return True
+    assert isinstance(now, type)
+    assert isinstance(kind, type)
+    own = {name for base in kind.__mro__ if base not in nn.Module.__mro__ for name in vars(base)}
+    return issubclass(now, kind) and all(
+        inspect.getattr_static(now, name) is inspect.getattr_static(kind, name)
+        for name in {*own, "forward"}
+        if not name.startswith("__")
+    )
+
+
+def reads_by_path(reads: Mapping[Location | Read, frozenset[str]]) -> dict[str, list[Any]]:
+    """What is read inside of each submodule, from what is read with the paths of its readers."""
+    found: dict[str, dict[Any, None]] = {}
+    for read, readers in reads.items():
+        for reader in readers:
+            while reader:
+                found.setdefault(reader, {})[read] = None
+                reader = reader.rpartition(".")[0]
+    return {path: list(held) for path, held in found.items()}
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def turned_now(knobs: Knobs) -> str | None:
+def turned_now(knobs: Knobs, has_weights: bool) -> str | None:
     """The first entry that is another than it was, as code is compiled."""
-    found = knobs.turned()
+    found = knobs.turned(has_weights)
     return None if found is None else str(found)
+
+
+def _then(where: Any, key: Any) -> Any:
+    return where.then("item", key) if isinstance(where, Location) else f"{where}[{key!r}]"
+
+
+def _is_equal(now: Any, answer: Any) -> bool:
+    """Are two answers equal that are another object each time (a device, a tuple)?"""
+    is_plain = isinstance(answer, torch.device | torch.dtype | tuple)
+    return is_plain and type(now) is type(answer) and bool(now == answer)

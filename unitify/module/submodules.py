@@ -25,7 +25,7 @@ from unitify.capture.signature import CallSignature
 from unitify.capture.whole import Capture
 from unitify.diagnostics import CastsLeftOut, UnitifyError, UnitifyWarning
 from unitify.module.graph_forward import GraphForward
-from unitify.module.knobs import Knobs
+from unitify.module.knobs import Knobs, turned_now
 from unitify.module.regions import NoPiece, Piece, piece_of
 from unitify.plan.scale_plan import ScalePlan
 
@@ -64,10 +64,10 @@ class _Graph:
 class Submodules:
     """Runs the calls of the submodules of ``tree``; ``whole`` tells of the graph as it is."""
 
-    def __init__(self, tree: nn.Module, whole: Callable[[], Whole], prefix: str) -> None:
-        """``prefix``: the path of ``tree`` in what the knobs are of."""
-        self.tree, self.whole, self.prefix = tree, whole, prefix
-        self.knobs: Knobs | None = None
+    def __init__(self, tree: nn.Module, whole: Callable[[], Whole]) -> None:
+        self.tree, self.whole = tree, whole
+        #: What the code of each submodule reads, by path.
+        self.knobs: dict[str, Knobs] = {}
         #: What casts told in the call of the module that is running: none runs where it is None.
         self.tokens: list[tuple[str, Tensor]] | None = None
         self._of: fx.Graph | None = None
@@ -88,7 +88,9 @@ class Submodules:
         """A call of a submodule: its graph where it holds for the call, else its own code."""
         path = self._paths[module]
         whole, graph = self.whole(), self._graph(path)
-        reason = graph if isinstance(graph, str) else self._turned(path)
+        reason = graph if isinstance(graph, str) else ""
+        if not reason and (found := self.turned(path)) is not None:
+            reason = f"{found} is not what it was"
         mode = whole.capture.mode
         if not reason and mode is not None and module.training != (mode == "train"):
             reason = f"its graph is that of {mode} mode"
@@ -135,11 +137,14 @@ class Submodules:
 
     # -- what a call leaves out -----------------------------------------------------------
 
-    def _turned(self, path: str) -> str:
-        if self.knobs is None or torch.compiler.is_compiling():
-            return ""
-        found = self.knobs.inside(f"{self.prefix}.{path}".strip(".")).turned()
-        return "" if found is None else f"{found} is not what it was"
+    def turned(self, path: str) -> str | None:
+        """What the code of a submodule reads that is not what it was; None for nothing."""
+        has_weights = not self.whole().is_inference
+        if torch.compiler.is_compiling():
+            compiled: str | None = turned_now(self.knobs[path], has_weights)
+            return compiled
+        found = self.knobs[path].turned(has_weights)
+        return None if found is None else str(found)
 
     def leave(self, path: str, reason: str, whole: Whole) -> None:
         """Say that the module at ``path`` runs its own code, if that leaves casts out.

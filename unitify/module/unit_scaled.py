@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from unitify.capture.signature import bind
 from unitify.capture.tree import copy_of, share_tables
-from unitify.capture.watching import share_hooks
+from unitify.capture.watching import call_of, share_hooks
 from unitify.capture.whole import Capture
 from unitify.diagnostics import (
     AttributeTurned,
@@ -32,8 +32,8 @@ from unitify.diagnostics import (
 from unitify.module.folding import fold
 from unitify.module.graph_forward import own_code_again
 from unitify.module.interpreted import OwnCall
-from unitify.module.knobs import Knobs, turned_now
-from unitify.module.own_code import leave_graph, run_own_code
+from unitify.module.knobs import Knobs, reads_by_path, turned_now
+from unitify.module.own_code import is_of_class, leave_graph, run_own_code
 from unitify.module.submodules import Submodules, Whole
 from unitify.module.tied import tied_again
 from unitify.module.weights import HoldsWeights
@@ -95,7 +95,7 @@ class UnitScaledModule(HoldsWeights, fx.GraphModule):
         if name in _OWN:
             object.__setattr__(self, name, value)
             return
-        if name != "training" and self._is_model_s(name):
+        if name != "training" and (self._is_model_s(name) or is_of_class(self, name)):
             setattr(self._tree, name, value)
             return
         super().__setattr__(name, value)
@@ -112,13 +112,12 @@ class UnitScaledModule(HoldsWeights, fx.GraphModule):
         if self._is_model_s(name):
             return vars(self._tree)[name]
         # Not while the model's own are registered, which asks whether a name is free.
-        if name == "report" and "diagnostics" in self.__dict__:
-            held = (self._modules, self._parameters, self._buffers)
-            if not any(name in table for table in held):
-                # It stands behind this file: it is loaded when somebody asks.
-                from unitify.report.of_module import report
+        held = (self._modules, self._parameters, self._buffers) if name == "report" else ()
+        if held and "diagnostics" in self.__dict__ and not any(name in table for table in held):
+            # It stands behind this file: it is loaded when somebody asks.
+            from unitify.report.of_module import report
 
-                return MethodType(report, self)
+            return MethodType(report, self)
         return super().__getattr__(name)
 
     def recompile(self) -> Any:
@@ -168,7 +167,7 @@ class UnitScaledModule(HoldsWeights, fx.GraphModule):
         """
         if (turned := self._turned()) is not None:
             tree = self._tree
-            code = tree.__call__ if self.capture.has_hooks else tree.forward
+            code = call_of(tree) if self.capture.has_hooks else tree.forward
             return self.run_own(turned, code, args, kwargs)
         self._check_mode()
         return self.run_flat(self.capture.flat_inputs(args, kwargs), args, kwargs)
@@ -226,30 +225,39 @@ class UnitScaledModule(HoldsWeights, fx.GraphModule):
         cast = frozenset(choice.value for choice in self._casts if choice.is_cast)
         return Whole(self.graph, self.capture, self.plan, self._attribute, cast, self.is_inference)
 
-    def watch(self, tree: nn.Module, path: str = "", is_alone: bool = True) -> None:
-        """From now on, attributes of ``tree`` are to stay what the graph was recorded with.
+    def watch(
+        self,
+        tree: nn.Module,
+        path: str = "",
+        is_alone: bool = True,
+        like: UnitScaledModule | None = None,
+    ) -> None:
+        """From now on, what the code of ``tree`` reads is to stay as it was.
 
         ``path``: where in it this module's own tree is. ``is_alone``: is there no other graph of
-        that, so that its submodules have graphs of their own where values are true?
+        that, so that its submodules have graphs of their own where values are true? ``like``: what
+        this is a copy of.
         """
+        reads, left = self.capture.reads, [effect.location for effect in self.capture.call.effects]
         if is_alone and self.plan.is_true:
-            self._submodules = Submodules(self._tree, self._whole, path)
-        left = [effect.location for effect in self.capture.call.effects]
-        reads = {
-            where: readers
-            for where, readers in self.capture.reads.items()
-            if not any(map(where.leads_to, left))
-        }
-        self.__dict__["_knobs"] = knobs = Knobs(tree, reads)
-        if self._submodules is not None:
-            self._submodules.knobs = knobs
+            self._submodules = Submodules(self._tree, self._whole)
+            own = reads_by_path(reads)
+            for name in self.capture.regions.paths:
+                full = f"{path}.{name}".strip(".")
+                before = like._submodules.turned(name) if like and like._submodules else None
+                knobs = Knobs(tree, own.get(full, ()), left, before, full)
+                self._submodules.knobs[name] = knobs
+        turned = like._turned() if like is not None else None
+        found = None if turned is None else turned.attribute
+        self.__dict__["_knobs"] = Knobs(tree, reads, left, found)
 
     def _turned(self) -> AttributeTurned | None:
         """What was turned since then, if anything; compiled code was asked as it was compiled."""
         knobs: Knobs | None = self.__dict__.get("_knobs")
         if knobs is None:
             return None
-        found = turned_now(knobs) if torch.compiler.is_compiling() else knobs.turned()
+        has = not self.is_inference
+        found = turned_now(knobs, has) if torch.compiler.is_compiling() else knobs.turned(has)
         return None if found is None else AttributeTurned(attribute=str(found))
 
     def _check_mode(self) -> None:
@@ -359,7 +367,7 @@ class UnitScaledModule(HoldsWeights, fx.GraphModule):
         made.recipe, made._casts, made.verification = self.recipe, self._casts, self.verification
         made.is_inference = self.is_inference
         if "_knobs" in self.__dict__:
-            made.watch(root)
+            made.watch(root, like=self)
         if not self.capture.has_hooks:
             share_hooks(root, made)
         memo[id(self)] = made
@@ -369,8 +377,8 @@ class UnitScaledModule(HoldsWeights, fx.GraphModule):
         raise UnitifyError(NotPickled(where=type(self.original).__name__))
 
 
-#: Attributes that every module has.
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+#: Attributes that every module, also one of a graph, has.
+_OF_EVERY_MODULE = frozenset(vars(fx.GraphModule(nn.Module(), fx.Graph())))
 #: Attributes that a module of this class has and a plain one has not.
 _OWN = frozenset(UnitScaledModule.__annotations__) | (
     frozenset(dir(UnitScaledModule)) - frozenset(dir(nn.Module))

@@ -9,6 +9,7 @@ every start and so are checked by a test, and by ``unitify rules verify``.
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +18,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from unitify.diagnostics import Diagnostic, OperationUnknown, RuleInvalid, UnitifyError
+from unitify.diagnostics import (
+    Diagnostic,
+    OperationUnknown,
+    RuleInvalid,
+    UnitifyError,
+    UnknownOption,
+)
 from unitify.operations.row_forms import close_to
 from unitify.operations.row_lines import failing_line, line_of, lines_of
 from unitify.operations.row_names import unknown_names
@@ -43,11 +50,18 @@ def load_rules(extra: Iterable[str | Path | Mapping[str, Any]] = ()) -> RuleTabl
 
     A row for an operation that has one already says ``replaces = true``, unless it is the same.
 
-    Raises ``UnitifyError``, with file and line of everything that is wrong: U201 for what is not a
-    rule, or means nothing to the operation; U205 for an operation that torch does not know.
+    Raises ``UnitifyError``, with file and line of everything that is wrong: U001 for what is no
+    list of files; U201 for what is not a rule, or means nothing to the operation; U205 for an
+    operation that torch does not know.
     """
     table = dict(_shipped())
-    for source in extra:
+    is_list = isinstance(extra, Iterable) and not isinstance(extra, str | Mapping)
+    sources: list[Any] = list(extra) if is_list else [extra]
+    wrong = [s for s in sources if not isinstance(s, str | os.PathLike | Mapping)]
+    if wrong or not is_list:
+        value, choices = repr((wrong or [extra])[0]), "a list of rule files and mappings"
+        raise UnitifyError(UnknownOption(option="rules", value=value, choices=choices))
+    for source in sources:
         rows = _registered(source) if isinstance(source, Mapping) else _opened(Path(source))
         table.update(_read(rows, is_checked=True, before=table))
     return table

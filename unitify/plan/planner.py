@@ -105,8 +105,8 @@ class _Planner:
         if aligning:
             candidates = [self._scale(n) for n in node.all_input_nodes if is_scalable(n)]
             chosen = self._settle(node, candidates)
-            self.factors[node] = factors(rule, node, self._scale, chosen)
-            self.forward[node] = chosen
+            found = self.factors[node] = factors(rule, node, self._scale, chosen)
+            self.forward[node] = found.output if holds_tensors(node) else chosen
             return
         self._adopt_units(rule, node)
         found = self.factors[node] = factors(rule, node, self._scale)

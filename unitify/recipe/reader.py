@@ -31,6 +31,8 @@ def read_recipe(given: str | os.PathLike[str] | Mapping[str, Any] | Recipe | Non
         return given
     if isinstance(given, Mapping):
         return _from_table(given, "recipe")
+    if not isinstance(given, str | os.PathLike):
+        raise _invalid("recipe", f"{given!r} is no name, no table and no path")
     text = os.fspath(given)
     if text.endswith(".toml"):
         return _from_file(Path(text))

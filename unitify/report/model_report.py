@@ -35,7 +35,7 @@ class ModelReport:
     numerics: Numerics
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
+        console = Console(file=io.StringIO(), width=WIDTH, color_system=None, emoji=False)
         console.print(summary(self.numerics))
         written = console.file
         assert isinstance(written, io.StringIO)

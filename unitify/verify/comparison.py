@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unitify.capture.equality import same, strided
+from unitify.capture.places import is_array
 from unitify.verification import Difference
 
 
@@ -27,10 +28,16 @@ def compare(expected: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[Diff
 def difference_of(name: str, expected: Any, found: Any) -> Difference | None:
     """How far ``found`` is from the original's result; None where the two are the same."""
     if not (isinstance(expected, Tensor) and isinstance(found, Tensor)):
-        is_same = type(expected) is type(found) and bool(expected == found)
+        is_same = type(expected) is type(found) and _is_equal(expected, found)
         text = f"{name}: {found!r}, was {expected!r}"
         return None if is_same else Difference(text[:200], math.inf, math.inf)
     return None if same(expected, found) else _difference(name, strided(expected), strided(found))
+
+
+def _is_equal(a: Any, b: Any) -> bool:
+    if is_array(a):
+        return bool(a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
+    return bool(a == b)
 
 
 def _difference(name: str, a: Tensor, b: Tensor) -> Difference:

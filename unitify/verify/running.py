@@ -20,7 +20,7 @@ from torch import nn
 from unitify.capture.example import Inputs
 from unitify.capture.execution import LossFunction
 from unitify.capture.islands import path_of
-from unitify.capture.whole import Capture
+from unitify.capture.whole import Capture, nothing_captured
 from unitify.cast.lowering import without_codes
 from unitify.diagnostics import Diagnostic, RoundsOtherwise, Underflow, UnitifyError, UnitifyWarning
 from unitify.module.assembly import unscaled
@@ -91,7 +91,9 @@ def verify_by_running(
             total = _and(total, call, _compared(model, module, call, loss_fn, seed))
         except _ModelRefuses as error:
             if number == 0:
-                raise error.error from None
+                cause = error.error
+                reason = f"it does not run: {type(cause).__name__}: {cause}"
+                raise nothing_captured(reason) from cause
     return total
 
 

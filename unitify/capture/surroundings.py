@@ -1,0 +1,316 @@
+"""What a model's code reads beside the attributes of its modules, seen as the code runs.
+
+Globals of the code that runs, and what they lead to (a flag of a configuration); variables of the
+environment and of the context; torch's own switches (autocast, the default dtype); what a tensor
+says of itself (``requires_grad``). A recording holds what each was. A ``Read`` says where it is, so
+that a call can look whether it still is so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import os
+import sys
+import threading
+import types
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from unitify.capture.places import MISSING, PLAIN, Location, is_array, namespaces
+
+
+class Answers:
+    """A namespace whose names are questions: what it holds is what they are answered now."""
+
+    def get(self, question: Callable[[], Any], default: Any = None) -> Any:
+        """The answer, or ``default`` for none."""
+        try:
+            return question()
+        except (LookupError, AttributeError):
+            return default
+
+
+@dataclass(frozen=True)
+class Read:
+    """One thing that was read: ``namespace`` has it under ``key``. ``name``: for a message."""
+
+    name: str
+    namespace: Any = field(compare=False)
+    key: Any = field(compare=False)
+
+    def now(self) -> Any:
+        """What is there; ``MISSING`` for nothing."""
+        return self.namespace.get(self.key, MISSING)
+
+
+def _asked(name: str, question: Callable[[], Any]) -> Read:
+    return Read(name, Answers(), question)
+
+
+#: Switches of torch that tell without an argument, and those that tell for a kind of device.
+_SWITCHES = """is_grad_enabled is_inference_mode_enabled is_anomaly_enabled
+    are_deterministic_algorithms_enabled is_deterministic_algorithms_warn_only_enabled
+    get_deterministic_debug_mode get_default_dtype get_default_device get_num_threads
+    get_float32_matmul_precision is_autocast_cache_enabled is_autocast_cpu_enabled
+    get_autocast_gpu_dtype get_autocast_cpu_dtype"""
+_SWITCHES_BY_DEVICE = "is_autocast_enabled get_autocast_dtype"
+
+
+def _switches() -> dict[Any, tuple[Read, ...]]:
+    """The reads of a switch, by its built-in function or by the code of its Python one."""
+    found: dict[Any, tuple[Read, ...]] = {}
+    for name in _SWITCHES.split():
+        switch = getattr(torch, name)
+        found[getattr(switch, "__code__", switch)] = (_asked(f"torch.{name}()", switch),)
+    for name in _SWITCHES_BY_DEVICE.split():
+        switch = getattr(torch, name)
+        found[switch] = tuple(
+            _asked(f"torch.{name}({device!r})", functools.partial(switch, device))
+            for device in ("cpu", "cuda")
+        )
+    return found
+
+
+#: What a tensor says of itself: by the function that torch calls for it.
+_TRAITS: dict[Any, str] = {
+    vars(torch._C.TensorBase)["requires_grad"].__get__: "requires_grad",
+    vars(torch._C.TensorBase)["grad"].__get__: "grad",
+    Tensor.is_contiguous: "layout",
+    Tensor.stride: "layout",
+}
+#: torch, this package and Python's own libraries have no switches but those named above.
+_CLOSED = frozenset(sys.stdlib_module_names) - {"__main__"} | {"torch", "unitify", "numpy"}
+#: Folders of packages that were installed.
+_INSTALLED = ("/site-packages/", "/dist-packages/")
+_ENVIRON = type(os.environ).__getitem__.__code__  # type: ignore[attr-defined]
+
+Innermost = Callable[[], "nn.Module | None"]
+
+
+def layout(tensor: Tensor) -> tuple[bool, ...]:
+    """What a tensor says of the order of its elements."""
+    if tensor.layout != torch.strided:
+        return ()
+    is_image = tensor.dim() == 4
+    return (
+        tensor.is_contiguous(),
+        is_image and tensor.is_contiguous(memory_format=torch.channels_last),
+    )
+
+
+@dataclass
+class Surroundings:
+    """``reads``: what was read, with the modules that were innermost then. ``of_tensors``: what the
+    model's parameters and buffers were asked, by location; ``grads``: whose gradients.
+    ``layouts``: those that asked any other tensor how its elements lie.
+    """
+
+    reads: dict[Read, set[nn.Module | None]] = field(default_factory=dict)
+    of_tensors: dict[Location, set[nn.Module | None]] = field(default_factory=dict)
+    grads: dict[Location, set[nn.Module | None]] = field(default_factory=dict)
+    layouts: set[nn.Module | None] = field(default_factory=set)
+
+
+@dataclass
+class _Ran:
+    """Code that ran: with which globals, within which modules, on which values of its closure."""
+
+    known: dict[str, Any]
+    within: set[nn.Module | None] = field(default_factory=set)
+    closures: set[tuple[int, ...]] = field(default_factory=set)
+
+
+@contextlib.contextmanager
+def noted(model: nn.Module, innermost: Innermost) -> Iterator[Surroundings]:
+    """Note what the code inside reads. ``innermost``: the module that is running."""
+    found = Surroundings()
+    places: dict[int, Location] = {}
+    for path, module in model.named_modules():
+        for table in ("_parameters", "_buffers"):
+            where = Location(path).then("attribute", table)
+            for name, tensor in vars(module).get(table, {}).items():
+                places.setdefault(id(tensor), where.then("item", name))
+    ran: dict[types.CodeType, _Ran] = {}
+    switches = _switches()
+
+    def note(reads: tuple[Read, ...]) -> None:
+        for read in reads:
+            found.reads.setdefault(read, set()).add(innermost())
+
+    def notice(frame: types.FrameType, event: str, called: Any) -> None:
+        if event == "call":
+            code = frame.f_code
+            if _is_open(frame):
+                own = ran.setdefault(code, _Ran(frame.f_globals))
+                own.within.add(innermost())
+                if code.co_freevars:
+                    own.closures.add(tuple(id(frame.f_locals.get(n)) for n in code.co_freevars))
+            elif code in switches and _is_open(frame.f_back):
+                note(switches[code])
+            elif code is _ENVIRON and _is_open(_outside_library(frame)):
+                name = frame.f_locals["key"]
+                note((_asked(f"os.environ[{name!r}]", lambda: os.environ[name]),))
+        elif event == "c_call" and _is_open(frame):
+            if called in switches:
+                note(switches[called])
+            variable = getattr(called, "__self__", None)
+            if isinstance(variable, ContextVar) and called.__name__ == "get":
+                note((_asked(f"the context variable {variable.name}", variable.get),))
+
+    before = sys.getprofile()
+    with _Traits(places, innermost, found):
+        sys.setprofile(notice)
+        try:
+            yield found
+        finally:
+            sys.setprofile(before)
+    for code, own in ran.items():
+        for read in _globals_read(code, own.known):
+            found.reads.setdefault(read, set()).update(own.within)
+    for read, code in _closures_read({code: own for code, own in ran.items() if own.closures}):
+        found.reads.setdefault(read, set()).update(ran[code].within)
+
+
+class _Traits(TorchFunctionMode):
+    """Notes what the model's code asks tensors about themselves."""
+
+    def __init__(
+        self, places: Mapping[int, Location], innermost: Innermost, found: Surroundings
+    ) -> None:
+        super().__init__()
+        self.places, self.innermost, self.found = places, innermost, found
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        trait = _TRAITS.get(func)
+        if trait is not None and _is_open(sys._getframe(1)):
+            place = self.places.get(id(args[0]))
+            if place is None:
+                readers = self.found.layouts if trait == "layout" else set()
+            elif trait == "grad":
+                readers = self.found.grads.setdefault(place, set())
+            else:
+                of = place.then("attribute", trait)
+                readers = self.found.of_tensors.setdefault(of, set())
+            readers.add(self.innermost())
+        return func(*args, **(kwargs or {}))
+
+
+def _is_open(frame: types.FrameType | None) -> bool:
+    """Does the frame run code that is neither torch's nor Python's own?"""
+    name = "" if frame is None else str(frame.f_globals.get("__name__", ""))
+    return bool(name) and name.partition(".")[0] not in _CLOSED
+
+
+def _outside_library(frame: types.FrameType | None) -> types.FrameType | None:
+    """The frame that called into Python's own library."""
+    while frame is not None:
+        if frame.f_globals.get("__name__") not in ("os", "collections.abc", "_collections_abc"):
+            return frame
+        frame = frame.f_back
+    return None
+
+
+def _globals_read(code: types.CodeType, known: dict[str, Any]) -> Iterator[Read]:
+    """What a function's code may read through the globals that it names."""
+    names, is_installed = code.co_names, _is_installed(known)
+    pending: deque[tuple[str, Any]] = deque([(str(known.get("__name__")), known)])
+    seen = {id(known)}
+    while pending:
+        path, namespace = pending.popleft()
+        for name in names:
+            if name.startswith("__") or name not in namespace:
+                continue
+            value, where = namespace[name], f"{path}.{name}"
+            if _is_watched(value, is_installed):
+                yield _read(where, namespace, name)
+            elif id(value) not in seen and _is_entered(value):
+                seen.add(id(value))
+                pending.extend((where, held) for held in _held_by(value))
+
+
+def _closures_read(ran: Mapping[types.CodeType, _Ran]) -> Iterator[tuple[Read, types.CodeType]]:
+    """What the functions of this code hold in closures; a frame does not tell whose it is."""
+    for function in gc.get_referrers(*ran) if ran else ():
+        if not isinstance(function, types.FunctionType) or function.__code__ not in ran:
+            continue
+        code, held = function.__code__, function.__closure__ or ()
+        values = tuple(Read("", Answers(), _contents(cell)).now() for cell in held)
+        if tuple(map(id, values)) not in ran[code].closures:
+            continue
+        for name, cell, value in zip(code.co_freevars, held, values, strict=True):
+            if _is_watched(value, _is_installed(function.__globals__)):
+                where = f"{function.__module__}.{function.__qualname__}: {name}"
+                yield _asked(where, _contents(cell)), code
+
+
+def _contents(cell: types.CellType) -> Callable[[], Any]:
+    def contents() -> Any:
+        try:
+            return cell.cell_contents
+        except ValueError:
+            return MISSING
+
+    return contents
+
+
+def _read(where: str, namespace: Any, name: str) -> Read:
+    if isinstance(namespace, _OfThread):
+        return _asked(where, lambda: getattr(namespace.of, name))
+    return Read(where, namespace, name)
+
+
+class _OfThread(dict[str, Any]):
+    """What a thread-local object holds for this thread."""
+
+    of: Any
+
+
+def _held_by(value: Any) -> Iterator[Any]:
+    if isinstance(value, type):
+        yield from (vars(base) for base in value.__mro__ if not _is_closed(base.__module__))
+    elif isinstance(value, threading.local):
+        held = _OfThread(vars(value))
+        held.of = value
+        yield held
+    else:
+        yield from namespaces(value)
+
+
+def _is_watched(value: Any, is_installed: bool) -> bool:
+    """Is it a flag or a number, or of the user's own code also a container or a function?
+
+    What installed packages keep in their containers is theirs: registries, and what they warned of.
+    """
+    if type(value) in (*PLAIN, torch.dtype):
+        return True
+    if is_installed or isinstance(value, types.FunctionType):
+        return not is_installed and not _is_closed(value.__module__)
+    return type(value) in (Tensor, dict, list, set, tuple, deque) or is_array(value)
+
+
+def _is_installed(known: Mapping[str, Any]) -> bool:
+    """Is it the namespace of a package that was installed, not of the user's own code?"""
+    path = str(known.get("__file__")).replace(os.sep, "/")
+    return any(folder in path for folder in _INSTALLED)
+
+
+def _is_entered(value: Any) -> bool:
+    if isinstance(value, types.ModuleType):
+        return not _is_closed(value.__name__)
+    kind = value if isinstance(value, type) else type(value)
+    return not _is_closed(kind.__module__) or kind in (threading.local, types.SimpleNamespace)
+
+
+def _is_closed(module: str | None) -> bool:
+    return (module or "").partition(".")[0] in _CLOSED
