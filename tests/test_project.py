@@ -44,7 +44,8 @@ ORDER = {
     "arrival": "",
     "noise": """cast_error passage moments predict measured budget drawn_inputs drawn
         probed operand_casts""",
-    "module": "tied fingerprint interpreted knobs own_code folding unit_scaled adopted assembly",
+    "module": """tied fingerprint interpreted types knobs own_code folding retyping unit_scaled
+        adopted assembly""",
     "cast": "centring insert lowering distributions headroom trials means noise_bound casting",
     "optim": "optimizers groups state",
     "verify": "comparison calls results yardstick underflow equation validation running",

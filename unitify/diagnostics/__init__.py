@@ -34,6 +34,7 @@ from unitify.diagnostics.capturing import (
     NothingCaptured,
     OneModeOnly,
     OutsideGuards,
+    RecordedAnew,
     RecordedAsCompiled,
     SizesFixed,
 )
@@ -168,6 +169,7 @@ __all__ = [
     "PrecisionLost",
     "ReadingsUnreadable",
     "RecipeInvalid",
+    "RecordedAnew",
     "RecordedAsCompiled",
     "RoundsOtherwise",
     "RuleInvalid",

@@ -108,6 +108,7 @@ class AssembledModule(UnitScaledModule):
         made = AssembledModule(host, parts, self.diagnostics)
         for name, part in self.parts.items():
             copied = made.parts[name]
+            copied.watch(host, part.__dict__["_knobs"])
             copied.recipe, copied._casts = part.recipe, part.casts
             copied.is_inference = made.is_inference = part.is_inference
         made.recipe, made.verification = self.recipe, self.verification

@@ -2,7 +2,7 @@
 
 A recording holds the numbers, flags and containers that the model's code read. Whoever turns one on
 the finished module (``dropout.p = 0``) means the code to read it. So each call looks whether all of
-them are as they were, which takes some 40 ns each.
+them are as they were, which takes some 40 ns each. Number types are looked at, too (``types``).
 """
 
 from __future__ import annotations
@@ -11,19 +11,33 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from unitify.capture.effects import place
 from unitify.capture.places import MISSING, Location, is_same
+from unitify.module.types import Types
 
 #: Containers with more entries are compared by their number alone.
 _MANY = 256
 
 
 class Knobs:
-    """The entries of a tree of modules that its graph holds, and what they were."""
+    """The entries of a tree of modules that its graph holds, and what they were.
 
-    def __init__(self, tree: nn.Module, locations: Iterable[Location]) -> None:
+    ``part``: the module on whose tensors the graph runs. ``before``: those of the module that this
+    one is a copy of; what was turned there is turned here.
+    """
+
+    def __init__(
+        self,
+        tree: nn.Module,
+        locations: Iterable[Location],
+        part: nn.Module,
+        before: Knobs | None = None,
+    ) -> None:
+        self.types: Types = Types(part, None if before is None else before.types.recorded)
+        self.was_turned = None if before is None else before.turned_attribute()
         #: A namespace, the name in it, what stands there, and the way to it.
         self.names: list[tuple[Mapping[Any, Any], Any, Any, Location]] = []
         #: A list, its entries; any other container, how many it has.
@@ -70,8 +84,20 @@ class Knobs:
             for key in value:
                 self._note(value, key, location.then("item", key))
 
-    def turned(self) -> Location | None:
+    def turned(self) -> str | None:
+        """The first entry or type that is another than it was; None where all are the same.
+
+        Compiled code is not asked for entries at each call, which its own guards do.
+        """
+        if (changed := self.types.changed()) is not None:
+            return f"the type of {changed or 'new tensors'}"
+        found = None if torch.compiler.is_compiling() else self.turned_attribute()
+        return None if found is None else str(found)
+
+    def turned_attribute(self) -> Location | None:
         """The first entry that is another than it was; None where all are the same."""
+        if self.was_turned is not None:
+            return self.was_turned
         for namespace, name, expected, location in self.names:
             now = namespace.get(name, MISSING)
             if now is not expected and not is_same(now, expected):

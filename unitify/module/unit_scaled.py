@@ -26,9 +26,10 @@ from unitify.diagnostics import (
 )
 from unitify.module.fingerprint import KEY, check_fingerprint, fingerprint
 from unitify.module.folding import fold
-from unitify.module.interpreted import OwnCall
+from unitify.module.interpreted import OwnCall, as_first_called
 from unitify.module.knobs import Knobs
 from unitify.module.own_code import leave_graph, run_own_code
+from unitify.module.retyping import record_anew
 from unitify.module.tied import check_ties, tied_again, ties_of
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.recipe.choices import Choice
@@ -56,6 +57,7 @@ class UnitScaledModule(fx.GraphModule):
     #: Are cast weights held as codes, for the forward pass alone?
     is_inference: bool = False
     verification: Verification | None = None
+    _again: Callable[..., UnitScaledModule] | None = None  # as ``retyping`` calls it
     #: ``report.of_module.report``, which stands behind this file and is put here by the package.
     _report: ClassVar[Callable[..., Any]]
     #: What the graph runs on: the modules, parameters and buffers, and nothing else.
@@ -116,8 +118,8 @@ class UnitScaledModule(fx.GraphModule):
         if "capture" in self.__dict__:
             self._graph.set_codegen(OwnCall(self._flat_inputs, self.capture.call.unflatten))
         code = super().recompile()
-        # An attribute of the instance: code that was compiled around another graph is then not
-        # used for this one.
+        as_first_called(type(self))
+        # An attribute of the instance: no code that was compiled around another graph is used.
         self.__dict__["_flat_forward"] = type(self).forward
         if "capture" in self.__dict__:
             self._take_signature(self.capture.call.signature)
@@ -156,6 +158,7 @@ class UnitScaledModule(fx.GraphModule):
         Raises ``UnitifyError``: U104 for inputs of another form, U103 in the mode that the graph
         does not hold for.
         """
+        record_anew(self, args, kwargs)
         if (turned := self._turned()) is not None:
             leave_graph(turned, self.is_inference)
             tree = self._tree
@@ -182,19 +185,17 @@ class UnitScaledModule(fx.GraphModule):
         self.training = self._tree.training
         return self
 
-    def watch(self, tree: nn.Module) -> None:
-        """From now on, attributes of ``tree`` are to stay what the graph was recorded with."""
+    def watch(self, tree: nn.Module, before: Knobs | None = None) -> None:
+        """From now on ``tree`` is to stay as recorded; ``before``: as it was before a copy."""
         left = [effect.location for effect in self.capture.call.effects]
         reads = [where for where in self.capture.reads if not any(map(where.leads_to, left))]
-        self.__dict__["_knobs"] = Knobs(tree, reads)
+        self.__dict__["_knobs"] = Knobs(tree, reads, self._tree, before)
 
     def _turned(self) -> AttributeTurned | None:
-        """What was turned since then, if anything; compiled code is not asked at each call."""
+        """What was turned since then, if anything."""
         knobs: Knobs | None = self.__dict__.get("_knobs")
-        if knobs is None or torch.compiler.is_compiling():
-            return None
-        found = knobs.turned()
-        return None if found is None else AttributeTurned(attribute=str(found))
+        found = None if knobs is None else knobs.turned()
+        return None if found is None else AttributeTurned(attribute=found)
 
     def _check_mode(self) -> None:
         mode = self.capture.mode
@@ -304,8 +305,7 @@ class UnitScaledModule(fx.GraphModule):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        held = self._fingerprint()
-        if held is not None:
+        if (held := self._fingerprint()) is not None:
             destination[prefix + KEY] = held
 
     def _load_from_state_dict(
@@ -380,9 +380,9 @@ class UnitScaledModule(fx.GraphModule):
         graph = copy.deepcopy(self.graph)
         made = UnitScaledModule(root, graph, self.plan, self.capture, self.diagnostics)
         made.recipe, made._casts, made.verification = self.recipe, self._casts, self.verification
-        made.is_inference = self.is_inference
+        made.is_inference, made._again = self.is_inference, self._again
         if "_knobs" in self.__dict__:
-            made.watch(root)
+            made.watch(root, self.__dict__["_knobs"])
         if not self.capture.has_hooks:
             share_hooks(root, made)
         memo[id(self)] = made

@@ -1,0 +1,355 @@
+"""Frameworks of two processes: each row trains the original and the module, and compares.
+
+A row is called in both processes of a group, with the rank and a folder that both see. It gives,
+by column, whether this rank saw the original's numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import shutil
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import torch.nn.functional as F
+from frameworks import Trained, adamw, batch, compared, net, same, transformed
+from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict as states
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FullyShardedDataParallel,
+    MixedPrecisionPolicy,
+    fully_shard,
+)
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    PrepareModuleInput,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+from torch.nn.parallel import DistributedDataParallel
+
+Wrap = Callable[[nn.Module], nn.Module]
+STEPS = 3
+
+
+def plain(value: Any) -> Any:
+    """The whole of a tensor that is spread over processes."""
+    if isinstance(value, DTensor):
+        value = value.full_tensor()
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def step(owner: nn.Module, optimizer: Any, number: int, rank: int, parts: int = 1) -> Any:
+    """One step of ``parts`` batches, of which the last alone is synchronised: loss and norm."""
+    optimizer.zero_grad()
+    loss: Any = None
+    for part in range(parts):
+        x, y = batch(10 * number + part, rank)
+        is_last = part == parts - 1
+        no_sync = getattr(owner, "no_sync", None)
+        with contextlib.nullcontext() if is_last or no_sync is None else no_sync():
+            out = owner(x)
+            loss = F.mse_loss(out, y.to(out.dtype))
+            loss.backward()
+    if isinstance(owner, FullyShardedDataParallel):
+        norm = owner.clip_grad_norm_(0.5)
+    else:
+        norm = nn.utils.clip_grad_norm_(owner.parameters(), 0.5)
+    optimizer.step()
+    return plain(loss), plain(norm)
+
+
+def whole_state(owner: nn.Module) -> dict[str, Tensor]:
+    """What a plain model would load; the same in every process."""
+    options = states.StateDictOptions(full_state_dict=True, cpu_offload=True)
+    held = [states.get_model_state_dict(owner, options=options)]
+    dist.broadcast_object_list(held)
+    return held[0]
+
+
+def held_by(owner: nn.Module, optimizer: Any) -> dict[str, Any]:
+    """What ``torch.distributed.checkpoint`` saves and loads."""
+    model, state = states.get_state_dict(owner, optimizer)
+    return {"model": model, "optimizer": state}
+
+
+def in_plain_model(saved: dict[str, Tensor]) -> dict[str, Tensor]:
+    model = net(9)
+    model.load_state_dict(saved)
+    return model.state_dict()
+
+
+def ran(owner: nn.Module, rank: int, folder: Path, parts: int = 1) -> Trained:
+    """Some steps, a checkpoint for ``torch.distributed.checkpoint``, and some steps more."""
+    optimizer, found = adamw(owner.parameters()), Trained()
+    for number in range(2 * STEPS):
+        if number == STEPS:
+            found.saved = in_plain_model(whole_state(owner))
+            held = held_by(owner, optimizer)
+            if rank == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+            dist.barrier()
+            dcp.save(held, checkpoint_id=str(folder))
+            dist.barrier()
+        loss, norm = step(owner, optimizer, number, rank, parts)
+        found.losses.append(loss)
+        found.norms.append(norm)
+    return found
+
+
+def resumed(owner: nn.Module, rank: int, folder: Path, parts: int = 1) -> list[Any]:
+    """The steps after the checkpoint, by what was never trained."""
+    optimizer = adamw(owner.parameters())
+    held = held_by(owner, optimizer)
+    dcp.load(held, checkpoint_id=str(folder))
+    states.set_state_dict(
+        owner, optimizer,
+        model_state_dict=held["model"], optim_state_dict=held["optimizer"],
+    )  # fmt: skip
+    return [step(owner, optimizer, n, rank, parts)[0] for n in range(STEPS, 2 * STEPS)]
+
+
+def wrapped(wrap: Wrap, rank: int, folder: Path, parts: int = 1) -> dict[str, bool]:
+    """Original and module in ``wrap``; each resumes from the other's checkpoint."""
+    model = net()
+    makers: list[Callable[[], nn.Module]] = [
+        lambda: wrap(copy.deepcopy(model)),
+        lambda: wrap(transformed(model)),
+    ]
+    runs = [ran(make(), rank, folder / str(i), parts) for i, make in enumerate(makers)]
+    for i, run in enumerate(runs):
+        run.resumed = resumed(makers[1 - i](), rank, folder / str(i), parts)
+    assert same(runs[0].losses[STEPS:], runs[0].resumed)
+    return compared(*runs)
+
+
+# -- data parallel ---------------------------------------------------------------------------------
+
+
+class Unused(nn.Module):
+    """A model with a parameter that no call uses."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.extra = model, nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+def ddp(rank: int, folder: Path, **options: Any) -> dict[str, bool]:
+    return wrapped(partial(DistributedDataParallel, **options), rank, folder, parts=2)
+
+
+# -- fully sharded ---------------------------------------------------------------------------------
+
+
+def fsdp2(
+    rank: int, folder: Path, blocks: bool = False, half: bool = False, **options: Any
+) -> dict[str, bool]:
+    if half:
+        options["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+
+    def wrap(owner: nn.Module) -> nn.Module:
+        if blocks:
+            for path in ("blocks.0", "blocks.1"):
+                fully_shard(owner.get_submodule(path), **options)
+        return fully_shard(owner, **options)
+
+    return wrapped(wrap, rank, folder)
+
+
+def fsdp1(rank: int, folder: Path, **options: Any) -> dict[str, bool]:
+    def wrap(owner: nn.Module) -> nn.Module:
+        return FullyShardedDataParallel(owner, device_id=torch.device("cpu"), **options)
+
+    model = net()
+    runs = []
+    for make in (lambda: copy.deepcopy(model), lambda: transformed(model)):
+        owner, found = wrap(make()), Trained()
+        optimizer = adamw(owner.parameters())
+        for number in range(STEPS):
+            loss, norm = step(owner, optimizer, number, rank)
+            found.losses.append(loss)
+            found.norms.append(norm)
+        with FullyShardedDataParallel.summon_full_params(owner):
+            held = {n: p.detach().clone() for n, p in owner.module.state_dict().items()}
+        kept = FullyShardedDataParallel.optim_state_dict(owner, optimizer)
+        found.saved = in_plain_model(held)
+        again = make()
+        again.load_state_dict(held)
+        again = wrap(again)
+        optimizer = adamw(again.parameters())
+        kept = FullyShardedDataParallel.optim_state_dict_to_load(again, optimizer, kept)
+        optimizer.load_state_dict(kept)
+        found.resumed = [step(again, optimizer, n, rank)[0] for n in range(STEPS, 2 * STEPS)]
+        runs.append(found)
+    return compared(*runs)
+
+
+# -- tensors spread over processes -----------------------------------------------------------------
+
+
+def _plan(owner: nn.Module, sequence: bool) -> nn.Module:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    plan: dict[str, Any] = {}
+    for block in ("blocks.0", "blocks.1"):
+        plan[f"{block}.up"] = ColwiseParallel()
+        plan[f"{block}.down"] = RowwiseParallel()
+        if sequence:
+            plan[f"{block}.norm"] = SequenceParallel()
+            plan[f"{block}.up"] = ColwiseParallel(input_layouts=Shard(1))
+            plan[f"{block}.down"] = RowwiseParallel(output_layouts=Shard(1), use_local_output=True)
+            plan[block] = PrepareModuleInput(
+                input_layouts=(Shard(1),), desired_input_layouts=(Shard(1),), use_local_output=True
+            )
+    if sequence:
+        plan["into"] = RowwiseParallel(
+            input_layouts=Replicate(), output_layouts=Shard(1), use_local_output=True
+        )
+        plan["norm"] = SequenceParallel(use_local_output=False)
+        plan["out"] = ColwiseParallel(input_layouts=Shard(1), output_layouts=Replicate())
+    return parallelize_module(owner, mesh, plan)
+
+
+def parallel(
+    rank: int, folder: Path, sequence: bool = False, after: bool = False
+) -> dict[str, bool]:
+    """Every process sees the same batch. ``after``: the model is transformed as it is spread."""
+    model = net()
+
+    def spread() -> nn.Module:
+        return _plan(copy.deepcopy(model), sequence)
+
+    def module() -> nn.Module:
+        return transformed(spread()) if after else _plan(transformed(model), sequence)
+
+    runs = [ran(make(), 0 * rank, folder / str(i)) for i, make in enumerate((spread, module))]
+    for i, run in enumerate(runs):
+        run.resumed = resumed((module, spread)[i](), 0, folder / str(i))
+    return compared(*runs)
+
+
+# -- pipelines -------------------------------------------------------------------------------------
+
+
+class Stage(nn.Module):
+    """One half of the net."""
+
+    def __init__(self, model: Any, index: int) -> None:
+        super().__init__()
+        self.block = model.blocks[index]
+        self.edge = model.into if index == 0 else nn.Sequential(model.norm, model.out)
+        self.index = index
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(self.edge(x)) if self.index == 0 else self.edge(self.block(x))
+
+
+def pipeline(rank: int, folder: Path, schedule: Any = ScheduleGPipe) -> dict[str, bool]:
+    runs = []
+    for is_module in (False, True):
+        torch.manual_seed(0)
+        stage: nn.Module = Stage(net(), rank)
+        x = batch(0, rows=2)[0]
+        hidden = torch.randn(2, 6, 16)
+        if is_module:
+            import unitify
+
+            stage = unitify.transform(stage, (x if rank == 0 else hidden,))
+        made = PipelineStage(stage, rank, 2, torch.device("cpu"))
+        driver = schedule(made, n_microbatches=2, loss_fn=F.mse_loss)
+        optimizer, found = adamw(stage.parameters()), Trained()
+        for number in range(STEPS):
+            x, y = batch(number)
+            optimizer.zero_grad()
+            losses: list[Tensor] = []
+            if rank == 0:
+                driver.step(x)
+            else:
+                driver.step(target=y, losses=losses)
+            found.norms.append(plain(nn.utils.clip_grad_norm_(stage.parameters(), 0.5)))
+            optimizer.step()
+            loss = torch.stack(losses).mean() if rank else torch.zeros(())
+            dist.broadcast(loss, 1)
+            found.losses.append(loss.detach().clone())
+        again = Stage(net(9), rank)
+        again.load_state_dict(stage.state_dict())
+        found.saved = again.state_dict()
+        runs.append(found)
+    return compared(*runs)
+
+
+# -- checkpoints -----------------------------------------------------------------------------------
+
+
+def other_world(rank: int, folder: Path) -> dict[str, bool]:
+    """A sharded checkpoint of two processes, read by one into the plain model, and back."""
+    model = net()
+    owner = fully_shard(transformed(model))
+    optimizer = adamw(owner.parameters())
+    for number in range(STEPS):
+        step(owner, optimizer, number, rank)
+    held = held_by(owner, optimizer)
+    dcp.save(held, checkpoint_id=str(folder / "two"))
+    dist.barrier()
+    expected = whole_state(owner)
+    single = net(9)
+    alone = adamw(single.parameters())
+    own = held_by(single, alone)
+    dcp.load(own, checkpoint_id=str(folder / "two"), no_dist=True)
+    states.set_state_dict(
+        single, alone, model_state_dict=own["model"], optim_state_dict=own["optimizer"]
+    )
+    found = {"two to one": same(dict(expected), dict(single.state_dict()))}
+    if rank == 0:
+        dcp.save(own, checkpoint_id=str(folder / "one"), no_dist=True)
+    dist.barrier()
+    again = fully_shard(transformed(net(9)))
+    other = adamw(again.parameters())
+    back = held_by(again, other)
+    dcp.load(back, checkpoint_id=str(folder / "one"))
+    states.set_state_dict(
+        again, other, model_state_dict=back["model"], optim_state_dict=back["optimizer"]
+    )
+    found["one to two"] = same(whole_state(again), expected)
+    following = [step(o, s, STEPS, rank) for o, s in ((owner, optimizer), (again, other))]
+    found["resumed"] = same(*following)
+    return found
+
+
+def _rows() -> Iterable[tuple[str, Callable[[int, Path], dict[str, bool]]]]:
+    yield "DDP", ddp
+    yield "DDP, bucket views", partial(ddp, gradient_as_bucket_view=True)
+    yield "DDP, unused parameters", partial(ddp, find_unused_parameters=True)
+    yield "FSDP2", fsdp2
+    yield "FSDP2, per block", partial(fsdp2, blocks=True)
+    yield "FSDP2, bfloat16", partial(fsdp2, half=True)
+    yield "FSDP2, bfloat16, per block", partial(fsdp2, half=True, blocks=True)
+    yield "FSDP2, kept unsharded", partial(fsdp2, blocks=True, reshard_after_forward=False)
+    yield "FSDP2, on the host", partial(fsdp2, offload_policy=CPUOffloadPolicy(pin_memory=False))
+    yield "FSDP1, flat", fsdp1
+    yield "FSDP1, original parameters", partial(fsdp1, use_orig_params=True)
+    yield "tensor parallel", parallel
+    yield "sequence parallel", partial(parallel, sequence=True)
+    yield "tensor parallel, then transformed", partial(parallel, after=True)
+    yield "pipeline, GPipe", pipeline
+    yield "pipeline, 1F1B", partial(pipeline, schedule=Schedule1F1B)
+    yield "checkpoints between world sizes", other_world
+
+
+ROWS = {
+    name: (lambda rank, folder, name=name, row=row: row(rank, folder / name.replace(" ", "-")))
+    for name, row in _rows()
+}
