@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import shutil
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from frameworks import Trained, adamw, batch, compared, net, same, transformed
 from torch import Tensor, nn
+from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint import state_dict as states
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
@@ -29,7 +30,7 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     PrepareModuleInput,
@@ -38,6 +39,8 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 from torch.nn.parallel import DistributedDataParallel
+
+import unitify
 
 Wrap = Callable[[nn.Module], nn.Module]
 STEPS = 3
@@ -48,6 +51,16 @@ def plain(value: Any) -> Any:
     if isinstance(value, DTensor):
         value = value.full_tensor()
     return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+@cache
+def _module(recipe: str | None) -> nn.Module:
+    return transformed(net(), recipe=recipe)
+
+
+def module_of_net(recipe: str | None = None) -> nn.Module:
+    """The transformed net, of which each is a copy: transforming takes longer than the rows."""
+    return copy.deepcopy(_module(recipe))
 
 
 def step(owner: nn.Module, optimizer: Any, number: int, rank: int, parts: int = 1) -> Any:
@@ -64,6 +77,11 @@ def step(owner: nn.Module, optimizer: Any, number: int, rank: int, parts: int = 
             loss.backward()
     if isinstance(owner, FullyShardedDataParallel):
         norm = owner.clip_grad_norm_(0.5)
+    elif len({type(p.grad) for p in owner.parameters() if p.grad is not None}) > 1:
+        # Torch clips no mixture of whole tensors and spread ones.
+        norm = nn.utils.get_total_norm([plain(p.grad) for p in owner.parameters()])
+        for parameter in owner.parameters():
+            parameter.grad.mul_(torch.clamp(0.5 / norm, max=1.0))  # type: ignore[union-attr]
     else:
         norm = nn.utils.clip_grad_norm_(owner.parameters(), 0.5)
     optimizer.step()
@@ -84,18 +102,29 @@ def held_by(owner: nn.Module, optimizer: Any) -> dict[str, Any]:
     return {"model": model, "optimizer": state}
 
 
-def in_plain_model(saved: dict[str, Tensor]) -> dict[str, Tensor]:
-    model = net(9)
+def in_plain_model(
+    saved: dict[str, Tensor], of: Callable[[], nn.Module] = net
+) -> dict[str, Tensor]:
+    model = of()
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
     model.load_state_dict(saved)
     return model.state_dict()
 
 
-def ran(owner: nn.Module, rank: int, folder: Path, parts: int = 1) -> Trained:
+def optimizer_of(owner: nn.Module) -> torch.optim.Optimizer:
+    """One that takes whole tensors and spread ones side by side."""
+    return adamw(owner.parameters(), foreach=False)
+
+
+def ran(
+    owner: nn.Module, rank: int, folder: Path, parts: int = 1, of: Callable[[], nn.Module] = net
+) -> Trained:
     """Some steps, a checkpoint for ``torch.distributed.checkpoint``, and some steps more."""
-    optimizer, found = adamw(owner.parameters()), Trained()
+    optimizer, found = optimizer_of(owner), Trained()
     for number in range(2 * STEPS):
         if number == STEPS:
-            found.saved = in_plain_model(whole_state(owner))
+            found.saved = in_plain_model(whole_state(owner), of)
             held = held_by(owner, optimizer)
             if rank == 0:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -110,9 +139,11 @@ def ran(owner: nn.Module, rank: int, folder: Path, parts: int = 1) -> Trained:
 
 def resumed(owner: nn.Module, rank: int, folder: Path, parts: int = 1) -> list[Any]:
     """The steps after the checkpoint, by what was never trained."""
-    optimizer = adamw(owner.parameters())
+    optimizer = optimizer_of(owner)
     held = held_by(owner, optimizer)
-    dcp.load(held, checkpoint_id=str(folder))
+    # An optimiser has no state of what was never used; torch makes some up where it loads.
+    planner = DefaultLoadPlanner(allow_partial_load="extra.weight" in str(list(held["model"])))
+    dcp.load(held, checkpoint_id=str(folder), planner=planner)
     states.set_state_dict(
         owner, optimizer,
         model_state_dict=held["model"], optim_state_dict=held["optimizer"],
@@ -120,14 +151,15 @@ def resumed(owner: nn.Module, rank: int, folder: Path, parts: int = 1) -> list[A
     return [step(owner, optimizer, n, rank, parts)[0] for n in range(STEPS, 2 * STEPS)]
 
 
-def wrapped(wrap: Wrap, rank: int, folder: Path, parts: int = 1) -> dict[str, bool]:
+def wrapped(
+    wrap: Wrap, rank: int, folder: Path, parts: int = 1, of: Callable[[], nn.Module] = net
+) -> dict[str, bool]:
     """Original and module in ``wrap``; each resumes from the other's checkpoint."""
-    model = net()
     makers: list[Callable[[], nn.Module]] = [
-        lambda: wrap(copy.deepcopy(model)),
-        lambda: wrap(transformed(model)),
+        lambda: wrap(of()),
+        lambda: wrap(module_of_net() if of is net else transformed(of())),
     ]
-    runs = [ran(make(), rank, folder / str(i), parts) for i, make in enumerate(makers)]
+    runs = [ran(make(), rank, folder / str(i), parts, of) for i, make in enumerate(makers)]
     for i, run in enumerate(runs):
         run.resumed = resumed(makers[1 - i](), rank, folder / str(i), parts)
     assert same(runs[0].losses[STEPS:], runs[0].resumed)
@@ -140,16 +172,18 @@ def wrapped(wrap: Wrap, rank: int, folder: Path, parts: int = 1) -> dict[str, bo
 class Unused(nn.Module):
     """A model with a parameter that no call uses."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.model, self.extra = model, nn.Linear(3, 3)
+        self.model, self.extra = net(), nn.Linear(3, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
 
 
-def ddp(rank: int, folder: Path, **options: Any) -> dict[str, bool]:
-    return wrapped(partial(DistributedDataParallel, **options), rank, folder, parts=2)
+def ddp(
+    rank: int, folder: Path, of: Callable[[], nn.Module] = net, **options: Any
+) -> dict[str, bool]:
+    return wrapped(partial(DistributedDataParallel, **options), rank, folder, 2, of)
 
 
 # -- fully sharded ---------------------------------------------------------------------------------
@@ -174,11 +208,10 @@ def fsdp1(rank: int, folder: Path, **options: Any) -> dict[str, bool]:
     def wrap(owner: nn.Module) -> nn.Module:
         return FullyShardedDataParallel(owner, device_id=torch.device("cpu"), **options)
 
-    model = net()
     runs = []
-    for make in (lambda: copy.deepcopy(model), lambda: transformed(model)):
+    for make in (net, module_of_net):
         owner, found = wrap(make()), Trained()
-        optimizer = adamw(owner.parameters())
+        optimizer = optimizer_of(owner)
         for number in range(STEPS):
             loss, norm = step(owner, optimizer, number, rank)
             found.losses.append(loss)
@@ -227,18 +260,86 @@ def parallel(
     rank: int, folder: Path, sequence: bool = False, after: bool = False
 ) -> dict[str, bool]:
     """Every process sees the same batch. ``after``: the model is transformed as it is spread."""
-    model = net()
 
     def spread() -> nn.Module:
-        return _plan(copy.deepcopy(model), sequence)
+        return _plan(net(), sequence)
 
     def module() -> nn.Module:
-        return transformed(spread()) if after else _plan(transformed(model), sequence)
+        return transformed(spread()) if after else _plan(module_of_net(), sequence)
 
     runs = [ran(make(), 0 * rank, folder / str(i)) for i, make in enumerate((spread, module))]
     for i, run in enumerate(runs):
         run.resumed = resumed((module, spread)[i](), 0, folder / str(i))
     return compared(*runs)
+
+
+def _spread(owner: nn.Module, halves: Mapping[str, int]) -> nn.Module:
+    """Parameters as tensors of a mesh; those of ``halves`` in two along a dimension."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for name, parameter in list(owner.named_parameters()):
+        path, _, own = name.rpartition(".")
+        place: Any = Shard(halves[name]) if name in halves else Replicate()
+        spread = distribute_tensor(parameter.detach(), mesh, [place])
+        owner.get_submodule(path)._parameters[own] = nn.Parameter(spread)
+    return owner
+
+
+def tensors(rank: int, folder: Path) -> dict[str, bool]:
+    """The graph on spread tensors, without a hook: its own operations take them."""
+    halves = {f"blocks.{i}.up.{own}": 0 for i in range(2) for own in ("weight", "bias")}
+    halves |= {f"blocks.{i}.down.weight": 1 for i in range(2)}
+    mesh, runs = init_device_mesh("cpu", (dist.get_world_size(),)), []
+    for owner in (_spread(net(), halves), _spread(module_of_net(), halves)):
+        optimizer, found = optimizer_of(owner), Trained()
+        for number in range(STEPS):
+            optimizer.zero_grad()
+            x, y = (distribute_tensor(t, mesh, [Replicate()]) for t in batch(number))
+            loss = F.mse_loss(owner(x), y)
+            loss.backward()
+            gradients = [plain(p.grad) for p in owner.parameters()]
+            found.norms.append(nn.utils.get_total_norm(gradients))
+            found.losses.append(plain(loss))
+            optimizer.step()
+        found.saved = {n: plain(t) for n, t in owner.state_dict().items()}
+        runs.append(found)
+    return compared(*runs)
+
+
+def whole_numbers(*size: int) -> Tensor:
+    """Numbers of which float32 holds every sum, so that no order of adding matters."""
+    return torch.randint(-8, 9, size).float()
+
+
+def cast_tensors(rank: int, folder: Path, recipes: Sequence[str]) -> dict[str, bool]:
+    """Under a recipe the graph on spread tensors rounds as it does on whole ones."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
+    x, weights = whole_numbers(4, 6, 16), whole_numbers(4, 6, 8)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(whole_numbers(*parameter.shape) / 8)
+    plain_gradients = _results(model, x, weights)
+    mesh, found = init_device_mesh("cpu", (dist.get_world_size(),)), {}
+    ways: list[tuple[dict[str, int], Any]] = [
+        ({}, Shard(0)), ({}, Shard(1)), ({"0.weight": 0, "0.bias": 0, "2.weight": 1}, Replicate())
+    ]  # fmt: skip
+    for recipe in recipes:
+        module = unitify.transform(model, (x,), recipe=recipe)
+        # Products of codes and products of numbers add up the same.
+        expected = _results(copy.deepcopy(module), x, weights)
+        assert not same(expected, plain_gradients)
+        for halves, place in ways:
+            owner = _spread(copy.deepcopy(module), halves)
+            given = [distribute_tensor(t, mesh, [place]) for t in (x, weights)]
+            results = _results(owner, *given)
+            found[f"{recipe} {place} {len(halves)}"] = same(expected, results)
+    return found
+
+
+def _results(owner: nn.Module, x: Tensor, weights: Tensor) -> list[Any]:
+    out = owner(x)
+    (out * weights).sum().backward()
+    return [plain(out), *(plain(p.grad) for p in owner.parameters())]
 
 
 # -- pipelines -------------------------------------------------------------------------------------
@@ -265,8 +366,6 @@ def pipeline(rank: int, folder: Path, schedule: Any = ScheduleGPipe) -> dict[str
         x = batch(0, rows=2)[0]
         hidden = torch.randn(2, 6, 16)
         if is_module:
-            import unitify
-
             stage = unitify.transform(stage, (x if rank == 0 else hidden,))
         made = PipelineStage(stage, rank, 2, torch.device("cpu"))
         driver = schedule(made, n_microbatches=2, loss_fn=F.mse_loss)
@@ -296,9 +395,8 @@ def pipeline(rank: int, folder: Path, schedule: Any = ScheduleGPipe) -> dict[str
 
 def other_world(rank: int, folder: Path) -> dict[str, bool]:
     """A sharded checkpoint of two processes, read by one into the plain model, and back."""
-    model = net()
-    owner = fully_shard(transformed(model))
-    optimizer = adamw(owner.parameters())
+    owner = fully_shard(module_of_net())
+    optimizer = optimizer_of(owner)
     for number in range(STEPS):
         step(owner, optimizer, number, rank)
     held = held_by(owner, optimizer)
@@ -316,7 +414,7 @@ def other_world(rank: int, folder: Path) -> dict[str, bool]:
     if rank == 0:
         dcp.save(own, checkpoint_id=str(folder / "one"), no_dist=True)
     dist.barrier()
-    again = fully_shard(transformed(net(9)))
+    again = fully_shard(module_of_net())
     other = adamw(again.parameters())
     back = held_by(again, other)
     dcp.load(back, checkpoint_id=str(folder / "one"))
@@ -330,9 +428,9 @@ def other_world(rank: int, folder: Path) -> dict[str, bool]:
 
 
 def _rows() -> Iterable[tuple[str, Callable[[int, Path], dict[str, bool]]]]:
-    yield "DDP", ddp
+    yield "DDP, no_sync", ddp
     yield "DDP, bucket views", partial(ddp, gradient_as_bucket_view=True)
-    yield "DDP, unused parameters", partial(ddp, find_unused_parameters=True)
+    yield "DDP, unused parameters", partial(ddp, of=Unused, find_unused_parameters=True)
     yield "FSDP2", fsdp2
     yield "FSDP2, per block", partial(fsdp2, blocks=True)
     yield "FSDP2, bfloat16", partial(fsdp2, half=True)
@@ -344,11 +442,17 @@ def _rows() -> Iterable[tuple[str, Callable[[int, Path], dict[str, bool]]]]:
     yield "tensor parallel", parallel
     yield "sequence parallel", partial(parallel, sequence=True)
     yield "tensor parallel, then transformed", partial(parallel, after=True)
+    yield "spread tensors", tensors
+    yield "spread tensors, fp8", partial(cast_tensors, recipes=["fp8"])
+    yield "spread tensors, other recipes", partial(cast_tensors, recipes=OTHER_RECIPES)
     yield "pipeline, GPipe", pipeline
     yield "pipeline, 1F1B", partial(pipeline, schedule=Schedule1F1B)
-    yield "checkpoints between world sizes", other_world
+    yield "DCP between world sizes", other_world
 
 
+OTHER_RECIPES = ("fp8,simulate=true", "fp8-amax", "bf16")
+#: Those that take longer than all others: they record a model several times.
+SLOW = ("tensor parallel, then transformed", "spread tensors, other recipes", "pipeline, 1F1B")
 ROWS = {
     name: (lambda rank, folder, name=name, row=row: row(rank, folder / name.replace(" ", "-")))
     for name, row in _rows()

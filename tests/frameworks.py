@@ -125,5 +125,5 @@ def transformed(model: nn.Module, **options: Any) -> unitify.UnitScaledModule:
     return unitify.transform(model, (batch(0)[0],), **options)
 
 
-def adamw(parameters: Any) -> torch.optim.AdamW:
-    return torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1)
+def adamw(parameters: Any, **options: Any) -> torch.optim.AdamW:
+    return torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1, **options)

@@ -1,0 +1,50 @@
+"""docs/results/frameworks.md, from the rows that a run of ``make frameworks`` compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from frameworks import COLUMNS
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "results" / "frameworks.md"
+
+#: What was compared in this process, by framework: which columns are the original's.
+NOTED: dict[str, Mapping[str, bool]] = {}
+
+_TITLES = {
+    "losses": "loss curve",
+    "norms": "gradient norm",
+    "saved": "saved file in the plain model",
+    "resumed": "resumed",
+}
+_HEAD = """# Frameworks
+
+Written by `make frameworks`. Each row trains a model and its transformed module under one framework and
+compares bit by bit: the loss of every step, the norm of the gradients before clipping, the state dict of a
+plain model that was given the saved file, and the losses after training went on from it. Distributed
+rows run in two processes, on gloo. A dash: the framework has none, or the row does not look at it.
+
+"""
+
+
+def note(name: str, columns: Mapping[str, bool]) -> None:
+    """Keep what was compared under a framework."""
+    NOTED[name] = columns
+
+
+def table() -> str:
+    """The page."""
+    titles = ["framework", *_TITLES.values()]
+    lines = [titles, ["---"] * len(titles)]
+    for name in sorted(NOTED, key=str.casefold):
+        cells = (_cell(NOTED[name], column) for column in COLUMNS)
+        lines.append([name, *cells])
+    return _HEAD + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(columns: Mapping[str, bool], column: str) -> str:
+    own = [same for name, same in columns.items() if name.split()[0] == column]
+    if not own:
+        return "–"
+    return "bitwise" if all(own) else "**differs**"
