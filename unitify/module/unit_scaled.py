@@ -392,8 +392,8 @@ class UnitScaledModule(fx.GraphModule):
         raise UnitifyError(NotPickled(where=type(self.original).__name__))
 
 
-#: Attributes that every module has.
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+#: Attributes that every module has; its call is its own, also where some set it anew.
+_OF_EVERY_MODULE = frozenset(vars(nn.Module())) | {"forward"}
 #: Attributes that a module of this class has and a plain one has not.
 _OWN = frozenset(UnitScaledModule.__annotations__) | (
     frozenset(dir(UnitScaledModule)) - frozenset(dir(nn.Module))
