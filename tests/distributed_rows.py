@@ -410,7 +410,7 @@ def other_world(rank: int, folder: Path) -> dict[str, bool]:
     states.set_state_dict(
         single, alone, model_state_dict=own["model"], optim_state_dict=own["optimizer"]
     )
-    found = {"two to one": same(dict(expected), dict(single.state_dict()))}
+    found = {"saved, two to one": same(dict(expected), dict(single.state_dict()))}
     if rank == 0:
         dcp.save(own, checkpoint_id=str(folder / "one"), no_dist=True)
     dist.barrier()
@@ -421,10 +421,48 @@ def other_world(rank: int, folder: Path) -> dict[str, bool]:
     states.set_state_dict(
         again, other, model_state_dict=back["model"], optim_state_dict=back["optimizer"]
     )
-    found["one to two"] = same(whole_state(again), expected)
+    found["saved, one to two"] = same(whole_state(again), expected)
     following = [step(o, s, STEPS, rank) for o, s in ((owner, optimizer), (again, other))]
     found["resumed"] = same(*following)
     return found
+
+
+# -- all in turn -----------------------------------------------------------------------------------
+
+
+def horses(rank: int, folder: Path) -> dict[str, bool]:
+    """Two hundred steps: original, module, original under DDP, module of other scales.
+
+    Every process sees the same batch, so that the mean of the two gradients is either of them.
+    """
+    legs, length = 4, 50
+
+    def train(owner: nn.Module, optimizer: Any, leg: int) -> list[Any]:
+        return [step(owner, optimizer, n, 0) for n in range(length * leg, length * (leg + 1))]
+
+    plain_run = net()
+    reference = optimizer_of(plain_run)
+    expected = [train(plain_run, reference, leg) for leg in range(legs)]
+    found, held = [], None
+    for leg in range(legs):
+        owner: nn.Module = module_of_net() if leg % 2 else net(leg)
+        optimizer = optimizer_of(owner)
+        if held is not None:
+            owner.load_state_dict(held[0])
+            optimizer.load_state_dict(held[1])
+        if leg == 3:
+            done = unitify.rebase_(owner, optimizer, [(8.0 * batch(9)[0],)])
+            assert done.values > 0
+        wrapped = DistributedDataParallel(owner) if leg == 2 else owner
+        found.append(train(wrapped, optimizer, leg))
+        held = copy.deepcopy((owner.state_dict(), optimizer.state_dict()))
+    assert held is not None
+    last = Trained(saved=dict(plain_run.state_dict()))
+    last.losses, last.norms = ([pair[i] for leg in expected for pair in leg] for i in (0, 1))
+    own = Trained(saved=dict(in_plain_model(held[0])))
+    own.losses, own.norms = ([pair[i] for leg in found for pair in leg] for i in (0, 1))
+    last.resumed, own.resumed = [reference.state_dict()], [held[1]]
+    return compared(last, own)
 
 
 def _rows() -> Iterable[tuple[str, Callable[[int, Path], dict[str, bool]]]]:
@@ -448,6 +486,7 @@ def _rows() -> Iterable[tuple[str, Callable[[int, Path], dict[str, bool]]]]:
     yield "pipeline, GPipe", pipeline
     yield "pipeline, 1F1B", partial(pipeline, schedule=Schedule1F1B)
     yield "DCP between world sizes", other_world
+    yield "200 steps that change horses", horses
 
 
 OTHER_RECIPES = ("fp8,simulate=true", "fp8-amax", "bf16")

@@ -20,10 +20,10 @@ _TITLES = {
 }
 _HEAD = """# Frameworks
 
-Written by `make frameworks`. Each row trains a model and its transformed module under one framework and
-compares bit by bit: the loss of every step, the norm of the gradients before clipping, the state dict of a
-plain model that was given the saved file, and the losses after training went on from it. Distributed
-rows run in two processes, on gloo. A dash: the framework has none, or the row does not look at it.
+Written by `make frameworks`. Each row trains a model and its transformed module under one framework
+and compares bit by bit: the loss of every step, the norm of the gradients before clipping, the
+state dict of a plain model that was given the saved file, and the losses after resuming from it.
+Distributed rows run in two processes, on gloo. A dash: the row has nothing of the kind.
 
 """
 
@@ -44,7 +44,7 @@ def table() -> str:
 
 
 def _cell(columns: Mapping[str, bool], column: str) -> str:
-    own = [same for name, same in columns.items() if name.split()[0] == column]
+    own = [same for name, same in columns.items() if name.startswith(column)]
     if not own:
         return "–"
     return "bitwise" if all(own) else "**differs**"

@@ -92,11 +92,42 @@ def test_new_tensors_of_another_type() -> None:
     torch.set_default_dtype(torch.bfloat16)
     try:
         expected = results(model, x)
-        with pytest.warns(unitify.UnitifyWarning, match="the default type has become bfloat16"):
+        with pytest.warns(unitify.UnitifyWarning, match="the type of new tensors is bfloat16 now"):
             assert same(expected, results(module, x))
     finally:
         torch.set_default_dtype(torch.float32)
     assert same(results(model, x), results(module, x))
+
+
+class ReturnsBefore(nn.Module):
+    """What it returns is cast after that: in float32 both are one tensor, under autocast two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.linear(x)
+        return out, out.float().square().mean()
+
+
+def test_autocast_is_followed() -> None:
+    torch.manual_seed(0)
+    model = ReturnsBefore()
+    x = batch(0)[0]
+    module = unitify.transform(model, (x,))
+    runs: list[Any] = []
+    for owner in (model, module, module):
+        owner.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            out, loss = owner(x)
+        loss.backward()
+        runs.append([out, loss, *(p.grad for p in owner.parameters())])
+        if owner is module:
+            assert out.dtype == torch.bfloat16
+    assert same(runs[0], runs[1])
+    assert same(runs[0], runs[2])
+    assert same(list(model(x)), list(module(x)))
 
 
 def test_casts_are_those_of_a_model_in_the_new_type() -> None:

@@ -22,14 +22,14 @@ Make = Callable[[], Any]
 STEPS = 4
 
 
-# -- transformers and trl --------------------------------------------------------------------------
+# -- transformers ----------------------------------------------------------------------------------
 
 
 def language_model() -> Any:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, intermediate_size=32, max_position_embeddings=32,
+        num_key_value_heads=2, intermediate_size=32, max_position_embeddings=32,
         use_cache=False, pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=False,
     )  # fmt: skip
     return transformers.LlamaForCausalLM(config)
@@ -58,13 +58,13 @@ def language_module() -> unitify.UnitScaledModule:
     return unitify.transform(language_model(), (), items, batches=[example])
 
 
-def hf_trainer(make: Make, trainer: Any = None, **options: Any) -> Trained:
+def hf_trainer(make: Make, **options: Any) -> Trained:
     """Accumulation, clipping, evaluation, the best checkpoint, resuming: no flag for us."""
     found = Trained()
     with TemporaryDirectory() as folder:
 
         def made(name: str) -> Any:
-            return (trainer or _hf)(make(), f"{folder}/{name}", **options)
+            return _hf(make(), f"{folder}/{name}", **options)
 
         first = made("first")
         first.train()
@@ -98,28 +98,6 @@ def _hf(model: Any, folder: str, **options: Any) -> Any:
     return transformers.Trainer(
         model=model, args=arguments, train_dataset=rows[:16], eval_dataset=rows[16:]
     )
-
-
-def _sft(model: Any, folder: str, **options: Any) -> Any:
-    import datasets
-    import tokenizers
-    import trl
-
-    words = {f"w{i}": i for i in range(32)}
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "w0")),
-        pad_token="w0", eos_token="w2", bos_token="w1",
-    )  # fmt: skip
-    rows = [{n: t.tolist() for n, t in row.items()} for row in sentences(20)]
-    arguments = trl.SFTConfig(
-        folder, dataset_kwargs={"skip_prepare_dataset": True},
-        **{**_USUAL, "bf16": False, "gradient_checkpointing": False, **options},
-    )  # fmt: skip
-    return trl.SFTTrainer(
-        model=model, args=arguments, processing_class=tokenizer,
-        train_dataset=datasets.Dataset.from_list(rows[:16]),
-        eval_dataset=datasets.Dataset.from_list(rows[16:]),
-    )  # fmt: skip
 
 
 # -- accelerate ------------------------------------------------------------------------------------
@@ -171,9 +149,10 @@ def with_accelerate(make: Make, precision: str = "no") -> Trained:
                     accelerator.save_state(folder)
                 yield loss.detach(), norm, accelerator.unwrap_model(model)
 
-        for loss, norm, model in steps(resume=False):
+        for loss, norm, owner in steps(resume=False):
             found.losses.append(loss)
             found.norms += [] if norm is None else [norm.detach()]
+            model = owner
         plain = net(9)
         plain.load_state_dict(model.state_dict())
         found.saved = plain.state_dict()
@@ -244,49 +223,73 @@ def lightning(make: Make, precision: str = "32-true", callback: str = "") -> Tra
 # -- adapters --------------------------------------------------------------------------------------
 
 
-def adapters(make: Make) -> Trained:
-    """LoRA put into what is made: some steps of it, and the adapters saved and loaded again."""
+TARGETS = ["up", "down"]
+
+
+def with_adapters(model: Any, seed: int = 1) -> Any:
+    """LoRA in every block, of which nothing is zero."""
+    import peft
+
+    torch.manual_seed(seed)
+    made = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS))
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0.0, 0.02)
+    return made
+
+
+def adapters(make: Make, adapted: Callable[[Any], Any] = with_adapters) -> Trained:
+    """Some steps of what ``adapted`` makes; its adapters are saved, and loaded again."""
     import peft
 
     found = Trained()
 
-    def adapted() -> Any:
-        config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["up", "down"])
-        base = make()
-        torch.manual_seed(1)
-        model = peft.get_peft_model(base, config)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if "lora_B" in name:
-                    parameter.normal_(0.0, 0.02)
-        return model
-
-    def steps(model: Any, numbers: range) -> None:
-        optimizer = adamw(p for p in model.parameters() if p.requires_grad)
+    def steps(model: Any, numbers: range) -> tuple[list[Tensor], list[Tensor]]:
+        losses, norms = [], []
+        own = [p for p in model.parameters() if p.requires_grad]
+        optimizer = adamw(own)
         for number in numbers:
             optimizer.zero_grad()
             x, y = batch(number)
             loss = F.mse_loss(model(x), y)
             loss.backward()
             losses.append(loss.detach())
-            own = [p for p in model.parameters() if p.requires_grad]
             norms.append(nn.utils.clip_grad_norm_(own, 0.5))
             optimizer.step()
+        return losses, norms
 
-    losses, norms = found.losses, found.norms
-    model = adapted()
-    steps(model, range(STEPS))
-    held = peft.get_peft_model_state_dict(model)
-    again = adapted()
-    peft.set_peft_model_state_dict(again, held)
-    losses, norms = found.resumed, []
-    steps(again, range(STEPS, 2 * STEPS))
-    plain = peft.get_peft_model(
-        net(), peft.LoraConfig(r=4, lora_alpha=8, target_modules=["up", "down"])
-    )
-    peft.set_peft_model_state_dict(plain, held)
+    def trainable(model: Any) -> dict[str, Tensor]:
+        return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+    model = adapted(make())
+    found.losses, found.norms = steps(model, range(STEPS))
+    held = trainable(model)
+    again = adapted(make())
+    again.load_state_dict(held, strict=False)
+    found.resumed, _ = steps(again, range(STEPS, 2 * STEPS))
+    plain = with_adapters(net(), seed=9)
+    assert isinstance(plain, peft.PeftModel)
+    assert not plain.load_state_dict(held, strict=False).unexpected_keys
     found.saved = plain.merge_and_unload().state_dict()
     return found
+
+
+def with_and_without_codes() -> list[Trained]:
+    """Adapters on weights that FP8 codes stand for, and on the same weights cast at each call."""
+    cast = unitify.transform(with_adapters(net()), (batch(0)[0],), recipe="fp8")
+    return [adapters(lambda: copy.deepcopy(cast), as_it_is), adapters(cast.to_frozen, as_it_is)]
+
+
+def before_transform() -> list[Trained]:
+    """Adapters are in the model when it is transformed."""
+    adapted = with_adapters(net())
+    module = unitify.transform(adapted, (batch(0)[0],))
+    return [adapters(partial(copy.deepcopy, m), as_it_is) for m in (adapted, module)]
+
+
+def as_it_is(model: Any) -> Any:
+    return model
 
 
 @cache
@@ -312,7 +315,6 @@ def _both(row: Callable[[Make], Trained], model: Make, module: Make) -> list[Tra
 ROWS: dict[str, Callable[[], list[Trained]]] = {
     "transformers Trainer": _of_language(hf_trainer),
     "transformers Trainer, bf16": _of_language(hf_trainer, bf16=True),
-    "trl SFTTrainer": _of_language(hf_trainer, trainer=_sft),
     "accelerate": _of_net(with_accelerate),
     "accelerate, bf16": _of_net(with_accelerate, precision="bf16"),
     "Lightning": _of_net(lightning),
@@ -321,4 +323,6 @@ ROWS: dict[str, Callable[[], list[Trained]]] = {
     "Lightning, stochastic weight averaging": _of_net(lightning, callback="SWA"),
     "Lightning, exponential moving average": _of_net(lightning, callback="EMA"),
     "PEFT after transform": _of_net(adapters),
+    "PEFT before transform": before_transform,
+    "PEFT on FP8 codes": with_and_without_codes,
 }

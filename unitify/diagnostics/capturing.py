@@ -211,21 +211,20 @@ class AttributeTurned(Diagnostic):
 
 @dataclass(frozen=True)
 class RecordedAnew(Diagnostic):
-    """The weights have another number type than when the model was recorded.
+    """The weights have another number type than when the model was recorded, or ``autocast`` is on.
 
     A recording holds for the number types that it was made in. So the model is recorded in the new
     ones, on the example of the first recording, and transformed with the same options: the call has
     scales and casts as any other. Both recordings are kept: a type that comes back costs nothing.
 
     Example: ``module.bfloat16()``; ``fully_shard(module, mp_policy=MixedPrecisionPolicy(
-    param_dtype=torch.bfloat16))``, which hands out weights in bfloat16.
+    param_dtype=torch.bfloat16))``, which hands out weights in bfloat16; a call under
+    ``torch.autocast("cpu", torch.bfloat16)``.
     Fix: nothing has to be mended; to save the time, transform the model in the types of its use.
     """
 
     code: ClassVar[str] = "U116"
-    why: ClassVar[str] = (
-        "{tensor} has become {dtype}: the model was recorded again in its new types"
-    )
+    why: ClassVar[str] = "the type of {tensor} is {dtype} now: the model was recorded again"
     fix: ClassVar[str] = "To save the time, transform the model in the types in which it runs"
     tensor: str
     dtype: str

@@ -84,13 +84,14 @@ class Knobs:
             for key in value:
                 self._note(value, key, location.then("item", key))
 
-    def turned(self) -> str | None:
+    def turned(self, by_autocast: bool) -> str | None:
         """The first entry or type that is another than it was; None where all are the same.
 
-        Compiled code is not asked for entries at each call, which its own guards do.
+        ``by_autocast``: does what it does to types count, or is the graph run under it?
         """
-        if (changed := self.types.changed()) is not None:
-            return f"the type of {changed or 'new tensors'}"
+        changed = self.types.changed()
+        if changed is not None and (by_autocast or changed != "autocast"):
+            return f"the type of {changed}"
         found = None if torch.compiler.is_compiling() else self.turned_attribute()
         return None if found is None else str(found)
 

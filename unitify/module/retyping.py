@@ -7,7 +7,6 @@ transformed module is always one of the types that its weights have. ``module`` 
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from typing import Any
 
@@ -54,8 +53,8 @@ def _exchange(
         if known[key] is not None:
             note = RecordedAnew(
                 where=type(module.original).__name__,
-                tensor=changed or "the default type",
-                dtype=str(now[changed]).removeprefix("torch."),
+                tensor=changed,
+                dtype=str(now.get(changed)).removeprefix("torch."),
             )
             warnings.warn(UnitifyWarning(str(note)), stacklevel=5)
     found = known[key]
@@ -113,14 +112,11 @@ def _recording(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> di
     for name in _constants(module):
         model._buffers.pop(name, None)
         model._modules.pop(name, None)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.enable_grad())
-        for kind in {"cpu", *(p.device.type for p in model.parameters())}:
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        try:
+    try:
+        with torch.enable_grad():
             made = module._again(model, *example)
-        except UnitifyError:
-            return None
+    except UnitifyError:
+        return None
     # Of several graphs each runs at its own place in the model's code, which ours are not.
     return {**_taken(made), "_knobs": None} if list(made.parts) == [""] else None
 

@@ -16,11 +16,32 @@ from torch import Tensor, nn
 from unitify.capture.tree import copy_of
 from unitify.capture.watching import without_hooks
 
+#: Names that no tensor has.
+_AROUND = ("new tensors", "autocast")
+
+
+def _device(tree: nn.Module) -> str:
+    """The type of device on which a tree computes."""
+    return next((p.device.type for p in tree.parameters()), "cpu")
+
+
+def _surroundings(device: str) -> dict[str, torch.dtype]:
+    """What else decides the types of a call: the type of new tensors, and that of ``autocast``.
+
+    That to float16 is left out: a graph of float32 keeps gradients that the model itself loses.
+    """
+    found = {"new tensors": torch.get_default_dtype()}
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        if dtype != torch.float16:
+            found["autocast"] = dtype
+    return found
+
 
 class Types:
-    """The number types of a tree's parameters and buffers, and the type of new tensors.
+    """The number types of a tree's parameters and buffers, and of what surrounds a call.
 
-    ``recorded``: each by name, "" for new tensors; those that the tree has now where None.
+    ``recorded``: each by name; those that the tree has now where None.
     """
 
     def __init__(self, tree: nn.Module, recorded: Mapping[str, torch.dtype] | None = None) -> None:
@@ -31,17 +52,18 @@ class Types:
                 *tree.named_buffers(remove_duplicate=False),
             )
             recorded = {n: t.dtype for n, t in tensors if t.is_floating_point() or t.is_complex()}
-            recorded[""] = torch.get_default_dtype()
+            recorded |= _surroundings(_device(tree))
         self.recorded = recorded
+        self.surroundings = {n: recorded[n] for n in _AROUND if n in recorded}
         #: The namespace of a module, a name in it, what type it had, and its whole name.
         self.places: list[tuple[dict[str, Any], str, torch.dtype, str]] = []
         for name, dtype in recorded.items():
             path, _, own = name.rpartition(".")
-            if name:
+            if name not in _AROUND:
                 self.places.append((vars(tree.get_submodule(path)), own, dtype, name))
 
     def changed(self) -> str | None:
-        """The first tensor that has another type now ("" for new ones); None where all are alike.
+        """What has another type now, a tensor or what surrounds a call; None where all are alike.
 
         A tensor that is not there any more has none.
         """
@@ -51,13 +73,16 @@ class Types:
                 held = _held(namespace, own)
             if held is not None and held.dtype != dtype:
                 return name
-        return None if torch.get_default_dtype() == self.recorded[""] else ""
+        around = _surroundings(_device(self.tree))
+        if around == self.surroundings:
+            return None
+        return next(n for n in _AROUND if around.get(n) != self.surroundings.get(n))
 
     def now(self) -> dict[str, torch.dtype]:
         """The types as they are."""
         found = {name: _held(namespace, own) for namespace, own, _, name in self.places}
         present = {n: t.dtype for n, t in found.items() if t is not None}
-        return {**present, "": torch.get_default_dtype()}
+        return {**present, **_surroundings(_device(self.tree))}
 
 
 def _held(namespace: dict[str, Any], name: str) -> Tensor | None:

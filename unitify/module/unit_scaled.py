@@ -25,7 +25,7 @@ from unitify.diagnostics import (
     UnitifyError,
 )
 from unitify.module.fingerprint import KEY, check_fingerprint, fingerprint
-from unitify.module.folding import fold
+from unitify.module.folding import hold_codes
 from unitify.module.interpreted import OwnCall, as_first_called
 from unitify.module.knobs import Knobs
 from unitify.module.own_code import leave_graph, run_own_code
@@ -54,7 +54,7 @@ class UnitScaledModule(fx.GraphModule):
     #: What is cast, and what verification found before the casts; None for neither.
     recipe: Recipe | None = None
     _casts: tuple[Choice, ...] = ()
-    #: Are cast weights held as codes, for the forward pass alone?
+    #: Are cast weights held as codes? There is no running of the model's own code then.
     is_inference: bool = False
     verification: Verification | None = None
     _again: Callable[..., UnitScaledModule] | None = None  # as ``retyping`` calls it
@@ -194,7 +194,7 @@ class UnitScaledModule(fx.GraphModule):
     def _turned(self) -> AttributeTurned | None:
         """What was turned since then, if anything."""
         knobs: Knobs | None = self.__dict__.get("_knobs")
-        found = None if knobs is None else knobs.turned()
+        found = None if knobs is None else knobs.turned(self._again is not None)
         return None if found is None else AttributeTurned(attribute=found)
 
     def _check_mode(self) -> None:
@@ -260,19 +260,17 @@ class UnitScaledModule(fx.GraphModule):
         state dicts of the original do not fit any more.
         """
         made = copy.deepcopy(self).eval().requires_grad_(False)
-        made.is_inference = True
-        parts = list(made.parts.values())
-        used = {id(p) for part in parts for p in part._used_parameters()}
-        folded = [fold(p.graph, p._attribute, p._is_parameter) for p in parts]
-        for part, graph in zip(parts, folded, strict=True):
-            for name, codes in graph.codes.items():
-                path, _, own = name.rpartition(".")
-                part.get_submodule(path).register_buffer(own, codes)
-            part.graph, part.is_inference = graph.graph, True
-        used -= {id(p) for part in parts for p in part._used_parameters()}
-        for child in made.modules():
-            for name in [n for n, p in child._parameters.items() if id(p) in used]:
-                del child._parameters[name]
+        hold_codes(made)
+        return made
+
+    def to_frozen(self) -> UnitScaledModule:
+        """A copy whose cast weights are held as codes where they take no gradient; the rest trains.
+
+        For adapters on a frozen model: put them into the model, transform it, and train this.
+        Outputs and gradients are those of this module to the bit; see ``to_inference`` for codes.
+        """
+        made = copy.deepcopy(self)
+        hold_codes(made)
         return made
 
     def get_submodule(self, target: str) -> nn.Module:
@@ -290,8 +288,9 @@ class UnitScaledModule(fx.GraphModule):
     def _attribute(self, target: str) -> Any:
         return operator.attrgetter(target)(self._tree)
 
-    def _is_parameter(self, target: str) -> bool:
-        return isinstance(self._attribute(target), nn.Parameter)
+    def _is_frozen(self, target: str) -> bool:
+        held = self._attribute(target)
+        return isinstance(held, nn.Parameter) and not held.requires_grad
 
     def _used_parameters(self) -> list[nn.Parameter]:
         held = [self._attribute(str(n.target)) for n in self.graph.nodes if n.op == "get_attr"]
@@ -315,7 +314,8 @@ class UnitScaledModule(fx.GraphModule):
 
         Raises ``UnitifyError``: U017 or U018 for weights that mean something else here.
         """
-        check_fingerprint(self._fingerprint(), state_dict, prefix, self.plan.parameters)
+        own: set[str] = {n for n, _ in self.named_parameters()} if self.is_inference else set()
+        check_fingerprint(self._fingerprint(), state_dict, prefix, self.plan.parameters.keys() - own)
         ties = ties_of(self._tree)
         if local_metadata.get("assign_to_params_buffers"):
             check_ties(ties, state_dict, prefix)
