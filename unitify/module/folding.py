@@ -30,8 +30,8 @@ class Folded:
     codes: Mapping[str, Tensor]
 
 
-def hold_codes(module: Any) -> None:
-    """Give every part of ``module`` codes in place of cast weights that take no gradient.
+def hold_codes(module: Any) -> Any:
+    """``module``, with codes in place of the cast weights of its parts that take no gradient.
 
     Where nothing takes one, nothing is left of the backward pass in its graphs. Parameters that no
     graph uses any more go.
@@ -50,6 +50,7 @@ def hold_codes(module: Any) -> None:
         for name in [n for n, p in child._parameters.items() if id(p) in used]:
             del child._parameters[name]
     module.is_inference = True
+    return module
 
 
 def fold(

@@ -259,8 +259,7 @@ class UnitScaledModule(fx.GraphModule):
         head, too) are held beside their codes. Codes are buffers, named after weight and format;
         state dicts of the original do not fit any more.
         """
-        made = copy.deepcopy(self).eval().requires_grad_(False)
-        hold_codes(made)
+        made: UnitScaledModule = hold_codes(copy.deepcopy(self).eval().requires_grad_(False))
         return made
 
     def to_frozen(self) -> UnitScaledModule:
@@ -269,8 +268,7 @@ class UnitScaledModule(fx.GraphModule):
         For adapters on a frozen model: put them into the model, transform it, and train this.
         Outputs and gradients are those of this module to the bit; see ``to_inference`` for codes.
         """
-        made = copy.deepcopy(self)
-        hold_codes(made)
+        made: UnitScaledModule = hold_codes(copy.deepcopy(self))
         return made
 
     def get_submodule(self, target: str) -> nn.Module:
@@ -314,8 +312,9 @@ class UnitScaledModule(fx.GraphModule):
 
         Raises ``UnitifyError``: U017 or U018 for weights that mean something else here.
         """
-        own: set[str] = {n for n, _ in self.named_parameters()} if self.is_inference else set()
-        check_fingerprint(self._fingerprint(), state_dict, prefix, self.plan.parameters.keys() - own)
+        own = dict(self.named_parameters()) if self.is_inference else {}
+        names = self.plan.parameters.keys() - own.keys()
+        check_fingerprint(self._fingerprint(), state_dict, prefix, names)
         ties = ties_of(self._tree)
         if local_metadata.get("assign_to_params_buffers"):
             check_ties(ties, state_dict, prefix)
