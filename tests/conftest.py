@@ -14,6 +14,16 @@ torch.set_num_threads(1)
 import zoo  # noqa: E402
 from checking import plant  # noqa: E402
 from conversion import Conversion, conversion  # noqa: E402
+from framework_table import PAGE, table  # noqa: E402
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--framework-table", action="store_true", help=f"write {PAGE.name}")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if session.config.getoption("--framework-table") and exitstatus == 0:
+        PAGE.write_text(table(), "utf-8")
 
 
 @pytest.fixture(scope="session", params=list(zoo.MODELS))

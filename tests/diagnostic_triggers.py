@@ -25,7 +25,7 @@ from unitify.checkpoint.filling import fill
 from unitify.checkpoint.state_dict import check_finite
 from unitify.checkpoint.targets import build_model, import_libraries
 from unitify.convert import convert
-from unitify.diagnostics import Diagnostic
+from unitify.diagnostics import Diagnostic, RecordedAnew
 from unitify.explain import explain_code, explain_value
 from unitify.operations.rule_table import load_rules
 from unitify.plan.scale_plan import Scale
@@ -261,6 +261,15 @@ def _(path: Path) -> Found:
         module(X)
     assert "U115" in str(found[0].message)
     return [module._turned()]
+
+
+@triggers("U116")
+def _(path: Path) -> Found:
+    module = unitify.transform(factories.mlp(), (X,)).bfloat16()
+    with warnings.catch_warnings(record=True) as found:
+        module(X.bfloat16())
+    assert [str(w.message)[:4] for w in found] == ["U116"]
+    return [RecordedAnew(where="MLP", tensor="up.weight", dtype="bfloat16")]
 
 
 @triggers("U117")

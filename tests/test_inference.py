@@ -131,3 +131,32 @@ def test_the_module_itself_is_unchanged() -> None:
     assert list(module.state_dict()) == names
     module(tokens).sum().backward()
     assert all(p.grad is not None for p in module.parameters())
+
+
+@pytest.mark.parametrize("recipe", ["fp8", "fp8,simulate=true", "fp8-amax"])
+def test_frozen_weights_are_codes_and_the_rest_trains(recipe: str) -> None:
+    model, tokens = net()
+    model.train().requires_grad_(False)
+    model.first.requires_grad_()
+    module = unitify.transform(model, (tokens,), recipe=recipe, verify=False)
+    made = module.to_frozen()
+    assert made.training
+    runs = []
+    for owner in (module, made):
+        torch.manual_seed(0)
+        out = owner(tokens)
+        out.square().mean().backward()
+        own = {n: p.grad for n, p in owner.named_parameters() if p.requires_grad}
+        assert list(own) == ["first.weight", "first.bias"]
+        runs.append([out, *own.values()])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    codes = {n for n, b in made.named_buffers() if b.dtype == E4M3.dtype}
+    assert codes == {
+        "twice.weight_e4m3",
+        "weight_e4m3",
+        "conv.weight_e4m3",
+        "embedding.weight_e4m3",
+    }
+    assert memory(made) < memory(module)
+    with pytest.raises(UnitifyError, match="U115"):
+        made.double()(tokens)

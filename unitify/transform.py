@@ -211,6 +211,16 @@ def transform(
         done("cast", module)
     if inplace:
         adopt_parameters(model, module)
+    if weights == "true" and not module.scheme and list(module.parts) == [""]:
+
+        def again(model: nn.Module, args: Any, kwargs: Any) -> UnitScaledModule:
+            return transform(
+                model, args, kwargs, loss_fn=loss_fn, scales=scales, recipe=casts,
+                dynamic_shapes=dynamic_shapes, recording_seconds=recording_seconds, placement=where,
+                verify=verify, rules=rules,
+            )  # fmt: skip
+
+        module._again = again
     return module
 
 

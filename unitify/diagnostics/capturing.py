@@ -193,7 +193,8 @@ class AttributeTurned(Diagnostic):
     That is an attribute, or a global, a variable of the environment, a switch of torch such as
     autocast. The graph holds what it was. So the call runs the model's own code, which reads it
     as it is now: exact, but without scales and casts. A module for inference has no such code, and
-    refuses the call.
+    refuses the call. Number types of weights are such attributes where no recording can be made for
+    new ones (U116): with stored weights, codes, or several graphs.
 
     Example: ``module.get_submodule("drop").p = 0.0`` on the transformed module; a hook registered
     on one of its submodules; a submodule that was exchanged.
@@ -207,6 +208,27 @@ class AttributeTurned(Diagnostic):
         "The model's own code runs instead of its graph; set it on the model and transform again"
     )
     attribute: str
+
+
+@dataclass(frozen=True)
+class RecordedAnew(Diagnostic):
+    """The weights have another number type than when the model was recorded, or ``autocast`` is on.
+
+    A recording holds for the number types that it was made in. So the model is recorded in the new
+    ones, on the example of the first recording, and transformed with the same options: the call has
+    scales and casts as any other. Both recordings are kept: a type that comes back costs nothing.
+
+    Example: ``module.bfloat16()``; ``fully_shard(module, mp_policy=MixedPrecisionPolicy(
+    param_dtype=torch.bfloat16))``, which hands out weights in bfloat16; a call under
+    ``torch.autocast("cpu", torch.bfloat16)``.
+    Fix: nothing has to be mended; to save the time, transform the model in the types of its use.
+    """
+
+    code: ClassVar[str] = "U116"
+    why: ClassVar[str] = "the type of {tensor} is {dtype} now: the model was recorded again"
+    fix: ClassVar[str] = "To save the time, transform the model in the types in which it runs"
+    tensor: str
+    dtype: str
 
 
 @dataclass(frozen=True)

@@ -30,15 +30,42 @@ class Folded:
     codes: Mapping[str, Tensor]
 
 
+def hold_codes(module: Any) -> Any:
+    """``module``, with codes in place of the cast weights of its parts that take no gradient.
+
+    Where nothing takes one, nothing is left of the backward pass in its graphs. Parameters that no
+    graph uses any more go.
+    """
+    parts = list(module.parts.values())
+    used = {id(p) for part in parts for p in part._used_parameters()}
+    trains = any(p.requires_grad for p in module.parameters())
+    folded = [fold(p.graph, p._attribute, p._is_frozen, trains) for p in parts]
+    for part, graph in zip(parts, folded, strict=True):
+        for name, codes in graph.codes.items():
+            path, _, own = name.rpartition(".")
+            part.get_submodule(path).register_buffer(own, codes)
+        part.graph, part.is_inference = graph.graph, True
+    used -= {id(p) for part in parts for p in part._used_parameters()}
+    for child in module.modules():
+        for name in [n for n, p in child._parameters.items() if id(p) in used]:
+            del child._parameters[name]
+    module.is_inference = True
+    return module
+
+
 def fold(
-    graph: fx.Graph, attribute: Callable[[str], Any], is_weight: Callable[[str], bool]
+    graph: fx.Graph,
+    attribute: Callable[[str], Any],
+    is_weight: Callable[[str], bool],
+    trains: bool,
 ) -> Folded:
     """``graph`` with every cast of weights alone done once.
 
-    ``attribute``: what a ``get_attr`` node names; ``is_weight``: is that a parameter?
+    ``attribute``: what a ``get_attr`` node names; ``is_weight``: is that a frozen parameter?
+    ``trains``: will there be a backward pass?
     """
     made = fx.Graph()
-    made.output(made.graph_copy(unwatched(graph), {}))
+    made.output(made.graph_copy(graph if trains else unwatched(graph), {}))
     folder = _Folder(made, attribute, is_weight)
     for node in list(made.nodes):
         folder.visit(node)
@@ -64,7 +91,7 @@ class _Folder:
     def visit(self, node: fx.Node) -> None:
         if node.op == "get_attr" and (self.is_weight(str(node.target)) or _is_mean(node)):
             self.weights[node] = str(node.target)
-        elif operation_name(node) == "unitify.fp8_linear.default":
+        elif operation_name(node) in ("unitify.fp8_linear.default", "unitify.fp8_linear.watched"):
             weight, format = node.args[1], FORMATS[str(node.args[3])]
             exponents: Any = node.args[5]
             if weight in self.weights:

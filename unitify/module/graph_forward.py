@@ -37,6 +37,9 @@ class GraphForward:
     """
 
     def __init__(self, module: nn.Module, runs: Runs) -> None:
+        before = vars(module).get("forward")
+        if isinstance(before, GraphForward) and type(before.runs) is type(runs):
+            before.take_out()
         self.module, self.runs = module, runs
         #: What stood in the module's own namespace before; its own code.
         self.replaced = vars(module).get("forward")
@@ -47,6 +50,12 @@ class GraphForward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One call, by a graph where one holds for it, else by the module's own code."""
         return self.runs.run(self.module, self.own, args, kwargs)
+
+    def take_out(self) -> None:
+        """Let the module run its own code again."""
+        del self.module.__dict__["forward"]
+        if self.replaced is not None:
+            self.module.__dict__["forward"] = self.replaced
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Of a copy of the module alone: its own code, on its own weights."""

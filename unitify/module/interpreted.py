@@ -13,6 +13,17 @@ from typing import Any
 from torch.fx.graph import CodeGen
 
 
+def as_first_called(kind: type) -> None:
+    """Take away what generating code put around the call of a subclass of a module's own class.
+
+    Frameworks give a module such a class (``fully_shard``). Each of two wrappers would call the
+    other.
+    """
+    wrapped = [k for k in kind.__mro__ if "_wrapped_call" in vars(k)]
+    for later in wrapped[:-1]:
+        del later._wrapped_call, later.__call__  # type: ignore[attr-defined]
+
+
 class OwnCall(CodeGen):
     """Plain code for the graph itself; ``flatten`` and ``unflatten`` around an interpretation."""
 

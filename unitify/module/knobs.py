@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from unitify.capture.effects import place
 from unitify.capture.places import MISSING, Location, is_array, is_same
 from unitify.capture.surroundings import Answers, Read, layout
+from unitify.module.types import Types
 
 #: Containers with more entries are compared by their number alone.
 _MANY = 256
@@ -69,9 +70,10 @@ class _Names:
 class Knobs:
     """What the graph of a tree of modules holds, and what it was.
 
-    ``reads``: what the code of modules reads. ``left``: where calls leave something. ``is_turned``:
-    what was turned already, as it prints, in what this one is a copy of. ``within``: of the
-    submodule at this path alone, whose own hooks run around its graph.
+    ``reads``: what the code of modules reads. ``left``: where calls leave something. ``part``: the
+    module on whose tensors the graph runs, if not the tree. ``before``: those of what this one is a
+    copy of; what was turned there is turned here. ``within``: of the submodule at this path alone,
+    whose own hooks run around its graph.
     """
 
     def __init__(
@@ -79,10 +81,13 @@ class Knobs:
         tree: nn.Module,
         reads: Iterable[Location | Read],
         left: Sequence[Location] = (),
-        is_turned: str | None = None,
+        part: nn.Module | None = None,
+        before: Knobs | None = None,
         within: str = "",
     ) -> None:
-        self.is_turned = is_turned
+        top = tree.get_submodule(within)
+        self.types: Types = Types(part or top, None if before is None else before.types.recorded)
+        self.was_turned = None if before is None else before.turned_attribute()
         #: Names that are there, and names that are not.
         self.present, self.absent = _Names(), _Names()
         #: A question, the answer, how to say it.
@@ -94,7 +99,6 @@ class Knobs:
         self.sized_places: list[Any] = []
         self.arrays: list[tuple[Any, bytes, Any]] = []
         #: Modules and their classes; the names under which their tables have a tensor.
-        top = tree.get_submodule(within)
         self.modules = list(top.modules())
         self.kinds = [type(module) for module in self.modules]
         self.tensors = _Names()
@@ -187,16 +191,25 @@ class Knobs:
                 for key in value:
                     self._note(value, key, _then(where, key))
 
-    def turned(self, has_weights: bool = True) -> Any:
+    def turned(self, has_weights: bool = True, by_autocast: bool = True) -> str | None:
         """The first that is another than it was, as it prints; None where all are the same.
 
-        ``has_weights``: every parameter has to be there.
+        ``has_weights``: every parameter has to be there. ``by_autocast``: does what it does to
+        types count, or is the graph run under it?
         """
+        changed = self.types.changed()
+        if changed is not None and (by_autocast or changed != "autocast"):
+            return f"the type of {changed}"
+        found = self.turned_attribute(has_weights)
+        return None if found is None else str(found)
+
+    def turned_attribute(self, has_weights: bool = True) -> Any:
+        """The first that is another than it was, number types aside."""
         return next(self._turned(has_weights), None)
 
     def _turned(self, has_weights: bool) -> Iterator[Any]:
-        if self.is_turned is not None:
-            yield self.is_turned
+        if self.was_turned is not None:
+            yield self.was_turned
         if (where := self.present.turned()) is not None:
             yield where
         if any(map(contains, self.absent.namespaces, self.absent.names)):
@@ -210,7 +223,7 @@ class Knobs:
                 yield where
         if not all(map(is_, map(type, self.modules), self.kinds)):
             for module, kind in zip(self.modules, self.kinds, strict=True):
-                if not _runs_as(type(module), kind):
+                if not _runs_as(type(module), kind):  # type: ignore[arg-type]
                     yield f"the class of a {kind.__name__}"
         if has_weights:
             tables, names = self.tensors.namespaces, self.tensors.names
@@ -259,11 +272,17 @@ def reads_by_path(reads: Mapping[Location | Read, frozenset[str]]) -> dict[str, 
     return {path: list(held) for path, held in found.items()}
 
 
+def turned_now(knobs: Knobs, has_weights: bool, by_autocast: bool) -> str | None:
+    """``knobs.turned``; compiled code asks once, as it is compiled."""
+    if torch.compiler.is_compiling():
+        compiled: str | None = _turned_once(knobs, has_weights, by_autocast)
+        return compiled
+    return knobs.turned(has_weights, by_autocast)
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def turned_now(knobs: Knobs, has_weights: bool) -> str | None:
-    """The first entry that is another than it was, as code is compiled."""
-    found = knobs.turned(has_weights)
-    return None if found is None else str(found)
+def _turned_once(knobs: Knobs, has_weights: bool, by_autocast: bool) -> str | None:
+    return knobs.turned(has_weights, by_autocast)
 
 
 def _then(where: Any, key: Any) -> Any:

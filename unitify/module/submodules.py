@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
@@ -46,6 +45,7 @@ class Whole:
     attribute: Callable[[str], Any]
     cast: frozenset[str]
     is_inference: bool
+    by_autocast: bool
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,13 @@ class Submodules:
         self._paths: dict[nn.Module, str] = {}
         capture = whole().capture
         for path in capture.regions.paths:
-            with contextlib.suppress(AttributeError, ValueError):
-                module = tree.get_submodule(path)
-                self._paths[module] = path
-                GraphForward(module, self)
+            with contextlib.suppress(AttributeError):
+                self._paths[tree.get_submodule(path)] = path
+
+    def install(self) -> None:
+        """From now on, calls of the submodules come here."""
+        for module in self._paths:
+            GraphForward(module, self)
 
     # -- calls ----------------------------------------------------------------------------
 
@@ -139,12 +142,8 @@ class Submodules:
 
     def turned(self, path: str) -> str | None:
         """What the code of a submodule reads that is not what it was; None for nothing."""
-        has_weights = not self.whole().is_inference
-        if torch.compiler.is_compiling():
-            compiled: str | None = turned_now(self.knobs[path], has_weights)
-            return compiled
-        found = self.knobs[path].turned(has_weights)
-        return None if found is None else str(found)
+        whole = self.whole()
+        return turned_now(self.knobs[path], not whole.is_inference, whole.by_autocast)
 
     def leave(self, path: str, reason: str, whole: Whole) -> None:
         """Say that the module at ``path`` runs its own code, if that leaves casts out.

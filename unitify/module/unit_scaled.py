@@ -6,7 +6,6 @@ import contextlib
 import copy
 import inspect
 import operator
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MethodType
 from typing import Any, ClassVar
@@ -19,24 +18,18 @@ from unitify.capture.tree import copy_of, share_tables
 from unitify.capture.watching import call_of, share_hooks
 from unitify.capture.whole import Capture
 from unitify.diagnostics import (
-    AttributeTurned,
-    CastsLeftOut,
     Diagnostic,
-    InputMismatch,
     NotPickled,
     OneModeOnly,
-    OutsideGuards,
     UnitifyError,
-    UnitifyWarning,
 )
-from unitify.module.folding import fold
+from unitify.module.folding import hold_codes
 from unitify.module.graph_forward import own_code_again
-from unitify.module.interpreted import OwnCall
-from unitify.module.knobs import Knobs, reads_by_path, turned_now
-from unitify.module.own_code import is_of_class, leave_graph, run_own_code
-from unitify.module.submodules import Submodules, Whole
+from unitify.module.interpreted import OwnCall, as_first_called
+from unitify.module.own_code import is_of_class
+from unitify.module.retyping import record_anew
 from unitify.module.tied import tied_again
-from unitify.module.weights import HoldsWeights
+from unitify.module.watched import WatchesTree
 from unitify.plan.scale_plan import ScalePlan
 from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
@@ -44,7 +37,7 @@ from unitify.reparametrisation import Reparametrisation
 from unitify.verification import Verification
 
 
-class UnitScaledModule(HoldsWeights, fx.GraphModule):
+class UnitScaledModule(WatchesTree, fx.GraphModule):
     """The same function and the same gradients as the model, with tensors near unit scale.
 
     Called like the original; returns the original's type. Parameters have its names. Parameters,
@@ -60,11 +53,9 @@ class UnitScaledModule(HoldsWeights, fx.GraphModule):
     #: What is cast, and what verification found before the casts; None for neither.
     recipe: Recipe | None = None
     _casts: tuple[Choice, ...] = ()
-    #: Are cast weights held as codes, for the forward pass alone?
+    #: Are cast weights held as codes? There is no running of the model's own code then.
     is_inference: bool = False
     verification: Verification | None = None
-    #: Runs the submodules' own graphs, where there are such.
-    _submodules: Submodules | None = None
     #: What the graph runs on: the modules, parameters and buffers, and nothing else.
     _tree: nn.Module
 
@@ -125,8 +116,8 @@ class UnitScaledModule(HoldsWeights, fx.GraphModule):
         if "capture" in self.__dict__:
             self._graph.set_codegen(OwnCall(self._flat_inputs, self.capture.call.unflatten))
         code = super().recompile()
-        # An attribute of the instance: code that was compiled around another graph is then not
-        # used for this one.
+        as_first_called(type(self))
+        # An attribute of the instance: no code that was compiled around another graph is used.
         self.__dict__["_flat_forward"] = type(self).forward
         if "capture" in self.__dict__:
             self._take_signature(self.capture.call.signature)
@@ -165,6 +156,7 @@ class UnitScaledModule(HoldsWeights, fx.GraphModule):
         Raises ``UnitifyError``: U104 for inputs of another form, U103 in the mode that the graph
         does not hold for.
         """
+        record_anew(self, args, kwargs)
         if (turned := self._turned()) is not None:
             tree = self._tree
             code = call_of(tree) if self.capture.has_hooks else tree.forward
@@ -189,76 +181,6 @@ class UnitScaledModule(HoldsWeights, fx.GraphModule):
         self._tree.eval()
         self.training = self._tree.training
         return self
-
-    def run_own(
-        self,
-        reason: AttributeTurned | InputMismatch | OutsideGuards | None,
-        code: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        """A call by ``code``, the model's own, which is not the graph's for ``reason``.
-
-        Where values are true, submodules run their graphs in it.
-        """
-        if (submodules := self._submodules) is not None:
-            if reason is not None:
-                submodules.leave("", reason.message, self._whole())
-            return submodules.run_around(code, args, kwargs)
-        if reason is not None:
-            leave_graph(reason, self.is_inference)
-        return run_own_code(self._tree, code, self.plan.parameters, args, kwargs)
-
-    def copied_apart(self) -> None:
-        """Say that a copy of the tree alone runs the model's own code.
-
-        Raises ``UnitifyError`` (U117) where that cannot: its weights are not what the code takes.
-        """
-        name = type(self.capture.model).__name__
-        found = CastsLeftOut(where=name, module=name, reason="it is a copy of a submodule alone")
-        if self._fingerprint() is not None:
-            raise UnitifyError(found)
-        if self._casts:
-            warnings.warn(UnitifyWarning(str(found)), stacklevel=4)
-
-    def _whole(self) -> Whole:
-        cast = frozenset(choice.value for choice in self._casts if choice.is_cast)
-        return Whole(self.graph, self.capture, self.plan, self._attribute, cast, self.is_inference)
-
-    def watch(
-        self,
-        tree: nn.Module,
-        path: str = "",
-        is_alone: bool = True,
-        like: UnitScaledModule | None = None,
-    ) -> None:
-        """From now on, what the code of ``tree`` reads is to stay as it was.
-
-        ``path``: where in it this module's own tree is. ``is_alone``: is there no other graph of
-        that, so that its submodules have graphs of their own where values are true? ``like``: what
-        this is a copy of.
-        """
-        reads, left = self.capture.reads, [effect.location for effect in self.capture.call.effects]
-        if is_alone and self.plan.is_true:
-            self._submodules = Submodules(self._tree, self._whole)
-            own = reads_by_path(reads)
-            for name in self.capture.regions.paths:
-                full = f"{path}.{name}".strip(".")
-                before = like._submodules.turned(name) if like and like._submodules else None
-                knobs = Knobs(tree, own.get(full, ()), left, before, full)
-                self._submodules.knobs[name] = knobs
-        turned = like._turned() if like is not None else None
-        found = None if turned is None else turned.attribute
-        self.__dict__["_knobs"] = Knobs(tree, reads, left, found)
-
-    def _turned(self) -> AttributeTurned | None:
-        """What was turned since then, if anything; compiled code was asked as it was compiled."""
-        knobs: Knobs | None = self.__dict__.get("_knobs")
-        if knobs is None:
-            return None
-        has = not self.is_inference
-        found = turned_now(knobs, has) if torch.compiler.is_compiling() else knobs.turned(has)
-        return None if found is None else AttributeTurned(attribute=str(found))
 
     def _check_mode(self) -> None:
         mode = self.capture.mode
@@ -318,20 +240,16 @@ class UnitScaledModule(HoldsWeights, fx.GraphModule):
         head, too) are held beside their codes. Codes are buffers, named after weight and format;
         state dicts of the original do not fit any more.
         """
-        made = copy.deepcopy(self).eval().requires_grad_(False)
-        made.is_inference = True
-        parts = list(made.parts.values())
-        used = {id(p) for part in parts for p in part._used_parameters()}
-        folded = [fold(p.graph, p._attribute, p._is_parameter) for p in parts]
-        for part, graph in zip(parts, folded, strict=True):
-            for name, codes in graph.codes.items():
-                path, _, own = name.rpartition(".")
-                part.get_submodule(path).register_buffer(own, codes)
-            part.graph, part.is_inference = graph.graph, True
-        used -= {id(p) for part in parts for p in part._used_parameters()}
-        for child in made.modules():
-            for name in [n for n, p in child._parameters.items() if id(p) in used]:
-                del child._parameters[name]
+        made: UnitScaledModule = hold_codes(copy.deepcopy(self).eval().requires_grad_(False))
+        return made
+
+    def to_frozen(self) -> UnitScaledModule:
+        """A copy whose cast weights are held as codes where they take no gradient; the rest trains.
+
+        For adapters on a frozen model: put them into the model, transform it, and train this.
+        Outputs and gradients are those of this module to the bit; see ``to_inference`` for codes.
+        """
+        made: UnitScaledModule = hold_codes(copy.deepcopy(self))
         return made
 
     def get_submodule(self, target: str) -> nn.Module:
@@ -349,8 +267,9 @@ class UnitScaledModule(HoldsWeights, fx.GraphModule):
     def _attribute(self, target: str) -> Any:
         return operator.attrgetter(target)(self._tree)
 
-    def _is_parameter(self, target: str) -> bool:
-        return isinstance(self._attribute(target), nn.Parameter)
+    def _is_frozen(self, target: str) -> bool:
+        held = self._attribute(target)
+        return isinstance(held, nn.Parameter) and not held.requires_grad
 
     def _used_parameters(self) -> list[nn.Parameter]:
         held = [self._attribute(str(n.target)) for n in self.graph.nodes if n.op == "get_attr"]
@@ -365,7 +284,7 @@ class UnitScaledModule(HoldsWeights, fx.GraphModule):
         graph = copy.deepcopy(self.graph)
         made = UnitScaledModule(root, graph, self.plan, self.capture, self.diagnostics)
         made.recipe, made._casts, made.verification = self.recipe, self._casts, self.verification
-        made.is_inference = self.is_inference
+        made.is_inference, made._again = self.is_inference, self._again
         if "_knobs" in self.__dict__:
             made.watch(root, like=self)
         if not self.capture.has_hooks:

@@ -46,7 +46,9 @@ class HoldsWeights(nn.Module):
 
         Raises ``UnitifyError``: U017 or U018 for weights that mean something else here.
         """
-        check_fingerprint(self._fingerprint(), state_dict, prefix, self.plan.parameters)
+        own = dict(self.named_parameters()) if self.is_inference else {}
+        names = self.plan.parameters.keys() - own.keys()
+        check_fingerprint(self._fingerprint(), state_dict, prefix, names)
         ties = ties_of(self._tree)
         if local_metadata.get("assign_to_params_buffers"):
             check_ties(ties, state_dict, prefix)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from unitify.ops.cast import token_of
-from unitify.ops.registered import at_one_level, below, is_plain, register
+from unitify.ops.registered import at_one_level, below, by_element, is_plain, register
 
 
 def size_of(gradient: Tensor, unit: float) -> Tensor:
@@ -117,10 +117,12 @@ _ARRIVE: Any = register(
     batched=_batched_arrive,
     # A compiler knows that nobody writes into it: it needs no copy.
     decomposition=lambda x, tokens, unit: x,
+    sharded=lambda x, tokens, unit: by_element(*["whole"] * len(tokens), None)(x),
 )
 _JOIN: Any = register(
     "join(Tensor[] tokens) -> Tensor",
     kernel=lambda tokens: token_of(tokens[0]),
     derivative=lambda tokens: _join(*tokens),
     batched=lambda info, in_dims, tokens: (_JOIN(tokens), None),
+    sharded=lambda tokens: [(["whole"], ["whole"] * len(tokens))],
 )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unitify.formats.table import FORMATS, Format, quantise
-from unitify.ops.registered import at_one_level, below, is_plain, register
+from unitify.ops.registered import at_one_level, below, by_element, is_plain, register
 
 _ARGUMENTS = (
     "Tensor x, str forward, str backward, int forward_exponent=0, int backward_exponent=0, "
@@ -152,11 +152,23 @@ def _batched(
     return _CAST(x, *given, factor.reshape(-1, *(1,) * (x.dim() - 1))), 0
 
 
+def _sharded(results: int) -> Any:
+    def sharded(x: Any, *given: Any) -> Any:
+        factor = "whole" if len(given) > 6 and given[6] is not None else None
+        found = by_element(*[None] * 6, factor, results=results)(x)
+        # The largest element of all is not known where only a part is.
+        is_amax = len(given) > 4 and given[4]
+        return found[:1] if is_amax else found
+
+    return sharded
+
+
 _CAST = register(
     f"cast({_ARGUMENTS}, Tensor? factor=None) -> Tensor",
     kernel=_kernel,
     derivative=_cast,
     batched=_batched,
+    sharded=_sharded(1),
 )
 
 
@@ -189,6 +201,7 @@ _WATCHED = register(
     kernel=_watched_kernel,
     derivative=_watched,
     batched=_watched_batched,
+    sharded=_sharded(2),
 )
 
 

@@ -8,9 +8,9 @@ with g, the gradient of the output, rounded once. What is kept for the backward 
 quarter of the memory that float32 takes. ``unitify::fp8_linear.watched`` returns a token beside the
 output, as ``ops.cast`` has it.
 
-It stands for casts around a product. That is what transforms of ``torch.func`` and forward-mode
-differentiation take, and what a backward pass is that is to be differentiated again: the same
-numbers, multiplied in the model's own type.
+It stands for casts around a product. That is what transforms of ``torch.func``, forward-mode
+differentiation and tensors that are spread over processes take, and what a backward pass is that is
+to be differentiated again: the same numbers, multiplied in the model's own type.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from unitify.ops.registered import (
     below,
     is_batch_of_gradients,
     is_plain,
+    is_spread,
     is_transformed,
     register,
 )
@@ -174,7 +175,7 @@ def _derivative(is_watched: bool) -> Callable[..., Any]:
         backward: str,
         exponents: Sequence[int],
     ) -> Any:
-        if is_transformed() or forward_ad._current_level >= 0:
+        if is_transformed() or forward_ad._current_level >= 0 or is_spread(x) or is_spread(weight):
             made = _product_of_casts(x, weight, bias, forward, exponents)
             how = watched_cast if is_watched else cast
             return how(made, "", backward, 0, exponents[2])

@@ -24,6 +24,12 @@ _library = library.Library("unitify", "FRAGMENT")
 #: Our operators in terms of torch's own; ``register`` adds a row for each.
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
 
+#: How each operator takes tensors that are spread over processes: see ``register``.
+SHARDINGS: dict[Any, Callable[..., Any]] = {}
+
+#: One placement of an operand or a result: the dimension along which it is spread, or a word.
+Placement = int | str | None
+
 #: Types of tensors that hold data and are not being recorded.
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -34,6 +40,7 @@ def register(
     derivative: Callable[..., Any],
     batched: Callable[..., Any] | None = None,
     decomposition: Callable[..., Any] | None = None,
+    sharded: Callable[..., list[tuple[list[Placement], list[Placement]]]] | None = None,
 ) -> Any:
     """The operator ``unitify::schema``, ready to be called.
 
@@ -42,6 +49,10 @@ def register(
     - ``batched``: as ``torch.library.register_vmap`` takes it; where None, ``derivative`` calls
       nothing but operators that have one
     - ``decomposition``: what a compiler fuses; the kernel where None
+    - ``sharded``: which placements of the results go with which of the operands, from an operator's
+      arguments: a dimension along which a tensor is spread over processes, "whole" in each of them,
+      "partial" for what is still to be added up; None for an argument that is no tensor. Where
+      None, ``derivative`` calls nothing but operators that have one
     """
     name = schema.split("(")[0]
     _library.define(schema)
@@ -60,7 +71,23 @@ def register(
     else:
         library.register_vmap(f"unitify::{name}", batched, lib=_library)
     DECOMPOSITIONS[operator] = decomposition or kernel
+    if sharded is not None:
+        SHARDINGS[operator] = sharded
     return operator
+
+
+def by_element(*rest: Placement, results: int = 1) -> Callable[..., Any]:
+    """What takes each element of its first operand by itself, for ``sharded`` of ``register``.
+
+    ``rest``: of the operands after it, and of the results after the first.
+    """
+
+    def sharded(x: Any, *_: Any) -> list[tuple[list[Placement], list[Placement]]]:
+        wholes: list[Placement] = ["whole"] * (results - 1)
+        places: list[Placement] = ["whole", *range(x.ndim)]
+        return [([place, *wholes], [place, *rest]) for place in places]
+
+    return sharded
 
 
 def at_one_level(function: type[torch.autograd.Function]) -> Callable[..., Any]:
@@ -81,6 +108,7 @@ def at_one_level(function: type[torch.autograd.Function]) -> Callable[..., Any]:
 
 def below(operator: Any, *args: Any) -> Any:
     """``operator`` without its derivative at this level, but with those of the levels under it."""
+    register_shardings()
     with torch._C._AutoDispatchBelowAutograd():
         if not is_transformed():
             return operator(*args)
@@ -104,6 +132,33 @@ def is_batch_of_gradients(x: Tensor) -> bool:
     That is no transform of ``torch.func``, and knows fewer of torch's operators.
     """
     return torch._C._functorch.is_legacy_batchedtensor(x)
+
+
+def is_spread(x: Tensor) -> bool:
+    """Is ``x`` spread over processes?"""
+    return any(kind.__module__.startswith("torch.distributed.tensor") for kind in type(x).__mro__)
+
+
+def register_shardings() -> None:
+    """Let operators take tensors that are spread over processes, if there may be any."""
+    if SHARDINGS and "torch.distributed.tensor" in sys.modules:
+        from torch.distributed.tensor import Partial, Replicate, Shard
+        from torch.distributed.tensor.experimental import register_sharding
+
+        words = {"whole": Replicate(), "partial": Partial(), None: None}
+
+        def placed(sharded: Callable[..., Any]) -> Callable[..., Any]:
+            def placements(*args: Any, **kwargs: Any) -> Any:
+                return [
+                    tuple([words[p] if p in words else Shard(p) for p in side] for side in row)
+                    for row in sharded(*args, **kwargs)
+                ]
+
+            return placements
+
+        while SHARDINGS:
+            operator, sharded = SHARDINGS.popitem()
+            register_sharding(operator)(placed(sharded))
 
 
 def register_decompositions() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unitify.ops.layout import scaled
-from unitify.ops.registered import at_one_level, below, is_plain, register
+from unitify.ops.registered import at_one_level, below, by_element, is_plain, register
 
 
 class _Rescale(torch.autograd.Function):
@@ -56,6 +56,8 @@ _OPERATOR = register(
     derivative=at_one_level(_Rescale),
     batched=_batched,
     decomposition=_multiplied,
+    # Sums may be added up after the multiplication.
+    sharded=lambda x, *_: [*by_element(None, None)(x), (["partial"], ["partial", None, None])],
 )
 
 

@@ -1,0 +1,176 @@
+"""Optimisers of other packages, averages of weights, and a run that changes horses: bitwise."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from framework_table import note
+from frameworks import Trained, adamw, batch, compared, net, same, transformed
+from torch import Tensor, nn
+from torch import optim as O
+from torch.optim import lr_scheduler as S
+from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn, update_bn
+from trainer_rows import module_of_net
+
+
+def lion(p: Any) -> Any:
+    from lion_pytorch import Lion
+
+    return Lion(p, lr=1e-3, weight_decay=0.1)
+
+
+def schedule_free(p: Any) -> Any:
+    from schedulefree import AdamWScheduleFree
+
+    return AdamWScheduleFree(p, lr=0.01, warmup_steps=2)
+
+
+def adafactor(p: Any) -> Any:
+    from transformers.optimization import Adafactor
+
+    return Adafactor(p, scale_parameter=True, relative_step=True, warmup_init=True)
+
+
+def torch_optimizers() -> dict[str, Callable[[Any], Any]]:
+    """Every optimiser of torch, by name, with what it is made with."""
+    options: dict[str, dict[str, Any]] = {
+        "SGD": {"lr": 0.1, "momentum": 0.9},
+        "LBFGS": {"max_iter": 3, "line_search_fn": "strong_wolfe"},
+    }
+    names = [
+        name for name, kind in vars(O).items()
+        if isinstance(kind, type) and issubclass(kind, O.Optimizer) and kind is not O.Optimizer
+    ]  # fmt: skip
+    return {f"torch {n}": lambda p, n=n: getattr(O, n)(p, **options.get(n, {})) for n in names}
+
+
+OPTIMIZERS = {
+    **torch_optimizers(), "Lion": lion, "AdamW schedule-free": schedule_free,
+    "Adafactor of transformers": adafactor,
+}  # fmt: skip
+SCHEDULES: dict[str, Callable[[Any], Any]] = {
+    "LambdaLR": lambda o: S.LambdaLR(o, lambda n: 1 / (1 + n)),
+    "MultiplicativeLR": lambda o: S.MultiplicativeLR(o, lambda n: 0.9),
+    "StepLR": lambda o: S.StepLR(o, 2),
+    "MultiStepLR": lambda o: S.MultiStepLR(o, [1, 3]),
+    "ConstantLR": lambda o: S.ConstantLR(o, total_iters=2),
+    "LinearLR": lambda o: S.LinearLR(o, total_iters=3),
+    "ExponentialLR": lambda o: S.ExponentialLR(o, 0.8),
+    "PolynomialLR": lambda o: S.PolynomialLR(o, 6),
+    "CosineAnnealingLR": lambda o: S.CosineAnnealingLR(o, 4, eta_min=1e-3),
+    "CosineAnnealingWarmRestarts": lambda o: S.CosineAnnealingWarmRestarts(o, 2, eta_min=1e-3),
+    "CyclicLR": lambda o: S.CyclicLR(o, 1e-3, 0.1, step_size_up=2, cycle_momentum=False),
+    "OneCycleLR": lambda o: S.OneCycleLR(o, 0.1, total_steps=8),
+    "SequentialLR": lambda o: S.SequentialLR(o, [S.ConstantLR(o), S.StepLR(o, 1)], [2]),
+    "ChainedScheduler": lambda o: S.ChainedScheduler([S.ConstantLR(o), S.StepLR(o, 2)], o),
+    "ReduceLROnPlateau": lambda o: S.ReduceLROnPlateau(o, patience=0),
+    "SWALR": lambda o: SWALR(o, 1e-3, 3),
+}
+
+
+def trained(
+    owner: nn.Module, make: Callable[[Any], Any], schedule: Callable[[Any], Any] | None = None
+) -> Trained:
+    """Six steps, and two more by what was made anew and loaded after the third."""
+    found = Trained()
+
+    def steps(owner: nn.Module, optimizer: Any, schedule: Any, numbers: range) -> list[Any]:
+        losses = []
+        switch = getattr(optimizer, "train", lambda: None)
+        switch()
+        for number in numbers:
+            x, y = batch(number)
+
+            def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
+                optimizer.zero_grad()
+                loss = F.mse_loss(owner(x), y)
+                loss.backward()
+                found.norms.append(nn.utils.clip_grad_norm_(owner.parameters(), 0.5))
+                return loss
+
+            loss = optimizer.step(torch.enable_grad()(closure))
+            if isinstance(schedule, S.ReduceLROnPlateau):
+                schedule.step(loss)
+            elif schedule is not None:
+                schedule.step()
+            losses.append(loss.detach())
+        return losses
+
+    def made(owner: nn.Module) -> tuple[Any, Any]:
+        optimizer = make(owner.parameters())
+        return optimizer, None if schedule is None else schedule(optimizer)
+
+    fresh = copy.deepcopy(owner)
+    optimizer, chosen = made(owner)
+    found.losses = steps(owner, optimizer, chosen, range(3))
+    held = [o.state_dict() for o in (owner, optimizer, chosen) if o is not None]
+    held = copy.deepcopy(held)
+    found.losses += steps(owner, optimizer, chosen, range(3, 6))
+    optimizer, chosen = made(fresh)
+    for target, state in zip((fresh, optimizer, chosen), held, strict=False):
+        target.load_state_dict(state)
+    found.resumed = steps(fresh, optimizer, chosen, range(3, 6))
+    plain = net(9)
+    plain.load_state_dict(owner.state_dict())
+    found.saved = plain.state_dict()
+    return found
+
+
+def assert_same(name: str, *options: Any) -> None:
+    columns = compared(trained(net(), *options), trained(copy.deepcopy(module_of_net()), *options))
+    note(name, columns)
+    assert all(columns.values()), columns
+
+
+@pytest.mark.parametrize("name", [n for n in OPTIMIZERS if n != "torch SparseAdam"])
+def test_an_optimiser(name: str) -> None:
+    if name == "torch Muon":
+        make: Any = lambda p: O.Muon([w for w in p if w.ndim == 2])  # noqa: E731
+    else:
+        make = OPTIMIZERS[name]
+    assert_same(name, make)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule(name: str) -> None:
+    assert_same(f"torch {name}", lambda p: O.SGD(p, 0.1), SCHEDULES[name])
+
+
+def test_every_schedule_of_torch_is_there() -> None:
+    kinds = {n for n, k in vars(S).items() if isinstance(k, type) and issubclass(k, S.LRScheduler)}
+    assert kinds - {"LRScheduler", "_LRScheduler"} <= set(SCHEDULES)
+
+
+class Normalised(nn.Module):
+    """Batch norms, whose statistics averages of weights have to be given anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.norm(self.a(x.flatten(0, 1))))
+
+
+@pytest.mark.parametrize("average", [None, get_ema_multi_avg_fn(0.9)])
+def test_averages_of_weights(average: Any) -> None:
+    torch.manual_seed(0)
+    model = Normalised()
+    averages = []
+    for owner in (model, transformed(model)):
+        averaged = AveragedModel(owner, multi_avg_fn=average, use_buffers=average is not None)
+        optimizer = adamw(owner.parameters())
+        for number in range(4):
+            optimizer.zero_grad()
+            x, y = batch(number)
+            F.mse_loss(owner(x), y.flatten(0, 1)).backward()
+            optimizer.step()
+            averaged.update_parameters(owner)
+        update_bn((batch(n)[0] for n in range(4)), averaged)
+        averages.append([dict(averaged.state_dict()), averaged.eval()(batch(9)[0])])
+    assert same(*averages)

@@ -1,0 +1,112 @@
+"""A transformed module whose model is watched: what it runs when that is not what it was."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+
+from unitify.capture.whole import Capture
+from unitify.diagnostics import (
+    AttributeTurned,
+    CastsLeftOut,
+    InputMismatch,
+    OutsideGuards,
+    UnitifyError,
+    UnitifyWarning,
+)
+from unitify.module.knobs import Knobs, reads_by_path, turned_now
+from unitify.module.own_code import leave_graph, run_own_code
+from unitify.module.submodules import Submodules, Whole
+from unitify.module.weights import HoldsWeights
+from unitify.recipe.choices import Choice
+
+
+class WatchesTree(HoldsWeights):
+    """The part of a transformed module that looks whether its graph is still the model."""
+
+    capture: Capture
+    graph: fx.Graph
+    _casts: tuple[Choice, ...] = ()
+    #: Runs the submodules' own graphs, where there are such.
+    _submodules: Submodules | None = None
+    _again: Callable[..., Any] | None = None  # as ``retyping`` calls it
+
+    def _attribute(self, target: str) -> Any:
+        raise NotImplementedError
+
+    def run_own(
+        self,
+        reason: AttributeTurned | InputMismatch | OutsideGuards | None,
+        code: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """A call by ``code``, the model's own, which is not the graph's for ``reason``.
+
+        Where values are true, submodules run their graphs in it.
+        """
+        if (submodules := self._submodules) is not None:
+            if reason is not None:
+                submodules.leave("", reason.message, self._whole())
+            return submodules.run_around(code, args, kwargs)
+        if reason is not None:
+            leave_graph(reason, self.is_inference)
+        return run_own_code(self._tree, code, self.plan.parameters, args, kwargs)
+
+    def copied_apart(self) -> None:
+        """Say that a copy of the tree alone runs the model's own code.
+
+        Raises ``UnitifyError`` (U117) where that cannot: its weights are not what the code takes.
+        """
+        name = type(self.capture.model).__name__
+        found = CastsLeftOut(where=name, module=name, reason="it is a copy of a submodule alone")
+        if self._fingerprint() is not None:
+            raise UnitifyError(found)
+        if self._casts:
+            warnings.warn(UnitifyWarning(str(found)), stacklevel=4)
+
+    def _whole(self) -> Whole:
+        cast = frozenset(choice.value for choice in self._casts if choice.is_cast)
+        return Whole(
+            self.graph, self.capture, self.plan, self._attribute, cast, self.is_inference,
+            self._again is not None,
+        )  # fmt: skip
+
+    def watch(
+        self,
+        tree: nn.Module,
+        path: str = "",
+        is_alone: bool = True,
+        like: WatchesTree | None = None,
+    ) -> None:
+        """From now on, what the code of ``tree`` reads is to stay as it was.
+
+        ``path``: where in it this module's own tree is. ``is_alone``: is there no other graph of
+        that, so that its submodules have graphs of their own where values are true? ``like``: what
+        this is a copy of.
+        """
+        reads, left = self.capture.reads, [effect.location for effect in self.capture.call.effects]
+        before = like.__dict__["_knobs"] if like is not None else None
+        made: Submodules | None = None
+        if is_alone and self.plan.is_true:
+            made = Submodules(self._tree, self._whole)
+            own = reads_by_path(reads)
+            for name in self.capture.regions.paths:
+                full = f"{path}.{name}".strip(".")
+                old = None if like is None or not like._submodules else like._submodules.knobs
+                held = None if old is None else old.get(name)
+                made.knobs[name] = Knobs(tree, own.get(full, ()), left, None, held, full)
+            made.install()
+        self._submodules = made
+        self.__dict__["_knobs"] = Knobs(tree, reads, left, self._tree, before)
+
+    def _turned(self) -> AttributeTurned | None:
+        """What was turned since then, if anything; compiled code was asked as it was compiled."""
+        knobs: Knobs | None = self.__dict__.get("_knobs")
+        if knobs is None:
+            return None
+        found = turned_now(knobs, not self.is_inference, self._again is not None)
+        return None if found is None else AttributeTurned(attribute=found)
