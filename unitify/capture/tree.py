@@ -46,9 +46,12 @@ def copy_of(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
 
 
 def _empty(module: nn.Module) -> nn.Module:
-    """A new instance of the module's class; of a module of a graph that class holds its code."""
+    """A new instance of the module's class. A module of a graph has a class, and code, alone."""
     kind = type(module)
-    return object.__new__(kind) if isinstance(module, fx.GraphModule) else kind.__new__(kind)
+    made = kind.__new__(kind)
+    if isinstance(module, fx.GraphModule):
+        type(made).forward = kind.forward  # type: ignore[method-assign]
+    return made
 
 
 def _is_opaque(module: nn.Module) -> bool:

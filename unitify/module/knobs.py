@@ -17,7 +17,7 @@ from operator import contains, getitem, is_, is_not
 from typing import Any
 
 import torch.nn.modules.module
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from unitify.capture.effects import place
 from unitify.capture.places import MISSING, Location, is_array, is_same
@@ -122,7 +122,9 @@ class Knobs:
             self._note(vars(module), "forward", forward)
         if isinstance(module, torch.jit.ScriptModule):
             return
-        self._note_class(type(module), "forward", forward)
+        if not isinstance(module, fx.GraphModule):
+            # Its code is made of its graph, where torch likes as late as at its first call.
+            self._note_class(type(module), "forward", forward)
         for table in (module._parameters, module._buffers):
             for name, tensor in table.items():
                 if tensor is not None:
