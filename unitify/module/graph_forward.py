@@ -40,7 +40,8 @@ class GraphForward:
         before = vars(module).get("forward")
         if isinstance(before, GraphForward) and type(before.runs) is type(runs):
             before.take_out()
-        self.module, self.runs = module, runs
+        self.module = module
+        self.runs: Runs = runs
         #: What stood in the module's own namespace before; its own code.
         self.replaced = vars(module).get("forward")
         self.own = module.forward
