@@ -71,6 +71,8 @@ class Submodules:
         #: What casts told in the call of the module that is running: none runs where it is None.
         self.tokens: list[tuple[str, Tensor]] | None = None
         self._of: fx.Graph | None = None
+        self._arrivals: tuple[fx.Graph, Units, Mapping[frozenset[int], tuple[str, ...]]] | None
+        self._arrivals = None
         self._graphs: dict[str, _Graph | str] = {}
         self._paths: dict[nn.Module, str] = {}
         capture = whole().capture
@@ -133,10 +135,18 @@ class Submodules:
         call = whole.capture.call
         if spec != call.out_spec:
             return result
-        (end,) = (n for n in whole.capture.graph.nodes if n.op == "output")
-        by_leaf = _once([a if isinstance(a, fx.Node) else None for a in end.args[0]], whole.plan)
-        casts = told(unwatched(whole.graph), units_of(whole.capture, whole.plan)).casts
+        by_leaf, casts = self._around(whole)
         return pytree.tree_unflatten(arrived(leaves, by_leaf[: len(leaves)], casts, tokens), spec)
+
+    def _around(self, whole: Whole) -> tuple[Units, Mapping[frozenset[int], tuple[str, ...]]]:
+        """Of the whole graph: the unit of each flat result, and its casts by results."""
+        if self._arrivals is None or self._arrivals[0] is not whole.graph:
+            (end,) = (n for n in whole.capture.graph.nodes if n.op == "output")
+            values = [a if isinstance(a, fx.Node) else None for a in end.args[0]]
+            units = units_of(whole.capture, whole.plan)
+            casts = told(unwatched(whole.graph), units).casts
+            self._arrivals = whole.graph, _once(values, whole.plan), casts
+        return self._arrivals[1:]
 
     # -- what a call leaves out -----------------------------------------------------------
 
