@@ -24,13 +24,19 @@ class Knobs:
     """The entries of a tree of modules that its graph holds, and what they were."""
 
     def __init__(self, tree: nn.Module, locations: Iterable[Location]) -> None:
+        self.tree, self.locations = tree, tuple(locations)
+        self._look()
+
+    def _look(self) -> None:
+        """Note what everything is now."""
+        tree = self.tree
         #: A namespace, the name in it, what stands there, and the way to it.
         self.names: list[tuple[Mapping[Any, Any], Any, Any, Location]] = []
         #: A list, its entries; any other container, how many it has.
         self.lists: list[tuple[Any, list[Any], Location]] = []
         self.sizes: list[tuple[Any, int, Location]] = []
         self.seen: set[int] = set()
-        for location in locations:
+        for location in self.locations:
             try:
                 container, key = place(location, tree)
             except (LookupError, AttributeError, TypeError):
@@ -72,14 +78,35 @@ class Knobs:
 
     def turned(self) -> Location | None:
         """The first entry that is another than it was; None where all are the same."""
+        is_exchanged = False
         for namespace, name, expected, location in self.names:
             now = namespace.get(name, MISSING)
-            if now is not expected and not is_same(now, expected):
+            if now is expected or is_same(now, expected):
+                continue
+            if not _is_equal(now, expected):
                 return location
+            is_exchanged = True
         for held, entries, location in self.lists:
             if len(held) != len(entries) or not all(map(is_same, held, entries)):
                 return location
         for held, size, location in self.sizes:
             if len(held) != size:
                 return location
+        if is_exchanged:
+            # Equal containers have taken the places of others, as ``torch.export`` does it: from
+            # now on they are what may be turned.
+            self._look()
         return None
+
+
+def _is_equal(a: Any, b: Any) -> bool:
+    """Are these the same, or containers of one type with the same contents?"""
+    if a is b or is_same(a, b):
+        return True
+    if type(a) is not type(b) or not isinstance(a, dict | list | tuple | deque):
+        return False
+    if len(a) != len(b):
+        return False
+    if isinstance(a, dict):
+        return all(key in b and _is_equal(value, b[key]) for key, value in a.items())
+    return all(map(_is_equal, a, b))
