@@ -25,8 +25,8 @@ ORDER = {
     "estimates": "",
     "verification": "",
     "reparametrisation": "",
-    "formats": "powers rounding table signal_to_noise band",
-    "ops": "layout registered rescale cast centring scaled_mm fp8_linear arrive written",
+    "formats": "powers narrow rounding table signal_to_noise band",
+    "ops": "layout registered rescale onnx cast centring scaled_mm fp8_linear arrive written",
     "operations": """expressions formula_names schema samples rule row_lines row_forms row_reader
         row_names row_use rule_table refusal dimensions laws extremes operation flops products
         centring residual""",

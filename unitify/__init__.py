@@ -10,6 +10,7 @@ from unitify.drift.monitor import Monitor, monitor
 from unitify.drift.rebase import Rebase, rebase_
 from unitify.estimates import Rms
 from unitify.module.unit_scaled import UnitScaledModule
+from unitify.ops.registered import decompositions
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
@@ -42,6 +43,7 @@ __all__ = [
     "UnitifyWarning",
     "Verification",
     "__version__",
+    "decompositions",
     "estimate",
     "load",
     "monitor",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unitify.formats.narrow import narrow
 from unitify.formats.rounding import round_nearest, round_stochastic
 
 
@@ -105,7 +106,7 @@ def quantise(
     (Plain conversion would hide it: on the CPU infinity becomes the largest value of E4M3.)
     """
     if not saturate and generator is None and x.dtype == torch.float32 and format.dtype in _IEEE:
-        return x.to(format.dtype).to(x.dtype)
+        return narrow(x, format.dtype)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     if saturate or not format.nans:
         rounded = _rounded(wide.clamp(-format.largest, format.largest), format, generator)
@@ -121,7 +122,7 @@ def _rounded(x: Tensor, format: Format, generator: torch.Generator | None) -> Te
     """``x``, all of it within the format's range, rounded."""
     # Torch converts from float64 by way of float32, which rounds twice.
     if generator is None and format.dtype is not None and x.dtype == torch.float32:
-        return x.to(format.dtype).to(x.dtype)
+        return narrow(x, format.dtype)
     return _by_arithmetic(x, format, generator)
 
 

@@ -271,7 +271,7 @@ class UnitScaledModule(fx.GraphModule):
         used -= {id(p) for part in parts for p in part._used_parameters()}
         for child in made.modules():
             for name in [n for n, p in child._parameters.items() if id(p) in used]:
-                del child._parameters[name]
+                child._parameters[name] = None
         return made
 
     def get_submodule(self, target: str) -> nn.Module:
