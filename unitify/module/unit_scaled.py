@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import inspect
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,8 +57,6 @@ class UnitScaledModule(fx.GraphModule):
     #: Are cast weights held as codes, for the forward pass alone?
     is_inference: bool = False
     verification: Verification | None = None
-    #: ``report.of_module.report``, which stands behind this file and is put here by the package.
-    _report: ClassVar[Callable[..., Any]]
     #: What the graph runs on: the modules, parameters and buffers, and nothing else.
     _tree: nn.Module
 
@@ -108,7 +107,8 @@ class UnitScaledModule(fx.GraphModule):
         if name == "report" and "diagnostics" in self.__dict__:
             held = (self._modules, self._parameters, self._buffers)
             if not any(name in table for table in held):
-                return self._report
+                # It stands behind this file.
+                return importlib.import_module("unitify.report.of_module").report.__get__(self)
         return super().__getattr__(name)
 
     def recompile(self) -> Any:
