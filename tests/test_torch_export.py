@@ -95,3 +95,27 @@ def test_a_graph_alone_is_flat() -> None:
         found = GraphRunner(graph, module._attribute).run(*flat)
         assert isinstance(found, tuple)
         assert same(found[0], module(*args, **kwargs)["hidden"])
+
+
+def test_a_module_is_itself_after_an_export() -> None:
+    """torch puts equal copies in the places of containers that modules hold."""
+
+    class Weighted(nn.LayerNorm):
+        def __init__(self) -> None:
+            super().__init__(4)
+            self.factors = [2.0, {"then": (3.0, 1.0)}]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * self.factors[0] * self.factors[1]["then"][0]
+
+    x = torch.randn(3, 4)
+    model = nn.Sequential(Weighted(), nn.Linear(4, 4))
+    module = unitify.transform(model, (x,), scales="measured", recipe="bf16")
+    expected, before = module(x), module.get_submodule("0").factors
+    torch.export.export(module, (x,))
+    assert module.get_submodule("0").factors is not before
+    assert same(module(x), expected)
+    assert same(module.to_inference()(x), module.eval()(x))
+    module.get_submodule("0").factors[0] = 4.0
+    with pytest.warns(unitify.UnitifyWarning, match="U115"):
+        module(x)

@@ -1,50 +1,87 @@
-"""unitify: a PyTorch model in, the same function with every tensor near unit scale out."""
+"""unitify: a PyTorch model in, the same function with every tensor near unit scale out.
+
+Importing the package registers the operators of emitted graphs, and no more: what a name stands
+for is imported when it is first asked for.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import unitify.ops as _ops  # noqa: F401  (registers the operators of emitted graphs)
-from unitify import optim
-from unitify.capture.whole import Capture
-from unitify.checkpoint.folder import load
-from unitify.checkpoint.rebuild import rebuild
-from unitify.diagnostics import Diagnostic, UnitifyError, UnitifyWarning
-from unitify.drift.monitor import Monitor, monitor
-from unitify.drift.rebase import Rebase, rebase_
-from unitify.estimates import Rms
-from unitify.module.unit_scaled import UnitScaledModule
-from unitify.plan.scale_plan import Scale, ScalePlan
-from unitify.recipe.choices import Choice
-from unitify.recipe.recipe import Recipe
-from unitify.reparametrisation import Reparametrisation
-from unitify.report.model_report import ModelReport
-from unitify.scheme import UMuP, UnitScheme
-from unitify.transform import estimate, transform, verify
-from unitify.verification import Verification
-from unitify.version import __version__
+from unitify.version import __version__ as __version__
 
-__all__ = [
-    "Capture",
-    "Choice",
-    "Diagnostic",
-    "ModelReport",
-    "Monitor",
-    "Rebase",
-    "Recipe",
-    "Reparametrisation",
-    "Rms",
-    "Scale",
-    "ScalePlan",
-    "UMuP",
-    "UnitScaledModule",
-    "UnitScheme",
-    "UnitifyError",
-    "UnitifyWarning",
-    "Verification",
-    "__version__",
-    "estimate",
-    "load",
-    "monitor",
-    "optim",
-    "rebase_",
-    "rebuild",
-    "transform",
-    "verify",
-]
+if TYPE_CHECKING:
+    from unitify import optim as optim
+    from unitify.capture.whole import Capture as Capture
+    from unitify.checkpoint.folder import load as load
+    from unitify.checkpoint.rebuild import rebuild as rebuild
+    from unitify.diagnostics import Diagnostic as Diagnostic
+    from unitify.diagnostics import UnitifyError as UnitifyError
+    from unitify.diagnostics import UnitifyWarning as UnitifyWarning
+    from unitify.drift.monitor import Monitor as Monitor
+    from unitify.drift.monitor import monitor as monitor
+    from unitify.drift.rebase import Rebase as Rebase
+    from unitify.drift.rebase import rebase_ as rebase_
+    from unitify.estimates import Rms as Rms
+    from unitify.module.unit_scaled import UnitScaledModule as UnitScaledModule
+    from unitify.ops.registered import decompositions as decompositions
+    from unitify.plan.scale_plan import Scale as Scale
+    from unitify.plan.scale_plan import ScalePlan as ScalePlan
+    from unitify.recipe.choices import Choice as Choice
+    from unitify.recipe.recipe import Recipe as Recipe
+    from unitify.reparametrisation import Reparametrisation as Reparametrisation
+    from unitify.report.model_report import ModelReport as ModelReport
+    from unitify.scheme import UMuP as UMuP
+    from unitify.scheme import UnitScheme as UnitScheme
+    from unitify.transform import estimate as estimate
+    from unitify.transform import transform as transform
+    from unitify.transform import verify as verify
+    from unitify.verification import Verification as Verification
+
+#: Module → what of it is public here, as the type checker reads above.
+_HOMES = {
+    "capture.whole": "Capture",
+    "checkpoint.folder": "load",
+    "checkpoint.rebuild": "rebuild",
+    "diagnostics": "Diagnostic UnitifyError UnitifyWarning",
+    "drift.monitor": "Monitor monitor",
+    "drift.rebase": "Rebase rebase_",
+    "estimates": "Rms",
+    "module.unit_scaled": "UnitScaledModule",
+    "ops.registered": "decompositions",
+    "plan.scale_plan": "Scale ScalePlan",
+    "recipe.choices": "Choice",
+    "recipe.recipe": "Recipe",
+    "reparametrisation": "Reparametrisation",
+    "report.model_report": "ModelReport",
+    "scheme": "UMuP UnitScheme",
+    "transform": "estimate transform verify",
+    "verification": "Verification",
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+__all__ = sorted([*_HOME, "__version__", "optim"])
+
+
+class _Package(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if name == "optim":
+            return importlib.import_module("unitify.optim")
+        if name not in _HOME:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        found = getattr(importlib.import_module(f"unitify.{_HOME[name]}"), name)
+        self.__dict__[name] = found
+        return found
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Python puts a submodule into its package. ``transform`` and ``verify`` are functions.
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Package

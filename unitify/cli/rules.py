@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from unitify.checkpoint.folder import check_absent
-from unitify.checkpoint.targets import import_libraries
 from unitify.cli.application import app
 from unitify.cli.options import Imports, RuleFiles
 from unitify.cli.terminal import reported
-from unitify.operations.rule_table import checked_rules, load_rules
-from unitify.rulebook.listing import Row, rows
-from unitify.rulebook.skeleton import skeleton
-from unitify.rulebook.verify import Verdict, verify
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+    from unitify.rulebook.listing import Row
+    from unitify.rulebook.verify import Verdict
 
 rules_app = typer.Typer(
     help="List the rule table; verify rows of it, or of a file of your own; begin a new one.",
@@ -40,6 +38,12 @@ def rules(
     imports: Imports = [],  # noqa: B006
 ) -> None:
     """List the rule table: each operation's law and moments."""
+    from rich.console import Console
+
+    from unitify.checkpoint.targets import import_libraries
+    from unitify.operations.rule_table import load_rules
+    from unitify.rulebook.listing import rows
+
     if context.invoked_subcommand is not None:
         return
     with reported():
@@ -61,6 +65,12 @@ def verify_rules(
 
     Exit status: 0 if all hold, 1 if one does not, 2 for a file that holds no rules.
     """
+    from rich.console import Console
+
+    from unitify.checkpoint.targets import import_libraries
+    from unitify.operations.rule_table import checked_rules, load_rules
+    from unitify.rulebook.verify import verify
+
     with reported():
         import_libraries(imports)
         table = checked_rules()
@@ -85,6 +95,10 @@ def new_rule(
     imports: Imports = [],  # noqa: B006
 ) -> None:
     """Write a rule file to start from, which verifies as it is."""
+    from unitify.checkpoint.folder import check_absent
+    from unitify.checkpoint.targets import import_libraries
+    from unitify.rulebook.skeleton import skeleton
+
     with reported():
         import_libraries(imports)
         text = skeleton(operation)
@@ -96,6 +110,9 @@ def new_rule(
 
 
 def _table(found: list[Row]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(title=f"{len(found)} rules", title_justify="left")
     for name in ("operation", "law", "forward", "backward"):
         table.add_column(name, overflow="fold")
@@ -107,6 +124,8 @@ def _table(found: list[Row]) -> Table:
 
 
 def _line(verdict: Verdict) -> Text:
+    from rich.text import Text
+
     place = f"{verdict.place}: " if verdict.place and not verdict.holds else ""
     line = Text(f"{place}{verdict.operation}: ")
     if verdict.holds:

@@ -10,15 +10,26 @@ import torch
 from torch import Tensor
 
 
+def octave(x: Tensor, lowest: int) -> Tensor:
+    """The largest power of two that no element's magnitude is below, element by element.
+
+    2^``lowest`` for what is smaller, and for what is infinite or NaN. Of logarithms and
+    comparisons, which every compiler and exchange format has.
+    """
+    magnitude = x.abs()
+    magnitude = torch.where(magnitude.isfinite(), magnitude, 0.0).clamp_min(2.0**lowest)
+    power = torch.exp2(magnitude.log2().floor())
+    # A logarithm is rounded: next to a power of two it may be on the wrong side.
+    power = torch.where(power > magnitude, power / 2, power)
+    return torch.where(magnitude - power >= power, power * 2, power)
+
+
 def spacing(x: Tensor, mantissa_bits: int, min_exponent: int) -> Tensor:
     """The distance between neighbours around each element: 2^(e − mantissa bits).
 
     e is the element's exponent, and at least ``min_exponent``: below it numbers are subnormal.
     """
-    exponent = torch.frexp(x).exponent - 1
-    # Zero, infinity and NaN have no exponent; what frexp gives for them differs between kernels.
-    exponent = torch.where((x == 0) | ~x.isfinite(), min_exponent, exponent)
-    return torch.ldexp(torch.ones_like(x), exponent.clamp_min(min_exponent) - mantissa_bits)
+    return octave(x, min_exponent) * 2.0**-mantissa_bits
 
 
 def round_nearest(x: Tensor, mantissa_bits: int, min_exponent: int) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unitify.formats.narrow import narrow
 from unitify.formats.rounding import round_nearest
 
 
@@ -101,7 +102,7 @@ def quantise(x: Tensor, format: Format, saturate: bool = True) -> Tensor:
     (Plain conversion would hide it: on the CPU infinity becomes the largest value of E4M3.)
     """
     if not saturate and x.dtype == torch.float32 and format.dtype in _IEEE:
-        return x.to(format.dtype).to(x.dtype)
+        return narrow(x, format.dtype)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     if saturate or not format.nans:
         rounded = _rounded(wide.clamp(-format.largest, format.largest), format)
@@ -117,7 +118,7 @@ def _rounded(x: Tensor, format: Format) -> Tensor:
     """``x``, all of it within the format's range, rounded."""
     # Torch converts from float64 by way of float32, which rounds twice.
     if format.dtype is not None and x.dtype == torch.float32:
-        return x.to(format.dtype).to(x.dtype)
+        return narrow(x, format.dtype)
     return _by_arithmetic(x, format)
 
 

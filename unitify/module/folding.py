@@ -19,7 +19,7 @@ from unitify.formats.powers import exponent_of
 from unitify.formats.table import FORMATS, Format, quantise
 from unitify.operations.schema import named_arguments, operation_name
 from unitify.ops.cast import amax_factor
-from unitify.ops.scaled_mm import decode
+from unitify.ops.scaled_mm import DECODE
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def hold_codes(module: Any) -> Any:
     used -= {id(p) for part in parts for p in part._used_parameters()}
     for child in module.modules():
         for name in [n for n, p in child._parameters.items() if id(p) in used]:
-            del child._parameters[name]
+            child._parameters[name] = None
     module.is_inference = True
     return module
 
@@ -123,7 +123,7 @@ class _Folder:
         dtype = node.meta["val"].dtype
         with self.graph.inserting_before(node):
             read = self._codes(weight, format, exponent, node, given["saturate"])
-            decoded = self.graph.call_function(decode, (read, dtype, exponent))
+            decoded = self.graph.call_function(DECODE, (read, dtype, exponent))
         decoded.meta = dict(node.meta)
         node.replace_all_uses_with(decoded)
         self.graph.erase_node(node)

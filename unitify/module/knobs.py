@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import repeat
 from operator import contains, getitem, is_, is_not
 from typing import Any
@@ -42,6 +42,8 @@ class _Names:
         self.names: list[Any] = []
         self.held: list[Any] = []
         self.places: list[Any] = []
+        #: Has an equal container taken the place of another, as ``torch.export`` does it?
+        self.is_exchanged = False
 
     def add(self, namespace: Any, name: Any, held: Any, where: Any) -> None:
         """``where``: how to say it."""
@@ -62,7 +64,9 @@ class _Names:
             now = namespace.get(self.names[index], MISSING)
             if now is not self.held[index]:
                 if not is_same(now, self.held[index]):
-                    return self.places[index]
+                    if not _are_alike(now, self.held[index]):
+                        return self.places[index]
+                    self.is_exchanged = True
                 self.held[index] = now
         return None
 
@@ -88,6 +92,18 @@ class Knobs:
         top = tree.get_submodule(within)
         self.types: Types = Types(part or top, None if before is None else before.types.recorded)
         self.was_turned = None if before is None else before.turned_attribute()
+        self._look = partial(self._note_all, tree, top, reads, left, within)
+        self._look()
+
+    def _note_all(
+        self,
+        tree: nn.Module,
+        top: nn.Module,
+        reads: Iterable[Location | Read],
+        left: Sequence[Location],
+        within: str,
+    ) -> None:
+        """Note what everything is now."""
         #: Names that are there, and names that are not.
         self.present, self.absent = _Names(), _Names()
         #: A question, the answer, how to say it.
@@ -240,6 +256,9 @@ class Knobs:
         for array, numbers, where in self.arrays:
             if array.tobytes() != numbers:
                 yield where
+        if self.present.is_exchanged:
+            # From now on the containers that are there are what may be turned.
+            self._look()
 
     def _lacking(self) -> Iterator[Any]:
         held = self.tensors
@@ -285,6 +304,19 @@ def turned_now(knobs: Knobs, has_weights: bool, by_autocast: bool) -> str | None
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _turned_once(knobs: Knobs, has_weights: bool, by_autocast: bool) -> str | None:
     return knobs.turned(has_weights, by_autocast)
+
+
+def _are_alike(a: Any, b: Any) -> bool:
+    """Are these the same, or containers of one type with the same contents?"""
+    if a is b or is_same(a, b):
+        return True
+    if type(a) is not type(b) or not isinstance(a, dict | list | tuple | deque):
+        return False
+    if len(a) != len(b):
+        return False
+    if isinstance(a, dict):
+        return all(key in b and _are_alike(value, b[key]) for key, value in a.items())
+    return all(map(_are_alike, a, b))
 
 
 def _then(where: Any, key: Any) -> Any:

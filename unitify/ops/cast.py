@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unitify.formats.rounding import octave
 from unitify.formats.table import FORMATS, Format, quantise
+from unitify.ops.onnx import is_for_onnx, quantised_linearly
 from unitify.ops.registered import at_one_level, below, by_element, is_plain, register
 
 _ARGUMENTS = (
@@ -40,12 +42,21 @@ class Rounding:
         """``x`` rounded, in its own type; ``factor``: a power of two by which it is multiplied
         before, and divided after."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        by: Tensor | float = 2.0**-self.exponent if factor is None else factor * 2.0**-self.exponent
-        if self.amax:
-            by = amax_factor(wide, self.format)
+        by = self.factor(wide, factor)
         if isinstance(by, float) and by == 1.0:
             return quantise(wide, self.format, self.saturate).to(x.dtype)
         return (quantise(wide * by, self.format, self.saturate) / by).to(x.dtype)
+
+    def factor(self, x: Tensor, factor: Tensor | None = None) -> Tensor | float:
+        """By what ``x`` is multiplied before it is rounded."""
+        if self.amax:
+            return amax_factor(x, self.format)
+        return 2.0**-self.exponent if factor is None else factor * 2.0**-self.exponent
+
+    def in_onnx(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+        """The call, as ONNX says it."""
+        scale = 1 / self.factor(x, factor)
+        return quantised_linearly(x, self.format, scale, self.saturate)
 
 
 def amax_factor(x: Tensor, format: Format) -> Tensor:
@@ -55,11 +66,9 @@ def amax_factor(x: Tensor, format: Format) -> Tensor:
     """
     if x.numel() == 0:
         return x.new_ones(())
-    room = format.largest / x.detach().abs().amax()
-    # The exponent of frexp is one more than floor(log2): its mantissa lies in [1/2, 1).
-    factor = torch.exp2(torch.frexp(room).exponent.to(room.dtype) - 1)
+    room = format.largest / x.detach().abs().max()
     usable = room.isfinite() & (room > 0)
-    return torch.where(usable, factor.clamp(2.0**-100, 2.0**100), 1.0)
+    return torch.where(usable, octave(room, -100).clamp_max(2.0**100), 1.0)
 
 
 def token_of(x: Tensor) -> Tensor:
@@ -129,6 +138,24 @@ def _kernel(
     return Rounding(FORMATS[forward], forward_exponent, amax, saturate)(x, factor)
 
 
+def _composed(
+    x: Tensor,
+    forward: str,
+    backward: str,
+    forward_exponent: int = 0,
+    backward_exponent: int = 0,
+    amax: bool = False,
+    saturate: bool = True,
+    factor: Tensor | None = None,
+) -> Tensor:
+    """The cast, of torch's operators, or of those of ONNX where it is exported to that."""
+    if not forward:
+        return x
+    rounding = Rounding(FORMATS[forward], forward_exponent, amax, saturate)
+    how = rounding.in_onnx if is_for_onnx(rounding.format.dtype) else rounding
+    return how(x, factor)
+
+
 def _batched(
     info: Any,
     in_dims: tuple[Any, ...],
@@ -169,6 +196,7 @@ _CAST = register(
     derivative=_cast,
     batched=_batched,
     sharded=_sharded(1),
+    decomposition=_composed,
 )
 
 
@@ -202,6 +230,7 @@ _WATCHED = register(
     derivative=_watched,
     batched=_watched_batched,
     sharded=_sharded(2),
+    decomposition=lambda x, *given: (_composed(x, *given), token_of(x)),
 )
 
 

@@ -25,6 +25,7 @@ from torch.autograd import forward_ad
 
 from unitify.formats.table import FORMATS
 from unitify.ops.cast import cast, token_of, watched_cast
+from unitify.ops.onnx import is_for_onnx
 from unitify.ops.registered import (
     at_one_level,
     below,
@@ -34,7 +35,7 @@ from unitify.ops.registered import (
     is_transformed,
     register,
 )
-from unitify.ops.scaled_mm import decode, encode, product
+from unitify.ops.scaled_mm import DECODE, decode, encode, product
 
 _ARGUMENTS = "Tensor x, Tensor weight, Tensor? bias, str forward, str backward, int[3] exponents"
 
@@ -191,19 +192,37 @@ def _product_of_casts(
     x: Tensor, weight: Tensor, bias: Tensor | None, forward: str, exponents: Sequence[int]
 ) -> Tensor:
     if weight.dtype == FORMATS[forward].dtype:
-        weight = decode(weight, x.dtype, exponents[1])
+        weight = DECODE(weight, x.dtype, exponents[1])
     else:
         weight = cast(weight, forward, "", exponents[1])
     return F.linear(cast(x, forward, "", exponents[0]), weight, bias)
 
 
-def _watched_kernel(x: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
-    return _kernel(x, *given), token_of(x)
+def _composed(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    forward: str,
+    backward: str,
+    exponents: Sequence[int],
+) -> Tensor:
+    # ONNX has no products of codes.
+    if is_for_onnx(FORMATS[forward].dtype):
+        return _product_of_casts(x, weight, bias, forward, exponents)
+    return _kernel(x, weight, bias, forward, backward, exponents)
 
 
-_OPERATOR = register(f"fp8_linear({_ARGUMENTS}) -> Tensor", _kernel, _derivative(False))
+_OPERATOR = register(
+    f"fp8_linear({_ARGUMENTS}) -> Tensor",
+    kernel=_kernel,
+    derivative=_derivative(False),
+    decomposition=_composed,
+)
 _WATCHED = register(
-    f"fp8_linear.watched({_ARGUMENTS}) -> (Tensor, Tensor)", _watched_kernel, _derivative(True)
+    f"fp8_linear.watched({_ARGUMENTS}) -> (Tensor, Tensor)",
+    kernel=lambda x, *given: (_kernel(x, *given), token_of(x)),
+    derivative=_derivative(True),
+    decomposition=lambda x, *given: (_composed(x, *given), token_of(x)),
 )
 
 

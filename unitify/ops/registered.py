@@ -19,10 +19,13 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
+from unitify.formats.narrow import NARROW, lower_for_inductor, there_and_back
+from unitify.version import __version__
+
 _library = library.Library("unitify", "FRAGMENT")
 
 #: Our operators in terms of torch's own; ``register`` adds a row for each.
-DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
+_DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
 
 #: How each operator takes tensors that are spread over processes: see ``register``.
 SHARDINGS: dict[Any, Callable[..., Any]] = {}
@@ -70,7 +73,7 @@ def register(
         _library.impl(name, derivative, "FuncTorchBatched")
     else:
         library.register_vmap(f"unitify::{name}", batched, lib=_library)
-    DECOMPOSITIONS[operator] = decomposition or kernel
+    _decompose(operator, decomposition or kernel)
     if sharded is not None:
         SHARDINGS[operator] = sharded
     return operator
@@ -88,6 +91,29 @@ def by_element(*rest: Placement, results: int = 1) -> Callable[..., Any]:
         return [([place, *wholes], [place, *rest]) for place in places]
 
     return sharded
+
+
+def _decompose(operator: Any, into: Callable[..., Any]) -> None:
+    _DECOMPOSITIONS[operator] = into
+    # Torch's own table, in which ``torch.onnx.export`` looks up what it does not know.
+    torch._decomp.register_decomposition(operator)(into)
+
+
+_decompose(NARROW, there_and_back)
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """The operators of transformed modules in terms of torch's own, as a table of decompositions.
+
+    A program without them needs no unitify to run::
+
+        program = torch.export.export(module, args).run_decompositions(unitify.decompositions())
+        torch.export.save(program, "model.pt2")
+
+    Such a program is the forward pass: its gradients are rounded and scaled as torch's own are.
+    ``torch.onnx.export`` and Inductor know the table already.
+    """
+    return dict(_DECOMPOSITIONS)
 
 
 def at_one_level(function: type[torch.autograd.Function]) -> Callable[..., Any]:
@@ -162,7 +188,7 @@ def register_shardings() -> None:
 
 
 def register_decompositions() -> None:
-    """Let Inductor fuse ``DECOMPOSITIONS`` into their neighbours, if Inductor is loaded.
+    """Let Inductor fuse our operators into their neighbours, if Inductor is loaded.
 
     It need not be when this module is imported. Every compilation first runs a graph on tensors
     without data, so the kernels of our operators call this in time.
@@ -170,8 +196,13 @@ def register_decompositions() -> None:
     inductor = sys.modules.get("torch._inductor.decomposition")
     if inductor is None and "torch._inductor" in sys.modules:
         inductor = importlib.import_module("torch._inductor.decomposition")
-    if inductor is None or DECOMPOSITIONS.keys() <= inductor.decompositions.keys():
+    # What remains of casts is lowered: taken apart, it would be no more than a conversion.
+    table = {operator: into for operator, into in _DECOMPOSITIONS.items() if operator != NARROW}
+    if inductor is None or table.keys() <= inductor.decompositions.keys():
         return
-    inductor.decompositions.update(DECOMPOSITIONS)
-    # Inductor keeps a copy of the table once something else has been compiled.
+    inductor.decompositions.update(table)
+    lower_for_inductor()
+    # Inductor keeps a copy of the table once something else has been compiled. Its caches on disk
+    # know an operator by its name, whatever an older version of ours had made of it.
     inductor.fast_random_decomps.cache_clear()
+    torch.compiler.config.cache_key_tag += f" unitify {__version__}"

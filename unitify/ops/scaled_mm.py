@@ -9,11 +9,14 @@ multiplied there: the same products, summed in another order.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from unitify.formats.table import Format
+from unitify.ops.onnx import dequantised_linearly, is_for_onnx
+from unitify.ops.registered import below, register
 
 #: FP8 matrix units multiply blocks of this many elements.
 BLOCK = 16
@@ -32,14 +35,35 @@ def encode(x: Tensor, format: Format, exponent: int = 0, factor: Tensor | None =
         wide = wide * 2.0**-exponent
     special = torch.inf if format.infinities else torch.nan
     within = wide.clamp(-format.largest, format.largest)
-    special_of = torch.copysign(torch.full_like(wide, special), wide)
-    return torch.where(wide.isinf(), special_of, within).to(format.dtype)
+    return torch.where(wide.isinf(), wide * special, within).to(format.dtype)
 
 
 def decode(codes: Tensor, dtype: torch.dtype, exponent: int = 0) -> Tensor:
     """The numbers that ``codes`` stand for, times 2^exponent."""
     numbers = codes.to(dtype)
     return numbers * 2.0**exponent if exponent else numbers
+
+
+def _composed(codes: Tensor, dtype: torch.dtype, exponent: int = 0) -> Tensor:
+    if is_for_onnx(codes.dtype):
+        return dequantised_linearly(codes, dtype, 2.0**exponent)
+    return decode(codes, dtype, exponent)
+
+
+def _batched(
+    info: Any, in_dims: tuple[Any, ...], codes: Tensor, *given: Any
+) -> tuple[Tensor, int | None]:
+    return DECODE(codes, *given), in_dims[0]
+
+
+#: ``decode`` as an operator, for graphs.
+DECODE: Any = register(
+    "decode(Tensor codes, ScalarType dtype, int exponent=0) -> Tensor",
+    kernel=lambda codes, dtype, exponent=0: decode(codes, dtype, exponent),
+    derivative=lambda codes, dtype, exponent=0: below(DECODE, codes, dtype, exponent),
+    batched=_batched,
+    decomposition=_composed,
+)
 
 
 def product(

@@ -1,0 +1,74 @@
+"""What an import takes along: no library that the work at hand does not need."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import unitify
+from unitify.capture.sizes import RECORDING_SECONDS
+from unitify.check.outputs import FORMATS
+
+HEAVY = {
+    "accelerate", "jinja2", "junitparser", "matplotlib", "networkx", "plotly", "scipy", "sympy",
+    "torch._dynamo", "torch._inductor", "torch.export", "torch.onnx._internal.exporter._core",
+    "transformers",
+}  # fmt: skip
+
+
+def loaded(code: str) -> set[str]:
+    """What a Python holds that has run ``code``, and has not after torch alone."""
+    script = f"import json, sys, torch\nheld = set(sys.modules)\n{code}\n"
+    script += "print(json.dumps(sorted(set(sys.modules) - held)))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_the_package_is_its_operators() -> None:
+    found = loaded("import unitify")
+    assert not found & (HEAVY | {"rich", "safetensors", "typer"})
+    own = {name.split(".")[1] for name in found if name.startswith("unitify.")}
+    assert own == {"formats", "ops", "version"}
+
+
+def test_the_help_of_the_command_line() -> None:
+    code = "from unitify.cli import app\ntry:\n    app(['--help'])\nexcept SystemExit:\n    pass"
+    found = loaded(code)
+    assert not found & HEAVY
+    assert not {name for name in found if name.startswith("unitify.capture")}
+
+
+def test_the_help_says_what_is() -> None:
+    """Texts that would take the code along that they speak of."""
+    command = [sys.executable, "-m", "unitify"]
+    texts = [
+        subprocess.run(
+            [*command, name, "--help"], capture_output=True, text=True, check=True
+        ).stdout
+        for name in ("check", "convert")
+    ]
+    assert all(format in texts[0] for format in FORMATS)
+    assert f"[{RECORDING_SECONDS:.0f}]" in texts[1]
+
+
+def test_every_public_name_is_what_it_says() -> None:
+    for name in unitify.__all__:
+        assert getattr(unitify, name) is not None
+        assert name in dir(unitify)
+    assert not hasattr(unitify, "nothing")
+
+
+def test_functions_stand_before_modules_of_their_names() -> None:
+    code = """
+import unitify.verify.running
+from unitify.transform import build
+import unitify
+assert callable(unitify.transform) and callable(unitify.verify)
+from unitify import transform, verify
+assert transform is unitify.transform and callable(verify)
+assert unitify.optim.__name__ == "unitify.optim"
+"""
+    loaded(code)

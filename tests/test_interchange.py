@@ -1,0 +1,143 @@
+"""Transformed modules that leave: ONNX, ``.pt2`` and AOTInductor, run where unitify is not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_compiled_casts import Attention, convolutions
+from torch import Tensor, nn
+
+import unitify
+from unitify.formats.table import FORMATS
+from unitify.ops.cast import cast
+
+RECIPES = [None, "fp8", "fp8,simulate=true", "fp8-ptq", "fp8-mixed", "fp8-amax", "fp16", "bf16"]
+FP8 = [recipe for recipe in RECIPES if recipe and recipe.startswith("fp8")]
+
+#: Runs a program in a Python that has no unitify.
+ALONE = """
+import sys
+sys.modules["unitify"] = None
+import torch
+kind, program, inputs, outputs = sys.argv[1:]
+(x,) = torch.load(inputs)
+load = torch._inductor.aoti_load_package
+run = torch.export.load(program).module() if kind == "pt2" else load(program)
+with torch.no_grad():
+    torch.save(run(x), outputs)
+"""
+
+
+def attention() -> tuple[nn.Module, Tensor]:
+    return Attention(), torch.randn(4, 8, 32)
+
+
+MODELS = {"attention": attention, "convolutions": convolutions}
+
+
+def made(name: str, recipe: str | None, is_inference: bool) -> tuple[Any, nn.Module, Tensor]:
+    torch.manual_seed(0)
+    model, x = MODELS[name]()
+    module = unitify.transform(model, (x,), scales="measured", recipe=recipe, verify=False).eval()
+    return model.eval(), module.to_inference() if is_inference else module, x
+
+
+def run_alone(kind: str, program: Path, x: Tensor) -> Tensor:
+    inputs, outputs = program.with_name("inputs.pt"), program.with_name("outputs.pt")
+    torch.save((x,), inputs)
+    command = [sys.executable, "-c", ALONE, kind, program, inputs, outputs]
+    subprocess.run(list(map(str, command)), cwd=program.parent, check=True)
+    found: Tensor = torch.load(outputs)
+    return found
+
+
+def in_onnxruntime(path: Path, *inputs: Tensor) -> list[Tensor]:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(path)
+    names = [operand.name for operand in session.get_inputs()]
+    given = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
+    return [torch.from_numpy(found) for found in session.run(None, given)]
+
+
+def export_onnx(module: nn.Module, args: tuple[Tensor, ...], path: Path) -> Counter[str]:
+    """Export as anybody does; the operations of the file, counted."""
+    pytest.importorskip("onnxscript")
+    program = torch.onnx.export(module, args, dynamo=True, verbose=False)
+    program.save(path)
+    return Counter(node.op_type for node in program.model.graph)
+
+
+def error(found: Tensor, true: Tensor) -> float:
+    return float((found - true).norm() / true.norm())
+
+
+@pytest.mark.parametrize("is_inference", [False, True], ids=["module", "inference"])
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("name", MODELS)
+def test_onnx(name: str, recipe: str | None, is_inference: bool, tmp_path: Path) -> None:
+    model, module, x = made(name, recipe, is_inference)
+    counted = export_onnx(module, (x,), tmp_path / "model.onnx")
+    (found,) = in_onnxruntime(tmp_path / "model.onnx", x)
+    true, expected = model(x).detach(), module(x).detach()
+    if recipe is None:
+        # Kernels of another library: no further than the same model exported by itself.
+        export_onnx(model, (x,), tmp_path / "original.onnx")
+        (other,) = in_onnxruntime(tmp_path / "original.onnx", x)
+        assert error(found, true) <= 2 * error(other, true)
+    else:
+        # The same numbers are rounded to the same neighbours (here all of it was bitwise); casts
+        # that were left out, or others, would be as far as the casts themselves.
+        assert error(found, expected) < error(expected, true) / 50
+    assert (counted["DequantizeLinear"] > 0) == (recipe in FP8)
+    assert counted["QuantizeLinear"] <= counted["DequantizeLinear"]
+    if is_inference and recipe in FP8:
+        # Weights are codes in the file.
+        assert counted["QuantizeLinear"] < counted["DequantizeLinear"]
+
+
+@pytest.mark.parametrize("saturate", [True, False])
+@pytest.mark.parametrize("format", ["e4m3", "e5m2", "e4m3fnuz", "e5m2fnuz"])
+def test_onnx_rounds_as_we_do(format: str, saturate: bool, tmp_path: Path) -> None:
+    class Casts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return cast(x, format, "", 2, 0, False, saturate)
+
+    values = FORMATS[format].values().float() * 4
+    middles = (values[1:] + values[:-1]) / 2
+    special = torch.tensor([0.0, torch.inf, torch.nan, 1e-20, 1e6, 3e38, FORMATS[format].largest])
+    x = torch.cat([values, middles, special])
+    x = torch.cat([x, -x])
+    export_onnx(Casts(), (x,), tmp_path / "casts.onnx")
+    (found,) = in_onnxruntime(tmp_path / "casts.onnx", x)
+    expected = cast(x, format, "", 2, 0, False, saturate)
+    assert torch.equal(found.nan_to_num(-7), expected.nan_to_num(-7))
+
+
+@pytest.mark.parametrize("is_inference", [False, True], ids=["module", "inference"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_program_runs_without_unitify(
+    recipe: str | None, is_inference: bool, tmp_path: Path
+) -> None:
+    _, module, x = made("attention", recipe, is_inference)
+    exported = torch.export.export(module, (x,))
+    program = exported.run_decompositions(unitify.decompositions())
+    torch.export.save(program, tmp_path / "model.pt2")
+    assert torch.equal(run_alone("pt2", tmp_path / "model.pt2", x), module(x))
+
+
+@pytest.mark.parametrize("recipe", ["fp8", "bf16"])
+def test_aot_inductor_runs_without_unitify(recipe: str, tmp_path: Path) -> None:
+    model, module, x = made("attention", recipe, True)
+    exported = torch.export.export(module, (x,))
+    package = tmp_path / "model.pt2"
+    torch._inductor.aoti_compile_and_package(exported, package_path=str(package))
+    found = run_alone("aoti", package, x)
+    true, expected = model(x).detach(), module(x)
+    # What the package rounds, and no more than rounding: casts are not left out.
+    assert error(found, expected) < error(expected, true) / 2 < error(found, true)
