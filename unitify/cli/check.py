@@ -5,29 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unitify.capture.inputs import as_inputs
-from unitify.capture.source import Repository
-from unitify.check.baseline import against, read_baseline, write_baseline
-from unitify.check.checking import check as check_subject
-from unitify.check.checking import steps
-from unitify.check.outcome import Outcome
-from unitify.check.outputs import FORMATS, read_outputs, write_outputs
-from unitify.check.places import Places
-from unitify.check.plan_faults import Comparison, read_plan
-from unitify.check.settings import Settings, read_settings
-from unitify.check.subject import subject_of
 from unitify.cli.application import app
 from unitify.cli.options import Factory, InputsFunction, RuleFiles
-from unitify.cli.target import Target, read_target
 from unitify.cli.terminal import progress_bar, reported
-from unitify.operations.rule_table import load_rules
-from unitify.recipe.reader import configured_recipe, read_recipe
-from unitify.recipe.recipe import FP8, Recipe
-from unitify.transform import transform
+
+if TYPE_CHECKING:
+    from unitify.check.outcome import Outcome
+    from unitify.check.plan_faults import Comparison
+    from unitify.check.settings import Settings
+    from unitify.cli.target import Target
+    from unitify.recipe.recipe import Recipe
 
 #: Exit statuses; 2, for usage and errors, is that of every command.
 CLEAN, FOUND = 0, 1
@@ -96,7 +87,10 @@ def check(
     ] = False,
     output_format: Annotated[
         Texts,
-        _option(metavar="FORMAT[=FILE]", help=f"{', '.join(FORMATS)}; repeatable [text]."),
+        _option(
+            metavar="FORMAT[=FILE]",
+            help="text, json, sarif, github, junit, markdown; repeatable [text].",
+        ),
     ] = [],  # noqa: B006
     output_file: Annotated[
         Path | None,
@@ -108,6 +102,16 @@ def check(
 
     Exit status: 0 nothing found, 1 something found, 2 wrong usage or an error.
     """
+
+    from unitify.check.baseline import against, read_baseline, write_baseline
+    from unitify.check.checking import steps
+    from unitify.check.outputs import read_outputs, write_outputs
+    from unitify.check.plan_faults import Comparison, read_plan
+    from unitify.check.settings import read_settings
+    from unitify.cli.target import read_target
+    from unitify.recipe.reader import configured_recipe, read_recipe
+    from unitify.recipe.recipe import FP8
+
     with reported():
         outputs = read_outputs(output_format, output_file)
         settings = read_settings(
@@ -156,6 +160,13 @@ def _outcome(
     rules: list[Path],
     advance: Callable[[str], None],
 ) -> Outcome:
+    from unitify.capture.inputs import as_inputs
+    from unitify.capture.source import Repository
+    from unitify.check.checking import check as check_subject
+    from unitify.check.places import Places
+    from unitify.check.subject import subject_of
+    from unitify.operations.rule_table import load_rules
+
     table = load_rules(rules)
     args, kwargs = as_inputs(found.model, found.batches[0]) if found.batches else ((), None)
     subject = subject_of(found.model, args, kwargs, recipe, table)
@@ -179,6 +190,9 @@ def _outcome(
 
 
 def _transformed(found: Target, recipe: Recipe, scales: str, rules: list[Path]) -> Target:
+    from unitify.capture.inputs import as_inputs
+    from unitify.transform import transform
+
     args, kwargs = as_inputs(found.model, found.batches[0]) if found.batches else ((), None)
     batches = list(found.batches) or None
     module = transform(

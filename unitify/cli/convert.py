@@ -6,17 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from unitify.capture.sizes import RECORDING_SECONDS
-from unitify.checkpoint.filling import Allowed
 from unitify.cli.application import app
 from unitify.cli.options import Factory, InputsFunction, RuleFiles
 from unitify.cli.terminal import progress_bar, reported
-from unitify.convert import convert as convert_checkpoint
-from unitify.convert import stages
-from unitify.recipe.reader import configured_recipe, read_recipe
-from unitify.report.table import report_table
 
 
 @app.command()
@@ -66,13 +59,23 @@ def convert(
         bool, typer.Option(help="Compare the result bitwise with the original, before casts.")
     ] = True,
     recording_seconds: Annotated[
-        float,
+        float | None,
         typer.Option(
-            metavar="S", help="A recording that takes longer is made with fewer free sizes."
+            metavar="S", help="A recording that takes longer is made with fewer free sizes [120]."
         ),
-    ] = RECORDING_SECONDS,
+    ] = None,
 ) -> None:
     """Convert a checkpoint: the same function, with every tensor stored near unit RMS."""
+
+    from rich.console import Console
+
+    from unitify.capture.sizes import RECORDING_SECONDS
+    from unitify.checkpoint.filling import Allowed
+    from unitify.convert import convert as convert_checkpoint
+    from unitify.convert import stages
+    from unitify.recipe.reader import configured_recipe, read_recipe
+    from unitify.report.table import report_table
+
     with reported():
         casts = read_recipe(recipe) if recipe is not None else configured_recipe(Path())
     with reported(), progress_bar(stages(scales, verify, casts)) as advance:
@@ -85,7 +88,7 @@ def convert(
             scales=scales,
             rules=rules,
             verify=verify,
-            recording_seconds=recording_seconds,
+            recording_seconds=RECORDING_SECONDS if recording_seconds is None else recording_seconds,
             allowed=Allowed(tuple(allow_missing), tuple(allow_unexpected)),
             on_stage=advance,
         )

@@ -7,16 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from unitify.capture.inputs import as_inputs
-from unitify.checkpoint.drawn_calls import drawn_calls
-from unitify.checkpoint.folder import read, true_model
-from unitify.checkpoint.targets import build_model, input_batches
 from unitify.cli.application import app
 from unitify.cli.options import Factory, InputsFunction, RuleFiles
 from unitify.cli.terminal import reported
-from unitify.explain import explain_code, explain_value
 
 
 @app.command()
@@ -32,6 +26,11 @@ def explain(
     rules: RuleFiles = [],  # noqa: B006  (typer copies it)
 ) -> None:
     """Say what a diagnostic means, or how the scale of a value was derived."""
+
+    from rich.console import Console
+
+    from unitify.explain import explain_code
+
     with reported():
         if re.fullmatch(r"[Uu]\d+", subject):
             text = explain_code(subject.upper())
@@ -44,6 +43,13 @@ def _derivation(
     name: str, folder: Path | None, model: str | None, inputs: str | None, rules: list[Path]
 ) -> str:
     """From a converted folder, a factory, or a folder whose model the factory builds."""
+
+    from unitify.capture.inputs import as_inputs
+    from unitify.checkpoint.drawn_calls import drawn_calls
+    from unitify.checkpoint.folder import read, true_model
+    from unitify.checkpoint.targets import build_model, input_batches
+    from unitify.explain import explain_value
+
     if folder is None and model is None:
         raise typer.BadParameter("a value needs a converted folder or --model")
     built = build_model(model) if model is not None else None

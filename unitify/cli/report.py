@@ -4,25 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from unitify.capture.inputs import as_inputs, infer_inputs
 from unitify.cli.application import app
 from unitify.cli.options import Factory, InputsFunction, RuleFiles
-from unitify.cli.target import Target, read_target
 from unitify.cli.terminal import progress_bar, reported
-from unitify.module.unit_scaled import UnitScaledModule
-from unitify.operations.rule_table import load_rules
-from unitify.recipe.reader import configured_recipe, read_recipe
-from unitify.recipe.recipe import Recipe
-from unitify.report.drift_file import read_drift
-from unitify.report.gathering import Known, gather
-from unitify.report.model_report import ModelReport, format_of
-from unitify.report.summary import summary
-from unitify.transform import transform
+
+if TYPE_CHECKING:
+    from unitify.cli.target import Target
+    from unitify.module.unit_scaled import UnitScaledModule
+    from unitify.recipe.recipe import Recipe
 
 
 @app.command()
@@ -62,6 +55,18 @@ def report(
     ] = True,
 ) -> None:
     """Show what every value of a model is like, in the original and as transformed."""
+
+    from rich.console import Console
+
+    from unitify.cli.target import read_target
+    from unitify.module.unit_scaled import UnitScaledModule
+    from unitify.operations.rule_table import load_rules
+    from unitify.recipe.reader import configured_recipe, read_recipe
+    from unitify.report.drift_file import read_drift
+    from unitify.report.gathering import Known, gather
+    from unitify.report.model_report import ModelReport, format_of
+    from unitify.report.summary import summary
+
     with reported():
         chosen = format_of(output, format)
         casts = read_recipe(recipe) if recipe is not None else configured_recipe(Path())
@@ -101,6 +106,9 @@ def _transformed(
     verify: bool,
     advance: Callable[[str], None],
 ) -> UnitScaledModule:
+    from unitify.capture.inputs import as_inputs, infer_inputs
+    from unitify.transform import transform
+
     batches = list(opened.batches)
     args, kwargs = as_inputs(opened.model, batches[0]) if batches else infer_inputs(opened.model)
     return transform(

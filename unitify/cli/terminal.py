@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from unitify.diagnostics import UnitifyError
 
@@ -26,6 +24,8 @@ def reported() -> Iterator[None]:
     With ``unitify --traceback`` the whole traceback stands in front of it. So ends any other
     exception: it is a bug of ours, and no finding.
     """
+    from rich.console import Console
+
     with warnings.catch_warnings():
         # What torch and transformers warn of on the way is theirs; ours is in the report.
         warnings.simplefilter("ignore")
@@ -54,6 +54,9 @@ def reported() -> Iterator[None]:
 @contextlib.contextmanager
 def progress_bar(names: tuple[str, ...]) -> Iterator[Callable[[str], None]]:
     """A bar over the stages, gone when they are done; yields what each stage calls at its end."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
     console = Console(stderr=True, emoji=False)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(
