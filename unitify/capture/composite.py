@@ -163,8 +163,12 @@ def _mode(leaves: list[Tensor]) -> Iterator[None]:
 
 def _open(graph: fx.Graph, node: fx.Node) -> None:
     run, leaves = _on_leaves(node)
-    with _mode(leaves), torch.enable_grad():
-        inside = make_fx(run)(*leaves).graph
+    try:
+        with _mode(leaves), torch.enable_grad():
+            inside = make_fx(run)(*leaves).graph
+    except RuntimeError:
+        # It computes with a size that this trace does not know: it stays one operation.
+        return
     if any(n.op == "get_attr" for n in inside.nodes):
         return
     inputs = [n for n in inside.nodes if n.op == "placeholder"]
