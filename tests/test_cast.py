@@ -84,7 +84,7 @@ def test_a_linear_layer_by_hand() -> None:
     y = module(leaf)
     y.backward(gradient)
 
-    w, s = parameter_scales(module)["weight"], plan.values["linear"]
+    w, s = parameter_scales(module)["weight"], plan.unit("linear")
     assert w.fwd < 1.0
     assert s.bwd < 1.0
     own = quantise(model.weight / w.fwd, E4M3) * w.fwd

@@ -65,7 +65,7 @@ def test_a_linear_layer_by_hand() -> None:
     start = parameter_scales(module)["0.weight"].fwd
     hidden = F.linear(rounded(x, 1.0), rounded(model[0].weight, start), model[0].bias)
     hidden = model[2](model[1](hidden))
-    scale = plan.values["relu"].fwd
+    scale = plan.unit("relu").fwd
     deviation = rounded(hidden - mean, scale)
     expected = F.linear(deviation, rounded(weight, own), model[3].bias) + F.linear(mean, weight)
     torch.testing.assert_close(module(x), expected)

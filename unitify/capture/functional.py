@@ -50,7 +50,7 @@ from unitify.capture.views import (
 aten = torch.ops.aten
 
 
-def remove_mutation(graph: fx.Graph, marks: Marks) -> None:
+def remove_mutation(graph: fx.Graph, marks: Marks | None = None) -> None:
     """Rewrite every in-place operation on floating tensors of ``graph`` out of place.
 
     ``marks``: what boundaries in ``graph`` hold, which then hold what stands for it.
@@ -60,7 +60,7 @@ def remove_mutation(graph: fx.Graph, marks: Marks) -> None:
     fill_with_zeros(graph)
     changed = change_geometries(graph)
     if any(written_arguments(node) for node in graph.nodes):
-        _Rewriter(graph, changed, marks).run()
+        _Rewriter(graph, changed, marks or Marks(graph)).run()
 
 
 class _Rewriter:
