@@ -451,7 +451,7 @@ def horses(rank: int, folder: Path) -> dict[str, bool]:
             owner.load_state_dict(held[0])
             optimizer.load_state_dict(held[1])
         if leg == 3:
-            done = unitify.rebase_(owner, optimizer, [(8.0 * batch(9)[0],)])
+            done = unitify.rebase_(owner, [(8.0 * batch(9)[0],)])
             assert done.values > 0
         wrapped = DistributedDataParallel(owner) if leg == 2 else owner
         found.append(train(wrapped, optimizer, leg))
