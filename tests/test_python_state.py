@@ -518,7 +518,8 @@ def test_a_knob_that_is_turned_takes_effect(name: str) -> None:
 
 
 def test_a_knob_of_a_module_for_inference_is_refused() -> None:
-    module = unitify.transform(Knobs(), (x(),), recipe="fp8,multiple=1").to_inference()
+    options: Any = {"recipe": "fp8,multiple=1", "placement": "everywhere"}
+    module = unitify.transform(Knobs(), (x(),), **options).to_inference()
     module(x())
     module.get_submodule("drop").p = 0.1
     with pytest.raises(unitify.UnitifyError, match=r"U115 drop\.p"):
