@@ -39,7 +39,7 @@ class GraphForward:
     def __init__(self, module: nn.Module, runs: Runs) -> None:
         before = vars(module).get("forward")
         if isinstance(before, GraphForward) and type(before.runs) is type(runs):
-            before.take_out()
+            before.take_out(module)
         self.module = module
         self.runs: Runs = runs
         #: What stood in the module's own namespace before; its own code.
@@ -52,11 +52,11 @@ class GraphForward:
         """One call, by a graph where one holds for it, else by the module's own code."""
         return self.runs.run(self.module, self.own, args, kwargs)
 
-    def take_out(self) -> None:
-        """Let the module run its own code again."""
-        del self.module.__dict__["forward"]
+    def take_out(self, module: nn.Module) -> None:
+        """Let the module, or a copy that was given this too, run its own code again."""
+        del module.__dict__["forward"]
         if self.replaced is not None:
-            self.module.__dict__["forward"] = self.replaced
+            module.__dict__["forward"] = self.replaced
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Of a copy of the module alone: its own code, on its own weights."""
@@ -75,6 +75,4 @@ def own_code_again(tree: nn.Module) -> None:
     for module in tree.modules():
         forward = vars(module).get("forward")
         if isinstance(forward, GraphForward):
-            del module.__dict__["forward"]
-            if forward.replaced is not None:
-                module.__dict__["forward"] = forward.replaced
+            forward.take_out(module)

@@ -76,7 +76,8 @@ class Knobs:
 
     ``reads``: what the code of modules reads. ``left``: where calls leave something. ``part``: the
     module on whose tensors the graph runs, if not the tree. ``before``: those of what this one is a
-    copy of; what was turned there is turned here. ``within``: of the submodule at this path alone,
+    copy of; what was turned there is turned here; ``had_weights``: and did all of its parameters
+    have to be there? ``within``: of the submodule at this path alone,
     whose own hooks run around its graph.
     """
 
@@ -88,10 +89,11 @@ class Knobs:
         part: nn.Module | None = None,
         before: Knobs | None = None,
         within: str = "",
+        had_weights: bool = True,
     ) -> None:
         top = tree.get_submodule(within)
         self.types: Types = Types(part or top, None if before is None else before.types.recorded)
-        self.was_turned = None if before is None else before.turned_attribute()
+        self.was_turned = None if before is None else before.turned_attribute(had_weights)
         self._look = partial(self._note_all, tree, top, reads, left, within)
         self._look()
 

@@ -7,7 +7,7 @@ leaves the call: a value that code outside uses, a write into something of anoth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,7 +53,7 @@ def piece_of(
     region: Region,
     recorded: frozenset[str],
     own_name: Callable[[str], str | None],
-    constants: Mapping[str, Any],
+    constants: Collection[str],
 ) -> Piece:
     """The part of ``graph`` that ``region`` is.
 
@@ -73,7 +73,7 @@ class _Cutter:
         region: Region,
         recorded: frozenset[str],
         own_name: Callable[[str], str | None],
-        constants: Mapping[str, Any],
+        constants: Collection[str],
     ) -> None:
         self.graph, self.region, self.recorded = graph, region, recorded
         self.own_name, self.constants = own_name, constants

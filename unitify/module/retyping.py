@@ -28,10 +28,9 @@ _OF_ONE = (
     "recipe",
     "_casts",
     "verification",
-    "_knobs",
-    "_submodules",
-    "graph",
 )
+#: The same, of how it runs.
+_RUNNING = ("_knobs", "_submodules", "graph")
 
 
 def record_anew(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -77,7 +76,8 @@ def _exchange(
 
 def _taken(module: Any) -> dict[str, Any]:
     """What of ``module`` is of its present recording."""
-    return {name: getattr(module, name) for name in _OF_ONE} | {"constants": _constants(module)}
+    held = {name: getattr(module, name) for name in (*_OF_ONE, *_RUNNING)}
+    return held | {"constants": _constants(module)}
 
 
 def _constants(module: Any) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _put(module: Any, found: dict[str, Any]) -> None:
         else:
             tree.register_buffer(name, constant, persistent=False)
     own_code_again(tree)
-    for name in _OF_ONE[:-3]:
+    for name in _OF_ONE:
         setattr(module, name, found[name])
     if found["_knobs"] is None:
         module.watch(tree)

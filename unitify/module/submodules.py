@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
@@ -22,30 +22,29 @@ from unitify.capture.boundaries import Region
 from unitify.capture.guards import Guards
 from unitify.capture.signature import CallSignature
 from unitify.capture.whole import Capture
-from unitify.diagnostics import CastsLeftOut, UnitifyError, UnitifyWarning
+from unitify.diagnostics import CastsLeftOut, Diagnostic, UnitifyError, UnitifyWarning
 from unitify.module.graph_forward import GraphForward
 from unitify.module.knobs import Knobs, turned_now
 from unitify.module.regions import NoPiece, Piece, piece_of
 from unitify.plan.scale_plan import ScalePlan
+from unitify.recipe.choices import Choice
 
 #: The code of a graph, called with the module and flat inputs.
 Code = Callable[..., Any]
 
 
-@dataclass(frozen=True)
-class Whole:
-    """The graph that all submodules have a part of, as it is now.
-
-    ``attribute``: what a name in it stands for. ``cast``: the values whose operands are cast.
-    """
+class Owner(Protocol):
+    """The module whose graph all submodules have a part of."""
 
     graph: fx.Graph
     capture: Capture
     plan: ScalePlan
-    attribute: Callable[[str], Any]
-    cast: frozenset[str]
     is_inference: bool
-    by_autocast: bool
+    _casts: tuple[Choice, ...]
+    _tree: nn.Module
+    _again: Any
+
+    def _attribute(self, target: str) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -55,30 +54,46 @@ class _Graph:
     code: Code
     call: CallSignature
     constants: tuple[str, ...]
-    computes_sizes: bool
     units: Units
     casts: Mapping[frozenset[int], tuple[str, ...]]
     names: tuple[str, ...]
 
 
-class Submodules:
-    """Runs the calls of the submodules of ``tree``; ``whole`` tells of the graph as it is."""
+class _Whole:
+    """What is known of one graph of an owner, found when it is first asked for."""
 
-    def __init__(self, tree: nn.Module, whole: Callable[[], Whole]) -> None:
-        self.tree, self.whole = tree, whole
+    def __init__(self, owner: Owner) -> None:
+        self.graph = owner.graph
+        self.plain = unwatched(owner.graph)
+        self.originals = {node.name: node for node in owner.capture.graph.nodes}
+        #: What it reads beside the model's own attributes: constants of the recording, means.
+        self.constants = frozenset(
+            target
+            for target in (str(n.target) for n in self.plain.nodes if n.op == "get_attr")
+            if target in owner.capture.constants
+            or ("." not in target and not hasattr(owner.capture.model, target))
+        )
+        #: By path: the graph of a submodule, or why it has none; casts in its own code alone.
+        self.graphs: dict[str, _Graph | str] = {}
+        self.own_casts: dict[str, frozenset[str]] = {}
+        #: The unit of each flat result, and the casts by results.
+        self.arrivals: tuple[Units, Mapping[frozenset[int], tuple[str, ...]]] | None = None
+
+
+class Submodules:
+    """Runs the calls of the submodules of ``owner``, by parts of its graph as that is now."""
+
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
         #: What the code of each submodule reads, by path.
         self.knobs: dict[str, Knobs] = {}
         #: What casts told in the call of the module that is running: none runs where it is None.
         self.tokens: list[tuple[str, Tensor]] | None = None
-        self._of: fx.Graph | None = None
-        self._arrivals: tuple[fx.Graph, Units, Mapping[frozenset[int], tuple[str, ...]]] | None
-        self._arrivals = None
-        self._graphs: dict[str, _Graph | str] = {}
+        self._known: _Whole | None = None
         self._paths: dict[nn.Module, str] = {}
-        capture = whole().capture
-        for path in capture.regions.paths:
+        for path in owner.capture.regions.paths:
             with contextlib.suppress(AttributeError):
-                self._paths[tree.get_submodule(path)] = path
+                self._paths[owner._tree.get_submodule(path)] = path
 
     def install(self) -> None:
         """From now on, calls of the submodules come here."""
@@ -92,24 +107,24 @@ class Submodules:
     ) -> Any:
         """A call of a submodule: its graph where it holds for the call, else its own code."""
         path = self._paths[module]
-        whole, graph = self.whole(), self._graph(path)
+        graph = self._graph(path)
         reason = graph if isinstance(graph, str) else ""
-        if not reason and (found := self.turned(path)) is not None:
+        if not reason and (found := self._turned(path)) is not None:
             reason = f"{found} is not what it was"
-        mode = whole.capture.mode
+        mode = self.owner.capture.mode
         if not reason and mode is not None and module.training != (mode == "train"):
             reason = f"its graph is that of {mode} mode"
         if not reason:
             assert isinstance(graph, _Graph)
             flat = graph.call.fitted(args, kwargs)
             if isinstance(flat, list):
-                return self._run_graph(module, graph, flat, whole)
+                return self._run_graph(module, graph, flat)
             reason = str(graph.call.misfit(flat).message)
-        self.leave(path, reason, whole)
+        self.leave(path, reason)
         return own(*args, **kwargs)
 
-    def _run_graph(self, module: nn.Module, graph: _Graph, flat: list[Any], whole: Whole) -> Any:
-        constants = [whole.attribute(name) for name in graph.constants]
+    def _run_graph(self, module: nn.Module, graph: _Graph, flat: list[Any]) -> Any:
+        constants = [self.owner._attribute(name) for name in graph.constants]
         results = list(graph.code(module, *flat, *constants))
         if graph.names:
             results, told_ones = results[: -len(graph.names)], results[-len(graph.names) :]
@@ -122,7 +137,6 @@ class Submodules:
 
     def run_around(self, code: Code, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call of the whole module by ``code``, its own, around the graphs of submodules."""
-        whole = self.whole()
         outer, self.tokens = self.tokens, []
         try:
             result = code(*args, **kwargs)
@@ -132,108 +146,112 @@ class Submodules:
         if not tokens:
             return result
         leaves, spec = pytree.tree_flatten(result)
-        call = whole.capture.call
-        if spec != call.out_spec:
+        if spec != self.owner.capture.call.out_spec:
             return result
-        by_leaf, casts = self._around(whole)
-        return pytree.tree_unflatten(arrived(leaves, by_leaf[: len(leaves)], casts, tokens), spec)
+        units, casts = self._arrivals()
+        return pytree.tree_unflatten(arrived(leaves, units[: len(leaves)], casts, tokens), spec)
 
-    def _around(self, whole: Whole) -> tuple[Units, Mapping[frozenset[int], tuple[str, ...]]]:
+    def _arrivals(self) -> tuple[Units, Mapping[frozenset[int], tuple[str, ...]]]:
         """Of the whole graph: the unit of each flat result, and its casts by results."""
-        if self._arrivals is None or self._arrivals[0] is not whole.graph:
-            (end,) = (n for n in whole.capture.graph.nodes if n.op == "output")
+        whole, capture, plan = self._whole(), self.owner.capture, self.owner.plan
+        if whole.arrivals is None:
+            (end,) = (n for n in capture.graph.nodes if n.op == "output")
             values = [a if isinstance(a, fx.Node) else None for a in end.args[0]]
-            units = units_of(whole.capture, whole.plan)
-            casts = told(unwatched(whole.graph), units).casts
-            self._arrivals = whole.graph, _once(values, whole.plan), casts
-        return self._arrivals[1:]
+            casts = told(whole.plain, units_of(capture, plan)).casts
+            whole.arrivals = _once(values, plan), casts
+        return whole.arrivals
 
     # -- what a call leaves out -----------------------------------------------------------
 
-    def turned(self, path: str) -> str | None:
+    def _turned(self, path: str) -> str | None:
         """What the code of a submodule reads that is not what it was; None for nothing."""
-        whole = self.whole()
-        return turned_now(self.knobs[path], not whole.is_inference, whole.by_autocast)
+        owner = self.owner
+        return turned_now(self.knobs[path], not owner.is_inference, owner._again is not None)
 
-    def leave(self, path: str, reason: str, whole: Whole) -> None:
+    def leave(self, path: str, reason: str, refused: Diagnostic | None = None) -> None:
         """Say that the module at ``path`` runs its own code, if that leaves casts out.
 
-        Raises ``UnitifyError`` (U117) where weights are codes, which no code can read.
+        Raises ``UnitifyError`` where weights are codes, which no code can read: what ``refused``
+        the call, else U117.
         """
-        lost = self._own_casts(path, whole)
-        if not lost:
+        if not self._own_casts(path):
             return
-        name = path or type(whole.capture.model).__name__
+        name = path or type(self.owner.capture.model).__name__
         found = CastsLeftOut(where=name, module=name, reason=reason)
-        if whole.is_inference:
-            raise UnitifyError(found)
+        if self.owner.is_inference:
+            raise UnitifyError(refused or found)
         warnings.warn(UnitifyWarning(str(found)), stacklevel=5)
 
-    def _own_casts(self, path: str, whole: Whole) -> set[str]:
+    def _own_casts(self, path: str) -> frozenset[str]:
         """Casts in the graph of a module that are in none of its submodules' graphs."""
-        regions = whole.capture.regions
-        own = regions.recorded
-        if path:
-            own = frozenset().union(*(region.nodes for region in regions.of(path)))
-        lost = set(whole.cast & own)
-        for region in regions.calls:
-            is_below = not path or region.path.startswith(f"{path}.")
-            if is_below and region.path and not isinstance(self._graph(region.path), str):
-                lost -= region.nodes
-        return lost
+        known, regions = self._whole().own_casts, self.owner.capture.regions
+        if path not in known:
+            own = regions.recorded
+            if path:
+                own = frozenset().union(*(region.nodes for region in regions.of(path)))
+            lost = own & {choice.value for choice in self.owner._casts if choice.is_cast}
+            for region in regions.calls:
+                is_below = not path or region.path.startswith(f"{path}.")
+                if is_below and not isinstance(self._graph(region.path), str):
+                    lost -= region.nodes
+            known[path] = lost
+        return known[path]
+
+    def copied_apart(self, module: nn.Module) -> None:
+        """Say that a copy of ``module`` alone has no graph."""
+        self.leave(self._paths[module], "it is a copy of a submodule alone")
 
     # -- graphs ---------------------------------------------------------------------------
 
+    def _whole(self) -> _Whole:
+        if self._known is None or self._known.graph is not self.owner.graph:
+            self._known = _Whole(self.owner)
+        return self._known
+
     def _graph(self, path: str) -> _Graph | str:
         """The graph of a submodule, or why it has none."""
-        whole = self.whole()
-        if self._of is not whole.graph:
-            self._of, self._graphs = whole.graph, {}
-            self._plain = unwatched(whole.graph)
-        if path not in self._graphs:
+        known = self._whole().graphs
+        if path not in known:
             try:
-                self._graphs[path] = self._made(path, whole)
+                known[path] = self._made(path)
             except NoPiece as why:
-                self._graphs[path] = str(why)
-        return self._graphs[path]
+                known[path] = str(why)
+        return known[path]
 
-    def _made(self, path: str, whole: Whole) -> _Graph:
-        capture = whole.capture
-        regions = capture.regions.of(path)
-        inside = {path} | {p for p in capture.regions.paths if p.startswith(f"{path}.")}
+    def _made(self, path: str) -> _Graph:
+        whole, capture, plan = self._whole(), self.owner.capture, self.owner.plan
         for effect in capture.call.effects:
-            if effect.location.root in inside:
+            if f"{effect.location.root}.".startswith(f"{path}."):
                 raise NoPiece(f"its call changes {effect.location}")
-        pieces = [self._piece(path, region, whole) for region in regions]
+        regions = capture.regions.of(path)
+        pieces = [self._piece(region) for region in regions]
         if any(piece.text() != pieces[0].text() for piece in pieces):
             raise NoPiece("it is called several times, each time as another graph")
         piece, region = pieces[0], regions[0]
-        nodes = {node.name: node for node in capture.graph.nodes}
-        values = [nodes.get(name) for name in piece.results]
-        by_result = _once(values, whole.plan)
-        of = Told(piece.graph, {}, {})
-        if is_watched(whole.graph):
-            units = [u for u, r in zip(by_result, _results(piece.graph), strict=True) if r]
-            of = told(piece.graph, units)
         sizes = [size for leaf in piece.leaves for size in leaf.shape or ()]
         if piece.computes_sizes and any(not str(size).isalnum() for size in sizes):
             raise NoPiece("it computes with sizes that are themselves computed")
+        by_result = _once([whole.originals.get(name) for name in piece.results], plan)
+        of = Told(piece.graph, {}, {})
+        if is_watched(whole.graph):
+            (end,) = (n for n in piece.graph.nodes if n.op == "output")
+            pairs = zip(by_result, end.args[0], strict=True)
+            of = told(piece.graph, [unit for unit, r in pairs if isinstance(r, fx.Node)])
         guards = () if region.guards is None else (_as_known(region.guards, capture.call.guards),)
         call = CallSignature(
             region.signature, region.arguments, region.given.spec, region.result.spec,
             piece.leaves, guards,
         )  # fmt: skip
+        # The attributes are those of the module that the code is called with.
         module = fx.GraphModule(nn.Module(), fx.Graph())
         module.graph = of.returning()
-        code = type(module).forward
         return _Graph(
-            code, call, piece.constants, piece.computes_sizes, by_result, of.casts,
-            tuple(of.tokens),
-        )  # fmt: skip
+            type(module).forward, call, piece.constants, by_result, of.casts, tuple(of.tokens)
+        )
 
-    def _piece(self, path: str, region: Region, whole: Whole) -> Piece:
-        capture = whole.capture
-        below = f"{path}."
+    def _piece(self, region: Region) -> Piece:
+        whole, capture = self._whole(), self.owner.capture
+        below = f"{region.path}."
 
         def own_name(target: str) -> str | None:
             if target.startswith(below):
@@ -241,20 +259,7 @@ class Submodules:
             names = (n for n, first in capture.aliases.items() if first == target)
             return next((n.removeprefix(below) for n in names if n.startswith(below)), None)
 
-        constants = {
-            str(n.target): None
-            for n in self._plain.nodes
-            if n.op == "get_attr" and self._is_constant(str(n.target), capture)
-        }
-        return piece_of(self._plain, region, capture.regions.recorded, own_name, constants)
-
-    def _is_constant(self, target: str, capture: Capture) -> bool:
-        """Is it none of the model's own? The recording's constants and means of casts are not."""
-        return target in capture.constants or ("." not in target and not hasattr(self.tree, target))
-
-    def copied_apart(self, module: nn.Module) -> None:
-        """Say that a copy of ``module`` alone has no graph."""
-        self.leave(self._paths[module], "it is a copy of a submodule alone", self.whole())
+        return piece_of(whole.plain, region, capture.regions.recorded, own_name, whole.constants)
 
 
 def _once(values: list[fx.Node | None], plan: ScalePlan) -> list[float | None]:
@@ -275,9 +280,3 @@ def _as_known(own: Guards, whole: tuple[Guards, ...]) -> Guards:
     pairs = [(i, guard, place, size) for i, guard in enumerate(own.small) for place, size in known]
     immaterial = {(i, size) for i, guard, place, size in pairs if guard.place == place}
     return replace(own, immaterial=own.immaterial | immaterial)
-
-
-def _results(graph: fx.Graph) -> Iterator[bool]:
-    """Of each result: is it a value of the graph?"""
-    (end,) = (n for n in graph.nodes if n.op == "output")
-    return (isinstance(result, fx.Node) for result in end.args[0])  # type: ignore[union-attr]

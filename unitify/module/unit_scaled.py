@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MethodType
 from typing import Any, ClassVar
@@ -211,11 +210,6 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
         found = {name: part.capture.reparametrisation for name, part in self.parts.items()}
         return {name: made for name, made in found.items() if made is not None}
 
-    @property
-    def casts(self) -> tuple[Choice, ...]:
-        """What the recipe does with every value, and why; empty without a recipe."""
-        return self._casts
-
     def take_casts(
         self,
         graph: fx.Graph,
@@ -263,9 +257,6 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
     def get_buffer(self, target: str) -> torch.Tensor:
         """The buffer of this name."""
         return self._tree.get_buffer(target)
-
-    def _attribute(self, target: str) -> Any:
-        return operator.attrgetter(target)(self._tree)
 
     def _is_frozen(self, target: str) -> bool:
         held = self._attribute(target)

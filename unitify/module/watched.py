@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -19,9 +20,8 @@ from unitify.diagnostics import (
 )
 from unitify.module.knobs import Knobs, reads_by_path, turned_now
 from unitify.module.own_code import leave_graph, run_own_code
-from unitify.module.submodules import Submodules, Whole
+from unitify.module.submodules import Submodules
 from unitify.module.weights import HoldsWeights
-from unitify.recipe.choices import Choice
 
 
 class WatchesTree(HoldsWeights):
@@ -29,13 +29,12 @@ class WatchesTree(HoldsWeights):
 
     capture: Capture
     graph: fx.Graph
-    _casts: tuple[Choice, ...] = ()
     #: Runs the submodules' own graphs, where there are such.
     _submodules: Submodules | None = None
     _again: Callable[..., Any] | None = None  # as ``retyping`` calls it
 
     def _attribute(self, target: str) -> Any:
-        raise NotImplementedError
+        return operator.attrgetter(target)(self._tree)
 
     def run_own(
         self,
@@ -48,9 +47,12 @@ class WatchesTree(HoldsWeights):
 
         Where values are true, submodules run their graphs in it.
         """
-        if (submodules := self._submodules) is not None:
+        submodules = self._submodules
+        if self.is_inference and self.__dict__["_knobs"].types.changed() is not None:
+            submodules = None  # Codes are of one type: neither graphs nor code run in another.
+        if submodules is not None:
             if reason is not None:
-                submodules.leave("", reason.message, self._whole())
+                submodules.leave("", reason.message, reason)
             return submodules.run_around(code, args, kwargs)
         if reason is not None:
             leave_graph(reason, self.is_inference)
@@ -68,13 +70,6 @@ class WatchesTree(HoldsWeights):
         if self._casts:
             warnings.warn(UnitifyWarning(str(found)), stacklevel=4)
 
-    def _whole(self) -> Whole:
-        cast = frozenset(choice.value for choice in self._casts if choice.is_cast)
-        return Whole(
-            self.graph, self.capture, self.plan, self._attribute, cast, self.is_inference,
-            self._again is not None,
-        )  # fmt: skip
-
     def watch(
         self,
         tree: nn.Module,
@@ -90,18 +85,19 @@ class WatchesTree(HoldsWeights):
         """
         reads, left = self.capture.reads, [effect.location for effect in self.capture.call.effects]
         before = like.__dict__["_knobs"] if like is not None else None
+        had = like is None or not like.is_inference
         made: Submodules | None = None
         if is_alone and self.plan.is_true:
-            made = Submodules(self._tree, self._whole)
+            made = Submodules(self)
             own = reads_by_path(reads)
             for name in self.capture.regions.paths:
                 full = f"{path}.{name}".strip(".")
                 old = None if like is None or not like._submodules else like._submodules.knobs
                 held = None if old is None else old.get(name)
-                made.knobs[name] = Knobs(tree, own.get(full, ()), left, None, held, full)
+                made.knobs[name] = Knobs(tree, own.get(full, ()), left, None, held, full, had)
             made.install()
         self._submodules = made
-        self.__dict__["_knobs"] = Knobs(tree, reads, left, self._tree, before)
+        self.__dict__["_knobs"] = Knobs(tree, reads, left, self._tree, before, "", had)
 
     def _turned(self) -> AttributeTurned | None:
         """What was turned since then, if anything; compiled code was asked as it was compiled."""

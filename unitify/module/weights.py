@@ -20,12 +20,13 @@ class HoldsWeights(nn.Module):
 
     plan: ScalePlan
     is_inference: bool = False
+    _casts: tuple[Choice, ...] = ()
     _tree: nn.Module
 
     @property
     def casts(self) -> tuple[Choice, ...]:
-        """What the recipe does with every value."""
-        raise NotImplementedError
+        """What the recipe does with every value, and why; empty without a recipe."""
+        return self._casts
 
     def _fingerprint(self) -> torch.Tensor | None:
         """Of stored weights and of codes; None where all that is held is true."""
