@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor.config
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
@@ -36,3 +38,12 @@ def converted(request: pytest.FixtureRequest) -> Conversion:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The planted repository: one a process, since its modules are imported from it once."""
     return plant(tmp_path_factory.mktemp("repository"))
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """A compiler that has compiled nothing, neither now nor on another day."""
+    torch._dynamo.reset()
+    with torch._inductor.config.patch(force_disable_caches=True):
+        yield
+    torch._dynamo.reset()

@@ -6,7 +6,7 @@ shows it is the error against float32: with the rounding gone it is smaller by o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -18,14 +18,7 @@ import unitify
 from unitify.formats.table import FORMATS
 from unitify.ops.cast import cast
 
-
-@pytest.fixture(autouse=True)
-def _fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    # What is on disk was compiled by the code of another day.
-    with torch._inductor.config.patch(force_disable_caches=True):
-        yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def numbers(dtype: torch.dtype) -> Tensor:

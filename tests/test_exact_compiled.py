@@ -10,7 +10,6 @@ precision. ``examples/inductor_ulps.py`` writes the table for more models.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -27,11 +26,7 @@ AOT_EAGER = [
 INDUCTOR = ["mlp", "experts"]
 
 
-@pytest.fixture(autouse=True)
-def _fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 @pytest.mark.parametrize("name", AOT_EAGER)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import test_compiled_casts as compiled_casts
 import torch
@@ -14,14 +12,7 @@ from torch._dynamo.testing import CompileCounter
 
 import unitify
 
-
-@pytest.fixture(autouse=True)
-def _fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    # What is on disk was compiled by the code of another day.
-    with torch._inductor.config.patch(force_disable_caches=True):
-        yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def made(recipe: str | None, is_inference: bool) -> nn.Module:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -292,13 +291,6 @@ def test_the_graph_beneath_is_still_the_original() -> None:
 # -- export and compilation -----------------------------------------------------------------------
 
 
-@pytest.fixture
-def _fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 def grads(module: nn.Module, x: Tensor) -> list[Tensor]:
     module.zero_grad()
     loss = module(x)
@@ -307,7 +299,7 @@ def grads(module: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("recipe", ["fp8", "fp8-amax", "fp16"])
-@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.usefixtures("fresh_compiler")
 def test_one_graph_without_breaks(recipe: str) -> None:
     module, x = blocks(recipe)
     compiled = torch.compile(copy.deepcopy(module), backend="aot_eager", fullgraph=True)
@@ -315,7 +307,7 @@ def test_one_graph_without_breaks(recipe: str) -> None:
         assert torch.equal(one, other)
 
 
-@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.usefixtures("fresh_compiler")
 def test_inductor_fuses_casts() -> None:
     """No cast and no rescale is a call of its own; codes go to the device's own product."""
     from torch._inductor.utils import run_and_get_code

@@ -123,8 +123,7 @@ def _cast(
     return result
 
 
-def _kernel(
-    x: Tensor,
+def _rounding(
     forward: str,
     backward: str,
     forward_exponent: int = 0,
@@ -132,26 +131,23 @@ def _kernel(
     amax: bool = False,
     saturate: bool = True,
     factor: Tensor | None = None,
-) -> Tensor:
+) -> tuple[Rounding, Tensor | None]:
+    """How ``cast`` rounds in the forward pass, and by which factor."""
+    return Rounding(FORMATS[forward], forward_exponent, amax, saturate), factor
+
+
+def _kernel(x: Tensor, forward: str, *given: Any) -> Tensor:
     if not forward:
         return x.clone()
-    return Rounding(FORMATS[forward], forward_exponent, amax, saturate)(x, factor)
+    rounding, factor = _rounding(forward, *given)
+    return rounding(x, factor)
 
 
-def _composed(
-    x: Tensor,
-    forward: str,
-    backward: str,
-    forward_exponent: int = 0,
-    backward_exponent: int = 0,
-    amax: bool = False,
-    saturate: bool = True,
-    factor: Tensor | None = None,
-) -> Tensor:
+def _composed(x: Tensor, forward: str, *given: Any) -> Tensor:
     """The cast, of torch's operators, or of those of ONNX where it is exported to that."""
     if not forward:
         return x
-    rounding = Rounding(FORMATS[forward], forward_exponent, amax, saturate)
+    rounding, factor = _rounding(forward, *given)
     how = rounding.in_onnx if is_for_onnx(rounding.format.dtype) else rounding
     return how(x, factor)
 

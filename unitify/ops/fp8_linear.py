@@ -198,18 +198,11 @@ def _product_of_casts(
     return F.linear(cast(x, forward, "", exponents[0]), weight, bias)
 
 
-def _composed(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    forward: str,
-    backward: str,
-    exponents: Sequence[int],
-) -> Tensor:
+def _composed(x: Tensor, weight: Tensor, bias: Tensor | None, forward: str, *given: Any) -> Tensor:
     # ONNX has no products of codes.
     if is_for_onnx(FORMATS[forward].dtype):
-        return _product_of_casts(x, weight, bias, forward, exponents)
-    return _kernel(x, weight, bias, forward, backward, exponents)
+        return _product_of_casts(x, weight, bias, forward, given[-1])
+    return _kernel(x, weight, bias, forward, *given)
 
 
 _OPERATOR = register(
