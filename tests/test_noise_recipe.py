@@ -189,7 +189,7 @@ def test_gradients_have_headroom_of_their_own() -> None:
     )
     (choice,) = (c for c in module.casts if c.is_product)
     module(x).backward(gradient)
-    scale = module.plan.values["linear"].bwd * 2.0 ** choice.exponents[2]
+    scale = module.plan.unit("linear").bwd * 2.0 ** choice.exponents[2]
     arriving = quantise(gradient / scale, E5M2) * scale
     weight = module.get_parameter("weight")
     found = weight.grad * module.plan.parameters["weight"].bwd

@@ -17,7 +17,6 @@ from unitify.diagnostics import UnitifyError
 from unitify.formats.losses import loss
 from unitify.formats.magnitudes import magnitudes_of
 from unitify.formats.table import E4M3, E5M2
-from unitify.plan.scale_plan import Scale
 from unitify.report.model_report import ModelReport
 from unitify.report.numerics import Numerics, Value
 from unitify.report.of_module import report
@@ -44,10 +43,10 @@ def batch() -> Tensor:
 
 
 @functools.cache
-def residual() -> tuple[nn.Module, unitify.UnitScaledModule]:
+def residual(placement: str = "casts") -> tuple[nn.Module, unitify.UnitScaledModule]:
     torch.manual_seed(0)
     model = Residual()
-    return model, unitify.transform(model, (batch(),), recipe="fp8")
+    return model, unitify.transform(model, (batch(),), recipe="fp8", placement=placement)
 
 
 @functools.cache
@@ -81,7 +80,7 @@ def test_values_are_those_of_the_pipeline() -> None:
     measured = unitify.estimate(model, (batch(),), scales="measured")
     assert found.keys() == predicted.keys()
     for name, value in found.items():
-        scale = module.plan.values[name]
+        scale = module.plan.wanted(name)
         assert (value.forward.exponent, value.backward.exponent) == scale.exponents
         assert value.forward.predicted == predicted[name].forward
         assert value.backward.predicted == predicted[name].backward
@@ -97,7 +96,7 @@ def test_magnitudes_and_losses_are_of_the_true_and_of_the_stored_value() -> None
     true = up(batch()).detach()
     value = found["linear"]
     assert value.forward.magnitudes == magnitudes_of(true)
-    stored = magnitudes_of(true / module.plan.values["linear"].fwd)
+    stored = magnitudes_of(true / module.plan.wanted("linear").fwd)
     assert value.forward.losses["original"]["e4m3"] == loss(E4M3, magnitudes_of(true))
     assert value.forward.losses["transformed"]["e4m3"] == loss(E4M3, stored)
 
@@ -175,9 +174,9 @@ def test_no_noise_without_weights() -> None:
 
 
 def test_classes_hold_every_value_once_and_rescales_join_them() -> None:
-    numerics = residual_report().numerics
+    module = residual("everywhere")[1]
+    numerics, plan = module.report().numerics, module.plan
     members = [name for c in numerics.classes for name in c.values]
-    plan = residual()[1].plan
     assert sorted(members) == sorted(plan.values)
     owner = {name: c for c in numerics.classes for name in c.values}
     for name, scale in plan.values.items():
@@ -347,7 +346,7 @@ def test_unit_shares_count_what_has_an_rms() -> None:
     numerics = residual_report().numerics
     _, module = residual()
     stored = [
-        v.forward.rms / module.plan.values.get(v.name, Scale()).fwd
+        v.forward.rms / module.plan.wanted(v.name).fwd
         for v in numerics.values
         if v.forward.rms and v.kind != "parameter"
     ]

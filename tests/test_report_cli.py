@@ -60,7 +60,7 @@ def test_a_converted_folder_has_its_own_scales_and_casts(run: Run, tmp_path: Pat
     exponents = {
         v["name"]: [v["forward"]["exponent"], v["backward"]["exponent"]] for v in held["values"]
     }
-    assert exponents == plan["values"]
+    assert exponents == {**plan["values"], **plan["units"]}
     assert {v["backward"]["cast"] for v in held["values"]} == {None, "e5m2"}
 
 

@@ -174,7 +174,8 @@ class _Chosen:
 
     def adopt(self) -> int:
         """Let the part run by the new plan. Returns how many of its values have a new scale."""
-        changed = sum(self.plan.values[n] != scale for n, scale in self.part.plan.values.items())
+        held = self.part.plan
+        changed = sum(self.plan.wanted(name) != held.wanted(name) for name in held.values)
         self.part.plan = self.plan
         self.part.graph = self.graph
         if self.casts is not None:
