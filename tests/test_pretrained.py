@@ -115,7 +115,8 @@ def poison(weights: dict[str, torch.Tensor]) -> None:
 
 DAMAGED = {
     "no config": (
-        lambda f: (f / "config.json").unlink(), "U004", "holds weights and does not name their model",
+        lambda f: (f / "config.json").unlink(),
+        "U004", "holds weights and does not name their model",
     ),
     "cut config": (cut("config.json"), "U601", "not JSON"),
     "no architecture": (edit_config(architectures=None), "U601", "it names no architecture"),
