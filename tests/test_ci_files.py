@@ -15,6 +15,8 @@ import pytest
 import typer
 import yaml
 from checking import plant
+from referencing import Registry
+from referencing.jsonschema import DRAFT7
 from test_check_outputs import schema
 
 from unitify.cli import app
@@ -22,6 +24,7 @@ from unitify.cli import app
 ROOT = Path(__file__).resolve().parent.parent
 HOOKS = ROOT / ".pre-commit-hooks.yaml"
 ACTION = ROOT / "action.yml"
+GITHUB = ROOT / ".github"
 WORKFLOW = ROOT / "examples" / "ci" / "check.yml"
 
 
@@ -32,13 +35,27 @@ def read(path: Path) -> Any:
     return document
 
 
+#: Files by the schema that they follow.
+VALID = {
+    "pre-commit-hooks": [HOOKS],
+    "pre-commit-config": [ROOT / ".pre-commit-config.yaml"],
+    "github-action": [ACTION],
+    "github-workflow": [WORKFLOW, *sorted((GITHUB / "workflows").glob("*.yml"))],
+    "github-issue-forms": [GITHUB / "ISSUE_TEMPLATE" / f"{n}.yml" for n in ("wrong", "wish")],
+    "github-issue-config": [GITHUB / "ISSUE_TEMPLATE" / "config.yml"],
+    "dependabot-2.0": [GITHUB / "dependabot.yml"],
+    "https://citation-file-format.github.io/1.2.0/schema.json": [ROOT / "CITATION.cff"],
+}
+
+
 @pytest.mark.parametrize(
     ("path", "name"),
-    [(HOOKS, "pre-commit-hooks"), (ACTION, "github-action"), (WORKFLOW, "github-workflow")],
-    ids=["hooks", "action", "workflow"],
+    [(path, name) for name, paths in VALID.items() for path in paths],
+    ids=lambda value: value.name if isinstance(value, Path) else "",
 )
 def test_it_is_valid(path: Path, name: str) -> None:
-    jsonschema.validate(read(path), schema(name))
+    registry = Registry(retrieve=lambda url: DRAFT7.create_resource(schema(url)))
+    jsonschema.validate(read(path), schema(name), registry=registry)
 
 
 def options(command: str) -> set[str]:

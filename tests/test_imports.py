@@ -11,7 +11,7 @@ from unitify.capture.sizes import RECORDING_SECONDS
 from unitify.check.outputs import FORMATS
 
 HEAVY = {
-    "accelerate", "jinja2", "junitparser", "matplotlib", "networkx", "plotly", "scipy", "sympy",
+    "accelerate", "jinja2", "matplotlib", "networkx", "plotly", "scipy", "sympy",
     "torch._dynamo", "torch._inductor", "torch.export", "torch.onnx._internal.exporter._core",
     "transformers",
 }  # fmt: skip

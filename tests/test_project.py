@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
-import configparser
 import graphlib
+import itertools
 import re
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -144,10 +145,9 @@ def test_pythons_of_the_readme_run(tmp_path: Path) -> None:
 
 
 def test_dependencies_are_pinned_for_tests() -> None:
-    setup = configparser.ConfigParser(interpolation=None)
-    setup.read(ROOT / "setup.cfg")
-    extras = [line for group in setup["options.extras_require"].values() for line in [group]]
-    listed = "\n".join([setup["options"]["install_requires"], *extras]).split()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"].values()
+    listed = [*project["dependencies"], *itertools.chain(*extras)]
     names = {re.split(r"[<>=]", line)[0].lower().replace("_", "-") for line in listed}
     constraints = (ROOT / "constraints.txt").read_text("utf-8")
     pinned = re.findall(r"^([\w-]+)==", constraints, re.MULTILINE)
@@ -158,10 +158,9 @@ def test_dependencies_have_a_reason() -> None:
     design = ROOT / "docs" / "design.md"
     if not design.exists():
         pytest.skip("docs/design.md")
-    setup = configparser.ConfigParser(interpolation=None)
-    setup.read(ROOT / "setup.cfg")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     text = design.read_text("utf-8")
-    for line in setup["options"]["install_requires"].split():
+    for line in project["dependencies"]:
         assert re.split(r"[<>=]", line)[0] in text
 
 
