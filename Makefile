@@ -14,7 +14,7 @@ FRAMEWORKS := tests/test_frameworks.py tests/test_optimizers.py tests/test_two_p
 export HF_HUB_OFFLINE := 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test survey frameworks lint docs clean
+.PHONY: help demo test survey frameworks lint docs site clean
 
 help: ## List the tasks
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -43,6 +43,9 @@ docs: $(VENV)/.test ## Write docs/codes.md and docs/rules.md from the code and t
 	$(RUN) -m unitify.diagnostics > docs/codes.md
 	$(RUN) -m unitify.rulebook > docs/rules.md
 
+site: $(VENV)/.test ## Build the documentation site into build/site; a link that leads nowhere fails
+	$(RUN) -m mkdocs build --strict --quiet
+
 clean: ## Remove the environment and what was built
 	rm -rf $(VENV) build dist demo-output *.egg-info
 
@@ -55,6 +58,6 @@ $(VENV)/.demo: setup.cfg pyproject.toml constraints.txt Makefile
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(PIP) --no-build-isolation -e '.[test]'
+	$(PIP) --no-build-isolation -e '.[test,docs]'
 	$(PIP) --no-deps $(TEST_WEIGHTS)
 	touch $@

@@ -134,16 +134,6 @@ def test_commands_of_the_readme_exist() -> None:
     assert set(re.findall(r"unitify ([a-z]+) ", readme)) <= commands | {"is", "and"}
 
 
-def test_pythons_of_the_readme_run(tmp_path: Path) -> None:
-    """Every block of Python in the README runs, one after the other."""
-    readme = (ROOT / "README.md").read_text("utf-8")
-    blocks = re.findall(r"```python\n(.+?)```", readme, re.DOTALL)
-    assert blocks
-    scope: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), scope)
-
-
 def test_dependencies_are_pinned_for_tests() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"].values()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +62,7 @@ def test_the_layout_of_the_json_is_stated() -> None:
     assert held == residual_report().as_json() == json.loads(json.dumps(held))
 
 
-def test_the_documentation_states_the_layout_and_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_documentation_states_the_layout() -> None:
     text = (Path(__file__).resolve().parent.parent / "docs" / "report.md").read_text("utf-8")
     for key in (*LAYOUT, *VALUE, *SIDE):
         assert f"`{key}`" in text
-    monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```python\n(.+?)```", text, re.DOTALL)
-    exec(compile(block, "docs/report.md", "exec"), {})
-    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "report.json"}

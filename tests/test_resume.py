@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,15 +165,3 @@ def test_autocast_and_a_recipe_go_together() -> None:
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
     assert abs(float(loss / model(ids(1))) - 1) < 2.0**-E4M3.mantissa_bits
-
-
-def test_what_the_documentation_shows_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    document = Path(__file__).resolve().parent.parent / "docs" / "training.md"
-    monkeypatch.chdir(tmp_path)
-    scope: dict[str, Any] = {}
-    for block in re.findall(r"```python\n(.+?)```", document.read_text("utf-8"), re.DOTALL):
-        exec(compile(block, "training.md", "exec"), scope)
-    assert (tmp_path / "scales.jsonl").stat().st_size
-    assert "another scale" in capsys.readouterr().out
