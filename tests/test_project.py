@@ -138,7 +138,7 @@ def test_dependencies_are_pinned_for_tests() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"].values()
     listed = [*project["dependencies"], *itertools.chain(*extras)]
-    names = {re.split(r"[<>=]", line)[0].lower().replace("_", "-") for line in listed}
+    names = {re.split(r"[<>=[]", line)[0].lower().replace("_", "-") for line in listed}
     constraints = (ROOT / "constraints.txt").read_text("utf-8")
     pinned = re.findall(r"^([\w-]+)==", constraints, re.MULTILINE)
     assert names <= {name.lower().replace("_", "-") for name in pinned}
