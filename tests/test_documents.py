@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,25 +12,41 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCKS = {
-    page: re.findall(r"```python\n(.+?)```", page.read_text("utf-8"), re.DOTALL)
+#: A fenced block: its language, the file that it is, its text.
+FENCED = re.compile(r"^```(\w+)(?: title=\"(.+?)\")?\n(.+?)^```", re.DOTALL | re.MULTILINE)
+PAGES = {
+    page: FENCED.findall(page.read_text("utf-8"))
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 }
+RUN = {page for page, blocks in PAGES.items() if {"python", "sh"} & {kind for kind, *_ in blocks}}
 
 
-@pytest.mark.parametrize("page", [page for page in BLOCKS if BLOCKS[page]], ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", sorted(RUN), ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_blocks_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One after the other, in one scope; tests are run as tests."""
+    """In their order: files are written, Python shares a scope, tests and commands are run."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     torch.manual_seed(0)
     scope: dict[str, object] = {}
-    for block in BLOCKS[page]:
-        exec(compile(block, page.name, "exec"), scope)
-        if "def test_" in block:
-            (tmp_path / "test_block.py").write_text(block)
-            command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "."]
-            found = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert found.returncode == 0, found.stdout
+    for kind, file, text in PAGES[page]:
+        if file:
+            (tmp_path / file).write_text(text)
+        elif kind == "sh":
+            for line in text.replace("\\\n", " ").splitlines():
+                run(line, tmp_path)
+        elif "def test_" in text:
+            (tmp_path / "test_block.py").write_text(text)
+            run("python -m pytest -q -p no:cacheprovider test_block.py", tmp_path)
+        elif kind == "python":
+            exec(compile(text, page.name, "exec"), scope)
+
+
+def run(line: str, folder: Path) -> None:
+    """One command; ``# exits with N`` behind it says which exit status is right."""
+    command, _, status = line.partition("# exits with ")
+    words = [sys.executable, "-m", *shlex.split(command.removeprefix("python -m "))]
+    found = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    assert found.returncode == int(status or 0), f"{line}\n{found.stdout}{found.stderr}"
 
 
 def test_the_site_builds(tmp_path: Path) -> None:
