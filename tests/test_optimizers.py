@@ -36,6 +36,12 @@ def adafactor(p: Any) -> Any:
     return Adafactor(p, scale_parameter=True, relative_step=True, warmup_init=True)
 
 
+def eight_bits(p: Any) -> Any:
+    from bitsandbytes.optim import AdamW8bit
+
+    return AdamW8bit(p, lr=0.01, min_8bit_size=64)
+
+
 def torch_optimizers() -> dict[str, Callable[[Any], Any]]:
     """Every optimiser of torch, by name, with what it is made with."""
     options: dict[str, dict[str, Any]] = {
@@ -51,7 +57,7 @@ def torch_optimizers() -> dict[str, Callable[[Any], Any]]:
 
 OPTIMIZERS = {
     **torch_optimizers(), "Lion": lion, "AdamW schedule-free": schedule_free,
-    "Adafactor of transformers": adafactor,
+    "Adafactor of transformers": adafactor, "AdamW of bitsandbytes, 8 bits": eight_bits,
 }  # fmt: skip
 SCHEDULES: dict[str, Callable[[Any], Any]] = {
     "LambdaLR": lambda o: S.LambdaLR(o, lambda n: 1 / (1 + n)),
