@@ -17,6 +17,8 @@ from torch.optim import lr_scheduler as S
 from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn, update_bn
 from trainer_rows import module_of_net
 
+import unitify
+
 
 def lion(p: Any) -> Any:
     from lion_pytorch import Lion
@@ -36,6 +38,12 @@ def adafactor(p: Any) -> Any:
     return Adafactor(p, scale_parameter=True, relative_step=True, warmup_init=True)
 
 
+def eight_bits(p: Any) -> Any:
+    from bitsandbytes.optim import AdamW8bit
+
+    return AdamW8bit(p, lr=0.01, min_8bit_size=64)
+
+
 def torch_optimizers() -> dict[str, Callable[[Any], Any]]:
     """Every optimiser of torch, by name, with what it is made with."""
     options: dict[str, dict[str, Any]] = {
@@ -51,7 +59,7 @@ def torch_optimizers() -> dict[str, Callable[[Any], Any]]:
 
 OPTIMIZERS = {
     **torch_optimizers(), "Lion": lion, "AdamW schedule-free": schedule_free,
-    "Adafactor of transformers": adafactor,
+    "Adafactor of transformers": adafactor, "AdamW of bitsandbytes, 8 bits": eight_bits,
 }  # fmt: skip
 SCHEDULES: dict[str, Callable[[Any], Any]] = {
     "LambdaLR": lambda o: S.LambdaLR(o, lambda n: 1 / (1 + n)),
@@ -134,6 +142,100 @@ def test_an_optimiser(name: str) -> None:
     else:
         make = OPTIMIZERS[name]
     assert_same(name, make)
+
+
+class Bag(nn.Module):
+    """Its embedding has sparse gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.out = nn.Embedding(32, 8, sparse=True), nn.Linear(8, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.out(self.embedding(ids).mean(1))
+
+
+def with_sparse_gradients(owner: nn.Module) -> Trained:
+    """``SparseAdam`` for what has sparse gradients, and resuming from its state."""
+    found = Trained()
+
+    def made(owner: Any) -> list[O.Optimizer]:
+        return [O.SparseAdam(owner.embedding.parameters(), 0.1), O.SGD(owner.out.parameters(), 0.1)]
+
+    def steps(owner: Any, optimizers: list[O.Optimizer], numbers: range) -> list[Tensor]:
+        losses = []
+        for number in numbers:
+            owner.zero_grad()
+            ids = torch.randint(0, 32, (4, 6), generator=torch.Generator().manual_seed(number))
+            loss = owner(ids).square().mean()
+            loss.backward()
+            assert owner.embedding.weight.grad.is_sparse
+            gradients = [p.grad.to_dense() for p in owner.parameters()]
+            found.norms.append(nn.utils.get_total_norm(gradients))
+            for optimizer in optimizers:
+                optimizer.step()
+            losses.append(loss.detach())
+        return losses
+
+    fresh, optimizers = copy.deepcopy(owner), made(owner)
+    found.losses = steps(owner, optimizers, range(3))
+    held = copy.deepcopy([each.state_dict() for each in (owner, *optimizers)])
+    found.losses += steps(owner, optimizers, range(3, 6))
+    found.saved = owner.state_dict()
+    optimizers = made(fresh)
+    for target, state in zip((fresh, *optimizers), held, strict=True):
+        target.load_state_dict(state)
+    found.resumed = steps(fresh, optimizers, range(3, 6))
+    plain = Bag()
+    plain.load_state_dict(found.saved)
+    found.saved = dict(plain.state_dict())
+    return found
+
+
+def test_sparse_gradients() -> None:
+    module = unitify.transform(Bag(), (torch.randint(0, 32, (4, 6)),))
+    columns = compared(with_sparse_gradients(Bag()), with_sparse_gradients(module))
+    note("torch SparseAdam", columns)
+    assert all(columns.values()), columns
+
+
+def steps_behind_gradients(owner: nn.Module) -> nn.Module:
+    """Each parameter takes its step as soon as its gradient is there, and lets go of that."""
+    optimizers: dict[Any, O.Optimizer] = {}
+
+    def step(parameter: Tensor) -> None:
+        optimizer = optimizers.setdefault(parameter, O.AdamW([parameter], 0.01))
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for parameter in owner.parameters():
+        parameter.register_post_accumulate_grad_hook(step)
+    return owner
+
+
+@pytest.mark.parametrize("when", ["before", "after", "before, in place"])
+def test_steps_behind_gradients(when: str) -> None:
+    def run(owner: nn.Module) -> Trained:
+        found = Trained()
+        for number in range(4):
+            x, y = batch(number)
+            loss = F.mse_loss(owner(x), y)
+            loss.backward()
+            found.losses.append(loss.detach())
+            assert all(p.grad is None for p in owner.parameters())
+        plain = net(9)
+        plain.load_state_dict(owner.state_dict())
+        found.saved = plain.state_dict()
+        return found
+
+    if when == "after":
+        module = steps_behind_gradients(transformed(net()))
+    else:
+        module = transformed(steps_behind_gradients(net()), inplace="place" in when)
+    columns = compared(run(steps_behind_gradients(net())), run(module))
+    note(f"AdamW in hooks, {when} transform", columns)
+    assert all(columns.values()), columns
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -25,12 +25,13 @@ STEPS = 4
 # -- transformers ----------------------------------------------------------------------------------
 
 
-def language_model() -> Any:
+def language_model(is_tied: bool = False) -> Any:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, intermediate_size=32, max_position_embeddings=32,
-        use_cache=False, pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=False,
+        use_cache=False, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        tie_word_embeddings=is_tied,
     )  # fmt: skip
     return transformers.LlamaForCausalLM(config)
 
@@ -50,12 +51,12 @@ def sentences(count: int) -> list[dict[str, Tensor]]:
 
 
 @cache
-def language_module() -> unitify.UnitScaledModule:
+def language_module(is_tied: bool = False) -> unitify.UnitScaledModule:
     """Recorded as the trainer calls a model: with the number of items of all micro-batches."""
     held = sentences(4)
     example = {name: torch.stack([row[name] for row in held]) for name in held[0]}
     items = {**example, "num_items_in_batch": torch.tensor(12.0)}
-    return unitify.transform(language_model(), (), items, batches=[example])
+    return unitify.transform(language_model(is_tied), (), items, batches=[example])
 
 
 def hf_trainer(make: Make, **options: Any) -> Trained:
@@ -73,13 +74,53 @@ def hf_trainer(make: Make, **options: Any) -> Trained:
         found.norms = [row["grad_norm"] for row in logged]
         found.norms += [r["eval_loss"] for r in first.state.log_history if "eval_loss" in r]
         first.save_model(f"{folder}/saved")
-        language_model().config.save_pretrained(f"{folder}/saved")
-        plain = transformers.AutoModelForCausalLM.from_pretrained(f"{folder}/saved")
-        found.saved = plain.state_dict()
+        found.saved = _loaded(f"{folder}/saved")
         again = made("again")
         again.train(resume_from_checkpoint=f"{folder}/first/checkpoint-2")
         found.resumed = [r["loss"] for r in again.state.log_history if "grad_norm" in r]
         assert found.resumed == found.losses
+    return found
+
+
+def _loaded(folder: str) -> dict[str, Tensor]:
+    held: dict[str, Tensor] = transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    return held
+
+
+def sft(make: Make) -> Trained:
+    """``SFTTrainer``, which puts a head of its own around the model's submodules."""
+    import datasets
+    import tokenizers
+    import trl
+
+    found = Trained()
+    words = tokenizers.models.WordLevel({str(i): i for i in range(32)}, unk_token="0")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(words), pad_token="0", bos_token="1", eos_token="2"
+    )
+    rows = [
+        {"input_ids": r["input_ids"].tolist()[: 3 + i % 6]} for i, r in enumerate(sentences(20))
+    ]
+    with TemporaryDirectory() as folder:
+
+        def made(name: str) -> Any:
+            arguments = trl.SFTConfig(f"{folder}/{name}", **_USUAL)
+            return trl.SFTTrainer(
+                make(), arguments, processing_class=tokenizer,
+                train_dataset=datasets.Dataset.from_list(rows[:16]),
+                eval_dataset=datasets.Dataset.from_list(rows[16:]),
+            )  # fmt: skip
+
+        first = made("first")
+        first.train()
+        logged = [row for row in first.state.log_history if "grad_norm" in row]
+        found.losses = [row["loss"] for row in logged]
+        found.norms = [row["grad_norm"] for row in logged]
+        first.save_model(f"{folder}/saved")
+        found.saved = _loaded(f"{folder}/saved")
+        again = made("again")
+        again.train(resume_from_checkpoint=f"{folder}/first/checkpoint-2")
+        found.resumed = [r["loss"] for r in again.state.log_history if "grad_norm" in r]
     return found
 
 
@@ -315,6 +356,10 @@ def _both(row: Callable[[Make], Trained], model: Make, module: Make) -> list[Tra
 ROWS: dict[str, Callable[[], list[Trained]]] = {
     "transformers Trainer": _of_language(hf_trainer),
     "transformers Trainer, bf16": _of_language(hf_trainer, bf16=True),
+    "transformers Trainer, tied weights": partial(
+        _both, hf_trainer, partial(language_model, True), partial(language_module, True)
+    ),
+    "trl SFTTrainer": _of_language(sft),
     "accelerate": _of_net(with_accelerate),
     "accelerate, bf16": _of_net(with_accelerate, precision="bf16"),
     "Lightning": _of_net(lightning),

@@ -11,7 +11,6 @@ from torch import fx, nn
 
 from unitify.analysis.analyse import analyse
 from unitify.capture.execution import LossFunction
-from unitify.capture.exporting import switch_off_cache
 from unitify.capture.inputs import Inputs, as_batches, as_inputs, given_or_inferred
 from unitify.capture.islands import (
     Recording,
@@ -291,8 +290,6 @@ def build(captured: Capture, graph: fx.Graph, chosen: ScalePlan) -> UnitScaledMo
     memo: dict[int, Any] = {}
     root = copy_of(captured.model, memo)
     install(captured.made, root)
-    # As it was while the model was recorded.
-    switch_off_cache(root)
     with torch.no_grad():
         for name, parameter in root.named_parameters():
             parameter.div_(chosen.parameters[name].fwd)

@@ -13,7 +13,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -256,18 +256,25 @@ def _called_by_name(
 @contextlib.contextmanager
 def without_cache(model: nn.Module) -> Iterator[bool]:
     """Generation caches (``config.use_cache``) switched off inside; yields whether any was on."""
-    caching = switch_off_cache(model)
-    try:
+    caching = caching_configs(model)
+    with switched_off(caching):
         yield bool(caching)
-    finally:
-        for config in caching:
-            config.use_cache = True
 
 
-def switch_off_cache(model: nn.Module) -> list[Any]:
-    """Set ``config.use_cache`` to False throughout ``model``; returns the configs that had it."""
-    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
-    caching = [c for c in configs.values() if getattr(c, "use_cache", False) is True]
-    for config in caching:
+@contextlib.contextmanager
+def switched_off(configs: Sequence[Any]) -> Iterator[None]:
+    """``configs`` without their caches inside."""
+    were = [config.use_cache for config in configs]
+    for config in configs:
         config.use_cache = False
-    return caching
+    try:
+        yield
+    finally:
+        for config, was in zip(configs, were, strict=True):
+            config.use_cache = was
+
+
+def caching_configs(model: nn.Module) -> list[Any]:
+    """The configs in ``model`` by which it returns generation caches, as no graph does."""
+    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    return [c for c in configs.values() if getattr(c, "use_cache", False) is True]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from unitify.capture.exporting import switch_off_cache
+from unitify.capture.exporting import switched_off
 from unitify.capture.islands import path_of
 from unitify.capture.observing import install
 from unitify.capture.recorded_graph import parameter_aliases
@@ -50,9 +50,9 @@ class AssembledModule(UnitScaledModule):
         parts: Mapping[str, Part],
         diagnostics: tuple[Diagnostic, ...] = (),
     ) -> None:
-        fx.GraphModule.__init__(self, {"host": host}, _call_of_host(), "AssembledModule")
-        self.__dict__["host"] = host
         self._take_tree(host)
+        self.__dict__["host"] = host
+        self.graph = _call_of_host()
         self.plan = joined({name: part[2] for name, part in parts.items()}, host)
         self.diagnostics = diagnostics
         self.__dict__["_parts"] = {name: _attach(host, name, part) for name, part in parts.items()}
@@ -92,7 +92,8 @@ class AssembledModule(UnitScaledModule):
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call: the model's own code, with the graphs of its islands."""
-        return call_of(self.host)(*args, **kwargs)
+        with switched_off(self._caching):
+            return call_of(self.host)(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AssembledModule:
         parts = {
@@ -118,7 +119,6 @@ def assemble(
     """The module of ``parts`` around a copy of ``model``, whose weights become stored ones."""
     host = copy_of(model)
     install(next(iter(parts.values()))[0].made, host)
-    switch_off_cache(host)
     scales = joined({name: part[2] for name, part in parts.items()}, host).parameters
     with torch.no_grad():
         for name, parameter in host.named_parameters():

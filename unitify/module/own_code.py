@@ -23,12 +23,6 @@ class _Call(nn.Module):
         self.__dict__["forward"] = function
 
 
-def is_of_class(module: nn.Module, name: str) -> bool:
-    """Is it a method, or another attribute, of the class of the model behind ``module`` alone?"""
-    kind = type(vars(module).get("_tree"))
-    return hasattr(kind, name) and not hasattr(nn.Module, name)
-
-
 def run_own_code(
     module: nn.Module,
     code: Callable[..., Any],

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx, nn
 
+from unitify.capture.exporting import caching_configs
 from unitify.capture.signature import bind
 from unitify.capture.tree import copy_of, share_tables
 from unitify.capture.watching import call_of, share_hooks
@@ -25,7 +26,7 @@ from unitify.diagnostics import (
 from unitify.module.folding import hold_codes
 from unitify.module.graph_forward import own_code_again
 from unitify.module.interpreted import OwnCall, as_first_called
-from unitify.module.own_code import is_of_class
+from unitify.module.of_class import class_of
 from unitify.module.retyping import record_anew
 from unitify.module.tied import tied_again
 from unitify.module.watched import WatchesTree
@@ -58,6 +59,16 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
     #: What the graph runs on: the modules, parameters and buffers, and nothing else.
     _tree: nn.Module
 
+    def __new__(cls, root: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """An instance of a class of its own, which is that of ``root``, too."""
+        return object.__new__(class_of(cls, root, _OWN | _OF_A_GRAPH))
+
+    def __init_subclass__(cls) -> None:
+        """No subclass that the model's class should know of."""
+
+    #: What a class puts around its calls is in the graph.
+    __call__ = nn.Module.__call__
+
     def __init__(
         self,
         root: nn.Module,
@@ -66,7 +77,6 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
         capture: Capture,
         diagnostics: tuple[Diagnostic, ...] = (),
     ) -> None:
-        super().__init__(nn.Module(), fx.Graph(), class_name="UnitScaledModule")
         self._take_tree(root)
         self.plan = plan
         self.capture = capture
@@ -75,17 +85,19 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
 
     def _take_tree(self, root: nn.Module) -> None:
         """The modules, parameters and buffers of ``root``, in its order; not copies."""
+        # No class initialises it: the model's would make another model.
+        self.__dict__.update(vars(fx.GraphModule(nn.Module(), fx.Graph())))
         share_tables(root, self)
-        self.__dict__["_tree"] = root
+        self.__dict__.update(_tree=root, _caching=caching_configs(root))
         self.register_load_state_dict_post_hook(tied_again)  # type: ignore[no-untyped-call]
         self.training = root.training
 
     def __setattr__(self, name: str, value: Any) -> None:
         """What this class has is its own, also where the model has a child of that name."""
-        if name in _OWN:
+        if name in _OWN or name in _OF_A_GRAPH:
             object.__setattr__(self, name, value)
             return
-        if name != "training" and (self._is_model_s(name) or is_of_class(self, name)):
+        if name not in ("training", "forward") and self._is_model_s(name):
             setattr(self._tree, name, value)
             return
         super().__setattr__(name, value)
@@ -287,8 +299,9 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
         raise UnitifyError(NotPickled(where=type(self.original).__name__))
 
 
-#: Attributes that every module, also one of a graph, has.
+#: Attributes that every module, also one of a graph, has; those that one of a graph has.
 _OF_EVERY_MODULE = frozenset(vars(fx.GraphModule(nn.Module(), fx.Graph())))
+_OF_A_GRAPH = _OF_EVERY_MODULE - frozenset(vars(nn.Module()))
 #: Attributes that a module of this class has and a plain one has not.
 _OWN = frozenset(UnitScaledModule.__annotations__) | (
     frozenset(dir(UnitScaledModule)) - frozenset(dir(nn.Module))

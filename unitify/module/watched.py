@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import fx, nn
 
+from unitify.capture.exporting import switched_off
+from unitify.capture.places import Location
 from unitify.capture.whole import Capture
 from unitify.diagnostics import (
     AttributeTurned,
@@ -23,6 +25,9 @@ from unitify.module.own_code import leave_graph, run_own_code
 from unitify.module.submodules import Submodules
 from unitify.module.weights import HoldsWeights
 
+#: Why a call is not the graph's.
+Reason = AttributeTurned | InputMismatch | OutsideGuards
+
 
 class WatchesTree(HoldsWeights):
     """The part of a transformed module that looks whether its graph is still the model."""
@@ -32,13 +37,15 @@ class WatchesTree(HoldsWeights):
     #: Runs the submodules' own graphs, where there are such.
     _submodules: Submodules | None = None
     _again: Callable[..., Any] | None = None  # as ``retyping`` calls it
+    #: Configs that ask for generation caches, which the graph does not return.
+    _caching: list[Any]
 
     def _attribute(self, target: str) -> Any:
         return operator.attrgetter(target)(self._tree)
 
     def run_own(
         self,
-        reason: AttributeTurned | InputMismatch | OutsideGuards | None,
+        reason: Reason | None,
         code: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -47,6 +54,12 @@ class WatchesTree(HoldsWeights):
 
         Where values are true, submodules run their graphs in it.
         """
+        with switched_off(self._caching):
+            return self._run_own(reason, code, args, kwargs)
+
+    def _run_own(
+        self, reason: Reason | None, code: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
         submodules = self._submodules
         if self.is_inference and self.__dict__["_knobs"].types.changed() is not None:
             submodules = None  # Codes are of one type: neither graphs nor code run in another.
@@ -83,7 +96,8 @@ class WatchesTree(HoldsWeights):
         that, so that its submodules have graphs of their own where values are true? ``like``: what
         this is a copy of.
         """
-        reads, left = self.capture.reads, [effect.location for effect in self.capture.call.effects]
+        reads = {read: who for read, who in self.capture.reads.items() if self._counts(read)}
+        left = [effect.location for effect in self.capture.call.effects]
         before = like.__dict__["_knobs"] if like is not None else None
         had = like is None or not like.is_inference
         made: Submodules | None = None
@@ -98,6 +112,11 @@ class WatchesTree(HoldsWeights):
             made.install()
         self._submodules = made
         self.__dict__["_knobs"] = Knobs(tree, reads, left, self._tree, before, "", had)
+
+    def _counts(self, read: Any) -> bool:
+        """Not whether there is to be a cache, where there was: the graph returns none."""
+        is_cache = isinstance(read, Location) and read.steps[-1].key == "use_cache"
+        return not (is_cache and self._caching)
 
     def _turned(self) -> AttributeTurned | None:
         """What was turned since then, if anything; compiled code was asked as it was compiled."""

@@ -63,9 +63,28 @@ def run(
         unchanged(tree, seed, wholly=True),
         without_cache(tree),
         _in_mode(target, tree, call.training),
+        _untrained(tree),
         _uncompiled(target),
     ):
         return [_run_once(target, tree, call, asking, loss_fn) for _ in range(call.times)]
+
+
+@contextlib.contextmanager
+def _untrained(tree: nn.Module) -> Iterator[None]:
+    """Inside, no hook runs behind a gradient that is there: some take a step of an optimiser."""
+    held = [(hooks, dict(hooks)) for p in tree.parameters() if (hooks := _hooks_behind(p))]
+    for hooks, _ in held:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, own in held:
+            hooks.update(own)
+
+
+def _hooks_behind(parameter: Tensor) -> dict[int, Any]:
+    hooks: dict[int, Any] | None = parameter._post_accumulate_grad_hooks
+    return hooks or {}
 
 
 def _uncompiled(target: nn.Module) -> Any:

@@ -1,0 +1,98 @@
+"""The class of a transformed module: one of the model's class, too.
+
+Code that asks for a class, or calls a method of it, finds the model's. A method runs on the module,
+so that a call in it (``self(...)``) runs the graph. Attributes are the model's. Where unitify has a
+name that the model has, too (``plan``), the module's is unitify's; the model's own code finds the
+model's: its methods then run on a view of the model whose calls are the module's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def class_of(kind: type, model: nn.Module, own: Collection[str]) -> type:
+    """A class of its own for one module: a ``kind`` that is of the class of ``model``.
+
+    ``own``: the names that a ``kind`` has and a module of torch has not.
+    """
+    of = type(model)
+    if issubclass(kind, of) or isinstance(model, torch.jit.ScriptModule):
+        return type(of.__name__, (kind,), {"__module__": of.__module__, "__new__": _plain(kind)})
+    names = [n for n in dict.fromkeys(_names(of)) if n not in own]
+    has_names_of_ours = any(n in own for n in (*_names(of), *vars(model), *model._modules))
+    namespace: dict[str, Any] = {n: _OfModel(of, n, has_names_of_ours) for n in names}
+    # A property of the model's class would stand before what the module itself has.
+    namespace |= dict.fromkeys(n for n in _names(of) if n in own and not hasattr(kind, n))
+    namespace |= {"__module__": of.__module__, "__qualname__": of.__qualname__}
+    # Whoever makes another of this class means the model's: slices of a ``Sequential``.
+    namespace["__new__"] = _plain(of)
+    made: type = type(of)(of.__name__, (kind, of), namespace)  # type: ignore[misc]
+    return made
+
+
+def _plain(of: type) -> Any:
+    def new(_cls: type, *args: Any, **kwargs: Any) -> Any:
+        return of(*args, **kwargs)
+
+    return new
+
+
+def _names(of: type) -> Iterator[str]:
+    """What a class of modules has that not every module has."""
+    for base in of.__mro__:
+        if base not in nn.Module.__mro__:
+            yield from (n for n in vars(base) if not hasattr(nn.Module, n) and n[:2] != "__")
+
+
+class _OfModel:
+    """A name of the model's class: what the model itself has in its place, else the class's."""
+
+    def __init__(self, of: type, name: str, has_names_of_ours: bool) -> None:
+        self.of, self.name, self.has_names_of_ours = of, name, has_names_of_ours
+
+    def __get__(self, module: Any, kind: type | None = None) -> Any:
+        tree = None if module is None else module._tree
+        if self.name in getattr(tree, "__dict__", ()):
+            return vars(tree)[self.name]
+        held = next(vars(base)[self.name] for base in self.of.__mro__ if self.name in vars(base))
+        get = getattr(type(held), "__get__", None)
+        if get is None:
+            return held
+        if module is not None and self.has_names_of_ours:
+            module = _view(module)
+        return get(held, module, kind)
+
+    def __set__(self, module: Any, value: Any) -> None:
+        setattr(module._tree, self.name, value)
+
+    def __delete__(self, module: Any) -> None:
+        delattr(module._tree, self.name)
+
+
+class _View:
+    """The model behind ``module``, of its class and in its namespace; called, ``module`` runs."""
+
+    module: Any
+
+    def __init_subclass__(cls) -> None:
+        """No subclass that the model's class should know of."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.module.training = self.training  # type: ignore[attr-defined]
+        return self.module(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module.forward(*args, **kwargs)
+
+
+def _view(module: Any) -> Any:
+    of = type(module._tree)
+    namespace = {"module": module, "__module__": of.__module__, "__qualname__": of.__qualname__}
+    view = object.__new__(type(of)(of.__name__, (_View, of), namespace))  # type: ignore[misc]
+    view.__dict__ = vars(module._tree)
+    return view
