@@ -36,8 +36,9 @@ from unitify.capture.whole import Capture, capture  # noqa: E402
 from unitify.estimates import Estimates, Rms  # noqa: E402
 from unitify.measure.captured import measure  # noqa: E402
 from unitify.operations.rule_table import load_rules  # noqa: E402
+from unitify.plan.bands import PREDICTED_TOLERANCE  # noqa: E402
 from unitify.plan.fixed import true_weights  # noqa: E402
-from unitify.plan.planner import PREDICTED_TOLERANCE, plan  # noqa: E402
+from unitify.plan.planner import plan  # noqa: E402
 from unitify.plan.scale_plan import ScalePlan  # noqa: E402
 
 DIRECTIONS = ("forward", "backward")

@@ -28,6 +28,7 @@ from unitify.convert import convert
 from unitify.diagnostics import Diagnostic, RecordedAnew
 from unitify.explain import explain_code, explain_value
 from unitify.operations.rule_table import load_rules
+from unitify.plan import planner
 from unitify.plan.scale_plan import Scale
 from unitify.rulebook.missing import without_rule
 from unitify.verify.validation import validate
@@ -334,6 +335,13 @@ def _(path: Path) -> None:
     values = {**module.plan.values, "linear": unitify.Scale(3.0)}
     plan = unitify.ScalePlan(values, module.plan.parameters)
     unitify.rebuild(factories.mlp(), module.state_dict(), plan)
+
+
+@triggers("U303")
+def _(path: Path) -> Found:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(planner, "NODES", 1)
+        return list(unitify.transform(factories.mlp(), (X,)).diagnostics)
 
 
 @triggers("U401")

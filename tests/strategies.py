@@ -16,7 +16,7 @@ from unitify.operations.laws import factors, holds_tensors, is_scalable
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import operation_name
 from unitify.plan.fixed import fixed_values, parameter_of
-from unitify.plan.scale_plan import Scale, ScalePlan, weights_of
+from unitify.plan.scale_plan import CARRIERS, Carrier, Scale, ScalePlan, weights_of
 
 aten = torch.ops.aten
 
@@ -334,7 +334,17 @@ def programs(
     return Program(b.root, b.graph, tuple(b.inputs))
 
 
-def random_plan(draw: Draw, capture: Capture, rules: RuleTable, limit: int = 12) -> ScalePlan:
+#: In which units operations receive gradients (``ScalePlan.received``).
+carriers: st.SearchStrategy[Carrier] = st.sampled_from(CARRIERS)
+
+
+def random_plan(
+    draw: Draw,
+    capture: Capture,
+    rules: RuleTable,
+    limit: int = 12,
+    carrier: Carrier = "narrow",
+) -> ScalePlan:
     """Any powers of two for every value and parameter that may have a scale."""
     exponent = st.integers(-limit, limit)
     extreme = extreme_values(capture.graph, rules, capture.example, capture.attribute)
@@ -357,4 +367,4 @@ def random_plan(draw: Draw, capture: Capture, rules: RuleTable, limit: int = 12)
         if node.op == "get_attr" and node.name in values
     }
     parameters = {name: by_target.get(first, Scale()) for name, first in capture.aliases.items()}
-    return ScalePlan(values, parameters, weights=weights_of(capture))
+    return ScalePlan(values, parameters, weights=weights_of(capture), carrier=carrier)

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 import unitify
 from unitify.capture.outline import drawn_inputs, outline_of
 from unitify.checkpoint import folder
-from unitify.plan.planner import PREDICTED_TOLERANCE
+from unitify.plan.bands import PREDICTED_TOLERANCE
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ from conversion import RULES, same
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from program import Program
-from strategies import programs, random_plan
+from strategies import carriers, programs, random_plan
 from torch import Tensor, fx, nn
 
 from unitify.capture.execution import leaf_parameters, run_captured
@@ -21,7 +21,7 @@ from unitify.capture.whole import Capture, capture
 from unitify.measure.captured import measure
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.plan.planner import plan
-from unitify.plan.scale_plan import ScalePlan, check_plan
+from unitify.plan.scale_plan import Carrier, ScalePlan, check_plan
 from unitify.rewrite import rewrite
 from unitify.transform import build
 from unitify.verify.validation import validate, validate_parameters
@@ -111,7 +111,7 @@ def keeps_its_distance(captured: Capture) -> bool:
 @many(120)
 def test_any_scales_are_exact(data: st.DataObject, program: Program) -> None:
     captured = drawn(data, program.capture())
-    chosen = random_plan(data.draw, captured, RULES)
+    chosen = random_plan(data.draw, captured, RULES, carrier=data.draw(carriers))
     check_plan(captured, chosen)
     module = transformed(captured, chosen)
     assert validate(captured, module.graph, chosen, RULES) == ()
@@ -123,16 +123,17 @@ def test_any_scales_are_exact(data: st.DataObject, program: Program) -> None:
 def test_any_scales_are_exact_in_short_formats(data: st.DataObject, program: Program) -> None:
     captured = drawn(data, program.capture())
     assume(keeps_its_distance(captured))
-    module = transformed(captured, random_plan(data.draw, captured, RULES))
+    chosen = random_plan(data.draw, captured, RULES, carrier=data.draw(carriers))
+    module = transformed(captured, chosen)
     assert_same(original_results(captured), module_results(module))
 
 
-@given(programs())
+@given(programs(), carriers)
 @many(30)
-def test_chosen_scales_are_exact_and_survive(program: Program) -> None:
+def test_chosen_scales_are_exact_and_survive(program: Program, carrier: Carrier) -> None:
     """Through JSON, a copy, a state dict, and the original's own state dict."""
     captured = program.capture()
-    chosen = plan(captured, measure(captured), RULES)
+    chosen = plan(captured, measure(captured), RULES, carrier=carrier)
     again = ScalePlan.from_json(json.loads(json.dumps(chosen.to_json())))
     assert again == chosen
     module = transformed(captured, chosen)

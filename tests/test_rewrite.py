@@ -15,7 +15,7 @@ import unitify
 from unitify.capture.whole import capture
 from unitify.module.assembly import unscaled
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.plan.scale_plan import Scale, ScalePlan
+from unitify.plan.scale_plan import CARRIERS, Scale, ScalePlan
 from unitify.rewrite import rewrite
 from unitify.transform import build
 from unitify.verify.running import verify_by_running
@@ -162,7 +162,9 @@ def test_gradients_are_summed_in_the_originals_order(
     original = unscaled(model, {"": captured})
     for seed in range(5):
         generator = random.Random(seed)
-        chosen = random_plan(lambda _, g=generator: g.randint(-6, 6), captured, RULES)
+        carrier = CARRIERS[seed % len(CARRIERS)]
+        draw = lambda _, g=generator: g.randint(-6, 6)  # noqa: E731
+        chosen = random_plan(draw, captured, RULES, carrier=carrier)
         module = build(captured, rewrite(captured, chosen, RULES), chosen)
         found = verify_by_running(original, module, (x,), {})
         assert found.exact, [str(d) for d in found.differences]

@@ -25,7 +25,8 @@ from unitify.module.assembly import plan_of, value_name
 from unitify.operations.laws import is_scalable
 from unitify.operations.rule_table import RuleTable, load_rules
 from unitify.operations.schema import operation_name
-from unitify.plan.planner import PREDICTED_TOLERANCE, plan
+from unitify.plan.bands import PREDICTED_TOLERANCE
+from unitify.plan.planner import plan
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.rulebook.listing import rule_texts
 
@@ -67,7 +68,7 @@ def explain_value(
     captured = parts[part]
     analysis = analyse(captured, table)
     if chosen is None:
-        own = plan(captured, analysis.estimates, table, PREDICTED_TOLERANCE)
+        own = plan(captured, analysis.estimates, table, PREDICTED_TOLERANCE, carrier="wide")
     else:
         own = plan_of(chosen, part, captured)
     return "\n".join(_derivation(node, analysis, own, table))

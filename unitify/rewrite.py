@@ -5,9 +5,10 @@ For an operation y = f(x1 … xn) with f(x…) = c·f̂(r1·x̂1 … rn·x̂n) t
     operand i:  rescale(x̂i, forward = ri, backward = c·ri·bwd(y) / (fwd(xi)·bwd(xi)))
     result:     rescale(f̂(…), forward = c / fwd(y), backward = 1)
 
-and nothing else. It is right for any scales that the plan may hold. An operation whose backward
-kernel is not linear in the gradient to the last bit (or of which nothing is known) receives its
-gradient at true scale: the result's backward factor is bwd(y), and one stands for it at operands.
+and nothing else. It is right for any scales that the plan may hold, and for any units g in which an
+operation receives its gradient: the result's backward factor is bwd(y) / g, and g stands for bwd(y)
+at operands. g is one where a backward kernel is not linear in the gradient to the last bit (or
+nothing is known of it), and 1 / c on a wide carrier (``ScalePlan.received``).
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def rewrite(capture: Capture, plan: ScalePlan, rules: RuleTable) -> fx.Graph:
 class _Rewriter:
     def __init__(self, capture: Capture, plan: ScalePlan, rules: RuleTable) -> None:
         self.capture = capture
+        self.plan = plan
         self.rules = rules
         self.exponents = {name: scale.exponents for name, scale in plan.values.items()}
         self.graph = fx.Graph()
@@ -79,7 +81,7 @@ class _Rewriter:
             return
         rule = self.rules.get(operation_name(node))
         found = factors(rule, node, self._fwd, self._fwd(node))
-        self.gradient_units[node] = 0 if found.true_gradient else self._bwd(node)
+        self.gradient_units[node] = self.plan.received(node.name, found)
         if node.op == "call_function":
             replaced = self._operands(node, found)
             made = self._copy(node, replaced)

@@ -40,10 +40,12 @@ from unitify.module.adopted import adopt_parameters
 from unitify.module.assembly import Part, agreed, assemble, value_name
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.rule_table import RuleTable, load_rules
-from unitify.plan.planner import PREDICTED_TOLERANCE, TOLERANCE, plan
+from unitify.plan.bands import PREDICTED_TOLERANCE, TOLERANCE
+from unitify.plan.planner import not_fewest, plan
 from unitify.plan.scale_plan import (
     PLACEMENTS,
     WEIGHTS,
+    Carrier,
     Placement,
     ScalePlan,
     Weights,
@@ -83,7 +85,7 @@ def transform(
     rules: Iterable[Any] = (),
     on_stage: StageObserver | None = None,
 ) -> UnitScaledModule:
-    """The same function as ``model``, with every tensor of both passes stored near unit RMS.
+    """The same function as ``model``, with tensors of both passes near unit RMS where it matters.
 
     - ``example_inputs``, ``example_kwargs``: what the model is called with, for capture; inferred
       where the model tells. The RMS of an input is taken from them, in analysis, too; beside that
@@ -106,10 +108,12 @@ def transform(
       dicts, optimisers, clipping and schedules are the original's, whatever the plan. "stored"
       divides each parameter by a scale of its own, for weights that are kept in a narrow format
       without masters; ``unitify.optim`` then has the optimiser's options.
-    - ``placement``: "everywhere" holds every value near unit RMS, "casts" leaves values true and
-      brings them there where they are cast; what passes between submodules is true then, and each
-      can be called, wrapped or replaced. None: "casts" for recipes that cast products by scales of
-      the plan (FP8), else "everywhere".
+    - ``placement``: "everywhere" holds every value near unit RMS: within a factor of two, and every
+      gradient, where a recipe (FP16) casts all values, or a scheme is asked for; within six octaves
+      otherwise, since float32 and bfloat16 hold any scale, and gradients follow their values.
+      "casts" leaves values true and brings them there where they are cast; what passes between
+      submodules is true then, and each can be called, wrapped or replaced. None: "casts" for
+      recipes that cast products by scales of the plan (FP8), else "everywhere".
     - ``recording_seconds``: how long a recording with free sizes may take; one that takes longer is
       made again with fewer free sizes. None: as long as it takes.
     - ``verify``: compare bitwise with the original, before any cast.
@@ -139,7 +143,7 @@ def transform(
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
     batches = as_batches(batches)
-    where = placement or _placement(casts, asked)
+    where, carrier = placement or _placement(casts, asked), _carrier(casts, asked)
     further = [as_inputs(model, batch) for batch in batches or ()]
 
     def made(recorded: Recording) -> tuple[Recording, dict[str, Estimates], UnitScaledModule]:
@@ -157,7 +161,8 @@ def transform(
         for name, captured in recorded.parts.items():
             if name in found:
                 tolerance = PREDICTED_TOLERANCE if scales == "analysis" else TOLERANCE
-                planned = plan(captured, found[name], table, tolerance, where)
+                planned = plan(captured, found[name], table, tolerance, where, carrier)
+                fallen += not_fewest(planned, name)
             else:
                 planned = uniform_plan(captured, casts.loss_scale if casts is not None else 1.0)
             chosen = agreed(planned, name, captured, parts)
@@ -227,6 +232,12 @@ def _placement(casts: Recipe | None, scheme: Any) -> Placement:
     """Products that are cast need no more than their operands near unit RMS."""
     is_narrow = casts is not None and casts.values == "contractions" and casts.scaling == "unit"
     return "casts" if is_narrow and scheme is None else "everywhere"
+
+
+def _carrier(casts: Recipe | None, scheme: Any) -> Carrier:
+    """Values are narrow where a recipe casts every one of them, and as a scheme publishes them."""
+    stores_cast = casts is not None and casts.values == "all"
+    return "narrow" if stores_cast or scheme is not None else "wide"
 
 
 def _observer(on_stage: StageObserver | None) -> StageObserver:

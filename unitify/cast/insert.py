@@ -92,12 +92,12 @@ class _Units:
         self._exponents = exponents
         self._plan = plan
         rule = rules.get(operation_name(maker))
-        own = exponents(maker.name)
-        found = factors(rule, maker, lambda n: exponents(n.name)[0], own[0])
+        own = exponents(maker.name)[0]
+        found = factors(rule, maker, lambda n: exponents(n.name)[0], own)
         #: log2 of the factor in front of each operand, by argument and index among its nodes.
         self.operands: Mapping[tuple[str, int], int] = found.operands
         #: log2 of the units in which a result leaves, and in which its gradient arrives.
-        self.result = found.output, 0 if found.true_gradient else own[1]
+        self.result = found.output, plan.received(maker.name, found)
 
     def operand(self, value: str, argument: str) -> int:
         """log2 of the scale at which a value arrives as an argument: true = scale × arriving."""

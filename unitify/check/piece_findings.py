@@ -27,7 +27,8 @@ from unitify.explain import step_text
 from unitify.measure.tally import Tally
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import operation_name
-from unitify.plan.planner import PREDICTED_TOLERANCE, TOLERANCE, plan
+from unitify.plan.bands import PREDICTED_TOLERANCE, TOLERANCE
+from unitify.plan.planner import plan
 from unitify.rulebook.listing import rule_texts
 from unitify.rulebook.missing import nodes_without_rule
 
@@ -150,7 +151,9 @@ class PieceChecker:
             held = comparison.committed
             is_true = held.weights == "true"
             capture = piece.capture.with_true_parameters() if is_true else piece.capture
-            planned = plan(capture, self.estimates, self.rules, tolerance, held.placement)
+            planned = plan(
+                capture, self.estimates, self.rules, tolerance, held.placement, held.carrier
+            )
             committed = comparison.of_part(piece.name)
             for node, direction, differs in differing(piece, planned, committed, comparison.path):
                 yield self._finding(node, direction, differs, "error")

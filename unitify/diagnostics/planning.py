@@ -40,3 +40,22 @@ class ScaleNotAllowed(Diagnostic):
     value: str
     scale: str
     problem: str
+
+
+@dataclass(frozen=True)
+class RescalesNotFewest(Diagnostic):
+    """A plan is exact, but another one may need fewer rescales.
+
+    The fewest are found by solving an integer program. For some graphs there is no time for its
+    proof: the best plan that was found is taken, and the gap says how much of what its rescales
+    cost another might save. A graph of very many nodes gets the nearest scale of each value alone.
+
+    Example: a model of more than 50,000 operations, recorded whole.
+    Fix: nothing has to be mended. ``placement="casts"`` needs no search; submodules that are
+    transformed one by one have smaller graphs.
+    """
+
+    code: ClassVar[str] = "U303"
+    why: ClassVar[str] = "its rescales may not be the fewest: {problem}"
+    fix: ClassVar[str] = 'Exact as it is; placement="casts" needs no search'
+    problem: str

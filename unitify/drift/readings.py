@@ -84,7 +84,7 @@ def stored_units(part: UnitScaledModule, rules: RuleTable) -> dict[str, tuple[in
             units[node] = units[source]
         else:
             law = factors(rules.get(operation_name(node)), node, forward, own[0])
-            units[node] = law.output, 0 if law.true_gradient else own[1]
+            units[node] = law.output, part.plan.received(node.name, law)
         if is_scalable(node) and node.op != "output":
             if node in weights:
                 own = part.plan.unit(node.name).exponents

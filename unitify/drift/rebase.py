@@ -129,7 +129,7 @@ def _plans(
         part = whole.parts[name]
         own = part.plan
         if not is_kept(name):
-            new = plan(captured, estimates, rules, placement=own.placement)
+            new = plan(captured, estimates, rules, placement=own.placement, carrier=own.carrier)
             own = _as_held(new, own, captured)
         plans[name] = agreed(own, name, captured, chosen)
         chosen.setdefault(path_of(name), (captured, part.graph, plans[name]))

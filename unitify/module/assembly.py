@@ -28,7 +28,7 @@ from unitify.diagnostics import Diagnostic, UnitifyError
 from unitify.module.graph_forward import GraphForward, own_code_again
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.plan.fixed import parameter_of
-from unitify.plan.scale_plan import Scale, ScalePlan, parameter_units
+from unitify.plan.scale_plan import Scale, ScalePlan, parameter_units, widest_gap
 from unitify.recipe.choices import Choice
 
 #: A part as the pipeline made it: its capture, the graph on stored values, and its plan.
@@ -170,6 +170,8 @@ def joined(plans: Mapping[str, ScalePlan], model: nn.Module) -> ScalePlan:
         },
         weights=one.weights,
         placement=one.placement,
+        carrier=one.carrier,
+        gap=widest_gap(plan.gap for plan in plans.values()),
     )
 
 

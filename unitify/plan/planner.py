@@ -1,38 +1,39 @@
-"""From estimates to a plan: a scale for every value and parameter.
+"""From estimates to a plan: a scale for every value and parameter, with the fewest rescales.
 
-Forward scales are chosen from inputs to outputs, backward scales from outputs to inputs.
-A value keeps the scale at which it arrives while its RMS then lies in [1/2, 2]; it is
-rescaled to the nearest power of two otherwise. What must stay true does (``fixed``), and so do
-values that carry masking constants.
+One mixed-integer linear program. Its variables are the exponents of the scales, each within the
+band of its RMS (``bands``). Laws are linear in them (``linear_law``), and so is log2 of every
+factor of the one equation. A factor that is not one costs what it moves, and a call. Among plans of
+the same cost the one nearest to unit RMS is chosen.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable
 
-from torch import Tensor, fx
+from torch import fx
 
 from unitify.capture.whole import Capture
-from unitify.estimates import Estimates, Rms
-from unitify.operations.extremes import extreme_values
-from unitify.operations.laws import Factors, factors, holds_tensors, is_scalable
+from unitify.diagnostics import Diagnostic, RescalesNotFewest
+from unitify.estimates import Estimates
+from unitify.operations.dimensions import hint
+from unitify.operations.laws import factors, holds_tensors, is_complex, is_scalable
 from unitify.operations.rule_table import RuleTable
-from unitify.operations.schema import named_arguments, operation_name
-from unitify.plan.fixed import fixed_values, is_true_parameter, parameter_of
-from unitify.plan.scale_plan import Placement, Scale, ScalePlan, versions, weights_of
+from unitify.operations.schema import named_arguments, nodes_of, operation_name
+from unitify.plan.bands import TOLERANCE, WIDE_TOLERANCE, Bands
+from unitify.plan.fixed import has_no_gradient, parameter_of
+from unitify.plan.linear_law import LinearLaw, Multiples, linear_law
+from unitify.plan.program import ZERO, Exponent, Program, Solution
+from unitify.plan.scale_plan import Carrier, Placement, Scale, ScalePlan, versions, weights_of
 from unitify.plan.shared import one_unit_a_place
 
-#: Half the width, in octaves, of the band in which a value keeps the scale it arrives at: of one
-#: that was measured, and of one that was predicted and may be half an octave from there.
-TOLERANCE, PREDICTED_TOLERANCE = 1.0, 0.5
-#: Octaves around the typical RMS of a direction beyond which one tells of masking constants, zeros
-#: or a broken estimate, not of a scale. A factor of the one equation is the sum of three such
-#: distances, so that with a third of the range of float32 none of them overflows.
-_LIMIT = 42
+#: How long the fewest rescales are looked for, and for graphs of how many nodes at most.
+SECONDS, NODES = 60.0, 50_000
+#: The bytes that a kernel moves while another is called.
+_BYTES_A_CALL = 2.0**20
+#: More than the sum of exponents of an operation's operands.
+_FAR = 1000
 
 
 def plan(
@@ -41,207 +42,255 @@ def plan(
     rules: RuleTable,
     tolerance: float = TOLERANCE,
     placement: Placement = "everywhere",
+    carrier: Carrier = "narrow",
 ) -> ScalePlan:
     """Choose a scale for every floating value and parameter of ``capture``.
 
-    ``tolerance``: how far, in octaves, a value's RMS may be from the scale at which it arrives.
-    ``placement``: "casts" leaves every value true, but for stored parameters; the scales chosen
-    are then its units.
+    - ``tolerance``: how far, in octaves, a narrow value's RMS may be from its scale.
+    - ``placement``: "casts" leaves every value true, but for stored parameters; ``units`` of the
+      plan are then what matters.
+    - ``carrier``: "wide" lets values be ``WIDE_TOLERANCE`` octaves from their scales, and gradients
+      follow them.
+
+    ``gap`` of the plan is not zero where there was no time to find the fewest rescales; a graph of
+    more than ``NODES`` nodes gets the scale that is nearest to each value alone.
     """
-    planner = _Planner(capture, estimates, rules, tolerance, placement)
-    planner.choose_forward()
-    planner.choose_backward()
-    return planner.result()
+    held = capture.graph.nodes if placement == "casts" else ()
+    free = [n for n in held if parameter_of(capture, n) is None]
+    bands = Bands(capture, estimates, rules, free)
+    statement = _Statement(bands, rules, tolerance, carrier)
+    solved = None
+    if len(capture.graph.nodes) <= NODES:
+        statement.state()
+        solved = statement.program.solve(SECONDS)
+    values = statement.chosen(solved) if solved is not None else statement.nearest()
+    by_target = {
+        parameter_of(capture, node): values[node.name]
+        for node in capture.graph.nodes
+        if node.op == "get_attr" and node.name in values
+    }
+    units = {n.name: _unit(n, values[n.name], bands, tolerance) for n in statement.forward}
+    if placement == "casts":
+        units = one_unit_a_place(capture, units)
+    return ScalePlan(
+        values=values,
+        parameters={n: by_target.get(first, Scale()) for n, first in capture.aliases.items()},
+        versions=versions(),
+        units={name: unit for name, unit in units.items() if unit != values[name]},
+        weights=weights_of(capture),
+        placement=placement,
+        carrier=carrier,
+        gap=solved.gap if solved is not None else None,
+    )
 
 
-class _Planner:
-    """The two passes over the graph; exponents are log2."""
+def not_fewest(chosen: ScalePlan, part: str = "") -> tuple[Diagnostic, ...]:
+    """What the user should know of a plan whose rescales may not be the fewest (U303)."""
+    if chosen.gap == 0.0:
+        return ()
+    if chosen.gap is None:
+        count = len(chosen.values)
+        problem = f"each of {count:,} values has the scale nearest to it alone"
+    else:
+        problem = f"{SECONDS:g} seconds left a gap of {chosen.gap:.1%}"
+    return (RescalesNotFewest(where=part, problem=problem),)
 
-    def __init__(
-        self,
-        capture: Capture,
-        estimates: Estimates,
-        rules: RuleTable,
-        tolerance: float,
-        placement: Placement,
-    ) -> None:
-        self.tolerance = tolerance
-        self.placement = placement
-        self.capture = capture
-        self.estimates = estimates
-        self.rules = rules
-        self.fixed = fixed_values(capture)
-        if placement == "casts":
-            self.fixed |= {n for n in capture.graph.nodes if parameter_of(capture, n) is None}
-        self.extreme = extreme_values(capture.graph, rules, capture.example, capture.attribute)
-        self.forward: dict[fx.Node, int] = {}
-        self.backward: dict[fx.Node, int] = {}
-        self.factors: dict[fx.Node, Factors] = {}
-        #: log2 of the typical RMS. Values are near one; gradients all shrink with the loss's mean.
-        self.typical = {
-            "forward": 0,
-            "backward": _within(_median_log(e.backward for e in estimates.values())),
-        }
 
-    # Forward: operands are known, so the scale at which a result arrives is too.
-    def choose_forward(self) -> None:
+def _unit(node: fx.Node, scale: Scale, bands: Bands, tolerance: float) -> Scale:
+    """Where a value that is stored elsewhere is near unit RMS."""
+    fwd, bwd = scale.exponents
+    if not is_scalable(node) or node in bands.extreme:
+        return scale
+    fwd = bands.unit(node, "forward", fwd, tolerance)
+    if node.op == "call_function" or parameter_of(bands.capture, node) is not None:
+        bwd = bands.unit(node, "backward", bwd, tolerance)
+    return Scale.of_exponents(fwd, bwd)
+
+
+class _Statement:
+    """The program of one graph: the exponents of its values, and what stands between them."""
+
+    def __init__(self, bands: Bands, rules: RuleTable, tolerance: float, carrier: Carrier) -> None:
+        self.bands, self.capture, self.rules = bands, bands.capture, rules
+        self.carrier = carrier
+        self.tolerance = tolerance if carrier == "narrow" else max(tolerance, WIDE_TOLERANCE)
+        self.program = Program()
+        #: log2 of a value's scale, and of its gradient's.
+        self.forward: dict[fx.Node, Exponent] = {}
+        self.backward: dict[fx.Node, Exponent] = {}
+        #: log2 of the units in which an operation leaves its result, and receives the gradient.
+        self.left: dict[fx.Node, Exponent] = {}
+        self.received: dict[fx.Node, Exponent] = {}
+        self.laws: dict[fx.Node, LinearLaw] = {}
         for node in self.capture.graph.nodes:
-            if node.op in ("placeholder", "get_attr"):
-                self.forward[node] = self._parameter_scale(node) if is_scalable(node) else 0
-            elif node.op == "call_function":
-                self._choose_result(node)
+            if node.op == "call_function":
+                self.laws[node] = linear_law(rules.get(operation_name(node)), node)
+            if is_scalable(node) or holds_tensors(node):
+                self.forward[node] = ZERO
 
-    def _choose_result(self, node: fx.Node) -> None:
-        rule = self.rules.get(operation_name(node))
-        if not (is_scalable(node) or holds_tensors(node)):
-            self.factors[node] = factors(rule, node, self._scale)
+    def state(self) -> None:
+        """Every value has its exponents, and every operation its factors."""
+        for node in self.forward:
+            self._declare(node)
+        for node in self.capture.graph.nodes:
+            if node.op == "output":
+                self._output(node)
+            elif node.op == "call_function":
+                self._operation(node)
+
+    # -- exponents ------------------------------------------------------------------------
+
+    def _declare(self, node: fx.Node) -> None:
+        source = self._same_class(node)
+        if source is not None:
+            self.forward[node], self.backward[node] = self.forward[source], self.backward[source]
             return
+        self.forward[node] = self._exponent(node, "forward")
+        if self.carrier == "wide":
+            self.backward[node] = -1 * self.forward[node]
+        else:
+            self.backward[node] = self._exponent(node, "backward")
+
+    def _exponent(self, node: fx.Node, direction: str) -> Exponent:
+        band = self.bands.of(node, direction, self.tolerance)
+        if band.low == band.high:
+            return Exponent({}, band.low)
+        made = self.program.variable(band.low, band.high)
+        self.program.near(made, band.wanted)
+        return made
+
+    def _same_class(self, node: fx.Node) -> fx.Node | None:
+        """The operand whose scales are those of its view, or the like: as good as any others.
+
+        The two are in one band, and nothing else depends on one of them alone, so that a rescale
+        between them may as well stand in front of both, or behind.
+        """
+        law = self.laws.get(node)
+        operands = [] if law is None else [o for o in node.all_input_nodes if is_scalable(o)]
+        if law is None or len(operands) != 1 or law.true_gradient or not is_scalable(node):
+            return None
+        (operand,) = operands
+        is_class = law.output == {operand: 1.0} and not any(law.operands.values())
+        is_alone = len(operand.users) == 1 or len(node.users) == 1
+        if not (is_class and law.halved is None and is_alone):
+            return None
+        is_same = all(
+            self._limits(node, direction) == self._limits(operand, direction)
+            for direction in ("forward", "backward")
+        )
+        return operand if is_same else None
+
+    def _limits(self, node: fx.Node, direction: str) -> tuple[int, int]:
+        band = self.bands.of(node, direction, self.tolerance)
+        return band.low, band.high
+
+    def _sum(self, multiples: Multiples) -> Exponent:
+        total = ZERO
+        for node, multiple in multiples.items():
+            total += multiple * self.forward[node]
+        return total
+
+    # -- factors --------------------------------------------------------------------------
+
+    def _operation(self, node: fx.Node) -> None:
         source = node.args[0] if node.args else None
-        if isinstance(source, fx.Node) and source in self.forward and holds_tensors(source):
-            arrival = self.forward[source]
-            self.forward[node] = self._settle(node, [arrival])
+        if isinstance(source, fx.Node) and holds_tensors(source) and is_scalable(node):
+            # One result of several: it leaves its operation in the operation's own units.
+            self._result(node, self.left[source], self.received[source])
             return
-        aligning = rule is not None and rule.law is not None and "out" in rule.law.output
-        if aligning:
-            candidates = [self._scale(n) for n in node.all_input_nodes if is_scalable(n)]
-            chosen = self._settle(node, candidates)
-            found = self.factors[node] = factors(rule, node, self._scale, chosen)
-            self.forward[node] = found.output if holds_tensors(node) else chosen
-            return
-        self._adopt_units(rule, node)
-        found = self.factors[node] = factors(rule, node, self._scale)
-        self.forward[node] = (
-            found.output if holds_tensors(node) else self._settle(node, [found.output])
+        law = self.laws[node]
+        left = self._sum(law.output)
+        operands = {place: self._sum(parts) for place, parts in law.operands.items()}
+        if law.halved is not None:
+            first, place, whole = law.halved
+            given_back = self.program.variable(0, 1)
+            taken = self.program.variable(-_FAR, _FAR)
+            self.program.equal(self._sum(whole) - whole[first] * given_back - taken)
+            left -= law.output.get(first, 0.0) * given_back
+            operands[place] += given_back
+        if holds_tensors(node):
+            # Its results are rescaled one by one, and it by nothing.
+            self.program.equal(self.forward[node] - left)
+        self.left[node] = left
+        if law.true_gradient or node not in self.forward:
+            self.received[node] = ZERO
+        else:
+            self.received[node] = -1 * left if self.carrier == "wide" else self.backward[node]
+        self._operands(node, operands)
+        if is_scalable(node):
+            self._result(node, left, self.received[node])
+
+    def _result(self, node: fx.Node, left: Exponent, received: Exponent) -> None:
+        if node.users:
+            factors = left - self.forward[node], self.backward[node] - received
+            self._rescale(node, [factors])
+
+    def _operands(self, node: fx.Node, operands: dict[tuple[str, int], Exponent]) -> None:
+        is_differentiable = node in self.forward or is_complex(node)
+        unit = self.left[node] + self.received[node]
+        taken: dict[fx.Node, list[tuple[Exponent, Exponent]]] = {}
+        for name, argument in named_arguments(node).items():
+            for index, operand in enumerate(nodes_of(argument)):
+                if not is_scalable(operand):
+                    continue
+                forward = operands.get((name, index), ZERO)
+                backward = forward
+                if is_differentiable and not has_no_gradient(self.capture, operand):
+                    own = self.forward[operand] + self.backward[operand]
+                    backward = forward + unit - own
+                taken.setdefault(operand, []).append((forward, backward))
+        for operand, pairs in taken.items():
+            # Of what is taken twice all uses are rescaled, or none (``rewrite``).
+            self._rescale(operand, pairs)
+
+    def _output(self, node: fx.Node) -> None:
+        for operand, times in Counter(nodes_of(node.args[0])).items():
+            if is_scalable(operand):
+                pair = self.forward[operand], -1 * self.backward[operand]
+                self._rescale(operand, [pair] * times)
+
+    def _rescale(self, node: fx.Node, pairs: list[tuple[Exponent, Exponent]]) -> None:
+        moved = _bytes_of(node) / _BYTES_A_CALL
+        self.program.rescale(((e, moved) for pair in pairs for e in pair), float(len(pairs)))
+
+    # -- scales ---------------------------------------------------------------------------
+
+    def chosen(self, solution: Solution) -> dict[str, Scale]:
+        """The scales of a solution."""
+        found = solution.values
+        return self._scales(
+            lambda n: self.forward[n].value(found), lambda n: self.backward[n].value(found)
         )
 
-    def _adopt_units(self, rule: Any, node: fx.Node) -> None:
-        """Let an absorbed parameter (a bias) take the units of the result where its RMS allows."""
-        if rule is None or rule.law is None:
-            return
-        arguments = named_arguments(node)
-        for name, monomial in rule.law.factors.items():
-            operand = arguments.get(name)
-            if not isinstance(operand, fx.Node) or monomial.get(name) != 1:
-                continue
-            if operand in self.fixed or operand.op != "get_attr" or len(operand.users) > 1:
-                continue
-            needed = factors(rule, node, self._scale).operands.get((name, 0), 0)
-            self.forward[operand] = self._settle(operand, [self.forward[operand] - needed])
+    def nearest(self) -> dict[str, Scale]:
+        """A scale for each value alone: one where that is in its band."""
 
-    def _parameter_scale(self, node: fx.Node) -> int:
-        return self._settle(node, [])
+        def of(direction: str) -> Callable[[fx.Node], int]:
+            return lambda node: self.bands.of(node, direction, self.tolerance).nearest
 
-    def _scale(self, node: fx.Node) -> int:
-        return self.forward.get(node, 0)
+        if self.carrier == "wide":
+            return self._scales(of("forward"), lambda node: -of("forward")(node))
+        return self._scales(of("forward"), of("backward"))
 
-    def _settle(self, node: fx.Node, arrivals: list[int]) -> int:
-        if node in self.extreme or node in self.fixed:
-            return 0
-        chosen = self._nearest(node, "forward", arrivals)
-        return 0 if chosen > 0 and self._would_round(node, chosen) else chosen
-
-    def _would_round(self, node: fx.Node, exponent: int) -> bool:
-        """Has a parameter numbers that, divided by 2^exponent, fall below the normal range?"""
-        if parameter_of(self.capture, node) is None:
-            return False
-        weight: Tensor = self.capture.attribute(str(node.target)).detach()
-        factor = math.ldexp(1.0, exponent)
-        return not weight.is_meta and bool(((weight / factor) * factor).ne(weight).any())
-
-    def _nearest(self, node: fx.Node, direction: str, arrivals: list[int]) -> int:
-        middle = self.typical[direction]
-        chosen = _nearest(self._log_rms(node, direction), arrivals, self.tolerance)
-        return _within(chosen, middle)
-
-    def _log_rms(self, node: fx.Node, direction: str) -> float | None:
-        made = self.capture.reparametrisation
-        if made is not None and direction == "forward" and node.name in made.outputs:
-            # Only its own multiplier takes it: the two are one operation of the scheme.
-            return None
-        estimate = self.estimates.get(node.name, Rms())
-        rms = getattr(estimate, direction)
-        if rms is None or not rms > 0 or not math.isfinite(rms):
-            return None
-        log = math.log2(rms)
-        return log if abs(log - self.typical[direction]) <= _LIMIT else None
-
-    # Backward: every consumer hands back a gradient at some scale; the majority within
-    # tolerance is kept, so that most edges need no factor of their own.
-    def choose_backward(self) -> None:
-        for node in reversed(list(self.capture.graph.nodes)):
-            if node in self.fixed or not (is_scalable(node) or holds_tensors(node)):
-                self.backward[node] = 0
-                continue
-            arrivals = [a for user in node.users for a in self._arrivals(node, user)]
-            self.backward[node] = self._nearest(node, "backward", arrivals)
-
-    def _arrivals(self, node: fx.Node, user: fx.Node) -> Iterable[int]:
-        own = self.forward[node]
-        if user.op == "output":
-            yield -own
-        elif user in self.factors:
-            found = self.factors[user]
-            if is_scalable(user) or holds_tensors(user):
-                arriving = 0 if found.true_gradient else self.backward[user]
-                yield found.output + arriving - own
-        elif holds_tensors(node):
-            yield self.backward[user]
-
-    def result(self) -> ScalePlan:
-        values = {
-            node.name: Scale.of_exponents(self.forward[node], self.backward[node])
-            for node in self.capture.graph.nodes
-            if node in self.forward and (is_scalable(node) or holds_tensors(node))
+    def _scales(
+        self, forward: Callable[[fx.Node], int], backward: Callable[[fx.Node], int]
+    ) -> dict[str, Scale]:
+        """What ``forward`` and ``backward`` say, where an operation's law leaves that open."""
+        fwd: dict[fx.Node, int] = {}
+        for node in self.forward:
+            fwd[node] = forward(node)
+            if holds_tensors(node) and node.op == "call_function":
+                rule = self.rules.get(operation_name(node))
+                fwd[node] = factors(rule, node, lambda n: fwd.get(n, 0), fwd[node]).output
+        return {
+            node.name: Scale.of_exponents(
+                fwd[node], -fwd[node] if self.carrier == "wide" else backward(node)
+            )
+            for node in self.forward
         }
-        by_target = {
-            parameter_of(self.capture, node): values[node.name]
-            for node in self.capture.graph.nodes
-            if node.op == "get_attr" and node.name in values
-        }
-        parameters = {
-            name: by_target.get(first, Scale()) for name, first in self.capture.aliases.items()
-        }
-        units = {n.name: self._unit(n) for n in self.capture.graph.nodes if n.name in values}
-        if self.placement == "casts":
-            units = one_unit_a_place(self.capture, units)
-        units = {name: unit for name, unit in units.items() if unit != values[name]}
-        weights = weights_of(self.capture)
-        return ScalePlan(values, parameters, versions(), units, weights, self.placement)
-
-    def _unit(self, node: fx.Node) -> Scale:
-        """Where a value that has to stay true would be, if it had not to."""
-        fwd, bwd = self.forward[node], self.backward[node]
-        if not is_scalable(node) or node in self.extreme:
-            return Scale.of_exponents(fwd, bwd)
-        is_held = node in self.fixed
-        if is_held or parameter_of(self.capture, node) is not None:
-            # A weight may be held, too: one that would round.
-            fwd = self._nearest(node, "forward", [fwd])
-        if is_held and (node.op == "call_function" or is_true_parameter(self.capture, node)):
-            bwd = self._nearest(node, "backward", [bwd])
-        return Scale.of_exponents(fwd, bwd)
 
 
-def _nearest(log_rms: float | None, arrivals: list[int], tolerance: float) -> int:
-    """The most frequent arrival within tolerance of the RMS; else the RMS, rounded."""
-    if log_rms is None:
-        return Counter(arrivals).most_common(1)[0][0] if arrivals else 0
-    within = [a for a in arrivals if abs(log_rms - a) <= tolerance]
-    if within:
-        counts = Counter(within)
-        return max(counts, key=lambda a: (counts[a], -abs(log_rms - a)))
-    return round(log_rms)
-
-
-def _within(exponent: int, middle: int = 0) -> int:
-    """``exponent``, or the nearest one that is no more than the limit from ``middle``.
-
-    The typical gradient is bounded, too: at an input, where gradients are true, a factor is as far
-    from one as the gradient's scale.
-    """
-    return min(max(exponent, middle - _LIMIT), middle + _LIMIT)
-
-
-def _median_log(values: Iterable[float | None]) -> int:
-    logs = [math.log2(v) for v in values if v is not None and v > 0 and math.isfinite(v)]
-    return round(statistics.median(logs)) if logs else 0
+def _bytes_of(node: fx.Node) -> float:
+    """The size of a tensor; of free sizes, of the example's."""
+    value = node.meta["val"]
+    return float(math.prod(hint(size) for size in value.shape) * value.element_size())

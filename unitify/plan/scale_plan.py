@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ import torch
 from unitify.capture.whole import Capture
 from unitify.diagnostics import PlanMismatch, ScaleNotAllowed, UnitifyError
 from unitify.formats.powers import exponent_of, is_power_of_two
-from unitify.operations.laws import holds_tensors, is_scalable
+from unitify.operations.laws import Factors, holds_tensors, is_scalable
 from unitify.plan.fixed import fixed_values, parameter_of
 
 #: At which scale parameters are held: that of the original, or one at which they have unit RMS.
@@ -23,6 +23,10 @@ WEIGHTS: tuple[Weights, ...] = ("true", "stored")
 #: Where values are near unit RMS: everywhere, or where they are cast alone.
 Placement = Literal["everywhere", "casts"]
 PLACEMENTS: tuple[Placement, ...] = ("everywhere", "casts")
+
+#: How much room the number format of stored values has. "narrow": FP16, or what is to be like it.
+Carrier = Literal["narrow", "wide"]
+CARRIERS: tuple[Carrier, ...] = ("narrow", "wide")
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,10 @@ class ScalePlan:
     names included. ``units``: of values that have to stay true, the scales at which they would be
     near unit RMS, where those are others: a cast rounds them there, wherever they are stored.
     ``weights``: "true" where every parameter has to stay so. ``placement``: "casts" where every
-    value stays true, and its unit is the scale of its casts.
+    value stays true, and its unit is the scale of its casts. ``carrier``: "wide" where values are
+    only roughly near unit RMS, and every gradient has the inverse scale of its value.
+    ``gap``: how many of its rescales may be too many, as a share of what they cost: zero where
+    none is, None where the fewest were not looked for.
     """
 
     values: Mapping[str, Scale]
@@ -61,6 +68,8 @@ class ScalePlan:
     units: Mapping[str, Scale] = field(default_factory=dict)
     weights: Weights = "stored"
     placement: Placement = "everywhere"
+    carrier: Carrier = "narrow"
+    gap: float | None = 0.0
 
     @property
     def is_true(self) -> bool:
@@ -73,9 +82,21 @@ class ScalePlan:
 
     def wanted(self, name: str) -> Scale:
         """Where the plan wants a value near unit RMS: as it is stored, or where it is cast."""
-        if self.placement == "casts":
+        if self.placement == "casts" or self.carrier == "wide":
             return self.unit(name)
         return self.values.get(name) or Scale()
+
+    def received(self, name: str, made: Factors) -> int:
+        """log2 of the units in which the operation ``name`` receives the gradient of its result.
+
+        On a wide carrier every rescale multiplies a value and its gradient by one number, so that
+        these are the inverse of the units in which the operation leaves its result.
+        """
+        if made.true_gradient:
+            return 0
+        if self.carrier == "wide":
+            return -made.output
+        return (self.values.get(name) or Scale()).exponents[1]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: exponents (log2) in place of scales."""
@@ -83,6 +104,8 @@ class ScalePlan:
             "versions": dict(self.versions),
             "weights": self.weights,
             "placement": self.placement,
+            "carrier": self.carrier,
+            "gap": self.gap,
             "values": {n: list(s.exponents) for n, s in self.values.items()},
             "parameters": {n: list(s.exponents) for n, s in self.parameters.items()},
             "units": {n: list(s.exponents) for n, s in self.units.items()},
@@ -101,6 +124,10 @@ class ScalePlan:
             placement: Placement = data.get("placement", "everywhere")
             if placement not in PLACEMENTS:
                 raise ValueError(f"the placement is {placement!r}")
+            carrier: Carrier = data.get("carrier", "narrow")
+            if carrier not in CARRIERS:
+                raise ValueError(f"the carrier is {carrier!r}")
+            gap = data.get("gap", 0.0)
             return ScalePlan(
                 values={n: Scale.of_exponents(*e) for n, e in data["values"].items()},
                 parameters={n: Scale.of_exponents(*e) for n, e in data["parameters"].items()},
@@ -108,6 +135,8 @@ class ScalePlan:
                 units={n: Scale.of_exponents(*e) for n, e in data.get("units", {}).items()},
                 weights=held,
                 placement=placement,
+                carrier=carrier,
+                gap=None if gap is None else float(gap),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             problem = f"not a plan ({type(error).__name__}: {error})"
@@ -116,6 +145,12 @@ class ScalePlan:
     def dumps(self) -> str:
         """The plan as text."""
         return json.dumps(self.to_json(), indent=1, sort_keys=True)
+
+
+def widest_gap(gaps: Iterable[float | None]) -> float | None:
+    """The gap of several plans together."""
+    found = list(gaps)
+    return None if None in found else max((gap for gap in found if gap is not None), default=0.0)
 
 
 def parameter_units(capture: Capture, plan: ScalePlan) -> dict[str, Scale]:

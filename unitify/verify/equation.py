@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -21,7 +21,7 @@ from unitify.operations.dimensions import evaluate_default
 from unitify.operations.expressions import Monomial
 from unitify.operations.rule_table import Law, Rule
 from unitify.operations.schema import named_arguments, nodes_of
-from unitify.plan.scale_plan import Scale
+from unitify.plan.scale_plan import Scale, ScalePlan
 
 #: An operand's place in a call: the argument's name, and the index among that argument's nodes.
 Place = tuple[str, int]
@@ -61,28 +61,41 @@ def holds_several(node: fx.Node) -> bool:
     )
 
 
-def equation(node: fx.Node, rule: Rule | None, scales: Mapping[str, Scale]) -> Equation:
-    """The equation of one call; by its rule's law, or with every operand restored to true scale."""
+def equation(node: fx.Node, rule: Rule | None, plan: ScalePlan) -> Equation:
+    """The equation of one call; by its rule's law, or with every operand restored to true scale.
+
+    On a wide carrier a gradient arrives in the inverse of the units in which the result leaves.
+    """
+    found, is_true = _forward(node, rule, plan.values)
+    if is_true:
+        return found
+    own = plan.values.get(node.name, Scale()).exponents[1]
+    return replace(found, gradient=-found.units if plan.carrier == "wide" else own)
+
+
+def _forward(
+    node: fx.Node, rule: Rule | None, scales: Mapping[str, Scale]
+) -> tuple[Equation, bool]:
+    """The equation but for its gradient, and whether that has to arrive true."""
     arguments = named_arguments(node)
     operands = {
         (name, index): operand
         for name, argument in arguments.items()
         for index, operand in enumerate(nodes_of(argument))
     }
-    own = scales.get(node.name, Scale()).exponents
+    own = scales.get(node.name, Scale()).exponents[0]
     is_true = rule is None or rule.true_gradient or any(is_complex(n) for n in operands.values())
-    gradient = 0 if is_true else own[1]
     forward = {
         place: scales.get(operand.name, Scale()).exponents[0] if is_real(operand) else None
         for place, operand in operands.items()
     }
     law = rule.law if rule is not None else None
     if law is not None and (is_real(node) or holds_several(node)) and _applies(law, arguments):
-        found = _Reading(node, law, arguments, forward, own[0]).equation(gradient)
+        found = _Reading(node, law, arguments, forward, own).equation()
         if found is not None:
-            return found
+            return found, is_true
     restored = {place: scale for place, scale in forward.items() if scale is not None}
-    return Equation(0, gradient, restored, {})
+    return Equation(0, 0, restored, {}), is_true
 
 
 def _applies(law: Law, arguments: Mapping[str, Any]) -> bool:
@@ -112,7 +125,7 @@ class _Reading:
             if scale is not None:
                 self.names[name] = self.names.get(name, 0) + scale
 
-    def equation(self, gradient: int) -> Equation | None:
+    def equation(self) -> Equation | None:
         """None where a factor would not be a power of two, or would belong on an integer tensor."""
         operands = {place: 0 for place, scale in self.forward.items() if scale is not None}
         halved = self._odd_operand()
@@ -145,7 +158,7 @@ class _Reading:
                     number = self._number(name, argument)
                     if number is not None:
                         numbers[name] = (number, factor)
-        return Equation(units, gradient, operands, numbers)
+        return Equation(units, 0, operands, numbers)
 
     def _delivered(self, place: Place, halved: str | None) -> int:
         return (self.forward[place] or 0) - (place == (halved, 0))

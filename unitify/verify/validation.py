@@ -9,7 +9,8 @@ under its own name and with its own arguments, and what stands between two of th
     operand i:  one rescale (ri, c·ri·g / (fwd(xi)·bwd(xi)))            if that is not (1, 1)
     output:     one rescale (fwd(y), 1 / bwd(y))                        if that is not (1, 1)
 
-with g = bwd(y), or one where the operation needs its gradient at true scale. Casts count as one.
+with g = bwd(y), 1 / c on a wide carrier, or one where the operation needs its gradient at true
+scale. Casts count as one.
 """
 
 from __future__ import annotations
@@ -182,7 +183,7 @@ class Checker:
             self.results[node.name] = (taken.units - fwd, bwd - taken.gradient)
         elif node.op == "call_function":
             rule = self.rules.get(operation_name(node))
-            found = self.equations[node.name] = equation(node, rule, self.plan.values)
+            found = self.equations[node.name] = equation(node, rule, self.plan)
             if is_real(node):
                 self.results[node.name] = (found.units - fwd, bwd - found.gradient)
 

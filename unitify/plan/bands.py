@@ -1,0 +1,129 @@
+"""Which exponents every value and gradient may have: those near its RMS, or zero where it is held.
+
+Takes estimates; gives a ``Bands``, which the planner chooses within.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from unitify.capture.whole import Capture
+from unitify.estimates import Estimates, Rms
+from unitify.operations.extremes import extreme_values
+from unitify.operations.rule_table import RuleTable
+from unitify.plan.fixed import fixed_values, parameter_of
+
+#: Half the width, in octaves, of the band round its RMS in which a narrow value's scale lies: of
+#: one that was measured, and of one that was predicted and may be half an octave from there.
+TOLERANCE, PREDICTED_TOLERANCE = 1.0, 0.5
+#: The same on a wide carrier: FP16 would hold eight octaves below and nine above such a value. With
+#: this at most one operation in ten has a rescale in the models of docs/results/rescales.md.
+WIDE_TOLERANCE = 6.0
+#: Octaves around the typical RMS of a direction beyond which one tells of masking constants, zeros
+#: or a broken estimate, not of a scale. A factor of the one equation is the sum of three such
+#: distances, so that with a third of the range of float32 none of them overflows.
+LIMIT = 42
+
+
+@dataclass(frozen=True)
+class Band:
+    """From ``low`` to ``high``, log2, and the ``wanted`` log2 RMS; 0 of what is held true."""
+
+    low: int
+    high: int
+    wanted: float
+
+    @property
+    def nearest(self) -> int:
+        """Zero where that is within, else what is nearest to the RMS."""
+        if self.low <= 0 <= self.high:
+            return 0
+        return min(max(round(self.wanted), self.low), self.high)
+
+
+class Bands:
+    """Bands of the values of a capture; ``held``: those whose scales stay one."""
+
+    def __init__(
+        self,
+        capture: Capture,
+        estimates: Estimates,
+        rules: RuleTable,
+        held: Iterable[fx.Node] = (),
+    ) -> None:
+        self.capture = capture
+        self.estimates = estimates
+        self.fixed = fixed_values(capture) | set(held)
+        self.extreme = extreme_values(capture.graph, rules, capture.example, capture.attribute)
+        #: log2 of the typical RMS. Values are near one; gradients all shrink with the loss's mean.
+        self.typical: Mapping[str, int] = {
+            "forward": 0,
+            "backward": _clamped(_median_log(e.backward for e in estimates.values()), 0),
+        }
+
+    def of(self, node: fx.Node, direction: str, tolerance: float) -> Band:
+        """The band of a value, or of its gradient; as wide as can be where no RMS is known."""
+        if node in self.fixed or (direction == "forward" and node in self.extreme):
+            return Band(0, 0, 0.0)
+        middle = self.typical[direction]
+        log = self.log_rms(node, direction)
+        if log is None:
+            band = Band(middle - LIMIT, middle + LIMIT, middle)
+        else:
+            low, high = math.ceil(log - tolerance), math.floor(log + tolerance)
+            nearest = round(log)
+            low, high = (_clamped(e, middle) for e in (min(low, nearest), max(high, nearest)))
+            band = Band(low, high, log)
+        if direction == "forward" and parameter_of(self.capture, node) is not None:
+            return self._unrounded(node, band)
+        return band
+
+    def unit(self, node: fx.Node, direction: str, scale: int, tolerance: float) -> int:
+        """The scale at which it is near unit RMS: ``scale``, its own, where that is."""
+        log = self.log_rms(node, direction)
+        if log is None or abs(log - scale) <= tolerance:
+            return scale
+        return _clamped(round(log), self.typical[direction])
+
+    def log_rms(self, node: fx.Node, direction: str) -> float | None:
+        """log2 of an RMS; None where none is known, or known to make sense."""
+        made = self.capture.reparametrisation
+        if made is not None and direction == "forward" and node.name in made.outputs:
+            # Only its own multiplier takes it: the two are one operation of the scheme.
+            return None
+        rms = getattr(self.estimates.get(node.name, Rms()), direction)
+        if rms is None or not rms > 0 or not math.isfinite(rms):
+            return None
+        log = math.log2(rms)
+        return log if abs(log - self.typical[direction]) <= LIMIT else None
+
+    def _unrounded(self, node: fx.Node, band: Band) -> Band:
+        """Without exponents by which a weight has numbers below the normal range."""
+        weight: Tensor = self.capture.attribute(str(node.target)).detach()
+        high = band.high
+        while high > 0 and not weight.is_meta and _rounds(weight, math.ldexp(1.0, high)):
+            high = min(high - 1, 0) if band.low > 0 else high - 1
+        return Band(min(band.low, high), high, band.wanted)
+
+
+def _rounds(weight: Tensor, factor: float) -> bool:
+    return bool(((weight / factor) * factor).ne(weight).any())
+
+
+def _clamped(exponent: int, middle: int) -> int:
+    """``exponent``, or the nearest one that is no more than the limit from ``middle``.
+
+    The typical gradient is bounded, too: at an input, where gradients are true, a factor is as far
+    from one as the gradient's scale.
+    """
+    return min(max(exponent, middle - LIMIT), middle + LIMIT)
+
+
+def _median_log(values: Iterable[float | None]) -> int:
+    logs = [math.log2(v) for v in values if v is not None and v > 0 and math.isfinite(v)]
+    return round(statistics.median(logs)) if logs else 0

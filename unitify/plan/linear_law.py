@@ -1,0 +1,86 @@
+"""A rule's law at one node as linear equations: log2 of its factors, of log2 of its scales.
+
+Laws are monomials, so that their exponents are linear. ``laws.factors`` says what they are for
+given scales; here it is asked once for each operand, and there is no second reading of a law.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import fx
+
+from unitify.operations.laws import Factors, factors, is_scalable
+from unitify.operations.rule_table import Rule
+from unitify.operations.schema import named_arguments, nodes_of
+
+#: An argument's name, and the index among the nodes in it.
+Place = tuple[str, int]
+#: What an exponent has of that of each operand, and of the result's own.
+Multiples = Mapping[fx.Node, float]
+
+#: The exponent that is asked for: no law takes a higher root of a scale than one that divides it.
+_ASKED = 24
+
+
+@dataclass(frozen=True)
+class LinearLaw:
+    """``laws.Factors`` for any scales.
+
+    ``halved``: of a root, the operand that gives one factor of two back where it has to, its place,
+    and the sum that has to be whole.
+    """
+
+    output: Multiples
+    operands: Mapping[Place, Multiples]
+    true_gradient: bool
+    halved: tuple[fx.Node, Place, Multiples] | None = None
+
+
+def linear_law(rule: Rule | None, node: fx.Node) -> LinearLaw:
+    """The law of ``node``, by ``rule``; restoring where that is no law for all scales."""
+    arguments = named_arguments(node)
+    places = {
+        (name, index): operand
+        for name, argument in arguments.items()
+        for index, operand in enumerate(nodes_of(argument))
+        if is_scalable(operand)
+    }
+    none = factors(rule, node, lambda _: 0)
+    asked = {o: factors(rule, node, _one(o)) for o in places.values()}
+    own = factors(rule, node, lambda _: 0, _ASKED)
+    if none.restored or any(found.restored for found in asked.values()):
+        restored = {place: {operand: 1.0} for place, operand in places.items()}
+        return LinearLaw({}, restored, none.true_gradient)
+    asked.setdefault(node, own)
+    output = {o: found.output / _ASKED for o, found in asked.items() if found.output}
+    operands = {place: _at(place, asked) for place in places}
+    return LinearLaw(output, operands, none.true_gradient, _halved(rule, places, output))
+
+
+def _one(asked: fx.Node) -> Callable[[fx.Node], int]:
+    return lambda operand: _ASKED if operand is asked else 0
+
+
+def _at(place: Place, asked: Mapping[fx.Node, Factors]) -> Multiples:
+    found = {operand: factors.operands.get(place, 0) for operand, factors in asked.items()}
+    return {operand: exponent / _ASKED for operand, exponent in found.items() if exponent}
+
+
+def _halved(
+    rule: Rule | None, places: Mapping[Place, fx.Node], output: Multiples
+) -> tuple[fx.Node, Place, Multiples] | None:
+    law = rule.law if rule is not None else None
+    has_root = any(not multiple.is_integer() for multiple in output.values())
+    if law is None or not (law.even or has_root):
+        return None
+    wanted = law.even or law.output
+    place = next(place for name in wanted for place in places if place[0] == name)
+    if not law.even:
+        return places[place], place, output
+    halves: dict[fx.Node, float] = {}
+    for (name, _), operand in places.items():
+        if name in law.even:
+            halves[operand] = halves.get(operand, 0.0) + float(law.even[name]) / 2
+    return places[place], place, halves

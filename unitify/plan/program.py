@@ -1,0 +1,145 @@
+"""A mixed-integer linear program over exponents: variables, factors that cost, and its solution.
+
+Knows no graph. ``planner`` states a program; ``solve`` hands it to HiGHS, through scipy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+#: What an octave between an exponent and where it should rather be costs, of a factor's cost: so
+#: little that it decides only between programs of equally many factors.
+_OCTAVE = 1e-4
+
+
+@dataclass(frozen=True)
+class Exponent:
+    """A sum of multiples of variables, and a constant."""
+
+    terms: Mapping[int, float] = field(default_factory=dict)
+    constant: float = 0.0
+
+    def __add__(self, other: Exponent) -> Exponent:
+        terms = dict(self.terms)
+        for variable, multiple in other.terms.items():
+            terms[variable] = terms.get(variable, 0.0) + multiple
+        held = {variable: multiple for variable, multiple in terms.items() if multiple}
+        return Exponent(held, self.constant + other.constant)
+
+    def __sub__(self, other: Exponent) -> Exponent:
+        return self + -1 * other
+
+    def __rmul__(self, multiple: float) -> Exponent:
+        terms = {v: multiple * m for v, m in self.terms.items() if multiple * m}
+        return Exponent(terms, multiple * self.constant)
+
+    def value(self, values: Sequence[float]) -> int:
+        """The exponent where the variables have these values."""
+        return round(self.constant + sum(m * values[v] for v, m in self.terms.items()))
+
+
+ZERO = Exponent()
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The value of every variable, and what is not proven.
+
+    ``gap``: how much cheaper another solution may be, as a share; zero where none is.
+    """
+
+    values: Sequence[float]
+    gap: float
+
+
+class Program:
+    """Collects variables and what they cost; ``solve`` finds the cheapest values."""
+
+    def __init__(self) -> None:
+        self._low: list[float] = []
+        self._high: list[float] = []
+        self._cost: list[float] = []
+        self._is_integer: list[bool] = []
+        #: Each: low ≤ Σ multiple · variable ≤ high.
+        self._rows: list[tuple[Mapping[int, float], float, float]] = []
+
+    def variable(self, low: float, high: float) -> Exponent:
+        """An integer from ``low`` to ``high``."""
+        return self._variable(low, high, 0.0, is_integer=True)
+
+    def equal(self, exponent: Exponent) -> None:
+        """``exponent`` is zero."""
+        self._rows.append((exponent.terms, -exponent.constant, -exponent.constant))
+
+    def near(self, exponent: Exponent, wanted: float) -> None:
+        """``exponent`` is near ``wanted`` where nothing else decides."""
+        if exponent.terms:
+            away = exponent - Exponent({}, wanted)
+            distance = self._variable(0.0, float("inf"), _OCTAVE, is_integer=False)
+            for signed in (away, -1 * away):
+                self._rows.append(((distance - signed).terms, signed.constant, float("inf")))
+
+    def rescale(self, factors: Iterable[tuple[Exponent, float]], weight: float) -> None:
+        """A rescale costs ``weight`` where any of its factors is not one, and each of them its own.
+
+        ``factors``: log2 of each, and what it costs.
+        """
+        marks = [m for e, cost in factors if (m := self._mark(e, cost)) is not None]
+        if marks:
+            made = self._variable(0.0, 1.0, weight, is_integer=False)
+            self._rows += [((made - mark).terms, 0.0, float("inf")) for mark in marks]
+
+    def solve(self, seconds: float) -> Solution | None:
+        """The cheapest values; None where none was found in time."""
+        import numpy as np
+        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.sparse import csr_array
+
+        if not self._low:
+            return Solution((), 0.0)
+        places = [
+            (row, v, m) for row, (terms, *_) in enumerate(self._rows) for v, m in terms.items()
+        ]
+        rows, columns, multiples = zip(*places, strict=True) if places else ((), (), ())
+        shape = len(self._rows), len(self._low)
+        limits = LinearConstraint(
+            csr_array((np.array(multiples, dtype=float), (rows, columns)), shape=shape),
+            [low for _, low, _ in self._rows],
+            [high for *_, high in self._rows],
+        )
+        found = milp(
+            np.array(self._cost),
+            integrality=np.array(self._is_integer, dtype=int),
+            bounds=Bounds(self._low, self._high),
+            constraints=limits if places else None,
+            options={"time_limit": seconds, "mip_rel_gap": 0.0},
+        )
+        if found.x is None:
+            return None
+        return Solution(found.x.tolist(), 0.0 if found.status == 0 else float(found.mip_gap))
+
+    def _variable(self, low: float, high: float, cost: float, is_integer: bool) -> Exponent:
+        self._low.append(low)
+        self._high.append(high)
+        self._cost.append(cost)
+        self._is_integer.append(is_integer)
+        return Exponent({len(self._low) - 1: 1.0})
+
+    def _mark(self, exponent: Exponent, cost: float) -> Exponent | None:
+        """One where ``exponent`` is not zero; None where it always is."""
+        low, high = self._range(exponent)
+        if low == high == 0.0:
+            return None
+        mark = self._variable(float(low > 0.0 or high < 0.0), 1.0, cost, is_integer=True)
+        least, most = exponent - low * mark, exponent - high * mark
+        self._rows.append((least.terms, -exponent.constant, float("inf")))
+        self._rows.append((most.terms, -float("inf"), -exponent.constant))
+        return mark
+
+    def _range(self, exponent: Exponent) -> tuple[float, float]:
+        low = high = exponent.constant
+        for variable, multiple in exponent.terms.items():
+            ends = multiple * self._low[variable], multiple * self._high[variable]
+            low, high = low + min(ends), high + max(ends)
+        return low, high
