@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "unit_scaled(**options): options of the fixture unitify_check in this test: format, "
-        "values, recipe, measured, select, ignore and the limits of [tool.unitify.check]",
+        "values, recipe, scales, select, ignore and the limits of [tool.unitify.check]",
     )
 
 

@@ -25,10 +25,11 @@ from examples.estimates import LISTED
 from examples.nets import NETS
 from unitify.analysis.analyse import analyse
 from unitify.capture.execution import unchanged
+from unitify.capture.outline import drawn_inputs, outline_of
 from unitify.capture.whole import Capture, capture
-from unitify.noise.drawn_inputs import DRAWS, drawn_inputs, toward_stated
 from unitify.noise.measured import PairRunner, ValueNoise, measured_noise, output_names
 from unitify.noise.operand_casts import OperandCast, Place, operand_casts
+from unitify.noise.toward_stated import toward_stated
 from unitify.operations.rule_table import RuleTable, load_rules
 from unitify.operations.schema import operation_name
 from unitify.plan.planner import plan
@@ -61,20 +62,11 @@ def drawn_noise(
     capture: Capture, rules: RuleTable, casts: Mapping[Place, OperandCast]
 ) -> dict[str, ValueNoise]:
     """RMS of every floating value and of the error that ``casts`` leave in it, on drawn inputs."""
-    runs = []
-    for seed in range(DRAWS):
-        runner = PairRunner(capture, casts, toward_stated(capture, rules))
-        with torch.no_grad(), unchanged(capture.model, seed):
-            runner.run(*drawn_inputs(capture, rules, seed))
-        runs.append(runner.found)
-    return {
-        name: ValueNoise(
-            math.sqrt(math.fsum(run[name].signal ** 2 for run in runs) / DRAWS),
-            math.sqrt(math.fsum(run[name].error ** 2 for run in runs) / DRAWS),
-            value.elements,
-        )
-        for name, value in runs[0].items()
-    }
+    args, _ = drawn_inputs(outline_of(tuple(capture.example), {}), torch.device("cpu"))
+    runner = PairRunner(capture, casts, toward_stated(capture, rules))
+    with torch.no_grad(), unchanged(capture.model):
+        runner.run(*args)
+    return runner.found
 
 
 def row(

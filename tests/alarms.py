@@ -23,7 +23,7 @@ def row(name: str, scales: str) -> str:
     )
     # Parts of a model are measured as it runs; a graph alone on its example.
     inputs = [kwargs or args] if len(module.parts) > 1 else ()
-    outcome = check_model(module, inputs, measured=True, root=Path(zoo.__file__).parent)
+    outcome = check_model(module, inputs, scales="measured", root=Path(zoo.__file__).parent)
     outside = [f for f in outcome.findings if f.code in ("U802", "U803", "U804", "U805")]
     worst = max(outside, key=lambda f: f.level or 0.0, default=None)
     said = f"{worst.code} {worst.message}" if worst is not None else ""

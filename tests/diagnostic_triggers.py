@@ -256,7 +256,7 @@ def _(path: Path) -> Found:
 
 @triggers("U115")
 def _(path: Path) -> Found:
-    module = unitify.transform(nn.Sequential(nn.Linear(6, 6), nn.Dropout()), (X,))
+    module = unitify.transform(nn.Sequential(nn.Linear(6, 6), nn.Dropout()), (64 * X,))
     module.get_submodule("1").p = 0.0
     with warnings.catch_warnings(record=True) as found:
         module(X)
@@ -315,12 +315,19 @@ def _(path: Path) -> Found:
     row = {"replaces": True, "over": [-5], "forward": forward}
     model = Forward(lambda m, x: m.linear(x).cumsum(0))
     rules = [{"aten.cumsum.default": row}]
-    return list(unitify.transform(model, (X,), rules=rules, verify=False).diagnostics)
+    module = unitify.transform(model, (X,), rules=rules, scales="analysis", verify=False)
+    return list(module.diagnostics)
 
 
 @triggers("U207")
 def _(path: Path) -> None:
     import_libraries(["unitify_tests_nowhere"])
+
+
+@triggers("U208")
+def _(path: Path) -> Found:
+    model = Forward(lambda m, x: m.linear(x.log()))
+    return list(unitify.transform(model, (-X.abs(),), verify=False).diagnostics)
 
 
 @triggers("U301")

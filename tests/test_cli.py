@@ -95,7 +95,7 @@ def test_plan_and_report(run: Run, weights: Path) -> None:
         assert share["weights"] == 4
         assert share["after"] >= share["before"]
         assert share["after"] + len(share["outside"]) == share["total"]
-    assert {"read", "capture", "measured", "plan", "rewrite", "verify"} <= report["seconds"].keys()
+    assert {"read", "capture", "estimate", "plan", "rewrite", "verify"} <= report["seconds"].keys()
 
 
 @pytest.mark.parametrize("function", ["inputs_tuple", "inputs_dict", "inputs_batches"])
@@ -299,7 +299,7 @@ BAD_OPTIONS = [
     (["--model", "factories:mlp", "--inputs", "factories:raises"], "U604", "no GPU here"),
     (["--model", "factories:mlp", "--inputs", "factories:inputs_tuple"], "U102", "too many"),
     (["--model", "factories:mlp", "--inputs", "factories:inputs_misfit"], "U102", "shapes"),
-    (["--model", "factories:mlp", "--scales", "guessed"], "U001", "analysis, measured"),
+    (["--model", "factories:mlp", "--scales", "guessed"], "U001", "auto, measured, analysis"),
     (["--model", "factories:mlp", "--rules", "none.toml"], "U201", "none.toml"),
     (["--model", "factories:mlp", "--recipe", "fp9"], "U401", "'fp9'"),
 ]

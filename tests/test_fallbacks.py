@@ -41,7 +41,7 @@ AWAY = {
 
 
 def test_a_fallback_has_a_code_and_is_counted() -> None:
-    module = unitify.transform(Sums(), (X,), rules=[AWAY])
+    module = unitify.transform(Sums(), (X,), rules=[AWAY], scales="analysis")
     (found,) = [d for d in module.diagnostics if d.code == "U206"]
     assert (found.operation, found.direction, found.way) == (
         "aten.cumsum.default", "forward", "sampled",
@@ -52,7 +52,7 @@ def test_a_fallback_has_a_code_and_is_counted() -> None:
 
 
 def test_nothing_falls_back_where_rows_hold() -> None:
-    assert not unitify.transform(Sums(), (X,)).diagnostics
+    assert not unitify.transform(Sums(), (X,), scales="analysis").diagnostics
 
 
 def refusing(operation: str, when: Callable[[Any], bool]) -> Callable[..., Any]:

@@ -46,7 +46,7 @@ def test_fixture_marker_and_assertion(pytester: pytest.Pytester) -> None:
         + """
 def test_clean(unitify_check):
     assert unitify_check(build(), X).is_clean
-    unitify_check.assert_clean(build(), X, measured=True)
+    unitify_check.assert_clean(build(), X, scales="measured")
 
 def test_found(unitify_check):
     unitify_check.assert_clean(build(1e-5), X)
@@ -105,6 +105,6 @@ def test_what_was_transformed_is_unit_scaled() -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 8)), torch.randn(4, 16)
     assert_unit_scaled(unitify.transform(model, x), x)
-    assert_unit_scaled(unitify.transform(model, x, scales="measured"), x, measured=True)
+    assert_unit_scaled(unitify.transform(model, x, scales="measured"), x, scales="measured")
     with pytest.raises(AssertionError):
         assert_unit_scaled(model, x)

@@ -216,7 +216,7 @@ def test_a_compiled_module_runs_the_new_graph() -> None:
 
 @pytest.mark.parametrize(
     ("code", "arguments"),
-    [("U003", {}), ("U001", {"scales": "guessed", "batches": BATCHES})],
+    [("U003", {"scales": "measured"}), ("U001", {"scales": "guessed", "batches": BATCHES})],
 )
 def test_what_is_refused(pair: Pair, code: str, arguments: dict[str, Any]) -> None:
     with pytest.raises(UnitifyError) as caught:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import unitify
 from unitify.diagnostics import UnitifyError
+from unitify.explain import explain_value
 from unitify.formats.losses import loss
 from unitify.formats.magnitudes import magnitudes_of
 from unitify.formats.table import E4M3, E5M2
@@ -76,7 +77,7 @@ def test_values_are_those_of_the_pipeline() -> None:
     model, module = residual()
     found = by_name(residual_report().numerics)
     assert found.keys() == {n for n in module.plan.values if n in found}
-    predicted = unitify.estimate(model, (batch(),))
+    predicted = unitify.estimate(model, (batch(),), scales="analysis")
     measured = unitify.estimate(model, (batch(),), scales="measured")
     assert found.keys() == predicted.keys()
     for name, value in found.items():
@@ -101,19 +102,39 @@ def test_magnitudes_and_losses_are_of_the_true_and_of_the_stored_value() -> None
     assert value.forward.losses["transformed"]["e4m3"] == loss(E4M3, stored)
 
 
-def test_without_batches_a_normal_distribution_is_assumed_but_of_weights() -> None:
-    model, _ = residual()
-    numerics = residual_report(False).numerics
+def test_without_batches_the_inputs_of_the_recording_are_measured() -> None:
+    measured, given = residual_report(False).numerics, residual_report().numerics
+    assert measured.values == given.values
+    assert "inputs of the recording" in measured.notes[-1]
+
+
+def test_without_data_a_normal_distribution_is_assumed() -> None:
+    with torch.device("meta"):
+        model = Residual()
+    module = unitify.transform(model, (batch().to("meta"),), recipe="fp8", verify=False)
+    assert module.scales == "analysis"
+    numerics = module.report().numerics
     assert numerics.batches == 0
+    assert any(value.forward.predicted for value in numerics.values)
     for value in numerics.values:
         assert value.forward.measured is value.backward.measured is None
-        is_weight = value.kind == "parameter"
-        assert (value.forward.magnitudes is not None) == is_weight
-        if not is_weight and value.forward.predicted:
+        assert value.forward.magnitudes is None
+        if value.forward.predicted:
             expected = loss(E5M2, value.forward.predicted)
             assert value.forward.losses["original"]["e5m2"] == expected
-    weights = {v.parameter: v.forward.magnitudes for v in numerics.values if v.parameter}
-    assert weights["branch.</script>.weight"] == magnitudes_of(model.branch["</script>"].weight)
+
+
+def test_figures_that_are_far_apart_are_said() -> None:
+    """Half of the weights cancel the other half, which moments do not see."""
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
+    with torch.no_grad():
+        model[0].weight[4:] = -model[0].weight[:4]
+        model[1].weight[:, 4:] = model[1].weight[:, :4] * (1 + 1e-4)
+    note = unitify.transform(model, (torch.randn(32, 8),)).report().numerics.notes[-1]
+    assert "differ by more than 4 octaves in" in note
+    assert "linear_1" in note
+    text = explain_value("linear_1", model, (torch.randn(32, 8),))
+    assert "more than 4 octaves off" in text
 
 
 def test_a_parameter_stands_before_its_first_use() -> None:
@@ -241,7 +262,7 @@ def test_a_recipe_whose_noise_is_not_shown_says_so() -> None:
     module = unitify.transform(nn.Sequential(nn.Linear(16, 16)), (batch(),), recipe="fp16")
     numerics = module.report().numerics
     assert not any(v.sqnr for v in numerics.values)
-    assert "signal to noise is not shown for fp16" in numerics.notes[0]
+    assert any("signal to noise is not shown for fp16" in note for note in numerics.notes)
     assert by_name(numerics)["linear"].forward.cast == "fp16"
 
 

@@ -22,13 +22,14 @@ from unitify.checkpoint.filling import NOTHING, Allowed, fill
 from unitify.checkpoint.folder import check_absent, sha256, write
 from unitify.checkpoint.pretrained import CONFIG, companions, read_pretrained
 from unitify.checkpoint.targets import build_model, input_batches
-from unitify.diagnostics import Diagnostic, ModelNeeded, UnitifyError, UnknownOption
+from unitify.diagnostics import Diagnostic, ModelNeeded, UnitifyError
+from unitify.estimating import check_scales
 from unitify.measure.recorded import measure_recorded
 from unitify.operations.rule_table import load_rules
 from unitify.recipe.reader import read_recipe
 from unitify.recipe.recipe import Recipe
 from unitify.report.report import Report, make_report
-from unitify.transform import SCALES, transform
+from unitify.transform import transform
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,11 @@ class Source:
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
-def stages(scales: str, verify: bool = True, recipe: Recipe | None = None) -> tuple[str, ...]:
+def stages(verify: bool = True, recipe: Recipe | None = None) -> tuple[str, ...]:
     """The stages of ``convert`` in order, as ``on_stage`` hears of them when each is done."""
     checked = ("verify",) if verify else ()
     casting = ("cast",) if recipe is not None else ()
-    estimated = (scales,) if recipe is None or recipe.scaling == "unit" else ()
+    estimated = ("estimate",) if recipe is None or recipe.scaling == "unit" else ()
     return ("read", "capture", *estimated, "plan", "rewrite", *checked, *casting, "report", "write")
 
 
@@ -61,7 +62,7 @@ def convert(
     model: str | None = None,
     inputs: str | None = None,
     recipe: str | Recipe | None = None,
-    scales: str = "analysis",
+    scales: str = "auto",
     rules: Iterable[str | Path] = (),
     verify: bool = True,
     recording_seconds: float | None = RECORDING_SECONDS,
@@ -81,8 +82,7 @@ def convert(
     """
     clock = _Clock(on_stage)
     check_absent(output)
-    if scales not in SCALES:
-        raise UnitifyError(UnknownOption(option="scales", value=scales, choices=", ".join(SCALES)))
+    check_scales(scales)
     casts = read_recipe(recipe)
     rules = tuple(rules)
     source = read_source(checkpoint, model, allowed)
@@ -106,13 +106,15 @@ def convert(
     module.diagnostics = (*source.notes, *module.diagnostics)
     # The yardstick of the report is what is measured, whatever the scales were chosen from.
     calls = [as_inputs(source.model, batch) for batch in batches] if batches else [(args, kwargs)]
-    measured = clock.made.get("measured") or measure_recorded(clock.made["capture"], calls)
+    if module.scales == "measured":
+        measured = clock.made["estimate"].parts
+    else:
+        measured = measure_recorded(clock.made["capture"], calls)
     clock.done("report")
     report = make_report(
         module,
         measured,
         table,
-        scales=scales,
         seconds=clock.seconds,
     )
     write(
@@ -120,7 +122,7 @@ def convert(
         module,
         report.as_json(),
         versions=source.versions,
-        source={"name": checkpoint.name, "sha256": dict(source.files), "scales": scales},
+        source={"name": checkpoint.name, "sha256": dict(source.files)},
         companions=source.companions,
     )
     clock.done("write")

@@ -20,12 +20,14 @@ from unitify.capture.islands import path_of, record, with_true_parameters
 from unitify.capture.source import frames_of, module_of, without_torch
 from unitify.capture.whole import Capture
 from unitify.diagnostics import UnitifyError, UnknownCode, UnknownValue, all_diagnostics
+from unitify.estimates import Rms
+from unitify.estimating import FAR, estimated, far_apart
 from unitify.formats.powers import exponent_of
 from unitify.module.assembly import plan_of, value_name
 from unitify.operations.laws import is_scalable
 from unitify.operations.rule_table import RuleTable, load_rules
 from unitify.operations.schema import operation_name
-from unitify.plan.bands import PREDICTED_TOLERANCE
+from unitify.plan.bands import PREDICTED_TOLERANCE, TOLERANCE
 from unitify.plan.planner import plan
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.rulebook.listing import rule_texts
@@ -58,20 +60,24 @@ def explain_value(
     """How the scale of the value ``name`` of ``model`` was derived, down to the source line.
 
     ``name``: as in the plan, ``part/value`` in an island; or a parameter's.
-    ``chosen``: a plan that was made before; the analysis' own where None.
+    ``chosen``: a plan that was made before; where None that of a run, or of the analysis where
+    weights hold no data. The derivation is the analysis', and what was measured stands beside it.
     Raises ``UnitifyError`` (U203) for a name that the graph does not hold.
     """
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
-    parts = with_true_parameters(record(model, args, kwargs)).parts
-    part, node = _find(parts, name)
-    captured = parts[part]
+    recorded = with_true_parameters(record(model, args, kwargs))
+    part, node = _find(recorded.parts, name)
+    captured = recorded.parts[part]
     analysis = analyse(captured, table)
+    found = estimated(recorded, "auto", [(args, kwargs)], None, table)
+    measured = found.parts[part].get(node.name) if found.scales == "measured" else None
     if chosen is None:
-        own = plan(captured, analysis.estimates, table, PREDICTED_TOLERANCE, carrier="wide")
+        tolerance = PREDICTED_TOLERANCE if measured is None else TOLERANCE
+        own = plan(captured, found.parts[part], table, tolerance, carrier="wide")
     else:
         own = plan_of(chosen, part, captured)
-    return "\n".join(_derivation(node, analysis, own, table))
+    return "\n".join(_derivation(node, analysis, measured or Rms(), own, table))
 
 
 def _find(parts: Mapping[str, Capture], name: str) -> tuple[str, fx.Node]:
@@ -93,16 +99,17 @@ def _find(parts: Mapping[str, Capture], name: str) -> tuple[str, fx.Node]:
 
 
 def _derivation(
-    node: fx.Node, analysis: Analysis, chosen: ScalePlan, rules: RuleTable
+    node: fx.Node, analysis: Analysis, measured: Rms, chosen: ScalePlan, rules: RuleTable
 ) -> list[str]:
     scale = chosen.values.get(node.name, Scale())
-    estimate = analysis.estimates.get(node.name)
+    estimate = analysis.estimates.get(node.name, Rms())
     lines = [_title(node), *_origin(node), ""]
-    for direction, factor, rms in (
-        ("forward", scale.fwd, estimate.forward if estimate else None),
-        ("backward", scale.bwd, estimate.backward if estimate else None),
-    ):
-        lines.append(f"{direction:8} scale {_power(factor)}{_stored(rms, factor)}")
+    for direction, factor in (("forward", scale.fwd), ("backward", scale.bwd)):
+        predicted, found = getattr(estimate, direction), getattr(measured, direction)
+        told = _stored(predicted if found is None else found, factor)
+        lines.append(f"{direction:8} scale {_power(factor)}{told}")
+        if far_apart(predicted, found):
+            lines.append(f"         predicted rms {predicted:.4g}: more than {FAR:g} octaves off")
     unit = chosen.unit(node.name)
     if unit != scale:
         powers = f"{_power(unit.fwd)}, its gradient at {_power(unit.bwd)}"

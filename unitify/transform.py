@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from unitify.analysis.analyse import analyse
 from unitify.capture.execution import LossFunction
 from unitify.capture.inputs import Inputs, as_batches, as_inputs, given_or_inferred
 from unitify.capture.islands import (
@@ -27,7 +26,6 @@ from unitify.capture.whole import Capture
 from unitify.cast.casting import Evidence, cast_module
 from unitify.diagnostics import (
     CaptureDiffers,
-    Diagnostic,
     NotExact,
     NothingTransformed,
     UnitifyError,
@@ -35,11 +33,11 @@ from unitify.diagnostics import (
     warn_of_losses,
 )
 from unitify.estimates import Estimates
-from unitify.measure.recorded import measure_recorded
+from unitify.estimating import Estimated, check_scales, estimated
 from unitify.module.adopted import adopt_parameters
 from unitify.module.assembly import Part, agreed, assemble, value_name
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.operations.rule_table import RuleTable, load_rules
+from unitify.operations.rule_table import load_rules
 from unitify.plan.bands import PREDICTED_TOLERANCE, TOLERANCE
 from unitify.plan.planner import not_fewest, plan
 from unitify.plan.scale_plan import (
@@ -60,8 +58,6 @@ from unitify.scheme.reparametrise import reparametrise, with_gradients
 from unitify.verification import Difference, Verification
 from unitify.verify.running import is_faithful, lost_by_recording, notes_on, verify_module
 
-SCALES = ("analysis", "measured")
-
 #: Called after each stage with its name and what it made.
 StageObserver = Callable[[str, Any], None]
 
@@ -73,7 +69,7 @@ def transform(
     *,
     loss_fn: LossFunction | None = None,
     scheme: str | UnitScheme = "preserve",
-    scales: str = "analysis",
+    scales: str = "auto",
     batches: Iterable[Any] | None = None,
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe | None = None,
     dynamic_shapes: Any = "auto",
@@ -88,17 +84,18 @@ def transform(
     """The same function as ``model``, with tensors of both passes near unit RMS where it matters.
 
     - ``example_inputs``, ``example_kwargs``: what the model is called with, for capture; inferred
-      where the model tells. The RMS of an input is taken from them, in analysis, too; beside that
-      their values matter only with ``scales="measured"``.
+      where the model tells, and drawn. Scales are measured on them.
     - ``loss_fn(output)``: where gradients start; else at a scalar in the output, else at a unit
       gradient of every output.
     - ``scheme``: "preserve" keeps the model's function and weights. "unit" and "u-mup" make another
       model of it, for training from scratch: new unit weights, and constants in the graph by which
       every operation's result has unit RMS (``UnitScheme`` and ``UMuP`` have options). Gradients
       are true ones of that model, which is ``module.capture.model``.
-    - ``scales``: "analysis" predicts RMS without data; "measured" takes it from ``batches`` (the
-      example inputs where there are none). A batch for which the recording of the example does
-      not hold (it lies on the other side of a branch on a size, say) is recorded, too, whatever
+    - ``scales``: "measured" takes RMS from one forward and backward run on each of ``batches`` (the
+      example inputs where there are none); "analysis" predicts it. "auto" measures where weights
+      hold data, and predicts on the meta device and for a scheme, which draws new weights;
+      ``module.scales`` says which it was. A batch for which the recording of the example does not
+      hold (it lies on the other side of a branch on a size, say) is recorded, too, whatever
       ``scales`` is, and the module runs the recording that holds for a call.
     - ``recipe``: what to cast, as ``recipe.read_recipe`` takes it: a name ("fp8"), a name
       with changes ("fp8,exclude=lm_head"), a table, a TOML file, a ``Recipe``; None casts nothing.
@@ -122,8 +119,8 @@ def transform(
       weights, or those of the scheme, and the model itself is used up.
     - ``rules``: rule files or mappings beside the shipped ones.
     - ``on_stage(name, made)`` is called after each stage, with what the stage made: "capture" and
-      "reparametrise" with a ``Recording``, "analysis" or "measured" with estimates by part, "plan"
-      with a part's ``ScalePlan``, the others with the module or its ``Verification``.
+      "reparametrise" with a ``Recording``, "estimate" with an ``Estimated``, "plan" with a
+      part's ``ScalePlan``, the others with the module or its ``Verification``.
 
     Warns (``UnitifyWarning``) of what is not kept: submodules left alone, one mode, checkpointing,
     a pattern of the recipe that matches nothing.
@@ -140,29 +137,33 @@ def transform(
     if placement not in (None, *PLACEMENTS):
         choices = ", ".join(PLACEMENTS)
         raise UnitifyError(UnknownOption(option="placement", value=str(placement), choices=choices))
+    check_scales(scales)
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
     batches = as_batches(batches)
     where, carrier = placement or _placement(casts, asked), _carrier(casts, asked)
     further = [as_inputs(model, batch) for batch in batches or ()]
 
-    def made(recorded: Recording) -> tuple[Recording, dict[str, Estimates], UnitScaledModule]:
+    def transformed(
+        recorded: Recording,
+    ) -> tuple[Recording, Mapping[str, Estimates], UnitScaledModule]:
         if weights == "true":
             recorded = with_true_parameters(recorded)
         done("capture", recorded)
         recorded = reparametrise(recorded, asked, table)
         done("reparametrise", recorded)
-        found: dict[str, Estimates] = {}
-        fallen: tuple[Diagnostic, ...] = ()
+        made = Estimated({}, "")
         if casts is None or casts.scaling == "unit":
-            found, fallen = _estimates(recorded, scales, (args, kwargs), batches, loss_fn, table)
-            done(scales, found)
+            calls = [(args, kwargs)] if batches is None else further
+            made = estimated(recorded, scales, calls, loss_fn, table)
+            done("estimate", made)
+        found, told = made.parts, made.diagnostics
         parts: dict[str, Part] = {}
         for name, captured in recorded.parts.items():
             if name in found:
-                tolerance = PREDICTED_TOLERANCE if scales == "analysis" else TOLERANCE
+                tolerance = PREDICTED_TOLERANCE if made.scales == "analysis" else TOLERANCE
                 planned = plan(captured, found[name], table, tolerance, where, carrier)
-                fallen += not_fewest(planned, name)
+                told += not_fewest(planned, name)
             else:
                 planned = uniform_plan(captured, casts.loss_scale if casts is not None else 1.0)
             chosen = agreed(planned, name, captured, parts)
@@ -175,11 +176,12 @@ def transform(
             module = build(*parts[""])
         else:
             module = assemble(recorded.model, parts, recorded.diagnostics)
-        module.diagnostics = (*module.diagnostics, *fallen)
+        module.diagnostics = (*module.diagnostics, *told)
+        module.scales = made.scales
         done("rewrite", module)
         return recorded, found, module
 
-    recorded, found, module = made(
+    recorded, found, module = transformed(
         record(model, args, kwargs, dynamic_shapes, further, recording_seconds)
     )
     if verify:
@@ -190,7 +192,7 @@ def transform(
             apart = record(
                 model, args, kwargs, dynamic_shapes, further, recording_seconds, is_faithful
             )
-            recorded, found, module = made(apart)
+            recorded, found, module = transformed(apart)
             result = verify_module(recorded.model, module, table, args, kwargs, loss_fn)
             if result.differences:
                 differences = _named(result.differences)
@@ -268,34 +270,6 @@ def _flat(name: str, recorded: Recording, calls: list[Inputs]) -> list[list[Any]
     return flat_calls(recorded.parts, name, calls)
 
 
-def _estimates(
-    recorded: Recording,
-    scales: str,
-    example: Inputs,
-    batches: list[Any] | None,
-    loss_fn: LossFunction | None,
-    rules: RuleTable,
-) -> tuple[dict[str, Estimates], tuple[Diagnostic, ...]]:
-    """By part, and what was not estimated as rules say. ``example``: measured without batches."""
-    if scales not in SCALES:
-        choices = ", ".join(SCALES)
-        raise UnitifyError(UnknownOption(option="scales", value=scales, choices=choices))
-    if scales == "measured":
-        given = (as_inputs(recorded.model, batch) for batch in batches or ())
-        calls = [example] if batches is None else list(given)
-        return measure_recorded(recorded, calls, loss_fn), ()
-    found: dict[str, Estimates] = {}
-    notes: list[Diagnostic] = []
-    for name, captured in recorded.parts.items():
-        weight_rms = None if captured.reparametrisation is None else 1.0
-        # What an island gives is not what a loss takes: a unit gradient reaches it.
-        loss = None if path_of(name) else loss_fn
-        analysis = analyse(captured, rules, loss, weight_rms)
-        found[name] = analysis.estimates
-        notes += analysis.diagnostics
-    return found, tuple(notes)
-
-
 def build(captured: Capture, graph: fx.Graph, chosen: ScalePlan) -> UnitScaledModule:
     """The module of a rewritten graph: copies of the model's parameters, over their scales."""
     memo: dict[int, Any] = {}
@@ -323,7 +297,7 @@ def estimate(
     example_inputs: Any = (),
     example_kwargs: dict[str, Any] | None = None,
     *,
-    scales: str = "analysis",
+    scales: str = "auto",
     loss_fn: LossFunction | None = None,
     batches: Iterable[Any] | None = None,
     rules: Iterable[Any] = (),
@@ -332,10 +306,11 @@ def estimate(
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     recorded, table = record(model, args, kwargs), load_rules(rules)
     batches = as_batches(batches)
-    found, _ = _estimates(recorded, scales, (args, kwargs), batches, loss_fn, table)
+    calls = [(args, kwargs)] if batches is None else [as_inputs(model, b) for b in batches]
+    found = estimated(recorded, scales, calls, loss_fn, table)
     return {
         value_name(part, value): rms
-        for part, estimates in found.items()
+        for part, estimates in found.parts.items()
         for value, rms in estimates.items()
     }
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from unitify.analysis.balanced import Balance, passed_on, stated, together
 from unitify.analysis.formulas import formula_gradient
 from unitify.analysis.forward import ForwardMoments, Results, Step, linear_names
-from unitify.analysis.linear import linear_gradient, repeats
+from unitify.analysis.linear import linear_gradient, repeats, summed_gradient
 from unitify.analysis.moments import Moment, add, fit, gaussian, limited, number, realised
 from unitify.analysis.quadrature import quadrature
 from unitify.analysis.sampled import observed, sampled_gradients
@@ -122,10 +122,11 @@ class BackwardMoments:
             return
         operation = Operation(node, self.of.known)
         rule = self.of.rules.get(operation_name(node))
-        gradients, way = self._predict(operation, rule, grads, position)
+        operands = self.of.operands(operation, rule)
+        gradients, way = self._predict(operation, rule, operands, grads, position)
         for name, moments in gradients.items():
             targets = nodes_of(named_arguments(node)[name])
-            balance = self._balance(operation, rule, name)
+            balance = self._balance(operation, rule, operands, name)
             if balance is not None and not balance:
                 moments = [number(0.0, m.mean.dim()) for m in moments]
             for target, moment in zip(targets, moments, strict=False):
@@ -133,19 +134,26 @@ class BackwardMoments:
                     inputs = {node.name: next(g.rms for g in grads if g is not None)}
                     self._give(target, moment, Step(way, inputs, moment.rms), balance=balance)
 
-    def _balance(self, operation: Operation, rule: Rule | None, name: str) -> Balance:
+    def _balance(
+        self, operation: Operation, rule: Rule | None, operands: dict[str, Any], name: str
+    ) -> Balance:
         """What is known of the gradient of one operand, by the row or from the result's."""
         known = stated(operation, rule, name)
         balance = self.balances.get(operation.node)
         if known is not None or balance is None:
             return known
         try:
-            return passed_on(operation, name, self.of.operands(operation, None), balance)
+            return passed_on(operation, name, operands, balance)
         except RuntimeError:
             return None
 
     def _predict(
-        self, operation: Operation, rule: Rule | None, grads: Results, position: int
+        self,
+        operation: Operation,
+        rule: Rule | None,
+        operands: dict[str, Any],
+        grads: Results,
+        position: int,
     ) -> tuple[dict[str, list[Moment]], str]:
         wanted = [
             n for n, a in operation.operands.items()
@@ -155,13 +163,12 @@ class BackwardMoments:
             return {}, "run"
         way, reason = self.of.ways[operation.node], ""
         if way in ("run", "quadrature", "formula") and rule is not None:
-            operands = self.of.operands(operation, rule)
             try:
                 return self._by_rule(operation, rule, operands, grads, wanted, position), way
             except RuntimeError as error:
                 # As in the forward direction: what cannot run on moments runs on samples.
                 reason = first_line(error)
-        operands = self.of.operands(operation, None)
+        operands = {n: m for n, m in operands.items() if n in operation.operands}
         try:
             sampled = sampled_gradients(operation, operands, grads, position)
         except RuntimeError as error:
@@ -186,7 +193,13 @@ class BackwardMoments:
                     grads = [realised(first, shape, seed)]
             filled = [g if g is not None else number(0.0, len(s))
                       for g, s in zip(grads, operation.result_shapes, strict=True)]  # fmt: skip
-            return {n: linear_gradient(operation, rule, named, n, filled) for n in wanted}
+            found: dict[str, list[Moment]] = {}
+            for name in wanted:
+                summed = None
+                if all(t.op == "get_attr" for t in nodes_of(operation.operands[name])):
+                    summed = summed_gradient(operation, rule, named, name, filled)
+                found[name] = summed or linear_gradient(operation, rule, named, name, filled)
+            return found
         assert first is not None
         if rule.elementwise:
             name = rule.elementwise

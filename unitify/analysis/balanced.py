@@ -28,7 +28,7 @@ Balance = frozenset[int] | None
 #: Sums that are this small beside what is summed are zero, in double precision.
 _ROUNDING = 1e-9
 #: Beyond this many elements nothing is tried.
-_LARGE = 2**22
+_LARGE = 2**16
 
 
 def stated(operation: Operation, rule: Rule | None, name: str) -> Balance:

@@ -30,7 +30,7 @@ from unitify.analysis.sampled import observed, pooled, repetitions, sampled_resu
 from unitify.analysis.stated import stated_moments
 from unitify.capture.whole import Capture
 from unitify.operations.dimensions import hint, shape_of
-from unitify.operations.extremes import holds_mask
+from unitify.operations.extremes import extreme_values, holds_mask
 from unitify.operations.laws import holds_tensors, is_scalable
 from unitify.operations.operation import Operation, on_cpu
 from unitify.operations.refusal import first_line
@@ -39,8 +39,9 @@ from unitify.operations.schema import named_arguments, operation_name
 
 #: One entry a result of an operation; None for a result that is not floating.
 Results = list["Moment | None"]
-#: Numbers that the moments of all values of a graph may take together, in either direction.
-MEMORY = 2**25
+#: Numbers that the moments of all values of a graph may take together, in either direction; and
+#: those of one value: its channels, apart for some dozen positions.
+MEMORY, ONE = 2**25, 2**15
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,14 @@ class ForwardMoments:
         self.weight_rms = weight_rms
         self.moments: dict[fx.Node, Results] = {}
         self.known: dict[fx.Node, Any] = {}
+        #: RMS of weights, whose moments are not kept.
+        self.weights: dict[fx.Node, float] = {}
         self.steps: dict[str, Step] = {}
         self.ways: dict[fx.Node, str] = {}
         #: In both directions, one a node.
         self.fallbacks: list[Fallback] = []
-        self.elements = MEMORY // max(len(capture.graph.nodes), 1)
+        self.elements = min(MEMORY // max(len(capture.graph.nodes), 1), ONE)
+        self.masks = extreme_values(capture.graph, rules, capture.example, capture.attribute)
         self.stated = stated_moments(capture, rules)
         #: Values that are not floating and depend on an input's contents.
         self.from_inputs: set[fx.Node] = set()
@@ -100,6 +104,8 @@ class ForwardMoments:
 
     def rms(self, node: fx.Node) -> float | None:
         """Predicted RMS of ``node``; None where nothing is known."""
+        if node in self.weights:
+            return self.weights[node]
         moment = self.moment(node)
         return moment.rms if moment is not None else None
 
@@ -131,8 +137,8 @@ class ForwardMoments:
             empty = isinstance(value, Tensor) and value.is_meta
             self.known[node] = None if empty else on_cpu(value)
             return
-        moment = self._weight(node)
-        self.steps[node.name] = Step("exact", {}, moment.rms)
+        self.weights[node] = self._weight(node).rms
+        self.steps[node.name] = Step("exact", {}, self.weights[node])
 
     def _weight(self, node: fx.Node) -> Moment:
         tensor = self.capture.attribute(str(node.target))
@@ -160,10 +166,11 @@ class ForwardMoments:
             self._plain(node, operation, position)
             return
         rule = self.rules.get(operation_name(node))
-        results, way = self._predict(operation, rule, position)
+        operands = self.operands(operation, rule)
+        results, way = self._predict(operation, rule, operands, position)
         self.ways[node] = way
-        results = self._in_range(operation, rule, results, way)
-        inputs = {n.name: m.rms for n in node.all_input_nodes if (m := self.moment(n)) is not None}
+        results = self._in_range(operation, rule, operands, results, way)
+        inputs = {n.name: m for n in node.all_input_nodes if (m := self.rms(n)) is not None}
         self._note(node, results, way, inputs)
 
     def _take(self, node: fx.Node, source: fx.Node) -> None:
@@ -176,7 +183,10 @@ class ForwardMoments:
         self._note(node, [moment], "run", {source.name: moment.rms})
 
     def _note(self, node: fx.Node, results: Results, way: str, inputs: Mapping[str, float]) -> None:
-        self.moments[node] = [m and limited(m, self.elements) for m in results]
+        # Masks are counted element by element.
+        self.moments[node] = [
+            m if m is None or node in self.masks else limited(m, self.elements) for m in results
+        ]
         first = next((m for m in results if m is not None), None)
         self.steps[node.name] = Step(way, inputs, first.rms if first is not None else 0.0)
         if node in self.stated:
@@ -235,9 +245,8 @@ class ForwardMoments:
         return None
 
     def _predict(
-        self, operation: Operation, rule: Rule | None, position: int
+        self, operation: Operation, rule: Rule | None, operands: dict[str, Any], position: int
     ) -> tuple[Results, str]:
-        operands = self.operands(operation, rule)
         reason = ""
         try:
             if not operation.operands and (rule is None or not (rule.linear or rule.forward)):
@@ -255,17 +264,22 @@ class ForwardMoments:
         except RuntimeError as error:
             # The operation cannot run on moments (it wants another type or layout): sample it.
             reason = first_line(error)
-        return self._sample(operation, position, reason)
+        return self._sample(operation, operands, position, reason)
 
     def _in_range(
-        self, operation: Operation, rule: Rule | None, results: Results, way: str
+        self,
+        operation: Operation,
+        rule: Rule | None,
+        operands: dict[str, Any],
+        results: Results,
+        way: str,
     ) -> Results:
         """The (only) result with what is known of its range."""
         first = results[0] if len(results) == 1 else None
         if rule is None or first is None or way not in ("run", "formula", "sampled"):
             return results
         try:
-            found = range_of(operation, rule, self.operands(operation, rule))
+            found = range_of(operation, rule, operands)
         except RuntimeError:
             return results
         return results if found == EVERYTHING else [first.within(*found)]
@@ -284,9 +298,11 @@ class ForwardMoments:
             n in self.from_inputs for n in operation.node.all_input_nodes if not is_scalable(n)
         )
 
-    def _sample(self, operation: Operation, position: int, reason: str = "") -> tuple[Results, str]:
+    def _sample(
+        self, operation: Operation, operands: dict[str, Any], position: int, reason: str = ""
+    ) -> tuple[Results, str]:
         """``reason``: why the row is not followed; "" where it says nothing of moments."""
-        operands = self.operands(operation, None)
+        operands = {n: m for n, m in operands.items() if n in operation.operands}
         try:
             repeated = [
                 sampled_results(operation, operands, position + i) for i in repetitions(operation)

@@ -13,24 +13,17 @@ operand, the count of products does (``terms`` of the rule). An operation that o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from unitify.analysis.formulas import formula_values
 from unitify.analysis.moments import Moment, compress, from_parts
+from unitify.analysis.on_arrays import Operands, Run
 from unitify.operations.dimensions import evaluate
 from unitify.operations.operation import Operation
-from unitify.operations.refusal import CannotRun, refusals
 from unitify.operations.rule_table import Rule
 
-#: Moments by argument name; a list for an argument that is a list of tensors.
-Operands = Mapping[str, "Moment | list[Moment]"]
-#: Beyond this many elements operands are multiplied in single precision, and an operand of which
-#: one number is known is counted and not expanded.
+#: Beyond this many elements an operand of which one number is known is counted and not expanded.
 _LARGE = 2**22
 #: Beyond this many elements the gradient of an operand is counted: one number is wanted of it.
 _HUGE = 2**24
@@ -50,7 +43,7 @@ def linear_forward(operation: Operation, rule: Rule, operands: Operands) -> list
             _counted(product, terms, coefficient, added, len(shape))
             for shape in operation.result_shapes
         ]
-    run = _Run(operation, rule, operands)
+    run = Run(operation, rule, operands)
     means = run.forward(lambda m: m.mean)
     if run.is_multilinear:
         full, known = run.forward(lambda m: m.square), run.forward(lambda m: m.mean**2)
@@ -79,7 +72,7 @@ def linear_gradient(
         return [_counted(product, terms, coefficient, [], len(operation.shape(name)))]
     size = max(g.rms for g in grads) or 1.0
     units = [Moment(g.mean / size, g.square / size**2) for g in grads]
-    run = _Run(operation, rule, operands)
+    run = Run(operation, rule, operands, name)
     means = run.backward(name, lambda m: m.mean, [u.mean for u in units])
     if run.is_multilinear and name in rule.linear:
         full = run.backward(name, lambda m: m.square, [u.square for u in units])
@@ -91,6 +84,30 @@ def linear_gradient(
         from_parts(compress(m) * size, (compress(v) * run.coefficient).clamp_min(0.0) * size**2)
         for m, v in zip(means, spread, strict=True)
     ]
+
+
+def summed_gradient(
+    operation: Operation, rule: Rule, operands: Operands, name: str, grads: list[Moment]
+) -> list[Moment] | None:
+    """One number for the gradient of a parameter; None where no count of terms tells it.
+
+    It is a product of two vectors for each term, whose mean squares multiply, if the terms are
+    alike: known along the channels alone.
+    """
+    is_list = any(isinstance(m, list) for m in operands.values())
+    if name not in rule.terms or is_list or len(grads) > 1:
+        return None
+    if sum(size > 1 for size in grads[0].mean.shape) > 1:
+        return None
+    numbers = {n: _typical(m) for n, m in operands.items() if isinstance(m, Moment)}
+    return linear_gradient(operation, rule, numbers, name, [_typical(grads[0])])
+
+
+def _typical(moment: Moment) -> Moment:
+    """An element with the mean squares of the whole, and of its mean."""
+    shape = (1,) * moment.mean.dim()
+    mean = moment.mean.square().mean().sqrt().double().reshape(shape)
+    return Moment(mean, moment.square.mean().double().reshape(shape))
 
 
 def repeats(operation: Operation, rule: Rule) -> bool:
@@ -164,164 +181,3 @@ def _counted(
     return from_parts(
         torch.full(shape, mean, dtype=torch.float64), torch.full(shape, var, dtype=torch.float64)
     )
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A dimension that is run with one row: its size, and the dimension of the result it is."""
-
-    size: int
-    result: int
-
-
-class _Run:
-    """The operation on arrays of moments.
-
-    A uniform dimension that only repeats rows (the tokens of a linear layer) is run with one row;
-    a gradient that sums over those rows is multiplied by their number.
-    """
-
-    def __init__(self, operation: Operation, rule: Rule, operands: Operands) -> None:
-        self.operation = operation
-        self.operands = operands
-        self.linear = [n for n in rule.linear if n in operands]
-        self.added = [n for n in operands if n not in rule.linear]
-        lists = any(isinstance(operands[n], list) for n in self.linear)
-        self.is_multilinear = lists or len(self.linear) > 1
-        self.coefficient = evaluate(rule.coefficient, formula_values(operation, rule, {}))
-        large = any(m.mean.numel() > _LARGE for m in operands.values() if isinstance(m, Moment))
-        self.dtype = torch.float32 if large else torch.float64
-        self.dense = False
-        self.rows = {n: self._free_rows(n, rule) for n in self.linear} if rule.terms else {}
-
-    def forward(self, part: Callable[[Moment], Tensor]) -> list[Tensor]:
-        return self._or_dense(
-            lambda: [r.double() for r in _listed(self.operation(self._arrays(part, added=True)))]
-        )
-
-    def backward(
-        self, name: str, part: Callable[[Moment], Tensor], grads: list[Tensor]
-    ) -> list[Tensor]:
-        return self._or_dense(lambda: self._backward(name, part, grads))
-
-    def _or_dense(self, run: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """``run()``; again with dense operands where a view refuses expanded ones."""
-        try:
-            return run()
-        except RuntimeError:
-            if self.dense:
-                raise
-        self.dense = True
-        return run()
-
-    def _backward(
-        self, name: str, part: Callable[[Moment], Tensor], grads: list[Tensor]
-    ) -> list[Tensor]:
-        if len(self.linear) == 1:
-            # The gradient of a sum does not depend on what was summed: its own rows count.
-            for rows in self.rows.values():
-                for dimension, row in list(rows.items()):
-                    if any(g.shape[row.result] != 1 for g in grads):
-                        del rows[dimension]
-        arrays = self._arrays(part, added=False)
-        target = arrays[name]
-        leaves = target if isinstance(target, list) else [target]
-        leaves = [x.detach().requires_grad_(True) for x in leaves]
-        arrays[name] = leaves if isinstance(target, list) else leaves[0]
-        with torch.enable_grad():
-            results = _listed(self.operation(arrays))
-            upstream = [
-                _averaged_to(g, tuple(r.shape)).to(self.dtype).expand(r.shape)
-                for g, r in zip(grads, results, strict=True)
-            ]
-            with refusals():
-                found = torch.autograd.grad(results, leaves, upstream, allow_unused=True)
-        repeated = math.prod(
-            row.size for n, rows in self.rows.items() if n != name for row in rows.values()
-        )
-        return [
-            (torch.zeros_like(x) if g is None else g).double() * repeated
-            for x, g in zip(leaves, found, strict=True)
-        ]
-
-    def _arrays(self, part: Callable[[Moment], Tensor], added: bool) -> dict[str, Any]:
-        arrays: dict[str, Any] = {}
-        for name, moment in self.operands.items():
-            if isinstance(moment, list):
-                pairs = zip(moment, self._shapes(name), strict=True)
-                arrays[name] = [self._expanded(name, part(m), s) for m, s in pairs]
-            elif isinstance(self.operation.number(name), int | float):
-                arrays[name] = float(part(moment))
-            else:
-                array = part(moment)
-                if name in self.added and not added:
-                    array = torch.zeros_like(array)
-                arrays[name] = self._expanded(name, array, self._shapes(name)[0])
-        return arrays
-
-    def _shapes(self, name: str) -> list[list[int]]:
-        """The shape of an operand, or of each tensor of a list."""
-        argument = self.operation.operands.get(name)
-        if isinstance(argument, list):
-            return [list(self.operation.shape_of(a)) for a in argument]
-        return [list(self.operation.shape(name))]
-
-    def _expanded(self, name: str, array: Tensor, shape: list[int]) -> Tensor:
-        for dimension in self.rows.get(name, {}):
-            shape[dimension] = 1
-        expanded = array.to(self.dtype).expand(shape)
-        return expanded.contiguous() if self.dense else expanded
-
-    def _free_rows(self, name: str, rule: Rule) -> dict[int, _Row]:
-        """Uniform dimensions of an operand that reappear, alone, as a dimension of the result."""
-        held = self.operands[name]
-        moments = held if isinstance(held, list) else [held]
-        shapes = {n: self._shapes(n) for n in self.operands}
-        whole = self._result_shape(shapes)
-        free: dict[int, _Row] = {}
-        for dimension, size in enumerate(shapes[name][0]):
-            uniform = all(
-                m.mean.shape[dimension] == 1 and m.square.shape[dimension] == 1 for m in moments
-            )
-            if size == 1 or not uniform or (rule.window and dimension):
-                continue
-            before = [shape[dimension] for shape in shapes[name]]
-            for shape in shapes[name]:
-                shape[dimension] = 1
-            now = self._result_shape(shapes)
-            changed = [i for i, (a, b) in enumerate(zip(whole, now, strict=False)) if a != b]
-            if len(now) == len(whole) and len(changed) == 1 and now[changed[0]] == 1:
-                free[dimension] = _Row(size, changed[0])
-                whole = now
-            else:
-                for shape, present in zip(shapes[name], before, strict=True):
-                    shape[dimension] = present
-        return free
-
-    def _result_shape(self, shapes: Mapping[str, list[list[int]]]) -> tuple[int, ...]:
-        """The shape of the (only) result for operands of these shapes; () where it cannot be."""
-        blanks: dict[str, Any] = {}
-        for name, listed in shapes.items():
-            tensors = [torch.empty(shape, device="meta") for shape in listed]
-            is_list = isinstance(self.operands[name], list)
-            number = None if is_list else self.operation.number(name)
-            blanks[name] = tensors if is_list else tensors[0]
-            if isinstance(number, int | float):
-                blanks[name] = number
-        try:
-            result = self.operation(blanks)
-        except CannotRun:
-            return ()
-        return tuple(result.shape) if isinstance(result, Tensor) else ()
-
-
-def _listed(result: Any) -> list[Tensor]:
-    return list(result) if isinstance(result, list | tuple) else [result]
-
-
-def _averaged_to(array: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The array with dimensions that were run with one row averaged down to one."""
-    for dimension, size in enumerate(shape):
-        if array.shape[dimension] not in (1, size):
-            array = array.mean(dimension, keepdim=True)
-    return array

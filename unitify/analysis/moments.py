@@ -21,10 +21,13 @@ from torch import Tensor
 
 from unitify.operations.refusal import CannotRun
 
+#: Beyond this many elements what is known is held in single precision.
+_LARGE = 2**16
+
 
 @dataclass(frozen=True)
 class Moment:
-    """E[x] and E[x²] of a tensor's elements, as float64 arrays that broadcast to its shape.
+    """E[x] and E[x²] of a tensor's elements, as arrays that broadcast to its shape.
 
     No element is known to be below ``low`` or above ``high``.
     """
@@ -85,9 +88,11 @@ def gaussian(mean: float, rms: float, ndim: int = 0) -> Moment:
 
 def exactly(tensor: Tensor) -> Moment:
     """A tensor whose every element is known."""
-    values = tensor.detach().to(device="cpu", dtype=torch.float64)
-    limit = torch.finfo(torch.float32).max
-    values = torch.nan_to_num(values, nan=0.0, posinf=limit, neginf=-limit)
+    dtype = torch.float32 if tensor.numel() > _LARGE else torch.float64
+    values = tensor.detach().to(device="cpu", dtype=dtype)
+    if not bool(values.sum().isfinite()):
+        limit = torch.finfo(torch.float32).max
+        values = torch.nan_to_num(values.double(), nan=0.0, posinf=limit, neginf=-limit)
     return Moment(values, values * values)
 
 

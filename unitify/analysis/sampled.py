@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unitify.analysis.linear import Operands
 from unitify.analysis.moments import Moment
+from unitify.analysis.on_arrays import Operands
 from unitify.analysis.quadrature import distribution, near_bounds
 from unitify.operations.operation import Operation
 from unitify.operations.refusal import refusals

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from unitify.analysis.quadrature import normal_nodes
 
-#: Above this many different pairs of arguments, results are interpolated.
-_MANY = 64
+#: Above this many different pairs of arguments, results are interpolated; as many are integrated
+#: at once.
+_FEW, _AT_ONCE = 4, 64
 #: log2 of what counts as zero, such as the Jacobian of one logit.
 _NOTHING = -100.0
 #: Points an octave of either argument at which they then are computed; and those that have been.
@@ -58,10 +59,10 @@ def _by_rows(integrand: Callable[[Moments, Tensor], Tensor], var: Tensor, count:
     """∫ of ``integrand`` over log t for every pair; of many pairs, between points of a grid."""
     var, count = torch.broadcast_tensors(var.double(), count.double())
     pairs = var.flatten(), count.flatten()
-    if var.numel() <= _MANY:
+    if var.numel() <= _FEW:
         return _integral(integrand, *pairs).reshape(var.shape)
     rows, where = torch.stack(pairs, 1).unique(dim=0, return_inverse=True)
-    exact = len(rows) <= _MANY
+    exact = len(rows) <= _FEW
     found = (_integral if exact else _interpolated)(integrand, rows[:, 0], rows[:, 1])
     return found[where].reshape(var.shape)
 
@@ -86,8 +87,8 @@ def _points(integrand: Callable[[Moments, Tensor], Tensor], points: Tensor) -> T
     """log2 of the integral at points of the grid, each computed once in a run of the program."""
     keys = [(integrand.__name__, *point) for point in points.tolist()]
     missing = [i for i, key in enumerate(keys) if key not in _COMPUTED]
-    for start in range(0, len(missing), _MANY):
-        chunk = missing[start : start + _MANY]
+    for start in range(0, len(missing), _AT_ONCE):
+        chunk = missing[start : start + _AT_ONCE]
         var, count = (points[chunk] / _DENSITY).exp2().unbind(1)
         found = _integral(integrand, var, count).log2().clamp_min(_NOTHING)
         _COMPUTED.update(zip((keys[i] for i in chunk), found.tolist(), strict=True))

@@ -1,6 +1,6 @@
 """Example inputs: what a model can be called with, where the model itself says so.
 
-Capture needs inputs of the right shapes and types; their values do not matter.
+Of the shapes, types and ranges that it states, and drawn. Tokens are such as the model would write.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from unitify.capture.state import kept, seeded
 from unitify.diagnostics import InputsNeeded, NothingCaptured, UnitifyError, UnknownOption
 
 #: Sizes used where a model leaves them open; above one, so that they stay dynamic.
 BATCH, LENGTH, EXTENT = 2, 16, 32
+#: How often tokens are drawn anew from what a language model expects in their places.
+ROUNDS = 4
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -208,7 +211,7 @@ def _from_config(model: nn.Module) -> dict[str, Any]:
         def ids() -> torch.Tensor:
             return torch.randint(0, vocabulary, (BATCH, length), generator=generator).to(device)
 
-        inputs = {"input_ids": ids()}
+        inputs = {"input_ids": _written(model, ids(), vocabulary)}
         accepted = inspect.signature(model.forward).parameters
         if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in accepted:
             inputs["decoder_input_ids"] = ids()
@@ -223,6 +226,29 @@ def _from_config(model: nn.Module) -> dict[str, Any]:
             )
         )
     return {name: torch.randn(*shape, generator=generator).to(device, dtype)}
+
+
+def _written(model: Any, ids: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """Tokens of a language model's own: each drawn from what the model expects in its place.
+
+    All places at once, several times. Values and gradients are then much as on real text, which
+    those on random tokens are not: the model is at a loss there.
+    """
+    writes = getattr(model, "can_generate", bool)() and not model.config.is_encoder_decoder
+    if not writes or ids.is_meta:
+        return ids
+    with kept(model), seeded(model), torch.no_grad():
+        for _ in range(ROUNDS):
+            try:
+                logits = model(input_ids=ids).logits[:, :-1].float()
+            except Exception:
+                # Whatever code of the model's own may raise; capture says so.
+                return ids
+            if logits.shape != (BATCH, ids.shape[1] - 1, vocabulary) or not logits.isfinite().all():
+                return ids
+            drawn = torch.multinomial(logits.flatten(0, 1).softmax(-1), 1).reshape(BATCH, -1)
+            ids = torch.cat([ids[:, :1], drawn], 1)
+    return ids
 
 
 def _main_input_shape(config: Any, name: str) -> tuple[int, ...] | None:

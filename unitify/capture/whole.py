@@ -106,8 +106,9 @@ class Capture:
 
     @property
     def holds_weights(self) -> bool:
-        """Has every parameter data? On the meta device none has."""
-        return not any(parameter.is_meta for parameter in self.model.parameters())
+        """Have parameters, buffers and the example data? On the meta device none has."""
+        held = [*self.model.parameters(), *self.model.buffers(), *self.example]
+        return not any(isinstance(tensor, torch.Tensor) and tensor.is_meta for tensor in held)
 
     def with_true_parameters(self) -> Capture:
         """The same with every parameter kept at true scale."""

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import fx
 
-from unitify.analysis.forward import ForwardMoments
 from unitify.arrival import units_of, watched
 from unitify.capture.execution import LossFunction
 from unitify.capture.islands import path_of
@@ -21,9 +20,9 @@ from unitify.cast.distributions import measured_distributions, weight_distributi
 from unitify.cast.headroom import with_headroom
 from unitify.cast.insert import cast
 from unitify.cast.lowering import lower
-from unitify.cast.means import measured_means, told_means, with_means
+from unitify.cast.means import with_means
 from unitify.cast.noise_bound import within_bound
-from unitify.cast.trials import with_trials
+from unitify.cast.search import searched, with_scales
 from unitify.diagnostics import Diagnostic, RecipeInvalid, UnitifyError
 from unitify.estimates import Estimates
 from unitify.module.assembly import value_name
@@ -129,23 +128,18 @@ def _by_evidence(
 ) -> tuple[tuple[Choice, ...], tuple[Diagnostic, ...]]:
     """Means first, then headroom for what is left, then what its noise leaves in BF16."""
     capture, plan = part.capture, part.plan
-    if recipe.centre == "predicted":
-        moments = ForwardMoments(capture, rules, None)
-        moments.run()
-        means = told_means(choices, capture, rules, moments)
-        choices = with_means(choices, capture, rules, means)
-    elif recipe.centre == "measured":
-        means = measured_means(choices, capture, rules, evidence.batches.get(name))
-        choices = with_means(choices, capture, rules, means)
+    batches = evidence.batches.get(name)
+    if "measured" in (recipe.headroom, recipe.centre):
+        batches = batches or [list(capture.example)]
+    if {recipe.headroom, recipe.centre} != {"none"}:
+        found = searched(choices, capture, plan, rules, recipe, batches)
+        choices = with_means(choices, capture, rules, found.means)
     if recipe.headroom != "none":
-        batches = None
+        known = weight_distributions(choices, capture, rules)
         if recipe.headroom == "measured":
-            batches = evidence.batches.get(name, [list(capture.example)])
             known = measured_distributions(choices, capture, rules, batches, evidence.loss_fn)
-        else:
-            known = weight_distributions(choices, capture, rules)
         choices = with_headroom(choices, capture, plan, rules, evidence.estimates[name], known)
-        choices = with_trials(choices, capture, plan, rules, batches)
+        choices = with_scales(choices, capture, plan, rules, found)
     if recipe.min_sqnr is None:
         return choices, ()
-    return within_bound(choices, capture, plan, rules, recipe.min_sqnr, evidence.batches.get(name))
+    return within_bound(choices, capture, plan, rules, recipe.min_sqnr, batches)

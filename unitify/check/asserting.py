@@ -18,6 +18,7 @@ from unitify.check.outputs import rendered
 from unitify.check.places import Places
 from unitify.check.settings import read_settings
 from unitify.check.subject import subject_of
+from unitify.estimating import measures
 from unitify.operations.rule_table import load_rules
 from unitify.recipe.reader import configured_recipe, read_recipe
 from unitify.recipe.recipe import FP8
@@ -27,7 +28,7 @@ def check_model(
     model: nn.Module,
     inputs: Any = (),
     *,
-    measured: bool = False,
+    scales: str = "auto",
     recipe: Any = None,
     rules: Any = (),
     root: Path | None = None,
@@ -38,12 +39,13 @@ def check_model(
 
     - ``inputs``: of one call (a tensor, a tuple or a dict), or a list of these; inferred where the
       model tells
-    - ``measured``: judge what is measured on them
+    - ``scales``: what is judged: "measured" on them, predicted by "analysis", or, with "auto",
+      measured where weights hold data
     - ``recipe``: what is cast, as for ``transform``; that of ``pyproject.toml`` or "fp8" where None
     - ``root``: of the project, whose ``[tool.unitify.check]`` is read; None is the working folder
     - ``settings``: keys of that table on top of it
 
-    Raises ``UnitifyError``: U002 or U102 for inputs, U011 for settings.
+    Raises ``UnitifyError``: U001 for other scales, U002 or U102 for inputs, U011 for settings.
     """
     folder = root or Path()
     chosen = read_settings(folder, **settings)
@@ -60,7 +62,7 @@ def check_model(
         table,
         Places(Repository.around(folder), subject.model, entry),
         target=type(model).__name__,
-        is_measured=measured,
+        is_measured=measures(scales, (p.capture for p in subject.pieces.values())),
         batches=batches,
     )
 

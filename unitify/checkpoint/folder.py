@@ -59,6 +59,7 @@ class Converted:
     casts: tuple[Choice, ...] | None = None
     scheme: Mapping[str, Reparametrisation] = field(default_factory=dict)
     calls: Sequence[Outline] = ()
+    scales: str = ""
 
     @property
     def huggingface(self) -> Path | None:
@@ -130,6 +131,7 @@ def read(path: Path) -> Converted:
             for part, made in document.get("scheme", {}).items()
         },
         calls=document["calls"],
+        scales=document.get("source", {}).get("scales", ""),
     )
 
 
@@ -153,7 +155,7 @@ def load(
     found = read(Path(path))
     built = _skeleton(found, model)
     (args, kwargs), *further = drawn_calls(found.calls, built, example_inputs, example_kwargs)
-    return rebuild(
+    module = rebuild(
         built,
         found.weights,
         found.plan,
@@ -167,6 +169,8 @@ def load(
         scheme=found.scheme,
         rules=rules,
     )
+    module.scales = found.scales
+    return module
 
 
 def true_model(found: Converted, model: nn.Module | None = None) -> nn.Module:
@@ -223,7 +227,7 @@ def _write_files(
     if module.scheme:
         document["scheme"] = {part: made.to_json() for part, made in module.scheme.items()}
     document["versions"] = {**document["versions"], **versions}
-    document["source"] = dict(source)
+    document["source"] = {**source, "scales": module.scales}
     document["sha256"] = {name: sha256(folder / name) for name in hashed}
     document["sha256"][PLAN] = _digest_of_plan(document)
     (folder / PLAN).write_text(json.dumps(document, indent=1) + "\n", "utf-8")

@@ -41,16 +41,17 @@ def check(
     ],
     model: Factory = None,
     inputs: InputsFunction = None,
-    measured: Annotated[
-        bool, typer.Option("--measured", help="Judge what is measured on the inputs.")
-    ] = False,
     transformed: Annotated[
         bool, typer.Option("--transformed", help="Transform the model first, and check the result.")
     ] = False,
     scales: Annotated[
         str,
-        _option(metavar="analysis|measured", help="Where --transformed takes its scales from."),
-    ] = "analysis",
+        _option(
+            metavar="auto|measured|analysis",
+            help="Judge what is measured on the inputs where weights hold data; or always; or what "
+            "is predicted. --transformed takes its scales from there, too.",
+        ),
+    ] = "auto",
     recipe: Annotated[
         str | None,
         _option(metavar="RECIPE", help="What is cast: that of [tool.unitify], else fp8."),
@@ -125,20 +126,21 @@ def check(
         casts = read_recipe(recipe) if recipe is not None else configured_recipe(Path())
         committed = read_plan(plan) if plan is not None else None
         known = read_baseline(Path(settings.baseline)) if not update_baseline else {}
-    names = ("read", *(("transform",) if transformed else ()), "capture", *steps(measured))
+    names = (
+        "read",
+        *(("transform",) if transformed else ()),
+        "capture",
+        *steps(scales != "analysis"),
+    )
     with reported(), progress_bar(names) as advance:
         found = read_target(target, model=model, inputs=inputs, rules=rules)
         advance("read")
         if transformed:
             found = _transformed(found, casts or FP8, scales, rules)
             advance("transform")
-        comparison = Comparison(
-            drift=bool(found.scales) and found.scales == ("measured" if measured else "analysis"),
-            committed=committed,
-            path=str(plan),
-        )
+        comparison = Comparison(committed=committed, path=str(plan))
         outcome = _outcome(
-            found, target, settings, casts or FP8, measured, comparison, rules, advance
+            found, target, settings, casts or FP8, scales, comparison, rules, advance
         )
     with reported():
         if update_baseline:
@@ -155,7 +157,7 @@ def _outcome(
     target: str,
     settings: Settings,
     recipe: Recipe,
-    is_measured: bool,
+    scales: str,
     comparison: Comparison,
     rules: list[Path],
     advance: Callable[[str], None],
@@ -165,12 +167,17 @@ def _outcome(
     from unitify.check.checking import check as check_subject
     from unitify.check.places import Places
     from unitify.check.subject import subject_of
+    from unitify.estimating import measures
     from unitify.operations.rule_table import load_rules
 
     table = load_rules(rules)
     args, kwargs = as_inputs(found.model, found.batches[0]) if found.batches else ((), None)
     subject = subject_of(found.model, args, kwargs, recipe, table)
     advance("capture")
+    is_measured = measures(scales, (piece.capture for piece in subject.pieces.values()))
+    figures = "measured" if is_measured else "analysis"
+    planned = subject.module.scales if subject.module is not None else ""
+    comparison = dataclasses.replace(comparison, drift=planned == figures)
     outcome = check_subject(
         subject,
         settings,
@@ -182,9 +189,8 @@ def _outcome(
         comparison=comparison,
         on_step=advance,
     )
-    if found.scales and not comparison.drift:
-        how = "with --measured" if found.scales == "measured" else "without --measured"
-        note = f"drift is not judged: the plan is of {found.scales} scales; check {how}"
+    if planned and not comparison.drift:
+        note = f"drift is not judged: the plan is of other scales; check with --scales {planned}"
         outcome = dataclasses.replace(outcome, notes=(*outcome.notes, note))
     return outcome
 

@@ -37,8 +37,11 @@ def convert(
     ] = None,
     scales: Annotated[
         str,
-        typer.Option(metavar="analysis|measured", help="Predicted without data, or measured."),
-    ] = "analysis",
+        typer.Option(
+            metavar="auto|measured|analysis",
+            help="Measured in a run where weights hold data; or always, or predicted.",
+        ),
+    ] = "auto",
     rules: RuleFiles = [],  # noqa: B006  (typer copies it)
     allow_missing: Annotated[
         list[str],
@@ -78,7 +81,7 @@ def convert(
 
     with reported():
         casts = read_recipe(recipe) if recipe is not None else configured_recipe(Path())
-    with reported(), progress_bar(stages(scales, verify, casts)) as advance:
+    with reported(), progress_bar(stages(verify, casts)) as advance:
         report = convert_checkpoint(
             checkpoint,
             output,

@@ -43,8 +43,11 @@ def report(
     ] = None,
     scales: Annotated[
         str,
-        typer.Option(metavar="analysis|measured", help="Predicted without data, or measured."),
-    ] = "analysis",
+        typer.Option(
+            metavar="auto|measured|analysis",
+            help="Measured in a run where weights hold data; or always, or predicted.",
+        ),
+    ] = "auto",
     rules: RuleFiles = [],  # noqa: B006  (typer copies it)
     drift: Annotated[
         Path | None,
@@ -71,20 +74,17 @@ def report(
         chosen = format_of(output, format)
         casts = read_recipe(recipe) if recipe is not None else configured_recipe(Path())
         records = () if drift is None else read_drift(drift)
-    stages = ("read", "capture", scales, "plan", "rewrite", "verify", "cast", "report")
+    stages = ("read", "capture", "estimate", "plan", "rewrite", "verify", "cast", "report")
     with reported(), progress_bar(stages) as advance:
         opened = read_target(target, model=model, inputs=inputs, rules=rules)
         advance("read")
         module = opened.model
-        if isinstance(module, UnitScaledModule):
-            scales = opened.scales or scales
-        else:
+        if not isinstance(module, UnitScaledModule):
             module = _transformed(opened, casts, scales, rules, verify, advance)
         known = Known(
             rules=load_rules(rules),
             batches=opened.batches,
             target=target,
-            scales=scales,
             drift=records,
         )
         made = ModelReport(gather(module, known))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +23,11 @@ class Target:
 
     ``entry``: the line that names it. ``batches``: inputs of calls, the first of them the example;
     none where none were given, and the model's own way of being called has to be inferred.
-    ``scales``: what the plan of a converted folder was made from, "" elsewhere.
     """
 
     model: nn.Module
     batches: tuple[Any, ...]
     entry: Frame | None = None
-    scales: str = ""
 
 
 def read_target(
@@ -52,7 +49,7 @@ def read_target(
     if (path / PLAN).is_file():
         built = build_model(model) if model is not None else None
         loaded = load(path, built, batches[0] if batches else (), rules=rules)
-        return Target(loaded, batches, Frame(str(path / PLAN), 1), _scales(path))
+        return Target(loaded, batches, Frame(str(path / PLAN), 1))
     if path.is_dir():
         return Target(read_pretrained(path)[0], batches, Frame(str(path / "config.json"), 1))
     if ":" not in target:
@@ -71,8 +68,3 @@ def _definition(target: str) -> Frame | None:
         return Frame(inspect.getsourcefile(function) or "", inspect.getsourcelines(function)[1])
     except (TypeError, OSError):
         return None
-
-
-def _scales(path: Path) -> str:
-    document = json.loads((path / PLAN).read_text("utf-8"))
-    return str(document.get("source", {}).get("scales", ""))

@@ -100,8 +100,8 @@ class EstimateFellBack(Diagnostic):
     be of the RMS of its first operand. A wrong estimate costs precision, never exactness.
 
     Example: a row that averages over a dimension which the operand does not have.
-    Fix: nothing has to be mended; ``scales="measured"`` needs no prediction. A row of your own can
-    be tried with ``unitify rules verify FILE``.
+    Fix: nothing has to be mended; scales that are measured need no prediction. A row of your own
+    can be tried with ``unitify rules verify FILE``.
     """
 
     code: ClassVar[str] = "U206"
@@ -129,3 +129,22 @@ class ImportFailed(Diagnostic):
     fix: ClassVar[str] = "Name a module that python can import from here"
     module: str
     problem: str
+
+
+@dataclass(frozen=True)
+class RunNotFinite(Diagnostic):
+    """Values were infinite or NaN in the run that scales are measured in.
+
+    Their scales are those of analysis. Masks do not count.
+
+    Example: a model that takes the logarithm of its input, which was drawn or may be negative.
+    Fix: pass example inputs of the range that the model takes, or ``batches=``.
+    """
+
+    code: ClassVar[str] = "U208"
+    why: ClassVar[str] = (
+        "{count} values ({names}) were not finite when scales were measured; theirs are predicted"
+    )
+    fix: ClassVar[str] = "Exact as it is; pass example inputs that the model takes"
+    count: int
+    names: str

@@ -18,9 +18,11 @@ from unitify.capture.execution import LossFunction
 from unitify.capture.islands import path_of
 from unitify.capture.whole import Capture
 from unitify.cast.casting import Casts, with_casts
-from unitify.diagnostics import NothingTransformed, UnitifyError, UnknownOption
+from unitify.diagnostics import NothingTransformed, UnitifyError
 from unitify.drift.measuring import measure_running, true_capture
 from unitify.estimates import Estimates
+from unitify.estimating import check_scales
+from unitify.measure.captured import measure
 from unitify.measure.tally import Tally
 from unitify.module.assembly import AssembledModule, Part, agreed, joined
 from unitify.module.unit_scaled import UnitScaledModule
@@ -29,8 +31,6 @@ from unitify.plan.fixed import parameter_of
 from unitify.plan.planner import plan
 from unitify.plan.scale_plan import ScalePlan
 from unitify.rewrite import rewrite
-
-SCALES = ("measured", "analysis")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def rebase_(
     module: nn.Module,
     batches: Iterable[Any] = (),
     *,
-    scales: str = "measured",
+    scales: str = "auto",
     loss_fn: LossFunction | None = None,
     rules: Iterable[Any] = (),
 ) -> Rebase:
@@ -53,7 +53,8 @@ def rebase_(
     - ``module``: what ``transform`` made, or a module around it; called between two steps.
     - ``batches``: inputs of calls, as for ``transform``; each is run forward and backward. Buffers,
       ``.grad`` and random state are as before afterwards.
-    - ``scales``: "measured" on the batches, or "analysis" of the weights, which takes none.
+    - ``scales``: "measured" on the batches, or "analysis" of the weights, which takes none. "auto"
+      measures, without batches on the inputs of the recording.
     - ``loss_fn``, ``rules``: as ``transform`` was given.
 
     Parameters, gradients, optimisers and checkpoints stay as they are: stored weights keep the
@@ -62,9 +63,7 @@ def rebase_(
     Raises ``UnitifyError``, having changed nothing: U003 without batches, U009 where nothing that
     can be trained is transformed.
     """
-    if scales not in SCALES:
-        choices = ", ".join(SCALES)
-        raise UnitifyError(UnknownOption(option="scales", value=scales, choices=choices))
+    check_scales(scales)
     wholes = [whole for whole in transformed(module) if not whole.is_inference]
     if not wholes:
         raise UnitifyError(NothingTransformed(module="a module for inference alone"))
@@ -73,6 +72,8 @@ def rebase_(
     captures = [true_capture(part) for _, _, part in parts]
     if scales == "analysis":
         found = [analyse(captured, table, loss_fn).estimates for captured in captures]
+    elif scales == "auto" and not (batches := list(batches)):
+        found = [measure(captured, None, loss_fn) for captured in captures]
     else:
         modules = [part for _, _, part in parts]
         found = _measured(module, modules, captures, batches, loss_fn)
@@ -81,6 +82,8 @@ def rebase_(
         own = [i for i, part in enumerate(parts) if part[0] is whole]
         plans = _plans({parts[i][1]: (captures[i], found[i]) for i in own}, whole, table)
         chosen += [_Chosen.of(whole, name, new, table) for name, new in plans.items()]
+    for whole in wholes:
+        whole.scales = "analysis" if scales == "analysis" else "measured"
     return Rebase(sum(one.adopt() for one in chosen))
 
 

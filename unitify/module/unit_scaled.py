@@ -52,6 +52,8 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
     diagnostics: tuple[Diagnostic, ...]
     #: What is cast, and what verification found before the casts; None for neither.
     recipe: Recipe | None = None
+    #: Where the scales of the plan come from: "measured" or "analysis"; "" where nobody knows.
+    scales: str = ""
     _casts: tuple[Choice, ...] = ()
     #: Are cast weights held as codes? There is no running of the model's own code then.
     is_inference: bool = False

@@ -4,8 +4,8 @@
 
 e is what the casts of one operation do to its results on exact operands, J how an output depends on
 these. One run gives every e, and one backward pass for each v every v · J, so that what errors have
-in common, and what becomes of them in later layers, is counted as it is, to first order. Inputs are
-drawn where there is no data; values then have the moments that the model states.
+in common, and what becomes of them in later layers, is counted as it is, to first order. Without
+batches values have the moments that the model states.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch import Tensor, fx
 from unitify.capture.execution import GraphRunner, unchanged
 from unitify.capture.whole import Capture
 from unitify.noise.budget import Budget
-from unitify.noise.drawn_inputs import DRAWS, drawn_inputs, toward_stated
 from unitify.noise.measured import Correction, PairRunner, output_names
 from unitify.noise.operand_casts import OperandCast, Place
+from unitify.noise.toward_stated import toward_stated
 from unitify.operations.rule_table import RuleTable
 
-#: Directions at the outputs for each draw of the inputs.
+#: Directions at the outputs for each batch.
 DIRECTIONS = 24
 
 
@@ -36,11 +36,11 @@ def probed_budget(
 ) -> Budget:
     """The contributions of every operation with cast operands to the error of each output.
 
-    ``batches``: lists of flat inputs; drawn ones, and no data, where None. Weights must hold data.
+    ``batches``: lists of flat inputs; the example where None. Weights must hold data.
     """
     correct = toward_stated(capture, rules) if batches is None else None
     if batches is None:
-        batches = [drawn_inputs(capture, rules, draw) for draw in range(DRAWS)]
+        batches = [list(capture.example)]
     names = output_names(capture.graph)
     signal = dict.fromkeys(names, 0.0)
     error: dict[str, dict[str, float]] = {name: {} for name in names}

@@ -220,7 +220,6 @@ KEYS: Mapping[str, Reader] = {
     "creates": _flag,
     "states": _table_of(_moments),
     "untold": _table_of(_number),
-    "below": _table_of(_formula),
     "domain": _table_of(_domain),
     "corners": _names,
     "balanced": _table_of(_either(_dimensions, _matching(r"over( if \w+)?"))),

@@ -38,7 +38,7 @@ _LISTED = {
 }  # fmt: skip
 _KEYED = {
     "terms": _VALUES, "backward": _VALUES, "parameters": _VALUES, "only": _EVERY, "sample": _EVERY,
-    "states": _TENSORS, "untold": _TENSORS, "below": _TENSORS, "domain": _TENSORS,
+    "states": _TENSORS, "untold": _TENSORS, "domain": _TENSORS,
     "balanced": _TENSORS, "common": _TENSORS, "law": _VALUES, "defaults": _NUMBERS,
 }  # fmt: skip
 
@@ -142,9 +142,8 @@ class _Names:
             yield from self._plain(("dims", name), formula, before | COUNTED.keys())
             yield from self._countable(("dims", name), formula)
             before.add(name)
-        for key, table in (("terms", rule.terms), ("below", rule.below)):
-            for name, formula in table.items():
-                yield from self._plain((key, name), formula, before)
+        for name, formula in rule.terms.items():
+            yield from self._plain(("terms", name), formula, before)
         yield from self._plain(("coefficient",), rule.coefficient, before)
         for name, formula in rule.law.defaults.items() if rule.law is not None else ():
             yield from self._plain(("defaults", name), formula, {_EPSILON})

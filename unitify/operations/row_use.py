@@ -121,7 +121,6 @@ def _formulas(row: Row) -> list[sympy.Expr]:
         *row.where.values(),
         *rule.dims.values(),
         *rule.terms.values(),
-        *rule.below.values(),
         rule.coefficient,
         *(parse_formula(text) for table in tables for text in _texts(table)),
     ]

@@ -100,7 +100,6 @@ class Rule:
     ``weighs``: the number that multiplies the second term of a sum.
     ``states``: operand → formulas of what the other operands tell of its moments (statistics that
     the operation keeps), unless they are still those of ``untold``: operand → value.
-    ``below``: integer operand → how many rows it picks from.
     ``domain``: operand → the numbers, least and greatest, between which it has to be.
     ``corners``: the operands of an operation that has its extremes where each of them has one of
     its own: one that is monotone in each of them, or linear.
@@ -142,7 +141,6 @@ class Rule:
     creates: bool = False
     states: Mapping[str, Moments] = field(default_factory=dict)
     untold: Mapping[str, float] = field(default_factory=dict)
-    below: Mapping[str, sympy.Expr] = field(default_factory=dict)
     domain: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     corners: tuple[str, ...] = ()
     balanced: Mapping[str, str | tuple[int, ...]] = field(default_factory=dict)

@@ -18,8 +18,10 @@ from unitify.capture.islands import flat_calls, path_of
 from unitify.capture.whole import Capture
 from unitify.drift.measuring import measure_running, true_capture
 from unitify.drift.monitor import Record
+from unitify.estimating import FAR, far_apart
 from unitify.formats.losses import JUDGED
 from unitify.formats.table import FORMATS, Format
+from unitify.measure.captured import measure_into
 from unitify.measure.tally import Tally
 from unitify.module.assembly import value_name
 from unitify.module.unit_scaled import UnitScaledModule
@@ -27,7 +29,7 @@ from unitify.operations.rule_table import RuleTable
 from unitify.recipe.choices import choose
 from unitify.recipe.recipe import FP8, Recipe
 from unitify.report.class_graph import class_graph
-from unitify.report.numerics import Numerics
+from unitify.report.numerics import DIRECTIONS, Numerics, Value
 from unitify.report.sqnr import not_shown, signal_to_noise
 from unitify.report.values import Part, values_of
 from unitify.rulebook.listing import row
@@ -41,7 +43,6 @@ class Known:
     batches: tuple[Any, ...] = ()
     loss_fn: LossFunction | None = None
     target: str = ""
-    scales: str = "analysis"
     drift: tuple[Record, ...] = ()
 
 
@@ -57,11 +58,16 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
     if module.scheme:
         notes.append("the original shown here is the true model that the scheme made")
     batches = known.batches
-    if batches and _is_empty(module):
+    tallies = {name: Tally(counts_magnitudes=True) for name in captures}
+    is_measured = all(capture.holds_weights for capture in captures.values())
+    if not is_measured:
         batches = ()
         notes.append("nothing was measured: the weights are on the meta device")
-    tallies = {name: Tally(counts_magnitudes=True) for name in captures}
-    if batches:
+    elif not batches:
+        notes.append("measured on the inputs of the recording, as no others were given")
+        for name, capture in captures.items():
+            measure_into(tallies[name], capture, None, _loss(name, known))
+    else:
         measure_running(
             module,
             list(module.parts.values()),
@@ -71,7 +77,7 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
             known.loss_fn,
         )
     problem = not_shown(recipe)
-    if not all(capture.holds_weights for capture in captures.values()):
+    if not is_measured:
         problem = "signal to noise is not shown: weights hold no data to run on"
     if problem:
         notes.append(problem)
@@ -90,22 +96,23 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
             if problem
             else signal_to_noise(capture, own.plan, choices, known.rules, inputs),
             stores_cast=recipe.values == "all",
-            measured=tallies[name].estimates(capture) if batches else {},
+            measured=tallies[name].estimates(capture) if is_measured else {},
             magnitudes=tallies[name].magnitudes(),
         )
         found.append(part)
     formats = _formats(recipe)
     values = tuple(v for part in found for v in values_of(part, known.rules, formats))
+    notes += _far_apart(values)
     classes, crossings = class_graph(found, known.rules)
     operations = dict.fromkeys(value.operation for value in values)
     verification = module.verification
     return Numerics(
         model=type(module.original).__name__,
         target=known.target,
-        scales=known.scales,
+        scales=module.scales,
         recipe=recipe,
         is_applied=module.recipe is not None,
-        batches=len(batches),
+        batches=len(batches) or int(is_measured),
         exact=None if verification is None else verification.exact,
         parameters=sum(parameter.numel() for parameter in module.original.parameters()),
         values=values,
@@ -123,6 +130,19 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
         drift=known.drift,
         versions=dict(module.plan.versions),
     )
+
+
+def _far_apart(values: tuple[Value, ...]) -> list[str]:
+    """What there is to say of values whose two figures have little to do with each other."""
+    sides = [(v.name, v.side(direction)) for v in values for direction in DIRECTIONS]
+    far = dict.fromkeys(n for n, side in sides if far_apart(side.predicted, side.measured))
+    if not far:
+        return []
+    shown = ", ".join(list(far)[:4]) + (", …" if len(far) > 4 else "")
+    return [
+        f"analysis and measurement differ by more than {FAR:g} octaves in {len(far):,} of "
+        f"{len(values):,} values: {shown}"
+    ]
 
 
 def _capture(part: UnitScaledModule) -> Capture:

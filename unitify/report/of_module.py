@@ -25,8 +25,8 @@ def report(
     """What every value of ``module`` is like, in the original and as transformed.
 
     - ``batches``: inputs of calls, as for ``transform``; each is run forward and backward, and RMS,
-      magnitudes and noise are measured on them. Without any, noise is measured on the example
-      inputs, and all else is predicted.
+      magnitudes and noise are measured on them; on the inputs of the recording without any. On
+      the meta device all is predicted.
     - ``loss_fn``, ``rules``: as ``transform`` was given
     - ``drift``: a file that ``unitify.monitor`` wrote
 

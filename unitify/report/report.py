@@ -119,7 +119,6 @@ def make_report(
     measured: Mapping[str, Estimates],
     rules: RuleTable,
     *,
-    scales: str = "analysis",
     seconds: Mapping[str, float] | None = None,
 ) -> Report:
     """Sum up a conversion. ``measured``: RMS at true scale, as ``measure_recorded`` finds it.
@@ -153,7 +152,7 @@ def make_report(
         restored=tuple(note for part in parts for note in without_rule(part.capture, rules)),
         fell_back=tuple(d for d in module.diagnostics if isinstance(d, EstimateFellBack)),
         left_out=tuple(d for d in module.diagnostics if not isinstance(d, EstimateFellBack)),
-        scales=scales,
+        scales=module.scales,
         recipe=module.recipe.name if module.recipe is not None else None,
         casts=module.casts,
         seconds=dict(seconds or {}),

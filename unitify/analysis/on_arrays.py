@@ -1,0 +1,240 @@
+"""An operation that sums products, run on arrays of moments in place of its operands.
+
+Takes an operation, its rule and the moments of its operands; gives what the operation makes of any
+part of these, forward, and its transpose of the same part of gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from unitify.analysis.formulas import formula_values
+from unitify.analysis.moments import Moment, fit
+from unitify.operations.dimensions import evaluate
+from unitify.operations.operation import Operation
+from unitify.operations.refusal import CannotRun, refusals
+from unitify.operations.rule_table import Rule
+from unitify.operations.schema import named_arguments
+
+#: Moments by argument name; a list for an argument that is a list of tensors.
+Operands = Mapping[str, "Moment | list[Moment]"]
+#: Beyond this many elements operands are multiplied in single precision.
+_SINGLE = 2**16
+#: So many pixels in a row tell what a window does to any more, if it reaches over half of them.
+_EXTENT = 16
+#: Free rows that have been found: layers of a model repeat.
+_FREE: dict[Hashable | None, dict[int, _Row]] = {}
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A dimension that is run with one row: its size, and the dimension of the result it is."""
+
+    size: int
+    result: int
+
+
+class Run:
+    """The operation on arrays of moments.
+
+    A uniform dimension that only repeats rows (the tokens of a linear layer) is run with one row;
+    a gradient that sums over those rows is multiplied by their number. An image of which all pixels
+    are alike is run at a smaller size.
+    """
+
+    def __init__(
+        self, operation: Operation, rule: Rule, operands: Operands, target: str = ""
+    ) -> None:
+        self.operation = operation
+        self.operands = operands
+        self.linear = [n for n in rule.linear if n in operands]
+        self.added = [n for n in operands if n not in rule.linear]
+        lists = any(isinstance(operands[n], list) for n in self.linear)
+        self.is_multilinear = lists or len(self.linear) > 1
+        self.coefficient = evaluate(rule.coefficient, formula_values(operation, rule, {}))
+        large = any(m.mean.numel() > _SINGLE for m in operands.values() if isinstance(m, Moment))
+        self.dtype = torch.float32 if large else torch.float64
+        self.dense = False
+        # What a weight receives is a sum over all pixels.
+        in_full = target and target != rule.linear[0]
+        self.extents = {} if in_full or not rule.window else self._extents(rule)
+        self.rows = {n: self._free_rows(n, rule) for n in self.linear} if rule.terms else {}
+
+    def forward(self, part: Callable[[Moment], Tensor]) -> list[Tensor]:
+        """What the operation makes of this part of all operands."""
+        found = self._or_dense(
+            lambda: [r.double() for r in _listed(self.operation(self._arrays(part, added=True)))]
+        )
+        if self.extents:
+            found = [fit(r, s) for r, s in zip(found, self.operation.result_shapes, strict=True)]
+        return found
+
+    def backward(
+        self, name: str, part: Callable[[Moment], Tensor], grads: list[Tensor]
+    ) -> list[Tensor]:
+        """What its transpose makes of ``grads`` for one operand, and this part of the others."""
+        return self._or_dense(lambda: self._backward(name, part, grads))
+
+    def _or_dense(self, run: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """``run()``; again with dense operands where a view refuses expanded ones."""
+        try:
+            return run()
+        except RuntimeError:
+            if self.dense:
+                raise
+        self.dense = True
+        return run()
+
+    def _backward(
+        self, name: str, part: Callable[[Moment], Tensor], grads: list[Tensor]
+    ) -> list[Tensor]:
+        if len(self.linear) == 1:
+            # The gradient of a sum does not depend on what was summed: its own rows count.
+            for rows in self.rows.values():
+                for dimension, row in list(rows.items()):
+                    if any(g.shape[row.result] != 1 for g in grads):
+                        del rows[dimension]
+        arrays = self._arrays(part, added=False)
+        target = arrays[name]
+        leaves = target if isinstance(target, list) else [target]
+        leaves = [x.detach().requires_grad_(True) for x in leaves]
+        arrays[name] = leaves if isinstance(target, list) else leaves[0]
+        with torch.enable_grad():
+            results = _listed(self.operation(arrays))
+            upstream = [
+                _averaged_to(g, tuple(r.shape)).to(self.dtype).expand(r.shape)
+                for g, r in zip(grads, results, strict=True)
+            ]
+            with refusals():
+                found = torch.autograd.grad(results, leaves, upstream, allow_unused=True)
+        repeated = math.prod(
+            row.size for n, rows in self.rows.items() if n != name for row in rows.values()
+        )
+        return [
+            (torch.zeros_like(x) if g is None else g).double() * repeated
+            for x, g in zip(leaves, found, strict=True)
+        ]
+
+    def _arrays(self, part: Callable[[Moment], Tensor], added: bool) -> dict[str, Any]:
+        arrays: dict[str, Any] = {}
+        for name, moment in self.operands.items():
+            if isinstance(moment, list):
+                pairs = zip(moment, self._shapes(name), strict=True)
+                arrays[name] = [self._expanded(name, part(m), s) for m, s in pairs]
+            elif isinstance(self.operation.number(name), int | float):
+                arrays[name] = float(part(moment))
+            else:
+                array = part(moment)
+                if name in self.added and not added:
+                    array = torch.zeros_like(array)
+                arrays[name] = self._expanded(name, array, self._shapes(name)[0])
+        return arrays
+
+    def _shapes(self, name: str) -> list[list[int]]:
+        """The shape of an operand, or of each tensor of a list."""
+        argument = self.operation.operands.get(name)
+        if isinstance(argument, list):
+            return [list(self.operation.shape_of(a)) for a in argument]
+        shape = list(self.operation.shape(name))
+        for dimension, extent in self.extents.get(name, {}).items():
+            shape[dimension] = extent
+        return [shape]
+
+    def _extents(self, rule: Rule) -> dict[str, dict[int, int]]:
+        """Smaller images, where all pixels of the image of a window are alike."""
+        image, weight = rule.linear
+        moment, shape = self.operands[image], self.operation.shape(image)
+        if not isinstance(moment, Moment):
+            return {}
+        dilation = self.operation.number("dilation")
+        spread = max(dilation) if isinstance(dilation, list) else dilation
+        taps = self.operation.shape(weight)[2:]
+        found = {}
+        for dimension in range(2, len(shape)):
+            extent = max(_EXTENT, 2 * spread * max(taps))
+            alike = moment.mean.shape[dimension] == moment.square.shape[dimension] == 1
+            if alike and shape[dimension] > extent:
+                found[dimension] = extent
+        return {image: found}
+
+    def _expanded(self, name: str, array: Tensor, shape: list[int]) -> Tensor:
+        for dimension in self.rows.get(name, {}):
+            shape[dimension] = 1
+        expanded = array.to(self.dtype).expand(shape)
+        return expanded.contiguous() if self.dense else expanded
+
+    def _free_rows(self, name: str, rule: Rule) -> dict[int, _Row]:
+        """Uniform dimensions of an operand that reappear, alone, as a dimension of the result."""
+        held = self.operands[name]
+        moments = held if isinstance(held, list) else [held]
+        shapes = {n: self._shapes(n) for n in self.operands}
+        whole = self._result_shape(shapes)
+        free: dict[int, _Row] = {}
+        key = self._shape_key(name, moments, shapes)
+        if key in _FREE:
+            return dict(_FREE[key])
+        for dimension, size in enumerate(shapes[name][0]):
+            uniform = all(
+                m.mean.shape[dimension] == 1 and m.square.shape[dimension] == 1 for m in moments
+            )
+            if size == 1 or not uniform or (rule.window and dimension):
+                continue
+            before = [shape[dimension] for shape in shapes[name]]
+            for shape in shapes[name]:
+                shape[dimension] = 1
+            now = self._result_shape(shapes)
+            changed = [i for i, (a, b) in enumerate(zip(whole, now, strict=False)) if a != b]
+            if len(now) == len(whole) and len(changed) == 1 and now[changed[0]] == 1:
+                free[dimension] = _Row(size, changed[0])
+                whole = now
+            else:
+                for shape, present in zip(shapes[name], before, strict=True):
+                    shape[dimension] = present
+        if key is not None:
+            _FREE[key] = dict(free)
+        return free
+
+    def _shape_key(
+        self, name: str, moments: list[Moment], shapes: Mapping[str, list[list[int]]]
+    ) -> Hashable | None:
+        """What the free rows depend on; None where a tensor of known values is among that."""
+        given = {n: self.operation.number(n) for n in named_arguments(self.operation.node)}
+        if any(isinstance(x, Tensor) for x in pytree.tree_leaves(given)):
+            return None
+        uniform = tuple(m.mean.shape + m.square.shape for m in moments)
+        return self.operation.node.target, name, uniform, repr(shapes), repr(given)
+
+    def _result_shape(self, shapes: Mapping[str, list[list[int]]]) -> tuple[int, ...]:
+        """The shape of the (only) result for operands of these shapes; () where it cannot be."""
+        blanks: dict[str, Any] = {}
+        for name, listed in shapes.items():
+            tensors = [torch.empty(shape, device="meta") for shape in listed]
+            is_list = isinstance(self.operands[name], list)
+            number = None if is_list else self.operation.number(name)
+            blanks[name] = tensors if is_list else tensors[0]
+            if isinstance(number, int | float):
+                blanks[name] = number
+        try:
+            result = self.operation(blanks)
+        except CannotRun:
+            return ()
+        return tuple(result.shape) if isinstance(result, Tensor) else ()
+
+
+def _listed(result: Any) -> list[Tensor]:
+    return list(result) if isinstance(result, list | tuple) else [result]
+
+
+def _averaged_to(array: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The array with dimensions that were run with one row averaged down to one."""
+    for dimension, size in enumerate(shape):
+        if array.shape[dimension] not in (1, size):
+            array = array.mean(dimension, keepdim=True)
+    return array

@@ -1,0 +1,149 @@
+"""RMS of every value of a recording: by a run, or by analysis where there is nothing to run.
+
+Recording ─► measure | analyse ─► Estimated
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from unitify.analysis.analyse import analyse
+from unitify.capture.execution import LossFunction
+from unitify.capture.inputs import Inputs
+from unitify.capture.islands import Recording, path_of
+from unitify.capture.whole import Capture
+from unitify.diagnostics import (
+    Diagnostic,
+    NothingCaptured,
+    RunNotFinite,
+    UnitifyError,
+    UnknownOption,
+)
+from unitify.estimates import Estimates, Rms
+from unitify.measure.recorded import measure_recorded
+from unitify.operations.extremes import extreme_values
+from unitify.operations.refusal import first_line
+from unitify.operations.rule_table import RuleTable
+
+#: Where scales come from. "auto" measures where weights hold data, and analyses elsewhere.
+SCALES = ("auto", "measured", "analysis")
+#: Octaves between what was measured and what was predicted of a value that are worth a word.
+FAR = 4.0
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """Estimates by part, and what they are: ``scales`` is "measured" or "analysis".
+
+    ``diagnostics``: what was estimated otherwise than ``scales`` or the rules say.
+    """
+
+    parts: Mapping[str, Estimates]
+    scales: str
+    diagnostics: tuple[Diagnostic, ...] = ()
+
+
+def check_scales(scales: str) -> None:
+    """Raises ``UnitifyError`` (U001) for what is none of ``SCALES``."""
+    if scales not in SCALES:
+        raise UnitifyError(UnknownOption(option="scales", value=scales, choices=", ".join(SCALES)))
+
+
+def estimated(
+    recorded: Recording,
+    scales: str,
+    calls: list[Inputs],
+    loss_fn: LossFunction | None,
+    rules: RuleTable,
+) -> Estimated:
+    """Estimates of every value of ``recorded``. ``calls``: what the model is run on, if it is.
+
+    Raises ``UnitifyError``: U001 as ``check_scales``, U003 where there is no call to run, U102
+    where one does not run.
+    """
+    if measures(scales, recorded.parts.values()):
+        return _measured(recorded, calls, loss_fn, rules)
+    found: dict[str, Estimates] = {}
+    notes: list[Diagnostic] = []
+    for name, captured in recorded.parts.items():
+        weight_rms = None if captured.reparametrisation is None else 1.0
+        analysis = analyse(captured, rules, _loss(name, loss_fn), weight_rms)
+        found[name] = analysis.estimates
+        notes += analysis.diagnostics
+    return Estimated(found, "analysis", tuple(notes))
+
+
+def measures(scales: str, captures: Iterable[Capture]) -> bool:
+    """Does ``scales`` ask for a run of ``captures``? Raises as ``check_scales``."""
+    check_scales(scales)
+    return scales == "measured" or (scales == "auto" and all(map(can_run, captures)))
+
+
+def can_run(capture: Capture) -> bool:
+    """Is there anything to run: weights that hold data, and are the model's own?
+
+    A scheme draws new ones; those that it drew once say no more than what they are drawn from.
+    """
+    return capture.reparametrisation is None and capture.holds_weights
+
+
+def far_apart(predicted: float | None, measured: float | None) -> bool:
+    """Do two figures of one RMS differ by more than ``FAR`` octaves?"""
+    if not (predicted and measured and math.isfinite(predicted) and math.isfinite(measured)):
+        return False
+    return abs(math.log2(predicted) - math.log2(measured)) > FAR
+
+
+def _measured(
+    recorded: Recording, calls: list[Inputs], loss_fn: LossFunction | None, rules: RuleTable
+) -> Estimated:
+    found: dict[str, Estimates] = {}
+    notes: list[Diagnostic] = []
+    try:
+        run = measure_recorded(recorded, calls, loss_fn)
+    except (RuntimeError, IndexError) as error:
+        reason = f"it does not run: {type(error).__name__}: {first_line(error)}"
+        where = type(recorded.model).__name__
+        raise UnitifyError(NothingCaptured(where=where, reason=reason)) from error
+    for name, estimates in run.items():
+        captured = recorded.parts[name]
+        lost = _not_finite(captured, estimates, rules)
+        if lost:
+            where = type(captured.model).__name__
+            shown = ", ".join(list(lost)[:3])
+            notes.append(RunNotFinite(where=where, count=len(lost), names=shown))
+            told = analyse(captured, rules, _loss(name, loss_fn)).estimates
+            estimates = {**estimates, **{v: _mended(estimates[v], told[v]) for v in lost}}
+        found[name] = estimates
+    return Estimated(found, "measured", tuple(notes))
+
+
+def _not_finite(captured: Capture, estimates: Estimates, rules: RuleTable) -> list[str]:
+    """Values that came out infinite or NaN, but for those that carry masks."""
+    lost = [
+        name
+        for name, rms in estimates.items()
+        if not (math.isfinite(rms.forward or 0.0) and math.isfinite(rms.backward or 0.0))
+    ]
+    if not lost:
+        return lost
+    held = extreme_values(captured.graph, rules, captured.example, captured.attribute)
+    masks = {node.name for node in held}
+    return [name for name in lost if name not in masks]
+
+
+def _mended(measured: Rms, predicted: Rms) -> Rms:
+    kept: dict[str, Any] = {
+        direction: getattr(predicted, direction)
+        for direction in ("forward", "backward")
+        if not math.isfinite(getattr(measured, direction) or 0.0)
+    }
+    return replace(measured, **kept)
+
+
+def _loss(part: str, loss_fn: LossFunction | None) -> LossFunction | None:
+    """What an island gives is not what a loss takes: a unit gradient reaches it."""
+    return None if path_of(part) else loss_fn
