@@ -152,6 +152,11 @@ def _(path: Path) -> None:
     unitify.optim.param_groups(stored, torch.optim.AdamW)
 
 
+@triggers("U020")
+def _(path: Path) -> None:
+    unitify.gather_codes_(unitify.transform(nn.Sequential(nn.Linear(6, 6)), (X,)))
+
+
 @triggers("U101")
 def _(path: Path) -> None:
     capture(Forward(lambda m, x: m.linear(x) if x.sum() > 0 else x), (X,), {})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -39,6 +40,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import unitify
 
@@ -202,6 +204,54 @@ def fsdp2(
         return fully_shard(owner, **options)
 
     return wrapped(wrap, rank, folder)
+
+
+class Collectives(TorchDispatchMode):
+    """Counts collectives by name, and the bytes that all-gathers give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+        self.gathered = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            self.counts[func.__name__] += 1
+            if "allgather" in func.__name__:
+                self.gathered += args[0].nbytes
+        return func(*args, **(kwargs or {}))
+
+
+def gathered_codes(rank: int, folder: Path, **options: Any) -> dict[str, bool]:
+    """Codes of weights are gathered in place of weights: the same numbers, fewer bytes."""
+
+    def made(gathers: bool) -> nn.Module:
+        module = module_of_net("fp8,multiple=1")
+        if gathers:
+            assert isinstance(module, unitify.UnitScaledModule)
+            unitify.gather_codes_(module)
+        for path in ("blocks.0", "blocks.1"):
+            fully_shard(module.get_submodule(path), **options)
+        return fully_shard(module, **options)
+
+    runs, sent = [], []
+    for gathers in (False, True):
+        owner = made(gathers)
+        optimizer = optimizer_of(owner)
+        with Collectives() as counted:
+            step(owner, optimizer, 0, rank)
+        sent.append(counted)
+        runs.append(ran(made(gathers), rank, folder / str(gathers)))
+        runs[-1].resumed = resumed(made(not gathers), rank, folder / str(gathers))
+    wide, narrow = sent
+    # Each block is gathered for either pass, the rest once. Nothing is reduced to find a scale.
+    assert wide.counts == {"_allgather_base_.default": 5, "_reduce_scatter_base_.default": 3}
+    assert narrow.counts == wide.counts
+    times = {n: 2 if "blocks" in n else 1 for n, p in net().named_parameters() if p.ndim == 2}
+    numbers = sum(times[n] * p.numel() for n, p in net().named_parameters() if n in times)
+    sent_wide = 2 if options else 4
+    assert wide.gathered - narrow.gathered == (sent_wide - 1) * numbers
+    return compared(*runs)
 
 
 def fsdp1(rank: int, folder: Path, **options: Any) -> dict[str, bool]:
@@ -475,6 +525,11 @@ def _rows() -> Iterable[tuple[str, Callable[[int, Path], dict[str, bool]]]]:
     yield "FSDP2, bfloat16, per block", partial(fsdp2, half=True, blocks=True)
     yield "FSDP2, kept unsharded", partial(fsdp2, blocks=True, reshard_after_forward=False)
     yield "FSDP2, on the host", partial(fsdp2, offload_policy=CPUOffloadPolicy(pin_memory=False))
+    yield "FSDP2, gathered as FP8 codes", gathered_codes
+    yield (
+        "FSDP2, gathered as FP8 codes, bfloat16",
+        partial(gathered_codes, mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32)),
+    )
     yield "FSDP1, flat", fsdp1
     yield "FSDP1, original parameters", partial(fsdp1, use_orig_params=True)
     yield "tensor parallel", parallel

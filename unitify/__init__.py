@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from unitify.drift.rebase import Rebase as Rebase
     from unitify.drift.rebase import rebase_ as rebase_
     from unitify.estimates import Rms as Rms
+    from unitify.module.gathered import gather_codes_ as gather_codes_
     from unitify.module.unit_scaled import UnitScaledModule as UnitScaledModule
     from unitify.ops.registered import decompositions as decompositions
     from unitify.plan.scale_plan import Scale as Scale
@@ -49,6 +50,7 @@ _HOMES = {
     "drift.monitor": "Monitor monitor",
     "drift.rebase": "Rebase rebase_",
     "estimates": "Rms",
+    "module.gathered": "gather_codes_",
     "module.unit_scaled": "UnitScaledModule",
     "ops.registered": "decompositions",
     "plan.scale_plan": "Scale ScalePlan",

@@ -244,3 +244,19 @@ class ParametersRenamed(Diagnostic):
     fix: ClassVar[str] = 'Transform with weights="true", the default'
     count: int
     name: str
+
+
+@dataclass(frozen=True)
+class NothingGathered(Diagnostic):
+    """No weight of a module can be gathered as codes.
+
+    Codes stand for a weight whose every use is one cast to an 8-bit format, by a constant.
+
+    Example: ``gather_codes_(transform(model))``, without a recipe; or with ``fp8-amax``, whose
+    scales are found at each call.
+    Fix: transform with ``recipe="fp8"``, and leave products out of the recipe's ``exclude``.
+    """
+
+    code: ClassVar[str] = "U020"
+    why: ClassVar[str] = "no weight is cast to an 8-bit format by a constant, and used so alone"
+    fix: ClassVar[str] = 'Transform with recipe="fp8"'

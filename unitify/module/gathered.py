@@ -1,0 +1,153 @@
+"""Weights that FSDP2 gathers as codes: a quarter of the bytes, and nothing to agree on.
+
+A weight that a module casts is rounded where it lies, before it is sent; its scale is a constant
+of the plan, so that no largest element is looked for in any process. What arrives are numbers that
+the cast leaves as they are. Shards, gradients and optimisers stay as wide as they were.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
+from torch.utils import _pytree as pytree
+
+from unitify.diagnostics import NothingGathered, UnitifyError
+from unitify.formats.table import FORMATS
+from unitify.module.unit_scaled import UnitScaledModule
+from unitify.operations.schema import named_arguments, operation_name
+from unitify.ops.scaled_mm import decode, encode
+
+#: What a cast of a weight does: the name of its format, and the exponent of its scale.
+Rounding = tuple[str, int]
+
+_PRODUCTS = ("unitify.fp8_linear.default", "unitify.fp8_linear.watched")
+_CASTS = ("unitify.cast.default", "unitify.cast.watched")
+#: What ``fully_shard`` makes a shard with; its results are as their operand is.
+_OF_SHARDS = frozenset(
+    getattr(torch.ops.aten, name)
+    for name in (
+        "detach", "clone", "empty_like", "new_zeros", "slice", "split", "view", "as_strided",
+        "copy_", "_to_copy", "_pin_memory",
+    )
+)  # fmt: skip
+
+
+def gather_codes_(module: UnitScaledModule) -> UnitScaledModule:
+    """Let ``fully_shard``, called on ``module`` after this, gather codes of the weights it casts.
+
+    Those are weights all of whose uses are one cast to an 8-bit format by a constant. Results and
+    gradients are bitwise those without this. A module whose scales ``rebase_`` is to change has to
+    be given to this, and to ``fully_shard``, after that.
+
+    Raises ``UnitifyError`` (U020) where there is no such weight.
+    """
+    uses: dict[nn.Parameter, set[Rounding | None]] = {}
+    for part in module.parts.values():
+        for node in part.graph.nodes:
+            held = part._attribute(str(node.target)) if node.op == "get_attr" else None
+            if isinstance(held, nn.Parameter):
+                uses.setdefault(held, set()).update(_rounding(node, user) for user in node.users)
+    made: dict[Any, nn.Parameter] = {}
+    for parameter, roundings in uses.items():
+        if len(roundings) == 1 and (rounding := next(iter(roundings))) is not None:
+            weight = GatheredAsCodes(parameter.detach(), *rounding)
+            made[parameter] = nn.Parameter(weight, parameter.requires_grad)
+    if not made:
+        raise UnitifyError(NothingGathered(where=type(module).__name__))
+    for child in module.modules():
+        for name, held in child._parameters.items():
+            child._parameters[name] = made.get(held, held)
+    return module
+
+
+def _rounding(weight: fx.Node, user: fx.Node) -> Rounding | None:
+    """How ``user`` rounds ``weight``; None where it takes it as it is."""
+    given = named_arguments(user) if operation_name(user) in (*_PRODUCTS, *_CASTS) else {}
+    if operation_name(user) in _PRODUCTS and weight not in (given["x"], given["bias"]):
+        return given["forward"], given["exponents"][1]
+    if operation_name(user) in _CASTS and not given["amax"] and given["saturate"]:
+        format = FORMATS.get(given["forward"])
+        if format is not None and format.dtype is not None:
+            return format.name, given["forward_exponent"]
+    return None
+
+
+class GatheredAsCodes(Tensor):
+    """A weight, or a shard of one, of which ``fully_shard`` gathers codes.
+
+    ``held``: its numbers. ``format``, ``exponent``: what they are rounded to.
+    """
+
+    held: Tensor
+    rounding: Rounding
+
+    @staticmethod
+    def __new__(cls, held: Tensor, format: str, exponent: int) -> GatheredAsCodes:
+        """A view of ``held``."""
+        made: GatheredAsCodes = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(),
+            dtype=held.dtype, layout=held.layout, device=held.device,
+            requires_grad=held.requires_grad,
+        )  # fmt: skip
+        made.held, made.rounding = held, (format, exponent)
+        return made
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return f"GatheredAsCodes({self.held}, {self.rounding})"
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        rounding: Rounding | None = None
+
+        def opened(value: Any) -> Any:
+            nonlocal rounding
+            if not isinstance(value, cls):
+                return value
+            rounding = rounding or value.rounding
+            return value.held
+
+        given = pytree.tree_map(opened, (args, kwargs or {}))
+        result = func(*given[0], **given[1])
+        if func._schema.is_mutable and args and isinstance(args[0], cls):
+            return args[0]
+        if func.overloadpacket not in _OF_SHARDS or rounding is None:
+            return result
+        return pytree.tree_map_only(Tensor, lambda t: cls(t, *rounding), result)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """In a file it is the tensor that the model's own would be."""
+        return self.held.__reduce_ex__(protocol)
+
+    def fsdp_pre_all_gather(
+        self, mesh: Any, outer_size: Any, outer_stride: Any, module: Any, mp_policy: Any
+    ) -> tuple[tuple[Tensor, ...], Any]:
+        """What is sent: codes, as bytes, of as many rows in every process."""
+        format, exponent = self.rounding
+        # As it would be sent without this, and rounded then.
+        sent = self.held.to(mp_policy.param_dtype or self.dtype)
+        codes = encode(sent, FORMATS[format], exponent).view(torch.uint8)
+        missing = -(-outer_size[0] // mesh.size()) - codes.shape[0]
+        if missing:
+            codes = torch.cat([codes, codes.new_zeros(missing, *codes.shape[1:])])
+        return (codes.contiguous(),), None
+
+    def fsdp_post_all_gather(
+        self, gathered: tuple[Tensor, ...], _: Any, dtype: torch.dtype, *, out: Any = None
+    ) -> Any:
+        """The weight that what arrived stands for."""
+        format, exponent = self.rounding
+        codes = gathered[0].view(FORMATS[format].dtype)  # type: ignore[arg-type]
+        whole = decode(codes, dtype, exponent)
+        if out is None:
+            return whole, (whole,)
+        with torch.no_grad(), _unsafe_preserve_version_counter(out):
+            out.copy_(whole[: out.shape[0]])
+        return None
