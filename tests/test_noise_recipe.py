@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from conversion import parameter_scales
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import unitify
 from unitify.cast.distributions import measured_distributions, weight_distributions
@@ -239,3 +240,32 @@ def test_an_input_that_tells_nothing_is_cast_as_it_is(x: Tensor) -> None:
     module = unitify.transform(nn.Linear(32, 16), (x,), recipe=recipe)
     (choice,) = (c for c in module.casts if c.is_product)
     assert abs(choice.exponents[0]) <= 1
+
+
+@pytest.mark.parametrize("recipe", ["fp8-ptq", "fp8,headroom=measured,centre=measured"])
+def test_scales_are_searched_in_few_runs(recipe: str) -> None:
+    """Beyond what the casts of fp8 take: ten forward passes of the model at most."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 16),
+    )  # fmt: skip
+    x = torch.randn(4, 16, 24, 24)
+    model(x)
+    model.eval()
+
+    def spent(recipe: str) -> int:
+        counter = FlopCounterMode(display=False)
+
+        def listen(stage: str, _made: object) -> None:
+            if stage == "rewrite":
+                counter.__enter__()
+            elif stage == "cast":
+                counter.__exit__(None, None, None)
+
+        unitify.transform(model, (x,), recipe=recipe, verify=False, on_stage=listen)
+        return int(counter.get_total_flops())
+
+    with FlopCounterMode(display=False) as once:
+        model(x)
+    assert 1 < (spent(recipe) - spent("fp8")) / once.get_total_flops() <= 10
