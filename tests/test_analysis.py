@@ -51,7 +51,7 @@ def test_analysis_predicts_measurement_within_a_factor_of_two(
 
 def test_analysis_and_measurement_have_the_same_keys() -> None:
     model, args, kwargs = zoo.build("gpt2")
-    analysed = unitify.estimate(model, args, kwargs)
+    analysed = unitify.estimate(model, args, kwargs, scales="analysis")
     measured = unitify.estimate(model, args, kwargs, scales="measured")
     assert analysed.keys() == measured.keys()
     assert all(isinstance(rms, Rms) for rms in analysed.values())
@@ -81,7 +81,7 @@ def test_a_loss_function_says_where_gradients_start() -> None:
     def loss(output: torch.Tensor) -> torch.Tensor:
         return nn.functional.mse_loss(output, target)
 
-    analysed = unitify.estimate(model, (x,), loss_fn=loss)
+    analysed = unitify.estimate(model, (x,), loss_fn=loss, scales="analysis")
     measured = unitify.estimate(model, (x,), loss_fn=loss, scales="measured")
     for name, rms in measured.items():
         assert rms.backward is None or 0.5 < analysed[name].backward / rms.backward < 2, name
@@ -159,6 +159,6 @@ def test_outputs_keep_the_structure_that_a_loss_function_expects() -> None:
         seen.append(pytree.tree_structure(output))
         return sum((t.float().sum() for t in leaves if t.is_floating_point()), torch.zeros(()))
 
-    unitify.estimate(model, args, kwargs, loss_fn=loss)
+    unitify.estimate(model, args, kwargs, loss_fn=loss, scales="analysis")
     loss(model(*args, **kwargs))
     assert seen[0] == seen[-1]

@@ -160,7 +160,7 @@ class Attention(nn.Module):
 def test_a_bias_that_a_softmax_does_not_see(turns: bool) -> None:
     """Keys that move together change nothing, unless positions turn them differently."""
     torch.manual_seed(0)
-    found = estimate(Attention(turns), (torch.randn(3, 6, 8),))
+    found = estimate(Attention(turns), (torch.randn(3, 6, 8),), scales="analysis")
     assert (found["p_key_bias"].backward == 0) != turns
     for name in ("p_value_bias", "p_query_bias", "p_key_weight"):
         assert (found[name].backward or 0) > 0
@@ -170,7 +170,7 @@ def test_a_bias_that_a_softmax_does_not_see(turns: bool) -> None:
 def test_a_bias_that_a_norm_takes_out(training: bool) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 1))
-    found: Any = estimate(net.train(training), (torch.randn(4, 3, 6, 6),))
+    found: Any = estimate(net.train(training), (torch.randn(4, 3, 6, 6),), scales="analysis")
     assert (found["p_0_bias"].backward == 0) == training
     assert found["p_2_bias"].backward > 0
 
