@@ -25,9 +25,10 @@ and compares bit by bit: the loss of every step, the norm of the gradients befor
 state dict of a plain model that was given the saved file, and the losses after resuming from it.
 Distributed rows run in two processes, on gloo. A dash: the row has nothing of the kind.
 
-No row has a recipe, save "PEFT on FP8 codes", which compares `to_frozen()` with the module that it
-is a copy of. Where a framework reaches into submodules (per block, tensor and sequence parallel,
-PEFT after transform, `update_bn`), the model's own code runs, with a warning (U115).
+No row has a recipe, save those of FP8 codes: "PEFT on FP8 codes" compares `to_frozen()`, and
+"FSDP2, gathered as FP8 codes" a module after `gather_codes_`, with the module without it. Where a
+framework reaches into submodules (per block, tensor and sequence parallel, trl, PEFT after
+transform, `update_bn`), the model's own code runs, with a warning (U115).
 
 """
 

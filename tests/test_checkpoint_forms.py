@@ -462,3 +462,32 @@ def test_the_options_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     result = CliRunner().invoke(app, [*call, *options])
     assert result.exit_code == 0, result.output
     assert "2.bias" in result.stdout
+
+
+def test_an_adapter_is_merged_as_the_refusal_says(tmp_path: Path) -> None:
+    import peft
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=1, n_head=2)
+    base, lora, merged = tmp_path / "base", tmp_path / "lora", tmp_path / "merged"
+    transformers.GPT2LMHeadModel(config).save_pretrained(base)
+    options = peft.LoraConfig(
+        r=2, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True,
+        init_lora_weights=False,
+    )  # fmt: skip
+    adapted = peft.get_peft_model(transformers.GPT2LMHeadModel.from_pretrained(base), options)
+    adapted.save_pretrained(lora)
+    with pytest.raises(UnitifyError, match=r"peft\.PeftModel\.from_pretrained") as caught:
+        convert(lora, tmp_path / "none")
+    assert str(base) in str(caught.value)
+    plain = transformers.GPT2LMHeadModel.from_pretrained(base)
+    peft.PeftModel.from_pretrained(plain, lora).merge_and_unload().save_pretrained(merged)
+    convert(merged, tmp_path / "out")
+    ids = torch.randint(0, 64, (2, 8))
+    module = unitify.load(tmp_path / "out", transformers.GPT2LMHeadModel(config))
+    model = transformers.GPT2LMHeadModel.from_pretrained(merged)
+    expected, found = (m.eval()(input_ids=ids).logits for m in (model, module))
+    assert torch.equal(expected, found)
+    plain = transformers.GPT2LMHeadModel.from_pretrained(base)
+    assert not torch.equal(found, plain.eval()(input_ids=ids).logits)

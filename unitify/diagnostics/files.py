@@ -176,8 +176,8 @@ class AdapterAlone(Diagnostic):
     code: ClassVar[str] = "U611"
     why: ClassVar[str] = "{path} holds an adapter for {base}, and no model"
     fix: ClassVar[str] = (
-        "Merge it: AutoPeftModel.from_pretrained(path).merge_and_unload().save_pretrained(merged), "
-        "then convert that"
+        "Merge it: peft.PeftModel.from_pretrained(base_model, path).merge_and_unload()"
+        ".save_pretrained(merged), then convert that"
     )
     path: str
     base: str
