@@ -232,7 +232,7 @@ def test_drift_shows() -> None:
 
 def test_islands_and_modules_around() -> None:
     torch.manual_seed(0)
-    inner = unitify.transform(HoldsFunction(), (torch.randn(4, 8),))
+    inner = unitify.transform(HoldsFunction(), (torch.randn(4, 8),), recipe="fp16")
     outer = nn.Sequential(nn.Linear(8, 8), inner)
     with unitify.monitor(outer, every=1) as monitor:
         outer(torch.randn(4, 8)).sum().backward()

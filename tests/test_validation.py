@@ -21,6 +21,7 @@ import unitify
 from unitify.capture.whole import Capture, capture
 from unitify.estimates import Rms
 from unitify.measure.captured import measure
+from unitify.module.unit_scaled import UnitScaledModule
 from unitify.plan.planner import plan
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.rewrite import rewrite
@@ -249,7 +250,8 @@ def test_every_mutation_is_caught(several: Conversion, scales: str, kind: str) -
 @pytest.mark.parametrize("name", MUTATED)
 def test_every_mutation_of_a_real_model_is_caught(name: str) -> None:
     case = conversion(name)
-    assert sum(tried(case, case.module.parts[""].plan, kind) for kind in MUTATED[name]) > 100
+    chosen = plan(case.capture, measure(case.capture), RULES)
+    assert sum(tried(case, chosen, kind) for kind in MUTATED[name]) > 100
 
 
 def tried(case: Conversion, chosen: ScalePlan, kind: str) -> int:
@@ -264,9 +266,16 @@ def tried(case: Conversion, chosen: ScalePlan, kind: str) -> int:
 # -- what a finding says ------------------------------------------------------------------
 
 
+def narrow(model: nn.Module, x: Tensor) -> UnitScaledModule:
+    """The model with every value and gradient near unit RMS, and rescales between them."""
+    captured = capture(model, (x,), {})
+    chosen = plan(captured, measure(captured), RULES)
+    return build(captured, rewrite(captured, chosen, RULES), chosen)
+
+
 def test_a_finding_names_the_value_and_both_factors() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.GELU())
-    module = unitify.transform(model, (torch.randn(3, 4),), scales="measured", weights="stored")
+    module = narrow(model, torch.randn(3, 4))
     gelu = next(n for n in module.graph.nodes if n.name == "gelu")
     rescale = gelu.args[0]
     assert rescale.target is RESCALE
@@ -281,7 +290,7 @@ def test_a_finding_names_the_value_and_both_factors() -> None:
 
 def test_all_findings_are_reported() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4), nn.GELU())
-    module = unitify.transform(model, (torch.randn(3, 4),), scales="measured")
+    module = narrow(model, torch.randn(3, 4))
     for node in module.graph.nodes:
         if node.target is RESCALE:
             node.args = (node.args[0], node.args[1] * 2, node.args[2])
@@ -341,7 +350,7 @@ def test_transform_refuses_a_wrong_graph(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(sys.modules["unitify.transform"], "rewrite", wrong)
     with pytest.raises(unitify.UnitifyError) as caught:
-        unitify.transform(nn.Linear(4, 4), (torch.randn(3, 4) * 64,), scales="measured")
+        unitify.transform(nn.Linear(4, 4), (torch.randn(3, 4) * 2.0**9,), scales="measured")
     assert caught.value.code == "U502"
 
 

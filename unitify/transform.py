@@ -34,6 +34,7 @@ from unitify.diagnostics import (
 )
 from unitify.estimates import Estimates
 from unitify.estimating import Estimated, check_scales, estimated
+from unitify.formats.table import FP32
 from unitify.module.adopted import adopt_parameters
 from unitify.module.assembly import Part, agreed, assemble, value_name
 from unitify.module.unit_scaled import UnitScaledModule
@@ -106,8 +107,8 @@ def transform(
       divides each parameter by a scale of its own, for weights that are kept in a narrow format
       without masters; ``unitify.optim`` then has the optimiser's options.
     - ``placement``: "everywhere" holds every value near unit RMS: within a factor of two, and every
-      gradient, where a recipe (FP16) casts all values, or a scheme is asked for; within six octaves
-      otherwise, since float32 and bfloat16 hold any scale, and gradients follow their values.
+      gradient, where a recipe (FP16) casts all values; within six octaves otherwise, since float32
+      and bfloat16 hold any scale, and gradients follow their values.
       "casts" leaves values true and brings them there where they are cast; what passes between
       submodules is true then, and each can be called, wrapped or replaced. None: "casts" for
       recipes that cast products by scales of the plan (FP8), else "everywhere".
@@ -141,7 +142,7 @@ def transform(
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
     batches = as_batches(batches)
-    where, carrier = placement or _placement(casts, asked), _carrier(casts, asked)
+    where, carrier = placement or _placement(casts, asked), _carrier(casts)
     further = [as_inputs(model, batch) for batch in batches or ()]
 
     def transformed(
@@ -236,10 +237,12 @@ def _placement(casts: Recipe | None, scheme: Any) -> Placement:
     return "casts" if is_narrow and scheme is None else "everywhere"
 
 
-def _carrier(casts: Recipe | None, scheme: Any) -> Carrier:
-    """Values are narrow where a recipe casts every one of them, and as a scheme publishes them."""
-    stores_cast = casts is not None and casts.values == "all"
-    return "narrow" if stores_cast or scheme is not None else "wide"
+def _carrier(casts: Recipe | None) -> Carrier:
+    """Stored values are narrow where a recipe casts all of them to a format of fewer octaves."""
+    if casts is None or casts.values != "all":
+        return "wide"
+    formats = casts.forward, casts.backward
+    return "narrow" if any(f.min_exponent > FP32.min_exponent for f in formats) else "wide"
 
 
 def _observer(on_stage: StageObserver | None) -> StageObserver:

@@ -29,7 +29,7 @@ from unitify.plan.scale_plan import Carrier, Placement, Scale, ScalePlan, versio
 from unitify.plan.shared import one_unit_a_place
 
 #: How long the fewest rescales are looked for, and for graphs of how many nodes at most.
-SECONDS, NODES = 60.0, 50_000
+SECONDS, NODES = 5.0, 50_000
 #: The bytes that a kernel moves while another is called.
 _BYTES_A_CALL = 2.0**20
 #: More than the sum of exponents of an operation's operands.

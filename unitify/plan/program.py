@@ -7,10 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-
-#: What an octave between an exponent and where it should rather be costs, of a factor's cost: so
-#: little that it decides only between programs of equally many factors.
-_OCTAVE = 1e-4
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -63,6 +60,9 @@ class Program:
         self._is_integer: list[bool] = []
         #: Each: low ≤ Σ multiple · variable ≤ high.
         self._rows: list[tuple[Mapping[int, float], float, float]] = []
+        #: Variables that are one where there is a factor, or a rescale; and distances in octaves.
+        self._marks: list[int] = []
+        self._distances: list[int] = []
 
     def variable(self, low: float, high: float) -> Exponent:
         """An integer from ``low`` to ``high``."""
@@ -76,7 +76,8 @@ class Program:
         """``exponent`` is near ``wanted`` where nothing else decides."""
         if exponent.terms:
             away = exponent - Exponent({}, wanted)
-            distance = self._variable(0.0, float("inf"), _OCTAVE, is_integer=False)
+            distance = self._variable(0.0, float("inf"), 0.0, is_integer=False)
+            self._distances += distance.terms
             for signed in (away, -1 * away):
                 self._rows.append(((distance - signed).terms, signed.constant, float("inf")))
 
@@ -88,19 +89,18 @@ class Program:
         marks = [m for e, cost in factors if (m := self._mark(e, cost)) is not None]
         if marks:
             made = self._variable(0.0, 1.0, weight, is_integer=False)
+            self._marks += made.terms
             self._rows += [((made - mark).terms, 0.0, float("inf")) for mark in marks]
 
     def solve(self, seconds: float) -> Solution | None:
-        """The cheapest values; None where none was found in time."""
+        """The cheapest values, and of those the nearest; None where none was found in time."""
         import numpy as np
         from scipy.optimize import Bounds, LinearConstraint, milp
         from scipy.sparse import csr_array
 
         if not self._low:
             return Solution((), 0.0)
-        places = [
-            (row, v, m) for row, (terms, *_) in enumerate(self._rows) for v, m in terms.items()
-        ]
+        places = [(r, v, m) for r, (terms, *_) in enumerate(self._rows) for v, m in terms.items()]
         rows, columns, multiples = zip(*places, strict=True) if places else ((), (), ())
         shape = len(self._rows), len(self._low)
         limits = LinearConstraint(
@@ -108,16 +108,26 @@ class Program:
             [low for _, low, _ in self._rows],
             [high for *_, high in self._rows],
         )
-        found = milp(
-            np.array(self._cost),
-            integrality=np.array(self._is_integer, dtype=int),
-            bounds=Bounds(self._low, self._high),
-            constraints=limits if places else None,
-            options={"time_limit": seconds, "mip_rel_gap": 0.0},
-        )
-        if found.x is None:
+
+        def solved(cost: Any, high: Any) -> Any:
+            return milp(
+                cost,
+                integrality=np.array(self._is_integer, dtype=int),
+                bounds=Bounds(self._low, high),
+                constraints=limits if places else None,
+                options={"time_limit": seconds, "mip_rel_gap": 0.0},
+            )
+
+        high, distance = np.array(self._high), np.zeros(len(self._low))
+        cheapest = solved(np.array(self._cost), high)
+        if cheapest.x is None:
             return None
-        return Solution(found.x.tolist(), 0.0 if found.status == 0 else float(found.mip_gap))
+        # Where there is no factor now there is none later.
+        high[self._marks] = np.round(cheapest.x[self._marks])
+        distance[self._distances] = 1.0
+        nearest = solved(distance, high)
+        values = cheapest.x if nearest.x is None else nearest.x
+        return Solution(values.tolist(), 0.0 if cheapest.status == 0 else float(cheapest.mip_gap))
 
     def _variable(self, low: float, high: float, cost: float, is_integer: bool) -> Exponent:
         self._low.append(low)
@@ -132,6 +142,7 @@ class Program:
         if low == high == 0.0:
             return None
         mark = self._variable(float(low > 0.0 or high < 0.0), 1.0, cost, is_integer=True)
+        self._marks += mark.terms
         least, most = exponent - low * mark, exponent - high * mark
         self._rows.append((least.terms, -exponent.constant, float("inf")))
         self._rows.append((most.terms, -float("inf"), -exponent.constant))
