@@ -419,7 +419,7 @@ def _(path: Path) -> Found:
 
 @triggers("U502")
 def _(path: Path) -> Found:
-    module = unitify.transform(factories.mlp())
+    module = unitify.transform(factories.mlp(), weights="stored")
     rescale = next(n for n in module.graph.nodes if n.target is torch.ops.unitify.rescale.default)
     rescale.args = (rescale.args[0], 2 * rescale.args[1], rescale.args[2])
     return list(validate(module.capture, module.graph, module.plan, load_rules()))

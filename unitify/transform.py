@@ -142,7 +142,7 @@ def transform(
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
     batches = as_batches(batches)
-    where, carrier = placement or _placement(casts, asked), _carrier(casts)
+    where, carrier = placement or _placement(casts, asked), _carrier(casts, weights)
     further = [as_inputs(model, batch) for batch in batches or ()]
 
     def transformed(
@@ -237,8 +237,13 @@ def _placement(casts: Recipe | None, scheme: Any) -> Placement:
     return "casts" if is_narrow and scheme is None else "everywhere"
 
 
-def _carrier(casts: Recipe | None) -> Carrier:
-    """Stored values are narrow where a recipe casts all of them to a format of fewer octaves."""
+def _carrier(casts: Recipe | None, weights: Weights) -> Carrier:
+    """Values are narrow where a recipe casts all of them to a format of fewer octaves.
+
+    So they are with stored weights, which are for modules that are kept in such a format.
+    """
+    if weights == "stored":
+        return "narrow"
     if casts is None or casts.values != "all":
         return "wide"
     formats = casts.forward, casts.backward
