@@ -261,7 +261,7 @@ def _(path: Path) -> Found:
 
 @triggers("U115")
 def _(path: Path) -> Found:
-    module = unitify.transform(nn.Sequential(nn.Linear(6, 6), nn.Dropout()), (64 * X,))
+    module = unitify.transform(nn.Sequential(nn.Linear(6, 6), nn.Dropout()), (2.0**12 * X,))
     module.get_submodule("1").p = 0.0
     with warnings.catch_warnings(record=True) as found:
         module(X)
