@@ -123,21 +123,18 @@ def _layer(
     weight = named_arguments(node)[matmul.right] if matmul is not None else None
     if matmul is None or not isinstance(weight, fx.Node) or weight.op != "get_attr":
         return "", "it is no product with a weight as the model holds it"
-    name = f"{path}.{weight.target}".strip(".")
-    layer, _, own = name.rpartition(".")
-    if own != "weight" or not isinstance(_module(model, layer), nn.Linear):
-        return "", f"{name} is not the weight of a linear layer"
+    first = capture.aliases.get(str(weight.target))
+    names = [f"{path}.{n}".strip(".") for n, of in capture.aliases.items() if of == first]
+    layers = [n.removesuffix(".weight") for n in names if n.endswith(".weight")]
+    layer = next((n for n in layers if isinstance(_module(model, n), nn.Linear)), "")
+    if not layer:
+        return "", f"{path}.{weight.target} is not the weight of a linear layer".lstrip(".")
     if choice.mean:
         return layer, "its operand is cast around a mean (centre = 'none' folds)"
-    first = capture.aliases.get(str(weight.target))
-    names = {n for n, of in capture.aliases.items() if of == first}
-    if len(names) > 1 or len(weight.users) > 1:
-        return layer, f"its weight is also {_others(names, weight)}"
+    others = [name for name in names if name != f"{layer}.weight"]
+    if others or len(weight.users) > 1:
+        return layer, f"its weight is also {', '.join(others) or 'taken elsewhere'}"
     return layer, ""
-
-
-def _others(names: set[str], weight: fx.Node) -> str:
-    return ", ".join(sorted(names - {str(weight.target)})) or "taken elsewhere"
 
 
 def _module(model: nn.Module, path: str) -> nn.Module | None:
