@@ -18,10 +18,12 @@ from torch.utils.checkpoint import checkpoint
 
 import unitify
 import unitify.diagnostics
+from unitify.capture.inputs import infer_inputs
 from unitify.capture.whole import capture
 from unitify.checkpoint import folder
-from unitify.checkpoint.files import read_state_dicts
+from unitify.checkpoint.files import mapped_weights, read_state_dicts
 from unitify.checkpoint.filling import fill
+from unitify.checkpoint.original import true_model, write_original
 from unitify.checkpoint.state_dict import check_finite
 from unitify.checkpoint.targets import build_model, import_libraries
 from unitify.convert import convert
@@ -30,7 +32,11 @@ from unitify.explain import explain_code, explain_value
 from unitify.operations.rule_table import load_rules
 from unitify.plan import planner
 from unitify.plan.scale_plan import Scale
+from unitify.recipe.recipe import RECIPES
 from unitify.rulebook.missing import without_rule
+from unitify.serve.export import export
+from unitify.serve.mapped import mapped_model
+from unitify.serve.reopened import reopened
 from unitify.verify.validation import validate
 
 X = torch.randn(4, 6)
@@ -499,6 +505,37 @@ def _(path: Path) -> None:
     fill(factories.mlp(), {"model": state, "ema": state})
 
 
+def _language_model(path: Path) -> Path:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("compressed_tensors")
+    config = transformers.LlamaConfig(
+        hidden_size=32, num_hidden_layers=1, intermediate_size=64, vocab_size=64,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(path / "model")
+    return path / "model"
+
+
+@triggers("U614")
+def _(path: Path) -> None:
+    export(_language_model(path), path / "out", RECIPES["fp8-amax"], "compressed-tensors")
+
+
+@triggers("U615")
+def _(path: Path) -> None:
+    model, _ = mapped_model(_language_model(path), mapped_weights(path / "model"))
+    (path / "other").mkdir()
+    reopened(path / "other", model, [infer_inputs(model)], least=6.0)
+
+
+@triggers("U616")
+def _(path: Path) -> None:
+    net = nn.Sequential(nn.Linear(16, 16))
+    module = unitify.transform(net, (torch.randn(4, 16),), recipe="fp8")
+    folder.write(path / "out", module, {})
+    write_original(folder.read(path / "out"), path / "back")
+
+
 @triggers("U701")
 def _(path: Path) -> None:
     def branches(module: nn.Module, x: Tensor) -> Tensor:
@@ -532,4 +569,4 @@ def _(path: Path) -> Found:
 @triggers("U705")
 def _(path: Path) -> None:
     folder.write(path / "out", unitify.transform(factories.mlp(), (X,), scheme="unit"), {})
-    folder.true_model(folder.read(path / "out"), factories.mlp())
+    true_model(folder.read(path / "out"), factories.mlp())

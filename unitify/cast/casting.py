@@ -105,7 +105,9 @@ def cast_module(
         if made is not None:
             chosen = tuple(_repeated(c, held.get(value_name(name, c.value))) for c in chosen)
         elif recipe.is_chosen and evidence is not None:
-            chosen, noted = _by_evidence(chosen, name, part, recipe, rules, evidence)
+            chosen, noted = by_evidence(
+                chosen, name, part.capture, part.plan, recipe, rules, evidence
+            )
             notes += noted
         found[name] = with_casts(part.graph, chosen, recipe, part.capture, part.plan, rules)
     for name, part in module.parts.items():
@@ -118,16 +120,16 @@ def _repeated(choice: Choice, held: Choice | None) -> Choice:
     return choice if held is None else replace(held, value=choice.value)
 
 
-def _by_evidence(
+def by_evidence(
     choices: tuple[Choice, ...],
     name: str,
-    part: UnitScaledModule,
+    capture: Capture,
+    plan: ScalePlan,
     recipe: Recipe,
     rules: RuleTable,
     evidence: Evidence,
 ) -> tuple[tuple[Choice, ...], tuple[Diagnostic, ...]]:
     """Means first, then headroom for what is left, then what its noise leaves in BF16."""
-    capture, plan = part.capture, part.plan
     batches = evidence.batches.get(name)
     if "measured" in (recipe.headroom, recipe.centre):
         batches = batches or [list(capture.example)]

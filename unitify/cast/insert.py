@@ -18,9 +18,10 @@ import unitify.ops  # noqa: F401  (registers unitify::cast)
 from unitify.capture.whole import Capture
 from unitify.cast.centring import UNCENTRE, deviation, offset, stored_mean, unpad
 from unitify.formats.powers import exponent_of
+from unitify.formats.table import FORMATS, BlockFormat
 from unitify.operations.centring import centring
 from unitify.operations.laws import factors, holds_tensors, is_scalable
-from unitify.operations.products import product_operands
+from unitify.operations.products import contracted, made_over, product_operands
 from unitify.operations.rule_table import Rule, RuleTable
 from unitify.operations.schema import named_arguments, operation_name, set_argument
 from unitify.plan.scale_plan import Scale, ScalePlan
@@ -61,7 +62,9 @@ def cast(
                     rule = rules[operation_name(node)]
                     caster.operands_of(original, made, chosen[node.name], rule, units)
                 if is_scalable(original):
-                    caster.result(node, made, chosen[maker.name], units.gradient(node.name))
+                    axis = made_over(rules[operation_name(maker)], maker)
+                    unit = units.gradient(node.name)
+                    caster.result(node, made, chosen[maker.name], unit, axis)
         elif node.name in chosen and original is not None:
             if _is_rescaled(original, plan, rules):
                 (rescale,) = node.users
@@ -133,8 +136,8 @@ class _Caster:
         self.offsets: dict[fx.Node, fx.Node] = {}
         #: Deviations that are there already, by operand, mean, its scale and padding.
         self.deviations: dict[tuple[Any, ...], tuple[fx.Node, fx.Node]] = {}
-        #: Casts of operands that are there already, by operand, format and exponent.
-        self.operands: dict[tuple[fx.Node, str, int], fx.Node] = {}
+        #: Casts of operands that are there already, by operand, format, exponent and dimension.
+        self.operands: dict[tuple[fx.Node, str, int, int], fx.Node] = {}
 
     def copy(self, node: fx.Node) -> fx.Node:
         made = self.graph.node_copy(node, lambda n: self.placed[n])
@@ -160,11 +163,12 @@ class _Caster:
         with self.graph.inserting_before(made):
             apart = self._apart(original, made, choice, rule, units) if choice.mean else {}
             casts: dict[tuple[str, int], fx.Node] = {}
-            values = [value.name for _, _, value in product_operands(rule, original)]
+            values = [value for _, _, value in product_operands(rule, original)]
             for (name, index, operand), value, own in zip(operands, values, headroom, strict=False):
-                exponent = own + units.unit(value, name, index)
+                exponent = own + units.unit(value.name, name, index)
                 rounded = apart.get(name, operand)
-                casts[name, index] = self._operand(rounded, choice.forward, exponent)
+                axis = contracted(rule, original, name, value)
+                casts[name, index] = self._operand(rounded, choice.forward, exponent, axis)
         for name in dict.fromkeys(name for name, _ in casts):
             places = count()
             argument = fx.node.map_arg(
@@ -192,26 +196,35 @@ class _Caster:
         self.offsets[made] = offset(self.graph, made, how, mean)
         return {how.operand: found}
 
-    def result(self, node: fx.Node, made: fx.Node, choice: Choice, unit: int) -> None:
+    def result(self, node: fx.Node, made: fx.Node, choice: Choice, unit: int, axis: int) -> None:
         """Cast the gradient of a product's result; ``unit``: log2 of its scale where it arrives."""
         exponent = (choice.exponents or (self.exponent,))[-1] + unit
-        placed = self._insert(made, "", choice.backward, exponent, exponent)
+        placed = self._insert(made, "", choice.backward, exponent, exponent, axis)
         if made in self.offsets:
             added = self.graph.call_function(UNCENTRE, (placed, self.offsets[made]))
             added.meta = dict(placed.meta)
             placed = added
         self.placed[node] = placed
 
-    def _operand(self, operand: fx.Node, format: str, exponent: int) -> fx.Node:
-        key = operand, format, exponent
+    def _operand(self, operand: fx.Node, format: str, exponent: int, axis: int) -> fx.Node:
+        axis = axis if isinstance(FORMATS[format], BlockFormat) else -1
+        key = operand, format, exponent, axis
         if key not in self.operands:
-            self.operands[key] = self._insert(operand, format, "", exponent, exponent)
+            self.operands[key] = self._insert(operand, format, "", exponent, exponent, axis)
         return self.operands[key]
 
     def _insert(
-        self, node: fx.Node, forward: str, backward: str, exponent: int, of_gradient: int
+        self,
+        node: fx.Node,
+        forward: str,
+        backward: str,
+        exponent: int,
+        of_gradient: int,
+        axis: int = -1,
     ) -> fx.Node:
         arguments = (node, forward, backward, exponent, of_gradient, *self.options)
+        if axis != -1 and any(isinstance(FORMATS.get(f), BlockFormat) for f in (forward, backward)):
+            arguments += (axis,)
         made = self.graph.call_function(_CAST, arguments)
         made.meta = dict(node.meta)
         return made

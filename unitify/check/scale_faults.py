@@ -24,7 +24,7 @@ from unitify.formats.band import Band, band_of
 from unitify.formats.losses import loss
 from unitify.formats.magnitudes import Magnitudes
 from unitify.formats.signal_to_noise import snr
-from unitify.formats.table import Format
+from unitify.formats.table import BlockFormat, Format
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,8 @@ def faults(judged: Judged, known: Known, limits: Limits) -> Iterator[Fault]:
 @cache
 def _endless(format: Format) -> Format:
     """The format if it had no ends: what it keeps more is what its range costs."""
+    if isinstance(format, BlockFormat):
+        return replace(format, scale=_endless(format.scale))
     largest = (2 - 2**-7) * 2.0**127
     return replace(format, dtype=None, min_exponent=-120, max_exponent=127, largest=largest)
 

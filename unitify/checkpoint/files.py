@@ -8,6 +8,8 @@ Takes a ``.safetensors`` or a ``.pt`` file, shards with their index, or a folder
 from __future__ import annotations
 
 import json
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,19 +78,49 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def _read_folder(folder: Path) -> dict[str, StateDict]:
-    """By its index where it has one; else its only file of weights, safetensors before pickles."""
+    index, file = _found(folder)
+    return {"": _read_shards(index)} if index is not None else read_state_dicts(file)
+
+
+def _found(folder: Path) -> tuple[Path | None, Path]:
+    """Its index where it has one; else its only file of weights, safetensors before pickles."""
     indices = sorted(folder.glob(f"*{_INDEX}"), key=lambda p: ".safetensors" not in p.name)
     if indices:
-        return {"": _read_shards(indices[0])}
+        return indices[0], folder
     files = weight_files(folder)
     safe = [file for file in files if file.suffix == ".safetensors"]
     if len(safe or files) != 1:
         problem = f"it holds {len(files)} files of weights and no index; name the one to read"
         raise _unreadable(folder, problem)
-    return read_state_dicts((safe or files)[0])
+    return None, (safe or files)[0]
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
+def mapped_shards(folder: Path) -> dict[str, StateDict]:
+    """The tensors of a folder by the file that holds them, memory-mapped: read when they are used.
+
+    Raises ``UnitifyError`` as ``read_state_dicts`` does.
+    """
+    check_no_adapter(folder)
+    index, file = _found(folder)
+    if index is None:
+        return {file.name: read_state_dicts(file)[""]}
+    placed, files = _placed(index)
+    read = {name: read_state_dicts(index.with_name(name))[""] for name in files}
+    _check_whole(index, placed, read.values())
+    return read
+
+
+def mapped_weights(path: Path) -> dict[str, Any]:
+    """The tensors of a folder, or of a file with one state dict, memory-mapped.
+
+    Raises ``UnitifyError`` as ``read_state_dicts`` does.
+    """
+    shards = mapped_shards(path) if path.is_dir() else read_state_dicts(path)
+    return {name: tensor for shard in shards.values() for name, tensor in shard.items()}
+
+
+def _placed(index: Path) -> tuple[dict[str, str], list[str]]:
+    """Names by the file that holds them, and the files, all of which lie beside the index."""
     try:
         placed = json.loads(index.read_text("utf-8"))["weight_map"]
         files = sorted(set(placed.values()))
@@ -97,12 +129,19 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         raise _unreadable(index, f"not an index of shards ({_first_line(error)})") from None
     if named != files:
         raise _unreadable(index, "it names a file outside its folder")
-    read: dict[str, Any] = {}
-    for file in files:
-        read |= read_state_dicts(index.with_name(file))[""]
-    if lost := sorted(placed.keys() - read.keys()):
+    return placed, files
+
+
+def _read_shards(index: Path) -> dict[str, Any]:
+    placed, files = _placed(index)
+    read = [read_state_dicts(index.with_name(file))[""] for file in files]
+    _check_whole(index, placed, read)
+    return {name: tensor for shard in read for name, tensor in shard.items()}
+
+
+def _check_whole(index: Path, placed: Mapping[str, str], read: Iterable[StateDict]) -> None:
+    if lost := sorted(placed.keys() - {name for shard in read for name in shard}):
         raise _unreadable(index, f"no shard holds {lost[0]}")
-    return read
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -114,11 +153,16 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickled(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
     except Exception as error:  # a broken file may raise anything on its way through the unpickler
         if refused := _refused(path, str(error)):
             raise UnitifyError(UnsafeCheckpoint(path=str(path), problem=refused)) from None
         raise _unreadable(path, f"not a whole state dict ({_first_line(error)})") from None
+
+
+def _is_archive(path: Path) -> bool:
+    """Is it a pickle as torch has written them since 1.6, whose tensors can be mapped?"""
+    return zipfile.is_zipfile(path)
 
 
 def _refused(path: Path, message: str) -> str:

@@ -1,6 +1,7 @@
 """The folder that ``unitify convert`` writes, and ``load``, which reads it back.
 
-    model.safetensors   the module's weights: the original's true ones; a tied tensor once
+    model.safetensors   the module's weights: the original's true ones, or the codes that its casts
+                        make of them; a tied tensor once
     plan.json           scales (log2), recipe, versions, SHA-256 of what decides the function
     report.json         what a reader wants to know
     huggingface/        config and tokenizer of a Hugging Face model
@@ -15,7 +16,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,24 +26,22 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unitify.capture.outline import Outline
+from unitify.checkpoint.codes import Coded, coded_weights, decoded, encoded
 from unitify.checkpoint.drawn_calls import drawn_calls, sizes_by_name
 from unitify.checkpoint.pretrained import from_config
 from unitify.checkpoint.rebuild import rebuild
-from unitify.checkpoint.state_dict import check_fitting
 from unitify.diagnostics import (
     FolderDamaged,
-    NoOriginal,
     NotWritten,
     OutputExists,
     UnitifyError,
 )
-from unitify.module.fingerprint import KEY
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.plan.scale_plan import ScalePlan
 from unitify.recipe.choices import Choice
 from unitify.reparametrisation import Reparametrisation
 
-FORMAT = 3
+FORMAT = 4
 WEIGHTS, PLAN, REPORT, HUGGINGFACE = (
     "model.safetensors", "plan.json", "report.json", "huggingface",
 )  # fmt: skip
@@ -60,6 +59,7 @@ class Converted:
     scheme: Mapping[str, Reparametrisation] = field(default_factory=dict)
     calls: Sequence[Outline] = ()
     scales: str = ""
+    codes: Mapping[str, Coded] = field(default_factory=dict)
 
     @property
     def huggingface(self) -> Path | None:
@@ -90,11 +90,21 @@ def write(
 
     Raises ``UnitifyError``: U605 where it exists, U606 where it cannot be written.
     """
+    written_whole(
+        path,
+        lambda folder: _write_files(
+            folder, module, report, versions or {}, source or {}, companions
+        ),
+    )
+
+
+def written_whole(path: Path, fill: Callable[[Path], None]) -> None:
+    """The new folder ``path`` with what ``fill`` puts into it, or nothing at all."""
     check_absent(path)
     partial = path.absolute().with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
-        _write_files(partial, module, report, versions or {}, source or {}, companions)
+        fill(partial)
         os.rename(partial, path)
     except (OSError, SafetensorError) as error:
         if os.path.lexists(path):
@@ -120,10 +130,12 @@ def read(path: Path) -> Converted:
     for name, digest in hashes.items():
         if name != PLAN and (not (path / name).is_file() or sha256(path / name) != digest):
             raise _damaged(path, f"{name} is missing or not as it was written")
+    codes = _codes(path, document.get("codes", {}))
     return Converted(
         path=path,
         plan=ScalePlan.from_json(document),
-        weights=_read_weights(path / WEIGHTS),
+        weights=_read_weights(path / WEIGHTS, codes),
+        codes=codes,
         recipe=document.get("recipe"),
         casts=_casts(path, document.get("casts")),
         scheme={
@@ -153,7 +165,7 @@ def load(
     not belong to the model, U002 where the folder cannot tell its inputs.
     """
     found = read(Path(path))
-    built = _skeleton(found, model)
+    built = skeleton(found, model)
     (args, kwargs), *further = drawn_calls(found.calls, built, example_inputs, example_kwargs)
     module = rebuild(
         built,
@@ -173,25 +185,11 @@ def load(
     return module
 
 
-def true_model(found: Converted, model: nn.Module | None = None) -> nn.Module:
-    """The original model again, with its true weights. ``model`` as for ``load``; it is filled.
+def skeleton(found: Converted, model: nn.Module | None) -> nn.Module:
+    """``model``, or the one that the folder's config describes.
 
-    Raises ``UnitifyError`` (U603, U607), and U705 where a scheme made another model of it.
+    Raises ``UnitifyError`` (U607) where there is none.
     """
-    if found.scheme:
-        raise UnitifyError(NoOriginal(path=str(found.path)))
-    built = _skeleton(found, model)
-    true = {
-        name: tensor * found.plan.parameters[name].fwd if name in found.plan.parameters else tensor
-        for name, tensor in found.weights.items()
-        if name != KEY
-    }
-    check_fitting(built, true, same_types=True)
-    built.load_state_dict(true, strict=False)
-    return built
-
-
-def _skeleton(found: Converted, model: nn.Module | None) -> nn.Module:
     if model is not None:
         return model
     if found.huggingface is None:
@@ -213,7 +211,7 @@ def _write_files(
     source: Mapping[str, Any],
     companions: Iterable[Path],
 ) -> None:
-    _write_weights(folder / WEIGHTS, module.state_dict())
+    coded = write_weights(folder / WEIGHTS, module.state_dict(), coded_weights(module))
     hashed = [WEIGHTS]
     for companion in companions:
         (folder / HUGGINGFACE).mkdir(exist_ok=True)
@@ -224,6 +222,7 @@ def _write_files(
     document["calls"] = next(iter(module.parts.values())).capture.calls
     if recipe is not None:
         document["casts"] = [asdict(choice) for choice in module.casts if choice.is_product]
+    document["codes"] = {name: asdict(coded[name]) for name in sorted(coded)}
     if module.scheme:
         document["scheme"] = {part: made.to_json() for part, made in module.scheme.items()}
     document["versions"] = {**document["versions"], **versions}
@@ -241,8 +240,13 @@ def _digest_of_plan(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _write_weights(path: Path, state_dict: Mapping[str, Tensor]) -> None:
-    """safetensors holds no tensor twice: a tied name is noted in the header."""
+def write_weights(
+    path: Path, state_dict: Mapping[str, Tensor], coded: Mapping[str, Coded] | None = None
+) -> dict[str, Coded]:
+    """safetensors holds no tensor twice: a tied name is noted in the header.
+
+    Which of them were written as codes.
+    """
     first: dict[Any, str] = {}
     tied: dict[str, str] = {}
     tensors: dict[str, Tensor] = {}
@@ -254,17 +258,28 @@ def _write_weights(path: Path, state_dict: Mapping[str, Tensor]) -> None:
         first[place] = name
         # A copy: tensors that overlap in memory (views of one buffer) are stored apart.
         tensors[name] = tensor.detach().clone().contiguous()
-    save_file(tensors, path, metadata={"format": "pt", "tied": json.dumps(tied)})
+    met = {name: how for name, how in (coded or {}).items() if name in tensors}
+    metadata = {"format": "pt", "tied": json.dumps(tied)}
+    save_file(encoded(tensors, met), path, metadata=metadata)
+    return met
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _read_weights(path: Path, coded: Mapping[str, Coded]) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            weights = decoded(weights, coded)
             tied = json.loads((file.metadata() or {}).get("tied", "{}"))
             return {**weights, **{name: weights[of] for name, of in tied.items()}}
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise _damaged(path, str(error)) from error
+
+
+def _codes(path: Path, rows: Any) -> dict[str, Coded]:
+    try:
+        return {name: Coded(**row).checked() for name, row in rows.items()}
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise _damaged(path, f"its codes are none ({error})") from None
 
 
 def _casts(path: Path, rows: Any) -> tuple[Choice, ...] | None:

@@ -47,7 +47,7 @@ def read_pretrained(
     """
     model_class, transformers = _model_class(folder)
     try:
-        with _quiet(transformers):
+        with quiet(transformers):
             model, loading = model_class.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -80,7 +80,7 @@ def from_config(folder: Path, weights: Mapping[str, Tensor]) -> nn.Module:
     """
     model_class, transformers = _model_class(folder)
     try:
-        with _quiet(transformers):
+        with quiet(transformers):
             config = model_class.config_class.from_pretrained(folder, local_files_only=True)
             dtypes = (w.dtype for w in weights.values() if w.is_floating_point())
             # As from_pretrained chooses it.
@@ -128,7 +128,7 @@ def _model_class(folder: Path) -> tuple[Any, Any]:
 
 
 @contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def quiet(transformers: Any) -> Iterator[None]:
     """No progress bars and no warnings of transformers: what matters is in our own findings."""
     log = transformers.utils.logging
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()

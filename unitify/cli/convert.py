@@ -58,8 +58,30 @@ def convert(
             help="Names of the checkpoint that the model may lack; repeatable.",
         ),
     ] = [],  # noqa: B006
+    format: Annotated[
+        str,
+        typer.Option(
+            metavar="FORMAT",
+            help="unitify, which holds everything; or for runtimes: compressed-tensors (in the "
+            "layout of the recipe: fp8, mxfp8, mxfp4, nvfp4), fp8-dynamic, fp8-block.",
+        ),
+    ] = "unitify",
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="original", help="Write the checkpoint that the folder CKPT was made of again."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on from what an interrupted run of the same call left."),
+    ] = False,
     verify: Annotated[
-        bool, typer.Option(help="Compare the result bitwise with the original, before casts.")
+        bool,
+        typer.Option(
+            help="Compare the result with the original: bitwise before casts; for a runtime as "
+            "its reader opens it."
+        ),
     ] = True,
     recording_seconds: Annotated[
         float | None,
@@ -81,6 +103,25 @@ def convert(
 
     with reported():
         casts = read_recipe(recipe) if recipe is not None else configured_recipe(Path())
+    if to is not None:
+        from unitify.checkpoint.folder import read
+        from unitify.checkpoint.original import write_original
+        from unitify.diagnostics import UnitifyError, UnknownOption
+
+        with reported():
+            if to != "original":
+                raise UnitifyError(UnknownOption(option="--to", value=to, choices="original"))
+            write_original(read(checkpoint), output)
+        print(f"written to {output}")
+        return
+    if format != "unitify":
+        from unitify.cli.export import export_for_runtime
+
+        export_for_runtime(
+            checkpoint, output, casts, format,
+            model=model, inputs=inputs, scales=scales, rules=rules, verify=verify, resume=resume,
+        )  # fmt: skip
+        return
     with reported(), progress_bar(stages(verify, casts)) as advance:
         report = convert_checkpoint(
             checkpoint,

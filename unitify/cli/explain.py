@@ -46,7 +46,8 @@ def _derivation(
 
     from unitify.capture.inputs import as_inputs
     from unitify.checkpoint.drawn_calls import drawn_calls
-    from unitify.checkpoint.folder import read, true_model
+    from unitify.checkpoint.folder import read
+    from unitify.checkpoint.original import true_model
     from unitify.checkpoint.targets import build_model, input_batches
     from unitify.explain import explain_value
 

@@ -69,3 +69,34 @@ def progress_bar(names: tuple[str, ...]) -> Iterator[Callable[[str], None]]:
             progress.update(task, advance=1, description=following[0] if following else stage)
 
         yield advance
+
+
+@contextlib.contextmanager
+def bytes_bar() -> Iterator[Callable[[int], Callable[[int], None]]]:
+    """A bar over bytes, with the time that is left; yields what is told how many are to come."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    console = Console(stderr=True, emoji=False)
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
+        TransferSpeedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        task = progress.add_task("plan", total=None)
+
+        def start(total: int) -> Callable[[int], None]:
+            progress.update(task, description="write", total=total)
+            return lambda count: progress.advance(task, count)
+
+        yield start

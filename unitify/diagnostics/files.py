@@ -218,3 +218,57 @@ class SeveralStateDicts(Diagnostic):
     path: str
     entries: str
     first: str
+
+
+@dataclass(frozen=True)
+class NotFolded(Diagnostic):
+    """Something that the recipe does to the numbers folds into no scale of the format.
+
+    A runtime runs its own code of the model on codes and scales. A cast of a linear layer's
+    operands by constant powers of two is what these can say; nothing else is exported, and nothing
+    is left out in silence.
+
+    Example: ``unitify convert gpt2 -o out --recipe fp8 --format compressed-tensors``: the layers
+    of GPT-2 are no ``nn.Linear``, and its head shares the weight of its embedding.
+    Fix: leave it out of the recipe (``--recipe fp8,exclude=lm_head``), or write the format
+    ``unitify``, which holds everything.
+    """
+
+    code: ClassVar[str] = "U614"
+    why: ClassVar[str] = "{value} does not fold into the scales of a format: {problem}"
+    fix: ClassVar[str] = "Leave it out of the recipe (--recipe NAME,exclude={value})"
+    value: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class ReaderDiffers(Diagnostic):
+    """A written folder, opened by its own reader, does not compute what the source computes.
+
+    Nothing is left of it then. The bound is ``min_sqnr`` of the recipe, or 6 dB.
+
+    Example: a model whose activations the recipe's format cannot hold.
+    Fix: another recipe (``fp8-ptq``, or with ``exclude``); compare with ``unitify report``.
+    """
+
+    code: ClassVar[str] = "U615"
+    why: ClassVar[str] = "{path}: {problem}"
+    fix: ClassVar[str] = "Choose another recipe, or exclude what it harms"
+    path: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class WeightsCast(Diagnostic):
+    """A folder holds codes where the original had weights, and so is not the original any more.
+
+    Example: ``unitify convert converted -o back --to original``, where ``converted`` was written
+    with ``--recipe fp8``.
+    Fix: keep the original checkpoint beside it; a folder without a recipe holds it whole.
+    """
+
+    code: ClassVar[str] = "U616"
+    why: ClassVar[str] = "{path} holds codes of {count} weights in place of the weights"
+    fix: ClassVar[str] = "Keep the original; a folder without a recipe holds it whole"
+    path: str
+    count: int

@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from unitify.formats.table import Format
+from unitify.formats.table import BlockFormat, Format, quantise
 
 #: Mantissa bits up to which every number of a format is listed.
 _LISTED = 7
+#: Steps an octave at which the largest element of a block is looked at.
+_SHARES = 24
+#: A share of all blocks too small to count.
+_UNLIKELY = 1e-9
 #: Octaves below and above the RMS in which numbers are told apart.
 _BELOW, _ABOVE = 24, 16
 #: How many octaves from RMS 1 a scale may bring a tensor.
@@ -35,6 +39,8 @@ class Distribution(Protocol):
     def partial(self, bound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """∫ p, ∫ x·p and ∫ x²·p from 0 to ``bound``, for the density p of |x|."""
         ...
+
+    def __hash__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -85,10 +91,12 @@ def relative_error(format: Format, rms: float, distribution: Distribution = NORM
     """E[(Q(x) − x)²] / E[x²] of elements of this RMS, cast to ``format``, saturating.
 
     Of formats with many mantissa bits those beyond seven count by the rule of a uniform error: a
-    quarter of its mean square for each.
+    quarter of its mean square for each. Elements of a block are taken to be independent.
     """
     if not rms > 0:
         return 0.0
+    if isinstance(format, BlockFormat):
+        return _error_in_blocks(format, rms, distribution)
     octave = math.floor(math.log2(rms))
     low = min(max(format.min_exponent, octave - _BELOW), format.max_exponent)
     high = max(min(format.max_exponent, octave + _ABOVE), low)
@@ -98,6 +106,42 @@ def relative_error(format: Format, rms: float, distribution: Distribution = NORM
     errors = (second - 2 * values * first + values * values * mass).clamp_min(0.0)
     rounding = float(errors[:-1].sum()) * 0.25 ** max(format.mantissa_bits - _LISTED, 0)
     return rounding + float(errors[-1])
+
+
+def _error_in_blocks(format: BlockFormat, rms: float, distribution: Distribution) -> float:
+    """The error given the largest element of a block, averaged over how large that is.
+
+    With F for the distribution of |x| that is F(a)^size; the others have the density of those
+    below a.
+    """
+    fine, own_weights = _largest(format.size, distribution, _SHARES**2)
+    own = (_divided(fine, format.scales(fine * rms) / rms, format.element) - fine) ** 2
+    largest, weights = _largest(format.size, distribution, _SHARES)
+    scales = format.scales(largest * rms) / rms
+    values = format.element.values()
+    ends = torch.cat([(values[1:] + values[:-1]) / 2, largest.new_tensor([torch.inf])])
+    # Of a block without a scale nothing is left.
+    ends = torch.where(scales[:, None] > 0, torch.outer(scales.clamp_min(1e-300), ends), torch.inf)
+    below = distribution.partial(torch.minimum(ends, largest[:, None]))
+    mass, first, second = (torch.nn.functional.pad(m, (1, 0)).diff() for m in below)
+    held = torch.outer(scales, values)
+    others = (second - 2 * held * first + held * held * mass).clamp_min(0.0).sum(1)
+    others = others / distribution.partial(largest)[0]
+    return float(weights @ others * (format.size - 1) + own_weights @ own) / format.size
+
+
+@lru_cache(maxsize=16)
+def _largest(size: int, distribution: Distribution, shares: int) -> tuple[Tensor, Tensor]:
+    """Magnitudes that the largest of ``size`` elements has, and how likely each is."""
+    steps = torch.arange(-_BELOW * shares, _ABOVE * shares + 1, dtype=torch.float64)
+    met = distribution.partial(torch.exp2(steps / shares))[0].clamp_max(1.0) ** size
+    likely = met.diff() > _UNLIKELY
+    weights = met.diff()[likely] / met.diff().sum()
+    return torch.exp2((steps[:-1][likely] + 0.5) / shares), weights
+
+
+def _divided(x: Tensor, scales: Tensor, format: Format) -> Tensor:
+    return quantise(x / torch.where(scales > 0, scales, 1.0), format) * scales
 
 
 def snr(format: Format, rms: float, distribution: Distribution = NORMAL) -> float:

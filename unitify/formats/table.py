@@ -4,6 +4,8 @@ The table is that of Blake et al. 2023 (arXiv 2303.11257, table A.1), with INT8 
 Of the two 8-bit families, (a) is that of Noune et al. 2022 (arXiv 2206.02915): no infinities, no
 negative zero, one NaN in its place; (b) that of Micikevicius et al. 2022 (arXiv 2209.05433, table
 1), in which E5 keeps the special codes of IEEE 754 and E4 gives up all but one NaN of each sign.
+Formats in blocks are those of OCP's Microscaling (MX) specification 1.0 and NVIDIA's NVFP4
+(arXiv 2509.25149): small numbers, and a scale for each block of them.
 """
 
 from __future__ import annotations
@@ -13,13 +15,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unitify.formats.blocks import in_blocks, whole
 from unitify.formats.narrow import narrow
-from unitify.formats.rounding import round_nearest
+from unitify.formats.powers import exponent_of
+from unitify.formats.rounding import octave, round_nearest
 
 
 @dataclass(frozen=True)
 class Format:
     """One number format: a sign, an exponent and a mantissa, with subnormal numbers.
+
+    One without mantissa bits holds powers of two alone, as scales are: no sign, and no zero.
 
     - ``paper``: its name in the table of Blake et al. 2023; "" for one that is not there
     - ``dtype``: torch's type for it; None where torch has none, or none that holds fractions
@@ -42,7 +48,7 @@ class Format:
     @property
     def bits(self) -> int:
         """Width of a code, sign included."""
-        return 1 + self.exponent_bits + self.mantissa_bits
+        return (self.mantissa_bits > 0) + self.exponent_bits + self.mantissa_bits
 
     @property
     def smallest_normal(self) -> float:
@@ -62,8 +68,60 @@ class Format:
         exponents = torch.arange(self.min_exponent, self.max_exponent + 1, dtype=torch.float64)
         mantissas = torch.arange(2**self.mantissa_bits, dtype=torch.float64)
         normal = (1 + mantissas / 2**self.mantissa_bits) * torch.exp2(exponents).unsqueeze(1)
-        every = torch.cat([mantissas * self.smallest_subnormal, normal.flatten()])
+        below = mantissas * self.smallest_subnormal if self.mantissa_bits else mantissas[:0]
+        every = torch.cat([below, normal.flatten()])
         return every[every <= self.largest]
+
+
+@dataclass(frozen=True)
+class BlockFormat(Format):
+    """Blocks of ``size`` numbers of the format ``element``, each times a number of ``scale``.
+
+    A block lies along one dimension. Its scale is found from its largest element: a power of two
+    brings that into the largest binade of ``element``, any other scale to the largest number. What
+    is inherited tells the range of the products; digits, special codes and ``bits`` are those of an
+    element, and ``values`` are none.
+    """
+
+    element: Format
+    scale: Format
+    size: int
+
+    @property
+    def smallest_subnormal(self) -> float:
+        """The smallest positive product."""
+        scale = self.scale
+        least = scale.smallest_subnormal if scale.mantissa_bits else scale.smallest_normal
+        return self.element.smallest_subnormal * least
+
+    def scales(self, largest: Tensor) -> Tensor:
+        """The scale of blocks whose largest magnitude is ``largest``; zero where it rounds to that.
+
+        Where the format of scales ends so do they.
+        """
+        if self.scale.mantissa_bits:
+            return quantise(largest / self.element.largest, self.scale)
+        found = octave(largest, self.scale.min_exponent) * 2.0**-self.element.max_exponent
+        return found.clamp(self.scale.smallest_normal, self.scale.largest)
+
+
+def _blocks(name: str, element: Format, scale: Format, size: int) -> BlockFormat:
+    largest = min(element.largest * scale.largest, FP32.largest)
+    return BlockFormat(
+        name=name,
+        paper="",
+        dtype=None,
+        exponent_bits=element.exponent_bits,
+        mantissa_bits=element.mantissa_bits,
+        max_exponent=exponent_of(largest),
+        min_exponent=element.min_exponent + scale.min_exponent,
+        largest=largest,
+        infinities=element.infinities,
+        nans=element.nans,
+        element=element,
+        scale=scale,
+        size=size,
+    )
 
 
 FP32 = Format(
@@ -79,10 +137,21 @@ E4M3 = Format("e4m3", "FP8 E4 (b)", torch.float8_e4m3fn, 4, 3, 8, -6, 448.0, 0, 
 #: The integers −127 … 127, as symmetric quantisation uses them: one binade of normal numbers
 #: (64 … 127) above as many subnormal ones, all one apart.
 INT8 = Format("int8", "", None, 1, 6, 6, 6, 127.0, 0, 0)
+#: Torch has codes of this one in pairs alone, and converts none.
+E2M1 = Format("e2m1", "", None, 2, 1, 2, 0, 6.0, 0, 0)
+#: Scales of blocks alone.
+E8M0 = Format("e8m0", "", torch.float8_e8m0fnu, 8, 0, 127, -127, 2.0**127, 0, 1)
+MXFP8 = _blocks("mxfp8", E4M3, E8M0, 32)
+MXFP4 = _blocks("mxfp4", E2M1, E8M0, 32)
+#: Beside the scales of its blocks a tensor has one of its own, in float32, where it is cast.
+NVFP4 = _blocks("nvfp4", E2M1, E4M3, 16)
 
-#: By name, from the most bits to the fewest.
+#: Those that values are cast to, by name, from the most bits to the fewest.
 FORMATS = {
-    f.name: f for f in (FP32, TF32, BF16, FP16, E5M2FNUZ, E5M2, E4M3FNUZ, E4M3, INT8)
+    f.name: f
+    for f in (
+        FP32, TF32, BF16, FP16, E5M2FNUZ, E5M2, E4M3FNUZ, E4M3, INT8, MXFP8, NVFP4, MXFP4, E2M1,
+    )
 }  # fmt: skip
 
 
@@ -90,17 +159,20 @@ FORMATS = {
 _IEEE = (torch.float16, torch.bfloat16)
 
 
-def quantise(x: Tensor, format: Format, saturate: bool = True) -> Tensor:
+def quantise(x: Tensor, format: Format, saturate: bool = True, axis: int = -1) -> Tensor:
     """``x`` rounded to ``format``, to nearest, ties to even, and held in its own type again.
 
     Saturates: finite values beyond the largest become the largest. Without ``saturate`` they
     become infinity where they round to more than the largest (NaN in a format without infinity),
-    as in IEEE 754. INT8, which has no special codes, always saturates.
+    as in IEEE 754. INT8, which has no special codes, always saturates, and so do blocks; they lie
+    along ``axis``, and the last one ends where that does.
 
     What was infinite or NaN before the cast stays visible: an infinity is kept where the format
     has one, everything else of the kind is NaN, also in INT8, whose codes could not say so.
     (Plain conversion would hide it: on the CPU infinity becomes the largest value of E4M3.)
     """
+    if isinstance(format, BlockFormat):
+        return _in_blocks(x, format, axis)
     if not saturate and x.dtype == torch.float32 and format.dtype in _IEEE:
         return narrow(x, format.dtype)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -112,6 +184,18 @@ def quantise(x: Tensor, format: Format, saturate: bool = True) -> Tensor:
         is_special = wide.isinf() | (rounded.abs() > format.largest)
     overflow = torch.inf if format.infinities else torch.nan
     return torch.where(is_special, wide * overflow, rounded).to(x.dtype)
+
+
+def _in_blocks(x: Tensor, format: BlockFormat, axis: int) -> Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    blocks = in_blocks(wide, format.size, axis)
+    magnitudes = blocks.abs()
+    finite = torch.where(magnitudes.isfinite(), magnitudes, 0.0)
+    scales = format.scales(finite.amax(-1, keepdim=True))
+    # Nothing is left of a block whose scale is zero, but for what is not finite.
+    divided = blocks / torch.where(scales > 0, scales, 1.0)
+    rounded = quantise(divided, format.element) * scales
+    return whole(rounded, x.shape, axis).to(x.dtype)
 
 
 def _rounded(x: Tensor, format: Format) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from unitify.capture.whole import Capture
 from unitify.formats.table import FORMATS, Format, quantise
 from unitify.operations.centring import Centring, centring
-from unitify.operations.products import product_operands
+from unitify.operations.products import contracted, product_operands
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import operation_name
 from unitify.plan.scale_plan import ScalePlan
@@ -32,12 +32,14 @@ class OperandCast:
 
     ``mean``: one number a channel, for a product taken apart as ``centring`` says; empty for none.
     Weights are then rounded where they meet the deviation, and not where they meet the mean.
+    ``axis``: the dimension along which the blocks of a format lie.
     """
 
     format: Format
     scale: float = 1.0
     mean: tuple[float, ...] = ()
     centring: Centring | None = None
+    axis: int = -1
 
     def laid(self, ndim: int) -> Tensor | float:
         """The mean, so that it broadcasts to an operand of this rank."""
@@ -51,7 +53,8 @@ class OperandCast:
         """What the cast makes of an operand."""
         mean = self.laid(x.dim())
         mean = mean.to(x.dtype) if isinstance(mean, Tensor) else mean
-        return mean + quantise((x - mean) / self.scale, self.format) * self.scale
+        rounded = quantise((x - mean) / self.scale, self.format, axis=self.axis)
+        return mean + rounded * self.scale
 
 
 def operand_casts(
@@ -75,5 +78,6 @@ def operand_casts(
                 scale,
                 choice.mean if is_centred else (),
                 how if is_centred else None,
+                contracted(rule, node, name, operand),
             )
     return found

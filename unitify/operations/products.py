@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import fx
 
+from unitify.operations.dimensions import shape_of
 from unitify.operations.laws import holds_tensors, is_scalable
 from unitify.operations.rule_table import Rule
 from unitify.operations.schema import named_arguments, nodes_of
@@ -31,3 +32,27 @@ def product_operands(rule: Rule, node: fx.Node) -> list[Operand]:
         for index, operand in enumerate(nodes_of(argument))
         if is_scalable(operand) and (isinstance(argument, fx.Node) or operand.meta["val"].dim() > 1)
     ]
+
+
+def contracted(rule: Rule, node: fx.Node, name: str, operand: fx.Node) -> int:
+    """The dimension of an operand over which ``node`` sums products, counted from the last, -1."""
+    dimensions = len(shape_of(operand.meta["val"]))
+    axis = rule.contracts.get(name, _told(rule, node, name))
+    if isinstance(axis, str):
+        axis = named_arguments(node)[axis][-1]
+    axis = axis - dimensions if axis >= 0 else axis
+    return axis if -dimensions <= axis else -1
+
+
+def made_over(rule: Rule, node: fx.Node) -> int:
+    """The dimension of the result that products with a gradient of it are summed over, likewise."""
+    return _told(rule, node, "") if rule.window else -1
+
+
+def _told(rule: Rule, node: fx.Node, name: str) -> int:
+    """Of images it is the channels, which stand in front of as many dimensions as windows have."""
+    if rule.window:
+        ranks = [len(shape_of(n.meta["val"])) for _, _, n in product_operands(rule, node)]
+        return 1 - max(ranks)
+    is_right = rule.matmul is not None and name == rule.matmul.right
+    return -2 if is_right and rule.matmul and not rule.matmul.is_transposed else -1

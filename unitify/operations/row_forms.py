@@ -211,6 +211,7 @@ KEYS: Mapping[str, Reader] = {
     "casts": _names,
     "inside": _text,
     "matmul": _matrix_product,
+    "contracts": _table_of(lambda v: _text(v) if isinstance(v, str) else _integer(v)),
     "unit": _flag,
     "parameters": _table_of(_matching("bias|gain|table")),
     "logits": _text,

@@ -39,7 +39,8 @@ _LISTED = {
 _KEYED = {
     "terms": _VALUES, "backward": _VALUES, "parameters": _VALUES, "only": _EVERY, "sample": _EVERY,
     "states": _TENSORS, "untold": _TENSORS, "domain": _TENSORS,
-    "balanced": _TENSORS, "common": _TENSORS, "law": _VALUES, "defaults": _NUMBERS,
+    "balanced": _TENSORS, "common": _TENSORS, "contracts": _TENSORS, "law": _VALUES,
+    "defaults": _NUMBERS,
 }  # fmt: skip
 
 
@@ -101,6 +102,9 @@ class _Names:
         for operand, said in self.rule.balanced.items():
             if isinstance(said, str) and " if " in said:
                 yield from self._argument(("balanced", operand), said.split()[-1], _NUMBERS)
+        for operand, axis in self.rule.contracts.items():
+            if isinstance(axis, str):
+                yield from self._argument(("contracts", operand), axis, _SIZES)
         for name, values in self.rule.law.only.items() if self.rule.law is not None else ():
             if name in self.arguments and self.arguments[name].kind == "type":
                 for value in values:

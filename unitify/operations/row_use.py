@@ -72,6 +72,9 @@ def _products(row: Row) -> Iterator[Problem]:
         yield Problem(("pads",), "it does nothing but for two linear operands without matmul")
     if rule.matmul is not None and {rule.matmul.left, rule.matmul.right} != set(rule.products):
         yield Problem(("matmul",), "it is not of the operands whose products are summed")
+    for name in rule.contracts:
+        if rule.matmul is not None or name not in rule.casts:
+            yield Problem(("contracts", name), "it does nothing but for a cast operand, no matmul")
     if rule.law is not None:
         formulas = {s for f in _formulas(row) for s in named_in(f).symbols}
         for name in rule.law.defaults:

@@ -90,6 +90,8 @@ class Rule:
     holds several products. ``inside``: what else is multiplied, but arises within the operation,
     where no cast reaches, in words.
     ``matmul``: how to read it as a product of matrices, where it is one.
+    ``contracts``: operand → the dimension over which products are summed, or the argument whose
+    last entry is it. Of others it is the last; of ``matmul``, and of a ``window``, it is known.
     ``unit``: does a unit scaling scheme bring the result to unit RMS by a multiplier? So it does
     with sums of products; rows of other kinds say so. ``parameters``: what a parameter in the place
     of an operand is: "bias", "gain" or "table" (of embeddings); operands of products are matrices.
@@ -132,6 +134,7 @@ class Rule:
     casts: tuple[str, ...] = ()
     inside: str = ""
     matmul: MatrixProduct | None = None
+    contracts: Mapping[str, int | str] = field(default_factory=dict)
     unit: bool = False
     parameters: Mapping[str, str] = field(default_factory=dict)
     logits: str | None = None

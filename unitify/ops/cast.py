@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from unitify.formats.rounding import octave
-from unitify.formats.table import FORMATS, Format, quantise
+from unitify.formats.table import FORMATS, BlockFormat, Format, quantise
 from unitify.ops.onnx import is_for_onnx, quantised_linearly
 from unitify.ops.registered import at_one_level, below, by_element, is_plain, register
 
 _ARGUMENTS = (
     "Tensor x, str forward, str backward, int forward_exponent=0, int backward_exponent=0, "
-    "bool amax=False, bool saturate=True"
+    "bool amax=False, bool saturate=True, int axis=-1"
 )
 
 
@@ -30,22 +30,24 @@ class Rounding:
     """How one direction of a cast rounds x: to 2^exponent · round(x / 2^exponent).
 
     With ``amax`` the exponent is found at run time instead: the largest element is then in the
-    upper half of the format's range. ``saturate`` as for ``quantise``.
+    upper half of the format's range. ``saturate`` and ``axis`` as for ``quantise``.
     """
 
     format: Format
     exponent: int = 0
     amax: bool = False
     saturate: bool = True
+    axis: int = -1
 
     def __call__(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
         """``x`` rounded, in its own type; ``factor``: a power of two by which it is multiplied
         before, and divided after."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         by = self.factor(wide, factor)
+        how = self.format, self.saturate, self.axis
         if isinstance(by, float) and by == 1.0:
-            return quantise(wide, self.format, self.saturate).to(x.dtype)
-        return (quantise(wide * by, self.format, self.saturate) / by).to(x.dtype)
+            return quantise(wide, *how).to(x.dtype)
+        return (quantise(wide * by, *how) / by).to(x.dtype)
 
     def factor(self, x: Tensor, factor: Tensor | None = None) -> Tensor | float:
         """By what ``x`` is multiplied before it is rounded."""
@@ -81,8 +83,8 @@ class _Cast(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, operator: Any, x: Tensor, *given: Any) -> Any:
-        forward, backward, _, exponent, amax, saturate = given[:6]
-        ctx.backward_cast = (backward, "", exponent, 0, amax, saturate)
+        forward, backward, _, exponent, amax, saturate, axis = given[:7]
+        ctx.backward_cast = (backward, "", exponent, 0, amax, saturate, axis)
         ctx.is_watched = operator is _WATCHED
         ctx.set_materialize_grads(False)
         if not forward and is_plain(x):
@@ -95,7 +97,7 @@ class _Cast(torch.autograd.Function):
     ) -> tuple[Any, ...]:
         if gradient is not None and ctx.backward_cast[0]:
             gradient = _CAST(gradient, *ctx.backward_cast, factor)
-        return None, gradient, *(None,) * (6 if ctx.is_watched else 7)
+        return None, gradient, *(None,) * (7 if ctx.is_watched else 8)
 
     @staticmethod
     def jvp(ctx: Any, _: None, tangent: Tensor | None, *rest: Any) -> Any:  # type: ignore[override]
@@ -116,9 +118,11 @@ def _cast(
     backward_exponent: int = 0,
     amax: bool = False,
     saturate: bool = True,
+    axis: int = -1,
     factor: Tensor | None = None,
 ) -> Tensor:
-    given = (x, forward, backward, forward_exponent, backward_exponent, amax, saturate, factor)
+    exponents = forward_exponent, backward_exponent
+    given = (x, forward, backward, *exponents, amax, saturate, axis, factor)
     result: Tensor = _apply(_CAST, *given)
     return result
 
@@ -130,10 +134,11 @@ def _rounding(
     backward_exponent: int = 0,
     amax: bool = False,
     saturate: bool = True,
+    axis: int = -1,
     factor: Tensor | None = None,
 ) -> tuple[Rounding, Tensor | None]:
     """How ``cast`` rounds in the forward pass, and by which factor."""
-    return Rounding(FORMATS[forward], forward_exponent, amax, saturate), factor
+    return Rounding(FORMATS[forward], forward_exponent, amax, saturate, axis), factor
 
 
 def _kernel(x: Tensor, forward: str, *given: Any) -> Tensor:
@@ -162,26 +167,29 @@ def _batched(
     backward_exponent: int = 0,
     amax: bool = False,
     saturate: bool = True,
+    axis: int = -1,
     factor: Tensor | None = None,
 ) -> tuple[Tensor, int | None]:
-    given = (forward, backward, forward_exponent, backward_exponent, amax, saturate)
+    given = (forward, backward, forward_exponent, backward_exponent, amax, saturate, axis)
     if amax:
         # A factor for each, by its own largest element.
         made = [_CAST(one, *given) for one in x.unbind(in_dims[0])]
         return torch.stack(made), 0
-    if factor is None or in_dims[7] is None:
-        return _CAST(x, *given, factor), in_dims[0]
+    # In front, where no axis counts from.
     x = x.unsqueeze(0) if in_dims[0] is None else x.movedim(in_dims[0], 0)
+    if factor is None or in_dims[8] is None:
+        return _CAST(x, *given, factor), 0
     return _CAST(x, *given, factor.reshape(-1, *(1,) * (x.dim() - 1))), 0
 
 
 def _sharded(results: int) -> Any:
     def sharded(x: Any, *given: Any) -> Any:
-        factor = "whole" if len(given) > 6 and given[6] is not None else None
-        found = by_element(*[None] * 6, factor, results=results)(x)
-        # The largest element of all is not known where only a part is.
+        factor = "whole" if len(given) > 7 and given[7] is not None else None
+        found = by_element(*[None] * 7, factor, results=results)(x)
+        # The largest element of all, or of a block, is not known where only a part is.
         is_amax = len(given) > 4 and given[4]
-        return found[:1] if is_amax else found
+        in_blocks = any(isinstance(FORMATS.get(name), BlockFormat) for name in given[:2])
+        return found[:1] if is_amax or in_blocks else found
 
     return sharded
 
@@ -204,8 +212,9 @@ def _watched(
     backward_exponent: int = 0,
     amax: bool = False,
     saturate: bool = True,
+    axis: int = -1,
 ) -> tuple[Tensor, Tensor]:
-    given = (x, forward, backward, forward_exponent, backward_exponent, amax, saturate)
+    given = (x, forward, backward, forward_exponent, backward_exponent, amax, saturate, axis)
     result: tuple[Tensor, Tensor] = _apply(_WATCHED, *given)
     return result
 
@@ -217,7 +226,7 @@ def _watched_kernel(x: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
 def _watched_batched(
     info: Any, in_dims: tuple[Any, ...], x: Tensor, *given: Any
 ) -> tuple[tuple[Tensor, Tensor], tuple[int | None, None]]:
-    return _WATCHED(x, *given), (in_dims[0], None)
+    return _WATCHED(x.movedim(in_dims[0], 0), *given), (0, None)
 
 
 _WATCHED = register(
@@ -238,14 +247,15 @@ def cast(
     backward_exponent: int = 0,
     amax: bool = False,
     saturate: bool = True,
+    axis: int = -1,
     factor: Tensor | None = None,
 ) -> Tensor:
     """``x`` rounded to the format named ``forward``, its gradient to ``backward`` ("" for none).
 
-    The exponents, ``amax`` and ``saturate`` are those of ``Rounding``, for each direction;
-    ``factor`` is that of the forward direction.
+    The exponents, ``amax``, ``saturate`` and ``axis``, which is negative, are those of
+    ``Rounding``, for each direction; ``factor`` is that of the forward direction.
     """
-    given = (forward, backward, forward_exponent, backward_exponent, amax, saturate, factor)
+    given = (forward, backward, forward_exponent, backward_exponent, amax, saturate, axis, factor)
     result: Tensor = _CAST(x, *given)
     return result
 

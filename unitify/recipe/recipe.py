@@ -9,7 +9,18 @@ from typing import Any
 
 from unitify.diagnostics import RecipeInvalid, UnitifyError
 from unitify.formats.powers import is_power_of_two
-from unitify.formats.table import BF16, E4M3, E4M3FNUZ, E5M2, E5M2FNUZ, FP16, Format
+from unitify.formats.table import (
+    BF16,
+    E4M3,
+    E4M3FNUZ,
+    E5M2,
+    E5M2FNUZ,
+    FP16,
+    MXFP4,
+    MXFP8,
+    NVFP4,
+    Format,
+)
 
 #: What a field may be, where it is one of a few words.
 CHOICES: Mapping[str, tuple[Any, ...]] = {
@@ -157,6 +168,10 @@ RECIPES: Mapping[str, Recipe] = {
         dataclasses.replace(_FP8_PTQ, name="fp8-auto", min_sqnr=20.0),
         _FP16,
         Recipe("bf16", BF16, BF16, values="all", saturate=False),
+        # Mishra et al. 2025 (arXiv 2506.08027): gradients need no wider range in blocks.
+        Recipe("mxfp8", MXFP8, MXFP8, multiple=MXFP8.size),
+        Recipe("mxfp4", MXFP4, MXFP8, multiple=MXFP4.size),
+        Recipe("nvfp4", NVFP4, NVFP4, multiple=NVFP4.size),
         _FP8_PLAIN,
         dataclasses.replace(_FP8_PLAIN, name="fp8-amax", scaling="amax"),
         dataclasses.replace(_FP8_PLAIN, name="fp8-cscale", scaling="constant", scale=2.0**-4),

@@ -1,0 +1,99 @@
+"""Weights that a recipe casts, as the codes that its casts make of them: a byte each.
+
+A weight that nothing but casts to one FP8 format at one scale reads is held by these codes;
+rounding what they stand for again changes nothing. Takes a module; gives, by name, how its weights
+are coded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from unitify.capture.islands import path_of
+from unitify.formats.powers import exponent_of
+from unitify.formats.table import FORMATS
+from unitify.module.unit_scaled import UnitScaledModule
+from unitify.noise.operand_casts import OperandCast, operand_casts
+from unitify.operations.rule_table import RuleTable, load_rules
+from unitify.operations.schema import operand_nodes
+from unitify.ops.scaled_mm import decode, encode
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A weight is 2^``exponent`` times its codes in ``format``, in the type named ``dtype``."""
+
+    format: str
+    exponent: int
+    dtype: str
+
+    def checked(self) -> Coded:
+        """Itself; ``KeyError`` or ``ValueError`` where it is none that could have been written."""
+        type_of_codes = FORMATS[self.format].dtype
+        dtype = getattr(torch, self.dtype, None)
+        is_float = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+        if not (type_of_codes is not None and type_of_codes.itemsize == 1 and is_float):
+            raise ValueError(f"{self.format} and {self.dtype}")
+        if not (isinstance(self.exponent, int) and abs(self.exponent) < 1024):
+            raise ValueError(f"an exponent of {self.exponent!r}")
+        return self
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """The codes of a weight."""
+        return encode(weight, FORMATS[self.format], self.exponent)
+
+    def weight(self, codes: Tensor) -> Tensor:
+        """What codes stand for."""
+        return decode(codes, torch.float32, self.exponent).to(getattr(torch, self.dtype))
+
+
+def coded_weights(module: UnitScaledModule) -> dict[str, Coded]:
+    """The weights of ``module`` that its casts alone read, by the first name that each has."""
+    recipe = module.recipe
+    if recipe is None or recipe.scaling != "unit" or not recipe.saturate or module.scheme:
+        return {}
+    found: dict[str, set[Coded | None]] = {}
+    for name, part in module.parts.items():
+        if not part.capture.true_parameters:
+            return {}
+        for weight, coded in _uses(part, load_rules()):
+            found.setdefault(f"{path_of(name)}.{weight}".strip("."), set()).add(coded)
+    alike = {name: ways.pop() for name, ways in found.items() if len(ways) == 1}
+    return {name: coded for name, coded in alike.items() if coded is not None}
+
+
+def _uses(part: UnitScaledModule, rules: RuleTable) -> Iterator[tuple[str, Coded | None]]:
+    """Every use of a weight: as which codes, or as it is."""
+    capture = part.capture
+    products = {c.value: c for c in part.casts if c.is_product and c.operation in rules}
+    casts = operand_casts(products.values(), capture, part.plan, rules)
+    for user in capture.graph.nodes:
+        for argument, index, node in operand_nodes(user):
+            weight = capture.aliases.get(str(node.target)) if node.op == "get_attr" else None
+            if weight is not None:
+                cast = casts.get((user.name, argument, index))
+                # The weight of an operand with a mean meets that mean as it is.
+                is_alone = cast is not None and not products[user.name].mean
+                yield weight, _coded(node, cast) if cast is not None and is_alone else None
+
+
+def _coded(node: fx.Node, cast: OperandCast) -> Coded | None:
+    dtype = cast.format.dtype
+    if dtype is None or dtype.itemsize != 1:
+        return None
+    own = str(node.meta["val"].dtype).removeprefix("torch.")
+    return Coded(cast.format.name, exponent_of(cast.scale), own)
+
+
+def encoded(weights: Mapping[str, Tensor], coded: Mapping[str, Coded]) -> dict[str, Tensor]:
+    """``weights`` with codes in the place of those that are coded."""
+    return {n: coded[n].codes(t) if n in coded else t for n, t in weights.items()}
+
+
+def decoded(weights: Mapping[str, Tensor], coded: Mapping[str, Coded]) -> dict[str, Tensor]:
+    """``weights`` with what codes stand for in their place."""
+    return {n: coded[n].weight(t) if n in coded else t for n, t in weights.items()}

@@ -1,0 +1,70 @@
+"""``unitify convert --format`` for runtimes, and ``unitify verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unitify.cli.application import app
+from unitify.cli.terminal import bytes_bar, reported
+
+
+def export_for_runtime(
+    checkpoint: Path, output: Path, recipe: Any, format: str, *, model: str | None, **options: Any
+) -> None:
+    """Write a folder for a runtime, and print what was written."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from unitify.diagnostics import UnitifyError, UnknownOption
+    from unitify.recipe.recipe import FP8
+    from unitify.serve.export import FORMATS, export
+
+    with reported():
+        if format not in FORMATS:
+            choices = ", ".join(["unitify", *FORMATS])
+            raise UnitifyError(UnknownOption(option="--format", value=format, choices=choices))
+        if model is not None:
+            choices = "nothing: a runtime builds the model of a Hugging Face folder"
+            raise UnitifyError(UnknownOption(option="--model", value=model, choices=choices))
+    with reported(), bytes_bar() as on_start:
+        made = export(checkpoint, output, recipe or FP8, format, on_start=on_start, **options)
+    console = Console(emoji=False)
+    table = Table("layer", "scale of weight", "of input", "window", "margin, octaves")
+    for row in made.layers:
+        low, high = row.window
+        cells = f"{row.weight:g}", f"{row.input:g}", f"{low:.2g} .. {high:.2g}", f"{row.margin:.1f}"
+        table.add_row(row.layer, *cells)
+    console.print(table)
+    console.print(f"layout {made.layout}: {len(made.layers)} layers, {made.size:,} bytes")
+    if made.sqnr is not None:
+        console.print(f"its reader computes the source's outputs at {made.sqnr:.1f} dB")
+    console.print(f"written to {output}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What unitify convert wrote.")],
+    source: Annotated[
+        Path | None,
+        typer.Option(metavar="CKPT", help="What it was made of: every tensor is compared."),
+    ] = None,
+) -> None:
+    """Check a converted folder against its hashes, and against its source."""
+    from unitify.checkpoint.files import mapped_weights
+    from unitify.checkpoint.folder import PLAN, read
+    from unitify.checkpoint.original import check_source
+    from unitify.serve.checked import check_folder
+
+    with reported():
+        if (folder / PLAN).is_file():
+            found = read(folder)
+            count = len(found.weights)
+            if source is not None:
+                check_source(found, mapped_weights(source))
+        else:
+            count = check_folder(folder, source)
+    of = f", and of {source}" if source is not None else ""
+    typer.echo(f"{folder}: {count} tensors, as they were written{of}")

@@ -1,0 +1,30 @@
+"""Tensors in blocks: pieces of one length along one dimension, laid along a last dimension.
+
+Takes tensors, a length and a dimension; knows no format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+def in_blocks(x: Tensor, size: int, axis: int) -> Tensor:
+    """[.., blocks, ``size``], with ``axis`` of ``x`` in the place of the last; zeros fill the last.
+
+    A single number is a block, too.
+    """
+    moved = x.movedim(axis, -1) if x.dim() else x.reshape(1)
+    missing = -moved.shape[-1] % size
+    filled = pad(moved, (0, missing)) if missing else moved
+    blocks: Tensor = filled.unflatten(-1, (filled.shape[-1] // size, size))
+    return blocks
+
+
+def whole(blocks: Tensor, shape: Sequence[int], axis: int) -> Tensor:
+    """The tensor of this shape that ``in_blocks`` made ``blocks`` of."""
+    if not len(shape):
+        return blocks[0, 0]
+    return blocks.flatten(-2)[..., : shape[axis]].movedim(-1, axis)

@@ -1,0 +1,92 @@
+"""``check_folder``: is a written folder as it was written, and is it of its source?
+
+Hashes tell the first. For the second every tensor is made again from the source and compared with
+what the folder holds, byte by byte, one at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unitify.checkpoint.files import mapped_shards
+from unitify.checkpoint.folder import sha256
+from unitify.diagnostics import FolderDamaged, UnitifyError
+from unitify.serve.export import CONTENTS, FORMAT, promised
+from unitify.serve.layouts import LAYOUTS
+from unitify.serve.served import Served
+
+
+def check_folder(folder: Path, source: Path | None = None) -> int:
+    """How many tensors ``folder`` holds; ``source``: the folder that it was made of.
+
+    Raises ``UnitifyError``: U607 with everything that is not as it was written, or not of
+    ``source``; U601 for a source that cannot be read.
+    """
+    document = _contents(folder)
+    problems = list(_damaged(folder, document["sha256"]))
+    if problems:
+        raise UnitifyError(*(FolderDamaged(path=str(folder), problem=p) for p in problems))
+    held = {n: t for shard in mapped_shards(folder).values() for n, t in shard.items()}
+    if source is None:
+        return len(held)
+    try:
+        layers = [_row(row) for row in document["layers"]]
+        layout = LAYOUTS[document["layout"]]
+    except (TypeError, KeyError, AttributeError) as error:
+        raise _damage(folder, f"{CONTENTS} tells of no layers ({error})") from None
+    placed = promised(mapped_shards(source), layers, layout)
+    expected = {p.name: p for promises in placed.values() for p in promises}
+    for name in sorted(expected.keys() ^ held.keys()):
+        problems.append(f"{name} is in one of the two alone")
+    for name, promise in expected.items():
+        if name in held:
+            made, found = promise.make(), held[name]
+            if made.dtype != found.dtype or not torch.equal(_bytes(made), _bytes(found)):
+                problems.append(f"{name} is not what the source makes")
+    if problems:
+        raise UnitifyError(*(FolderDamaged(path=str(folder), problem=p) for p in problems))
+    return len(held)
+
+
+def _row(told: Mapping[str, Any]) -> Served:
+    return Served(**{field.name: told[field.name] for field in fields(Served)})
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def _contents(folder: Path) -> dict[str, Any]:
+    try:
+        document = json.loads((folder / CONTENTS).read_text("utf-8"))
+    except FileNotFoundError:
+        raise _damage(folder, f"there is no {CONTENTS} in it") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damage(folder, f"{CONTENTS} is not JSON ({error})") from None
+    is_ours = isinstance(document, dict) and document.get("format") == FORMAT
+    hashes = document.get("sha256") if is_ours else None
+    if not (isinstance(hashes, dict) and all(isinstance(h, str) for h in hashes.values())):
+        raise _damage(folder, f"{CONTENTS} is not of the format {FORMAT}")
+    told: dict[str, Any] = document
+    return told
+
+
+def _damaged(folder: Path, hashes: Mapping[str, str]) -> Iterator[str]:
+    for name, digest in hashes.items():
+        if Path(name).name != name:
+            yield f"{name} lies outside of it"
+        elif not (folder / name).is_file() or sha256(folder / name) != digest:
+            yield f"{name} is missing or not as it was written"
+    for path in sorted(folder.iterdir()):
+        if path.name != CONTENTS and path.name not in hashes:
+            yield f"{path.name} was not written with it"
+
+
+def _damage(folder: Path, problem: str) -> UnitifyError:
+    return UnitifyError(FolderDamaged(path=str(folder), problem=problem))

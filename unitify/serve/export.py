@@ -1,0 +1,293 @@
+"""``export``: from a Hugging Face folder to one that runtimes load, tensor by tensor.
+
+    open ─► record ─► estimate ─► plan ─► choose ─► fold ─► write ─► reopen
+
+Weights stay in their files: they are read where an estimate needs them, and once to be written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unitify.analysis.forward import ForwardMoments
+from unitify.capture.inputs import Inputs, as_inputs, infer_inputs
+from unitify.capture.islands import Recording, with_true_parameters
+from unitify.capture.whole import Capture
+from unitify.cast.casting import Evidence, by_evidence
+from unitify.checkpoint.files import mapped_shards
+from unitify.checkpoint.folder import check_absent
+from unitify.checkpoint.pretrained import CONFIG, companions
+from unitify.checkpoint.targets import input_batches
+from unitify.diagnostics import (
+    CheckpointUnreadable,
+    Diagnostic,
+    NotFinite,
+    NotFolded,
+    NotWritten,
+    UnitifyError,
+)
+from unitify.estimates import Estimates, Rms
+from unitify.estimating import check_scales
+from unitify.measure.recorded import measure_recorded
+from unitify.operations.laws import is_scalable
+from unitify.operations.rule_table import RuleTable, load_rules
+from unitify.plan.bands import PREDICTED_TOLERANCE, TOLERANCE
+from unitify.plan.planner import plan
+from unitify.recipe.choices import Patterns, choose
+from unitify.recipe.recipe import Recipe
+from unitify.serve.layouts import LAYOUTS, Layout, config
+from unitify.serve.mapped import mapped_model, recorded
+from unitify.serve.reopened import LEAST, check_reader, reopened
+from unitify.serve.served import Part, Served, served
+from unitify.serve.shards import INDEX, Folder, OnBytes, Promise, index
+from unitify.version import __version__
+
+#: What ``--format`` may be, beside "unitify".
+FORMATS = ("compressed-tensors", "fp8-dynamic", "fp8-block")
+#: What the folder says of itself.
+CONTENTS = "unitify.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written: the layers that are served, and how near its reader came to the source.
+
+    ``sqnr``: signal to noise of the outputs in decibels; None where nobody looked. ``size``: bytes.
+    """
+
+    layout: str
+    layers: tuple[Served, ...]
+    size: int
+    sqnr: float | None = None
+    notes: tuple[Diagnostic, ...] = field(default=())
+
+
+def layout_of(name: str, recipe: Recipe) -> str:
+    """The layout of a ``--format``: "compressed-tensors" is that of the recipe's operands.
+
+    Raises ``UnitifyError`` (U614) where there is none.
+    """
+    if name in LAYOUTS:
+        return name
+    for found, layout in LAYOUTS.items():
+        if recipe.forward.name in layout.formats:
+            return found
+    problem = f"no layout holds operands in {recipe.forward.name}"
+    raise UnitifyError(NotFolded(value=recipe.name, problem=problem))
+
+
+def export(
+    checkpoint: Path,
+    output: Path,
+    recipe: Recipe,
+    format: str,
+    *,
+    inputs: str | None = None,
+    scales: str = "auto",
+    rules: Iterable[str | Path] = (),
+    verify: bool = True,
+    resume: bool = False,
+    on_start: Callable[[int], OnBytes] = lambda _size: lambda _bytes: None,
+) -> Export:
+    """Write the model of a Hugging Face folder to the new folder ``output``, in a layout.
+
+    ``inputs``, ``scales`` and ``rules`` are those of ``convert``, but that "auto" is "analysis":
+    weights stay in their files, and the model is not run. ``verify``: open what was
+    written with its reader, and compare the outputs. ``resume``: go on from what an interrupted run
+    of the same call left. ``on_start`` is told how many bytes are to come, and gives what is
+    told of those that were written.
+
+    Raises ``UnitifyError``: those of ``convert``, U614 for what does not fold, U615 for a folder
+    that its reader does not read right. Nothing is written then.
+    """
+    check_scales(scales)
+    check_absent(output)
+    check_reader()
+    name = layout_of(format, recipe)
+    shards = mapped_shards(checkpoint)
+    if not (checkpoint / CONFIG).is_file():
+        problem = "there is no config.json in it, which runtimes read"
+        raise UnitifyError(CheckpointUnreadable(path=str(checkpoint), problem=problem))
+    weights = {name: tensor for shard in shards.values() for name, tensor in shard.items()}
+    model, notes = mapped_model(checkpoint, weights)
+    table = load_rules(rules)
+    batches = input_batches(inputs) if inputs is not None else []
+    calls = [as_inputs(model, batch) for batch in batches] or [infer_inputs(model)]
+    is_run = recipe.is_chosen or scales == "measured"
+    recording = with_true_parameters(recorded(model, calls, runs=is_run))
+    parts = _parts(recording, calls, scales, recipe, table)
+    layers = served(model, parts, recipe, table)
+    layout = LAYOUTS[name]
+    _check(layers, layout, name, model, weights)
+    placed = promised(shards, layers, layout)
+    folder = Folder(output, _request(checkpoint, shards, layers, name), resume)
+    ignored = sorted(_linear_layers(model) - {each.layer for each in layers})
+    try:
+        total = _write(folder, placed, on_start)
+        folder.copy(path for path in companions(checkpoint) if path.name != CONFIG)
+        folder.write(CONFIG, _config(checkpoint, layout, ignored))
+        least = recipe.min_sqnr or LEAST
+        sqnr = reopened(folder.partial, model, calls, least) if verify else None
+        document = {
+            "format": FORMAT,
+            "layout": name,
+            "recipe": recipe.as_table(),
+            "sqnr": sqnr,
+            "layers": [_told(each) for each in layers],
+            "versions": {"unitify": __version__, "torch": torch.__version__},
+            "sha256": folder.hashes(),
+        }
+        folder.write(CONTENTS, document)
+        folder.finish()
+    except UnitifyError:
+        folder.drop()
+        raise
+    except OSError as error:
+        raise UnitifyError(NotWritten(path=str(output), problem=str(error))) from error
+    return Export(name, layers, total, sqnr, notes)
+
+
+def _write(
+    folder: Folder, placed: Mapping[str, list[Promise]], on_start: Callable[[int], OnBytes]
+) -> int:
+    """Write all files of weights, and return how many bytes they hold."""
+    total = sum(p.size for promises in placed.values() for p in promises)
+    on_bytes = on_start(total)
+    for file, promises in placed.items():
+        folder.shard(file, promises, on_bytes)
+    if len(placed) > 1:
+        folder.write(INDEX, index(placed))
+    return total
+
+
+def _parts(
+    recording: Recording, calls: list[Inputs], scales: str, recipe: Recipe, rules: RuleTable
+) -> dict[str, Part]:
+    """By part, a plan that leaves values true, and what the recipe does with each."""
+    if scales == "measured":
+        found, tolerance = dict(measure_recorded(recording, calls)), TOLERANCE
+    else:
+        found = {name: _predicted(c, rules) for name, c in recording.parts.items()}
+        tolerance = PREDICTED_TOLERANCE
+    evidence, patterns = Evidence(found), Patterns(recipe)
+    parts = {}
+    for name, capture in recording.parts.items():
+        made = plan(capture, found[name], rules, tolerance, "casts")
+        choices = choose(capture, recipe, rules, path=name.partition("@")[0], patterns=patterns)
+        if recipe.is_chosen:
+            choices, _ = by_evidence(choices, name, capture, made, recipe, rules, evidence)
+        parts[name] = Part(capture, made, found[name], choices)
+    return parts
+
+
+def _predicted(capture: Capture, rules: RuleTable) -> Estimates:
+    """RMS of every value; who serves has no gradients."""
+    moments = ForwardMoments(capture, rules, None)
+    moments.run()
+    nodes = (node for node in capture.graph.nodes if is_scalable(node))
+    return {node.name: Rms(moments.rms(node)) for node in nodes}
+
+
+def _check(
+    layers: Iterable[Served],
+    layout: Layout,
+    name: str,
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+) -> None:
+    """Raises ``UnitifyError`` (U614) where the layout does not hold a layer."""
+    wrong = []
+    for each in layers:
+        weight = weights.get(f"{each.layer}.weight")
+        problem = ""
+        if each.format not in layout.formats:
+            problem = f"{name} holds no {each.format}"
+        elif weight is None:
+            problem = "the checkpoint has its weight under another name"
+        elif weight.shape[1] % layout.multiple:
+            problem = f"its width {weight.shape[1]} is not divisible by {layout.multiple}"
+        if problem:
+            wrong.append(NotFolded(value=each.layer, problem=problem))
+    if wrong:
+        raise UnitifyError(*wrong)
+
+
+def promised(
+    shards: Mapping[str, Mapping[str, Tensor]], layers: Iterable[Served], layout: Layout
+) -> dict[str, list[Promise]]:
+    """What is to be written, by file: what the shards hold, with codes and scales of ``layers``."""
+    rows = {f"{each.layer}.weight": each for each in layers}
+    placed: dict[str, list[Promise]] = {}
+    for position, held in enumerate(shards.values(), 1):
+        several = f"-{position:05}-of-{len(shards):05}" if len(shards) > 1 else ""
+        promises = placed[f"model{several}.safetensors"] = []
+        for name, tensor in held.items():
+            if name in rows:
+                promises += _coded(name, tensor, rows[name], layout)
+            else:
+                shape = tuple(tensor.shape)
+                promises.append(Promise(name, tensor.dtype, shape, partial(_as_it_is, tensor)))
+    return placed
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _coded(name: str, weight: Tensor, row: Served, layout: Layout) -> list[Promise]:
+    """Promises of what stands for a weight, all made when the first of them is asked for."""
+    told = layout.made(torch.empty(weight.shape, device="meta"), row)
+    made: dict[str, Tensor] = {}
+
+    def of(ending: str) -> Tensor:
+        if not made:
+            wide = weight.float()
+            if bad := int((~wide.isfinite()).sum()):
+                raise UnitifyError(NotFinite(name=name, count=bad))
+            made.update(layout.made(wide, row))
+        return made.pop(ending)
+
+    return [
+        Promise(f"{row.layer}.{ending}", t.dtype, tuple(t.shape), partial(of, ending))
+        for ending, t in told.items()
+    ]
+
+
+def _linear_layers(model: nn.Module) -> set[str]:
+    return {path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+def _config(checkpoint: Path, layout: Layout, ignored: list[str]) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((checkpoint / CONFIG).read_text("utf-8"))
+    document["quantization_config"] = config(layout, ignored, version("compressed-tensors"))
+    if layout.dtype:
+        document["dtype"] = layout.dtype
+    return document
+
+
+def _told(row: Served) -> dict[str, Any]:
+    """A layer, with the window of its input's scale."""
+    return {**asdict(row), "window": list(row.window), "margin": round(row.margin, 2)}
+
+
+def _request(
+    checkpoint: Path, shards: Mapping[str, Any], layers: Iterable[Served], name: str
+) -> dict[str, Any]:
+    """What tells one export from another: the files that it is of, and every scale."""
+    told = {file: (checkpoint / file).stat() for file in shards}
+    return {
+        "files": {file: [stat.st_size, stat.st_mtime_ns] for file, stat in told.items()},
+        "layers": [asdict(each) for each in layers],
+        "layout": name,
+        "version": __version__,
+    }

@@ -1,0 +1,182 @@
+"""How a served layer lies in a checkpoint: the tensors that stand for a weight, and their config.
+
+The layouts are those of compressed-tensors, which vLLM, SGLang and transformers read. Scales are
+powers of two where the format lets them be: runtimes may hold them in bfloat16. A scale of one
+number has the shape [1]; loaders refuse [].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unitify.formats.blocks import in_blocks
+from unitify.formats.rounding import octave
+from unitify.formats.table import E4M3, FORMATS, MXFP4, MXFP8, NVFP4, BlockFormat, quantise
+from unitify.ops.scaled_mm import encode
+from unitify.serve.served import Served
+
+#: Rows and columns of a block that shares a scale.
+_TILE = 128
+_LEAST = -126
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One layout.
+
+    ``formats``: of the recipe's operands that it holds. ``config``: what quantization_config says
+    of weights and inputs. ``made``: weight in float32 [N, K] and its row → tensors by the ending
+    that they have after the layer's path. ``multiple``: of a layer's width. ``dtype``: the type in
+    which the rest of the model has to run, because readers decode to it; "" for that of the source.
+    """
+
+    formats: frozenset[str]
+    compression: str
+    config: Mapping[str, Mapping[str, Any]]
+    made: Callable[[Tensor, Served], dict[str, Tensor]]
+    multiple: int = 1
+    dtype: str = ""
+
+
+def _args(bits: int, strategy: str, dynamic: Any = False, **more: Any) -> dict[str, Any]:
+    given = {"num_bits": bits, "type": "float", "strategy": strategy, "symmetric": True}
+    return {**given, "dynamic": dynamic, **more}
+
+
+def _one(value: float) -> Tensor:
+    return torch.full((1,), value, dtype=torch.float32)
+
+
+def _static(weight: Tensor, row: Served) -> dict[str, Tensor]:
+    codes = encode(weight / row.weight, E4M3)
+    return {
+        "weight": codes,
+        "weight_scale": _one(row.weight),
+        "input_scale": _one(row.input),
+    }
+
+
+def _room(largest: Tensor) -> Tensor:
+    """The least power of two that brings a largest magnitude into the range of E4M3."""
+    ratio = largest / E4M3.largest
+    below = octave(ratio, _LEAST)
+    return torch.where(below < ratio, below * 2, below)
+
+
+def _rows(weight: Tensor, row: Served) -> dict[str, Tensor]:
+    scale = _room(weight.abs().amax(1, keepdim=True))
+    return {"weight": encode(weight / scale, E4M3), "weight_scale": scale}
+
+
+def _tiles(weight: Tensor, row: Served) -> dict[str, Tensor]:
+    tiles = in_blocks(in_blocks(weight, _TILE, 1), _TILE, 0)
+    scale = _room(tiles.abs().amax((-1, -3)).mT).contiguous()
+    spread = scale.repeat_interleave(_TILE, 0)[: weight.shape[0]]
+    spread = spread.repeat_interleave(_TILE, 1)[:, : weight.shape[1]]
+    return {"weight": encode(weight / spread, E4M3), "weight_scale": scale}
+
+
+def _blocks(weight: Tensor, format: BlockFormat) -> tuple[Tensor, Tensor]:
+    """Numbers of the elements' format, and scales [N, K / size]."""
+    blocks = in_blocks(weight, format.size, -1)
+    scales = format.scales(blocks.abs().amax(-1))
+    divided = blocks / torch.where(scales > 0, scales, 1.0).unsqueeze(-1)
+    return quantise(divided, format.element).flatten(-2), scales
+
+
+def _packed(numbers: Tensor) -> Tensor:
+    """Two codes of E2M1 a byte, the first in the low half."""
+    values = FORMATS["e2m1"].values().float()
+    codes = torch.bucketize(numbers.abs(), values) + numbers.signbit() * len(values)
+    low, high = codes.to(torch.uint8).unflatten(-1, (-1, 2)).unbind(-1)
+    packed: Tensor = low | (high << 4)
+    return packed
+
+
+def _exponents(scales: Tensor) -> Tensor:
+    """Codes of E8M0."""
+    assert MXFP8.scale.dtype is not None
+    return scales.to(MXFP8.scale.dtype).view(torch.uint8)
+
+
+def _nvfp4(weight: Tensor, row: Served) -> dict[str, Tensor]:
+    numbers, scales = _blocks(weight / row.weight, NVFP4)
+    return {
+        "weight_packed": _packed(numbers),
+        "weight_scale": encode(scales, E4M3),
+        # Of these two the runtime wants the reciprocals.
+        "weight_global_scale": _one(1 / row.weight),
+        "input_global_scale": _one(1 / row.input),
+    }
+
+
+def _mxfp4(weight: Tensor, row: Served) -> dict[str, Tensor]:
+    numbers, scales = _blocks(weight, MXFP4)
+    return {"weight_packed": _packed(numbers), "weight_scale": _exponents(scales)}
+
+
+def _mxfp8(weight: Tensor, row: Served) -> dict[str, Tensor]:
+    numbers, scales = _blocks(weight, MXFP8)
+    return {"weight": encode(numbers, E4M3), "weight_scale": _exponents(scales)}
+
+
+def _mx(bits: int) -> dict[str, Any]:
+    weights = _args(bits, "group", group_size=32, scale_dtype="torch.uint8", zp_dtype="torch.uint8")
+    return {"weights": weights, "input_activations": {**weights, "dynamic": True}}
+
+
+_FP4 = _args(
+    4, "tensor_group", group_size=16,
+    scale_dtype="torch.float8_e4m3fn", zp_dtype="torch.float8_e4m3fn",
+)  # fmt: skip
+_E4M3 = frozenset({"e4m3"})
+_PER_TENSOR = _args(8, "tensor")
+
+#: By name. "fp8" and those in blocks follow the recipe; the others find scales of inputs at run
+#: time, and those of weights from the weights.
+LAYOUTS: Mapping[str, Layout] = {
+    "fp8": Layout(
+        _E4M3, "float-quantized",
+        {"weights": _PER_TENSOR, "input_activations": _PER_TENSOR}, _static,
+    ),
+    "fp8-dynamic": Layout(
+        _E4M3, "float-quantized",
+        {"weights": _args(8, "channel"), "input_activations": _args(8, "token", True)}, _rows,
+    ),
+    "fp8-block": Layout(
+        _E4M3, "float-quantized",
+        {
+            "weights": _args(8, "block", block_structure=[_TILE, _TILE]),
+            "input_activations": _args(8, "group", True, group_size=_TILE),
+        },
+        _tiles, _TILE,
+    ),
+    "nvfp4": Layout(
+        frozenset({"nvfp4"}), "nvfp4-pack-quantized",
+        {"weights": _FP4, "input_activations": {**_FP4, "dynamic": "local"}},
+        _nvfp4, 16, "bfloat16",
+    ),
+    "mxfp4": Layout(frozenset({"mxfp4"}), "mxfp4-pack-quantized", _mx(4), _mxfp4, 32, "bfloat16"),
+    "mxfp8": Layout(frozenset({"mxfp8"}), "mxfp8-quantized", _mx(8), _mxfp8, 32, "bfloat16"),
+}  # fmt: skip
+
+
+def config(layout: Layout, ignored: list[str], version: str) -> dict[str, Any]:
+    """What ``quantization_config`` says."""
+    group = {"targets": ["Linear"], **layout.config, "output_activations": None}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": layout.compression,
+        # Without this line loaders take codes for numbers.
+        "quantization_status": "compressed",
+        "version": version,
+        "config_groups": {"group_0": {**group, "format": layout.compression}},
+        "ignore": ignored,
+        "kv_cache_scheme": None,
+        "global_compression_ratio": None,
+    }

@@ -1,0 +1,116 @@
+"""A Hugging Face model on the memory-mapped files of its folder: nothing is read until it is used.
+
+Takes a folder; gives a model whose parameters are the tensors in the files. Where names or types in
+the files are not the model's own, transformers reads it, into memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from unitify.capture.inputs import Inputs
+from unitify.capture.islands import Recording, record
+from unitify.checkpoint.filling import NOTHING
+from unitify.checkpoint.pretrained import from_config, read_pretrained
+from unitify.checkpoint.state_dict import fit
+from unitify.diagnostics import Diagnostic
+
+
+def mapped_model(
+    folder: Path, weights: Mapping[str, Tensor]
+) -> tuple[nn.Module, tuple[Diagnostic, ...]]:
+    """The model of ``folder`` in eval mode, on ``weights``, which are those of its files; notes.
+
+    Raises ``UnitifyError`` as ``read_pretrained`` does.
+    """
+    with _parameters_on_meta():
+        model = from_config(folder, weights)
+    if fit(model, weights, same_types=True).problem:
+        model, notes = read_pretrained(folder, NOTHING)
+        return model.requires_grad_(False), notes
+    model.load_state_dict(weights, strict=False, assign=True)
+    tie: Any = getattr(model, "tie_weights", None)
+    if tie is not None:
+        tie()
+    # Who serves takes no gradients.
+    return model.requires_grad_(False), ()
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """What modules register as parameters has no memory; buffers have."""
+    register = nn.Module.register_parameter
+
+    def registered(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta:
+            param = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+        register(self, name, param)
+
+    nn.Module.register_parameter = registered  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def recorded(model: nn.Module, calls: Sequence[Inputs], *, runs: bool) -> Recording:
+    """The recording of ``model``, made on the meta device: no weight is read, and none is copied.
+
+    One that ``runs`` afterwards (its values are measured, or casts are tried) is made where the
+    weights are, and so is that of a model that does not run without numbers, or whose graph holds
+    tensors of its own. Raises ``UnitifyError`` as ``record`` does.
+    """
+    if len(calls) == 1 and not runs:
+        made = _recorded_on_meta(model, calls[0])
+        if made is not None:
+            return made
+    return record(model, *calls[0], further=calls[1:])
+
+
+def _recorded_on_meta(model: nn.Module, call: Inputs) -> Recording | None:
+    """The recording of one call; None where it cannot stand for that on the weights."""
+    try:
+        with _on_meta(model), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = record(model, *pytree.tree_map_only(Tensor, lambda t: t.to("meta"), call))
+    except Exception:  # whatever a model does with numbers that are not there
+        return None
+    whole = made.whole
+    if whole is None or whole.made or any(isinstance(c, Tensor) for c in whole.constants.values()):
+        return None
+    return replace(made, parts={"": replace(whole, example=tuple(whole.flat_inputs(*call)))})
+
+
+@contextlib.contextmanager
+def _on_meta(model: nn.Module) -> Iterator[None]:
+    """Parameters and buffers of ``model`` are empty; it has its own again afterwards."""
+    memo: dict[int, Tensor] = {}
+    held: list[tuple[dict[str, Any], str, Tensor]] = []
+    for module in model.modules():
+        tables: tuple[Any, ...] = (module._parameters, module._buffers)
+        for table in tables:
+            for name, tensor in table.items():
+                if tensor is not None:
+                    held.append((table, name, tensor))
+    try:
+        for table, name, tensor in held:
+            if id(tensor) not in memo:
+                empty = torch.empty_like(tensor.detach(), device="meta")
+                is_parameter = isinstance(tensor, nn.Parameter)
+                memo[id(tensor)] = (
+                    nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+                )
+            table[name] = memo[id(tensor)]
+        yield
+    finally:
+        for table, name, tensor in held:
+            table[name] = tensor

@@ -1,0 +1,186 @@
+"""What of a model's casts folds into the scales of a checkpoint: linear layers, and their scales.
+
+A runtime runs its own code of the model, on codes and the scales beside them. So a cast folds where
+it is of an operand of a linear layer, by a constant that is a power of two. Everything else that a
+recipe does to the numbers is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from torch import fx, nn
+
+from unitify.capture.islands import path_of
+from unitify.capture.whole import Capture
+from unitify.diagnostics import NotFolded, UnitifyError
+from unitify.estimates import Estimates, Rms
+from unitify.formats.band import band_of
+from unitify.formats.table import FORMATS
+from unitify.noise.operand_casts import OperandCast, Place, operand_casts
+from unitify.operations.rule_table import Rule, RuleTable
+from unitify.operations.schema import named_arguments, operation_name
+from unitify.plan.scale_plan import ScalePlan
+from unitify.recipe.choices import Choice
+from unitify.recipe.recipe import Recipe
+
+#: Decibels that a scale may lose.
+_LOST = 0.1
+
+
+@dataclass(frozen=True)
+class Part:
+    """A captured graph with what was chosen for its values."""
+
+    capture: Capture
+    plan: ScalePlan
+    estimates: Estimates
+    choices: tuple[Choice, ...]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A linear layer that is served in a format; value = scale × what is stored.
+
+    ``layer``: the module's path. ``weight``, ``input``: scales, powers of two. ``group``: layers
+    that take the same input in one module; runtimes make one product of these, with one scale.
+    ``rms``: of the input, as it was estimated; 0 where it was not.
+    """
+
+    layer: str
+    format: str
+    weight: float
+    input: float
+    group: str
+    rms: float = 0.0
+
+    @property
+    def window(self) -> tuple[float, float]:
+        """Scales of the input that lose less than a tenth of a decibel, the least and the greatest.
+
+        Of an input that is normally distributed with the RMS that was estimated.
+        """
+        band = band_of(FORMATS[self.format], _LOST)
+        return self.rms / band.high, self.rms / band.low
+
+    @property
+    def margin(self) -> float:
+        """How many octaves the scale of the input is inside of its window; negative outside."""
+        if not self.rms:
+            return 0.0
+        low, high = self.window
+        return min(math.log2(self.input / low), math.log2(high / self.input))
+
+
+def served(
+    model: nn.Module, parts: Mapping[str, Part], recipe: Recipe, rules: RuleTable
+) -> tuple[Served, ...]:
+    """The layers whose products are cast, in order of their paths.
+
+    Raises ``UnitifyError`` (U614), with everything that does not fold.
+    """
+    if recipe.scaling != "unit" or recipe.values != "contractions" or not recipe.saturate:
+        problem = "its scales are no constants of operands alone, saturating"
+        raise UnitifyError(NotFolded(value=recipe.name, problem=problem))
+    found: list[Served] = []
+    wrong: list[NotFolded] = []
+    kept: dict[str, str] = {}
+    for name, part in parts.items():
+        products = {c.value: c for c in part.choices if c.is_product}
+        casts = operand_casts(products.values(), part.capture, part.plan, rules)
+        for node in part.capture.graph.nodes:
+            choice = products.get(node.name)
+            if choice is None or (choice.forward in ("", "bf16", "fp16") and not choice.has_weight):
+                continue
+            rule = rules[operation_name(node)]
+            layer, problem = _layer(model, path_of(name), part.capture, node, rule, choice)
+            if choice.forward in ("", "bf16", "fp16"):
+                if layer:
+                    kept[_group(layer, node, rule)] = layer
+            elif problem:
+                wrong.append(NotFolded(value=layer or choice.value, problem=problem))
+            else:
+                found.append(_served(layer, node, rule, choice, casts, part.estimates))
+    found = _once(found)
+    if not (found or wrong):
+        wrong.append(NotFolded(value=recipe.name, problem="no linear layer is cast"))
+    for group in {each.group for each in found} & kept.keys():
+        layer = next(each.layer for each in found if each.group == group)
+        problem = f"{kept[group]}, which takes the same input, is not cast"
+        wrong.append(NotFolded(value=layer, problem=problem))
+    if wrong:
+        raise UnitifyError(*wrong)
+    return tuple(_joined(found))
+
+
+def _layer(
+    model: nn.Module, path: str, capture: Capture, node: fx.Node, rule: Rule, choice: Choice
+) -> tuple[str, str]:
+    """The linear layer that a product is of, and why its casts do not fold; one may be empty."""
+    matmul = rule.matmul
+    weight = named_arguments(node)[matmul.right] if matmul is not None else None
+    if matmul is None or not isinstance(weight, fx.Node) or weight.op != "get_attr":
+        return "", "it is no product with a weight as the model holds it"
+    first = capture.aliases.get(str(weight.target))
+    names = [f"{path}.{n}".strip(".") for n, of in capture.aliases.items() if of == first]
+    layers = [n.removesuffix(".weight") for n in names if n.endswith(".weight")]
+    layer = next((n for n in layers if isinstance(_module(model, n), nn.Linear)), "")
+    if not layer:
+        return "", f"{path}.{weight.target} is not the weight of a linear layer".lstrip(".")
+    if choice.mean:
+        return layer, "its operand is cast around a mean (centre = 'none' folds)"
+    others = [name for name in names if name != f"{layer}.weight"]
+    if others or len(weight.users) > 1:
+        return layer, f"its weight is also {', '.join(others) or 'taken elsewhere'}"
+    return layer, ""
+
+
+def _module(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _group(layer: str, node: fx.Node, rule: Rule) -> str:
+    assert rule.matmul is not None
+    operand = named_arguments(node)[rule.matmul.left]
+    return f"{layer.rpartition('.')[0]}:{operand.name}"
+
+
+def _served(
+    layer: str,
+    node: fx.Node,
+    rule: Rule,
+    choice: Choice,
+    casts: Mapping[Place, OperandCast],
+    estimates: Estimates,
+) -> Served:
+    assert rule.matmul is not None
+    left, right = (casts[node.name, name, 0] for name in (rule.matmul.left, rule.matmul.right))
+    operand = named_arguments(node)[rule.matmul.left]
+    rms = estimates.get(operand.name, Rms()).forward or 0.0
+    group = _group(layer, node, rule)
+    return Served(layer, choice.forward, right.scale, left.scale, group, rms)
+
+
+def _once(found: Iterable[Served]) -> list[Served]:
+    """A layer that is called several times has the scales that hold the most."""
+    layers: dict[str, Served] = {}
+    for each in found:
+        other = layers.get(each.layer, each)
+        most = max(each.weight, other.weight), max(each.input, other.input)
+        layers[each.layer] = replace(other, weight=most[0], input=most[1])
+    return [layers[layer] for layer in sorted(layers)]
+
+
+def _joined(found: list[Served]) -> Iterator[Served]:
+    """One scale for all weights of a group, and one for its input."""
+    groups: dict[str, list[Served]] = {}
+    for each in found:
+        groups.setdefault(each.group, []).append(each)
+    for each in found:
+        of = groups[each.group]
+        yield replace(each, weight=max(o.weight for o in of), input=max(o.input for o in of))
