@@ -60,7 +60,8 @@ def test_analysis_and_measurement_have_the_same_keys() -> None:
 def test_analysis_does_not_look_at_the_tokens() -> None:
     model, (tokens,), _ = zoo.build("lstm")
     others = (tokens + 1) % 50
-    assert unitify.estimate(model, (tokens,)) == unitify.estimate(model, (others,))
+    found = [unitify.estimate(model, (t,), scales="analysis") for t in (tokens, others)]
+    assert found[0] == found[1]
 
 
 def test_analysis_leaves_the_model_and_the_random_state_alone() -> None:
@@ -121,7 +122,8 @@ def test_analysis_of_a_meta_model_is_that_of_the_initialised_one() -> None:
     ids = torch.zeros(2, 64, dtype=torch.long)
     torch.manual_seed(0)
     real = LlamaForCausalLM(llama_on_meta(2).config)
-    drawn = unitify.estimate(real, (), {"input_ids": ids, "labels": ids.clone()})
+    inputs = {"input_ids": ids, "labels": ids.clone()}
+    drawn = unitify.estimate(real, (), inputs, scales="analysis")
     meta = ids.to("meta")
     blank = unitify.estimate(llama_on_meta(2), (), {"input_ids": meta, "labels": meta.clone()})
     # Rotary frequencies are a buffer, which the meta device does not hold: what they make is left

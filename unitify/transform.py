@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from unitify.capture.execution import LossFunction
 from unitify.capture.exporting import switch_off_cache
-from unitify.capture.inputs import Inputs, as_batches, as_inputs, given_or_inferred
+from unitify.capture.inputs import Inputs, as_batches, as_inputs, given_or_inferred, is_given
 from unitify.capture.islands import (
     Recording,
     flat_calls,
@@ -135,6 +135,7 @@ def transform(
         choices = ", ".join(PLACEMENTS)
         raise UnitifyError(UnknownOption(option="placement", value=str(placement), choices=choices))
     check_scales(scales)
+    has_data = batches is not None or is_given(example_inputs, example_kwargs)
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
     batches = as_batches(batches)
@@ -158,7 +159,9 @@ def transform(
         parts: dict[str, Part] = {}
         for name, captured in recorded.parts.items():
             if name in found:
-                tolerance = PREDICTED_TOLERANCE if made.scales == "analysis" else TOLERANCE
+                # What was drawn tells of data about as well as analysis does.
+                is_sure = made.scales == "measured" and has_data
+                tolerance = TOLERANCE if is_sure else PREDICTED_TOLERANCE
                 planned = plan(captured, found[name], table, tolerance, where)
             else:
                 planned = uniform_plan(captured, casts.loss_scale if casts is not None else 1.0)
