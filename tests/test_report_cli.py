@@ -33,7 +33,7 @@ def test_a_factory_as_text(run: Run) -> None:
     result = run("report", "factories:mlp")
     assert result.exit_code == 0, result.output
     assert "unitify · Sequential" in result.stdout
-    assert "predicted, without data" in result.stdout
+    assert "measured on 1 batch" in result.stdout
     assert list(Path().iterdir()) == []
 
 

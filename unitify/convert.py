@@ -89,7 +89,7 @@ def convert(
     # After the model's own module, which may register the operations that the rules are of.
     table = load_rules(rules)
     batches = input_batches(inputs) if inputs is not None else None
-    args, kwargs = as_inputs(source.model, batches[0]) if batches else infer_inputs(source.model)
+    args, kwargs = as_inputs(source.model, batches[0]) if batches else ((), {})
     clock.done("read")
     module = transform(
         source.model,
@@ -105,11 +105,11 @@ def convert(
     )
     module.diagnostics = (*source.notes, *module.diagnostics)
     # The yardstick of the report is what is measured, whatever the scales were chosen from.
-    calls = [as_inputs(source.model, batch) for batch in batches] if batches else [(args, kwargs)]
     if module.scales == "measured":
         measured = clock.made["estimate"].parts
     else:
-        measured = measure_recorded(clock.made["capture"], calls)
+        given = [as_inputs(source.model, batch) for batch in batches or ()]
+        measured = measure_recorded(clock.made["capture"], given or [infer_inputs(source.model)])
     clock.done("report")
     report = make_report(
         module,

@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from unitify.analysis.analyse import Analysis, analyse
 from unitify.analysis.forward import Step
-from unitify.capture.inputs import given_or_inferred
+from unitify.capture.inputs import given_or_inferred, is_given
 from unitify.capture.islands import path_of, record, with_true_parameters
 from unitify.capture.source import frames_of, module_of, without_torch
 from unitify.capture.whole import Capture
@@ -73,7 +73,8 @@ def explain_value(
     found = estimated(recorded, "auto", [(args, kwargs)], None, table)
     measured = found.parts[part].get(node.name) if found.scales == "measured" else None
     if chosen is None:
-        tolerance = PREDICTED_TOLERANCE if measured is None else TOLERANCE
+        is_sure = measured is not None and is_given(example_inputs, example_kwargs)
+        tolerance = TOLERANCE if is_sure else PREDICTED_TOLERANCE
         own = plan(captured, found.parts[part], table, tolerance, carrier="wide")
     else:
         own = plan_of(chosen, part, captured)

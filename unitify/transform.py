@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from unitify.capture.execution import LossFunction
-from unitify.capture.inputs import Inputs, as_batches, as_inputs, given_or_inferred
+from unitify.capture.inputs import Inputs, as_batches, as_inputs, given_or_inferred, is_given
 from unitify.capture.islands import (
     Recording,
     flat_calls,
@@ -139,6 +139,7 @@ def transform(
         choices = ", ".join(PLACEMENTS)
         raise UnitifyError(UnknownOption(option="placement", value=str(placement), choices=choices))
     check_scales(scales)
+    has_data = batches is not None or is_given(example_inputs, example_kwargs)
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
     batches = as_batches(batches)
@@ -162,7 +163,9 @@ def transform(
         parts: dict[str, Part] = {}
         for name, captured in recorded.parts.items():
             if name in found:
-                tolerance = PREDICTED_TOLERANCE if made.scales == "analysis" else TOLERANCE
+                # What was drawn tells of data about as well as analysis does.
+                is_sure = made.scales == "measured" and has_data
+                tolerance = TOLERANCE if is_sure else PREDICTED_TOLERANCE
                 planned = plan(captured, found[name], table, tolerance, where, carrier)
                 told += not_fewest(planned, name)
             else:

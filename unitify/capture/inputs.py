@@ -65,6 +65,11 @@ def as_batches(batches: Any) -> list[Any] | None:
     return list(batches)
 
 
+def is_given(args: Any, kwargs: Mapping[str, Any] | None) -> bool:
+    """Are there any inputs? (What is inferred is drawn.)"""
+    return isinstance(args, torch.Tensor) or bool(args) or bool(kwargs)
+
+
 def given_or_inferred(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None) -> Inputs:
     """The inputs given, as ``as_inputs`` takes them; inferred where there are none.
 

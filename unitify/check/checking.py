@@ -8,6 +8,7 @@ in their place.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -63,6 +64,7 @@ def check(
     Raises ``UnitifyError`` (U104, U111) for batches unlike the example.
     """
     clock = _Clock(on_step)
+    batches = list(batches)
     scoped = {
         name: judged(piece, subject.recipe, rules, settings.scope)
         for name, piece in subject.pieces.items()
@@ -72,15 +74,17 @@ def check(
     clock.done("predict")
     tallies: Mapping[str, Tally] = {}
     if is_measured:
-        tallies = _measured(subject, list(batches))
+        tallies = _measured(subject, batches)
         clock.done("measure")
     found: list[Finding] = list(left_out(subject.diagnostics, places))
+    is_sure = is_measured and bool(batches)
+    compared = dataclasses.replace(comparison or Comparison(), is_sure=is_sure)
     cases: list[Case] = []
     for name, piece in subject.pieces.items():
         checker = PieceChecker(
             piece, scoped[name], analyses[name], tallies.get(name), settings, rules, places
         )
-        found += checker.findings(comparison or Comparison())
+        found += checker.findings(compared)
         cases += checker.cases()
     selected = [f for f in found if settings.reports(f.code, f.names)]
     clock.done("find")

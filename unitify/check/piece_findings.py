@@ -147,7 +147,7 @@ class PieceChecker:
                     finding = self._finding(node, direction, found, "warning")
                     yield replace(finding, level=level)
         if comparison.committed is not None:
-            tolerance = PREDICTED_TOLERANCE if self.tally is None else TOLERANCE
+            tolerance = TOLERANCE if comparison.is_sure else PREDICTED_TOLERANCE
             held = comparison.committed
             is_true = held.weights == "true"
             capture = piece.capture.with_true_parameters() if is_true else piece.capture

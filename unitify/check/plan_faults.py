@@ -27,11 +27,13 @@ class Comparison:
     """Plans to compare with. ``drift``: judge the scales of the subject's own plan.
 
     ``committed``: a plan that one made now is to equal, and the ``path`` that it came from.
+    ``is_sure``: were figures measured on data, and not drawn or predicted?
     """
 
     drift: bool = False
     committed: ScalePlan | None = None
     path: str = ""
+    is_sure: bool = False
 
     def of_part(self, part: str) -> dict[str, Scale]:
         """The committed scales of one part, by the names of its own graph.

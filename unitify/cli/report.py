@@ -106,11 +106,11 @@ def _transformed(
     verify: bool,
     advance: Callable[[str], None],
 ) -> UnitScaledModule:
-    from unitify.capture.inputs import as_inputs, infer_inputs
+    from unitify.capture.inputs import as_inputs
     from unitify.transform import transform
 
     batches = list(opened.batches)
-    args, kwargs = as_inputs(opened.model, batches[0]) if batches else infer_inputs(opened.model)
+    args, kwargs = as_inputs(opened.model, batches[0]) if batches else ((), {})
     return transform(
         opened.model,
         args,
