@@ -282,7 +282,8 @@ def test_the_graph_beneath_is_still_the_original() -> None:
         found = unitify.verify(module.capture.model, module, (x,))
         assert not found.findings
         assert not found.exact
-    real = unitify.transform(real.capture.model, (x,), recipe="fp8", placement="everywhere")
+    options = {"recipe": "fp8", "placement": "everywhere", "weights": "stored"}
+    real = unitify.transform(real.capture.model, (x,), **options)
     rescale = next(n for n in real.graph.nodes if operation_name(n) == "unitify.rescale.default")
     rescale.args = (rescale.args[0], 2.0 * rescale.args[1], rescale.args[2])
     assert {d.code for d in unitify.verify(real.capture.model, real, (x,)).findings} == {"U502"}
