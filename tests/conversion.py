@@ -22,6 +22,7 @@ import unitify
 from unitify.capture.whole import Capture
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.rule_table import load_rules
+from unitify.plan.planner import plan
 from unitify.plan.scale_plan import Scale, ScalePlan, parameter_units
 from unitify.rewrite import rewrite
 from unitify.transform import build
@@ -88,10 +89,17 @@ class Conversion:
 @functools.cache
 def conversion(name: str, dtype: torch.dtype = torch.float32) -> Conversion:
     model, args, kwargs = zoo.build(name, dtype)
+    made: dict[str, Any] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        module = unitify.transform(model, args, kwargs, scales="measured", verify=False)
-    return Conversion(name, model, args, kwargs, module.parts[""].capture, module)
+        unitify.transform(
+            model, args, kwargs, scales="measured", verify=False, on_stage=made.__setitem__
+        )
+    captured, estimates = made["rewrite"].parts[""].capture, made["estimate"].parts[""]
+    # As for values that are stored in FP16: by default most have the scale that they arrive at.
+    chosen = plan(captured, estimates, RULES, carrier="narrow")
+    module = build(captured, rewrite(captured, chosen, RULES), chosen)
+    return Conversion(name, model, args, kwargs, captured, module)
 
 
 def parameter_scales(module: UnitScaledModule) -> dict[str, Scale]:

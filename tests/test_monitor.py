@@ -230,9 +230,11 @@ def test_drift_shows() -> None:
     assert after.forward["linear"].rms > 16 * before.forward["linear"].rms
 
 
-def test_islands_and_modules_around() -> None:
+@pytest.mark.parametrize("recipe", [None, "fp8,multiple=1", "fp16"])
+def test_islands_and_modules_around(recipe: str | None) -> None:
+    """Every island runs its graph, whatever those beside it were given."""
     torch.manual_seed(0)
-    inner = unitify.transform(HoldsFunction(), (torch.randn(4, 8),), recipe="fp16")
+    inner = unitify.transform(HoldsFunction(), (torch.randn(4, 8),), recipe=recipe)
     outer = nn.Sequential(nn.Linear(8, 8), inner)
     with unitify.monitor(outer, every=1) as monitor:
         outer(torch.randn(4, 8)).sum().backward()

@@ -195,7 +195,7 @@ def test_a_copy_knows_what_was_turned() -> None:
     """It was recorded with what the attribute was before, as the module was."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 8))
-    module = unitify.transform(model, (torch.ones(4, 8),))
+    module = unitify.transform(model, (torch.ones(4, 8),), weights="stored")
     assembled = nn.Sequential(model, nn.Identity())
     for owner in (model, module):
         owner.get_submodule("1").p = 0.0

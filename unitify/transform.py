@@ -297,6 +297,7 @@ def build(captured: Capture, graph: fx.Graph, chosen: ScalePlan) -> UnitScaledMo
         else:
             root.add_module(target, constant)
     module = UnitScaledModule(root, graph, chosen, captured, captured.diagnostics)
+    module.divide()
     module.watch(root)
     if not captured.has_hooks:
         share_hooks(root, module)

@@ -65,7 +65,10 @@ class AssembledModule(UnitScaledModule):
             GraphForward(module, _Island(graphs, is_whole=not path))
         paths = [path_of(name) for name in parts]
         for name, part in self.parts.items():
-            part.watch(host, path_of(name), paths.count(path_of(name)) == 1)
+            if paths.count(path_of(name)) == 1:
+                part.divide()
+        for name, part in self.parts.items():
+            part.watch(host, path_of(name))
         self._take_signature(inspect.signature(type(host).forward))
 
     @property
@@ -105,10 +108,11 @@ class AssembledModule(UnitScaledModule):
         made = AssembledModule(host, parts, self.diagnostics)
         for name, part in self.parts.items():
             copied = made.parts[name]
-            copied.watch(host, path_of(name), copied._submodules is not None, part)
+            copied.watch(host, path_of(name), part)
             copied.recipe, copied._casts = part.recipe, part.casts
             copied.is_inference = made.is_inference = part.is_inference
         made.recipe, made.verification = self.recipe, self.verification
+        made.scales = self.scales
         memo[id(self)] = made
         return made
 

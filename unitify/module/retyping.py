@@ -107,6 +107,7 @@ def _put(module: Any, found: dict[str, Any]) -> None:
     for name in _OF_ONE:
         setattr(module, name, found[name])
     if found["_knobs"] is None:
+        module.divide()
         module.watch(tree)
     else:
         module.__dict__["_knobs"], module._submodules = found["_knobs"], found["_submodules"]

@@ -290,7 +290,9 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
         made = UnitScaledModule(root, graph, self.plan, self.capture, self.diagnostics)
         made.recipe, made._casts, made.verification = self.recipe, self._casts, self.verification
         made.is_inference, made._again = self.is_inference, self._again
+        made.scales = self.scales
         if "_knobs" in self.__dict__:
+            made.divide()
             made.watch(root, like=self)
         if not self.capture.has_hooks:
             share_hooks(root, made)

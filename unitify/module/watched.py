@@ -83,34 +83,31 @@ class WatchesTree(HoldsWeights):
         if self._casts:
             warnings.warn(UnitifyWarning(str(found)), stacklevel=4)
 
-    def watch(
-        self,
-        tree: nn.Module,
-        path: str = "",
-        is_alone: bool = True,
-        like: WatchesTree | None = None,
-    ) -> None:
+    def divide(self) -> None:
+        """Give each submodule a graph of its own, where values are true.
+
+        All graphs of a tree do so before any of them is watched: it puts a ``forward`` there.
+        """
+        self._submodules = Submodules(self) if self.plan.is_true else None
+        if self._submodules is not None:
+            self._submodules.install()
+
+    def watch(self, tree: nn.Module, path: str = "", like: WatchesTree | None = None) -> None:
         """From now on, what the code of ``tree`` reads is to stay as it was.
 
-        ``path``: where in it this module's own tree is. ``is_alone``: is there no other graph of
-        that, so that its submodules have graphs of their own where values are true? ``like``: what
-        this is a copy of.
+        ``path``: where in it this module's own tree is. ``like``: what this is a copy of.
         """
         reads = {read: who for read, who in self.capture.reads.items() if self._counts(read)}
         left = [effect.location for effect in self.capture.call.effects]
         before = like.__dict__["_knobs"] if like is not None else None
         had = like is None or not like.is_inference
-        made: Submodules | None = None
-        if is_alone and self.plan.is_true:
-            made = Submodules(self)
+        if self._submodules is not None:
             own = reads_by_path(reads)
+            held = like._submodules.knobs if like is not None and like._submodules else {}
             for name in self.capture.regions.paths:
                 full = f"{path}.{name}".strip(".")
-                old = None if like is None or not like._submodules else like._submodules.knobs
-                held = None if old is None else old.get(name)
-                made.knobs[name] = Knobs(tree, own.get(full, ()), left, None, held, full, had)
-            made.install()
-        self._submodules = made
+                knobs = Knobs(tree, own.get(full, ()), left, None, held.get(name), full, had)
+                self._submodules.knobs[name] = knobs
         self.__dict__["_knobs"] = Knobs(tree, reads, left, self._tree, before, "", had)
 
     def _counts(self, read: Any) -> bool:
