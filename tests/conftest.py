@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,13 @@ def converted(request: pytest.FixtureRequest) -> Conversion:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The planted repository: one a process, since its modules are imported from it once."""
     return plant(tmp_path_factory.mktemp("repository"))
+
+
+@pytest.fixture
+def near_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every value is held near unit RMS, as where a recipe stores it in FP16, without a cast."""
+    pipeline = importlib.import_module("unitify.transform")
+    monkeypatch.setattr(pipeline, "_carrier", lambda *_: "narrow")
 
 
 @pytest.fixture

@@ -155,7 +155,7 @@ def test_every_batch_is_measured(run: Run, tmp_path: Path) -> None:
             "--inputs", f"factories:{function}", "-o", function,
         )  # fmt: skip
         plans[function] = folder.read(Path(function)).plan
-    sums = {f: plan.values["add"].fwd for f, plan in plans.items()}
+    sums = {f: plan.unit("add").fwd for f, plan in plans.items()}
     # RMS over batches at 1 and 64 times a value: 64 / sqrt(2) times it.
     assert 16 <= sums["inputs_batches"] / sums["inputs_dict"] <= 128
 

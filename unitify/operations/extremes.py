@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -25,10 +26,29 @@ from unitify.operations.schema import named_arguments, nodes_of, operation_name
 LIMIT = 2.0**100
 
 
+@dataclass(frozen=True)
+class Extremes:
+    """``values``: nodes whose values may hold a masking constant, or are multiplied with one.
+
+    ``met``: those that are multiplied, and the products. A gradient that is stored near unit RMS,
+    times ``finfo.min``, is infinite where the true one, which is smaller, is not.
+    """
+
+    values: frozenset[fx.Node]
+    met: frozenset[fx.Node]
+
+
 def extreme_values(
     graph: fx.Graph, rules: RuleTable, inputs: Iterable[Any], attribute: Callable[[str], Any]
-) -> set[fx.Node]:
-    """The nodes of ``graph`` whose values may hold a masking constant, or are multiplied with one.
+) -> frozenset[fx.Node]:
+    """The nodes of ``graph`` that ``extremes`` finds."""
+    return extremes(graph, rules, inputs, attribute).values
+
+
+def extremes(
+    graph: fx.Graph, rules: RuleTable, inputs: Iterable[Any], attribute: Callable[[str], Any]
+) -> Extremes:
+    """Where masking constants are in ``graph``.
 
     ``inputs``: the example's flat inputs, ``attribute``: what a ``get_attr`` node names; a mask
     among inputs, buffers and constants shows by its contents.
@@ -37,7 +57,7 @@ def extreme_values(
     extreme = {n for n, value in zip(placeholders, inputs, strict=False) if holds_mask(value)}
     held = ((n, attribute(str(n.target))) for n in graph.nodes if n.op == "get_attr")
     extreme |= {n for n, value in held if not _is_parameter(value) and holds_mask(value)}
-    multiplied: set[fx.Node] = set()
+    met: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op != "call_function" or not (is_scalable(node) or holds_tensors(node)):
             continue
@@ -51,8 +71,9 @@ def extreme_values(
             for operand in nodes_of(argument)
         ):
             extreme.add(node)
-            multiplied.update(_met_as_stored(rule, arguments))
-    return extreme | multiplied
+            if multiplied := set(_met_as_stored(rule, arguments)):
+                met |= {node, *multiplied}
+    return Extremes(frozenset(extreme | met), frozenset(met))
 
 
 def _met_as_stored(rule: Rule | None, arguments: Mapping[str, Any]) -> Iterator[fx.Node]:

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from unitify.capture.whole import Capture
 from unitify.estimates import Estimates, Rms
-from unitify.operations.extremes import extreme_values
+from unitify.operations.extremes import extremes
 from unitify.operations.rule_table import RuleTable
 from unitify.plan.fixed import fixed_values, parameter_of
 
@@ -59,7 +59,7 @@ class Bands:
         self.capture = capture
         self.estimates = estimates
         self.fixed = fixed_values(capture) | set(held)
-        self.extreme = extreme_values(capture.graph, rules, capture.example, capture.attribute)
+        self.extremes = extremes(capture.graph, rules, capture.example, capture.attribute)
         #: log2 of the typical RMS. Values are near one; gradients all shrink with the loss's mean.
         self.typical: Mapping[str, int] = {
             "forward": 0,
@@ -68,7 +68,8 @@ class Bands:
 
     def of(self, node: fx.Node, direction: str, tolerance: float) -> Band:
         """The band of a value, or of its gradient; as wide as can be where no RMS is known."""
-        if node in self.fixed or (direction == "forward" and node in self.extreme):
+        held = self.extremes.values if direction == "forward" else self.extremes.met
+        if node in self.fixed or node in held:
             return Band(0, 0, 0.0)
         middle = self.typical[direction]
         log = self.log_rms(node, direction)

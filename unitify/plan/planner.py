@@ -99,7 +99,7 @@ def not_fewest(chosen: ScalePlan, part: str = "") -> tuple[Diagnostic, ...]:
 def _unit(node: fx.Node, scale: Scale, bands: Bands, tolerance: float) -> Scale:
     """Where a value that is stored elsewhere is near unit RMS."""
     fwd, bwd = scale.exponents
-    if not is_scalable(node) or node in bands.extreme:
+    if not is_scalable(node) or node in bands.extremes.values:
         return scale
     fwd = bands.unit(node, "forward", fwd, tolerance)
     if node.op == "call_function" or parameter_of(bands.capture, node) is not None:
