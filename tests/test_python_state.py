@@ -17,6 +17,9 @@ from truth import assert_true_to, call, differences
 
 import unitify
 
+#: What is turned makes a difference to a graph that holds values near unit RMS.
+pytestmark = pytest.mark.usefixtures("near_unit")
+
 
 class Linear(nn.Module):
     """A linear layer that its subclasses do something beside."""
