@@ -267,6 +267,7 @@ def test_update_bn() -> None:
         assert torch.equal(buffer, theirs[name]), name
 
 
+@pytest.mark.usefixtures("near_unit")
 def test_a_submodule_can_be_called() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:
@@ -336,6 +337,7 @@ class Small(nn.Module):
         return self.out(torch.tanh(self.inner(x)))
 
 
+@pytest.mark.usefixtures("near_unit")
 def test_a_traced_graph_is_a_model() -> None:
     model = torch.fx.symbolic_trace(Small())
     module = unitify.transform(model, (x(),))

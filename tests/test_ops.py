@@ -168,7 +168,7 @@ if not {before}:
 from torch import nn
 model = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8))
 x = torch.randn(4, 8)
-module = unitify.transform(model, (x,), scales="measured")
+module = unitify.transform(model, (x,), weights="stored")
 assert "rescale" in str(module.graph)
 from torch._inductor.utils import run_and_get_code
 compiled = torch.compile(module)

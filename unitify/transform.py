@@ -143,7 +143,7 @@ def transform(
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
     batches = as_batches(batches)
-    where, carrier = placement or _placement(casts, asked), _carrier(casts, weights)
+    where, carrier = placement or _placement(casts, asked), _carrier(model, casts, weights)
     further = [as_inputs(model, batch) for batch in batches or ()]
 
     def transformed(
@@ -240,12 +240,13 @@ def _placement(casts: Recipe | None, scheme: Any) -> Placement:
     return "casts" if is_narrow and scheme is None else "everywhere"
 
 
-def _carrier(casts: Recipe | None, weights: Weights) -> Carrier:
+def _carrier(model: nn.Module, casts: Recipe | None, weights: Weights) -> Carrier:
     """Values are narrow where a recipe casts all of them to a format of fewer octaves.
 
-    So they are with stored weights, which are for modules that are kept in such a format.
+    So they are with stored weights, which are for modules that are kept in such a format, and in
+    a model that is.
     """
-    if weights == "stored":
+    if weights == "stored" or any(p.dtype == torch.float16 for p in model.parameters()):
         return "narrow"
     if casts is None or casts.values != "all":
         return "wide"
