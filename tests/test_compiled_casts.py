@@ -15,7 +15,7 @@ from conversion import same
 from torch import Tensor, nn
 
 import unitify
-from unitify.formats.table import FORMATS
+from unitify.formats.table import FORMATS, BlockFormat, Format
 from unitify.ops.cast import cast
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
@@ -36,6 +36,11 @@ def numbers(dtype: torch.dtype) -> Tensor:
 @pytest.mark.parametrize("saturate", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_every_format_rounds_as_in_eager_mode(dtype: torch.dtype, saturate: bool) -> None:
+    def operand(format: Format | BlockFormat) -> Tensor:
+        found = numbers(dtype)
+        # Beside an infinity or NaN a block has another scale under Inductor (docs/recipes.md).
+        return found[found.isfinite()] if isinstance(format, BlockFormat) else found
+
     def casts(*operands: Tensor) -> list[Tensor]:
         given = (1, -2, False, saturate)
         pairs = zip(operands, FORMATS, strict=True)
@@ -43,7 +48,7 @@ def test_every_format_rounds_as_in_eager_mode(dtype: torch.dtype, saturate: bool
         return [-cast(-x, name, name, *given) for x, name in pairs]
 
     def results(run: Callable[..., list[Tensor]]) -> list[Tensor]:
-        operands = [numbers(dtype).requires_grad_() for _ in FORMATS]
+        operands = [operand(format).requires_grad_() for format in FORMATS.values()]
         values = run(*operands)
         arriving = [x.detach().flip(0) for x in operands]
         return [*values, *torch.autograd.grad(values, operands, arriving)]
