@@ -38,8 +38,11 @@ def numbers(dtype: torch.dtype) -> Tensor:
 def test_every_format_rounds_as_in_eager_mode(dtype: torch.dtype, saturate: bool) -> None:
     def operand(format: Format | BlockFormat) -> Tensor:
         found = numbers(dtype)
-        # Beside an infinity or NaN a block has another scale under Inductor (docs/recipes.md).
-        return found[found.isfinite()] if isinstance(format, BlockFormat) else found
+        if not isinstance(format, BlockFormat):
+            return found
+        # Known faults of Inductor (docs/recipes.md): infinities, and a last block of less.
+        found = found[found.isfinite()]
+        return found[: len(found) // format.size * format.size]
 
     def casts(*operands: Tensor) -> list[Tensor]:
         given = (1, -2, False, saturate)
