@@ -21,13 +21,13 @@ from unitify.capture.source import frames_of, module_of, without_torch
 from unitify.capture.whole import Capture
 from unitify.diagnostics import UnitifyError, UnknownCode, UnknownValue, all_diagnostics
 from unitify.estimates import Rms
-from unitify.estimating import FAR, estimated, far_apart
+from unitify.estimating import FAR, estimated, far_apart, measures
 from unitify.formats.powers import exponent_of
 from unitify.module.assembly import plan_of, value_name
 from unitify.operations.laws import is_scalable
 from unitify.operations.rule_table import RuleTable, load_rules
 from unitify.operations.schema import operation_name
-from unitify.plan.bands import PREDICTED_TOLERANCE, TOLERANCE
+from unitify.plan.bands import tolerance_of
 from unitify.plan.planner import plan
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.rulebook.listing import rule_texts
@@ -70,15 +70,17 @@ def explain_value(
     part, node = _find(recorded.parts, name)
     captured = recorded.parts[part]
     analysis = analyse(captured, table)
-    found = estimated(recorded, "auto", [(args, kwargs)], None, table)
-    measured = found.parts[part].get(node.name) if found.scales == "measured" else None
+    is_run = measures("auto", recorded.parts.values())
+    estimates, measured = analysis.estimates, Rms()
+    if is_run:
+        estimates = estimated(recorded, "measured", [(args, kwargs)], None, table).parts[part]
+        measured = estimates.get(node.name, Rms())
     if chosen is None:
-        is_sure = measured is not None and is_given(example_inputs, example_kwargs)
-        tolerance = TOLERANCE if is_sure else PREDICTED_TOLERANCE
-        own = plan(captured, found.parts[part], table, tolerance, carrier="wide")
+        tolerance = tolerance_of(is_run and is_given(example_inputs, example_kwargs))
+        own = plan(captured, estimates, table, tolerance, carrier="wide")
     else:
         own = plan_of(chosen, part, captured)
-    return "\n".join(_derivation(node, analysis, measured or Rms(), own, table))
+    return "\n".join(_derivation(node, analysis, measured, own, table))
 
 
 def _find(parts: Mapping[str, Capture], name: str) -> tuple[str, fx.Node]:

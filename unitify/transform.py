@@ -39,7 +39,7 @@ from unitify.module.adopted import adopt_parameters
 from unitify.module.assembly import Part, agreed, assemble, value_name
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.rule_table import load_rules
-from unitify.plan.bands import PREDICTED_TOLERANCE, TOLERANCE
+from unitify.plan.bands import tolerance_of
 from unitify.plan.planner import not_fewest, plan
 from unitify.plan.scale_plan import (
     PLACEMENTS,
@@ -164,8 +164,7 @@ def transform(
         for name, captured in recorded.parts.items():
             if name in found:
                 # What was drawn tells of data about as well as analysis does.
-                is_sure = made.scales == "measured" and has_data
-                tolerance = TOLERANCE if is_sure else PREDICTED_TOLERANCE
+                tolerance = tolerance_of(made.scales == "measured" and has_data)
                 planned = plan(captured, found[name], table, tolerance, where, carrier)
                 told += not_fewest(planned, name)
             else:

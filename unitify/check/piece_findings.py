@@ -27,7 +27,7 @@ from unitify.explain import step_text
 from unitify.measure.tally import Tally
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import operation_name
-from unitify.plan.bands import PREDICTED_TOLERANCE, TOLERANCE
+from unitify.plan.bands import tolerance_of
 from unitify.plan.planner import plan
 from unitify.rulebook.listing import rule_texts
 from unitify.rulebook.missing import nodes_without_rule
@@ -147,7 +147,7 @@ class PieceChecker:
                     finding = self._finding(node, direction, found, "warning")
                     yield replace(finding, level=level)
         if comparison.committed is not None:
-            tolerance = TOLERANCE if comparison.is_sure else PREDICTED_TOLERANCE
+            tolerance = tolerance_of(comparison.is_sure)
             held = comparison.committed
             is_true = held.weights == "true"
             capture = piece.capture.with_true_parameters() if is_true else piece.capture

@@ -134,11 +134,16 @@ def _on_meta(module: nn.Module) -> nn.Module:
     for tensor in [*module.parameters(), *module.buffers()]:
         if is_lazy(tensor):
             continue
-        empty = torch.empty_like(tensor.detach(), device="meta")
-        if isinstance(tensor, nn.Parameter):
-            empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
-        memo[id(tensor)] = empty
+        memo[id(tensor)] = without_numbers(tensor)
     return copy_of(module, memo)
+
+
+def without_numbers(tensor: Tensor) -> Tensor:
+    """A tensor on the meta device like ``tensor``; a parameter, of a parameter."""
+    empty = torch.empty_like(tensor.detach(), device="meta")
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
+    return empty
 
 
 def _tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:

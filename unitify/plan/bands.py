@@ -30,6 +30,11 @@ WIDE_TOLERANCE = 6.0
 LIMIT = 42
 
 
+def tolerance_of(is_sure: bool) -> float:
+    """The tolerance of figures; ``is_sure``: were they measured on data, not drawn or predicted?"""
+    return TOLERANCE if is_sure else PREDICTED_TOLERANCE
+
+
 @dataclass(frozen=True)
 class Band:
     """From ``low`` to ``high``, log2, and the ``wanted`` log2 RMS; 0 of what is held true."""
@@ -37,6 +42,11 @@ class Band:
     low: int
     high: int
     wanted: float
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The least exponent and the greatest."""
+        return self.low, self.high
 
     @property
     def nearest(self) -> int:

@@ -21,7 +21,7 @@ from unitify.operations.dimensions import hint
 from unitify.operations.laws import factors, holds_tensors, is_complex, is_scalable
 from unitify.operations.rule_table import RuleTable
 from unitify.operations.schema import named_arguments, nodes_of, operation_name
-from unitify.plan.bands import TOLERANCE, WIDE_TOLERANCE, Bands
+from unitify.plan.bands import TOLERANCE, WIDE_TOLERANCE, Band, Bands
 from unitify.plan.fixed import has_no_gradient, parameter_of
 from unitify.plan.linear_law import LinearLaw, Multiples, linear_law
 from unitify.plan.program import ZERO, Exponent, Program, Solution
@@ -115,6 +115,7 @@ class _Statement:
         self.carrier = carrier
         self.tolerance = tolerance if carrier == "narrow" else max(tolerance, WIDE_TOLERANCE)
         self.program = Program()
+        self.found: dict[tuple[fx.Node, str], Band] = {}
         #: log2 of a value's scale, and of its gradient's.
         self.forward: dict[fx.Node, Exponent] = {}
         self.backward: dict[fx.Node, Exponent] = {}
@@ -123,13 +124,14 @@ class _Statement:
         self.received: dict[fx.Node, Exponent] = {}
         self.laws: dict[fx.Node, LinearLaw] = {}
         for node in self.capture.graph.nodes:
-            if node.op == "call_function":
-                self.laws[node] = linear_law(rules.get(operation_name(node)), node)
             if is_scalable(node) or holds_tensors(node):
                 self.forward[node] = ZERO
 
     def state(self) -> None:
         """Every value has its exponents, and every operation its factors."""
+        for node in self.capture.graph.nodes:
+            if node.op == "call_function":
+                self.laws[node] = linear_law(self.rules.get(operation_name(node)), node)
         for node in self.forward:
             self._declare(node)
         for node in self.capture.graph.nodes:
@@ -152,7 +154,7 @@ class _Statement:
             self.backward[node] = self._exponent(node, "backward")
 
     def _exponent(self, node: fx.Node, direction: str) -> Exponent:
-        band = self.bands.of(node, direction, self.tolerance)
+        band = self._band(node, direction)
         if band.low == band.high:
             return Exponent({}, band.low)
         made = self.program.variable(band.low, band.high)
@@ -175,14 +177,17 @@ class _Statement:
         if not (is_class and law.halved is None and is_alone):
             return None
         is_same = all(
-            self._limits(node, direction) == self._limits(operand, direction)
+            self._band(node, direction).limits == self._band(operand, direction).limits
             for direction in ("forward", "backward")
         )
         return operand if is_same else None
 
-    def _limits(self, node: fx.Node, direction: str) -> tuple[int, int]:
-        band = self.bands.of(node, direction, self.tolerance)
-        return band.low, band.high
+    def _band(self, node: fx.Node, direction: str) -> Band:
+        """Found once: that of a weight reads its numbers."""
+        key = node, direction
+        if key not in self.found:
+            self.found[key] = self.bands.of(node, direction, self.tolerance)
+        return self.found[key]
 
     def _sum(self, multiples: Multiples) -> Exponent:
         total = ZERO
@@ -266,7 +271,7 @@ class _Statement:
         """A scale for each value alone: one where that is in its band."""
 
         def of(direction: str) -> Callable[[fx.Node], int]:
-            return lambda node: self.bands.of(node, direction, self.tolerance).nearest
+            return lambda node: self._band(node, direction).nearest
 
         if self.carrier == "wide":
             return self._scales(of("forward"), lambda node: -of("forward")(node))

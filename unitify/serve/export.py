@@ -36,11 +36,10 @@ from unitify.diagnostics import (
     UnitifyError,
 )
 from unitify.estimates import Estimates, Rms
-from unitify.estimating import check_scales
-from unitify.measure.recorded import measure_recorded
+from unitify.estimating import check_scales, estimated
 from unitify.operations.laws import is_scalable
 from unitify.operations.rule_table import RuleTable, load_rules
-from unitify.plan.bands import PREDICTED_TOLERANCE, TOLERANCE
+from unitify.plan.bands import tolerance_of
 from unitify.plan.planner import plan
 from unitify.recipe.choices import Patterns, choose
 from unitify.recipe.recipe import Recipe
@@ -174,15 +173,15 @@ def _parts(
     recording: Recording, calls: list[Inputs], scales: str, recipe: Recipe, rules: RuleTable
 ) -> dict[str, Part]:
     """By part, a plan that leaves values true, and what the recipe does with each."""
-    if scales == "measured":
-        found, tolerance = dict(measure_recorded(recording, calls)), TOLERANCE
+    is_run = scales == "measured"
+    if is_run:
+        found = dict(estimated(recording, scales, calls, None, rules).parts)
     else:
         found = {name: _predicted(c, rules) for name, c in recording.parts.items()}
-        tolerance = PREDICTED_TOLERANCE
     evidence, patterns = Evidence(found), Patterns(recipe)
     parts = {}
     for name, capture in recording.parts.items():
-        made = plan(capture, found[name], rules, tolerance, "casts")
+        made = plan(capture, found[name], rules, tolerance_of(is_run), "casts")
         choices = choose(capture, recipe, rules, path=name.partition("@")[0], patterns=patterns)
         if recipe.is_chosen:
             choices, _ = by_evidence(choices, name, capture, made, recipe, rules, evidence)

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -21,7 +20,7 @@ from unitify.capture.inputs import Inputs
 from unitify.capture.islands import Recording, record
 from unitify.checkpoint.filling import NOTHING
 from unitify.checkpoint.pretrained import from_config, read_pretrained
-from unitify.checkpoint.state_dict import fit
+from unitify.checkpoint.state_dict import fit, without_numbers
 from unitify.diagnostics import Diagnostic
 
 
@@ -104,11 +103,7 @@ def _on_meta(model: nn.Module) -> Iterator[None]:
     try:
         for table, name, tensor in held:
             if id(tensor) not in memo:
-                empty = torch.empty_like(tensor.detach(), device="meta")
-                is_parameter = isinstance(tensor, nn.Parameter)
-                memo[id(tensor)] = (
-                    nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
-                )
+                memo[id(tensor)] = without_numbers(tensor)
             table[name] = memo[id(tensor)]
         yield
     finally:
