@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ torch.set_num_threads(1)
 
 import zoo  # noqa: E402
 from checking import plant  # noqa: E402
-from conversion import Conversion, conversion  # noqa: E402
+from conversion import Conversion, conversion, near_unit_plans  # noqa: E402
 from framework_table import PAGE, table  # noqa: E402
 
 
@@ -42,10 +41,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def near_unit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every value is held near unit RMS, as where a recipe stores it in FP16, without a cast."""
-    pipeline = importlib.import_module("unitify.transform")
-    monkeypatch.setattr(pipeline, "_carrier", lambda *_: "narrow")
+def near_unit() -> Iterator[None]:
+    """Every value is held near unit RMS, without a cast."""
+    with near_unit_plans():
+        yield
 
 
 @pytest.fixture

@@ -8,9 +8,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import importlib
 import random
 import warnings
+from contextlib import AbstractContextManager
 from typing import Any
+from unittest import mock
 
 import torch
 import zoo
@@ -22,7 +25,6 @@ import unitify
 from unitify.capture.whole import Capture
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.operations.rule_table import load_rules
-from unitify.plan.planner import plan
 from unitify.plan.scale_plan import Scale, ScalePlan, parameter_units
 from unitify.rewrite import rewrite
 from unitify.transform import build
@@ -86,20 +88,22 @@ class Conversion:
         return copy.deepcopy(self.model), copy.deepcopy(self.module)
 
 
+def near_unit_plans() -> AbstractContextManager[Any]:
+    """Inside, plans hold every value near unit RMS, as where a recipe stores it in FP16.
+
+    By default most values have the scale at which they arrive.
+    """
+    pipeline = importlib.import_module("unitify.transform")
+    return mock.patch.object(pipeline, "_carrier", return_value="narrow")
+
+
 @functools.cache
 def conversion(name: str, dtype: torch.dtype = torch.float32) -> Conversion:
     model, args, kwargs = zoo.build(name, dtype)
-    made: dict[str, Any] = {}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), near_unit_plans():
         warnings.simplefilter("ignore")
-        unitify.transform(
-            model, args, kwargs, scales="measured", verify=False, on_stage=made.__setitem__
-        )
-    captured, estimates = made["rewrite"].parts[""].capture, made["estimate"].parts[""]
-    # As for values that are stored in FP16: by default most have the scale that they arrive at.
-    chosen = plan(captured, estimates, RULES, carrier="narrow")
-    module = build(captured, rewrite(captured, chosen, RULES), chosen)
-    return Conversion(name, model, args, kwargs, captured, module)
+        module = unitify.transform(model, args, kwargs, scales="measured", verify=False)
+    return Conversion(name, model, args, kwargs, module.parts[""].capture, module)
 
 
 def parameter_scales(module: UnitScaledModule) -> dict[str, Scale]:

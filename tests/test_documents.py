@@ -49,6 +49,12 @@ def run(line: str, folder: Path) -> None:
     assert found.returncode == int(status or 0), f"{line}\n{found.stdout}{found.stderr}"
 
 
+def test_results_are_listed() -> None:
+    results = ROOT / "docs" / "results"
+    listed = re.findall(r"^- \[.+\]\((.+)\)$", (results / "index.md").read_text(), re.MULTILINE)
+    assert {*listed, "index.md"} == {page.name for page in results.glob("*.md")}
+
+
 def test_the_site_builds(tmp_path: Path) -> None:
     """Strictly: a page or an anchor that is not there fails."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path / "site")]
