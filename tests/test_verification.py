@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -99,3 +101,19 @@ def test_every_kind_of_tensor(tensor: torch.Tensor) -> None:
     (found,) = compare({"x": tensor}, {"x": other})
     assert found.name == "x"
     assert compare({"x": tensor}, {})[0].name == "x (present on one side only)"
+
+
+def test_a_compiled_model_is_compared_as_it_runs_eagerly() -> None:
+    """Whatever its compiler makes of it, or kept of other models."""
+
+    def coarse(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        return lambda *inputs: [1.5 * result for result in graph(*inputs)]
+
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.GELU()), torch.randn(3, 4)
+    compiled = torch.compile(model, backend=coarse)
+    assert not torch.equal(compiled(x), model(x))
+    module = unitify.transform(compiled, (x,))
+    assert module.verification is not None
+    assert module.verification.exact
+    assert torch.equal(module(x), model(x))

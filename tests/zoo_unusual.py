@@ -254,6 +254,7 @@ def of_no_length() -> Built:
 
 def compiled_before() -> Built:
     """What ``torch.compile`` returned stands for the model in it."""
+    torch._dynamo.reset()  # of what other tests have compiled
     model = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4))
     return torch.compile(model, backend="eager"), (torch.randn(3, 4),)
 

@@ -88,10 +88,16 @@ def _hooks_behind(parameter: Tensor) -> dict[int, Any]:
 
 
 def _uncompiled(target: nn.Module) -> Any:
-    """A module that was compiled in place runs its own graph inside."""
-    if getattr(target, "_compiled_call_impl", None) is None:
-        return contextlib.nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    """What was compiled in place runs its own graph inside, and a compiled model its own code.
+
+    A transformed module that ``torch.compile`` returned is compared as it is compiled.
+    """
+    modules = list(target.modules())
+    is_model = not any(isinstance(m, UnitScaledModule) for m in modules)
+    is_compiled = is_model and any("_orig_mod" in m._modules for m in modules)
+    if is_compiled or getattr(target, "_compiled_call_impl", None) is not None:
+        return torch.compiler.set_stance("force_eager")
+    return contextlib.nullcontext()
 
 
 def asking_of(
