@@ -41,7 +41,7 @@ lint: $(VENV)/.test ## Style and types alone
 
 docs: $(VENV)/.test ## Write docs/codes.md and docs/rules.md from the code and the rules
 	$(RUN) -m unitify.diagnostics > docs/codes.md
-	$(RUN) -m unitify.rulebook > docs/rules.md
+	$(RUN) -m unitify.rule_trials > docs/rules.md
 
 site: $(VENV)/.test ## Build the documentation site into build/site; a link that leads nowhere fails
 	$(RUN) -m mkdocs build --strict --quiet

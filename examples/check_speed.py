@@ -21,8 +21,8 @@ from unitify.check.checking import check
 from unitify.check.places import Places
 from unitify.check.settings import Settings
 from unitify.check.subject import subject_of
-from unitify.operations.rule_table import load_rules
 from unitify.recipe.recipe import FP8
+from unitify.rulebook.rule_table import load_rules
 
 
 def measure(layers: int) -> dict[str, float]:

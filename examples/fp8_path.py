@@ -21,9 +21,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 import unitify
 from unitify.capture import capture
-from unitify.operations.rule_table import load_rules
 from unitify.recipe.choices import choose, flop_share
 from unitify.recipe.reader import read_recipe
+from unitify.rulebook.rule_table import load_rules
 
 ROOT = Path(__file__).resolve().parents[1]
 LLAMA: dict[str, Any] = {"num_attention_heads": 32, "num_key_value_heads": 8}
@@ -115,7 +115,7 @@ def main() -> None:
         "`unitify::fp8_linear` (codes multiplied by the device, in all three products of",
         "training) against the same casts and a float32 product: loss and every parameter's",
         "gradient of small models. Where a sum rounds otherwise in its last bit, the next cast",
-        "may take the neighbouring code.",
+        "may take the neighboring code.",
         "",
         "| model | tensors | bitwise | largest difference, RMS over RMS |",
         "|---|--:|--:|--:|",

@@ -2,8 +2,8 @@
 
     python -m examples.inductor_ulps [MODEL ...]
 
-writes ``docs/results/inductor.md``. Inductor fuses a rescale into its neighbours and may then
-vectorise a kernel otherwise. The yardstick is what the compiler does to the original: its
+writes ``docs/results/inductor.md``. Inductor fuses a rescale into its neighbors and may then
+vectorize a kernel otherwise. The yardstick is what the compiler does to the original: its
 distance from the original in double precision.
 """
 

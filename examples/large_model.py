@@ -25,7 +25,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import unitify
-from unitify.operations.laws import is_scalable
+from unitify.rulebook.laws import is_scalable
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -30,7 +30,7 @@ SENTENCES = (
     "Interest rates rose for the third month in a row.",
     "The central bank made borrowing more expensive again.",
     "She repaired the bicycle before the long ride home.",
-    "Heavy rain is expected in the mountains tonight, with snow above two thousand metres.",
+    "Heavy rain is expected in the mountains tonight, with snow above two thousand meters.",
     "Water boils at a lower temperature at high altitude.",
     "Why do people sing in the shower?",
 )

@@ -23,17 +23,17 @@ from torch import nn
 from examples import real_inputs
 from examples.estimates import LISTED
 from examples.nets import NETS
-from unitify.analysis.analyse import analyse
+from unitify.analysis.analyze import analyze
 from unitify.capture.execution import unchanged
 from unitify.capture.outline import drawn_inputs, outline_of
 from unitify.capture.whole import Capture, capture
 from unitify.noise.measured import PairRunner, ValueNoise, measured_noise, output_names
 from unitify.noise.operand_casts import OperandCast, Place, operand_casts
 from unitify.noise.toward_stated import toward_stated
-from unitify.operations.rule_table import RuleTable, load_rules
-from unitify.operations.schema import operation_name
 from unitify.plan.planner import plan
 from unitify.recipe.choices import Choice
+from unitify.rulebook.rule_table import RuleTable, load_rules
+from unitify.rulebook.schema import operation_name
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -75,7 +75,7 @@ def row(
     """One line of the table."""
     rules = load_rules()
     held = capture(model, args, kwargs)
-    scales = plan(held, analyse(held, rules).estimates, rules)
+    scales = plan(held, analyze(held, rules).estimates, rules)
     products = {
         node.name: Choice(node.name, "", forward="e4m3", is_product=True)
         for node in held.graph.nodes
@@ -127,7 +127,7 @@ def main() -> None:
 
 `python -m examples.noise`
 
-Signal to quantisation noise with the operands of every product cast to E4M3 (attention's own
+Signal to quantization noise with the operands of every product cast to E4M3 (attention's own
 aside), at the scales of the plan by analysis: foretold with no data by a run on drawn inputs,
 against measured, which is on real data for pretrained nets. Shares in percent of values (and of the
 products among them) of at least {ELEMENTS} elements that are foretold within {BAND:g} dB of

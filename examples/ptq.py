@@ -49,8 +49,8 @@ CASES: Mapping[str, Case] = {
     "fp8-ptq, no data": Case("fp8-ptq"),
     "fp8, measured": Case("fp8", "measured"),
     "fp8, measured, headroom": Case("fp8,headroom=measured", "measured"),
-    "real data, headroom, centred": Case(
-        "fp8,headroom=measured,centre=measured", "measured", has_data=True
+    "real data, headroom, centered": Case(
+        "fp8,headroom=measured,center=measured", "measured", has_data=True
     ),
 }
 #: What is run on perturbed weights, too, how often, and by how much these are moved at random.

@@ -33,8 +33,8 @@ from unitify.noise.budget import Budget, choose
 from unitify.noise.measured import measured_noise, output_names
 from unitify.noise.operand_casts import operand_casts
 from unitify.noise.probed import probed_budget
-from unitify.operations.rule_table import load_rules
 from unitify.recipe.choices import Choice, flop_share
+from unitify.rulebook.rule_table import load_rules
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 RULES = load_rules()

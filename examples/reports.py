@@ -35,7 +35,7 @@ Inputs = dict[str, torch.Tensor]
 
 
 def gpt2() -> tuple[nn.Module, Inputs]:
-    """GPT-2 of 124 million parameters as it is initialised, with a batch of tokens."""
+    """GPT-2 of 124 million parameters as it is initialized, with a batch of tokens."""
     torch.manual_seed(0)
     ids = torch.randint(0, 50257, (2, 128))
     return GPT2LMHeadModel(GPT2Config()), {"input_ids": ids, "labels": ids}

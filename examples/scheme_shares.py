@@ -16,12 +16,12 @@ import torch
 
 import unitify
 from examples.estimates import without_rounding, zoo
-from unitify.analysis.analyse import analyse
+from unitify.analysis.analyze import analyze
 from unitify.capture.islands import Recording
 from unitify.capture.whole import Capture
 from unitify.measure.captured import measure
-from unitify.operations.rule_table import load_rules
 from unitify.plan.scale_plan import Scale, ScalePlan
+from unitify.rulebook.rule_table import load_rules
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "results" / "schemes.md"
 RULES = load_rules()
@@ -31,8 +31,8 @@ Counts = list[int]
 
 def count(captured: Capture, plan: ScalePlan | None) -> Counts:
     """Measured on the example, as stored. Zeros and infinite values (masks) are left out."""
-    made = captured.reparametrisation
-    predicted = analyse(captured, RULES, weight_rms=None if made is None else 1.0).estimates
+    made = captured.reparametrization
+    predicted = analyze(captured, RULES, weight_rms=None if made is None else 1.0).estimates
     measured = without_rounding(measure(captured), predicted)
     halves = made.outputs if made is not None else {}
     found = [0, 0, 0, 0]
@@ -83,7 +83,7 @@ def main() -> None:
     torch.set_num_threads(1)
     names = sys.argv[1:] or list(zoo.MODELS)
     lines = [
-        '# Models at initialisation, before and after `scheme="unit"`',
+        '# Models at initialization, before and after `scheme="unit"`',
         "",
         "`python -m examples.scheme_shares`. Percent of values (f) and gradients (b) with measured",
         "RMS in [1/2, 2], as stored. Of an operation and its multiplier the result counts; masks,",

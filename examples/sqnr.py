@@ -1,4 +1,4 @@
-"""Signal to quantisation noise of every layer: no data, measurement and dynamic amax side by side.
+"""Signal to quantization noise of every layer: no data, measurement and dynamic amax side by side.
 
     python -m examples.sqnr
 
@@ -25,7 +25,7 @@ import unitify
 from examples import real_inputs
 from examples.estimates import LISTED
 from examples.nets import NETS
-from unitify.cast.centring import UNCENTRE
+from unitify.cast.centering import UNCENTER
 from unitify.recipe.reader import read_recipe
 from unitify.recipe.recipe import Recipe
 
@@ -68,7 +68,7 @@ class _Recorder(fx.Interpreter):
             # Of a recurrent layer, its results at every step.
             first = result if isinstance(result, Tensor) else result[0]
             self.found[n.name] = first.double()
-        if n.target is UNCENTRE:
+        if n.target is UNCENTER:
             # What a product makes of a mean is part of its result.
             product = n.args[0].args[0]  # type: ignore[union-attr]
             self.found[product.name] = result.double()  # type: ignore[union-attr]
@@ -124,7 +124,7 @@ class _Alone(fx.Interpreter):
             pair = [r if isinstance(r, Tensor) else r[0] for r in (result, noisy)]
             self.found[n.name] = pair[0].double(), (pair[1] - pair[0]).double()
             self.levels[n.name] = _level(*self.found[n.name])
-        if n.target is UNCENTRE:
+        if n.target is UNCENTER:
             product = n.args[0].args[0].name  # type: ignore[union-attr]
             self.levels[product] = _level(result.double(), self.found[product][1])
         for operand in self.user_to_last_uses.get(n, ()):

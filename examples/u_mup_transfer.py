@@ -4,7 +4,7 @@
     python -m examples.u_mup_transfer
 
 A character language model of widths 64 to 512, learning rates in powers of two, three
-parametrisations: PyTorch's own, ``transform(scheme="u-mup")``, and the same with ``recipe="fp8"``.
+parametrizations: PyTorch's own, ``transform(scheme="u-mup")``, and the same with ``recipe="fp8"``.
 Writes ``docs/results/u_mup_transfer.md``, ``.svg`` and ``.jsonl``; a run that is in the last one is
 not run again.
 """
@@ -41,7 +41,7 @@ VOCABULARY = 128
 
 
 @dataclass(frozen=True)
-class Parametrisation:
+class Parametrization:
     """How the model of a width is made. ``exponents``: log2 of the learning rates to try."""
 
     label: str
@@ -50,10 +50,10 @@ class Parametrisation:
     exponents: tuple[int, ...]
 
 
-PARAMETRISATIONS = (
-    Parametrisation("standard", "none", None, (-10, -9, -8, -7, -6, -5, -4)),
-    Parametrisation("u-μP", "u-mup", None, (-3, -2, -1, 0, 1, 2)),
-    Parametrisation("u-μP in FP8", "u-mup", "fp8,simulate=true", (-3, -2, -1, 0, 1, 2)),
+PARAMETRIZATIONS = (
+    Parametrization("standard", "none", None, (-10, -9, -8, -7, -6, -5, -4)),
+    Parametrization("u-μP", "u-mup", None, (-3, -2, -1, 0, 1, 2)),
+    Parametrization("u-μP in FP8", "u-mup", "fp8,simulate=true", (-3, -2, -1, 0, 1, 2)),
 )
 
 
@@ -69,7 +69,7 @@ class Run:
     seconds: float
 
 
-def build(made: Parametrisation, width: int, seed: int, batch: tuple[Tensor, Tensor]) -> nn.Module:
+def build(made: Parametrization, width: int, seed: int, batch: tuple[Tensor, Tensor]) -> nn.Module:
     """The model of a width, ready to train."""
     torch.manual_seed(seed)
     model = LanguageModel(replace(SHAPE, width=width), VOCABULARY)
@@ -86,7 +86,7 @@ def batches(text: Text, seed: int) -> list[tuple[Tensor, Tensor]]:
     return [(a.clamp(max=VOCABULARY - 1), b.clamp(max=VOCABULARY - 1)) for a, b in drawn]
 
 
-def run(made: Parametrisation, width: int, exponent: int, seed: int, text: Text) -> Run:
+def run(made: Parametrization, width: int, exponent: int, seed: int, text: Text) -> Run:
     """One training."""
     started = time.perf_counter()
     data = batches(text, seed)
@@ -142,10 +142,10 @@ def table(runs: Sequence[Run]) -> str:
         "",
         "![loss against learning rate](u_mup_transfer.svg)",
         "",
-        "| parametrisation | width | log2 lr* | best bits | transfer |",
+        "| parametrization | width | log2 lr* | best bits | transfer |",
         "|---|---|---|---|---|",
     ]
-    for made in PARAMETRISATIONS:
+    for made in PARAMETRIZATIONS:
         first = curve(runs, made.label, WIDTHS[0])
         for width in WIDTHS:
             points = curve(runs, made.label, width)
@@ -163,7 +163,7 @@ def table(runs: Sequence[Run]) -> str:
 
 def _summary(runs: Sequence[Run]) -> list[str]:
     found = []
-    for made in PARAMETRISATIONS:
+    for made in PARAMETRIZATIONS:
         held = {w: curve(runs, made.label, w) for w in WIDTHS}
         best = [optimum(points) for points in held.values() if points]
         if len(best) > 1:
@@ -173,7 +173,7 @@ def _summary(runs: Sequence[Run]) -> list[str]:
 
 
 def draw(runs: Sequence[Run], path: Path) -> None:
-    """One panel a parametrisation, one curve a width."""
+    """One panel a parametrization, one curve a width."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -181,17 +181,17 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(
-        1, len(PARAMETRISATIONS), figsize=(10, 3.6), sharey=True, layout="constrained"
+        1, len(PARAMETRIZATIONS), figsize=(10, 3.6), sharey=True, layout="constrained"
     )
-    colours = ("#a6cee3", "#4f9bcb", "#1f5f9e", "#0b2e59")
-    for axes, made in zip(panels, PARAMETRISATIONS, strict=True):
-        for width, colour in zip(WIDTHS, colours, strict=True):
+    colors = ("#a6cee3", "#4f9bcb", "#1f5f9e", "#0b2e59")
+    for axes, made in zip(panels, PARAMETRIZATIONS, strict=True):
+        for width, color in zip(WIDTHS, colors, strict=True):
             points = curve(runs, made.label, width)
             if points:
                 bits = [min(b, 8.0) for b in points.values()]
-                axes.plot(list(points), bits, "o-", color=colour, label=f"width {width}")
+                axes.plot(list(points), bits, "o-", color=color, label=f"width {width}")
                 best = min(points, key=points.__getitem__)
-                axes.plot([best], [points[best]], "*", color=colour, markersize=14)
+                axes.plot([best], [points[best]], "*", color=color, markersize=14)
         axes.set_title(made.label)
         axes.set_xlabel("log2 of the learning rate")
     panels[0].set_ylabel("bits per character, last steps")
@@ -203,7 +203,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--only", default="", help="parametrisations whose name holds this")
+    parser.add_argument("--only", default="", help="parametrizations whose name holds this")
     parser.add_argument("--widths", type=int, nargs="*", default=WIDTHS)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -213,7 +213,7 @@ def main() -> None:
     text = Text.read()
     for seed in range(options.seeds):
         for width in options.widths:
-            for made in PARAMETRISATIONS:
+            for made in PARAMETRIZATIONS:
                 for exponent in made.exponents if options.only in made.label else ():
                     if (made.label, width, exponent, seed) in done(path):
                         continue

@@ -45,7 +45,7 @@ SCHEMES: dict[str, unitify.UnitScheme | None] = {
     "unit, default": unitify.UnitScheme(residual="default"),
 }
 USUAL = ("regular", "unit, running-mean")
-#: log2 of the learning rates, by optimiser, of regular models and of unit ones.
+#: log2 of the learning rates, by optimizer, of regular models and of unit ones.
 EXPONENTS = {
     "AdamW": (range(-10, -4), range(-7, 0)),
     "SGD": (range(-5, 3), range(-11, -3)),
@@ -227,7 +227,7 @@ def _cell(bits: Sequence[float], spread: float) -> str:
 
 
 def draw(runs: Sequence[Run], full: bool, path: Path) -> None:
-    """One panel a model and optimiser, one curve a scheme."""
+    """One panel a model and optimizer, one curve a scheme."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -239,17 +239,17 @@ def draw(runs: Sequence[Run], full: bool, path: Path) -> None:
     figure, panels = pyplot.subplots(
         rows, 4, figsize=(11, 2.3 * rows), sharey=True, layout="constrained", squeeze=False
     )
-    colours = dict(zip(SCHEMES, ("#888888", "#08519c", "#e6550d", "#31a354"), strict=True))
+    colors = dict(zip(SCHEMES, ("#888888", "#08519c", "#e6550d", "#31a354"), strict=True))
     for axes, model in zip(panels.flat, models, strict=False):
         for case in cases(full):
             points = curve(runs, case) if str(case) == model else {}
             if points:
                 bits = [min(b, 7.0) for b in points.values()]
-                axes.plot(list(points), bits, "o-", color=colours[case.scheme], markersize=3)
+                axes.plot(list(points), bits, "o-", color=colors[case.scheme], markersize=3)
         axes.set_title(model, fontsize=7)
     for axes in list(panels.flat)[len(models) :]:
         axes.set_axis_off()
-    handles = [pyplot.Line2D([], [], color=c, label=s) for s, c in colours.items()]
+    handles = [pyplot.Line2D([], [], color=c, label=s) for s, c in colors.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize="small")
     figure.supxlabel("log2 of the learning rate", fontsize="small")
     figure.supylabel("bits per character", fontsize="small")

@@ -1,4 +1,4 @@
-"""Unit scaling at initialisation: shares of unit RMS, true gradients, overhead; beside the library.
+"""Unit scaling at initialization: shares of unit RMS, true gradients, overhead; beside the library.
 
     pip install -e '.[examples]' && pip install --no-deps unit-scaling==0.3.5
     python -m examples.unit_scale_shares [--time]
@@ -24,7 +24,7 @@ from examples.unit_scale.small import Library, Plain, example
 from unitify.measure.captured import measure
 from unitify.plan.scale_plan import Scale
 
-_HEAD = """# Unit scaling at initialisation
+_HEAD = """# Unit scaling at initialization
 
 `python -m examples.unit_scale_shares --time`, beside the modules of unit-scaling 0.3.5.
 
@@ -63,7 +63,7 @@ def shares() -> list[str]:
         torch.manual_seed(0)
         tokens, model = size.tokens(), Decoder(size, style)
         for row in compare_schemes(model, (tokens,)):
-            if row.scheme in ("none", "Glorot initialisation"):
+            if row.scheme in ("none", "Glorot initialization"):
                 held = [100 * part.unit / part.total for part in (row.forward, row.backward)]
                 lines.append(
                     f"| {style} | plain torch, {row.scheme} | {held[0]:.1f} % | {held[1]:.1f} % |"

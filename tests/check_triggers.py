@@ -17,8 +17,8 @@ from unitify.check.plan_faults import Comparison
 from unitify.check.settings import settings_from
 from unitify.check.subject import subject_of
 from unitify.diagnostics import Diagnostic
-from unitify.operations.rule_table import load_rules
 from unitify.recipe.recipe import FP8
+from unitify.rulebook.rule_table import load_rules
 
 X = torch.randn(4, 16)
 

@@ -16,8 +16,8 @@ from unitify.check.places import Places
 from unitify.check.settings import settings_from
 from unitify.check.subject import subject_of
 from unitify.cli.target import read_target
-from unitify.operations.rule_table import load_rules
 from unitify.recipe.reader import read_recipe
+from unitify.rulebook.rule_table import load_rules
 
 PLANTED = Path(__file__).resolve().parent / "planted"
 RULES = load_rules()

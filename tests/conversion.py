@@ -24,9 +24,9 @@ from torch.utils import _pytree as pytree
 import unitify
 from unitify.capture.whole import Capture
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.operations.rule_table import load_rules
 from unitify.plan.scale_plan import Scale, ScalePlan, parameter_units
 from unitify.rewrite import rewrite
+from unitify.rulebook.rule_table import load_rules
 from unitify.transform import build
 from unitify.verification import Verification
 

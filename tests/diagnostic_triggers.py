@@ -29,11 +29,11 @@ from unitify.checkpoint.targets import build_model, import_libraries
 from unitify.convert import convert
 from unitify.diagnostics import Diagnostic, RecordedAnew
 from unitify.explain import explain_code, explain_value
-from unitify.operations.rule_table import load_rules
 from unitify.plan import planner
 from unitify.plan.scale_plan import Scale
 from unitify.recipe.recipe import RECIPES
-from unitify.rulebook.missing import without_rule
+from unitify.rule_trials.missing import without_rule
+from unitify.rulebook.rule_table import load_rules
 from unitify.serve.export import export
 from unitify.serve.mapped import mapped_model
 from unitify.serve.reopened import reopened

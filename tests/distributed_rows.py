@@ -66,7 +66,7 @@ def module_of_net(recipe: str | None = None) -> nn.Module:
 
 
 def step(owner: nn.Module, optimizer: Any, number: int, rank: int, parts: int = 1) -> Any:
-    """One step of ``parts`` batches, of which the last alone is synchronised: loss and norm."""
+    """One step of ``parts`` batches, of which the last alone is synchronized: loss and norm."""
     optimizer.zero_grad()
     loss: Any = None
     for part in range(parts):
@@ -143,7 +143,7 @@ def resumed(owner: nn.Module, rank: int, folder: Path, parts: int = 1) -> list[A
     """The steps after the checkpoint, by what was never trained."""
     optimizer = optimizer_of(owner)
     held = held_by(owner, optimizer)
-    # An optimiser has no state of what was never used; torch makes some up where it loads.
+    # An optimizer has no state of what was never used; torch makes some up where it loads.
     planner = DefaultLoadPlanner(allow_partial_load="extra.weight" in str(list(held["model"])))
     dcp.load(held, checkpoint_id=str(folder), planner=planner)
     states.set_state_dict(

@@ -7,8 +7,8 @@ import tomllib
 from collections.abc import Iterator
 from importlib import resources
 
-from unitify.operations.formula_names import slips
-from unitify.operations.row_lines import lines_of
+from unitify.rulebook.formula_names import slips
+from unitify.rulebook.row_lines import lines_of
 
 #: Twenty rows that have every key of the grammar between them, but for a few.
 TWENTY = (

@@ -11,12 +11,12 @@ from program import Builder, Draw, Program
 from torch import Tensor, fx
 
 from unitify.capture.whole import Capture
-from unitify.operations.extremes import extreme_values
-from unitify.operations.laws import factors, holds_tensors, is_scalable
-from unitify.operations.rule_table import RuleTable
-from unitify.operations.schema import operation_name
 from unitify.plan.fixed import fixed_values, parameter_of
 from unitify.plan.scale_plan import CARRIERS, Carrier, Scale, ScalePlan, weights_of
+from unitify.rulebook.extremes import extreme_values
+from unitify.rulebook.laws import factors, holds_tensors, is_scalable
+from unitify.rulebook.rule_table import RuleTable
+from unitify.rulebook.schema import operation_name
 
 aten = torch.ops.aten
 
@@ -133,7 +133,7 @@ def roots(b: Builder) -> None:
 
 
 @operation
-def normalise(b: Builder) -> None:
+def normalize(b: Builder) -> None:
     if x := b.pick(dims=1):
         size = x.meta["val"].shape[-1]
         match b.draw(st.sampled_from(["layer", "bare", "rms"])):

@@ -16,11 +16,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import unitify
 from examples.estimates import LISTED, evaluate
-from unitify.analysis.analyse import analyse
+from unitify.analysis.analyze import analyze
 from unitify.capture.whole import capture
 from unitify.estimates import Rms
-from unitify.operations.rule_table import load_rules
 from unitify.plan.planner import plan
+from unitify.rulebook.rule_table import load_rules
 
 Shares = Mapping[str, Mapping[str, tuple[int, int, dict[str, float]]]]
 
@@ -51,10 +51,10 @@ def test_analysis_predicts_measurement_within_a_factor_of_two(
 
 def test_analysis_and_measurement_have_the_same_keys() -> None:
     model, args, kwargs = zoo.build("gpt2")
-    analysed = unitify.estimate(model, args, kwargs, scales="analysis")
+    analyzed = unitify.estimate(model, args, kwargs, scales="analysis")
     measured = unitify.estimate(model, args, kwargs, scales="measured")
-    assert analysed.keys() == measured.keys()
-    assert all(isinstance(rms, Rms) for rms in analysed.values())
+    assert analyzed.keys() == measured.keys()
+    assert all(isinstance(rms, Rms) for rms in analyzed.values())
 
 
 def test_analysis_does_not_look_at_the_tokens() -> None:
@@ -68,7 +68,7 @@ def test_analysis_leaves_the_model_and_the_random_state_alone() -> None:
     model, args, kwargs = zoo.build("residual_cnn")
     before = {n: t.clone() for n, t in model.state_dict().items()}
     state = torch.get_rng_state()
-    analyse(capture(model, args, kwargs), load_rules())
+    analyze(capture(model, args, kwargs), load_rules())
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 
@@ -81,10 +81,10 @@ def test_a_loss_function_says_where_gradients_start() -> None:
     def loss(output: torch.Tensor) -> torch.Tensor:
         return nn.functional.mse_loss(output, target)
 
-    analysed = unitify.estimate(model, (x,), loss_fn=loss, scales="analysis")
+    analyzed = unitify.estimate(model, (x,), loss_fn=loss, scales="analysis")
     measured = unitify.estimate(model, (x,), loss_fn=loss, scales="measured")
     for name, rms in measured.items():
-        assert rms.backward is None or 0.5 < analysed[name].backward / rms.backward < 2, name
+        assert rms.backward is None or 0.5 < analyzed[name].backward / rms.backward < 2, name
 
 
 def test_scaling_a_loss_scales_every_gradient() -> None:
@@ -99,7 +99,7 @@ def test_scaling_a_loss_scales_every_gradient() -> None:
 
 def test_every_step_names_its_inputs() -> None:
     captured = conversion("gpt2").capture
-    analysis = analyse(captured, load_rules())
+    analysis = analyze(captured, load_rules())
     names = {n.name for n in captured.graph.nodes}
     for name, step in analysis.forward.items():
         assert name in names
@@ -117,8 +117,8 @@ def llama_on_meta(layers: int) -> LlamaForCausalLM:
         return LlamaForCausalLM(config)
 
 
-def test_analysis_of_a_meta_model_is_that_of_the_initialised_one() -> None:
-    """Without weights, their RMS is the initialiser's: predictions agree with drawn weights."""
+def test_analysis_of_a_meta_model_is_that_of_the_initialized_one() -> None:
+    """Without weights, their RMS is the initializer's: predictions agree with drawn weights."""
     ids = torch.zeros(2, 64, dtype=torch.long)
     torch.manual_seed(0)
     real = LlamaForCausalLM(llama_on_meta(2).config)
@@ -145,7 +145,7 @@ def test_time_is_linear_in_depth() -> None:
         meta = torch.zeros(2, 32, dtype=torch.long, device="meta")
         captured = capture(llama_on_meta(layers), (), {"input_ids": meta})
         start = time.perf_counter()
-        plan(captured, analyse(captured, rules).estimates, rules, carrier="wide")
+        plan(captured, analyze(captured, rules).estimates, rules, carrier="wide")
         seconds.append(time.perf_counter() - start)
     assert seconds[1] / seconds[0] < 8
 

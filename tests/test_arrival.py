@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import unitify
 from unitify.arrival import ARRIVE, unwatched
-from unitify.operations.schema import operation_name
-from unitify.ops.arrive import factor_of, size_of
+from unitify.rulebook.schema import operation_name
+from unitify.runtime.arrive import factor_of, size_of
 
 
 class Language(nn.Module):

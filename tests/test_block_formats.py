@@ -25,12 +25,12 @@ import unitify
 from unitify.formats import snr
 from unitify.formats.band import band_of
 from unitify.formats.blocks import in_blocks, whole
-from unitify.formats.signal_to_noise import GeneralisedNormal
-from unitify.formats.table import E2M1, E4M3, E8M0, FORMATS, BlockFormat, quantise
-from unitify.operations.products import contracted, product_operands
-from unitify.operations.rule_table import load_rules
-from unitify.ops.cast import cast
-from unitify.rulebook.calls import Call, call, drawn, run
+from unitify.formats.signal_to_noise import GeneralizedNormal
+from unitify.formats.table import E2M1, E4M3, E8M0, FORMATS, BlockFormat, quantize
+from unitify.rule_trials.calls import Call, call, drawn, run
+from unitify.rulebook.products import contracted, product_operands
+from unitify.rulebook.rule_table import load_rules
+from unitify.runtime.cast import cast
 
 BLOCKS = {name: f for name, f in FORMATS.items() if isinstance(f, BlockFormat)}
 #: Elements and scales, as ml_dtypes has them.
@@ -110,7 +110,7 @@ def test_blocks_are_rounded_as_by_gfloat(name: str) -> None:
     blocks = blocks_of(name)
     some = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(0))[:400]
     blocks = blocks[some]
-    ours = quantise(blocks, BLOCKS[name])
+    ours = quantize(blocks, BLOCKS[name])
     scale = found(BLOCKS[name])
     for block, own in zip(blocks.numpy(), ours.numpy(), strict=True):
         # gfloat rounds a quotient by zero.
@@ -137,15 +137,15 @@ def test_blocks_are_rounded_as_by_ml_dtypes(name: str) -> None:
         limit = np.float32(format.element.largest)
         elements = np.clip(divided, -limit, limit).astype(NUMPY[format.element.name])
     theirs = elements.astype(np.float32) * scales
-    assert np.array_equal(theirs, quantise(torch.from_numpy(blocks), format).numpy())
+    assert np.array_equal(theirs, quantize(torch.from_numpy(blocks), format).numpy())
 
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_products_of_codes_are_left_as_they_are(name: str) -> None:
     """Rounding what was rounded changes nothing, where the largest element keeps the scale."""
     format = BLOCKS[name]
-    held = quantise(blocks_of(name), format)
-    assert torch.equal(quantise(held, format), held)
+    held = quantize(blocks_of(name), format)
+    assert torch.equal(quantize(held, format), held)
 
 
 @pytest.mark.parametrize("axis", [-1, -2, -3, 0, 1])
@@ -155,12 +155,12 @@ def test_blocks_lie_along_an_axis(axis: int) -> None:
     assert torch.equal(whole(blocks, x.shape, axis), x)
     assert blocks.shape[-1] == 16
     for format in BLOCKS.values():
-        rounded = quantise(x, format, axis=axis)
-        moved = quantise(x.movedim(axis, -1).contiguous(), format)
+        rounded = quantize(x, format, axis=axis)
+        moved = quantize(x.movedim(axis, -1).contiguous(), format)
         assert torch.equal(rounded, moved.movedim(-1, axis))
         # The end of a dimension is the end of its last block.
         first = x.movedim(axis, -1)[..., : format.size]
-        assert torch.equal(moved[..., : format.size], quantise(first, format))
+        assert torch.equal(moved[..., : format.size], quantize(first, format))
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -168,14 +168,14 @@ def test_what_is_not_finite_stays_visible_and_where_it_is(name: str) -> None:
     x = torch.randn(4 * BLOCKS[name].size)
     special = x.clone()
     special[3], special[7] = torch.inf, torch.nan
-    rounded = quantise(special, BLOCKS[name])
+    rounded = quantize(special, BLOCKS[name])
     x[3] = x[7] = 0.0
-    expected = quantise(x, BLOCKS[name])
+    expected = quantize(x, BLOCKS[name])
     expected[3] = expected[7] = torch.nan
     assert torch.equal(rounded.nan_to_num(nan=9e9), expected.nan_to_num(nan=9e9))
-    assert float(quantise(torch.tensor(5.0), BLOCKS[name])) == 5.0 or name != "mxfp8"
-    assert not quantise(torch.zeros(3, 40), BLOCKS[name]).any()
-    assert quantise(torch.zeros(3, 0), BLOCKS[name]).shape == (3, 0)
+    assert float(quantize(torch.tensor(5.0), BLOCKS[name])) == 5.0 or name != "mxfp8"
+    assert not quantize(torch.zeros(3, 40), BLOCKS[name]).any()
+    assert quantize(torch.zeros(3, 0), BLOCKS[name]).shape == (3, 0)
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -184,7 +184,7 @@ def test_a_power_of_two_moves_the_numbers_alone(name: str) -> None:
     x = torch.randn(8, 64)
     for exponent in range(-3, 8):
         power = 2.0**exponent
-        assert torch.equal(quantise(x * power, BLOCKS[name]), quantise(x, BLOCKS[name]) * power)
+        assert torch.equal(quantize(x * power, BLOCKS[name]), quantize(x, BLOCKS[name]) * power)
 
 
 @pytest.mark.parametrize("power", [2.0, 1.0])
@@ -197,10 +197,10 @@ def test_signal_to_noise_is_that_of_samples(name: str, power: float) -> None:
     laplace = (uniform - 0.5).sign() * torch.log1p(-2 * (uniform - 0.5).abs()) / 2**0.5
     x = laplace if power == 1.0 else torch.randn(2**19, generator=generator, dtype=torch.float64)
     for rms in (1.0, 1.37, 2.0**-9, 2.0**10):
-        error = (quantise(x * rms, format) - x * rms).square()
+        error = (quantize(x * rms, format) - x * rms).square()
         shares = error.reshape(64, -1).mean(1) / (rms * rms)
         mean, spread = float(shares.mean()), float(shares.std()) / 8
-        predicted = 10 ** (-snr(format, rms, GeneralisedNormal(power)) / 10)
+        predicted = 10 ** (-snr(format, rms, GeneralizedNormal(power)) / 10)
         assert abs(predicted - mean) < 4 * spread, (rms, predicted, mean)
 
 
@@ -215,11 +215,11 @@ def test_casts_in_blocks_differentiate_map_and_compile() -> None:
     weights = torch.randn(3, 8, 48)
     for name, format in BLOCKS.items():
         y = cast(x, name, name, 2, 1, False, True, -2)
-        assert torch.equal(y, quantise(x / 4, format, axis=-2) * 4)
+        assert torch.equal(y, quantize(x / 4, format, axis=-2) * 4)
         (gradient,) = torch.autograd.grad(y, x, weights)
-        assert torch.equal(gradient, quantise(weights / 2, format, axis=-2) * 2)
+        assert torch.equal(gradient, quantize(weights / 2, format, axis=-2) * 2)
         mapped = torch.vmap(lambda t, name=name: cast(t, name, "", 2, 0, False, True, -2), 2, 2)
-        each = [quantise(t / 4, format, axis=-2) * 4 for t in x.unbind(2)]
+        each = [quantize(t / 4, format, axis=-2) * 4 for t in x.unbind(2)]
         assert torch.equal(mapped(x), torch.stack(each, 2))
 
     def every(x: Tensor) -> list[Tensor]:
@@ -291,7 +291,7 @@ def test_a_product_is_cast_along_what_it_sums_over() -> None:
     assert {c.runs for c in module.casts if c.is_product} == {"simulated"}
 
     def rounded(t: Tensor, axis: int) -> Tensor:
-        return quantise(t, FORMATS["mxfp8"], axis=axis)
+        return quantize(t, FORMATS["mxfp8"], axis=axis)
 
     image = F.conv2d(rounded(x, 1), rounded(model.image.weight, 1), model.image.bias, padding=1)
     rows = image.flatten(2).mT

@@ -19,9 +19,9 @@ from unitify.capture.composite import open_composites
 from unitify.capture.exporting import export
 from unitify.capture.functional import remove_mutation
 from unitify.measure.captured import measure
-from unitify.operations.rule_table import load_rules
 from unitify.plan import plan
 from unitify.rewrite import rewrite
+from unitify.rulebook.rule_table import load_rules
 from unitify.verify.validation import validate
 
 

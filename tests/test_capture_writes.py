@@ -61,7 +61,7 @@ def outputs(m: Forward, x: Tensor) -> Tensor:
     return y + made
 
 
-def uninitialised(m: Forward, x: Tensor) -> Tensor:
+def uninitialized(m: Forward, x: Tensor) -> Tensor:
     y = x.new_empty(x.shape[0], 8)
     y[:, :4] = m.linear(x)[:, :4]
     y[:, 4:] = m.other(x)[:, 4:]
@@ -69,7 +69,7 @@ def uninitialised(m: Forward, x: Tensor) -> Tensor:
     return y + torch.empty(8).fill_(2.0) + whole.copy_(x)
 
 
-WRITES = [assign, add_to_view, index_put, transposed, chained, outputs, uninitialised]
+WRITES = [assign, add_to_view, index_put, transposed, chained, outputs, uninitialized]
 
 
 @pytest.mark.parametrize("function", WRITES, ids=lambda f: f.__name__)
@@ -85,7 +85,7 @@ def test_writes_through_views(function: Callable[..., Any]) -> None:
 
 def test_memory_that_was_never_written_is_no_value() -> None:
     """What happens to be there would be taken for its RMS."""
-    module = transformed(Forward(uninitialised), torch.randn(6, 8))
+    module = transformed(Forward(uninitialized), torch.randn(6, 8))
     held = {
         str(node.target).split(".")[1] for node in module.graph.nodes if "." in str(node.target)
     }
@@ -120,7 +120,7 @@ def test_an_input_that_the_model_writes_into() -> None:
 
 
 def test_a_model_that_writes_into_its_weights() -> None:
-    """Behind the back of the optimiser, and in units that are no longer the weight's."""
+    """Behind the back of the optimizer, and in units that are no longer the weight's."""
 
     def forward(m: Forward, x: Tensor) -> Tensor:
         if not m.training:

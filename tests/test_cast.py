@@ -14,11 +14,11 @@ from conversion import parameter_scales
 from torch import Tensor, fx, nn
 
 import unitify
-from unitify.formats.table import E4M3, E5M2, FORMATS, FP16, Format, quantise
-from unitify.operations.schema import operation_name
-from unitify.ops.cast import amax_factor, cast
+from unitify.formats.table import E4M3, E5M2, FORMATS, FP16, Format, quantize
 from unitify.plan.scale_plan import Weights
 from unitify.recipe.recipe import RECIPES
+from unitify.rulebook.schema import operation_name
+from unitify.runtime.cast import amax_factor, cast
 
 # -- the operator -----------------------------------------------------------------------
 
@@ -35,8 +35,8 @@ def test_value_and_gradient_are_rounded_each_to_its_format(exponent: int) -> Non
     x, gradient = torch.randn(64), torch.randn(64)
     value, back = both_ways(x, gradient, "e4m3", "e5m2", exponent, -exponent)
     factor = 2.0**exponent
-    assert torch.equal(value, quantise(x / factor, E4M3) * factor)
-    assert torch.equal(back, quantise(gradient * factor, E5M2) / factor)
+    assert torch.equal(value, quantize(x / factor, E4M3) * factor)
+    assert torch.equal(back, quantize(gradient * factor, E5M2) / factor)
     value, back = both_ways(x, gradient, "", "e5m2")
     assert torch.equal(value, x)
     value, back = both_ways(x, gradient, "e4m3", "")
@@ -52,7 +52,7 @@ def test_amax_brings_the_largest_element_just_in_range(format: Format, exponent:
     assert math.frexp(factor)[0] == 0.5
     largest = float(x.abs().max()) * factor
     assert format.largest / 2 < largest <= format.largest
-    assert torch.equal(cast(x, format.name, "", 0, 0, True), quantise(x * factor, format) / factor)
+    assert torch.equal(cast(x, format.name, "", 0, 0, True), quantize(x * factor, format) / factor)
 
 
 @pytest.mark.parametrize("x", [torch.zeros(3), torch.empty(0), torch.full((2,), torch.nan)])
@@ -87,11 +87,11 @@ def test_a_linear_layer_by_hand() -> None:
     w, s = parameter_scales(module)["weight"], plan.unit("linear")
     assert w.fwd < 1.0
     assert s.bwd < 1.0
-    own = quantise(model.weight / w.fwd, E4M3) * w.fwd
-    rounded = quantise(x, E4M3)
+    own = quantize(model.weight / w.fwd, E4M3) * w.fwd
+    rounded = quantize(x, E4M3)
     expected = F.linear(rounded, own, model.bias)
     assert torch.equal(y, expected)
-    arriving = quantise(gradient / s.bwd, E5M2) * s.bwd
+    arriving = quantize(gradient / s.bwd, E5M2) * s.bwd
     assert torch.equal(leaf.grad, arriving @ own)
     weight, bias = module.get_parameter("weight"), module.get_parameter("bias")
     assert torch.equal(weight.grad, arriving.t() @ rounded)
@@ -187,7 +187,7 @@ def test_every_stored_value_is_a_number_of_the_format(name: str) -> None:
     values = [n for n in found if not n.startswith("gradient")]
     assert {f"gradient {n}" for n in values} == found.keys() - set(values)
     for value in found.values():
-        assert torch.equal(quantise(value, format), value)
+        assert torch.equal(quantize(value, format), value)
     assert len(values) == sum(c.is_cast for c in module.casts)
 
 
@@ -197,7 +197,7 @@ def test_master_weights_keep_float32() -> None:
     weight = module.get_parameter("head.weight")
     true = weight.detach() * module.plan.parameters["head.weight"].fwd
     assert torch.equal(true, model.head.weight)
-    assert not torch.equal(quantise(weight, FP16), weight)
+    assert not torch.equal(quantize(weight, FP16), weight)
 
 
 def test_what_is_cast_is_what_is_stored() -> None:
@@ -277,14 +277,14 @@ def rounded_by(way: Callable[[Tensor, Format], Tensor], model: nn.Module, x: Ten
 
 def by_amax(x: Tensor, format: Format) -> Tensor:
     factor = 2.0 ** math.floor(math.log2(format.largest / float(x.detach().abs().max())))
-    return quantise(x * factor, format) / factor
+    return quantize(x * factor, format) / factor
 
 
 BASELINES: dict[str, Callable[[Tensor, Format], Tensor]] = {
-    "fp8-plain": quantise,
+    "fp8-plain": quantize,
     "fp8-amax": by_amax,
-    "fp8-cscale": lambda x, format: quantise(x * 2.0**4, format) / 2.0**4,
-    "fp8-cscale,scale=0.0009765625": lambda x, format: quantise(x * 2.0**10, format) / 2.0**10,
+    "fp8-cscale": lambda x, format: quantize(x * 2.0**4, format) / 2.0**4,
+    "fp8-cscale,scale=0.0009765625": lambda x, format: quantize(x * 2.0**10, format) / 2.0**10,
 }
 
 
@@ -379,5 +379,5 @@ def test_formats_that_a_recipe_may_use() -> None:
     for format in FORMATS.values():
         recipe = f"fp8-plain,forward={format.name},backward=bf16,simulate=true"
         module = unitify.transform(nn.Linear(16, 16), (x,), recipe=recipe)
-        weight = quantise(module.weight, format)
-        assert torch.equal(module(x), F.linear(quantise(x, format), weight, module.bias))
+        weight = quantize(module.weight, format)
+        assert torch.equal(module(x), F.linear(quantize(x, format), weight, module.bias))

@@ -8,10 +8,10 @@ from conversion import parameter_scales
 from torch import Tensor, nn
 
 import unitify
-from unitify.formats.table import E4M3, E5M2, quantise
-from unitify.operations.products import product_operands
-from unitify.operations.rule_table import load_rules
-from unitify.operations.schema import operation_name
+from unitify.formats.table import E4M3, E5M2, quantize
+from unitify.rulebook.products import product_operands
+from unitify.rulebook.rule_table import load_rules
+from unitify.rulebook.schema import operation_name
 
 RULES = load_rules()
 
@@ -29,12 +29,12 @@ def test_input_and_weights_by_hand(kind: type[nn.RNNBase]) -> None:
     by_hand = kind(16, 32, num_layers=2)
     by_hand.load_state_dict(
         {
-            name: quantise(p / scales[name].fwd, E4M3) * scales[name].fwd if p.dim() > 1 else p
+            name: quantize(p / scales[name].fwd, E4M3) * scales[name].fwd if p.dim() > 1 else p
             for name, p in model.named_parameters()
         }
     )
     assert all(scales[n].fwd < 1 for n, p in model.named_parameters() if p.dim() > 1)
-    assert torch.equal(module(x)[0], by_hand(quantise(x / 8, E4M3) * 8)[0])
+    assert torch.equal(module(x)[0], by_hand(quantize(x / 8, E4M3) * 8)[0])
 
 
 class Last(nn.Module):
@@ -64,17 +64,17 @@ def test_gradients_are_rounded_where_they_reach_the_results() -> None:
     recurrent = model.recurrent
     scales, values = parameter_scales(module), module.plan.unit
     held = {
-        name: quantise(p / scales[f"recurrent.{name}"].fwd, E4M3) * scales[f"recurrent.{name}"].fwd
+        name: quantize(p / scales[f"recurrent.{name}"].fwd, E4M3) * scales[f"recurrent.{name}"].fwd
         if p.dim() > 1
         else p
         for name, p in recurrent.named_parameters()
     }
-    rounded = quantise(x, E4M3).requires_grad_()
+    rounded = quantize(x, E4M3).requires_grad_()
     hidden, last = torch.func.functional_call(recurrent, held, (rounded,))
     arriving = gradients[0] + gradients[1] / 5, gradients[1]
     names = [n.name for n in module.capture.graph.nodes if operation_name(n) == "operator.getitem"]
     cast = [
-        quantise(g / values(n).bwd, E5M2) * values(n).bwd
+        quantize(g / values(n).bwd, E5M2) * values(n).bwd
         for n, g in zip(names, arriving, strict=True)
     ]
     assert all(values(n).bwd < 2.0**-6 for n in names)

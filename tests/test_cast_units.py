@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import unitify
 from unitify.diagnostics import UnitifyError
-from unitify.formats.table import E4M3, E5M2, quantise
+from unitify.formats.table import E4M3, E5M2, quantize
 
 #: RMS of an input that E4M3 cannot hold as it is: its smallest number is 2^-9.
 SMALL = 2.0**-14
@@ -25,7 +25,7 @@ def small(*shape: int) -> Tensor:
 
 
 def rounded_at(x: Tensor, scale: float) -> Tensor:
-    return quantise(x / scale, E4M3) * scale
+    return quantize(x / scale, E4M3) * scale
 
 
 @pytest.mark.parametrize("simulate", [True, "auto"])
@@ -90,7 +90,7 @@ def test_so_is_a_gradient_that_has_to_arrive_true() -> None:
     assert true is not None
     error = found.grad * module.plan.parameters["linear.weight"].bwd - true
     # Below the smallest number of E5M2, 2^-16, nothing would be left.
-    assert float(quantise(torch.tensor(scale), E5M2)) == 0.0
+    assert float(quantize(torch.tensor(scale), E5M2)) == 0.0
     assert float(error.norm() / true.norm()) < 0.1
 
 
@@ -98,7 +98,7 @@ def test_a_baseline_casts_where_it_lies() -> None:
     x, model = small(64, 32), nn.Linear(32, 16)
     module = unitify.transform(model, (x,), recipe="fp8-plain")
     assert not module.plan.units
-    expected = F.linear(quantise(x, E4M3), quantise(model.weight, E4M3), model.bias)
+    expected = F.linear(quantize(x, E4M3), quantize(model.weight, E4M3), model.bias)
     torch.testing.assert_close(module(x), expected)
 
 

@@ -193,7 +193,7 @@ def test_a_branch_that_starts_at_zero_is_no_lost_gradient() -> None:
             self.norm = nn.LayerNorm(16)
 
         def forward(self, x: Tensor) -> Tensor:
-            # The sum that starts the backward pass is constant behind a normalisation.
+            # The sum that starts the backward pass is constant behind a normalization.
             return self.norm(x + self.gain * self.linear(x))
 
     found = check_here(subject_of(Gained(), torch.randn(4, 16), None, FP8, RULES)).findings

@@ -18,8 +18,8 @@ import unitify
 from unitify.checkpoint import folder
 from unitify.cli import app
 from unitify.diagnostics import all_diagnostics
-from unitify.operations.rule_table import load_rules
-from unitify.rulebook.listing import rule_texts
+from unitify.rule_trials.listing import rule_texts
+from unitify.rulebook.rule_table import load_rules
 
 Run = Callable[..., Result]
 

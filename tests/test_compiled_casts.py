@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import unitify
 from unitify.formats.table import FORMATS, BlockFormat, Format
-from unitify.ops.cast import cast
+from unitify.runtime.cast import cast
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
@@ -47,7 +47,7 @@ def test_every_format_rounds_as_in_eager_mode(dtype: torch.dtype, saturate: bool
     def casts(*operands: Tensor) -> list[Tensor]:
         given = (1, -2, False, saturate)
         pairs = zip(operands, FORMATS, strict=True)
-        # Neighbours to be fused with, which are exact in every type.
+        # Neighbors to be fused with, which are exact in every type.
         return [-cast(-x, name, name, *given) for x, name in pairs]
 
     def results(run: Callable[..., list[Tensor]]) -> list[Tensor]:
@@ -133,7 +133,7 @@ def test_a_compiled_step_is_as_far_from_float32(name: str, recipe: str) -> None:
         if error(torch.zeros_like(exact), exact) and exact.norm() > 1e-4:
             own, other = error(eager[place], exact), error(compiled[place], exact)
             # A fused kernel computes a little otherwise, and a rounded number is then a
-            # neighbour; casts that were left out would be 30 000 times nearer.
+            # neighbor; casts that were left out would be 30 000 times nearer.
             assert own / 2 < other < own * 2, place
 
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unitify
-from unitify.ops.fp8_linear import fp8_linear
-from unitify.ops.scaled_mm import multiplies
+from unitify.runtime.fp8_linear import fp8_linear
+from unitify.runtime.scaled_mm import multiplies
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

@@ -14,7 +14,7 @@ from unitify.capture.whole import capture
 from unitify.formats.table import E4M3
 from unitify.noise.measured import measured_noise
 from unitify.noise.operand_casts import OperandCast
-from unitify.operations.rule_table import load_rules
+from unitify.rulebook.rule_table import load_rules
 
 RULES = load_rules()
 

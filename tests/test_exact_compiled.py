@@ -1,7 +1,7 @@
 """Under ``torch.compile``: the compiled module against the compiled captured graph.
 
 With ``aot_eager`` both run the same kernels on every edge, so the results are bitwise the same.
-Inductor fuses a rescale into its neighbours and may then vectorise a kernel or choose its order of
+Inductor fuses a rescale into its neighbors and may then vectorize a kernel or choose its order of
 summation otherwise, so there a difference is rounding. It is held to what rounding is, measured
 with the same compiler: the distance of the compiled original from the original in double
 precision. ``examples/inductor_ulps.py`` writes the table for more models.

@@ -23,7 +23,7 @@ OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, float]]] = {
 
 
 class Run:
-    """One training run: how it is called, optimised and clipped."""
+    """One training run: how it is called, optimized and clipped."""
 
     def __init__(
         self,

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import unitify
-from unitify.analysis.analyse import Analysis, analyse
+from unitify.analysis.analyze import Analysis, analyze
 from unitify.analysis.forward import ForwardMoments
 from unitify.capture.whole import capture
 from unitify.explain import explain_value
-from unitify.operations.operation import Operation
-from unitify.operations.refusal import CannotRun, refusals
-from unitify.operations.rule_table import load_rules
+from unitify.rulebook.operation import Operation
+from unitify.rulebook.refusal import CannotRun, refusals
+from unitify.rulebook.rule_table import load_rules
 
 X = torch.randn(4, 6)
 
@@ -68,8 +68,8 @@ def refusing(operation: str, when: Callable[[Any], bool]) -> Callable[..., Any]:
     return refuse
 
 
-def analysed() -> Analysis:
-    return analyse(capture(Sums(), (X,), {}), load_rules())
+def analyzed() -> Analysis:
+    return analyze(capture(Sums(), (X,), {}), load_rules())
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_what_an_operation_refuses_is_sampled_or_assumed(
     when: Callable[[Any], bool], way: str, directions: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Operation, "__call__", refusing("aten.cumsum.default", when))
-    found = analysed().diagnostics
+    found = analyzed().diagnostics
     assert [(d.operation, d.direction, d.way, d.count) for d in found] == [
         ("aten.cumsum.default", direction, way, 2) for direction in directions
     ]
@@ -98,15 +98,15 @@ def test_a_bug_is_no_fallback(error: type[Exception], monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("unitify.analysis.forward.linear_forward", broken)
     with pytest.raises(error, match="a bug"):
-        analysed()
+        analyzed()
     monkeypatch.undo()
     monkeypatch.setattr("unitify.analysis.backward.linear_gradient", broken)
     with pytest.raises(error, match="a bug"):
-        analysed()
+        analyzed()
     monkeypatch.undo()
     monkeypatch.setattr(ForwardMoments, "operands", broken)
     with pytest.raises(error, match="a bug"):
-        analysed()
+        analyzed()
 
 
 def test_a_refusal_says_what_the_operation_said() -> None:

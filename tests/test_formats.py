@@ -21,7 +21,7 @@ from gfloat.formats import (
 from torch import Tensor
 
 import unitify  # noqa: F401 (registers the operator)
-from unitify.formats.table import FORMATS, BlockFormat, Format, quantise
+from unitify.formats.table import FORMATS, BlockFormat, Format, quantize
 
 NUMPY = {
     "fp32": np.float32,
@@ -138,7 +138,7 @@ def test_codes_and_values_are_the_same_numbers(name: str) -> None:
 def test_every_code_is_left_as_it_is(name: str) -> None:
     held = codes(FORMATS[name])
     for saturate in (True, False):
-        kept = quantise(held, FORMATS[name], saturate)
+        kept = quantize(held, FORMATS[name], saturate)
         assert torch.equal(kept.nan_to_num(nan=-1e30), held.nan_to_num(nan=-1e30))
 
 
@@ -147,7 +147,7 @@ def test_rounding_is_that_of_ml_dtypes(name: str) -> None:
     x = probes(name)
     with np.errstate(over="ignore", invalid="ignore"):
         theirs = x.numpy().astype(NUMPY[name])
-    assert same(quantise(x, FORMATS[name], saturate=False), theirs)
+    assert same(quantize(x, FORMATS[name], saturate=False), theirs)
 
 
 @pytest.mark.parametrize("saturate", [True, False])
@@ -157,7 +157,7 @@ def test_rounding_is_that_of_gfloat(name: str, saturate: bool) -> None:
     # gfloat refuses what has no code, where this saturates.
     x = x if FORMATS[name].nans else x[x.abs() <= FORMATS[name].largest]
     theirs = gfloat.round_ndarray(GFLOAT[name], x.double().numpy(), sat=saturate)
-    assert same(quantise(x, FORMATS[name], saturate), theirs)
+    assert same(quantize(x, FORMATS[name], saturate), theirs)
 
 
 @pytest.mark.parametrize("name", LISTED)
@@ -168,27 +168,27 @@ def test_double_precision_is_rounded_once(name: str) -> None:
     middle = (values[1:] + values[:-1]) / 2
     infinity = torch.tensor(torch.inf, dtype=torch.float64)
     above, below = torch.nextafter(middle, infinity), torch.nextafter(middle, -infinity)
-    assert torch.equal(quantise(above, format), values[1:])
-    assert torch.equal(quantise(below, format), values[:-1])
+    assert torch.equal(quantize(above, format), values[1:])
+    assert torch.equal(quantize(below, format), values[:-1])
     even = torch.where(torch.arange(len(middle)) % 2 == 0, values[:-1], values[1:])
-    assert torch.equal(quantise(middle, format), even)
+    assert torch.equal(quantize(middle, format), even)
 
 
 def test_float32_is_a_format() -> None:
     x = torch.randn(10_000, dtype=torch.float64) * 10.0 ** torch.linspace(-44, 38, 10_000)
     fp32 = FORMATS["fp32"]
-    assert same(quantise(x, fp32), x.numpy().astype(np.float32))
-    assert torch.equal(quantise(x.float(), fp32), x.float())
-    assert float(quantise(torch.tensor(1e39, dtype=torch.float64), fp32)) == fp32.largest
+    assert same(quantize(x, fp32), x.numpy().astype(np.float32))
+    assert torch.equal(quantize(x.float(), fp32), x.float())
+    assert float(quantize(torch.tensor(1e39, dtype=torch.float64), fp32)) == fp32.largest
     above = torch.tensor(1e39, dtype=torch.float64)
-    assert float(quantise(above, fp32, saturate=False)) == math.inf
+    assert float(quantize(above, fp32, saturate=False)) == math.inf
 
 
 def test_int8_is_the_integers() -> None:
     x = torch.arange(-140, 140.25, 0.25)
     expected = np.clip(np.rint(x.numpy()), -127, 127)
     for saturate in (True, False):
-        assert same(quantise(x, FORMATS["int8"], saturate), expected)
+        assert same(quantize(x, FORMATS["int8"], saturate), expected)
     assert torch.equal(FORMATS["int8"].values(), torch.arange(128, dtype=torch.float64))
 
 
@@ -199,7 +199,7 @@ def test_what_was_not_finite_stays_visible(name: str, saturate: bool) -> None:
     infinity = torch.inf if format.infinities else torch.nan
     x = torch.tensor([torch.inf, -torch.inf, torch.nan, 1.0])
     expected = np.array([infinity, -infinity, np.nan, 1.0])
-    assert same(quantise(x, format, saturate), expected)
+    assert same(quantize(x, format, saturate), expected)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -208,8 +208,8 @@ def test_a_cast_within_a_narrow_type(name: str) -> None:
     format = FORMATS[name]
     for dtype in (torch.bfloat16, torch.float16):
         x = torch.cat([torch.randn(1000), torch.tensor([6e4, 1e-7])]).to(dtype)
-        assert torch.equal(quantise(x, format), quantise(x.float(), format).to(dtype))
-        assert quantise(x, format).dtype == dtype
+        assert torch.equal(quantize(x, format), quantize(x.float(), format).to(dtype))
+        assert quantize(x, format).dtype == dtype
 
 
 def test_casts_compile() -> None:

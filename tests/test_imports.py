@@ -31,7 +31,7 @@ def test_the_package_is_its_operators() -> None:
     found = loaded("import unitify")
     assert not found & (HEAVY | {"rich", "safetensors", "typer"})
     own = {name.split(".")[1] for name in found if name.startswith("unitify.")}
-    assert own == {"formats", "ops", "version"}
+    assert own == {"formats", "runtime", "version"}
 
 
 def test_the_help_of_the_command_line() -> None:

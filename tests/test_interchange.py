@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import unitify
 from unitify.formats.table import FORMATS
-from unitify.ops.cast import cast
+from unitify.runtime.cast import cast
 
 RECIPES = [None, "fp8", "fp8,simulate=true", "fp8-ptq", "fp8-mixed", "fp8-amax", "fp16", "bf16"]
 FP8 = [recipe for recipe in RECIPES if recipe and recipe.startswith("fp8")]
@@ -91,7 +91,7 @@ def test_onnx(name: str, recipe: str | None, is_inference: bool, tmp_path: Path)
         (other,) = in_onnxruntime(tmp_path / "original.onnx", x)
         assert error(found, true) <= 2 * error(other, true)
     else:
-        # The same numbers are rounded to the same neighbours (here all of it was bitwise); casts
+        # The same numbers are rounded to the same neighbors (here all of it was bitwise); casts
         # that were left out, or others, would be as far as the casts themselves.
         assert error(found, expected) < error(expected, true) / 50
     assert (counted["DequantizeLinear"] > 0) == (recipe in FP8)

@@ -63,7 +63,7 @@ def test_a_cast_module_is_the_cast_model(factory: Any, cast: str) -> None:
         found = results(module, wide)
     assert same(results(model, wide), found)
     assert module.capture.call.leaves[0].dtype == wide.dtype
-    # The optimiser's steps, another batch size, the other mode, and back again, without a word.
+    # The optimizer's steps, another batch size, the other mode, and back again, without a word.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         optimizers = [torch.optim.SGD(o.parameters(), 0.01) for o in (model, module)]

@@ -12,17 +12,17 @@ import pytest
 import torch
 import zoo
 
-from unitify.analysis.analyse import analyse
+from unitify.analysis.analyze import analyze
 from unitify.capture.whole import Capture, capture
 from unitify.formats.signal_to_noise import relative_error
-from unitify.formats.table import BF16, E4M3, E5M2, Format, quantise
+from unitify.formats.table import BF16, E4M3, E5M2, Format, quantize
 from unitify.noise.budget import Budget, choose
 from unitify.noise.measured import ValueNoise, measured_noise
 from unitify.noise.operand_casts import OperandCast, Place, operand_casts
-from unitify.operations.rule_table import load_rules
-from unitify.operations.schema import operation_name
 from unitify.plan.planner import plan
 from unitify.recipe.choices import Choice
+from unitify.rulebook.rule_table import load_rules
+from unitify.rulebook.schema import operation_name
 
 RULES = load_rules()
 MODELS = ["mlp", "residual_cnn", "gpt2", "llama"]
@@ -40,7 +40,7 @@ def captured(model: str) -> Capture:
 def casts(model: str, format: Format) -> dict[Place, OperandCast]:
     """Both operands of every product, attention's aside, at the scales of the plan."""
     held = captured(model)
-    scales = plan(held, analyse(held, RULES).estimates, RULES)
+    scales = plan(held, analyze(held, RULES).estimates, RULES)
     chosen = [
         Choice(node.name, "", forward=format.name, is_product=True)
         for node in held.graph.nodes
@@ -104,7 +104,7 @@ def test_a_cast_rounds_its_operand_alone() -> None:
     (x,), weight = held.example, held.model.state_dict()["0.weight"]
     bias = held.model.state_dict()["0.bias"]
     rounded = [
-        quantise(t / cast["linear", name, 0].scale, E4M3) * cast["linear", name, 0].scale
+        quantize(t / cast["linear", name, 0].scale, E4M3) * cast["linear", name, 0].scale
         for name, t in (("input", x), ("weight", weight))
     ]
     true = torch.nn.functional.linear(x, weight, bias)
@@ -121,7 +121,7 @@ def product(operation: str, **how: Any) -> Choice:
 
 def test_headroom_moves_a_cast_by_a_power_of_two() -> None:
     held = captured("mlp")
-    scales = plan(held, analyse(held, RULES).estimates, RULES)
+    scales = plan(held, analyze(held, RULES).estimates, RULES)
     plain = operand_casts([product("linear_1")], held, scales, RULES)
     moved = operand_casts([product("linear_1", exponents=(3, 0, 0))], held, scales, RULES)
     of_input, of_weight = ("linear_1", "input", 0), ("linear_1", "weight", 0)
@@ -148,7 +148,7 @@ def test_each_of_a_list_of_operands_is_cast_for_itself() -> None:
     for chosen in ({0}, {1}, {0, 1}):
         cast = {place: OperandCast(E4M3) for place in places if place[2] in chosen}
         operands = [
-            quantise(t, E4M3) if index in chosen else t for index, t in enumerate((left, right))
+            quantize(t, E4M3) if index in chosen else t for index, t in enumerate((left, right))
         ]
         error = (operands[0] @ operands[1] - left @ right).double().square().mean().sqrt()
         assert measured_noise(held, cast)[node.name].error == pytest.approx(float(error), rel=1e-4)

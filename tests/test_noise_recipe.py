@@ -19,9 +19,9 @@ from unitify.checkpoint import folder
 from unitify.diagnostics import UnitifyError
 from unitify.formats.magnitudes import Magnitudes, magnitudes_of
 from unitify.formats.signal_to_noise import best_scale, snr
-from unitify.formats.table import E4M3, E5M2, quantise
-from unitify.operations.rule_table import load_rules
+from unitify.formats.table import E4M3, E5M2, quantize
 from unitify.recipe.choices import flop_share
+from unitify.rulebook.rule_table import load_rules
 
 RULES = load_rules()
 
@@ -89,8 +89,8 @@ def test_headroom_is_where_signal_to_noise_is_best() -> None:
     assert found > expected - 0.3
     scale = parameter_scales(module)["weight"].fwd
     scale *= 2.0**of_weight
-    rounded = quantise(module.get_parameter("weight").detach() / scale, E4M3) * scale
-    expected = F.linear(quantise(x / 2.0**of_x, E4M3) * 2.0**of_x, rounded)
+    rounded = quantize(module.get_parameter("weight").detach() / scale, E4M3) * scale
+    expected = F.linear(quantize(x / 2.0**of_x, E4M3) * 2.0**of_x, rounded)
     assert torch.equal(module(x), expected)
 
 
@@ -191,11 +191,11 @@ def test_gradients_have_headroom_of_their_own() -> None:
     (choice,) = (c for c in module.casts if c.is_product)
     module(x).backward(gradient)
     scale = module.plan.unit("linear").bwd * 2.0 ** choice.exponents[2]
-    arriving = quantise(gradient / scale, E5M2) * scale
+    arriving = quantize(gradient / scale, E5M2) * scale
     weight = module.get_parameter("weight")
     found = weight.grad * module.plan.parameters["weight"].bwd
     of_x = 2.0 ** choice.exponents[0]
-    assert torch.equal(found, arriving.t() @ (quantise(x / of_x, E4M3) * of_x))
+    assert torch.equal(found, arriving.t() @ (quantize(x / of_x, E4M3) * of_x))
 
 
 class Inside(nn.Module):
@@ -242,7 +242,7 @@ def test_an_input_that_tells_nothing_is_cast_as_it_is(x: Tensor) -> None:
     assert abs(choice.exponents[0]) <= 1
 
 
-@pytest.mark.parametrize("recipe", ["fp8-ptq", "fp8,headroom=measured,centre=measured"])
+@pytest.mark.parametrize("recipe", ["fp8-ptq", "fp8,headroom=measured,center=measured"])
 def test_scales_are_searched_in_few_runs(recipe: str) -> None:
     """Beyond what the casts of fp8 take: ten forward passes of the model at most."""
     torch.manual_seed(0)

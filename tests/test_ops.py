@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, library, nn
 
 import unitify
-from unitify.ops.layout import scaled
-from unitify.ops.rescale import rescale
+from unitify.runtime.layout import scaled
+from unitify.runtime.rescale import rescale
 
 RESCALE = torch.ops.unitify.rescale.default
 

@@ -195,7 +195,7 @@ def test_an_optimizer_saved_and_loaded(pair: Pair) -> None:
     assert_same_parameters(model, module)
 
 
-# -- other optimisers ---------------------------------------------------------------------
+# -- other optimizers ---------------------------------------------------------------------
 
 
 class Lion(Optimizer):
@@ -222,7 +222,7 @@ class Named(torch.optim.AdamW):
         super().__init__(params, **options)
 
 
-def test_units_of_an_optimiser_that_is_not_known(pair: Pair) -> None:
+def test_units_of_an_optimizer_that_is_not_known(pair: Pair) -> None:
     model, module = pair
     units = OptimizerUnits({"lr": Units(-1, 0), "weight_decay": Units(1, 0)})
     options = {"lr": 0.01, "weight_decay": 0.1}
@@ -239,7 +239,7 @@ def test_a_subclass_shares_the_row_of_its_base(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("kind", [O.RAdam, O.Adafactor, O.LBFGS, Lion])
-def test_an_optimiser_that_cannot_be_exact_is_refused(pair: Pair, kind: Any) -> None:
+def test_an_optimizer_that_cannot_be_exact_is_refused(pair: Pair, kind: Any) -> None:
     with pytest.raises(unitify.UnitifyError) as caught:
         optim.param_groups(pair[1], kind, lr=0.1)
     assert caught.value.code == "U007"

@@ -1,4 +1,4 @@
-"""Optimisers of other packages, averages of weights, and a run that changes horses: bitwise."""
+"""Optimizers of other packages, averages of weights, and a run that changes horses: bitwise."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def eight_bits(p: Any) -> Any:
 
 
 def torch_optimizers() -> dict[str, Callable[[Any], Any]]:
-    """Every optimiser of torch, by name, with what it is made with."""
+    """Every optimizer of torch, by name, with what it is made with."""
     options: dict[str, dict[str, Any]] = {
         "SGD": {"lr": 0.1, "momentum": 0.9},
         "LBFGS": {"max_iter": 3, "line_search_fn": "strong_wolfe"},
@@ -136,7 +136,7 @@ def assert_same(name: str, *options: Any) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in OPTIMIZERS if n != "torch SparseAdam"])
-def test_an_optimiser(name: str) -> None:
+def test_an_optimizer(name: str) -> None:
     if name == "torch Muon":
         make: Any = lambda p: O.Muon([w for w in p if w.ndim == 2])  # noqa: E731
     else:
@@ -248,7 +248,7 @@ def test_every_schedule_of_torch_is_there() -> None:
     assert kinds - {"LRScheduler", "_LRScheduler"} <= set(SCHEDULES)
 
 
-class Normalised(nn.Module):
+class Normalized(nn.Module):
     """Batch norms, whose statistics averages of weights have to be given anew."""
 
     def __init__(self) -> None:
@@ -262,7 +262,7 @@ class Normalised(nn.Module):
 @pytest.mark.parametrize("average", [None, get_ema_multi_avg_fn(0.9)])
 def test_averages_of_weights(average: Any) -> None:
     torch.manual_seed(0)
-    model = Normalised()
+    model = Normalized()
     averages = []
     for owner in (model, transformed(model)):
         averaged = AveragedModel(owner, multi_avg_fn=average, use_buffers=average is not None)

@@ -110,7 +110,7 @@ def moved(scale: Scale, forward: int, backward: int = 0) -> Scale:
 @given(shifts)
 @settings(max_examples=8, deadline=None, derandomize=True)
 def test_a_weight_times_a_power_of_two_moves_its_scale(k: int) -> None:
-    """What follows is normalised: its own scale and its result's move, and nothing else does."""
+    """What follows is normalized: its own scale and its result's move, and nothing else does."""
     before, after = shifted({"last.weight": k, "last.bias": k})
     for name, scale in before.values.items():
         if name in ("p_last_weight", "p_last_bias", "linear_1"):
@@ -134,7 +134,7 @@ def test_a_factor_between_two_layers_moves_what_is_between(k: int) -> None:
 
 
 def test_an_absurd_estimate_is_not_followed(small: Capture) -> None:
-    """Were it, factors between it and its neighbours would leave the range of float32."""
+    """Were it, factors between it and its neighbors would leave the range of float32."""
     estimates = measure(small)
     absurd = {**estimates, "relu": Rms(2.0**90, 2.0**-95), "mul": Rms(2.0**-80, 2.0**85)}
     chosen = plan(small, absurd, RULES)

@@ -20,8 +20,6 @@ import unitify
 from unitify.capture.whole import Capture, capture
 from unitify.estimates import Estimates
 from unitify.measure.captured import measure
-from unitify.operations.laws import factors, holds_tensors
-from unitify.operations.schema import operation_name
 from unitify.plan import planner
 from unitify.plan.bands import TOLERANCE, WIDE_TOLERANCE, Bands
 from unitify.plan.linear_law import linear_law
@@ -29,6 +27,8 @@ from unitify.plan.planner import plan
 from unitify.plan.program import Exponent, Program
 from unitify.plan.scale_plan import Carrier, Scale, ScalePlan
 from unitify.rewrite import rewrite
+from unitify.rulebook.laws import factors, holds_tensors
+from unitify.rulebook.schema import operation_name
 
 RESCALE = torch.ops.unitify.rescale.default
 

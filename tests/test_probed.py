@@ -14,9 +14,9 @@ from unitify.formats.table import E4M3
 from unitify.noise.measured import measured_noise
 from unitify.noise.operand_casts import OperandCast, Place
 from unitify.noise.probed import probed_budget
-from unitify.operations.products import product_operands
-from unitify.operations.rule_table import load_rules
-from unitify.operations.schema import operation_name
+from unitify.rulebook.products import product_operands
+from unitify.rulebook.rule_table import load_rules
+from unitify.rulebook.schema import operation_name
 
 RULES = load_rules()
 

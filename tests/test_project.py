@@ -21,7 +21,7 @@ LONGEST = 400
 
 #: The stages of the pipeline, and what stands behind it: none imports one that comes later.
 STAGES = (
-    "diagnostics", "formats", "operations", "capture", "recipe", "analysis", "scheme", "plan",
+    "diagnostics", "formats", "rulebook", "capture", "recipe", "analysis", "scheme", "plan",
     "rewrite", "module", "cast", "verify", "transform", "drift", "report", "check", "cli",
 )  # fmt: skip
 #: Imports that run when somebody asks for what stands behind: importer and imported.

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 import unitify
 from unitify.capture.whole import Capture, capture
-from unitify.operations.rule_table import load_rules
 from unitify.recipe.choices import Choice, Patterns, choose, flop_share
 from unitify.recipe.reader import read_recipe
 from unitify.recipe.recipe import RECIPES
+from unitify.rulebook.rule_table import load_rules
 
 RULES = load_rules()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from unitify.formats.losses import Loss, loss
 from unitify.formats.magnitudes import LOWEST, magnitudes_of
 from unitify.formats.signal_to_noise import snr
-from unitify.formats.table import BF16, E4M3, E5M2, FP16, Format, quantise
+from unitify.formats.table import BF16, E4M3, E5M2, FP16, Format, quantize
 
 
 def sample(kind: str) -> Tensor:
@@ -29,7 +29,7 @@ def sample(kind: str) -> Tensor:
 def counted(x: Tensor, format: Format) -> Loss:
     """The shares, element by element."""
     x = x.double()[x != 0]
-    rounded = quantise(x, format)
+    rounded = quantize(x, format)
     small = (x.abs() < format.smallest_normal) & (rounded != 0)
     return Loss(
         float((rounded == 0).double().mean()),

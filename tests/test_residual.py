@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import fx, nn
 
 from unitify.capture.whole import Capture
-from unitify.operations.residual import Residual, branch_ends, branches, residuals
-from unitify.operations.rule_table import load_rules
+from unitify.rulebook.residual import Residual, branch_ends, branches, residuals
+from unitify.rulebook.rule_table import load_rules
 from unitify.scheme.stacks import stacks
 from unitify.scheme.structure import structure
 

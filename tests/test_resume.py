@@ -44,7 +44,7 @@ def ids(seed: int) -> Tensor:
     return torch.randint(0, 32, (4, 6), generator=torch.Generator().manual_seed(seed))
 
 
-def optimiser(module: nn.Module) -> tuple[Any, Any]:
+def optimizer_for(module: nn.Module) -> tuple[Any, Any]:
     made = O.AdamW(optim.param_groups(module, O.AdamW, **ADAMW))
     return made, lr_scheduler.StepLR(made, 3, 0.5)
 
@@ -62,7 +62,7 @@ def train(module: Any, optimizer: Any, schedule: Any, steps: range) -> None:
 def test_a_resumed_training_is_the_uninterrupted_one(recipe: str | None, is_rebased: bool) -> None:
     torch.manual_seed(0)
     module = unitify.transform(Net(), (ids(0),), recipe=recipe, weights="stored")
-    optimizer, schedule = optimiser(module)
+    optimizer, schedule = optimizer_for(module)
     train(module, optimizer, schedule, range(5))
     if is_rebased:
         assert unitify.rebase_(module, [ids(5), ids(6)]).values > 0
@@ -85,7 +85,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(recipe: str | None, is_reba
     resumed = unitify.rebuild(
         Net(), held["weights"], ScalePlan.from_json(held["plan"]), (ids(0),), recipe=recipe
     )
-    optimizer, schedule = optimiser(resumed)
+    optimizer, schedule = optimizer_for(resumed)
     optimizer.load_state_dict(held["optimizer"])
     schedule.load_state_dict(held["schedule"])
     torch.set_rng_state(held["random"])

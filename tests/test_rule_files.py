@@ -15,9 +15,9 @@ from torch import fx, nn
 import unitify
 from unitify.analysis.counts import COUNTS
 from unitify.diagnostics import UnitifyError
-from unitify.operations.expressions import COUNTED
-from unitify.operations.rule_table import RuleTable, checked_rules, load_rules
-from unitify.operations.schema import named_arguments
+from unitify.rulebook.expressions import COUNTED
+from unitify.rulebook.rule_table import RuleTable, checked_rules, load_rules
+from unitify.rulebook.schema import named_arguments
 
 TEXTS = shipped_texts()
 RULES = load_rules()

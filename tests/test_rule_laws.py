@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from unitify.operations.laws import Factors, factors
-from unitify.operations.rule_table import load_rules
-from unitify.rulebook.calls import overload
-from unitify.rulebook.laws import differences, has_kernel
+from unitify.rule_trials.calls import overload
+from unitify.rule_trials.laws import differences, has_kernel
+from unitify.rulebook.laws import Factors, factors
+from unitify.rulebook.rule_table import load_rules
 
 RULES = load_rules()
 SEEDS = {torch.float32: (0, 1, 2), torch.float64: (3,), torch.bfloat16: (4,)}
 #: Rows without a sample, and why.
 UNSAMPLED = {
-    operation: "uninitialised memory has no value to compare"
+    operation: "uninitialized memory has no value to compare"
     for operation in RULES
     if "empty" in operation
 }

@@ -11,9 +11,9 @@ from functools import cache
 
 import pytest
 
-from unitify.operations.rule_table import load_rules
-from unitify.rulebook import moments
-from unitify.rulebook.moments import LIMIT, is_predicted
+from unitify.rule_trials import moments
+from unitify.rule_trials.moments import LIMIT, is_predicted
+from unitify.rulebook.rule_table import load_rules
 
 RULES = load_rules()
 PREDICTED = sorted(name for name, rule in RULES.items() if is_predicted(rule))

@@ -17,9 +17,9 @@ from unitify.analysis.quadrature import quadrature
 from unitify.analysis.ranges import EVERYTHING, range_of
 from unitify.analysis.sampled import draw
 from unitify.estimates import Rms
-from unitify.operations.operation import Operation
-from unitify.operations.rule_table import load_rules
-from unitify.rulebook import calls
+from unitify.rule_trials import calls
+from unitify.rulebook.operation import Operation
+from unitify.rulebook.rule_table import load_rules
 from unitify.transform import estimate
 
 RULES = load_rules()

@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from unitify.cli import app
-from unitify.operations.rule_table import load_rules
-from unitify.rulebook.listing import row, rule_texts
-from unitify.rulebook.page import page
-from unitify.rulebook.skeleton import skeleton
-from unitify.rulebook.verify import verify, verify_row
+from unitify.rule_trials.listing import row, rule_texts
+from unitify.rule_trials.page import page
+from unitify.rule_trials.skeleton import skeleton
+from unitify.rule_trials.verify import verify, verify_row
+from unitify.rulebook.rule_table import load_rules
 
 ROOT = Path(__file__).resolve().parent.parent
 RULES = load_rules()

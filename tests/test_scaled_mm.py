@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 import unitify
 from unitify.diagnostics import UnitifyError
-from unitify.formats.table import E4M3, E4M3FNUZ, E5M2, E5M2FNUZ, Format, quantise
-from unitify.operations.rule_table import load_rules
-from unitify.operations.schema import operation_name
-from unitify.ops.cast import cast
-from unitify.ops.fp8_linear import fp8_linear
-from unitify.ops.scaled_mm import aligned, decode, encode, multiplies, product
-from unitify.rulebook import calls
+from unitify.formats.table import E4M3, E4M3FNUZ, E5M2, E5M2FNUZ, Format, quantize
+from unitify.rule_trials import calls
+from unitify.rulebook.rule_table import load_rules
+from unitify.rulebook.schema import operation_name
+from unitify.runtime.cast import cast
+from unitify.runtime.fp8_linear import fp8_linear
+from unitify.runtime.scaled_mm import aligned, decode, encode, multiplies, product
 
 FP8 = [E4M3, E5M2, E4M3FNUZ, E5M2FNUZ]
 RULES = load_rules()
@@ -29,13 +29,13 @@ RULES = load_rules()
 
 @pytest.mark.parametrize("exponent", [0, -9, 4])
 @pytest.mark.parametrize("format", FP8, ids=lambda f: f.name)
-def test_codes_are_what_quantise_rounds_to(format: Format, exponent: int) -> None:
+def test_codes_are_what_quantize_rounds_to(format: Format, exponent: int) -> None:
     special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e30, -1e30, 1e-30])
     x = torch.cat([torch.randn(2000) * torch.exp2(torch.arange(2000) % 40 - 20), special])
     codes = encode(x, format, exponent)
     assert codes.dtype == format.dtype
     factor = 2.0**exponent
-    expected = quantise(x / factor, format) * factor
+    expected = quantize(x / factor, format) * factor
     assert torch.equal(decode(codes, torch.float32, exponent).nan_to_num(7), expected.nan_to_num(7))
 
 
@@ -225,7 +225,7 @@ def test_real_and_simulated_agree() -> None:
     torch.testing.assert_close(*losses, rtol=1e-6, atol=0)
     for name, parameter in real.named_parameters():
         other = twin.get_parameter(name).grad
-        # A sum that differs in its last bit may round to the other neighbour at the next cast.
+        # A sum that differs in its last bit may round to the other neighbor at the next cast.
         error = float((parameter.grad - other).norm() / other.norm())
         assert error < 2.0**-7, name
 

@@ -23,11 +23,11 @@ from examples.scheme_study.measured_schemes import compare_schemes
 from examples.scheme_study.schemes import SchemeShares, predicted_schemes
 from examples.scheme_study.shares import normal_range, shares
 from examples.scheme_study.unit_graph import unit_graph
-from unitify.analysis.analyse import analyse
+from unitify.analysis.analyze import analyze
 from unitify.formats.losses import NOTABLE, loss
 from unitify.formats.table import E4M3, E5M2, FP16
 from unitify.measure.captured import measure
-from unitify.operations.rule_table import load_rules
+from unitify.rulebook.rule_table import load_rules
 
 TABLE = load_rules()
 MEAN, FORWARD = RULES
@@ -60,7 +60,7 @@ def branch(scheme: str = "preserve") -> Constraints:
 def predicted(module: unitify.UnitScaledModule) -> tuple[SchemeShares, ...]:
     capture, plan = module.capture, module.plan
     unit = unit_graph(capture, TABLE)
-    estimates = analyse(capture, TABLE).estimates
+    estimates = analyze(capture, TABLE).estimates
     found = constraints(capture, plan, TABLE, estimates=estimates, unit=unit)
     return predicted_schemes(capture, plan, TABLE, found, unit, estimates)
 
@@ -247,7 +247,7 @@ def test_shares_are_counted() -> None:
 def test_schemes_are_assignments_of_scales_on_one_graph() -> None:
     rows = {row.scheme.partition(" 2^")[0]: row for row in predicted(made("preserve"))}
     assert list(rows) == [
-        "none", "Glorot initialisation", "loss scale", "unit scaling, geometric mean",
+        "none", "Glorot initialization", "loss scale", "unit scaling, geometric mean",
         "unit scaling, forward factor", "unitify, preserve", "unitify, unit",
     ]  # fmt: skip
     assert rows["none"].forward == rows["loss scale"].forward
@@ -291,13 +291,13 @@ def test_glorot_and_a_loss_scale_by_hand() -> None:
     sigma, wide = math.sqrt(2 / 80), math.sqrt(64 * 2 / 80)
     both = math.sqrt(16 * 2 / 80) * wide
     held = [1.0, sigma, sigma, wide, both]
-    found = rows["Glorot initialisation"].forward
+    found = rows["Glorot initialization"].forward
     assert (found.unit, found.total) == (3, 5)
     octaves = math.sqrt(sum(math.log2(v) ** 2 for v in held) / 5)
     assert found.octaves == pytest.approx(octaves, rel=1e-3)
-    # Gradients: y 1; x W √(64 · 2/80); x; weights √1024 times both their neighbours.
+    # Gradients: y 1; x W √(64 · 2/80); x; weights √1024 times both their neighbors.
     back = [1.0, wide, both, 32 * wide, 32 * wide]
-    found = rows["Glorot initialisation"].backward
+    found = rows["Glorot initialization"].backward
     octaves = math.sqrt(sum(math.log2(v) ** 2 for v in back) / 5)
     assert found.octaves == pytest.approx(octaves, rel=1e-3)
     # As it is: unit noise at y has the mean square of W' summed over its rows in front of W'.
@@ -318,7 +318,7 @@ def rms(x: Tensor) -> float:
     return x.square().mean().sqrt().item()
 
 
-def test_a_model_that_a_scheme_made_has_no_other_initialisation() -> None:
+def test_a_model_that_a_scheme_made_has_no_other_initialization() -> None:
     rows = [row.scheme.partition(" 2^")[0] for row in predicted(made("unit"))]
     assert rows == [
         "none", "loss scale", "unit scaling, geometric mean", "unit scaling, forward factor",
@@ -331,7 +331,7 @@ def test_schemes_that_run() -> None:
     rows = compare_schemes(Branch(), (torch.randn(64, 16),))
     found = {row.scheme.partition(" 2^")[0]: row for row in rows}
     assert list(found) == [
-        "none", "Glorot initialisation", "loss scale", "unitify, preserve", "unitify, unit",
+        "none", "Glorot initialization", "loss scale", "unitify, preserve", "unitify, unit",
         "unitify, u-mup",
     ]  # fmt: skip
     assert found["none"].forward == found["loss scale"].forward
@@ -341,5 +341,5 @@ def test_schemes_that_run() -> None:
     assert found["unitify, unit"].backward.unit >= found["unitify, unit"].backward.total - 1
     assert found["unitify, preserve"].backward.share("unit") >= 12 / 13
     octaves = {name: row.forward.octaves or 0.0 for name, row in found.items()}
-    assert octaves["unitify, unit"] < octaves["Glorot initialisation"]
+    assert octaves["unitify, unit"] < octaves["Glorot initialization"]
     assert json.dumps([row.as_json() for row in rows])

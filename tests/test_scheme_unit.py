@@ -20,7 +20,7 @@ from unitify.capture.execution import run_captured
 from unitify.checkpoint import folder
 from unitify.diagnostics import UnitifyError
 from unitify.measure.captured import measure
-from unitify.reparametrisation import Reparametrisation
+from unitify.reparametrization import Reparametrization
 
 SAMPLES = 32
 
@@ -67,7 +67,7 @@ def scaled(model: nn.Module, *inputs: Tensor, **options: Any) -> unitify.UnitSca
         return unitify.transform(model, inputs, **options)
 
 
-def constants(module: unitify.UnitScaledModule) -> Reparametrisation:
+def constants(module: unitify.UnitScaledModule) -> Reparametrization:
     return module.scheme[""]
 
 
@@ -126,14 +126,14 @@ def test_convolutions(kind: Any, taps: int) -> None:
     assert first == pytest.approx((4 * taps) ** -0.5)
 
 
-def test_initialisation() -> None:
+def test_initialization() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(40, 64, padding_idx=0), nn.LayerNorm(64), nn.Linear(64, 64))
     with torch.no_grad():
         model[1].weight.fill_(3.0)
     given = {name: p.detach().clone() for name, p in model.named_parameters()}
     tokens = torch.randint(1, 40, (4, 6))
-    for init in ("normal", "normalise", "keep"):
+    for init in ("normal", "normalize", "keep"):
         scheme = unitify.UnitScheme(init=init)
         module = scaled(model, tokens, scheme=scheme)
         weights = dict(module.capture.model.named_parameters())
@@ -242,8 +242,8 @@ class ByHand(nn.Module):
 
 
 def layer_norm(x: Tensor) -> Tensor:
-    centred = x - x.mean(-1, keepdim=True)
-    return centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + 1e-6)
+    centered = x - x.mean(-1, keepdim=True)
+    return centered * torch.rsqrt(centered.square().mean(-1, keepdim=True) + 1e-6)
 
 
 def softmax(x: Tensor) -> Tensor:
@@ -327,7 +327,7 @@ def test_pipeline(name: str, tmp_path: Path) -> None:
     assert module.verification.exact
     rms: list[float] = []
     for part in module.parts.values():
-        made = part.capture.reparametrisation
+        made = part.capture.reparametrization
         assert made is not None
         measured = measure(part.capture)
         rms += [measured[f"{value}_multiplied"].forward or 0.0 for value in made.outputs]
@@ -355,7 +355,7 @@ def test_constants_of_another_model_are_refused() -> None:
 
 def test_json_round_trip() -> None:
     made = constants(scaled(Tied(), torch.randint(0, 32, (4, 9)), scheme="u-mup"))
-    assert Reparametrisation.from_json(made.to_json()) == made
+    assert Reparametrization.from_json(made.to_json()) == made
 
 
 def test_in_place() -> None:

@@ -19,7 +19,7 @@ from unitify.capture.inputs import infer_inputs
 from unitify.checkpoint.files import mapped_shards, mapped_weights
 from unitify.cli import app
 from unitify.diagnostics import UnitifyError
-from unitify.formats.table import FORMATS, quantise
+from unitify.formats.table import FORMATS, quantize
 from unitify.recipe.reader import read_recipe
 from unitify.serve.checked import check_folder
 from unitify.serve.export import Export, export
@@ -133,13 +133,13 @@ def test_codes_are_those_of_the_casts(made: dict[str, tuple[Path, Export]], sour
         reader(torch.zeros(1, 2, dtype=torch.long))  # it decodes at the first call
         for row in found.layers:
             given = weights[f"{row.layer}.weight"]
-            ours = quantise(given / row.weight, FORMATS[row.format]) * row.weight
+            ours = quantize(given / row.weight, FORMATS[row.format]) * row.weight
             theirs = reader.get_submodule(row.layer).weight
             assert torch.equal(theirs.float(), ours.to(theirs.dtype).float()), (name, row.layer)
 
 
 def test_recording_without_weights_gives_the_scales_of_one_with(source: Path) -> None:
-    from unitify.operations.rule_table import load_rules
+    from unitify.rulebook.rule_table import load_rules
     from unitify.serve.export import _parts
     from unitify.serve.served import served
 

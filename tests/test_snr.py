@@ -11,12 +11,12 @@ from torch import Tensor
 from unitify.formats.magnitudes import STEPS, magnitudes_of
 from unitify.formats.signal_to_noise import (
     NORMAL,
-    GeneralisedNormal,
+    GeneralizedNormal,
     best_scale,
     relative_error,
     snr,
 )
-from unitify.formats.table import E4M3, E4M3FNUZ, E5M2, E5M2FNUZ, FORMATS, FP16, INT8, quantise
+from unitify.formats.table import E4M3, E4M3FNUZ, E5M2, E5M2FNUZ, FORMATS, FP16, INT8, quantize
 
 SAMPLES = 200_000
 LIMIT = 4.0
@@ -24,11 +24,11 @@ RMS = [2.0**-12, 0.07, 1.0, 37.0, 200.0, 1e4]
 
 
 def errors(x: Tensor, name: str) -> Tensor:
-    return (quantise(x, FORMATS[name]) - x).square() / x.square().mean()
+    return (quantize(x, FORMATS[name]) - x).square() / x.square().mean()
 
 
 def drawn(power: float, wider: float = 4.0) -> tuple[Tensor, Tensor]:
-    """Samples of a wider ``GeneralisedNormal(power)``, and the weights that make up for it.
+    """Samples of a wider ``GeneralizedNormal(power)``, and the weights that make up for it.
 
     So that rare events (saturation at twelve times the RMS) are seen often enough to count.
     """
@@ -46,8 +46,8 @@ def drawn(power: float, wider: float = 4.0) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("name", ["fp16", "e5m2", "e4m3fnuz", "e4m3", "int8"])
 def test_error_is_that_of_samples(name: str, rms: float, power: float) -> None:
     x, weights = drawn(power)
-    sampled = (quantise(x * rms, FORMATS[name]) / rms - x).square() * weights
-    predicted = relative_error(FORMATS[name], rms, GeneralisedNormal(power))
+    sampled = (quantize(x * rms, FORMATS[name]) / rms - x).square() * weights
+    predicted = relative_error(FORMATS[name], rms, GeneralizedNormal(power))
     standard_error = float(sampled.std()) / math.sqrt(SAMPLES)
     assert abs(float(sampled.mean()) - predicted) < LIMIT * standard_error
     for wrong in (predicted * 0.9, predicted * 1.1):
@@ -56,10 +56,10 @@ def test_error_is_that_of_samples(name: str, rms: float, power: float) -> None:
 
 def test_kurtosis_chooses_the_tails() -> None:
     for kurtosis in (2.0, 3.0, 6.0, 50.0, 600.0):
-        distribution = GeneralisedNormal.of_kurtosis(kurtosis)
+        distribution = GeneralizedNormal.of_kurtosis(kurtosis)
         assert distribution.kurtosis == pytest.approx(kurtosis, rel=1e-9)
-    assert GeneralisedNormal.of_kurtosis(3.0).power == pytest.approx(2.0)
-    assert GeneralisedNormal.of_kurtosis(6.0).power == pytest.approx(1.0)
+    assert GeneralizedNormal.of_kurtosis(3.0).power == pytest.approx(2.0)
+    assert GeneralizedNormal.of_kurtosis(6.0).power == pytest.approx(1.0)
 
 
 def test_a_float_keeps_its_signal_over_its_range() -> None:
@@ -114,7 +114,7 @@ def test_a_histogram_of_nothing() -> None:
 @pytest.mark.parametrize("kurtosis", [3.0, 30.0, 600.0])
 @pytest.mark.parametrize("format", [E4M3, E5M2, INT8])
 def test_best_scale_is_the_best(format: object, kurtosis: float) -> None:
-    distribution = GeneralisedNormal.of_kurtosis(kurtosis)
+    distribution = GeneralizedNormal.of_kurtosis(kurtosis)
     for rms in (1.0, 3.0, 2.0**-9, 700.0):
         scale = best_scale(format, rms, distribution)
         assert math.frexp(scale)[0] == 0.5

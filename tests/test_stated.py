@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unitify.analysis.analyse import Analysis, analyse
+from unitify.analysis.analyze import Analysis, analyze
 from unitify.analysis.formulas import formula_stated
 from unitify.analysis.moments import Moment, exactly
 from unitify.analysis.sampled import observed
 from unitify.capture.whole import capture
 from unitify.measure.captured import measure
-from unitify.operations.operation import Operation
-from unitify.operations.rule_table import load_rules
-from unitify.rulebook import calls
+from unitify.rule_trials import calls
+from unitify.rulebook.operation import Operation
+from unitify.rulebook.rule_table import load_rules
 
 RULES = load_rules()
-#: What makes a normalisation keep the statistics of this very batch.
+#: What makes a normalization keep the statistics of this very batch.
 KEEPING = {"training": True, "momentum": 1.0}
 
 
@@ -53,7 +53,7 @@ class Trained(nn.Module):
         return y
 
 
-def analysed(is_trained: bool) -> tuple[Analysis, dict[str, float]]:
+def analyzed(is_trained: bool) -> tuple[Analysis, dict[str, float]]:
     """The analysis of ``Trained`` in eval mode, and the true RMS of what its norm takes."""
     torch.manual_seed(0)
     model, x = Trained(), 3 * torch.randn(32, 8, 6, 6) + 1
@@ -63,18 +63,18 @@ def analysed(is_trained: bool) -> tuple[Analysis, dict[str, float]]:
             model(x)
     held = capture(model.eval(), (x,), {})
     measured = {n: rms.forward or 0.0 for n, rms in measure(held, None, None).items()}
-    return analyse(held, RULES), measured
+    return analyze(held, RULES), measured
 
 
 def test_statistics_of_a_trained_norm_are_estimates_of_its_input() -> None:
-    analysis, measured = analysed(is_trained=True)
+    analysis, measured = analyzed(is_trained=True)
     assert analysis.forward["conv2d"].way == "stated"
     for name in ("conv2d", "batch_norm"):
         assert analysis.estimates[name].forward == pytest.approx(measured[name], rel=0.02)
 
 
-def test_statistics_as_initialised_state_nothing() -> None:
-    analysis, measured = analysed(is_trained=False)
+def test_statistics_as_initialized_state_nothing() -> None:
+    analysis, measured = analyzed(is_trained=False)
     assert analysis.forward["conv2d"].way == "run"
     assert analysis.estimates["conv2d"].forward > 2 * measured["conv2d"]
 
@@ -99,7 +99,7 @@ def test_a_sampled_operation_keeps_channels_apart() -> None:
         model.scale.weight.copy_(size)
         model.mix.weight.copy_(1 / size)
     held = capture(model, (x,), {})
-    found = analyse(held, RULES).estimates["conv2d_1"].forward
+    found = analyze(held, RULES).estimates["conv2d_1"].forward
     assert found == pytest.approx(measure(held, None, None)["conv2d_1"].forward, rel=0.1)
 
 

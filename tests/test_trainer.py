@@ -36,7 +36,7 @@ def rows(count: int) -> list[dict[str, Tensor]]:
 
 
 def trained(model: nn.Module, folder: Path) -> Any:
-    """By the trainer's own optimiser, schedule and clipping: losses, norms and rates of a run."""
+    """By the trainer's own optimizer, schedule and clipping: losses, norms and rates of a run."""
     arguments = transformers.TrainingArguments(
         str(folder), per_device_train_batch_size=4, num_train_epochs=1, report_to=[], seed=0,
         save_strategy="no", logging_steps=1, use_cpu=True, disable_tqdm=True,

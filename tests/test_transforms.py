@@ -14,9 +14,9 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 
 import unitify
 from unitify.formats.table import FORMATS
-from unitify.ops.cast import Rounding, cast, watched_cast
-from unitify.ops.fp8_linear import fp8_linear
-from unitify.ops.rescale import rescale
+from unitify.runtime.cast import Rounding, cast, watched_cast
+from unitify.runtime.fp8_linear import fp8_linear
+from unitify.runtime.rescale import rescale
 
 Function = Callable[[Tensor], Tensor]
 
@@ -64,7 +64,7 @@ TRANSFORMS: dict[str, Callable[[Function], Function]] = {
     "reverse over forward": lambda f: jacrev(jacfwd(f)),
     "forward over forward": lambda f: jacfwd(jacfwd(f)),
     "autograd's hessian": lambda f: lambda x: torch.autograd.functional.hessian(f, x),
-    "autograd's hessian, vectorised": lambda f: (
+    "autograd's hessian, vectorized": lambda f: (
         lambda x: torch.autograd.functional.hessian(f, x, vectorize=True)
     ),
     "autograd's hvp": lambda f: lambda x: torch.autograd.functional.hvp(f, x, x)[1],
@@ -215,7 +215,7 @@ def model_of(request: pytest.FixtureRequest) -> Callable[[str | None], tuple[nn.
 SUMMED_IN_ANOTHER_ORDER = (
     "reverse over reverse",
     "autograd's hessian",
-    "autograd's hessian, vectorised",
+    "autograd's hessian, vectorized",
     "autograd's hvp",
     "gradient penalty",
 )

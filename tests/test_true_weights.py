@@ -22,9 +22,9 @@ from training import ADAMW, Tied, tokens, train
 import unitify
 from unitify import optim
 from unitify.capture.whole import capture
-from unitify.operations.laws import is_scalable
 from unitify.plan.fixed import fixed_values
 from unitify.rewrite import rewrite
+from unitify.rulebook.laws import is_scalable
 from unitify.transform import build
 
 Pair = tuple[nn.Module, unitify.UnitScaledModule]
@@ -128,7 +128,7 @@ def test_a_state_dict_that_does_not_fit_is_refused_as_torch_does(pair: Pair) -> 
             owner.load_state_dict({"hidden.bias": torch.zeros(8)})
 
 
-OPTIMISERS: dict[str, Callable[[Any], Any]] = {
+OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
     "SGD": lambda p: O.SGD(p, 0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
     "ASGD": lambda p: O.ASGD(p, 0.1),
     "Adam": lambda p: O.Adam(p, 0.01, weight_decay=0.1, amsgrad=True),
@@ -147,12 +147,12 @@ OPTIMISERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMISERS)
-def test_a_plain_optimiser_takes_the_originals_steps(name: str, pair: Pair) -> None:
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_plain_optimizer_takes_the_originals_steps(name: str, pair: Pair) -> None:
     for owner in pair:
         train(
             owner,
-            OPTIMISERS[name](owner.parameters()),
+            OPTIMIZERS[name](owner.parameters()),
             clip=lambda m: nn.utils.clip_grad_norm_(m.parameters(), 0.05),
             accumulate=2,
         )
@@ -229,7 +229,7 @@ def test_a_parameter_may_be_used_outside_as_well(pair: Pair) -> None:
 
 
 def test_training_changes_horses() -> None:
-    """Original, module, original, module of another plan: model and optimiser handed on."""
+    """Original, module, original, module of another plan: model and optimizer handed on."""
     model, plain = small(), small()
     reference = O.AdamW(plain.parameters(), **ADAMW)
     owner: nn.Module = model
@@ -268,7 +268,7 @@ def test_inplace_shares_the_models_own_parameters() -> None:
 
 
 def test_a_rebase_exchanges_constants_alone() -> None:
-    """No optimiser and no schedule is needed, known or not."""
+    """No optimizer and no schedule is needed, known or not."""
     model = small()
     module = unitify.transform(model, (tokens(0),))
     for owner in (model, module):
@@ -336,7 +336,7 @@ def test_islands(name: str) -> None:
 
 
 class MakesWeights(nn.Module):
-    """Weights that are themselves made: transposed, masked, normalised, joined."""
+    """Weights that are themselves made: transposed, masked, normalized, joined."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -347,8 +347,8 @@ class MakesWeights(nn.Module):
         self.register_buffer("mask", (torch.rand(8, 8) > 0.3).float())
 
     def forward(self, x: Tensor) -> Tensor:
-        normalised = self.gain * self.a / self.a.norm(dim=1, keepdim=True)
-        joined = torch.cat([normalised, (self.b * self.mask).t()])
+        normalized = self.gain * self.a / self.a.norm(dim=1, keepdim=True)
+        joined = torch.cat([normalized, (self.b * self.mask).t()])
         tokens = self.token.expand(x.shape[0], -1, -1)
         return torch.cat([tokens, x], 1) @ joined.t() + F.linear(x, self.b).mean()
 

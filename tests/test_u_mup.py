@@ -17,9 +17,9 @@ from torch import Tensor, nn
 import unitify
 from unitify.capture.whole import Capture, capture
 from unitify.diagnostics import UnitifyError
-from unitify.operations.rule_table import load_rules
 from unitify.optim import learning_rates, param_groups
-from unitify.reparametrisation import Reparametrisation
+from unitify.reparametrization import Reparametrization
+from unitify.rulebook.rule_table import load_rules
 from unitify.scheme.multipliers import multipliers
 
 RULES = load_rules()
@@ -76,7 +76,7 @@ def captured(width: int, layers: int, by_hand: bool) -> Capture:
 
 def constants(
     width: int = 32, layers: int = 2, by_hand: bool = False, **options: Any
-) -> Reparametrisation:
+) -> Reparametrization:
     return multipliers(captured(width, layers, by_hand), unitify.UMuP(**options), RULES)
 
 

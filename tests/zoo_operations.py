@@ -207,7 +207,7 @@ def graph_network() -> Built:
 
 
 class Diffusion(nn.Module):
-    """A sinusoidal time embedding modulates a normalised image; weights are standardised."""
+    """A sinusoidal time embedding modulates a normalized image; weights are standardized."""
 
     def __init__(self) -> None:
         super().__init__()

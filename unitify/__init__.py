@@ -9,7 +9,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import unitify.ops as _ops  # noqa: F401  (registers the operators of emitted graphs)
+import unitify.runtime as _runtime  # noqa: F401  (registers the operators of emitted graphs)
 from unitify.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from unitify.estimates import Rms as Rms
     from unitify.module.gathered import gather_codes_ as gather_codes_
     from unitify.module.unit_scaled import UnitScaledModule as UnitScaledModule
-    from unitify.ops.registered import decompositions as decompositions
     from unitify.plan.scale_plan import Scale as Scale
     from unitify.plan.scale_plan import ScalePlan as ScalePlan
     from unitify.recipe.choices import Choice as Choice
     from unitify.recipe.recipe import Recipe as Recipe
-    from unitify.reparametrisation import Reparametrisation as Reparametrisation
+    from unitify.reparametrization import Reparametrization as Reparametrization
     from unitify.report.model_report import ModelReport as ModelReport
+    from unitify.runtime.registered import decompositions as decompositions
     from unitify.scheme import UMuP as UMuP
     from unitify.scheme import UnitScheme as UnitScheme
     from unitify.transform import estimate as estimate
@@ -52,11 +52,11 @@ _HOMES = {
     "estimates": "Rms",
     "module.gathered": "gather_codes_",
     "module.unit_scaled": "UnitScaledModule",
-    "ops.registered": "decompositions",
+    "runtime.registered": "decompositions",
     "plan.scale_plan": "Scale ScalePlan",
     "recipe.choices": "Choice",
     "recipe.recipe": "Recipe",
-    "reparametrisation": "Reparametrisation",
+    "reparametrization": "Reparametrization",
     "report.model_report": "ModelReport",
     "scheme": "UMuP UnitScheme",
     "transform": "estimate transform verify",

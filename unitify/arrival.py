@@ -21,9 +21,9 @@ from torch import Tensor, fx
 
 from unitify.capture.whole import Capture
 from unitify.formats.table import FORMATS, FP32
-from unitify.operations.laws import is_complex, is_scalable
-from unitify.operations.schema import named_arguments, nodes_of
 from unitify.plan.scale_plan import ScalePlan
+from unitify.rulebook.laws import is_complex, is_scalable
+from unitify.rulebook.schema import named_arguments, nodes_of
 
 ARRIVE = torch.ops.unitify.arrive.default
 JOIN = torch.ops.unitify.join.default

@@ -25,10 +25,10 @@ from unitify.checkpoint.targets import build_model, input_batches
 from unitify.diagnostics import Diagnostic, ModelNeeded, UnitifyError
 from unitify.estimating import check_scales
 from unitify.measure.recorded import measure_recorded
-from unitify.operations.rule_table import load_rules
 from unitify.recipe.reader import read_recipe
 from unitify.recipe.recipe import Recipe
 from unitify.report.report import Report, make_report
+from unitify.rulebook.rule_table import load_rules
 from unitify.transform import transform
 
 

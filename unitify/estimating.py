@@ -1,6 +1,6 @@
 """RMS of every value of a recording: by a run, or by analysis where there is nothing to run.
 
-Recording ─► measure | analyse ─► Estimated
+Recording ─► measure | analyze ─► Estimated
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from unitify.analysis.analyse import analyse
+from unitify.analysis.analyze import analyze
 from unitify.capture.execution import LossFunction
 from unitify.capture.inputs import Inputs
 from unitify.capture.islands import Recording, path_of
@@ -24,9 +24,9 @@ from unitify.diagnostics import (
 )
 from unitify.estimates import Estimates, Rms
 from unitify.measure.recorded import measure_recorded
-from unitify.operations.extremes import extreme_values
-from unitify.operations.refusal import first_line
-from unitify.operations.rule_table import RuleTable
+from unitify.rulebook.extremes import extreme_values
+from unitify.rulebook.refusal import first_line
+from unitify.rulebook.rule_table import RuleTable
 
 #: Where scales come from. "auto" measures where weights hold data, and analyses elsewhere.
 SCALES = ("auto", "measured", "analysis")
@@ -69,8 +69,8 @@ def estimated(
     found: dict[str, Estimates] = {}
     notes: list[Diagnostic] = []
     for name, captured in recorded.parts.items():
-        weight_rms = None if captured.reparametrisation is None else 1.0
-        analysis = analyse(captured, rules, _loss(name, loss_fn), weight_rms)
+        weight_rms = None if captured.reparametrization is None else 1.0
+        analysis = analyze(captured, rules, _loss(name, loss_fn), weight_rms)
         found[name] = analysis.estimates
         notes += analysis.diagnostics
     return Estimated(found, "analysis", tuple(notes))
@@ -87,7 +87,7 @@ def can_run(capture: Capture) -> bool:
 
     A scheme draws new ones; those that it drew once say no more than what they are drawn from.
     """
-    return capture.reparametrisation is None and capture.holds_weights
+    return capture.reparametrization is None and capture.holds_weights
 
 
 def far_apart(predicted: float | None, measured: float | None) -> bool:
@@ -115,7 +115,7 @@ def _measured(
             where = type(captured.model).__name__
             shown = ", ".join(list(lost)[:3])
             notes.append(RunNotFinite(where=where, count=len(lost), names=shown))
-            told = analyse(captured, rules, _loss(name, loss_fn)).estimates
+            told = analyze(captured, rules, _loss(name, loss_fn)).estimates
             estimates = {**estimates, **{v: _mended(estimates[v], told[v]) for v in lost}}
         found[name] = estimates
     return Estimated(found, "measured", tuple(notes))

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from unitify.analysis.analyse import Analysis, analyse
+from unitify.analysis.analyze import Analysis, analyze
 from unitify.analysis.forward import Step
 from unitify.capture.inputs import given_or_inferred, is_given
 from unitify.capture.islands import path_of, record, with_true_parameters
@@ -24,13 +24,13 @@ from unitify.estimates import Rms
 from unitify.estimating import FAR, estimated, far_apart, measures
 from unitify.formats.powers import exponent_of
 from unitify.module.assembly import plan_of, value_name
-from unitify.operations.laws import is_scalable
-from unitify.operations.rule_table import RuleTable, load_rules
-from unitify.operations.schema import operation_name
 from unitify.plan.bands import tolerance_of
 from unitify.plan.planner import plan
 from unitify.plan.scale_plan import Scale, ScalePlan
-from unitify.rulebook.listing import rule_texts
+from unitify.rule_trials.listing import rule_texts
+from unitify.rulebook.laws import is_scalable
+from unitify.rulebook.rule_table import RuleTable, load_rules
+from unitify.rulebook.schema import operation_name
 
 #: How many values a derivation shows on its way back to inputs and parameters.
 LONGEST = 12
@@ -69,7 +69,7 @@ def explain_value(
     recorded = with_true_parameters(record(model, args, kwargs))
     part, node = _find(recorded.parts, name)
     captured = recorded.parts[part]
-    analysis = analyse(captured, table)
+    analysis = analyze(captured, table)
     is_run = measures("auto", recorded.parts.values())
     estimates, measured = analysis.estimates, Rms()
     if is_run:

@@ -24,12 +24,12 @@ import torch
 from torch import fx
 
 from unitify.capture.whole import Capture
-from unitify.operations.dimensions import evaluate_default
-from unitify.operations.laws import Factors, factors, holds_tensors, is_complex, is_scalable
-from unitify.operations.rule_table import Rule, RuleTable
-from unitify.operations.schema import named_arguments, nodes_of, operation_name, set_argument
 from unitify.plan.fixed import has_no_gradient
 from unitify.plan.scale_plan import ScalePlan
+from unitify.rulebook.dimensions import evaluate_default
+from unitify.rulebook.laws import Factors, factors, holds_tensors, is_complex, is_scalable
+from unitify.rulebook.rule_table import Rule, RuleTable
+from unitify.rulebook.schema import named_arguments, nodes_of, operation_name, set_argument
 
 _RESCALE = torch.ops.unitify.rescale.default
 

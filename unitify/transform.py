@@ -38,7 +38,6 @@ from unitify.formats.table import FP32
 from unitify.module.adopted import adopt_parameters
 from unitify.module.assembly import Part, agreed, assemble, value_name
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.operations.rule_table import load_rules
 from unitify.plan.bands import tolerance_of
 from unitify.plan.planner import not_fewest, plan
 from unitify.plan.scale_plan import (
@@ -54,8 +53,9 @@ from unitify.plan.uniform import uniform_plan
 from unitify.recipe.reader import read_recipe
 from unitify.recipe.recipe import Recipe
 from unitify.rewrite import rewrite
+from unitify.rulebook.rule_table import load_rules
 from unitify.scheme.options import UnitScheme, read_scheme
-from unitify.scheme.reparametrise import reparametrise, with_gradients
+from unitify.scheme.reparametrize import reparametrize, with_gradients
 from unitify.verification import Difference, Verification
 from unitify.verify.running import is_faithful, lost_by_recording, notes_on, verify_module
 
@@ -103,9 +103,9 @@ def transform(
     - ``dynamic_shapes``: "auto" leaves every size free that the model leaves free; else as for
       ``torch.export.export``.
     - ``weights``: "true" leaves parameters and their gradients as the original has them: state
-      dicts, optimisers, clipping and schedules are the original's, whatever the plan. "stored"
+      dicts, optimizers, clipping and schedules are the original's, whatever the plan. "stored"
       divides each parameter by a scale of its own, for weights that are kept in a narrow format
-      without masters; ``unitify.optim`` then has the optimiser's options.
+      without masters; ``unitify.optim`` then has the optimizer's options.
     - ``placement``: "everywhere" holds every value near unit RMS: within a factor of two, and every
       gradient, where a recipe (FP16) casts all values; within six octaves otherwise, since float32
       and bfloat16 hold any scale, and gradients follow their values.
@@ -120,7 +120,7 @@ def transform(
       weights, or those of the scheme, and the model itself is used up.
     - ``rules``: rule files or mappings beside the shipped ones.
     - ``on_stage(name, made)`` is called after each stage, with what the stage made: "capture" and
-      "reparametrise" with a ``Recording``, "estimate" with an ``Estimated``, "plan" with a
+      "reparametrize" with a ``Recording``, "estimate" with an ``Estimated``, "plan" with a
       part's ``ScalePlan``, the others with the module or its ``Verification``.
 
     Warns (``UnitifyWarning``) of what is not kept: submodules left alone, one mode, checkpointing,
@@ -152,8 +152,8 @@ def transform(
         if weights == "true":
             recorded = with_true_parameters(recorded)
         done("capture", recorded)
-        recorded = reparametrise(recorded, asked, table)
-        done("reparametrise", recorded)
+        recorded = reparametrize(recorded, asked, table)
+        done("reparametrize", recorded)
         made = Estimated({}, "")
         if casts is None or casts.scaling == "unit":
             calls = [(args, kwargs)] if batches is None else further

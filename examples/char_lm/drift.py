@@ -26,7 +26,7 @@ import torch
 import unitify
 from examples.char_lm.models import Shape
 from examples.char_lm.text import Text
-from examples.char_lm.training import BATCH, Precision, build, held_out_bits, optimiser, train
+from examples.char_lm.training import BATCH, Precision, build, held_out_bits, optimizer_for, train
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 SHAPE = Shape("attention", "pre")
@@ -63,7 +63,7 @@ def run(rate: float, kind: str, seed: int, text: Text) -> Run:
     recipe, is_rebased = KINDS[kind]
     module = build(SHAPE, Precision(kind, recipe), seed, text)
     generator = torch.Generator().manual_seed(seed)
-    optimizer = optimiser(module, lr=rate, weight_decay=WEIGHT_DECAY)
+    optimizer = optimizer_for(module, lr=rate, weight_decay=WEIGHT_DECAY)
     monitor = None if recipe is None else unitify.monitor(module, every=READ)
     made = Run(rate, kind, seed, 0.0, [], [], [], [])
 
@@ -137,11 +137,11 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "unitify"
     from matplotlib import pyplot
 
-    colours = dict(zip(KINDS, ("#000000", "#d55e00", "#0072b2"), strict=True))
+    colors = dict(zip(KINDS, ("#000000", "#d55e00", "#0072b2"), strict=True))
     figure, rows = pyplot.subplots(len(RATES), 3, figsize=(11, 6.4), layout="constrained")
     for rate, panels in zip(RATES, rows, strict=True):
         for made in (r for r in runs if r.rate == rate):
-            style = {"color": colours[made.kind], "alpha": 0.7}
+            style = {"color": colors[made.kind], "alpha": 0.7}
             bits = [loss / math.log(2) for loss in made.losses]
             label = made.kind if made.seed == SEEDS[0] else None
             panels[0].plot(bits, **style, label=label, linewidth=0.8)

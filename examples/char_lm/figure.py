@@ -9,8 +9,8 @@ from statistics import mean
 from examples.char_lm.models import Shape
 from examples.char_lm.training import PRECISIONS, STEPS, Run
 
-#: Of Okabe and Ito, told apart with any colour vision.
-_COLOURS = ("#000000", "#56b4e9", "#0072b2", "#009e73", "#e69f00", "#cc79a7", "#d55e00")
+#: Of Okabe and Ito, told apart with any color vision.
+_COLORS = ("#000000", "#56b4e9", "#0072b2", "#009e73", "#e69f00", "#cc79a7", "#d55e00")
 
 
 def bits_of(runs: Sequence[Run], shape: Shape, label: str) -> dict[int, float]:
@@ -35,7 +35,7 @@ def table(runs: Sequence[Run], shapes: Sequence[Shape]) -> str:
         "",
         "Bits per character of held-out text (Wikipedia articles, 2.5 million characters) after",
         f"{STEPS} steps of a small language model; mean over the seeds, ± half of their spread.",
-        "Initialisation, batches and hyperparameters are the same in every row of a model; none",
+        "Initialization, batches and hyperparameters are the same in every row of a model; none",
         "was chosen for a precision. *Excess*: mean of the differences to float32, each to that of",
         "the same seed. FP16 holds weights, activations and gradients in FP16, with float32 master",
         "weights; FP8 casts operands of products to E4M3, gradients of their results to E5M2.",
@@ -73,7 +73,7 @@ def draw(runs: Sequence[Run], shapes: Sequence[Shape], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 1 + 0.9 * len(shapes)), layout="constrained")
-    for place, (precision, colour) in enumerate(zip(PRECISIONS, _COLOURS, strict=True)):
+    for place, (precision, color) in enumerate(zip(PRECISIONS, _COLORS, strict=True)):
         if precision.recipe is None:
             continue
         points = [
@@ -82,13 +82,13 @@ def draw(runs: Sequence[Run], shapes: Sequence[Shape], path: Path) -> None:
             for above in excess(runs, shape, precision.label).values()
         ]
         xs, ys = zip(*points, strict=True) if points else ((), ())
-        axes.plot(xs, ys, "o", markersize=5, color=colour, label=precision.label, alpha=0.8)
+        axes.plot(xs, ys, "o", markersize=5, color=color, label=precision.label, alpha=0.8)
     axes.axvline(0.0, color="black", linewidth=0.8)
     axes.axvspan(-0.5, 0.5, color="black", alpha=0.06, linewidth=0)
     axes.set_xscale("symlog", linthresh=1.0)
     axes.set_yticks(range(len(shapes)), [str(shape) for shape in shapes])
     axes.invert_yaxis()
-    axes.set_xlabel("bits per character above float32 with the same seed, % (grey: within 0.5 %)")
+    axes.set_xlabel("bits per character above float32 with the same seed, % (gray: within 0.5 %)")
     figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)

@@ -2,7 +2,7 @@
 
 A stack of blocks, each a layer that mixes positions (attention, causal convolution or a
 recurrence) and a feed-forward layer, each in a residual branch with layer norm before or after.
-Every parameter has PyTorch's own initialisation.
+Every parameter has PyTorch's own initialization.
 """
 
 from __future__ import annotations

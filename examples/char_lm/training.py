@@ -71,7 +71,7 @@ def build(shape: Shape, precision: Precision, seed: int, text: Text) -> nn.Modul
     return unitify.transform(model, example, recipe=precision.recipe, verify=False)
 
 
-def optimiser(module: nn.Module, **options: Any) -> AdamW:
+def optimizer_for(module: nn.Module, **options: Any) -> AdamW:
     """AdamW with the hyperparameters of the original, whatever ``module`` is."""
     return AdamW(unitify.optim.param_groups(module, AdamW, **options))
 
@@ -117,7 +117,7 @@ def run(shape: Shape, precision: Precision, seed: int, text: Text) -> Run:
     started = time.perf_counter()
     module = build(shape, precision, seed, text)
     generator = torch.Generator().manual_seed(seed)
-    optimizer = optimiser(module, **OPTIONS)
+    optimizer = optimizer_for(module, **OPTIONS)
     train(
         module, optimizer,
         lambda _: text.batch(BATCH, shape.length, generator),

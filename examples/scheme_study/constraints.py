@@ -22,14 +22,14 @@ from torch import fx
 
 from examples.scheme_study.shares import Shares, shares
 from examples.scheme_study.unit_graph import LOSS, UnitGraph, unit_graph, value_of, with_outputs
-from unitify.analysis.analyse import analyse
+from unitify.analysis.analyze import analyze
 from unitify.capture.execution import LossFunction
 from unitify.capture.whole import Capture
 from unitify.estimates import Estimates, Rms
-from unitify.operations.laws import holds_tensors
-from unitify.operations.rule_table import RuleTable
-from unitify.operations.schema import operation_name
 from unitify.plan.scale_plan import ScalePlan
+from unitify.rulebook.laws import holds_tensors
+from unitify.rulebook.rule_table import RuleTable
+from unitify.rulebook.schema import operation_name
 from unitify.scheme.structure import adds
 
 #: What a constrained operation uses for both directions; and a plan, which constrains nothing.
@@ -109,7 +109,7 @@ def constraints(
     """
     unit = unit or unit_graph(capture, rules, loss_fn)
     if estimates is None:
-        estimates = analyse(capture, rules, loss_fn).estimates
+        estimates = analyze(capture, rules, loss_fn).estimates
     free = bridges_of(unit.uses)
     joined = {u: list(_joined(unit.uses, u, free)) for u in unit.uses}
     means = _geometric_means(unit, rules, joined)
@@ -261,7 +261,7 @@ def _planned(
     capture: Capture, unit: UnitGraph, estimates: Estimates, plan: ScalePlan
 ) -> Callable[[str], Rms]:
     def planned(vertex: str) -> Rms:
-        made = capture.reparametrisation
+        made = capture.reparametrization
         name = vertex if made is None else value_of(vertex, made)
         rms, scale = estimates.get(name, Rms()), plan.unit(name)
         return Rms(

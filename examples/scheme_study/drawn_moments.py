@@ -1,4 +1,4 @@
-"""Moments of a graph as a scheme would initialise it: of weights that nobody has drawn.
+"""Moments of a graph as a scheme would initialize it: of weights that nobody has drawn.
 
 Takes a capture and what its parameters are for; gives moments of values and gradients. As of a
 weight only mean and RMS are known, no array is touched, whatever the size of the model.
@@ -14,10 +14,10 @@ from torch import fx
 from unitify.analysis.forward import ForwardMoments, Results
 from unitify.analysis.moments import Moment, gaussian
 from unitify.capture.whole import Capture
-from unitify.operations.dimensions import shape_of
-from unitify.operations.laws import is_scalable
-from unitify.operations.rule_table import RuleTable
-from unitify.reparametrisation import ParameterRole
+from unitify.reparametrization import ParameterRole
+from unitify.rulebook.dimensions import shape_of
+from unitify.rulebook.laws import is_scalable
+from unitify.rulebook.rule_table import RuleTable
 from unitify.scheme.sweep import DRAWN
 
 #: Parameter → (mean, RMS) of its elements; others keep what they hold.

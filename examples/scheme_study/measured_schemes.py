@@ -21,13 +21,13 @@ from unitify.capture.whole import Capture
 from unitify.estimates import Estimates, Rms
 from unitify.measure.captured import measure
 from unitify.module.assembly import value_name
-from unitify.operations.rule_table import RuleTable, load_rules
 from unitify.plan.planner import plan
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.plan.uniform import uniform_plan
+from unitify.rulebook.rule_table import RuleTable, load_rules
 from unitify.scheme.multipliers import multipliers
 from unitify.scheme.options import UMuP, UnitScheme
-from unitify.scheme.reparametrise import reparametrise
+from unitify.scheme.reparametrize import reparametrize
 
 
 def compare_schemes(
@@ -38,7 +38,7 @@ def compare_schemes(
     loss_fn: LossFunction | None = None,
     rules: Iterable[Any] = (),
 ) -> tuple[SchemeShares, ...]:
-    """Every scheme on ``model`` at initialisation, measured on the example inputs.
+    """Every scheme on ``model`` at initialization, measured on the example inputs.
 
     Plans are made from the same measurement.
 
@@ -56,7 +56,7 @@ def compare_schemes(
         _planned("unitify, preserve", OWN, recorded, measured, table),
     ]
     for scheme in (UnitScheme(), UMuP()):
-        changed = reparametrise(recorded, scheme, table)
+        changed = reparametrize(recorded, scheme, table)
         again = _measured(changed, loss_fn)
         found.append(_planned(f"unitify, {scheme.name}", UNIT, changed, again, table))
     return tuple(found)
@@ -94,7 +94,7 @@ def _glorot(recorded: Recording, table: RuleTable, loss_fn: LossFunction | None)
                 parameter.normal_(*drawn[name])
     args, kwargs = _call(first)
     again = record(model, args, kwargs)
-    return _uniform("Glorot initialisation", GLOROT, again, _measured(again, loss_fn))
+    return _uniform("Glorot initialization", GLOROT, again, _measured(again, loss_fn))
 
 
 def _call(captured: Capture) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -114,7 +114,7 @@ def _joined(
     estimates: dict[str, Rms] = {}
     scales: dict[str, Scale] = {}
     for part, captured in recorded.parts.items():
-        made = captured.reparametrisation
+        made = captured.reparametrization
         halves = made.outputs if made is not None else {}
         for value, rms in measured[part].items():
             if value not in halves:

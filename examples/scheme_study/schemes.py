@@ -1,6 +1,6 @@
 """Schemes side by side on one graph, each as an assignment of scales: how near unit RMS values are.
 
-Nothing, Glorot's initialisation, one loss scale for all gradients, unit scaling as published, and
+Nothing, Glorot's initialization, one loss scale for all gradients, unit scaling as published, and
 plans: for the model as it is, and for unit scaling. All RMS are predicted, so that all schemes are
 judged alike; ``measured_schemes`` runs them.
 """
@@ -16,14 +16,14 @@ from examples.scheme_study.constraints import RULES, Constraints
 from examples.scheme_study.drawn_moments import DrawnMoments, glorot_weights
 from examples.scheme_study.shares import Shares, shares
 from examples.scheme_study.unit_graph import UnitGraph, value_of
-from unitify.analysis.analyse import both_ways
+from unitify.analysis.analyze import both_ways
 from unitify.capture.execution import LossFunction
 from unitify.capture.whole import Capture
 from unitify.estimates import Estimates, Rms
-from unitify.operations.rule_table import RuleTable
 from unitify.plan.planner import plan
 from unitify.plan.scale_plan import ScalePlan
 from unitify.plan.uniform import uniform_plan
+from unitify.rulebook.rule_table import RuleTable
 
 #: What the weights of a scheme are.
 OWN, GLOROT, UNIT = "as they are", "Glorot", "N(0, 1)"
@@ -58,10 +58,10 @@ def predicted_schemes(
     """Every scheme on ``capture``, of the values that receive a gradient.
 
     ``chosen``, ``estimates``: its module's plan, and what the analysis says of it. Of a model that
-    a scheme made, weights are drawn already: there is neither Glorot's initialisation nor a plan
+    a scheme made, weights are drawn already: there is neither Glorot's initialization nor a plan
     for another model.
     """
-    made = capture.reparametrisation
+    made = capture.reparametrization
     vertices = [value.value for value in found.values]
     own = vertices if made is None else [value_of(vertex, made) for vertex in vertices]
     exponent = loss_exponent(estimates[name].backward for name in own if name in estimates)
@@ -71,7 +71,7 @@ def predicted_schemes(
         yield planned("none", OWN, own, estimates, true)
         if made is None:
             drawn = _glorot(capture, unit, rules, loss_fn)
-            yield planned("Glorot initialisation", GLOROT, own, drawn, true)
+            yield planned("Glorot initialization", GLOROT, own, drawn, true)
         yield planned(f"loss scale 2^{exponent}", OWN, own, estimates, scaled)
         for rule in RULES:
             yield SchemeShares(

@@ -17,19 +17,19 @@ import networkx as nx
 from torch import fx
 
 from examples.scheme_study.drawn_moments import DrawnMoments, unit_weights
-from unitify.analysis.analyse import both_ways
+from unitify.analysis.analyze import both_ways
 from unitify.analysis.backward import BackwardMoments
 from unitify.capture.execution import LossFunction
 from unitify.capture.whole import Capture
 from unitify.estimates import Estimates
-from unitify.operations.dimensions import shape_of
-from unitify.operations.extremes import extreme_values
-from unitify.operations.laws import holds_tensors, is_scalable
-from unitify.operations.rule_table import RuleTable
-from unitify.reparametrisation import Reparametrisation
+from unitify.reparametrization import Reparametrization
+from unitify.rulebook.dimensions import shape_of
+from unitify.rulebook.extremes import extreme_values
+from unitify.rulebook.laws import holds_tensors, is_scalable
+from unitify.rulebook.rule_table import RuleTable
 from unitify.scheme.multipliers import multipliers
 from unitify.scheme.options import UnitScheme
-from unitify.scheme.reparametrise import with_constants
+from unitify.scheme.reparametrize import with_constants
 from unitify.scheme.structure import Structure, structure
 
 #: The vertex that stands for a loss outside of the graph, made of several outputs.
@@ -52,7 +52,7 @@ class UnitGraph:
     """
 
     capture: Capture
-    made: Reparametrisation
+    made: Reparametrization
     read: Structure
     estimates: Estimates
     uses: nx.MultiDiGraph[str]
@@ -62,7 +62,7 @@ def unit_graph(
     capture: Capture, rules: RuleTable, loss_fn: LossFunction | None = None
 ) -> UnitGraph:
     """The graph that unit scaling makes of ``capture``; of a scheme's own capture, that itself."""
-    made = capture.reparametrisation
+    made = capture.reparametrization
     if made is None:
         made = multipliers(capture, UnitScheme(), rules)
         plain, scaled = capture, with_constants(capture, made)
@@ -83,17 +83,17 @@ def with_outputs(
     for node, source in _multipliers(graph, outputs):
         node.args = (source, outputs[source.name])
     made = replace(unit.made, outputs=outputs)
-    capture = replace(unit.capture, graph=graph, reparametrisation=made)
+    capture = replace(unit.capture, graph=graph, reparametrization=made)
     return _read(capture, made, unit.read, rules, loss_fn)
 
 
-def vertex_of(name: str, made: Reparametrisation) -> str:
+def vertex_of(name: str, made: Reparametrization) -> str:
     """The vertex that a value belongs to: the operation's whose multiplier it is, else itself."""
     own = name.removesuffix(_MULTIPLIED)
     return own if own in made.outputs else name
 
 
-def value_of(vertex: str, made: Reparametrisation) -> str:
+def value_of(vertex: str, made: Reparametrization) -> str:
     """The value that leaves a vertex."""
     return vertex + _MULTIPLIED if vertex in made.outputs else vertex
 
@@ -125,7 +125,7 @@ def _without(graph: fx.Graph, outputs: Mapping[str, float]) -> fx.Graph:
 
 def _read(
     capture: Capture,
-    made: Reparametrisation,
+    made: Reparametrization,
     read: Structure,
     rules: RuleTable,
     loss_fn: LossFunction | None,
@@ -141,7 +141,7 @@ def _read(
 
 def _uses(
     capture: Capture,
-    made: Reparametrisation,
+    made: Reparametrization,
     backward: BackwardMoments,
     masks: set[fx.Node],
 ) -> nx.MultiDiGraph[str]:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 import unitify
 from examples.unit_scale.decoders import Size
 from unitify.capture.whole import Capture, capture
-from unitify.operations.dimensions import shape_of
-from unitify.operations.flops import flops
-from unitify.operations.rule_table import load_rules
-from unitify.operations.schema import operation_name
 from unitify.plan.uniform import uniform_plan
+from unitify.rulebook.dimensions import shape_of
+from unitify.rulebook.flops import flops
+from unitify.rulebook.rule_table import load_rules
+from unitify.rulebook.schema import operation_name
 from unitify.transform import build
 
 
@@ -39,7 +39,7 @@ def flop_overhead(model: nn.Module, size: Size) -> float:
     return added / (3 * products)
 
 
-def _multiplications(node: Any, made: unitify.Reparametrisation) -> int:
+def _multiplications(node: Any, made: unitify.Reparametrization) -> int:
     """By a constant, in both passes together."""
     if operation_name(node) == "unitify.rescale.default":
         return sum(factor != 1.0 for factor in node.args[1:])

@@ -72,7 +72,7 @@ class Library(Plain):
 
 
 def example(kind: str) -> tuple[Tensor, Tensor]:
-    """Tokens and targets; of a tied net one target in eight counts, as in masked modelling."""
+    """Tokens and targets; of a tied net one target in eight counts, as in masked modeling."""
     tokens, targets = torch.randint(0, 64, (8, 32)), torch.randint(0, 64, (8, 32))
     if kind == "tied":
         targets = targets.masked_fill(torch.rand(8, 32) > 0.125, -100)

@@ -12,17 +12,17 @@ from unitify.analysis.balanced import Balance, passed_on, stated, together
 from unitify.analysis.formulas import formula_gradient
 from unitify.analysis.forward import ForwardMoments, Results, Step, linear_names
 from unitify.analysis.linear import linear_gradient, repeats, summed_gradient
-from unitify.analysis.moments import Moment, add, fit, gaussian, limited, number, realised
+from unitify.analysis.moments import Moment, add, fit, gaussian, limited, number, realized
 from unitify.analysis.quadrature import quadrature
 from unitify.analysis.sampled import observed, sampled_gradients
 from unitify.capture.execution import loss_of
 from unitify.capture.whole import Capture
-from unitify.operations.dimensions import shape_of
-from unitify.operations.laws import holds_tensors, is_scalable
-from unitify.operations.operation import Operation
-from unitify.operations.refusal import first_line
-from unitify.operations.rule_table import Rule
-from unitify.operations.schema import named_arguments, nodes_of, operation_name
+from unitify.rulebook.dimensions import shape_of
+from unitify.rulebook.laws import holds_tensors, is_scalable
+from unitify.rulebook.operation import Operation
+from unitify.rulebook.refusal import first_line
+from unitify.rulebook.rule_table import Rule
+from unitify.rulebook.schema import named_arguments, nodes_of, operation_name
 
 
 class BackwardMoments:
@@ -190,7 +190,7 @@ class BackwardMoments:
             if first is not None and repeats(operation, rule):
                 shape = operation.result_shapes[0]
                 if math.prod(shape) <= self.of.elements:
-                    grads = [realised(first, shape, seed)]
+                    grads = [realized(first, shape, seed)]
             filled = [g if g is not None else number(0.0, len(s))
                       for g, s in zip(grads, operation.result_shapes, strict=True)]  # fmt: skip
             found: dict[str, list[Moment]] = {}

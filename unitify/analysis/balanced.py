@@ -18,9 +18,9 @@ from torch import fx
 
 from unitify.analysis.formulas import over_dimensions
 from unitify.analysis.sampled import draw
-from unitify.operations.operation import Operation
-from unitify.operations.refusal import refusals
-from unitify.operations.rule_table import Rule
+from unitify.rulebook.operation import Operation
+from unitify.rulebook.refusal import refusals
+from unitify.rulebook.rule_table import Rule
 
 #: Dimensions, counted from the end, over which a gradient sums to zero, jointly. None of them: the
 #: gradient itself is zero. None: nothing is known.

@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 
 from unitify.analysis.moments import Moment
-from unitify.operations.dimensions import hint
-from unitify.operations.extremes import LIMIT
-from unitify.operations.operation import Operation
-from unitify.operations.schema import named_arguments
+from unitify.rulebook.dimensions import hint
+from unitify.rulebook.extremes import LIMIT
+from unitify.rulebook.operation import Operation
+from unitify.rulebook.schema import named_arguments
 
-#: Queries are told apart into this many groups of neighbours.
+#: Queries are told apart into this many groups of neighbors.
 _GROUPS = 8
 
 
 def attended_keys(operation: Operation, operands: Mapping[str, Any]) -> Tensor:
     """How many keys an attention mask leaves to attend to, by query: [queries, 1], or [1, 1].
 
-    Over batches and heads, and over neighbours among many queries, it is the harmonic mean, because
+    Over batches and heads, and over neighbors among many queries, it is the harmonic mean, because
     uniform attention over k keys divides the variance by k.
     """
     queries, keys = operation.shape("query")[-2], operation.shape("key")[-2]

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, fx
 
 from unitify.analysis.counts import COUNTS
-from unitify.analysis.moments import Moment, evaluate_moments, fit, from_parts, realised
+from unitify.analysis.moments import Moment, evaluate_moments, fit, from_parts, realized
 from unitify.analysis.softmax import jacobian, participation
-from unitify.operations.dimensions import evaluate, symbol_values
-from unitify.operations.operation import Operation
-from unitify.operations.refusal import CannotRun
-from unitify.operations.rule_table import Moments, Rule
-from unitify.operations.schema import named_arguments
+from unitify.rulebook.dimensions import evaluate, symbol_values
+from unitify.rulebook.operation import Operation
+from unitify.rulebook.refusal import CannotRun
+from unitify.rulebook.rule_table import Moments, Rule
+from unitify.rulebook.schema import named_arguments
 
 
 def formula_forward(operation: Operation, rule: Rule, operands: Mapping[str, Moment]) -> Moment:
@@ -78,7 +78,7 @@ def _with_common(
     for dimension in common.along:
         shape[dimension] = 1
         var = var.mean(dimension, keepdim=True)
-    shared = realised(Moment(torch.zeros_like(var), var), tuple(shape), seed)
+    shared = realized(Moment(torch.zeros_like(var), var), tuple(shape), seed)
     return from_parts(found.mean + shared.mean, (found.var - var).clamp_min(0.0))
 
 

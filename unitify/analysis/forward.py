@@ -29,13 +29,13 @@ from unitify.analysis.ranges import EVERYTHING, range_of
 from unitify.analysis.sampled import observed, pooled, repetitions, sampled_results, told_apart
 from unitify.analysis.stated import stated_moments
 from unitify.capture.whole import Capture
-from unitify.operations.dimensions import hint, shape_of
-from unitify.operations.extremes import extreme_values, holds_mask
-from unitify.operations.laws import holds_tensors, is_scalable
-from unitify.operations.operation import Operation, on_cpu
-from unitify.operations.refusal import first_line
-from unitify.operations.rule_table import Rule, RuleTable
-from unitify.operations.schema import named_arguments, operation_name
+from unitify.rulebook.dimensions import hint, shape_of
+from unitify.rulebook.extremes import extreme_values, holds_mask
+from unitify.rulebook.laws import holds_tensors, is_scalable
+from unitify.rulebook.operation import Operation, on_cpu
+from unitify.rulebook.refusal import first_line
+from unitify.rulebook.rule_table import Rule, RuleTable
+from unitify.rulebook.schema import named_arguments, operation_name
 
 #: One entry a result of an operation; None for a result that is not floating.
 Results = list["Moment | None"]

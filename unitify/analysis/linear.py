@@ -19,9 +19,9 @@ import torch
 from unitify.analysis.formulas import formula_values
 from unitify.analysis.moments import Moment, compress, from_parts
 from unitify.analysis.on_arrays import Operands, Run
-from unitify.operations.dimensions import evaluate
-from unitify.operations.operation import Operation
-from unitify.operations.rule_table import Rule
+from unitify.rulebook.dimensions import evaluate
+from unitify.rulebook.operation import Operation
+from unitify.rulebook.rule_table import Rule
 
 #: Beyond this many elements an operand of which one number is known is counted and not expanded.
 _LARGE = 2**22

@@ -19,7 +19,7 @@ import sympy
 import torch
 from torch import Tensor
 
-from unitify.operations.refusal import CannotRun
+from unitify.rulebook.refusal import CannotRun
 
 #: Beyond this many elements what is known is held in single precision.
 _LARGE = 2**16
@@ -106,7 +106,7 @@ def add(a: Moment, b: Moment) -> Moment:
     return from_parts(a.mean + b.mean, a.var + b.var)
 
 
-def realised(moment: Moment, shape: tuple[int, ...], seed: int) -> Moment:
+def realized(moment: Moment, shape: tuple[int, ...], seed: int) -> Moment:
     """One draw of a tensor, as if it were known: what is made of its copies has much in common.
 
     Its mean square is that of the moment, exactly.

@@ -17,11 +17,11 @@ from torch.utils import _pytree as pytree
 
 from unitify.analysis.formulas import formula_values
 from unitify.analysis.moments import Moment, fit
-from unitify.operations.dimensions import evaluate
-from unitify.operations.operation import Operation
-from unitify.operations.refusal import CannotRun, refusals
-from unitify.operations.rule_table import Rule
-from unitify.operations.schema import named_arguments
+from unitify.rulebook.dimensions import evaluate
+from unitify.rulebook.operation import Operation
+from unitify.rulebook.refusal import CannotRun, refusals
+from unitify.rulebook.rule_table import Rule
+from unitify.rulebook.schema import named_arguments
 
 #: Moments by argument name; a list for an argument that is a list of tensors.
 Operands = Mapping[str, "Moment | list[Moment]"]

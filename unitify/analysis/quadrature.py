@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from unitify.analysis.moments import Moment
-from unitify.operations.refusal import refusals
+from unitify.rulebook.refusal import refusals
 
 #: Half-width in standard deviations; the normal has 1e-15 of its mass outside.
 _REACH = 8.0

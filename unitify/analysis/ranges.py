@@ -16,9 +16,9 @@ import torch
 
 from unitify.analysis.formulas import formula_values
 from unitify.analysis.moments import Moment
-from unitify.operations.dimensions import evaluate
-from unitify.operations.operation import Operation
-from unitify.operations.rule_table import Rule
+from unitify.rulebook.dimensions import evaluate
+from unitify.rulebook.operation import Operation
+from unitify.rulebook.rule_table import Rule
 
 Range = tuple[float, float]
 EVERYTHING: Range = (-math.inf, math.inf)

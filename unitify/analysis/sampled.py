@@ -16,8 +16,8 @@ from torch import Tensor
 from unitify.analysis.moments import Moment
 from unitify.analysis.on_arrays import Operands
 from unitify.analysis.quadrature import distribution, near_bounds
-from unitify.operations.operation import Operation
-from unitify.operations.refusal import refusals
+from unitify.rulebook.operation import Operation
+from unitify.rulebook.refusal import refusals
 
 #: Moments are kept apart where each rests on at least this many samples.
 _ENOUGH = 32

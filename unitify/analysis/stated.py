@@ -11,9 +11,9 @@ from torch import Tensor, fx
 from unitify.analysis.formulas import formula_stated
 from unitify.analysis.moments import Moment, exactly
 from unitify.capture.whole import Capture
-from unitify.operations.operation import Operation
-from unitify.operations.rule_table import Rule, RuleTable
-from unitify.operations.schema import named_arguments, operation_name
+from unitify.rulebook.operation import Operation
+from unitify.rulebook.rule_table import Rule, RuleTable
+from unitify.rulebook.schema import named_arguments, operation_name
 
 
 def stated_moments(capture: Capture, rules: RuleTable) -> dict[fx.Node, tuple[fx.Node, Moment]]:
@@ -32,7 +32,7 @@ def stated_moments(capture: Capture, rules: RuleTable) -> dict[fx.Node, tuple[fx
 
 
 def _kept(capture: Capture, node: fx.Node, rule: Rule) -> dict[str, Moment]:
-    """What the operation keeps, exactly; nothing while it is as it was initialised."""
+    """What the operation keeps, exactly; nothing while it is as it was initialized."""
     kept: dict[str, Moment] = {}
     for name in rule.untold:
         argument = named_arguments(node)[name]

@@ -18,8 +18,8 @@ from torch import fx
 from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
-from unitify.operations.dimensions import hint
-from unitify.operations.schema import named_arguments, nodes_of
+from unitify.rulebook.dimensions import hint
+from unitify.rulebook.schema import named_arguments, nodes_of
 
 
 class History(Enum):

@@ -23,7 +23,7 @@ from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from unitify.capture.recurrent import LAYERS
-from unitify.operations.schema import nodes_of
+from unitify.rulebook.schema import nodes_of
 
 
 def open_composites(graph: fx.Graph) -> None:

@@ -104,14 +104,14 @@ def _twice(value: Any) -> Any:
     return made.requires_grad_() if value.requires_grad else made
 
 
-def initialise_lazy(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def initialize_lazy(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Let lazy modules of ``model`` take their shapes, as its first call would: for good.
 
     The model is called only if there are any.
 
     Raises ``UnitifyError`` (U102) where they do not take them.
     """
-    if not _is_uninitialised(model):
+    if not _is_uninitialized(model):
         return
     flags = {m: m.training for m in model.modules()}
     name = type(model).__name__
@@ -126,10 +126,10 @@ def initialise_lazy(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     finally:
         for module, flag in flags.items():
             module.training = flag
-    if _is_uninitialised(model):
+    if _is_uninitialized(model):
         reason = "it has lazy modules that a call leaves without parameters"
         raise UnitifyError(NothingCaptured(where=name, reason=reason))
 
 
-def _is_uninitialised(model: nn.Module) -> bool:
+def _is_uninitialized(model: nn.Module) -> bool:
     return any(is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()])

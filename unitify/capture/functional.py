@@ -36,7 +36,7 @@ from unitify.capture.counterparts import (
     returns_writes_alone,
 )
 from unitify.capture.refusals import Refusals
-from unitify.capture.uninitialised import fill_with_zeros
+from unitify.capture.uninitialized import fill_with_zeros
 from unitify.capture.views import (
     WRITTEN,
     Chain,

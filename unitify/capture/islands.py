@@ -23,7 +23,7 @@ import torch
 from torch import fx, nn
 
 from unitify.capture.calls import Calls, calls_of
-from unitify.capture.example import Inputs, in_order, initialise_lazy
+from unitify.capture.example import Inputs, in_order, initialize_lazy
 from unitify.capture.exporting import without_cache
 from unitify.capture.observing import Observed, Settled, observe, settled
 from unitify.capture.outline import Outline, outline_of
@@ -121,7 +121,7 @@ def record(
         if getattr(type(module), "IS_TRANSFORMED", False):
             name = path or type(module).__name__
             raise UnitifyError(AlreadyTransformed(where=name, module=name))
-    initialise_lazy(model, args, kwargs)
+    initialize_lazy(model, args, kwargs)
     calls = [(args, kwargs), *further]
     observed = observe(model, args, kwargs)
     with settled(model, observed, args, kwargs) as state:

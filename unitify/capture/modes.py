@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 
 from unitify.capture.aliases import written_argument
 from unitify.capture.counterparts import functional_counterpart
-from unitify.operations.schema import named_arguments, set_argument
+from unitify.rulebook.schema import named_arguments, set_argument
 
 aten = torch.ops.aten
 

@@ -186,7 +186,7 @@ def _flat_graph(
     for node in graph.nodes:
         for written in written_arguments(node):
             if written.op == "get_attr" and written.target in aliases:
-                # A weight of another scale would be written, behind the back of the optimiser.
+                # A weight of another scale would be written, behind the back of the optimizer.
                 name, reason = (
                     type(model).__name__,
                     f"it writes into its parameter {written.target}",

@@ -10,7 +10,7 @@ from torch import fx
 from unitify.capture.aliases import Aliases, History, changes_geometry, without_data
 from unitify.capture.kept import keepers
 from unitify.capture.views import is_address, unwritable
-from unitify.operations.dimensions import hint
+from unitify.rulebook.dimensions import hint
 
 
 class Refusals:

@@ -53,15 +53,15 @@ def frames_of(node: fx.Node) -> tuple[Frame, ...]:
 
 def frames_of_failure(found: TracebackType | None) -> tuple[Frame, ...]:
     """The frames that an exception passed, outermost first."""
-    return _summarised(traceback.extract_tb(found))
+    return _summarized(traceback.extract_tb(found))
 
 
 def frames_of_call() -> tuple[Frame, ...]:
     """The frames of the call that is running, outermost first, up to the caller's caller."""
-    return _summarised(traceback.extract_stack()[:-2])
+    return _summarized(traceback.extract_stack()[:-2])
 
 
-def _summarised(stack: Iterable[traceback.FrameSummary]) -> tuple[Frame, ...]:
+def _summarized(stack: Iterable[traceback.FrameSummary]) -> tuple[Frame, ...]:
     return tuple(Frame(f.filename, f.lineno or 0, (f.line or "").strip()) for f in stack)
 
 

@@ -12,8 +12,8 @@ from torch import fx
 
 from unitify.capture.aliases import History, View
 from unitify.diagnostics import AliasedMutation, UnitifyError
-from unitify.operations.schema import named_arguments
-from unitify.ops.written import view_text
+from unitify.rulebook.schema import named_arguments
+from unitify.runtime.written import view_text
 
 Chain = Sequence[tuple[View, History]]
 

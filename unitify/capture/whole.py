@@ -53,7 +53,7 @@ from unitify.diagnostics import (
     SizesFixed,
     UnitifyError,
 )
-from unitify.reparametrisation import Reparametrisation
+from unitify.reparametrization import Reparametrization
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Capture:
     its output a flat tuple. ``aliases`` maps every parameter name to the one name that stands
     for its tensor (tied parameters share one). ``mode`` is None where the graph follows
     ``.train()``/``.eval()``, else the only mode that it holds for; ``other`` is then the
-    capture of the other mode, where there is one. ``reparametrisation``: the constants in the graph
+    capture of the other mode, where there is one. ``reparametrization``: the constants in the graph
     that a scheme put there. ``made``: what the model's first call makes for good, and the graph
     takes for granted. ``reads``: what the model's code read, each with
     the paths of the modules whose code did; the graph holds while they are what they were.
@@ -83,7 +83,7 @@ class Capture:
     constants: Mapping[str, Any] = field(default_factory=dict)
     mode: str | None = None
     other: Capture | None = None
-    reparametrisation: Reparametrisation | None = None
+    reparametrization: Reparametrization | None = None
     true_parameters: frozenset[str] = frozenset()
     regions: Regions = field(default_factory=Regions)
     diagnostics: tuple[Diagnostic, ...] = ()

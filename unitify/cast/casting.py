@@ -27,10 +27,10 @@ from unitify.diagnostics import Diagnostic, RecipeInvalid, UnitifyError
 from unitify.estimates import Estimates
 from unitify.module.assembly import value_name
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.operations.rule_table import RuleTable
 from unitify.plan.scale_plan import ScalePlan
 from unitify.recipe.choices import Choice, Patterns, choose
 from unitify.recipe.recipe import Recipe
+from unitify.rulebook.rule_table import RuleTable
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def cast_module(
     neither that nor ``made`` is there.
     """
     if recipe.is_chosen and evidence is None and made is None:
-        problem = "headroom, centre and min_sqnr are chosen by transform: pass on its module.casts"
+        problem = "headroom, center and min_sqnr are chosen by transform: pass on its module.casts"
         raise UnitifyError(RecipeInvalid(where=recipe.name, problem=problem))
     patterns = Patterns(recipe)
     notes: list[Diagnostic] = []
@@ -131,9 +131,9 @@ def by_evidence(
 ) -> tuple[tuple[Choice, ...], tuple[Diagnostic, ...]]:
     """Means first, then headroom for what is left, then what its noise leaves in BF16."""
     batches = evidence.batches.get(name)
-    if "measured" in (recipe.headroom, recipe.centre):
+    if "measured" in (recipe.headroom, recipe.center):
         batches = batches or [list(capture.example)]
-    if {recipe.headroom, recipe.centre} != {"none"}:
+    if {recipe.headroom, recipe.center} != {"none"}:
         found = searched(choices, capture, plan, rules, recipe, batches)
         choices = with_means(choices, capture, rules, found.means)
     if recipe.headroom != "none":

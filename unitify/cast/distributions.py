@@ -16,10 +16,10 @@ from unitify.formats.magnitudes import Magnitudes, magnitudes_of
 from unitify.measure.captured import measure_into
 from unitify.measure.tally import Key, Tally
 from unitify.noise.operand_casts import Place
-from unitify.operations.products import product_operands
-from unitify.operations.rule_table import RuleTable
-from unitify.operations.schema import operation_name
 from unitify.recipe.choices import Choice, shape_numel
+from unitify.rulebook.products import product_operands
+from unitify.rulebook.rule_table import RuleTable
+from unitify.rulebook.schema import operation_name
 
 #: Operand by its place → how its elements are distributed; of the gradient of a product's result,
 #: with "" for the argument.

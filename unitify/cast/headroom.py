@@ -17,13 +17,13 @@ from unitify.cast.distributions import Distributions
 from unitify.estimates import Estimates, Rms
 from unitify.formats.magnitudes import Magnitudes
 from unitify.formats.powers import exponent_of
-from unitify.formats.signal_to_noise import GeneralisedNormal, best_scale, relative_error
+from unitify.formats.signal_to_noise import GeneralizedNormal, best_scale, relative_error
 from unitify.formats.table import FORMATS
 from unitify.noise.operand_casts import operand_casts
-from unitify.operations.rule_table import RuleTable
-from unitify.operations.schema import operand_nodes
 from unitify.plan.scale_plan import ScalePlan
 from unitify.recipe.choices import Choice
+from unitify.rulebook.rule_table import RuleTable
+from unitify.rulebook.schema import operand_nodes
 
 #: What is assumed of a tensor without data. Of the operands of the six nets of ``examples.nets``
 #: nine in ten have a kurtosis below this (a normal distribution has 3; the median is 15), and the
@@ -105,5 +105,5 @@ def _best_of_unsure(format: str, steps: int) -> int:
 
 @cache
 def _error(format: str, steps: int) -> float:
-    tails = GeneralisedNormal.of_kurtosis(KURTOSIS)
+    tails = GeneralizedNormal.of_kurtosis(KURTOSIS)
     return relative_error(FORMATS[format], 2.0 ** (steps / _STEPS), tails)

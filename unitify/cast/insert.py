@@ -14,19 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-import unitify.ops  # noqa: F401  (registers unitify::cast)
+import unitify.runtime  # noqa: F401  (registers unitify::cast)
 from unitify.capture.whole import Capture
-from unitify.cast.centring import UNCENTRE, deviation, offset, stored_mean, unpad
+from unitify.cast.centering import UNCENTER, deviation, offset, stored_mean, unpad
 from unitify.formats.powers import exponent_of
 from unitify.formats.table import FORMATS, BlockFormat
-from unitify.operations.centring import centring
-from unitify.operations.laws import factors, holds_tensors, is_scalable
-from unitify.operations.products import contracted, made_over, product_operands
-from unitify.operations.rule_table import Rule, RuleTable
-from unitify.operations.schema import named_arguments, operation_name, set_argument
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
+from unitify.rulebook.centering import centering
+from unitify.rulebook.laws import factors, holds_tensors, is_scalable
+from unitify.rulebook.products import contracted, made_over, product_operands
+from unitify.rulebook.rule_table import Rule, RuleTable
+from unitify.rulebook.schema import named_arguments, operation_name, set_argument
 
 _CAST = torch.ops.unitify.cast.default
 
@@ -180,9 +180,9 @@ class _Caster:
     def _apart(
         self, original: fx.Node, made: fx.Node, choice: Choice, rule: Rule, units: _Units
     ) -> dict[str, fx.Node]:
-        """The deviation of the operand that is centred, by argument; its offset is kept."""
-        how = centring(rule, made)
-        assert how is not None, f"{made.name} cannot be centred"
+        """The deviation of the operand that is centered, by argument; its offset is kept."""
+        how = centering(rule, made)
+        assert how is not None, f"{made.name} cannot be centered"
         operand = named_arguments(made)[how.operand]
         scale = units.operand(named_arguments(original)[how.operand].name, how.operand)
         pads = unpad(made, how)
@@ -201,7 +201,7 @@ class _Caster:
         exponent = (choice.exponents or (self.exponent,))[-1] + unit
         placed = self._insert(made, "", choice.backward, exponent, exponent, axis)
         if made in self.offsets:
-            added = self.graph.call_function(UNCENTRE, (placed, self.offsets[made]))
+            added = self.graph.call_function(UNCENTER, (placed, self.offsets[made]))
             added.meta = dict(placed.meta)
             placed = added
         self.placed[node] = placed

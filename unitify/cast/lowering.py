@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from torch import fx
 
-import unitify.ops  # noqa: F401  (registers unitify::fp8_linear)
+import unitify.runtime  # noqa: F401  (registers unitify::fp8_linear)
 from unitify.arrival import unwatched
 from unitify.capture.whole import Capture
-from unitify.cast.centring import CENTRE, UNCENTRE
+from unitify.cast.centering import CENTER, UNCENTER
 from unitify.diagnostics import NotInFP8, UnitifyError
 from unitify.formats.table import FORMATS
-from unitify.operations.rule_table import MatrixProduct, Rule, RuleTable
-from unitify.operations.schema import named_arguments, operation_name, set_argument
-from unitify.ops.scaled_mm import multiplies
 from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
+from unitify.rulebook.rule_table import MatrixProduct, Rule, RuleTable
+from unitify.rulebook.schema import named_arguments, operation_name, set_argument
+from unitify.runtime.scaled_mm import multiplies
 
 _CAST = torch.ops.unitify.cast.default
 _FP8_LINEAR = torch.ops.unitify.fp8_linear.default
@@ -81,7 +81,7 @@ def without_codes(graph: fx.Graph, capture: Capture, rules: RuleTable) -> fx.Gra
         if node.op == "output":
             made.output(fx.node.map_arg(node.args[0], lambda n: placed[n]))
             continue
-        if node.target in (CENTRE, UNCENTRE):
+        if node.target in (CENTER, UNCENTER):
             placed[node] = placed[node.args[0]]  # type: ignore[index]
             continue
         original = originals.get(node.name)
@@ -113,7 +113,7 @@ def without_codes(graph: fx.Graph, capture: Capture, rules: RuleTable) -> fx.Gra
 def _is_padded(product: fx.Node) -> bool:
     """Has the padding of a product's operand been done in front of it?"""
     casts = (n.args[0] for n in product.all_input_nodes if n.target is _CAST)
-    return any(isinstance(n, fx.Node) and n.target is CENTRE and n.args[2] for n in casts)
+    return any(isinstance(n, fx.Node) and n.target is CENTER and n.args[2] for n in casts)
 
 
 def objection(node: fx.Node, rule: Rule, choice: Choice, recipe: Recipe) -> str:

@@ -15,16 +15,16 @@ from torch import Tensor, fx
 
 from unitify.analysis.stated import stated_moments
 from unitify.capture.whole import Capture
-from unitify.cast.centring import on_grid
+from unitify.cast.centering import on_grid
 from unitify.formats.table import FORMATS, Format
-from unitify.operations.centring import Centring, centring
-from unitify.operations.laws import is_scalable
-from unitify.operations.rule_table import RuleTable
-from unitify.operations.schema import named_arguments, operation_name
 from unitify.recipe.choices import Choice
+from unitify.rulebook.centering import Centering, centering
+from unitify.rulebook.laws import is_scalable
+from unitify.rulebook.rule_table import RuleTable
+from unitify.rulebook.schema import named_arguments, operation_name
 
-#: What centring has to take off the mean square of an operand, in decibels: it costs a subtraction,
-#: and a mean may be off.
+#: What centering has to take off the mean square of an operand, in decibels: it costs a
+#: subtraction, and a mean may be off.
 WORTH = 2.0
 
 #: Value and axis → mean and mean square of each channel.
@@ -35,7 +35,7 @@ def with_means(
     choices: Iterable[Choice], capture: Capture, rules: RuleTable, known: Known
 ) -> tuple[Choice, ...]:
     """``choices`` with the means of operands that are better off without, as far as ``known``."""
-    places = centrings(choices := tuple(choices), capture, rules)
+    places = centerings(choices := tuple(choices), capture, rules)
     found = []
     for choice in choices:
         if choice.value in places:
@@ -62,17 +62,17 @@ def _saved(mean: Tensor, square: Tensor, shift: Tensor) -> float:
     return 10 * math.log10(whole / left) if left and whole else 0.0
 
 
-def centrings(
+def centerings(
     choices: Iterable[Choice], capture: Capture, rules: RuleTable
-) -> dict[str, tuple[fx.Node, Centring]]:
-    """By name of a product that is cast: the operand to be centred, and how."""
+) -> dict[str, tuple[fx.Node, Centering]]:
+    """By name of a product that is cast: the operand to be centered, and how."""
     cast = {c.value for c in choices if c.is_product and c.forward and c.has_weight}
     varying = from_input(capture)
     found = {}
     for node in capture.graph.nodes:
         if node.name not in cast:
             continue
-        how = centring(rules[operation_name(node)], node)
+        how = centering(rules[operation_name(node)], node)
         arguments = named_arguments(node)
         if how is not None and arguments[how.weight] not in varying:
             found[node.name] = arguments[how.operand], how

@@ -14,9 +14,9 @@ from unitify.noise.budget import Budget
 from unitify.noise.budget import choose as leave_out
 from unitify.noise.operand_casts import operand_casts
 from unitify.noise.probed import probed_budget
-from unitify.operations.rule_table import RuleTable
 from unitify.plan.scale_plan import ScalePlan
 from unitify.recipe.choices import Choice
+from unitify.rulebook.rule_table import RuleTable
 
 
 def within_bound(

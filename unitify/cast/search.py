@@ -22,21 +22,21 @@ from torch import Tensor, fx
 
 from unitify.capture.execution import GraphRunner, unchanged
 from unitify.capture.whole import Capture
-from unitify.cast.means import Known, Sums, centrings, from_input, shift_of, told
+from unitify.cast.means import Known, Sums, centerings, from_input, shift_of, told
 from unitify.formats.powers import exponent_of
-from unitify.formats.table import quantise
+from unitify.formats.table import quantize
 from unitify.noise.measured import Correction
 from unitify.noise.operand_casts import OperandCast, Place, operand_casts
 from unitify.noise.toward_stated import toward_stated
-from unitify.operations.centring import Centring
-from unitify.operations.laws import is_scalable
-from unitify.operations.operation import call_by_name
-from unitify.operations.products import product_operands
-from unitify.operations.rule_table import RuleTable
-from unitify.operations.schema import named_arguments, operation_name
 from unitify.plan.scale_plan import ScalePlan
 from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
+from unitify.rulebook.centering import Centering
+from unitify.rulebook.laws import is_scalable
+from unitify.rulebook.operation import call_by_name
+from unitify.rulebook.products import product_operands
+from unitify.rulebook.rule_table import RuleTable
+from unitify.rulebook.schema import named_arguments, operation_name
 
 #: Octaves that are tried from where the largest element is just in range: further up, and down.
 _UP, _DOWN = 4, 14
@@ -140,12 +140,12 @@ class _Search(GraphRunner):
         self.errors: dict[Place, Errors] = {}
         self.sums = Sums()
         self.generator = torch.Generator().manual_seed(0)
-        self.centrings: dict[str, tuple[fx.Node, Centring]] = {}
-        if recipe.centre != "none":
-            known = told(capture, rules) if recipe.centre == "predicted" else None
-            self.centrings = {
+        self.centerings: dict[str, tuple[fx.Node, Centering]] = {}
+        if recipe.center != "none":
+            known = told(capture, rules) if recipe.center == "predicted" else None
+            self.centerings = {
                 name: (operand, how)
-                for name, (operand, how) in centrings(choices, capture, rules).items()
+                for name, (operand, how) in centerings(choices, capture, rules).items()
                 if known is None or operand in known
             }
         #: Product → what of it is tried.
@@ -157,7 +157,7 @@ class _Search(GraphRunner):
         #: What has to be run.
         self.needed: set[fx.Node] = set()
         for node in reversed(capture.graph.nodes):
-            is_asked = node in self.operands or node.name in self.centrings
+            is_asked = node in self.operands or node.name in self.centerings
             if is_asked or any(user in self.needed for user in node.users):
                 self.needed.add(node)
 
@@ -183,8 +183,8 @@ class _Search(GraphRunner):
         """Run one node as it is, and what is tried beside it; nothing behind the last trial."""
         if n.op == "call_function" and n not in self.needed:
             return None
-        if n.name in self.centrings:
-            operand, how = self.centrings[n.name]
+        if n.name in self.centerings:
+            operand, how = self.centerings[n.name]
             self.sums.add(operand.name, how.axis, self.env[operand])
         tried = [o for o in self.operands.get(n, ()) if _has_power(self.env[o[2]])]
         result = self._tried(n, tried) if tried else super().run_node(n)
@@ -230,11 +230,11 @@ class _Search(GraphRunner):
             chosen = torch.randperm(len(rows), generator=self.generator)[:count]
             rows, weights = rows[chosen.to(rows.device)], weights[chosen.to(rows.device)]
         if (
-            n.name in self.centrings
-            and named_arguments(n)[self.centrings[n.name][1].operand]
+            n.name in self.centerings
+            and named_arguments(n)[self.centerings[n.name][1].operand]
             is (named_arguments(n)[place[1]])
         ):
-            operand, how = self.centrings[n.name]
+            operand, how = self.centerings[n.name]
             shift = shift_of(self.sums.known()[operand.name, how.axis], cast.format)
             rows = rows if shift is None else rows - shift.to(rows)
         if place not in self.errors:
@@ -244,7 +244,7 @@ class _Search(GraphRunner):
         held = self.errors[place]
         for exponent in held:
             scale = math.ldexp(1.0, exponent)
-            error = quantise(rows / scale, cast.format) * scale - rows
+            error = quantize(rows / scale, cast.format) * scale - rows
             held[exponent] += float((error * weights).sum(-1).double().square().sum()) / len(rows)
 
 

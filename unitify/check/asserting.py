@@ -19,9 +19,9 @@ from unitify.check.places import Places
 from unitify.check.settings import read_settings
 from unitify.check.subject import subject_of
 from unitify.estimating import measures
-from unitify.operations.rule_table import load_rules
 from unitify.recipe.reader import configured_recipe, read_recipe
 from unitify.recipe.recipe import FP8
+from unitify.rulebook.rule_table import load_rules
 
 
 def check_model(

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unitify.analysis.analyse import analyse
+from unitify.analysis.analyze import analyze
 from unitify.capture.inputs import as_inputs
 from unitify.capture.islands import flat_calls
 from unitify.check.finding import Finding, worst_first
@@ -30,8 +30,8 @@ from unitify.check.subject import Piece, Subject
 from unitify.drift.measuring import measure_running
 from unitify.measure.captured import measure_into
 from unitify.measure.tally import Tally
-from unitify.operations.laws import is_scalable
-from unitify.operations.rule_table import RuleTable
+from unitify.rulebook.laws import is_scalable
+from unitify.rulebook.rule_table import RuleTable
 
 #: Findings about the scale of a tensor, the plainest first: what is flushed or clipped says more
 #: than that digits are lost. Of one tensor one of them is reported.
@@ -70,7 +70,7 @@ def check(
         for name, piece in subject.pieces.items()
     }
     clock.done("judge")
-    analyses = {name: analyse(piece.capture, rules) for name, piece in subject.pieces.items()}
+    analyses = {name: analyze(piece.capture, rules) for name, piece in subject.pieces.items()}
     clock.done("predict")
     tallies: Mapping[str, Tally] = {}
     if is_measured:

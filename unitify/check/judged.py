@@ -17,12 +17,12 @@ from unitify.check.subject import Piece
 from unitify.formats.powers import exponent_of
 from unitify.formats.table import FORMATS, Format
 from unitify.noise.operand_casts import operand_casts
-from unitify.operations.laws import is_scalable
-from unitify.operations.rule_table import RuleTable
-from unitify.operations.schema import operand_nodes
 from unitify.plan.fixed import true_weights
 from unitify.recipe.choices import Choice, choose
 from unitify.recipe.recipe import Recipe
+from unitify.rulebook.laws import is_scalable
+from unitify.rulebook.rule_table import RuleTable
+from unitify.rulebook.schema import operand_nodes
 
 
 @dataclass(frozen=True)

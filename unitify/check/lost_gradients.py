@@ -3,7 +3,7 @@
 A parameter whose gradient is predicted to be zero, though one arrives at an operation further on,
 may have been cut off there: by a detachment, by rounding, by a comparison. The operation is then
 tried by itself: one that hands back nothing for random operands and a random gradient lets none
-through. A branch whose gain starts at zero does, and so does a normalisation in front of a sum.
+through. A branch whose gain starts at zero does, and so does a normalization in front of a sum.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor, fx
 
 from unitify.capture.whole import Capture
 from unitify.estimates import Estimates, Rms
-from unitify.operations.dimensions import hint, shape_of
-from unitify.operations.operation import call_by_name
-from unitify.operations.schema import named_arguments
+from unitify.rulebook.dimensions import hint, shape_of
+from unitify.rulebook.operation import call_by_name
+from unitify.rulebook.schema import named_arguments
 
 #: Elements of an operand up to which an operation is tried.
 _LARGEST = 2**24

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from unitify.capture.source import module_of
 from unitify.capture.whole import Capture
-from unitify.operations.schema import operation_name
+from unitify.rulebook.schema import operation_name
 
 
 def stable_names(part: str, capture: Capture) -> dict[str, str]:

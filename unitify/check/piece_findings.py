@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import fx
 
-from unitify.analysis.analyse import Analysis
+from unitify.analysis.analyze import Analysis
 from unitify.capture.islands import path_of
 from unitify.capture.source import Frame, module_of
 from unitify.check.causes import Key, causes
@@ -25,12 +25,12 @@ from unitify.diagnostics import Diagnostic, GradientStops, NoRule
 from unitify.estimates import Estimates, Rms
 from unitify.explain import step_text
 from unitify.measure.tally import Tally
-from unitify.operations.rule_table import RuleTable
-from unitify.operations.schema import operation_name
 from unitify.plan.bands import tolerance_of
 from unitify.plan.planner import plan
-from unitify.rulebook.listing import rule_texts
-from unitify.rulebook.missing import nodes_without_rule
+from unitify.rule_trials.listing import rule_texts
+from unitify.rule_trials.missing import nodes_without_rule
+from unitify.rulebook.rule_table import RuleTable
+from unitify.rulebook.schema import operation_name
 
 DIRECTIONS = ("forward", "backward")
 

@@ -2,7 +2,7 @@
 
 A value is made where its operation was called: the last frame inside of the repository. A gradient
 is made by the backward pass of the operation that takes the value, so its line is that one's. A
-parameter is made where its module is given it or where it is initialised. What nothing of the
+parameter is made where its module is given it or where it is initialized. What nothing of the
 repository made (a model of an installed library) is at the entry: the factory, or the config.
 """
 

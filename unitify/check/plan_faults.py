@@ -14,10 +14,10 @@ from unitify.check.subject import Piece
 from unitify.diagnostics import Diagnostic, PlanDiffers, PlanMismatch, ScaleDrift, UnitifyError
 from unitify.estimates import Estimates, Rms
 from unitify.module.assembly import value_name
-from unitify.operations.extremes import extreme_values
-from unitify.operations.rule_table import RuleTable
 from unitify.plan.fixed import fixed_values, true_weights
 from unitify.plan.scale_plan import Scale, ScalePlan
+from unitify.rulebook.extremes import extreme_values
+from unitify.rulebook.rule_table import RuleTable
 
 DIRECTIONS = ("forward", "backward")
 

@@ -20,11 +20,11 @@ from unitify.diagnostics import Diagnostic, NothingTransformed, UnitifyError
 from unitify.drift.measuring import true_capture
 from unitify.module.assembly import unscaled
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.operations.rule_table import RuleTable
 from unitify.plan.scale_plan import ScalePlan
 from unitify.plan.uniform import uniform_plan
 from unitify.recipe.choices import Choice, choose
 from unitify.recipe.recipe import Recipe
+from unitify.rulebook.rule_table import RuleTable
 
 
 @dataclass(frozen=True)

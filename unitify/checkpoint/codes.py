@@ -18,9 +18,9 @@ from unitify.formats.powers import exponent_of
 from unitify.formats.table import FORMATS
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.noise.operand_casts import OperandCast, operand_casts
-from unitify.operations.rule_table import RuleTable, load_rules
-from unitify.operations.schema import operand_nodes
-from unitify.ops.scaled_mm import decode, encode
+from unitify.rulebook.rule_table import RuleTable, load_rules
+from unitify.rulebook.schema import operand_nodes
+from unitify.runtime.scaled_mm import decode, encode
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from unitify.checkpoint.float8 import dequantized
-from unitify.checkpoint.rebuild import check_held, materialise
+from unitify.checkpoint.rebuild import check_held, materialize
 from unitify.checkpoint.renamed import renamings, without
 from unitify.checkpoint.state_dict import Fit, StateDict, check_finite, fit
 from unitify.diagnostics import (
@@ -59,7 +59,7 @@ def fill(
     Raises ``UnitifyError``: U603 where names, shapes or types differ, U613 where several of the
     state dicts fit, U204 for weights that are not finite.
     """
-    # An optimiser keeps a few tensors for each parameter, in an entry of its own.
+    # An optimizer keeps a few tensors for each parameter, in an entry of its own.
     most = max(map(len, given.values()))
     large = {entry: held for entry, held in given.items() if 2 * len(held) >= most}
     found = [_best(model, entry, held, allowed) for entry, held in large.items()]
@@ -74,7 +74,7 @@ def fill(
         entries = ", ".join(reading.entry for reading in (best, *others))
         raise UnitifyError(SeveralStateDicts(path=path, entries=entries, first=best.entry))
     check_held(model, best.missing)
-    materialise(model)
+    materialize(model)
     model.load_state_dict(best.state_dict, strict=False)
     check_finite(model)
     entry = (f"its entry {best.entry!r} was read",) if best.entry else ()

@@ -39,7 +39,7 @@ from unitify.diagnostics import (
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.plan.scale_plan import ScalePlan
 from unitify.recipe.choices import Choice
-from unitify.reparametrisation import Reparametrisation
+from unitify.reparametrization import Reparametrization
 
 FORMAT = 4
 WEIGHTS, PLAN, REPORT, HUGGINGFACE = (
@@ -56,7 +56,7 @@ class Converted:
     weights: Mapping[str, Tensor]
     recipe: Mapping[str, Any] | None
     casts: tuple[Choice, ...] | None = None
-    scheme: Mapping[str, Reparametrisation] = field(default_factory=dict)
+    scheme: Mapping[str, Reparametrization] = field(default_factory=dict)
     calls: Sequence[Outline] = ()
     scales: str = ""
     codes: Mapping[str, Coded] = field(default_factory=dict)
@@ -139,7 +139,7 @@ def read(path: Path) -> Converted:
         recipe=document.get("recipe"),
         casts=_casts(path, document.get("casts")),
         scheme={
-            part: Reparametrisation.from_json(made)
+            part: Reparametrization.from_json(made)
             for part, made in document.get("scheme", {}).items()
         },
         calls=document["calls"],

@@ -1,4 +1,4 @@
-"""State dicts inside what a training script saved: beside an optimiser, or below further names."""
+"""State dicts inside what a training script saved: beside an optimizer, or below further names."""
 
 from __future__ import annotations
 

@@ -22,14 +22,14 @@ from unitify.diagnostics import KeysDiffer, UnitifyError, UnknownOption
 from unitify.module.assembly import Part, assemble, plan_of
 from unitify.module.fingerprint import KEY
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.operations.rule_table import load_rules
 from unitify.plan.scale_plan import ScalePlan, check_plan
 from unitify.recipe.choices import Choice
 from unitify.recipe.reader import read_recipe
 from unitify.recipe.recipe import Recipe
-from unitify.reparametrisation import Reparametrisation
+from unitify.reparametrization import Reparametrization
 from unitify.rewrite import rewrite
-from unitify.scheme.reparametrise import reparametrise
+from unitify.rulebook.rule_table import load_rules
+from unitify.scheme.reparametrize import reparametrize
 from unitify.transform import build
 from unitify.verify.running import is_faithful
 
@@ -43,7 +43,7 @@ def rebuild(
     *,
     recipe: str | Mapping[str, Any] | Recipe | None = None,
     casts: Iterable[Choice] | None = None,
-    scheme: Mapping[str, Reparametrisation] | None = None,
+    scheme: Mapping[str, Reparametrization] | None = None,
     batches: Iterable[Any] = (),
     dynamic_shapes: Any = "auto",
     recording_seconds: float | None = RECORDING_SECONDS,
@@ -76,7 +76,7 @@ def rebuild(
         recorded = record(model, args, kwargs, dynamic_shapes, further, seconds, is_faithful)
     if plan.weights == "true":
         recorded = with_true_parameters(recorded)
-    recorded = reparametrise(recorded, scheme, table)
+    recorded = reparametrize(recorded, scheme, table)
     parts: dict[str, Part] = {}
     for name, captured in recorded.parts.items():
         own = plan_of(plan, name, captured)
@@ -101,7 +101,7 @@ def take_over(module: UnitScaledModule, state_dict: Mapping[str, Tensor]) -> Non
     held = {name: tensor for name, tensor in state_dict.items() if name != KEY}
     check_fitting(module._tree, held, same_types=True)
     check_held(module)
-    materialise(module)
+    materialize(module)
     # Tied names may be missing.
     module.load_state_dict(state_dict, strict=False)
 
@@ -118,7 +118,7 @@ def check_held(module: nn.Module, missing: Iterable[str] = ()) -> None:
             raise UnitifyError(KeysDiffer(problem=problem))
 
 
-def materialise(module: nn.Module) -> None:
+def materialize(module: nn.Module) -> None:
     """Empty memory in place of meta tensors; tied tensors stay one."""
     made: dict[int, Tensor] = {}
     for child in module.modules():

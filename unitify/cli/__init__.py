@@ -1,7 +1,7 @@
 """The command line: ``unitify COMMAND``, a file each.
 
 Every failure that a user can cause is one coded line on stderr and exit status 2. Tables go to
-stdout, progress to stderr where that is a terminal; ``NO_COLOR`` is honoured.
+stdout, progress to stderr where that is a terminal; ``NO_COLOR`` is honored.
 """
 
 from unitify.cli import check, convert, explain, export, report, rules

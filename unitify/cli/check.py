@@ -168,7 +168,7 @@ def _outcome(
     from unitify.check.places import Places
     from unitify.check.subject import subject_of
     from unitify.estimating import measures
-    from unitify.operations.rule_table import load_rules
+    from unitify.rulebook.rule_table import load_rules
 
     table = load_rules(rules)
     args, kwargs = as_inputs(found.model, found.batches[0]) if found.batches else ((), None)

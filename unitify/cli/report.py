@@ -63,12 +63,12 @@ def report(
 
     from unitify.cli.target import read_target
     from unitify.module.unit_scaled import UnitScaledModule
-    from unitify.operations.rule_table import load_rules
     from unitify.recipe.reader import configured_recipe, read_recipe
     from unitify.report.drift_file import read_drift
     from unitify.report.gathering import Known, gather
     from unitify.report.model_report import ModelReport, format_of
     from unitify.report.summary import summary
+    from unitify.rulebook.rule_table import load_rules
 
     with reported():
         chosen = format_of(output, format)

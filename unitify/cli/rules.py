@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from unitify.rulebook.listing import Row
-    from unitify.rulebook.verify import Verdict
+    from unitify.rule_trials.listing import Row
+    from unitify.rule_trials.verify import Verdict
 
 rules_app = typer.Typer(
     help="List the rule table; verify rows of it, or of a file of your own; begin a new one.",
@@ -41,8 +41,8 @@ def rules(
     from rich.console import Console
 
     from unitify.checkpoint.targets import import_libraries
-    from unitify.operations.rule_table import load_rules
-    from unitify.rulebook.listing import rows
+    from unitify.rule_trials.listing import rows
+    from unitify.rulebook.rule_table import load_rules
 
     if context.invoked_subcommand is not None:
         return
@@ -68,8 +68,8 @@ def verify_rules(
     from rich.console import Console
 
     from unitify.checkpoint.targets import import_libraries
-    from unitify.operations.rule_table import checked_rules, load_rules
-    from unitify.rulebook.verify import verify
+    from unitify.rule_trials.verify import verify
+    from unitify.rulebook.rule_table import checked_rules, load_rules
 
     with reported():
         import_libraries(imports)
@@ -97,7 +97,7 @@ def new_rule(
     """Write a rule file to start from, which verifies as it is."""
     from unitify.checkpoint.folder import check_absent
     from unitify.checkpoint.targets import import_libraries
-    from unitify.rulebook.skeleton import skeleton
+    from unitify.rule_trials.skeleton import skeleton
 
     with reported():
         import_libraries(imports)

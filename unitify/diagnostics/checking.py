@@ -14,7 +14,7 @@ class OutsideUnitBand(Diagnostic):
 
     Near unit RMS a tensor has the same distance from both ends of every number format.
 
-    Example: a weight that is initialised with a standard deviation of 0.02.
+    Example: a weight that is initialized with a standard deviation of 0.02.
     Fix: scale it where it is made; or transform the model (with scales measured on your data,
     where the prediction is off), which stores every tensor near one.
     """
@@ -62,7 +62,7 @@ class FlushedToZero(Diagnostic):
     What is less than half of the smallest number is rounded to zero. The share is measured, or that
     of a normal distribution of the predicted RMS.
 
-    Example: an embedding that is initialised with a standard deviation of 1e-5, cast to E4M3.
+    Example: an embedding that is initialized with a standard deviation of 1e-5, cast to E4M3.
     Fix: scale it where it is made; or transform the model (with scales measured on your data,
     where the prediction is off), which stores every tensor near one.
     """

@@ -107,13 +107,13 @@ class UnknownCode(Diagnostic):
 
 @dataclass(frozen=True)
 class OptimizerUnsupported(Diagnostic):
-    """``unitify.optim.param_groups`` cannot carry hyperparameters over to this optimiser.
+    """``unitify.optim.param_groups`` cannot carry hyperparameters over to this optimizer.
 
     Stored parameters and gradients differ from the true ones by powers of two; each
-    hyperparameter is multiplied by what its units say. The table has most optimisers of torch.
+    hyperparameter is multiplied by what its units say. The table has most optimizers of torch.
 
     Example: ``param_groups(module, torch.optim.LBFGS)``.
-    Fix: use one of the listed optimisers or a subclass of one; or pass ``units=``, an
+    Fix: use one of the listed optimizers or a subclass of one; or pass ``units=``, an
     ``OptimizerUnits`` that lists the powers of fwd and bwd for each hyperparameter.
     """
 
@@ -235,7 +235,7 @@ class ParametersRenamed(Diagnostic):
 
     Example: ``param_groups(module, AdamW)`` after ``FullyShardedDataParallel(module)`` with
     ``module = transform(model, weights="stored")``.
-    Fix: transform with true weights, the default: any optimiser then takes
+    Fix: transform with true weights, the default: any optimizer then takes
     ``module.parameters()`` as they are.
     """
 

@@ -28,9 +28,9 @@ from unitify.formats.table import FORMATS, Format
 from unitify.measure.tally import Tally
 from unitify.module.assembly import value_name
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.operations.rule_table import load_rules
-from unitify.ops.arrive import factor_of
-from unitify.ops.cast import amax_factor
+from unitify.rulebook.rule_table import load_rules
+from unitify.runtime.arrive import factor_of
+from unitify.runtime.cast import amax_factor
 
 
 class Writer(Protocol):

@@ -15,12 +15,12 @@ from torch import fx
 from unitify.arrival import unwatched
 from unitify.formats.table import FORMATS, Format
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.operations.laws import factors, holds_tensors, is_scalable
-from unitify.operations.rule_table import RuleTable
-from unitify.operations.schema import named_arguments, operation_name
 from unitify.plan.fixed import true_weights
+from unitify.rulebook.laws import factors, holds_tensors, is_scalable
+from unitify.rulebook.rule_table import RuleTable
+from unitify.rulebook.schema import named_arguments, operation_name
 
-_INSERTED = ("unitify.rescale.default", "unitify.cast.default", "unitify.centre.default")
+_INSERTED = ("unitify.rescale.default", "unitify.cast.default", "unitify.center.default")
 
 
 @dataclass(frozen=True)

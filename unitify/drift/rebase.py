@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from unitify.analysis.analyse import analyse
+from unitify.analysis.analyze import analyze
 from unitify.capture.execution import LossFunction
 from unitify.capture.islands import path_of
 from unitify.capture.whole import Capture
@@ -26,11 +26,11 @@ from unitify.measure.captured import measure
 from unitify.measure.tally import Tally
 from unitify.module.assembly import AssembledModule, Part, agreed, joined
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.operations.rule_table import RuleTable, load_rules
 from unitify.plan.fixed import parameter_of
 from unitify.plan.planner import plan
 from unitify.plan.scale_plan import ScalePlan
 from unitify.rewrite import rewrite
+from unitify.rulebook.rule_table import RuleTable, load_rules
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def rebase_(
       measures, without batches on the inputs of the recording.
     - ``loss_fn``, ``rules``: as ``transform`` was given.
 
-    Parameters, gradients, optimisers and checkpoints stay as they are: stored weights keep the
+    Parameters, gradients, optimizers and checkpoints stay as they are: stored weights keep the
     scales at which they are held. Casts are placed anew by the module's recipe.
 
     Raises ``UnitifyError``, having changed nothing: U003 without batches, U009 where nothing that
@@ -71,7 +71,7 @@ def rebase_(
     parts = [(whole, name, part) for whole in wholes for name, part in whole.parts.items()]
     captures = [true_capture(part) for _, _, part in parts]
     if scales == "analysis":
-        found = [analyse(captured, table, loss_fn).estimates for captured in captures]
+        found = [analyze(captured, table, loss_fn).estimates for captured in captures]
     elif scales == "auto" and not (batches := list(batches)):
         found = [measure(captured, None, loss_fn) for captured in captures]
     else:

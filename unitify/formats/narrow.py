@@ -2,7 +2,7 @@
 
 A compiler that fuses kernels computes what is narrow in float32, and takes a conversion there and
 back for one that changes nothing. Here it is what changes the numbers. So a graph holds it as one
-operator, and Inductor is told to convert: at full speed, within the kernels of its neighbours.
+operator, and Inductor is told to convert: at full speed, within the kernels of its neighbors.
 """
 
 from __future__ import annotations

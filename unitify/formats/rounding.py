@@ -25,7 +25,7 @@ def octave(x: Tensor, lowest: int) -> Tensor:
 
 
 def spacing(x: Tensor, mantissa_bits: int, min_exponent: int) -> Tensor:
-    """The distance between neighbours around each element: 2^(e − mantissa bits).
+    """The distance between neighbors around each element: 2^(e − mantissa bits).
 
     e is the element's exponent, and at least ``min_exponent``: below it numbers are subnormal.
     """

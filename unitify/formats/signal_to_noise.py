@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from unitify.formats.table import BlockFormat, Format, quantise
+from unitify.formats.table import BlockFormat, Format, quantize
 
 #: Mantissa bits up to which every number of a format is listed.
 _LISTED = 7
@@ -44,24 +44,24 @@ class Distribution(Protocol):
 
 
 @dataclass(frozen=True)
-class GeneralisedNormal:
+class GeneralizedNormal:
     """The density ∝ exp(−|x/α|^power): 2 is the normal, 1 Laplace's; less has longer tails.
 
-    Partial moments are regularised incomplete gamma functions of (bound/α)^power.
+    Partial moments are regularized incomplete gamma functions of (bound/α)^power.
     """
 
     power: float = 2.0
 
     @staticmethod
-    def of_kurtosis(kurtosis: float) -> GeneralisedNormal:
+    def of_kurtosis(kurtosis: float) -> GeneralizedNormal:
         """The one whose E[x⁴]/E[x²]² is ``kurtosis`` (normal 3, Laplace 6), between 1.9 and 10⁴."""
         low, high = 0.2, 12.0
         for _ in range(60):
             middle = math.sqrt(low * high)
             low, high = (
-                (middle, high) if GeneralisedNormal(middle).kurtosis > kurtosis else (low, middle)
+                (middle, high) if GeneralizedNormal(middle).kurtosis > kurtosis else (low, middle)
             )
-        return GeneralisedNormal(low)
+        return GeneralizedNormal(low)
 
     @property
     def kurtosis(self) -> float:
@@ -84,7 +84,7 @@ class GeneralisedNormal:
         return moment(0), moment(1), moment(2)
 
 
-NORMAL = GeneralisedNormal()
+NORMAL = GeneralizedNormal()
 
 
 def relative_error(format: Format, rms: float, distribution: Distribution = NORMAL) -> float:
@@ -141,7 +141,7 @@ def _largest(size: int, distribution: Distribution, shares: int) -> tuple[Tensor
 
 
 def _divided(x: Tensor, scales: Tensor, format: Format) -> Tensor:
-    return quantise(x / torch.where(scales > 0, scales, 1.0), format) * scales
+    return quantize(x / torch.where(scales > 0, scales, 1.0), format) * scales
 
 
 def snr(format: Format, rms: float, distribution: Distribution = NORMAL) -> float:

@@ -100,7 +100,7 @@ class BlockFormat(Format):
         Where the format of scales ends so do they.
         """
         if self.scale.mantissa_bits:
-            return quantise(largest / self.element.largest, self.scale)
+            return quantize(largest / self.element.largest, self.scale)
         found = octave(largest, self.scale.min_exponent) * 2.0**-self.element.max_exponent
         return found.clamp(self.scale.smallest_normal, self.scale.largest)
 
@@ -134,7 +134,7 @@ E5M2FNUZ = Format("e5m2fnuz", "FP8 E5 (a)", torch.float8_e5m2fnuz, 5, 2, 15, -15
 E5M2 = Format("e5m2", "FP8 E5 (b)", torch.float8_e5m2, 5, 2, 15, -14, 57344.0, 2, 6)
 E4M3FNUZ = Format("e4m3fnuz", "FP8 E4 (a)", torch.float8_e4m3fnuz, 4, 3, 7, -7, 240.0, 0, 1)
 E4M3 = Format("e4m3", "FP8 E4 (b)", torch.float8_e4m3fn, 4, 3, 8, -6, 448.0, 0, 2)
-#: The integers −127 … 127, as symmetric quantisation uses them: one binade of normal numbers
+#: The integers −127 … 127, as symmetric quantization uses them: one binade of normal numbers
 #: (64 … 127) above as many subnormal ones, all one apart.
 INT8 = Format("int8", "", None, 1, 6, 6, 6, 127.0, 0, 0)
 #: Torch has codes of this one in pairs alone, and converts none.
@@ -159,7 +159,7 @@ FORMATS = {
 _IEEE = (torch.float16, torch.bfloat16)
 
 
-def quantise(x: Tensor, format: Format, saturate: bool = True, axis: int = -1) -> Tensor:
+def quantize(x: Tensor, format: Format, saturate: bool = True, axis: int = -1) -> Tensor:
     """``x`` rounded to ``format``, to nearest, ties to even, and held in its own type again.
 
     Saturates: finite values beyond the largest become the largest. Without ``saturate`` they
@@ -194,7 +194,7 @@ def _in_blocks(x: Tensor, format: BlockFormat, axis: int) -> Tensor:
     scales = format.scales(finite.amax(-1, keepdim=True))
     # Nothing is left of a block whose scale is zero, but for what is not finite.
     divided = blocks / torch.where(scales > 0, scales, 1.0)
-    rounded = quantise(divided, format.element) * scales
+    rounded = quantize(divided, format.element) * scales
     return whole(rounded, x.shape, axis).to(x.dtype)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from unitify.capture.whole import Capture
 from unitify.estimates import Estimates, Rms
 from unitify.formats.magnitudes import Magnitudes, counted, from_counts
-from unitify.operations.laws import is_scalable
+from unitify.rulebook.laws import is_scalable
 
 #: What was counted: the name of a value, and 0 for that or 1 for its gradient.
 Key = tuple[str, int]

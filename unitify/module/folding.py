@@ -16,10 +16,10 @@ from torch import Tensor, fx
 from unitify.arrival import unwatched
 from unitify.capture.execution import GraphRunner
 from unitify.formats.powers import exponent_of
-from unitify.formats.table import FORMATS, Format, quantise
-from unitify.operations.schema import named_arguments, operation_name
-from unitify.ops.cast import amax_factor
-from unitify.ops.scaled_mm import DECODE
+from unitify.formats.table import FORMATS, Format, quantize
+from unitify.rulebook.schema import named_arguments, operation_name
+from unitify.runtime.cast import amax_factor
+from unitify.runtime.scaled_mm import DECODE
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class _Folder:
                 node.update_arg(1, read)
         elif operation_name(node) == "unitify.cast.default" and node.args[0] in self.weights:
             self._cast(node)
-        elif operation_name(node) == "unitify.uncentre.default" and node.args[1] in self.weights:
+        elif operation_name(node) == "unitify.uncenter.default" and node.args[1] in self.weights:
             # What a product makes of a mean is constant, too.
             offset: Any = node.args[1]
             name = f"{node.name}_offset"
@@ -162,12 +162,12 @@ class _Folder:
 
 
 def _is_mean(node: fx.Node) -> bool:
-    return any(operation_name(user) == "unitify.centre.default" for user in node.users)
+    return any(operation_name(user) == "unitify.center.default" for user in node.users)
 
 
 def _coded(x: Tensor, format: Format, exponent: int, saturate: bool) -> Tensor:
     assert format.dtype is not None
-    return quantise(x / 2.0**exponent, format, saturate).to(format.dtype).contiguous()
+    return quantize(x / 2.0**exponent, format, saturate).to(format.dtype).contiguous()
 
 
 def _origin(node: fx.Node) -> tuple[Any, ...]:

@@ -2,7 +2,7 @@
 
 A weight that a module casts is rounded where it lies, before it is sent; its scale is a constant
 of the plan, so that no largest element is looked for in any process. What arrives are numbers that
-the cast leaves as they are. Shards, gradients and optimisers stay as wide as they were.
+the cast leaves as they are. Shards, gradients and optimizers stay as wide as they were.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 from unitify.diagnostics import NothingGathered, UnitifyError
 from unitify.formats.table import FORMATS
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.operations.schema import named_arguments, operation_name
-from unitify.ops.scaled_mm import decode, encode
+from unitify.rulebook.schema import named_arguments, operation_name
+from unitify.runtime.scaled_mm import decode, encode
 
 #: What a cast of a weight does: the name of its format, and the exponent of its scale.
 Rounding = tuple[str, int]

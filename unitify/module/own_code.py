@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from unitify.diagnostics import Diagnostic, UnitifyError, UnitifyWarning
-from unitify.ops.rescale import rescale
 from unitify.plan.scale_plan import Scale
+from unitify.runtime.rescale import rescale
 
 
 class _Call(nn.Module):

@@ -21,7 +21,7 @@ from unitify.plan.fixed import is_handed_back
 
 _SIZE = torch.ops.aten.sym_size.int
 _CAST = torch.ops.unitify.cast.default
-_UNCENTRE = torch.ops.unitify.uncentre.default
+_UNCENTER = torch.ops.unitify.uncenter.default
 
 
 class NoPiece(Exception):
@@ -249,4 +249,4 @@ def stands_for(node: fx.Node) -> list[fx.Node]:
 def _stands(user: fx.Node, node: fx.Node) -> bool:
     if not user.args or user.args[0] is not node:
         return False
-    return user.target is _UNCENTRE or (user.target is _CAST and bool(user.args[2]))
+    return user.target is _UNCENTER or (user.target is _CAST and bool(user.args[2]))

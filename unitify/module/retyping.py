@@ -18,7 +18,7 @@ from unitify.capture.signature import bind, unbind
 from unitify.diagnostics import RecordedAnew, UnitifyError, UnitifyWarning
 from unitify.module.graph_forward import own_code_again
 from unitify.module.types import Types, to_record
-from unitify.ops.registered import is_transformed
+from unitify.runtime.registered import is_transformed
 
 #: What of a module is of one recording.
 _OF_ONE = (

@@ -33,7 +33,7 @@ from unitify.module.watched import WatchesTree
 from unitify.plan.scale_plan import ScalePlan
 from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
-from unitify.reparametrisation import Reparametrisation
+from unitify.reparametrization import Reparametrization
 from unitify.verification import Verification
 
 
@@ -87,7 +87,7 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
 
     def _take_tree(self, root: nn.Module) -> None:
         """The modules, parameters and buffers of ``root``, in its order; not copies."""
-        # No class initialises it: the model's would make another model.
+        # No class initializes it: the model's would make another model.
         self.__dict__.update(vars(fx.GraphModule(nn.Module(), fx.Graph())))
         share_tables(root, self)
         self.__dict__.update(_tree=root, _caching=caching_configs(root))
@@ -219,9 +219,9 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
         return self.capture.model
 
     @property
-    def scheme(self) -> Mapping[str, Reparametrisation]:
+    def scheme(self) -> Mapping[str, Reparametrization]:
         """The constants that a scheme put into the graphs, by part; empty for "preserve"."""
-        found = {name: part.capture.reparametrisation for name, part in self.parts.items()}
+        found = {name: part.capture.reparametrization for name, part in self.parts.items()}
         return {name: made for name, made in found.items() if made is not None}
 
     def take_casts(

@@ -18,10 +18,10 @@ from unitify.capture.execution import GraphRunner, unchanged
 from unitify.capture.whole import Capture
 from unitify.formats.signal_to_noise import decibels
 from unitify.noise.operand_casts import OperandCast, Place
-from unitify.operations.centring import row
-from unitify.operations.laws import is_scalable
-from unitify.operations.operation import call_by_name
-from unitify.operations.schema import named_arguments, nodes_of
+from unitify.rulebook.centering import row
+from unitify.rulebook.laws import is_scalable
+from unitify.rulebook.operation import call_by_name
+from unitify.rulebook.schema import named_arguments, nodes_of
 
 #: A result as an operation computes it → as the run goes on with it.
 Correction = Callable[[fx.Node, Tensor], Tensor]
@@ -44,7 +44,7 @@ class ValueNoise:
 
     @property
     def sqnr(self) -> float:
-        """Signal to quantisation noise in decibels; infinite without error."""
+        """Signal to quantization noise in decibels; infinite without error."""
         return decibels(self.relative)
 
 
@@ -95,12 +95,12 @@ class PairRunner(GraphRunner):
         arguments = self._arguments(n)
         result = call_by_name(n, arguments)
         for cast in self.casts.get(n.name, {}).values():
-            if cast.centring is not None:
+            if cast.centering is not None:
                 # The mean is multiplied with the weight as it is.
-                held = named_arguments(n)[cast.centring.weight]
-                weight, rounded = self.env[held], arguments[cast.centring.weight]
+                held = named_arguments(n)[cast.centering.weight]
+                weight, rounded = self.env[held], arguments[cast.centering.weight]
                 mean = torch.tensor(cast.mean, dtype=weight.dtype)
-                result = result + row(cast.centring, n, arguments, mean, weight - rounded)
+                result = result + row(cast.centering, n, arguments, mean, weight - rounded)
         return result
 
     def _arguments(self, n: fx.Node) -> dict[str, Any]:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from unitify.capture.whole import Capture
-from unitify.formats.table import FORMATS, Format, quantise
-from unitify.operations.centring import Centring, centring
-from unitify.operations.products import contracted, product_operands
-from unitify.operations.rule_table import RuleTable
-from unitify.operations.schema import operation_name
+from unitify.formats.table import FORMATS, Format, quantize
 from unitify.plan.scale_plan import ScalePlan
 from unitify.recipe.choices import Choice
+from unitify.rulebook.centering import Centering, centering
+from unitify.rulebook.products import contracted, product_operands
+from unitify.rulebook.rule_table import RuleTable
+from unitify.rulebook.schema import operation_name
 
 #: Which operand is cast: the operation's name, the argument's, and the index among its tensors.
 Place = tuple[str, str, int]
@@ -30,7 +30,7 @@ Place = tuple[str, str, int]
 class OperandCast:
     """An operand x is replaced by mean + scale · Q((x − mean) / scale), all at true scale.
 
-    ``mean``: one number a channel, for a product taken apart as ``centring`` says; empty for none.
+    ``mean``: one number a channel, for a product taken apart as ``centering`` says; empty for none.
     Weights are then rounded where they meet the deviation, and not where they meet the mean.
     ``axis``: the dimension along which the blocks of a format lie.
     """
@@ -38,22 +38,22 @@ class OperandCast:
     format: Format
     scale: float = 1.0
     mean: tuple[float, ...] = ()
-    centring: Centring | None = None
+    centering: Centering | None = None
     axis: int = -1
 
     def laid(self, ndim: int) -> Tensor | float:
         """The mean, so that it broadcasts to an operand of this rank."""
-        if self.centring is None:
+        if self.centering is None:
             return 0.0
         shape = [1] * ndim
-        shape[self.centring.axis] = -1
+        shape[self.centering.axis] = -1
         return torch.tensor(self.mean, dtype=torch.float64).reshape(shape)
 
     def rounded(self, x: Tensor) -> Tensor:
         """What the cast makes of an operand."""
         mean = self.laid(x.dim())
         mean = mean.to(x.dtype) if isinstance(mean, Tensor) else mean
-        rounded = quantise((x - mean) / self.scale, self.format, axis=self.axis)
+        rounded = quantize((x - mean) / self.scale, self.format, axis=self.axis)
         return mean + rounded * self.scale
 
 
@@ -67,17 +67,17 @@ def operand_casts(
         if node.name not in cast:
             continue
         choice, rule = cast[node.name], rules[operation_name(node)]
-        how = centring(rule, node) if choice.mean else None
+        how = centering(rule, node) if choice.mean else None
         operands = product_operands(rule, node)
         headroom = choice.exponents or (0,) * len(operands)
         for (name, index, operand), extra in zip(operands, headroom, strict=False):
             scale = math.ldexp(1.0, plan.unit(operand.name).exponents[0] + extra)
-            is_centred = how is not None and name == how.operand
+            is_centered = how is not None and name == how.operand
             found[node.name, name, index] = OperandCast(
                 FORMATS[choice.forward],
                 scale,
-                choice.mean if is_centred else (),
-                how if is_centred else None,
+                choice.mean if is_centered else (),
+                how if is_centered else None,
                 contracted(rule, node, name, operand),
             )
     return found

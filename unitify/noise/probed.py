@@ -22,7 +22,7 @@ from unitify.noise.budget import Budget
 from unitify.noise.measured import Correction, PairRunner, output_names
 from unitify.noise.operand_casts import OperandCast, Place
 from unitify.noise.toward_stated import toward_stated
-from unitify.operations.rule_table import RuleTable
+from unitify.rulebook.rule_table import RuleTable
 
 #: Directions at the outputs for each batch.
 DIRECTIONS = 24

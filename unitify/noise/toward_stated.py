@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from unitify.analysis.stated import stated_moments
 from unitify.capture.whole import Capture
 from unitify.noise.measured import Correction
-from unitify.operations.rule_table import RuleTable
+from unitify.rulebook.rule_table import RuleTable
 
 
 def toward_stated(capture: Capture, rules: RuleTable) -> Correction:

@@ -1,13 +1,13 @@
 """Train a transformed module with the hyperparameters of the original.
 
-With true weights, the default of ``transform``, plain torch does that: any optimiser on
+With true weights, the default of ``transform``, plain torch does that: any optimizer on
 ``module.parameters()``, any clipping, any schedule. Here is what a scheme's learning rates and
 ``weights="stored"`` need beside it; of a module of true weights each function returns or does what
 plain torch would.
 
-A stored parameter p is held as p̂ = p/fwd and receives ĝ = g/bwd. Every quantity that an optimiser
+A stored parameter p is held as p̂ = p/fwd and receives ĝ = g/bwd. Every quantity that an optimizer
 keeps is a product of powers of the two, so the original trajectory is kept, bit for bit, once
-each hyperparameter is given in the units in which the optimiser meets it: ``UNITS`` lists them.
+each hyperparameter is given in the units in which the optimizer meets it: ``UNITS`` lists them.
 
 Learning-rate schedulers that multiply (``LambdaLR``, ``StepLR``, ``ExponentialLR``, ``LinearLR``,
 ``PolynomialLR``, ``CosineAnnealingLR`` down to zero) keep it, too. Schedulers that set absolute

@@ -103,9 +103,9 @@ def param_groups(
     given, with ``options``. Only stored weights, and the learning rates of a scheme, need more.
 
     ``options``: the hyperparameters of the original (``lr``, ``weight_decay``, ``betas``, …); what
-    is left out has the optimiser's default. ``params``: groups as torch knows them, each with
+    is left out has the optimizer's default. ``params``: groups as torch knows them, each with
     ``"params"`` (parameters of ``module``, or (name, parameter) pairs) and overrides; all
-    parameters where None. ``units``: a row for an optimiser that ``UNITS`` does not have.
+    parameters where None. ``units``: a row for an optimizer that ``UNITS`` does not have.
 
     Of a module of a scheme ``lr`` is the one rate that is tuned, on unit weights: each parameter's
     is multiplied by its factor (``scheme.rates``). ``independent_decay``: with u-μP the decay of a
@@ -116,7 +116,7 @@ def param_groups(
     ``param_names``, every hyperparameter that depends on a scale, the other options as given and
     ``lr_factor`` (see ``learning_rates``).
 
-    Raises ``UnitifyError``: U007 for an optimiser that is not known, U001 for an unknown option.
+    Raises ``UnitifyError``: U007 for an optimizer that is not known, U001 for an unknown option.
     """
     defaults = _defaults(optimizer_class)
     given_groups: Iterable[Mapping[str, Any]] = (

@@ -1,8 +1,8 @@
-"""In which units an optimiser meets each of its hyperparameters: the table behind ``optim``.
+"""In which units an optimizer meets each of its hyperparameters: the table behind ``optim``.
 
-A parameter p is stored as p̂ = p/fwd and receives ĝ = g/bwd. Every quantity that an optimiser
+A parameter p is stored as p̂ = p/fwd and receives ĝ = g/bwd. Every quantity that an optimizer
 keeps is a product of powers of the two; a row lists by which ones a hyperparameter is multiplied so
-that the optimiser takes the original's step, divided by fwd.
+that the optimizer takes the original's step, divided by fwd.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Units(NamedTuple):
 
 @dataclass(frozen=True)
 class OptimizerUnits:
-    """The units of an optimiser's hyperparameters, by name.
+    """The units of an optimizer's hyperparameters, by name.
 
     ``when``: further units that replace the first where a flag (a hyperparameter, too) is set.
-    ``unscaled``: hyperparameters that must have the value given here, because the optimiser reads
+    ``unscaled``: hyperparameters that must have the value given here, because the optimizer reads
     them outside of its groups.
     """
 
@@ -47,32 +47,32 @@ _COUPLED = Units(1, -1)  # decay · p joins g
 _DECOUPLED = Units(1, 0)  # the step is divided by fwd, lr · decay is not
 #: The step is a multiple of the gradient.
 _GRADIENT_STEP = {"lr": Units(-1, 1), "weight_decay": _COUPLED}
-#: The step is normalised: g over the root of its mean square (plus eps), or its sign.
-_NORMALISED_STEP = {"lr": Units(-1, 0), "weight_decay": _COUPLED, "eps": Units(0, -1)}
+#: The step is normalized: g over the root of its mean square (plus eps), or its sign.
+_NORMALIZED_STEP = {"lr": Units(-1, 0), "weight_decay": _COUPLED, "eps": Units(0, -1)}
 _DECOUPLED_FLAG = {"decoupled_weight_decay": {"weight_decay": _DECOUPLED}}
 
-#: Optimiser class → the units of its hyperparameters; subclasses share the row of their base.
+#: Optimizer class → the units of its hyperparameters; subclasses share the row of their base.
 UNITS: Mapping[type[Optimizer], OptimizerUnits] = {
     torch.optim.SGD: OptimizerUnits(_GRADIENT_STEP),
     torch.optim.ASGD: OptimizerUnits({**_GRADIENT_STEP, "lambd": Units(1, -1)}),
-    torch.optim.Adam: OptimizerUnits(_NORMALISED_STEP, when=_DECOUPLED_FLAG),
-    torch.optim.AdamW: OptimizerUnits({**_NORMALISED_STEP, "weight_decay": _DECOUPLED}),
-    torch.optim.NAdam: OptimizerUnits(_NORMALISED_STEP, when=_DECOUPLED_FLAG),
-    torch.optim.Adamax: OptimizerUnits(_NORMALISED_STEP),
-    torch.optim.RMSprop: OptimizerUnits(_NORMALISED_STEP),
+    torch.optim.Adam: OptimizerUnits(_NORMALIZED_STEP, when=_DECOUPLED_FLAG),
+    torch.optim.AdamW: OptimizerUnits({**_NORMALIZED_STEP, "weight_decay": _DECOUPLED}),
+    torch.optim.NAdam: OptimizerUnits(_NORMALIZED_STEP, when=_DECOUPLED_FLAG),
+    torch.optim.Adamax: OptimizerUnits(_NORMALIZED_STEP),
+    torch.optim.RMSprop: OptimizerUnits(_NORMALIZED_STEP),
     torch.optim.Adagrad: OptimizerUnits(
-        _NORMALISED_STEP, unscaled={"initial_accumulator_value": 0}
+        _NORMALIZED_STEP, unscaled={"initial_accumulator_value": 0}
     ),
     # Both running averages, of g² and of the steps' squares, are kept in units of bwd².
     torch.optim.Adadelta: OptimizerUnits({**_GRADIENT_STEP, "eps": Units(0, -2)}),
     torch.optim.SparseAdam: OptimizerUnits({"lr": Units(-1, 0), "eps": Units(0, -1)}),
     torch.optim.Rprop: OptimizerUnits({"lr": Units(-1, 0), "step_sizes": Units(-1, 0)}),
-    torch.optim.Muon: OptimizerUnits({**_NORMALISED_STEP, "weight_decay": _DECOUPLED}),
+    torch.optim.Muon: OptimizerUnits({**_NORMALIZED_STEP, "weight_decay": _DECOUPLED}),
 }
 
-#: Optimisers that no choice of hyperparameters keeps exact, and why.
+#: Optimizers that no choice of hyperparameters keeps exact, and why.
 _NOT_EXACT: Mapping[type[Optimizer], str] = {
-    torch.optim.RAdam: "its first steps are not normalised and its later ones are, under one lr",
+    torch.optim.RAdam: "its first steps are not normalized and its later ones are, under one lr",
     torch.optim.Adafactor: "its first eps bounds g² at one place and g at another",
     torch.optim.LBFGS: "it takes inner products over all parameters, whose scales differ",
 }

@@ -14,9 +14,9 @@ from torch import Tensor, fx
 
 from unitify.capture.whole import Capture
 from unitify.estimates import Estimates, Rms
-from unitify.operations.extremes import extremes
-from unitify.operations.rule_table import RuleTable
 from unitify.plan.fixed import fixed_values, parameter_of
+from unitify.rulebook.extremes import extremes
+from unitify.rulebook.rule_table import RuleTable
 
 #: Half the width, in octaves, of the band round its RMS in which a narrow value's scale lies: of
 #: one that was measured, and of one that was predicted and may be half an octave from there.
@@ -103,7 +103,7 @@ class Bands:
 
     def log_rms(self, node: fx.Node, direction: str) -> float | None:
         """log2 of an RMS; None where none is known, or known to make sense."""
-        made = self.capture.reparametrisation
+        made = self.capture.reparametrization
         if made is not None and direction == "forward" and node.name in made.outputs:
             # Only its own multiplier takes it: the two are one operation of the scheme.
             return None

@@ -14,7 +14,7 @@ from torch._ops import OpOverload
 
 from unitify.capture.composite import is_summed_unseen
 from unitify.capture.whole import Capture
-from unitify.operations.laws import holds_tensors
+from unitify.rulebook.laws import holds_tensors
 
 
 def parameter_of(capture: Capture, node: fx.Node) -> str | None:

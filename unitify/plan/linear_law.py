@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from unitify.operations.laws import Factors, factors, is_scalable
-from unitify.operations.rule_table import Rule
-from unitify.operations.schema import named_arguments, nodes_of
+from unitify.rulebook.laws import Factors, factors, is_scalable
+from unitify.rulebook.rule_table import Rule
+from unitify.rulebook.schema import named_arguments, nodes_of
 
 #: An argument's name, and the index among the nodes in it.
 Place = tuple[str, int]

@@ -17,16 +17,16 @@ from torch import fx
 from unitify.capture.whole import Capture
 from unitify.diagnostics import Diagnostic, RescalesNotFewest
 from unitify.estimates import Estimates
-from unitify.operations.dimensions import hint
-from unitify.operations.laws import factors, holds_tensors, is_complex, is_scalable
-from unitify.operations.rule_table import RuleTable
-from unitify.operations.schema import named_arguments, nodes_of, operation_name
 from unitify.plan.bands import TOLERANCE, WIDE_TOLERANCE, Band, Bands
 from unitify.plan.fixed import has_no_gradient, parameter_of
 from unitify.plan.linear_law import LinearLaw, Multiples, linear_law
 from unitify.plan.program import ZERO, Exponent, Program, Solution
 from unitify.plan.scale_plan import Carrier, Placement, Scale, ScalePlan, versions, weights_of
 from unitify.plan.shared import one_unit_a_place
+from unitify.rulebook.dimensions import hint
+from unitify.rulebook.laws import factors, holds_tensors, is_complex, is_scalable
+from unitify.rulebook.rule_table import RuleTable
+from unitify.rulebook.schema import named_arguments, nodes_of, operation_name
 
 #: How long the fewest rescales are looked for, and for graphs of how many nodes at most.
 SECONDS, NODES = 5.0, 50_000

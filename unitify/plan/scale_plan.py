@@ -13,8 +13,8 @@ import torch
 from unitify.capture.whole import Capture
 from unitify.diagnostics import PlanMismatch, ScaleNotAllowed, UnitifyError
 from unitify.formats.powers import exponent_of, is_power_of_two
-from unitify.operations.laws import Factors, holds_tensors, is_scalable
 from unitify.plan.fixed import fixed_values, parameter_of
+from unitify.rulebook.laws import Factors, holds_tensors, is_scalable
 
 #: At which scale parameters are held: that of the original, or one at which they have unit RMS.
 Weights = Literal["true", "stored"]

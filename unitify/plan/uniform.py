@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from unitify.capture.whole import Capture
-from unitify.operations.laws import holds_tensors, is_scalable
 from unitify.plan.fixed import fixed_values, is_true_parameter
 from unitify.plan.scale_plan import Scale, ScalePlan, versions, weights_of
+from unitify.rulebook.laws import holds_tensors, is_scalable
 
 
 def uniform_plan(capture: Capture, loss_scale: float = 1.0) -> ScalePlan:

@@ -14,15 +14,15 @@ from torch import fx
 from unitify.capture.whole import Capture
 from unitify.diagnostics import Diagnostic, PatternUnmatched
 from unitify.formats.table import FORMATS, Format
-from unitify.operations.dimensions import shape_of
-from unitify.operations.extremes import extreme_values
-from unitify.operations.flops import flops
-from unitify.operations.laws import holds_tensors, is_scalable
-from unitify.operations.products import product_operands, sums_products
-from unitify.operations.residual import branch_ends
-from unitify.operations.rule_table import Rule, RuleTable
-from unitify.operations.schema import operation_name
 from unitify.recipe.recipe import Recipe
+from unitify.rulebook.dimensions import shape_of
+from unitify.rulebook.extremes import extreme_values
+from unitify.rulebook.flops import flops
+from unitify.rulebook.laws import holds_tensors, is_scalable
+from unitify.rulebook.products import product_operands, sums_products
+from unitify.rulebook.residual import branch_ends
+from unitify.rulebook.rule_table import Rule, RuleTable
+from unitify.rulebook.schema import operation_name
 
 
 @dataclass(frozen=True)

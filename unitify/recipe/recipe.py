@@ -27,7 +27,7 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "values": ("contractions", "all"),
     "scaling": ("unit", "plain", "amax", "constant"),
     "headroom": ("none", "predicted", "measured"),
-    "centre": ("none", "predicted", "measured"),
+    "center": ("none", "predicted", "measured"),
     "simulate": ("auto", True, False),
 }
 
@@ -58,10 +58,10 @@ class Recipe:
       after: "none" casts it at unit RMS; "predicted" where its error is least to be expected, of a
       weight as it is, of an activation where its product suffers least on drawn inputs; "measured"
       the same on the batches
-    - ``centre``: round how the operand of a product with a weight deviates from the mean of its
+    - ``center``: round how the operand of a product with a weight deviates from the mean of its
       channel, and multiply the mean without rounding: "none" nowhere; "predicted" where statistics
       that the model keeps (of batch norms) tell the mean; "measured" by the batches
-    - ``min_sqnr``: leave out the fewest products that keep the signal-to-quantisation-
+    - ``min_sqnr``: leave out the fewest products that keep the signal-to-quantization-
       noise ratio of every output above this, in decibels
     - ``simulate``: True rounds, and multiplies in the model's own type; False multiplies FP8
       operands; "auto" multiplies FP8 operands where device and operation can
@@ -83,7 +83,7 @@ class Recipe:
     loss_scale: float = 1.0
     saturate: bool = True
     headroom: str = "none"
-    centre: str = "none"
+    center: str = "none"
     min_sqnr: float | None = None
     simulate: str | bool = "auto"
 
@@ -95,7 +95,7 @@ class Recipe:
     @property
     def is_chosen(self) -> bool:
         """Does it choose by what is known of a model's values?"""
-        return {self.headroom, self.centre} != {"none"} or self.min_sqnr is not None
+        return {self.headroom, self.center} != {"none"} or self.min_sqnr is not None
 
     def as_table(self) -> dict[str, Any]:
         """Plain data from which ``read_recipe`` makes the same recipe."""
@@ -135,7 +135,7 @@ def _problems(recipe: Recipe) -> list[str]:
         elif value != 1.0 and recipe.scaling != scaling:
             found.append(f"{name} goes with scaling = {scaling!r}, not {recipe.scaling!r}")
     if recipe.is_chosen and (recipe.scaling != "unit" or recipe.values == "all"):
-        keys = "headroom, centre and min_sqnr"
+        keys = "headroom, center and min_sqnr"
         found.append(f"{keys} go with scaling = 'unit' and values = 'contractions'")
     return found
 
@@ -152,7 +152,7 @@ def _as_plain(value: Any) -> Any:
 
 #: E4M3 where precision matters, E5M2 where range does (Micikevicius et al. 2022, section 3).
 FP8 = Recipe("fp8", E4M3, E5M2)
-_FP8_PTQ = Recipe("fp8-ptq", E4M3, E5M2, headroom="predicted", centre="predicted")
+_FP8_PTQ = Recipe("fp8-ptq", E4M3, E5M2, headroom="predicted", center="predicted")
 _FP16 = Recipe("fp16", FP16, FP16, values="all", saturate=False)
 _FP8_PLAIN = Recipe("fp8-plain", E4M3, E5M2, scaling="plain")
 

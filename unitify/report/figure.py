@@ -156,7 +156,7 @@ def _name_modules(panel: Any, groups: list[Group]) -> None:
 
 
 def _short(path: str) -> str:
-    """The end of a module's path that tells it from its neighbours: layer.3, or 3.attention."""
+    """The end of a module's path that tells it from its neighbors: layer.3, or 3.attention."""
     parts = path.split(".")
     numbers = [index for index, part in enumerate(parts) if part.isdigit()]
     if not numbers:

@@ -1,6 +1,6 @@
 """``gather``: from a transformed module to its ``Numerics``.
 
-    module ─► analyse ─► measure ─► choices ─► signal to noise ─► values
+    module ─► analyze ─► measure ─► choices ─► signal to noise ─► values
 
 Nothing of the module changes. What cannot be said is named in ``notes``.
 """
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from unitify.analysis.analyse import analyse
+from unitify.analysis.analyze import analyze
 from unitify.capture.execution import LossFunction
 from unitify.capture.inputs import as_inputs
 from unitify.capture.islands import flat_calls, path_of
@@ -25,14 +25,14 @@ from unitify.measure.captured import measure_into
 from unitify.measure.tally import Tally
 from unitify.module.assembly import value_name
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.operations.rule_table import RuleTable
 from unitify.recipe.choices import choose
 from unitify.recipe.recipe import FP8, Recipe
 from unitify.report.class_graph import class_graph
 from unitify.report.numerics import DIRECTIONS, Numerics, Value
 from unitify.report.sqnr import not_shown, signal_to_noise
 from unitify.report.values import Part, values_of
-from unitify.rulebook.listing import row
+from unitify.rule_trials.listing import row
+from unitify.rulebook.rule_table import RuleTable
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
     notes: list[str] = []
     recipe = module.recipe or FP8
     captures = {name: _capture(part) for name, part in module.parts.items()}
-    analyses = {n: analyse(c, known.rules, _loss(n, known)) for n, c in captures.items()}
+    analyses = {n: analyze(c, known.rules, _loss(n, known)) for n, c in captures.items()}
     if module.scheme:
         notes.append("the original shown here is the true model that the scheme made")
     batches = known.batches

@@ -19,12 +19,12 @@ from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
 from unitify.report.origins import Origin
 from unitify.report.report import is_unit
-from unitify.rulebook.listing import Row
+from unitify.rule_trials.listing import Row
 
 #: What is compared in a report.
 GRAPHS = ("original", "transformed")
 DIRECTIONS = ("forward", "backward")
-#: Signal to quantisation noise in decibels, by graph; None without any noise.
+#: Signal to quantization noise in decibels, by graph; None without any noise.
 Ratios = Mapping[str, float | None]
 
 

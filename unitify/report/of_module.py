@@ -8,10 +8,10 @@ from typing import Any
 
 from unitify.capture.execution import LossFunction
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.operations.rule_table import load_rules
 from unitify.report.drift_file import read_drift
 from unitify.report.gathering import Known, gather
 from unitify.report.model_report import ModelReport
+from unitify.rulebook.rule_table import load_rules
 
 
 def report(

@@ -1,4 +1,4 @@
-"""Where a value comes from: its module, and the line of source that made it, with its neighbours.
+"""Where a value comes from: its module, and the line of source that made it, with its neighbors.
 
 Takes a node of a captured graph; gives ``Origin``. Files are read, never run.
 """

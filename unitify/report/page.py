@@ -26,7 +26,7 @@ from unitify.report.sections import SECTIONS
 from unitify.report.summary import losses, lowest_ratio
 from unitify.version import __version__
 
-STYLES = ("colours", "page", "controls", "tables", "panel", "narrow")
+STYLES = ("colors", "page", "controls", "tables", "panel", "narrow")
 #: The scripts of the page, in the order in which they use one another.
 SCRIPTS = (
     "base", "unpack", "model", "theme", "tooltip", "folding", "figures", "scales", "exponents",

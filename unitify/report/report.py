@@ -16,12 +16,12 @@ from unitify.diagnostics import Diagnostic, EstimateFellBack, NoRule
 from unitify.estimates import Estimates
 from unitify.module.assembly import value_name
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.operations.rule_table import RuleTable
-from unitify.operations.schema import operation_name
 from unitify.plan.fixed import true_weights
 from unitify.plan.scale_plan import ScalePlan
 from unitify.recipe.choices import Choice, flop_share
-from unitify.rulebook.missing import without_rule
+from unitify.rule_trials.missing import without_rule
+from unitify.rulebook.rule_table import RuleTable
+from unitify.rulebook.schema import operation_name
 from unitify.verification import Difference
 
 #: The unit band: an RMS in it counts as unit scale.

@@ -15,12 +15,12 @@ from typing import Any
 from unitify.capture.whole import Capture
 from unitify.noise.measured import measured_noise
 from unitify.noise.operand_casts import operand_casts
-from unitify.operations.rule_table import RuleTable
 from unitify.plan.scale_plan import ScalePlan
 from unitify.plan.uniform import uniform_plan
 from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
 from unitify.report.numerics import GRAPHS, Ratios
+from unitify.rulebook.rule_table import RuleTable
 
 
 def not_shown(recipe: Recipe) -> str:

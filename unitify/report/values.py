@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import fx
 
-from unitify.analysis.analyse import Analysis
+from unitify.analysis.analyze import Analysis
 from unitify.analysis.forward import Step
 from unitify.capture.islands import path_of
 from unitify.capture.whole import Capture
@@ -20,17 +20,17 @@ from unitify.formats.losses import Loss, loss
 from unitify.formats.magnitudes import Magnitudes, magnitudes_of
 from unitify.formats.table import Format
 from unitify.module.assembly import value_name
-from unitify.operations.dimensions import shape_of
-from unitify.operations.extremes import extreme_values
-from unitify.operations.laws import factors, holds_tensors, is_scalable
-from unitify.operations.products import product_operands
-from unitify.operations.rule_table import RuleTable
-from unitify.operations.schema import operation_name
 from unitify.plan.fixed import parameter_of, true_weights
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.recipe.choices import Choice
 from unitify.report.numerics import Ratios, Side, Value
 from unitify.report.origins import origin_of
+from unitify.rulebook.dimensions import shape_of
+from unitify.rulebook.extremes import extreme_values
+from unitify.rulebook.laws import factors, holds_tensors, is_scalable
+from unitify.rulebook.products import product_operands
+from unitify.rulebook.rule_table import RuleTable
+from unitify.rulebook.schema import operation_name
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""The rule table for people: listed, verified on samples, extended."""
+"""What is known of operations: the rule table, and a row read at a node of a graph."""

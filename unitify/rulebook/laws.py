@@ -1,114 +1,177 @@
-"""The law of a row, bitwise: run on scaled operands, the operation is the operation.
+"""A rule's law applied to one node: which factors its operands, numbers and result need.
 
-The sampled operands of a row, and its result, get random scales in both directions. The one
-equation must then give the outputs and gradients of the plain operation, to the last bit.
+All scales are log2 integers here. Pure functions of a rule, a node and its operands' scales;
+the planner asks for arrival scales, the rewriter emits what the planner decided.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import fx
 
-from unitify.operations.rule_table import Rule, RuleTable
-from unitify.plan.scale_plan import Scale, ScalePlan
-from unitify.rewrite import rewrite
-from unitify.rulebook.calls import Call, call, drawn, run
+from unitify.rulebook.expressions import Monomial
+from unitify.rulebook.rule_table import Law, Rule
+from unitify.rulebook.schema import named_arguments, nodes_of
 
-#: Octaves up to which scales are drawn, in either direction.
-_LIMIT = 6
+Exponent = Callable[[fx.Node], int]
 
 
-def has_kernel(rule: Rule, dtype: torch.dtype) -> bool:
-    """Does the operation of a row run, forward and backward, in this type?"""
-    arguments = drawn(rule, rule.sample, 0, dtype)
-    try:
-        made = call(rule, arguments)
-        outputs_and_gradients(made, made.capture.graph, made.floating, 0)
-    except RuntimeError as error:
-        if any(text in str(error) for text in NO_KERNEL):
-            return False
-        raise
-    return True
+@dataclass(frozen=True)
+class Factors:
+    """f(x…) = 2^output · f̂(2^operands[i] · x̂i …), numeric arguments times 2^numbers[name].
+
+    ``operands``: log2 factor by (argument name, index in that argument's list of nodes).
+    ``true_gradient``: the backward pass asks for the result's gradient at true scale, too.
+    """
+
+    output: int
+    operands: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    restored: bool = False
+    true_gradient: bool = False
 
 
-NO_KERNEL = (
-    "not implemented for",
-    "Unsupported dtype",
-    "Low precision dtypes not supported",
-    "must be either",
-    "Half, Float or Double",
-    "half, float and double",
-    "MKL FFT doesn't support",
-)
+def is_scalable(node: Any) -> bool:
+    """Does the node hold a real floating-point tensor, a value that can carry a scale?"""
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
-def differences(
-    rule: Rule,
-    sample: Mapping[str, Any],
-    seed: int,
-    dtype: torch.dtype,
-    rules: RuleTable | None = None,
-) -> list[str]:
-    """What is not bitwise that of the plain operation, under random scales."""
-    made = call(rule, drawn(rule, sample, seed, dtype), seed)
-    plan = random_plan(made, seed)
-    expected = outputs_and_gradients(made, made.capture.graph, made.floating, seed)
-    stored = {name: t / plan.parameters[name].fwd for name, t in made.floating.items()}
-    table = {rule.operation: rule} if rules is None else rules
-    emitted = rewrite(made.capture, plan, table)
-    found = outputs_and_gradients(made, emitted, stored, seed)
-    for name in made.floating.keys() & found.keys():
-        found[name] = found[name] * plan.parameters[name].bwd
-    assert found.keys() == expected.keys()
-    return [name for name, tensor in expected.items() if not same(tensor, found[name])]
-
-
-def same(expected: Tensor, found: Tensor) -> bool:
-    """Bitwise equal; a NaN (of a gradient that does not exist) equals a NaN."""
-    nan = expected.isnan()
-    return (
-        expected.dtype == found.dtype
-        and torch.equal(nan, found.isnan())
-        and torch.equal(expected[~nan], found[~nan])
+def holds_tensors(node: fx.Node) -> bool:
+    """Does the node hold a tuple or list with a floating-point tensor in it?"""
+    value = node.meta.get("val")
+    return isinstance(value, list | tuple) and any(
+        isinstance(v, torch.Tensor) and v.is_floating_point() for v in value
     )
 
 
-def random_plan(made: Call, seed: int) -> ScalePlan:
-    """A scale for everything that can carry one."""
-    generator = random.Random(seed)
-    values = {
-        node.name: Scale.of_exponents(
-            generator.randint(-_LIMIT, _LIMIT), generator.randint(-_LIMIT, _LIMIT)
-        )
-        for node in made.carriers
-    }
-    held = {n.target: n.name for n in made.carriers if n.op == "get_attr"}
-    return ScalePlan(values, {name: values[held[name]] for name in made.floating})
+def factors(rule: Rule | None, node: fx.Node, scale: Exponent, chosen: int = 0) -> Factors:
+    """The factors for ``node`` when its operands arrive at 2^``scale``.
 
-
-def outputs_and_gradients(
-    made: Call, graph: Any, floating: Mapping[str, Tensor], seed: int
-) -> dict[str, Tensor]:
-    """Results of a graph, and the gradients of its operands for normal ones of the results."""
-    held = {
-        n: t.detach().requires_grad_(made.tensors[n].requires_grad)
-        for n, t in {**made.tensors, **floating}.items()
-    }
-    leaves = {n: t for n, t in held.items() if t.requires_grad}
-    results = run(graph, held, seed)
-    found = {f"result {i}": r.detach() for i, r in enumerate(results) if isinstance(r, Tensor)}
-    starts = [r for r in results if isinstance(r, Tensor) and r.requires_grad]
-    if starts:
-        generator = torch.Generator().manual_seed(seed)
-        upstream = [
-            torch.randn(r.shape, generator=generator, dtype=torch.float64).to(r.dtype)
-            for r in starts
-        ]
-        torch.manual_seed(seed)
-        gradients = torch.autograd.grad(starts, list(leaves.values()), upstream, allow_unused=True)
-        found |= {n: g for n, g in zip(leaves, gradients, strict=True) if g is not None}
+    ``chosen``: log2 of the result's own scale, which aligning laws ask for.
+    """
+    arguments = named_arguments(node)
+    law = rule.law if rule is not None else None
+    found = None
+    if law is not None and _holds(law, node, arguments):
+        found = _by_law(law, arguments, scale, chosen)
+    if found is None:
+        found = restoring(arguments, scale)
+    # What has no row may do anything with a gradient, and a complex operand has no scale of its
+    # own, so that its gradient must be true.
+    if rule is None or rule.true_gradient or _takes_complex(arguments):
+        found = replace(found, true_gradient=True)
     return found
+
+
+def restoring(arguments: Mapping[str, Any], scale: Exponent) -> Factors:
+    """Every operand back at true scale: right for every operation that exists."""
+    operands = {
+        (name, index): scale(operand)
+        for name, argument in arguments.items()
+        for index, operand in enumerate(nodes_of(argument))
+        if is_scalable(operand)
+    }
+    return Factors(0, operands, restored=True)
+
+
+def is_complex(node: Any) -> bool:
+    """Does the node hold a complex tensor, which is differentiable but carries no scale?"""
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return isinstance(value, torch.Tensor) and value.is_complex()
+
+
+def _takes_complex(arguments: Mapping[str, Any]) -> bool:
+    return any(is_complex(n) for argument in arguments.values() for n in nodes_of(argument))
+
+
+def _holds(law: Law, node: fx.Node, arguments: Mapping[str, Any]) -> bool:
+    if not (is_scalable(node) or holds_tensors(node)):
+        return False
+    return all(
+        arguments.get(name) in values or str(arguments.get(name)) in values
+        for name, values in law.only.items()
+    )
+
+
+def _by_law(law: Law, arguments: Mapping[str, Any], scale: Exponent, chosen: int) -> Factors | None:
+    """The law's factors, or None where they are not powers of two that can be inserted."""
+    delivered: dict[str, int] = {"out": chosen}
+    for name, argument in arguments.items():
+        nodes = [n for n in nodes_of(argument) if is_scalable(n)]
+        if nodes:
+            # A list of tensors stands for their product, as in einsum.
+            delivered[name] = sum(scale(n) for n in nodes)
+    operands: dict[tuple[str, int], int] = {}
+    output = _exponent(law.output, delivered, arguments)
+    parity = _exponent(law.even, delivered, arguments)
+    if output is None or (parity is not None and parity % 2):
+        # A root of an odd power of two: one factor of two goes back to the first operand.
+        first = next(name for name in law.even or law.output if name in delivered)
+        operands[first, 0] = 1
+        delivered[first] -= 1
+        output = _exponent(law.output, delivered, arguments)
+    if output is None:
+        return None
+    numbers: dict[str, int] = {}
+    for name, monomial in law.factors.items():
+        argument = arguments.get(name)
+        if isinstance(argument, list | tuple):
+            listed = _listed(name, argument, monomial, delivered, arguments, scale)
+            if listed is None:
+                return None
+            operands.update(listed)
+            continue
+        exponent = _exponent(monomial, delivered, arguments)
+        if exponent is None:
+            return None
+        if is_scalable(argument):
+            operands[name, 0] = exponent
+        elif isinstance(argument, fx.Node) and isinstance(argument.meta.get("val"), torch.Tensor):
+            if exponent:
+                return None
+        elif exponent and (argument is not None or name in law.defaults):
+            numbers[name] = exponent
+    return Factors(output, operands, numbers)
+
+
+def _listed(
+    name: str,
+    argument: list[Any] | tuple[Any, ...],
+    monomial: Monomial,
+    delivered: Mapping[str, int],
+    arguments: Mapping[str, Any],
+    scale: Exponent,
+) -> dict[tuple[str, int], int] | None:
+    found: dict[tuple[str, int], int] = {}
+    for index, operand in enumerate(nodes_of(argument)):
+        own = {**delivered, name: scale(operand) if is_scalable(operand) else 0}
+        exponent = _exponent(monomial, own, arguments)
+        if exponent is None or (exponent and not is_scalable(operand)):
+            return None
+        found[name, index] = exponent
+    return found
+
+
+def _exponent(
+    monomial: Monomial, delivered: Mapping[str, int], arguments: Mapping[str, Any]
+) -> int | None:
+    """log2 of a monomial; operands without a scale (numbers, masks, None) count as one."""
+    total = Fraction(0)
+    for name, power in monomial.items():
+        exponent = delivered.get(name, 0)
+        if exponent == 0:
+            continue
+        if isinstance(power, str):
+            number = arguments.get(power)
+            if not isinstance(number, int | float):
+                return None
+            total += Fraction(number) * exponent
+        else:
+            total += power * exponent
+    return int(total) if total.denominator == 1 else None

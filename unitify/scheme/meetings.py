@@ -1,6 +1,6 @@
 """Where a value meets itself again without a sum of products in between.
 
-So it does in a normalisation or an activation written by hand (x · σ(x), x − mean(x)), and where a
+So it does in a normalization or an activation written by hand (x · σ(x), x − mean(x)), and where a
 state is moved by a gate. A multiplier inside would change what the whole computes, not its scale.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import fx
 
-from unitify.operations.rule_table import Rule
+from unitify.rulebook.rule_table import Rule
 
 Values = Mapping[fx.Node, Sequence[fx.Node]]
 Rules = Mapping[fx.Node, "Rule | None"]

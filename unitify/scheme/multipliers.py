@@ -13,10 +13,10 @@ from dataclasses import replace
 from torch import fx
 
 from unitify.capture.whole import Capture
-from unitify.operations.dimensions import evaluate, shape_of, symbol_values
-from unitify.operations.rule_table import Rule, RuleTable
-from unitify.operations.schema import operation_name, set_argument
-from unitify.reparametrisation import ParameterRole, Reparametrisation, WeightedSum
+from unitify.reparametrization import ParameterRole, Reparametrization, WeightedSum
+from unitify.rulebook.dimensions import evaluate, shape_of, symbol_values
+from unitify.rulebook.rule_table import Rule, RuleTable
+from unitify.rulebook.schema import operation_name, set_argument
 from unitify.scheme.options import UnitScheme
 from unitify.scheme.roles import parameter_roles
 from unitify.scheme.stacks import stacks, weighted_sums
@@ -24,7 +24,7 @@ from unitify.scheme.structure import Structure, structure
 from unitify.scheme.sweep import Sweep, weights_in_order
 
 
-def multipliers(capture: Capture, scheme: UnitScheme, rules: RuleTable) -> Reparametrisation:
+def multipliers(capture: Capture, scheme: UnitScheme, rules: RuleTable) -> Reparametrization:
     """Choose every constant that ``scheme`` puts into the graph of ``capture``."""
     graph = fx.Graph()
     graph.output(graph.graph_copy(capture.graph, {}))
@@ -40,7 +40,7 @@ def multipliers(capture: Capture, scheme: UnitScheme, rules: RuleTable) -> Repar
             numbers.setdefault(node.name, {})[name] = value
     sweep = Sweep(capture, rules, scheme, read, roles, sums)
     sweep.run()
-    return Reparametrisation(
+    return Reparametrization(
         scheme=scheme.name,
         options=scheme.as_table(),
         outputs=sweep.outputs,

@@ -12,7 +12,7 @@ from unitify.diagnostics import UnitifyError, UnknownOption
 
 #: What a field may be, where it is one of a few words.
 CHOICES: Mapping[str, tuple[str, ...]] = {
-    "init": ("normal", "normalise", "keep"),
+    "init": ("normal", "normalize", "keep"),
     "biases": ("zero", "keep"),
     "residual": ("running-mean", "fixed", "u-mup", "default"),
     "logits": ("1/sqrt(d)", "1/d"),
@@ -27,7 +27,7 @@ class UnitScheme:
     """Unit scaling (Blake et al. 2023, arXiv 2303.11257), as a true model.
 
     - ``init``: weights are drawn from N(0, 1) ("normal"), are the model's own divided by their RMS
-      ("normalise"), or stay as they are ("keep"); ``biases``: "zero" or "keep". Gains become one;
+      ("normalize"), or stay as they are ("keep"); ``biases``: "zero" or "keep". Gains become one;
       parameters of no known role keep what they have
     - ``residual``: weights of x + f(x): "running-mean" gives every branch and the input an equal
       share of the variance, "fixed" gives a branch the share ``tau`` (``attention_tau`` where it is

@@ -8,7 +8,7 @@ the invariance under A → Aθ, B → B/θ, C → C/θ².
 
 Unit scaling (Blake et al. 2023, arXiv 2303.11257): one rate for all matrices and tables, and n^-1/2
 times it for a vector of n gains or biases, as the authors' own training code has it. There an
-optimiser is handed gradients of unit RMS: a step that is a multiple of the gradient is divided by
+optimizer is handed gradients of unit RMS: a step that is a multiple of the gradient is divided by
 what the gradient's RMS was when the model was transformed.
 """
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from unitify.reparametrisation import ParameterRole
+from unitify.reparametrization import ParameterRole
 from unitify.scheme.options import UMuP
 
 Factor = Callable[[ParameterRole], float]
@@ -26,7 +26,7 @@ def _one(_role: ParameterRole) -> float:
     return 1.0
 
 
-NORMALISED: Mapping[str, Factor] = {
+NORMALIZED: Mapping[str, Factor] = {
     "embedding": lambda role: role.fan_out**-0.5,
     "hidden": lambda role: role.fan_in**-0.5,
     "readout": _one,
@@ -52,4 +52,4 @@ def learning_rate_factor(scheme: str, role: ParameterRole, *, is_gradient_step: 
     if is_gradient_step:
         return GRADIENT[role.role](role)
     in_branch = role.depth**-0.5 if role.depth else 1.0
-    return NORMALISED[role.role](role) * in_branch
+    return NORMALIZED[role.role](role) * in_branch

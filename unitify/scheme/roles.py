@@ -9,8 +9,8 @@ import torch
 from torch import fx
 
 from unitify.capture.whole import Capture
-from unitify.operations.rule_table import RuleTable
-from unitify.operations.schema import named_arguments, nodes_of, operation_name
+from unitify.rulebook.rule_table import RuleTable
+from unitify.rulebook.schema import named_arguments, nodes_of, operation_name
 from unitify.scheme.structure import Structure, is_view
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from unitify.operations.residual import Residual
-from unitify.reparametrisation import WeightedSum
+from unitify.reparametrization import WeightedSum
+from unitify.rulebook.residual import Residual
 from unitify.scheme.options import UnitScheme
 from unitify.scheme.structure import Structure
 

@@ -13,10 +13,10 @@ import torch
 from torch import fx
 
 from unitify.capture.whole import Capture
-from unitify.operations.laws import holds_tensors, is_scalable
-from unitify.operations.residual import Residual, branches, residuals
-from unitify.operations.rule_table import Rule, RuleTable
-from unitify.operations.schema import named_arguments, nodes_of, operation_name
+from unitify.rulebook.laws import holds_tensors, is_scalable
+from unitify.rulebook.residual import Residual, branches, residuals
+from unitify.rulebook.rule_table import Rule, RuleTable
+from unitify.rulebook.schema import named_arguments, nodes_of, operation_name
 from unitify.scheme.meetings import find_meetings
 
 

@@ -18,12 +18,12 @@ from unitify.analysis.forward import ForwardMoments, Results, linear_names
 from unitify.analysis.linear import linear_forward
 from unitify.analysis.moments import Moment, exactly, gaussian, number
 from unitify.capture.whole import Capture
-from unitify.operations.extremes import extreme_values, holds_mask
-from unitify.operations.laws import holds_tensors, is_scalable
-from unitify.operations.operation import Operation
-from unitify.operations.rule_table import Rule, RuleTable
-from unitify.operations.schema import named_arguments, nodes_of, operation_name
-from unitify.reparametrisation import WeightedSum
+from unitify.reparametrization import WeightedSum
+from unitify.rulebook.extremes import extreme_values, holds_mask
+from unitify.rulebook.laws import holds_tensors, is_scalable
+from unitify.rulebook.operation import Operation
+from unitify.rulebook.rule_table import Rule, RuleTable
+from unitify.rulebook.schema import named_arguments, nodes_of, operation_name
 from unitify.scheme.options import UMuP, UnitScheme
 from unitify.scheme.structure import Structure, adds, is_view, multiplies_by_number
 

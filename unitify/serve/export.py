@@ -37,12 +37,12 @@ from unitify.diagnostics import (
 )
 from unitify.estimates import Estimates, Rms
 from unitify.estimating import check_scales, estimated
-from unitify.operations.laws import is_scalable
-from unitify.operations.rule_table import RuleTable, load_rules
 from unitify.plan.bands import tolerance_of
 from unitify.plan.planner import plan
 from unitify.recipe.choices import Patterns, choose
 from unitify.recipe.recipe import Recipe
+from unitify.rulebook.laws import is_scalable
+from unitify.rulebook.rule_table import RuleTable, load_rules
 from unitify.serve.layouts import LAYOUTS, Layout, config
 from unitify.serve.mapped import mapped_model, recorded
 from unitify.serve.reopened import LEAST, check_reader, reopened

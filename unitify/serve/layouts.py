@@ -16,8 +16,8 @@ from torch import Tensor
 
 from unitify.formats.blocks import in_blocks
 from unitify.formats.rounding import octave
-from unitify.formats.table import E4M3, FORMATS, MXFP4, MXFP8, NVFP4, BlockFormat, quantise
-from unitify.ops.scaled_mm import encode
+from unitify.formats.table import E4M3, FORMATS, MXFP4, MXFP8, NVFP4, BlockFormat, quantize
+from unitify.runtime.scaled_mm import encode
 from unitify.serve.served import Served
 
 #: Rows and columns of a block that shares a scale.
@@ -86,7 +86,7 @@ def _blocks(weight: Tensor, format: BlockFormat) -> tuple[Tensor, Tensor]:
     blocks = in_blocks(weight, format.size, -1)
     scales = format.scales(blocks.abs().amax(-1))
     divided = blocks / torch.where(scales > 0, scales, 1.0).unsqueeze(-1)
-    return quantise(divided, format.element).flatten(-2), scales
+    return quantize(divided, format.element).flatten(-2), scales
 
 
 def _packed(numbers: Tensor) -> Tensor:

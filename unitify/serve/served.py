@@ -20,11 +20,11 @@ from unitify.estimates import Estimates, Rms
 from unitify.formats.band import band_of
 from unitify.formats.table import FORMATS
 from unitify.noise.operand_casts import OperandCast, Place, operand_casts
-from unitify.operations.rule_table import Rule, RuleTable
-from unitify.operations.schema import named_arguments, operation_name
 from unitify.plan.scale_plan import ScalePlan
 from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
+from unitify.rulebook.rule_table import Rule, RuleTable
+from unitify.rulebook.schema import named_arguments, operation_name
 
 #: Decibels that a scale may lose.
 _LOST = 0.1
@@ -130,7 +130,7 @@ def _layer(
     if not layer:
         return "", f"{path}.{weight.target} is not the weight of a linear layer".lstrip(".")
     if choice.mean:
-        return layer, "its operand is cast around a mean (centre = 'none' folds)"
+        return layer, "its operand is cast around a mean (center = 'none' folds)"
     others = [name for name in names if name != f"{layer}.weight"]
     if others or len(weight.users) > 1:
         return layer, f"its weight is also {', '.join(others) or 'taken elsewhere'}"

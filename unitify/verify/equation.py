@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from unitify.operations.dimensions import evaluate_default
-from unitify.operations.expressions import Monomial
-from unitify.operations.rule_table import Law, Rule
-from unitify.operations.schema import named_arguments, nodes_of
 from unitify.plan.scale_plan import Scale, ScalePlan
+from unitify.rulebook.dimensions import evaluate_default
+from unitify.rulebook.expressions import Monomial
+from unitify.rulebook.rule_table import Law, Rule
+from unitify.rulebook.schema import named_arguments, nodes_of
 
 #: An operand's place in a call: the argument's name, and the index among that argument's nodes.
 Place = tuple[str, int]

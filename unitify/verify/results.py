@@ -71,7 +71,7 @@ def run(
 
 @contextlib.contextmanager
 def _untrained(tree: nn.Module) -> Iterator[None]:
-    """Inside, no hook runs behind a gradient that is there: some take a step of an optimiser."""
+    """Inside, no hook runs behind a gradient that is there: some take a step of an optimizer."""
     held = [(hooks, dict(hooks)) for p in tree.parameters() if (hooks := _hooks_behind(p))]
     for hooks, _ in held:
         hooks.clear()

@@ -25,7 +25,7 @@ from unitify.cast.lowering import without_codes
 from unitify.diagnostics import Diagnostic, RoundsOtherwise, Underflow, UnitifyError, UnitifyWarning
 from unitify.module.assembly import unscaled
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.operations.rule_table import RuleTable
+from unitify.rulebook.rule_table import RuleTable
 from unitify.verification import Difference, Verification
 from unitify.verify.calls import Call, calls_of
 from unitify.verify.comparison import compare

@@ -27,9 +27,9 @@ from torch import fx, nn
 from unitify.capture.whole import Capture
 from unitify.diagnostics import Diagnostic, WrongFactor
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.operations.rule_table import RuleTable
-from unitify.operations.schema import named_arguments, nodes_of, operation_name
 from unitify.plan.scale_plan import Scale, ScalePlan
+from unitify.rulebook.rule_table import RuleTable
+from unitify.rulebook.schema import named_arguments, nodes_of, operation_name
 from unitify.verify.comparison import difference_of
 from unitify.verify.equation import (
     Equation,

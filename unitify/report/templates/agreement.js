@@ -87,7 +87,7 @@ function agreementView() {
           x1: span[1],
           y0: span[0] + offset,
           y1: span[1] + offset,
-          line: { color: colour("bound"), width: 1, dash },
+          line: { color: color("bound"), width: 1, dash },
         })),
       );
       layout.annotations.push({
@@ -100,7 +100,7 @@ function agreementView() {
         yshift: 8,
         showarrow: false,
         text: index ? "gradients" : "values",
-        font: { size: 13, color: colour("text") },
+        font: { size: 13, color: color("text") },
       });
       return pointsAndDensity(held, name, index);
     });
@@ -141,7 +141,7 @@ function pointsAndDensity(held, name, index) {
     x: single.map(({ x }) => x),
     y: single.map(({ y }) => y),
     customdata: single.map(({ value }) => value.index),
-    marker: { size: 5.5, color: colour("transformed"), opacity: 0.55 },
+    marker: { size: 5.5, color: color("transformed"), opacity: 0.55 },
   };
   if (!isMany) return [points];
   return [
@@ -154,8 +154,8 @@ function pointsAndDensity(held, name, index) {
       nbinsy: 60,
       colorscale: [
         [0, "rgba(0,0,0,0)"],
-        [0.01, colour("heat1")],
-        [1, colour("heat4")],
+        [0.01, color("heat1")],
+        [1, color("heat4")],
       ],
       showscale: false,
       hoverinfo: "skip",

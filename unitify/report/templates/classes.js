@@ -107,7 +107,7 @@ function classesView() {
         type: "scatter",
         mode: "lines",
         hoverinfo: "skip",
-        line: { color: colour("edge"), width: 1 },
+        line: { color: color("edge"), width: 1 },
         x: edges.flatMap((edge) => [edge.source.x, edge.target.x, null]),
         y: edges.flatMap((edge) => [y(edge.source), y(edge.target), null]),
       },
@@ -130,10 +130,10 @@ function classesView() {
         marker: {
           size: nodes.map((each) => Math.min(7 + 2.2 * Math.sqrt(each.members.length), 26)),
           symbol: nodes.map((each) => (isRestored(each) ? "diamond" : "circle")),
-          color: nodes.map((each) => (isCast(each) ? colour("transformed") : colour("surface"))),
+          color: nodes.map((each) => (isCast(each) ? color("transformed") : color("surface"))),
           line: {
             width: 1.6,
-            color: nodes.map((each) => (isRestored(each) ? colour("original") : colour("transformed"))),
+            color: nodes.map((each) => (isRestored(each) ? color("original") : color("transformed"))),
           },
         },
       },

@@ -93,9 +93,9 @@ function driftView() {
       cmin: -6,
       cmax: 6,
       colorscale: [
-        [0, colour("transformed")],
-        [0.5, colour("surface")],
-        [1, colour("original")],
+        [0, color("transformed")],
+        [0.5, color("surface")],
+        [1, color("original")],
       ],
       colorbar: {
         thickness: 9,
@@ -126,7 +126,7 @@ function driftView() {
           xaxis: "x2",
           yaxis: "y2",
           hoverinfo: "x+y",
-          line: { color: colour("transformed"), width: 2 },
+          line: { color: color("transformed"), width: 2 },
           marker: { size: 5 },
         },
       ],

@@ -43,7 +43,7 @@ function exponentsView() {
     layout.coloraxis = {
       cmin: 0,
       cmax: 0.4,
-      colorscale: heatColours(),
+      colorscale: heatColors(),
       showscale: !isNarrow(),
       colorbar: {
         orientation: "h",
@@ -141,10 +141,10 @@ function boundLines(direction, name) {
     x1: 1,
     y0: y,
     y1: y,
-    line: { color: colour("bound"), width: 1, dash },
+    line: { color: color("bound"), width: 1, dash },
   }));
 }
 
-function heatColours() {
-  return ["heat0", "heat1", "heat2", "heat3", "heat4"].map((name, index) => [index / 4, colour(name)]);
+function heatColors() {
+  return ["heat0", "heat1", "heat2", "heat3", "heat4"].map((name, index) => [index / 4, color(name)]);
 }

@@ -29,11 +29,11 @@ function baseLayout(height) {
     margin: { l: 58, r: 44, t: 34, b: 58 },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
-    font: { family: fontFamily(), size: 12, color: colour("muted") },
+    font: { family: fontFamily(), size: 12, color: color("muted") },
     hovermode: "closest",
     showlegend: false,
     dragmode: "zoom",
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("faint"), activecolor: colour("text") },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: color("faint"), activecolor: color("text") },
     autosize: true,
   };
 }
@@ -47,10 +47,10 @@ const CONFIG = {
 
 function axis(extra = {}) {
   return {
-    gridcolor: colour("grid"),
+    gridcolor: color("grid"),
     zeroline: false,
-    linecolor: colour("line"),
-    tickcolor: colour("line"),
+    linecolor: color("line"),
+    tickcolor: color("line"),
     ticks: "outside",
     ticklen: 4,
     automargin: false,
@@ -96,7 +96,7 @@ function panelLayout(slots, span, range) {
         x1: x - 0.5,
         y0: 0,
         y1: 1,
-        line: { color: colour("grid"), width: 1 },
+        line: { color: color("grid"), width: 1 },
       })),
     );
     layout.annotations.push(...rangeLabels(direction, name, index % 2 === 1));
@@ -111,7 +111,7 @@ function panelLayout(slots, span, range) {
         yshift: 8,
         showarrow: false,
         text: graph,
-        font: { size: 13, color: colour(graph) },
+        font: { size: 13, color: color(graph) },
       });
     }
   });
@@ -179,7 +179,7 @@ function runsOf(places, depth) {
   return runs;
 }
 
-// The end of a path that tells it from its neighbours: layer.3, or 3.attention inside of it.
+// The end of a path that tells it from its neighbors: layer.3, or 3.attention inside of it.
 function shortPath(parts) {
   const number = parts.findLastIndex((part) => /^\d+$/.test(part));
   const final = parts[parts.length - 1];
@@ -235,9 +235,9 @@ function rangeShapes(direction, name) {
   });
   const { largest, normal, subnormal } = bounds(shownFormat[direction]);
   return [
-    band(normal, largest, colour("range")),
-    band(subnormal, normal, colour("subnormal")),
-    band(-1, 1, colour("unit")),
+    band(normal, largest, color("range")),
+    band(subnormal, normal, color("subnormal")),
+    band(-1, 1, color("unit")),
   ];
 }
 
@@ -253,7 +253,7 @@ function rangeLabels(direction, name, isRight) {
     xshift: 4,
     showarrow: false,
     text,
-    font: { size: 10, color: colour("faint") },
+    font: { size: 10, color: color("faint") },
   });
   return [
     label(largest, largestText(shownFormat[direction])),

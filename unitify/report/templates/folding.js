@@ -74,7 +74,7 @@ function slotsOf(node) {
   });
 }
 
-// At most MOST_COLUMNS of the slots in [first, last): neighbours are joined where there are more.
+// At most MOST_COLUMNS of the slots in [first, last): neighbors are joined where there are more.
 function columnsOf(slots, first, end) {
   const width = Math.max(Math.ceil((end - first) / MOST_COLUMNS), 1);
   const columns = [];

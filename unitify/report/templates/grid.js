@@ -161,7 +161,7 @@ function grid(host, { label, columns, rows, opened, search, sort, tools = [], ro
   return { update, replace: (others) => ((rows = others), update()) };
 }
 
-// A row above the heads, for neighbours that belong together; none where there are none.
+// A row above the heads, for neighbors that belong together; none where there are none.
 function groupsOf(columns) {
   if (!columns.some((column) => column.group)) return null;
   const cells = [];

@@ -64,7 +64,7 @@ function octaves(side) {
   return { first, shares };
 }
 
-// Abramowitz and Stegun 7.1.26; good to 1.5e-7, which is more than a colour shows.
+// Abramowitz and Stegun 7.1.26; good to 1.5e-7, which is more than a color shows.
 function erf(x) {
   const t = 1 / (1 + 0.3275911 * x);
   const sum = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t;

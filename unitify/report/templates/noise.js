@@ -1,4 +1,4 @@
-// Signal to quantisation noise at every product, in the order of the graph.
+// Signal to quantization noise at every product, in the order of the graph.
 
 function noiseView() {
   const host = section("noise");
@@ -44,8 +44,8 @@ function noiseView() {
       x: layers.map((_, index) => index),
       y: layers.map((value) => value.sqnr[graph]),
       hoverinfo: "none",
-      line: { color: colour(graph), width: 2 },
-      marker: { color: colour(graph), size: 6 },
+      line: { color: color(graph), width: 2 },
+      marker: { color: color(graph), size: 6 },
     }));
     library.react(plot, traces, layout, CONFIG);
     if (plot.dataset.listens) return;

@@ -35,7 +35,7 @@ function scalesView() {
       `${plural(slots.length, "slot")}: ${plural(slots.filter((s) => !s.node).length, "value")} and ` +
       `${plural(slots.filter((s) => s.node).length, "folded module")}` +
       (columns.some((column) => column.slots.length > 1)
-        ? "; neighbours are joined, zoom in to tell them apart"
+        ? "; neighbors are joined, zoom in to tell them apart"
         : "");
     if (!host.dataset.listens) listen(library);
   });
@@ -115,7 +115,7 @@ function sortedLogs(values, direction, graph) {
 }
 
 function panelTraces({ direction, graph, axis: name }, columns) {
-  const ink = colour(graph);
+  const ink = color(graph);
   const bars = { x: [], y: [] };
   const points = { x: [], y: [], customdata: [], symbol: [], size: [] };
   columns.forEach((column, index) => {

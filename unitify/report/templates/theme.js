@@ -1,11 +1,11 @@
-// Light and dark: the system's choice until somebody switches. Figures take their colours from CSS.
+// Light and dark: the system's choice until somebody switches. Figures take their colors from CSS.
 
 const themeListeners = [];
 
-// What a colour is under the theme of now: the browser resolves it.
+// What a color is under the theme of now: the browser resolves it.
 const probe = document.createElement("span");
 
-function colour(name) {
+function color(name) {
   if (!probe.isConnected) document.body.append(Object.assign(probe, { hidden: true }));
   probe.style.color = `var(--${name})`;
   return getComputedStyle(probe).color;

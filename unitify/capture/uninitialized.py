@@ -1,0 +1,32 @@
+"""Memory that is allocated and not written: zeros in its place."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+aten = torch.ops.aten
+
+#: Memory as it was found, and the same with something in it.
+_UNINITIALIZED: dict[OpOverload, OpOverload] = {
+    aten.empty.memory_format: aten.zeros.default,
+    aten.empty_like.default: aten.zeros_like.default,
+    aten.new_empty.default: aten.new_zeros.default,
+}
+
+
+def fill_with_zeros(graph: fx.Graph) -> None:
+    """Exchange what was never written for zeros: it would be taken for a value, and is any."""
+    for node in graph.nodes:
+        if node.target in _UNINITIALIZED and _is_floating(node):
+            known = {a.name for a in _UNINITIALIZED[node.target]._schema.arguments}
+            kwargs = {name: value for name, value in node.kwargs.items() if name in known}
+            dropped = node.kwargs.keys() - known
+            if all(node.kwargs[n] in (None, torch.contiguous_format) for n in dropped):
+                node.target, node.kwargs = _UNINITIALIZED[node.target], kwargs
+
+
+def _is_floating(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())

@@ -1,1 +1,0 @@
-"""What is known of operations: the rule table, and a row read at a node of a graph."""

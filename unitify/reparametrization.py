@@ -1,0 +1,123 @@
+"""What a unit scaling scheme made of a model: constants of its graph, and roles of parameters.
+
+Plain frozen values: chosen once, applied again by ``rebuild``, written to plan.json.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from unitify.diagnostics import PlanMismatch, UnitifyError
+
+
+@dataclass(frozen=True)
+class ParameterRole:
+    """What a parameter is for, as the graph shows it.
+
+    - ``role``: "embedding" (a table, read by index or added as it is), "hidden" or "readout" (an
+      operand of products; the last one before an output), "gain", "bias", or "other" (left alone)
+    - ``fan_in``: products summed into an element of the result; zero where nothing is summed
+    - ``fan_out``: elements made from one, for an embedding its width
+    - ``depth``: residual branches of the stack that it is in; zero outside
+    - ``gradient``: RMS of its gradient as first planned, a power of two; one where none was
+    """
+
+    role: str
+    fan_in: float = 0.0
+    fan_out: float = 0.0
+    depth: int = 0
+    gradient: float = 1.0
+
+
+@dataclass(frozen=True)
+class WeightedSum:
+    """A residual sum skip · x + branch · f(x).
+
+    ``index`` among the ``depth`` branches of its stack; ``kind``: "attention" or "other".
+    """
+
+    value: str
+    kind: str
+    index: int
+    depth: int
+    skip: float
+    branch: float
+
+
+@dataclass(frozen=True)
+class Reparametrization:
+    """The constants that make a captured graph the true model of a scheme. Comparable, JSON-ready.
+
+    - ``scheme``: its name; ``options``: its fields that are not at their default
+    - ``outputs``: value → what the result is multiplied by; ``operands``: value → argument → what
+      the operand is multiplied by; ``numbers``: value → argument → the number in its place
+    - ``parameters``: name → role; ``sums``: the residual sums
+    """
+
+    scheme: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    outputs: Mapping[str, float] = field(default_factory=dict)
+    operands: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    numbers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    parameters: Mapping[str, ParameterRole] = field(default_factory=dict)
+    sums: tuple[WeightedSum, ...] = ()
+
+    def with_gradients(self, rms: Mapping[str, float]) -> Reparametrization:
+        """The same with the RMS of parameters' gradients, by name."""
+        known = {n: replace(r, gradient=rms.get(n, 1.0)) for n, r in self.parameters.items()}
+        return replace(self, parameters=known)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "scheme": self.scheme,
+            "options": dict(self.options),
+            "outputs": dict(self.outputs),
+            "operands": {n: dict(held) for n, held in self.operands.items()},
+            "numbers": {n: dict(held) for n, held in self.numbers.items()},
+            "parameters": {n: asdict(role) for n, role in self.parameters.items()},
+            "sums": [asdict(one) for one in self.sums],
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Reparametrization:
+        """What ``to_json`` wrote.
+
+        Raises ``UnitifyError`` (U301) for anything else.
+        """
+        try:
+            return Reparametrization(
+                scheme=str(data["scheme"]),
+                options=dict(data["options"]),
+                outputs={n: float(m) for n, m in data["outputs"].items()},
+                operands={n: dict(held) for n, held in data["operands"].items()},
+                numbers={n: dict(held) for n, held in data["numbers"].items()},
+                parameters={n: ParameterRole(**r) for n, r in data["parameters"].items()},
+                sums=tuple(WeightedSum(**one) for one in data["sums"]),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            problem = f"not a scheme ({type(error).__name__}: {error})"
+            raise UnitifyError(PlanMismatch(problem=problem)) from None
+
+    def describe(self) -> str:
+        """Roles of parameters, residual sums and multipliers, as text."""
+        count = Counter(role.role for role in self.parameters.values())
+        lines = [f"{self.scheme}: " + ", ".join(f"{n} {role}" for role, n in count.items())]
+        for name, role in self.parameters.items():
+            place = f", one of {role.depth} branches" if role.depth else ""
+            fans = f" {role.fan_in:g} → {role.fan_out:g}" if role.fan_in else ""
+            lines.append(f"  {role.role:9} {name}{fans}{place}")
+        for one in self.sums:
+            lines.append(
+                f"  {one.value} = {one.skip:.4g} · skip + {one.branch:.4g} · branch "
+                f"({one.kind}, {one.index + 1} of {one.depth})"
+            )
+        lines += [f"  {name} × {m:.4g}" for name, m in self.outputs.items()]
+        for name, held in self.operands.items():
+            lines += [f"  {argument} of {name} × {m:.4g}" for argument, m in held.items()]
+        for name, held in self.numbers.items():
+            lines += [f"  {argument} of {name} = {m:.4g}" for argument, m in held.items()]
+        return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The rule table for people: listed, verified on samples, extended."""

@@ -1,0 +1,42 @@
+"""Operations of a graph that have no row in the rule table: they run at true scale."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import fx
+
+from unitify.capture.whole import Capture
+from unitify.diagnostics import NoRule
+from unitify.rulebook.laws import holds_tensors, is_scalable
+from unitify.rulebook.rule_table import RuleTable
+from unitify.rulebook.schema import operation_name
+
+
+def without_rule(capture: Capture, rules: RuleTable) -> tuple[NoRule, ...]:
+    """Operations on floating values that have no rule, the most frequent first."""
+    counts = Counter(operation_name(node) for node in nodes_without_rule(capture, rules))
+    return tuple(
+        NoRule(where=type(capture.model).__name__, operation=operation, count=count)
+        for operation, count in counts.most_common()
+    )
+
+
+def nodes_without_rule(capture: Capture, rules: RuleTable) -> list[fx.Node]:
+    """The calls of operations on floating values that have no rule, in the graph's order."""
+    return [
+        node
+        for node in capture.graph.nodes
+        if node.op == "call_function"
+        and not _takes_apart(node)
+        and not isinstance(node.meta.get("val"), int | float | torch.SymInt)
+        and any(is_scalable(n) or holds_tensors(n) for n in (node, *node.all_input_nodes))
+        and operation_name(node) not in rules
+    ]
+
+
+def _takes_apart(node: fx.Node) -> bool:
+    """Does the node pick one result of several?"""
+    source = node.args[0] if node.args else None
+    return isinstance(source, fx.Node) and holds_tensors(source)

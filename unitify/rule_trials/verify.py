@@ -1,0 +1,112 @@
+"""``verify``: does a row of the rule table hold? Its law bitwise, its moments against samples.
+
+The same trials as those of unitify's own tests, on any row: one that a user wrote, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+
+from unitify.rule_trials.laws import differences, has_kernel
+from unitify.rule_trials.moments import LIMIT, is_predicted, predicted, sampled, z_scores
+from unitify.rulebook.expressions import ExpressionError
+from unitify.rulebook.rule_table import Rule, RuleTable
+from unitify.rulebook.schema import find_operation
+
+#: Seeds under which the law is tried, by type.
+SEEDS = {torch.float32: (0, 1, 2), torch.float64: (3,), torch.bfloat16: (4,)}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one row.
+
+    - ``place``: the file and line of the row
+    - ``law``: how often the law was tried and held to the last bit; 0 where the row has no sample
+    - ``moments``: how many mean squares were predicted within the limit
+    - ``problems``: what does not hold, a line each; ``notes``: what was not tried, and why
+    """
+
+    operation: str
+    place: str = ""
+    law: int = 0
+    moments: int = 0
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        """Is nothing wrong with it?"""
+        return not self.problems
+
+
+def verify(rules: RuleTable, patterns: Iterable[str] = ("*",)) -> Iterator[Verdict]:
+    """A verdict on every row whose operation matches one of ``patterns``, in order of the names."""
+    patterns = list(patterns)
+    for operation in sorted(rules):
+        if any(fnmatchcase(operation, pattern) for pattern in patterns):
+            yield verify_row(rules[operation])
+
+
+def verify_row(rule: Rule) -> Verdict:
+    """Try one row. Whatever goes wrong is a problem of the row, not an exception."""
+    if find_operation(rule.operation) is None:
+        problem = "torch has no operation of this name"
+        return Verdict(rule.operation, rule.place, problems=(problem,))
+    if not rule.sample:
+        return Verdict(rule.operation, rule.place, notes=("it has no sample to be tried on",))
+    try:
+        law, of_law, notes = _law(rule)
+        moments, of_moments = _moments(rule)
+    except (ExpressionError, RuntimeError, TypeError, ValueError, KeyError, IndexError) as error:
+        first = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        return Verdict(rule.operation, rule.place, problems=(f"it cannot be run: {first[0]}",))
+    if not is_predicted(rule):
+        notes.append("its moments are sampled, not predicted")
+    problems = (*of_law, *of_moments)
+    return Verdict(rule.operation, rule.place, law, moments, problems, tuple(notes))
+
+
+def _law(rule: Rule) -> tuple[int, list[str], list[str]]:
+    held, problems, notes = 0, [], []
+    for dtype, seeds in SEEDS.items():
+        if dtype != torch.float32 and not has_kernel(rule, dtype):
+            notes.append(f"it does not run in {str(dtype).removeprefix('torch.')}")
+            continue
+        for sample in (rule.sample, *rule.variants):
+            for seed in seeds:
+                wrong = differences(rule, sample, seed, dtype)
+                held += not wrong
+                if wrong:
+                    problems.append(f"the law gives other bits in {', '.join(wrong)} of {sample}")
+    return held, list(dict.fromkeys(problems)), notes
+
+
+def _moments(rule: Rule) -> tuple[int, list[str]]:
+    if not is_predicted(rule):
+        return 0, []
+    estimates, _, fallbacks = predicted(rule)
+    found = sampled(rule)
+    problems = [
+        f"its {one.direction} moments are {one.way}, not as it says: {one.reason}"
+        for one in fallbacks
+    ]
+    for (name, direction), score in z_scores(estimates, found).items():
+        if abs(score) >= LIMIT:
+            squares = found[name, direction]
+            rms = (sum(squares) / len(squares)) ** 0.5
+            what = "the result" if direction == "forward" else f"the gradient of {_argument(name)}"
+            stated = getattr(estimates[name], direction) or 0.0
+            problems.append(
+                f"{what} has RMS {rms:.4g} on samples, predicted {stated:.4g} "
+                f"({score:+.1f} standard errors)"
+            )
+    return len(found) - len(problems) + len(fallbacks), problems
+
+
+def _argument(name: str) -> str:
+    return name.removesuffix("_operand")

@@ -1,0 +1,98 @@
+"""How a product is taken apart at the mean of an operand: f(x, w) = f(x − mean, w) + f(mean, w).
+
+Takes a product's node and its rule; says which operand has a mean, along which axis, and what the
+product makes of that mean: one row, if zeros around an image are put there first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from unitify.rulebook.dimensions import shape_of
+from unitify.rulebook.operation import call_by_name
+from unitify.rulebook.rule_table import Rule
+from unitify.rulebook.schema import named_arguments
+
+
+@dataclass(frozen=True)
+class Centering:
+    """How a product is taken apart.
+
+    ``operand``, ``weight``: names of arguments; ``axis``: the operand's channels. Of matrices,
+    ``is_transposed``: is the weight [N, K]? Of an image, ``padding``: the argument that asks for
+    zeros around it, "" for matrices.
+    """
+
+    operand: str
+    weight: str
+    axis: int
+    is_transposed: bool = False
+    padding: str = ""
+
+
+def centering(rule: Rule, node: fx.Node) -> Centering | None:
+    """How ``node`` is taken apart; None where it is not."""
+    arguments = named_arguments(node)
+    if rule.matmul is not None:
+        matmul = rule.matmul
+        found = Centering(matmul.left, matmul.right, -1, matmul.is_transposed)
+        ranks = _rank(arguments[found.operand]), _rank(arguments[found.weight])
+        return found if ranks[0] >= 2 and ranks[1] == 2 else None
+    if not rule.pads or not all(isinstance(p, int) for p in _listed(arguments[rule.pads])):
+        return None
+    operand, weight = rule.linear
+    found = Centering(operand, weight, 1, padding=rule.pads)
+    # An image without a batch has its channels elsewhere.
+    is_batched = _rank(arguments[found.operand]) == _rank(arguments[found.weight])
+    return found if is_batched else None
+
+
+def channels(how: Centering, node: fx.Node) -> int:
+    """How many numbers the mean of the operand has."""
+    return shape_of(named_arguments(node)[how.operand].meta["val"])[how.axis]
+
+
+def padding(how: Centering, node: fx.Node) -> list[int]:
+    """Zeros that ``node`` puts in front of and behind each dimension of an image."""
+    if not how.padding:
+        return []
+    arguments = named_arguments(node)
+    return _spread(_listed(arguments[how.padding]), _rank(arguments[how.weight]) - 2)
+
+
+def reach(how: Centering, node: fx.Node) -> list[int]:
+    """How many places of an image the window of ``node`` reaches over, in each direction."""
+    arguments = named_arguments(node)
+    taps = shape_of(arguments[how.weight].meta["val"])[2:]
+    dilation = _spread(_listed(arguments.get("dilation", 1)), len(taps))
+    return [d * (t - 1) + 1 for d, t in zip(dilation, taps, strict=True)]
+
+
+def row(
+    how: Centering, node: fx.Node, arguments: Mapping[str, Any], mean: Tensor, weight: Tensor
+) -> Tensor:
+    """What ``node`` makes of the mean, without what it adds. ``arguments``: of the call."""
+    if not how.padding:
+        return F.linear(mean, weight if how.is_transposed else weight.t())
+    image = mean.reshape(1, -1, *[1] * (weight.dim() - 2)).expand(1, -1, *reach(how, node))
+    given = {n: None if isinstance(a, Tensor) else a for n, a in arguments.items()}
+    given |= {how.operand: image, how.weight: weight, how.padding: [0] * (weight.dim() - 2)}
+    result: Tensor = call_by_name(node, given)
+    return result
+
+
+def _spread(values: list[Any], count: int) -> list[Any]:
+    return values * count if len(values) == 1 else values
+
+
+def _listed(argument: Any) -> list[Any]:
+    return list(argument) if isinstance(argument, list | tuple) else [argument]
+
+
+def _rank(argument: Any) -> int:
+    return argument.meta["val"].dim() if isinstance(argument, fx.Node) else 0

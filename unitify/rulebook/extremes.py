@@ -1,0 +1,118 @@
+"""Values that carry masking constants (``-inf``, ``finfo.min``): never rescaled.
+
+A constant near the end of the number format has no room for a factor. It is followed from
+where it enters through every operation that runs on stored operands, up to one that restores.
+Nor has what it is multiplied with: a mask of ones that is stored as twos, times ``finfo.min``, is
+infinite before any factor can make up for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import fx
+
+from unitify.rulebook.laws import holds_tensors, is_scalable
+from unitify.rulebook.rule_table import Rule, RuleTable
+from unitify.rulebook.schema import named_arguments, nodes_of, operation_name
+
+#: A number at least this large in magnitude is a mask, not a quantity; in a format that does not
+#: reach so far, one in the last two octaves.
+LIMIT = 2.0**100
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """``values``: nodes whose values may hold a masking constant, or are multiplied with one.
+
+    ``met``: those that are multiplied, and the products. A gradient that is stored near unit RMS,
+    times ``finfo.min``, is infinite where the true one, which is smaller, is not.
+    """
+
+    values: frozenset[fx.Node]
+    met: frozenset[fx.Node]
+
+
+def extreme_values(
+    graph: fx.Graph, rules: RuleTable, inputs: Iterable[Any], attribute: Callable[[str], Any]
+) -> frozenset[fx.Node]:
+    """The nodes of ``graph`` that ``extremes`` finds."""
+    return extremes(graph, rules, inputs, attribute).values
+
+
+def extremes(
+    graph: fx.Graph, rules: RuleTable, inputs: Iterable[Any], attribute: Callable[[str], Any]
+) -> Extremes:
+    """Where masking constants are in ``graph``.
+
+    ``inputs``: the example's flat inputs, ``attribute``: what a ``get_attr`` node names; a mask
+    among inputs, buffers and constants shows by its contents.
+    """
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    extreme = {n for n, value in zip(placeholders, inputs, strict=False) if holds_mask(value)}
+    held = ((n, attribute(str(n.target))) for n in graph.nodes if n.op == "get_attr")
+    extreme |= {n for n, value in held if not _is_parameter(value) and holds_mask(value)}
+    met: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op != "call_function" or not (is_scalable(node) or holds_tensors(node)):
+            continue
+        arguments = named_arguments(node)
+        limit = _limit(node.meta["val"]) if is_scalable(node) else LIMIT
+        creates = any(_is_extreme(a, limit) for a in arguments.values())
+        rule = rules.get(operation_name(node))
+        if creates or any(
+            operand in extreme and (_takes_apart(node) or _passes(rule, name))
+            for name, argument in arguments.items()
+            for operand in nodes_of(argument)
+        ):
+            extreme.add(node)
+            if multiplied := set(_met_as_stored(rule, arguments)):
+                met |= {node, *multiplied}
+    return Extremes(frozenset(extreme | met), frozenset(met))
+
+
+def _met_as_stored(rule: Rule | None, arguments: Mapping[str, Any]) -> Iterator[fx.Node]:
+    """The operands that a constant meets at their own scales, not at that of the result."""
+    if rule is None or rule.law is None or "out" in rule.law.output:
+        return
+    for name, argument in arguments.items():
+        if _passes(rule, name):
+            yield from (operand for operand in nodes_of(argument) if is_scalable(operand))
+
+
+def _passes(rule: Rule | None, name: str) -> bool:
+    """Does the operation run on this operand as stored, and not on its true value?"""
+    if rule is None or rule.law is None:
+        return False
+    return dict(rule.law.factors.get(name, {})) != {name: Fraction(1)}
+
+
+def holds_mask(value: Any) -> bool:
+    """Does a tensor hold a masking constant?"""
+    if not isinstance(value, torch.Tensor) or value.is_meta or not value.is_floating_point():
+        return False
+    return bool((value.abs() >= _limit(value)).any())
+
+
+def _limit(tensor: torch.Tensor) -> float:
+    return min(LIMIT, torch.finfo(tensor.dtype).max / 4)
+
+
+def _is_parameter(value: Any) -> bool:
+    return isinstance(value, torch.nn.Parameter)
+
+
+def _takes_apart(node: fx.Node) -> bool:
+    source = node.args[0] if node.args else None
+    return isinstance(source, fx.Node) and holds_tensors(source)
+
+
+def _is_extreme(argument: Any, limit: float) -> bool:
+    if isinstance(argument, bool) or not isinstance(argument, int | float):
+        return False
+    return isinstance(argument, float) and (math.isinf(argument) or abs(argument) >= limit)

@@ -1,0 +1,39 @@
+"""Floating-point operations of a product, from its shapes: what a share in FP8 is a share of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils.flop_counter import FlopCounterMode
+
+from unitify.rulebook.dimensions import hint
+from unitify.rulebook.operation import Operation
+
+
+def flops(node: fx.Node) -> int:
+    """Multiplications and additions of one forward call, at the example's sizes.
+
+    As ``torch.utils.flop_counter`` counts them: of products alone, masks not considered.
+    """
+    operation = Operation(node, {n: _number(n.meta.get("val")) for n in node.all_input_nodes})
+
+    def shaped(operand: Any) -> Any:
+        if isinstance(operand, list):
+            return [shaped(o) for o in operand]
+        shape = operation.shape_of(operand)
+        return torch.empty(shape, dtype=operand.meta["val"].dtype, device="meta")
+
+    operands = {name: shaped(operand) for name, operand in operation.operands.items()}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        operation(operands)
+    return int(counter.get_total_flops())
+
+
+def _number(value: Any) -> Any:
+    """What a number of the graph is at the example's sizes; masks and the like are left out."""
+    if isinstance(value, torch.SymInt | int):
+        return hint(value)
+    # A mode flag stands before a probability: evaluation drops nothing.
+    return None if isinstance(value, torch.Tensor) else 0.0

@@ -1,0 +1,194 @@
+"""The rule table: ``rules/*.toml`` and a user's own files read into frozen rows, one an operation.
+
+Takes TOML files, gives ``RuleTable``: operation name → ``Rule``. Knows no graph and no scale.
+An operation without a row has no law (it is restored to true scale) and sampled moments.
+
+A row of a user's is checked against its operation as it is loaded. The shipped ones are read at
+every start and so are checked by a test, and by ``unitify rules verify``.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from unitify.diagnostics import (
+    Diagnostic,
+    OperationUnknown,
+    RuleInvalid,
+    UnitifyError,
+    UnknownOption,
+)
+from unitify.rulebook.row_forms import close_to
+from unitify.rulebook.row_lines import failing_line, line_of, lines_of
+from unitify.rulebook.row_names import unknown_names
+from unitify.rulebook.row_reader import Problem, Row, read_row
+from unitify.rulebook.row_use import idle
+from unitify.rulebook.rule import Common, Law, MatrixProduct, Moments, Rule, RuleTable
+from unitify.rulebook.schema import arguments_of, find_operation, overloads_of
+
+__all__ = [
+    "Common",
+    "Law",
+    "MatrixProduct",
+    "Moments",
+    "Rule",
+    "RuleTable",
+    "checked_rules",
+    "load_rules",
+]
+
+
+def load_rules(extra: Iterable[str | Path | Mapping[str, Any]] = ()) -> RuleTable:
+    """The shipped rules, then ``extra`` files or mappings.
+
+    A row for an operation that has one already says ``replaces = true``, unless it is the same.
+
+    Raises ``UnitifyError``, with file and line of everything that is wrong: U001 for what is no
+    list of files; U201 for what is not a rule, or means nothing to the operation; U205 for an
+    operation that torch does not know.
+    """
+    table = dict(_shipped())
+    is_list = isinstance(extra, Iterable) and not isinstance(extra, str | Mapping)
+    sources: list[Any] = list(extra) if is_list else [extra]
+    wrong = [s for s in sources if not isinstance(s, str | os.PathLike | Mapping)]
+    if wrong or not is_list:
+        value, choices = repr((wrong or [extra])[0]), "a list of rule files and mappings"
+        raise UnitifyError(UnknownOption(option="rules", value=value, choices=choices))
+    for source in sources:
+        rows = _registered(source) if isinstance(source, Mapping) else _opened(Path(source))
+        table.update(_read(rows, is_checked=True, before=table))
+    return table
+
+
+def checked_rules() -> RuleTable:
+    """The shipped rules, checked like a user's, and with the lines on which they stand."""
+    return _together(_read(rows, is_checked=True) for rows in _files())
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows as TOML gives them. ``text``: of the file that they are from; "" without one."""
+
+    rows: Mapping[str, Any]
+    file: str = ""
+    text: str = ""
+
+
+@cache
+def _shipped() -> RuleTable:
+    return _together(_read(rows, is_checked=False) for rows in _files())
+
+
+def _files() -> Iterable[_Rows]:
+    for entry in sorted(resources.files("unitify.rules").iterdir(), key=lambda e: e.name):
+        if entry.name.endswith(".toml"):
+            text = entry.read_text("utf-8")
+            yield _Rows(tomllib.loads(text), f"rules/{entry.name}", text)
+
+
+def _together(tables: Iterable[RuleTable]) -> RuleTable:
+    found: dict[str, Rule] = {}
+    for table in tables:
+        twice = table.keys() & found.keys()
+        assert not twice, f"two rows for {sorted(twice)}"
+        found.update(table)
+    return found
+
+
+def _registered(rows: Mapping[str, Any]) -> _Rows:
+    return _Rows(rows)
+
+
+def _opened(path: Path) -> _Rows:
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise UnitifyError(RuleInvalid(operation=str(path), problem=str(error))) from None
+    try:
+        return _Rows(tomllib.loads(text), str(path), text)
+    except tomllib.TOMLDecodeError as error:
+        where = f"{path}:{failing_line(error, text)}"
+        problem = f"the file is no TOML: {error}"
+        raise UnitifyError(RuleInvalid(where=where, operation=path.name, problem=problem)) from None
+
+
+def _read(held: _Rows, *, is_checked: bool, before: RuleTable | None = None) -> RuleTable:
+    """The rows of one source. ``before``: those that it would replace."""
+    table: dict[str, Rule] = {}
+    wrong: list[tuple[str, Problem]] = []
+    unknown: list[str] = []
+    for operation, row in held.rows.items():
+        filled, problems = _expanded(held.rows, row)
+        read = None
+        if not problems:
+            read, problems = read_row(operation, filled)
+        if read is not None:
+            table[operation] = replace(read.rule, file=held.file)
+            if is_checked and find_operation(operation) is None:
+                unknown.append(operation)
+            elif is_checked:
+                problems = list(_checked(operation, read, (before or {}).get(operation)))
+        wrong += [(operation, problem) for problem in problems]
+    if not is_checked and not wrong:
+        return table
+    lines = lines_of(held.text)
+
+    def where(path: tuple[str, ...]) -> str:
+        return f"{held.file}:{line_of(lines, path)}" if held.file else "registered"
+
+    found: list[Diagnostic] = [
+        RuleInvalid(where=where((operation, *p.path)), operation=operation, problem=_said(p))
+        for operation, p in wrong
+    ]
+    for operation in unknown:
+        hint = close_to(operation, overloads_of(operation))
+        found.append(OperationUnknown(where=where((operation,)), operation=operation, hint=hint))
+    if found:
+        raise UnitifyError(*found)
+    return {name: replace(r, line=line_of(lines, (name,))) for name, r in table.items()}
+
+
+def _checked(operation: str, read: Row, before: Rule | None) -> Iterable[Problem]:
+    found = find_operation(operation)
+    assert found is not None
+    arguments = arguments_of(found)
+    yield from unknown_names(read, arguments)
+    yield from idle(read, arguments)
+    if before is None and read.rule.replaces:
+        yield Problem(("replaces",), "it does nothing: the operation has no other row")
+    elif before not in (None, read.rule) and not read.rule.replaces:
+        place = f" ({before.place})" if before is not None and before.place else ""
+        yield Problem((), f"the operation has another row{place}; replaces = true puts this first")
+
+
+def _said(problem: Problem) -> str:
+    return ": ".join((*filter(None, [".".join(problem.path)]), problem.text))
+
+
+def _expanded(rows: Mapping[str, Any], row: Any) -> tuple[Any, list[Problem]]:
+    """The row with ``like`` filled in: it takes over another row of its file and changes keys.
+
+    An empty value takes a key of that row back.
+    """
+    if not isinstance(row, Mapping) or "like" not in row:
+        return row, []
+    filled, seen = dict(row), []
+    while "like" in filled:
+        name = filled.pop("like")
+        parent = rows.get(name) if isinstance(name, str) else None
+        if not isinstance(parent, Mapping) or name in seen:
+            hint = close_to(str(name), rows)
+            return None, [Problem(("like",), f"{name!r} is no other row of this file{hint}")]
+        seen.append(name)
+        idle_keys = [k for k, v in filled.items() if v in ("", [], {}) and k not in parent]
+        if idle_keys and "like" not in parent:
+            return None, [Problem((k,), "there is nothing to take back") for k in idle_keys]
+        filled = {**parent, **filled}
+    return {k: v for k, v in filled.items() if v not in ("", [], {})}, []

@@ -1,0 +1,236 @@
+"""``unitify::fp8_linear``: a linear layer on FP8 operands, its three products in FP8.
+
+    output           x · wᵀ + bias        forward format × forward format
+    gradient of x    g · w                backward format × forward format
+    gradient of w    gᵀ · x               backward format × forward format
+
+with g, the gradient of the output, rounded once. What is kept for the backward pass are codes: a
+quarter of the memory that float32 takes. ``unitify::fp8_linear.watched`` returns a token beside the
+output, as ``ops.cast`` has it.
+
+It stands for casts around a product. That is what transforms of ``torch.func``, forward-mode
+differentiation and tensors that are spread over processes take, and what a backward pass is that is
+to be differentiated again: the same numbers, multiplied in the model's own type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from unitify.formats.table import FORMATS
+from unitify.runtime.cast import cast, token_of, watched_cast
+from unitify.runtime.onnx import is_for_onnx
+from unitify.runtime.registered import (
+    at_one_level,
+    below,
+    is_batch_of_gradients,
+    is_plain,
+    is_spread,
+    is_transformed,
+    register,
+)
+from unitify.runtime.scaled_mm import DECODE, decode, encode, product
+
+_ARGUMENTS = "Tensor x, Tensor weight, Tensor? bias, str forward, str backward, int[3] exponents"
+
+
+def _codes(x: Tensor, format: str, exponent: int) -> Tensor:
+    """Codes of ``x``; codes stay what they are."""
+    return x if x.dtype == FORMATS[format].dtype else encode(x, FORMATS[format], exponent)
+
+
+def _output(x: Tensor, weight: Tensor, bias: Tensor | None, like: Tensor, exponent: int) -> Tensor:
+    result = product(x, weight, like.dtype, exponent)
+    if bias is not None:
+        result = result + bias
+    shape = (*like.shape[:-1], weight.shape[0])
+    return result.view(shape)
+
+
+def _kernel(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    forward: str,
+    backward: str,
+    exponents: Sequence[int],
+) -> Tensor:
+    left = _codes(x.flatten(0, -2), forward, exponents[0])
+    right = _codes(weight, forward, exponents[1])
+    return _output(left, right, bias, x, exponents[0] + exponents[1])
+
+
+class _Ties(torch.autograd.Function):
+    """Zeros in the shapes of x and the weight, which take no memory, with their derivatives.
+
+    Codes are numbers without a derivative; codes of x plus its tie have that of x.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        of_x, of_weight = (t.new_zeros(()).expand(t.shape) for t in (x, weight))
+        return of_x, of_weight
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients
+
+
+class _FP8Linear(torch.autograd.Function):
+    """The output and its token."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        operator: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        forward: str,
+        backward: str,
+        exponents: Sequence[int],
+        ties: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        with torch._C._AutoDispatchBelowAutograd():
+            left = _codes(x.flatten(0, -2), forward, exponents[0])
+            right = _codes(weight, forward, exponents[1])
+            ctx.save_for_backward(left, right)
+            ctx.ties = ties
+            ctx.bias_type = bias.dtype if bias is not None else None
+            ctx.backward_format, ctx.exponents = backward, exponents
+            if is_plain(x):
+                made = _output(left, right, bias, x, exponents[0] + exponents[1])
+                return made, token_of(x)
+        # While a graph is recorded it stays one operator, which brings its backward pass along.
+        # Codes are written down a second time; a compiler sees that they are the same.
+        result = below(operator, x, weight, bias, forward, backward, exponents)
+        return result if operator is _WATCHED else (result, token_of(x))
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: Any, gradient: Tensor | None, factor: Tensor | None
+    ) -> tuple[Any, ...]:
+        if gradient is None:
+            return (None,) * 8
+        is_wide = torch.is_grad_enabled() or is_batch_of_gradients(gradient)
+        products = _wide_gradients if is_wide else _gradients
+        return None, *products(ctx, gradient, factor), *(None,) * 4
+
+
+def _gradients(ctx: Any, gradient: Tensor, factor: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Gradients of x, weight and bias, multiplied in FP8."""
+    left, right = ctx.saved_tensors
+    of_x, of_weight, of_gradient = ctx.exponents
+    format = FORMATS[ctx.backward_format]
+    codes = encode(gradient.reshape(-1, gradient.shape[-1]), format, of_gradient, factor)
+    _, needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:4]
+    tie_of_x, tie_of_weight = ctx.ties
+    x = weight = bias = None
+    if needs_x:
+        x = product(codes, right.t(), tie_of_x.dtype, of_gradient + of_weight, factor)
+        x = x.view(tie_of_x.shape)
+    if needs_weight:
+        weight = product(codes.t(), left.t(), tie_of_weight.dtype, of_gradient + of_x, factor)
+    if needs_bias:
+        bias = decode(codes, ctx.bias_type, of_gradient).sum(0)
+        bias = bias if factor is None else bias / factor
+    return x, weight, bias
+
+
+def _wide_gradients(ctx: Any, gradient: Tensor, factor: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The same, of operations that can be differentiated again."""
+    left, right = ctx.saved_tensors
+    tie_of_x, tie_of_weight = ctx.ties
+    of_x, of_weight, of_gradient = ctx.exponents
+    rounding = (ctx.backward_format, "", of_gradient, 0, False, True)
+    rounded = cast(gradient.reshape(-1, gradient.shape[-1]), *rounding, factor=factor)
+    x = decode(left, tie_of_x.dtype, of_x) + tie_of_x.flatten(0, -2)
+    weight = decode(right, tie_of_x.dtype, of_weight) + tie_of_weight
+    _, needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:4]
+    return (
+        (rounded @ weight).view(tie_of_x.shape) if needs_x else None,
+        rounded.t() @ x if needs_weight else None,
+        rounded.sum(0) if needs_bias else None,
+    )
+
+
+_apply = at_one_level(_FP8Linear)
+
+
+def _derivative(is_watched: bool) -> Callable[..., Any]:
+    """The operator, differentiable: as itself, or as the casts and the product it stands for."""
+
+    def derivative(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        forward: str,
+        backward: str,
+        exponents: Sequence[int],
+    ) -> Any:
+        if is_transformed() or forward_ad._current_level >= 0 or is_spread(x) or is_spread(weight):
+            made = _product_of_casts(x, weight, bias, forward, exponents)
+            how = watched_cast if is_watched else cast
+            return how(made, "", backward, 0, exponents[2])
+        operator = _WATCHED if is_watched else _OPERATOR
+        ties = _Ties.apply(x, weight)  # type: ignore[no-untyped-call]
+        y, token = _apply(operator, x, weight, bias, forward, backward, exponents, ties)
+        return (y, token) if is_watched else y
+
+    return derivative
+
+
+def _product_of_casts(
+    x: Tensor, weight: Tensor, bias: Tensor | None, forward: str, exponents: Sequence[int]
+) -> Tensor:
+    if weight.dtype == FORMATS[forward].dtype:
+        weight = DECODE(weight, x.dtype, exponents[1])
+    else:
+        weight = cast(weight, forward, "", exponents[1])
+    return F.linear(cast(x, forward, "", exponents[0]), weight, bias)
+
+
+def _composed(x: Tensor, weight: Tensor, bias: Tensor | None, forward: str, *given: Any) -> Tensor:
+    # ONNX has no products of codes.
+    if is_for_onnx(FORMATS[forward].dtype):
+        return _product_of_casts(x, weight, bias, forward, given[-1])
+    return _kernel(x, weight, bias, forward, *given)
+
+
+_OPERATOR = register(
+    f"fp8_linear({_ARGUMENTS}) -> Tensor",
+    kernel=_kernel,
+    derivative=_derivative(False),
+    decomposition=_composed,
+)
+_WATCHED = register(
+    f"fp8_linear.watched({_ARGUMENTS}) -> (Tensor, Tensor)",
+    kernel=lambda x, *given: (_kernel(x, *given), token_of(x)),
+    derivative=_derivative(True),
+    decomposition=lambda x, *given: (_composed(x, *given), token_of(x)),
+)
+
+
+def fp8_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    forward: str,
+    backward: str,
+    exponents: Sequence[int] = (0, 0, 0),
+) -> Tensor:
+    """``x`` [.., K] · ``weight`` [N, K]ᵀ + ``bias`` [N], rounded as two casts before it would.
+
+    ``weight`` may hold codes already. ``exponents``: of x, weight and gradient, as for
+    ``ops.cast.Rounding``.
+    """
+    result: Tensor = _OPERATOR(x, weight, bias, forward, backward, exponents)
+    return result

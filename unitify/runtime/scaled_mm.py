@@ -1,0 +1,133 @@
+"""Products of FP8 matrices: codes, one multiplication, and what runs where.
+
+Takes tensors in the model's own type, rounds them to 8-bit codes once, and multiplies codes. The
+scale of a product is a constant: no largest element is looked for, and nothing is reduced at run
+time. Where the device multiplies no codes, they are read as numbers of the model's type and
+multiplied there: the same products, summed in another order.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unitify.formats.table import Format
+from unitify.runtime.onnx import dequantized_linearly, is_for_onnx
+from unitify.runtime.registered import below, register
+
+#: FP8 matrix units multiply blocks of this many elements.
+BLOCK = 16
+
+
+def encode(x: Tensor, format: Format, exponent: int = 0, factor: Tensor | None = None) -> Tensor:
+    """The codes of ``factor`` · ``x`` / 2^exponent, in the type of ``format``.
+
+    As ``quantize`` rounds it. ``factor``: a power of two, 0-d; None for one.
+    """
+    assert format.dtype is not None
+    wide = x.to(torch.float32)
+    if factor is not None:
+        wide = wide * (factor * 2.0**-exponent)
+    elif exponent:
+        wide = wide * 2.0**-exponent
+    special = torch.inf if format.infinities else torch.nan
+    within = wide.clamp(-format.largest, format.largest)
+    return torch.where(wide.isinf(), wide * special, within).to(format.dtype)
+
+
+def decode(codes: Tensor, dtype: torch.dtype, exponent: int = 0) -> Tensor:
+    """The numbers that ``codes`` stand for, times 2^exponent."""
+    numbers = codes.to(dtype)
+    return numbers * 2.0**exponent if exponent else numbers
+
+
+def _composed(codes: Tensor, dtype: torch.dtype, exponent: int = 0) -> Tensor:
+    if is_for_onnx(codes.dtype):
+        return dequantized_linearly(codes, dtype, 2.0**exponent)
+    return decode(codes, dtype, exponent)
+
+
+def _batched(
+    info: Any, in_dims: tuple[Any, ...], codes: Tensor, *given: Any
+) -> tuple[Tensor, int | None]:
+    return DECODE(codes, *given), in_dims[0]
+
+
+#: ``decode`` as an operator, for graphs.
+DECODE: Any = register(
+    "decode(Tensor codes, ScalarType dtype, int exponent=0) -> Tensor",
+    kernel=lambda codes, dtype, exponent=0: decode(codes, dtype, exponent),
+    derivative=lambda codes, dtype, exponent=0: below(DECODE, codes, dtype, exponent),
+    batched=_batched,
+    decomposition=_composed,
+)
+
+
+def product(
+    a: Tensor, b: Tensor, dtype: torch.dtype, exponent: int = 0, factor: Tensor | None = None
+) -> Tensor:
+    """``a`` @ ``b``ᵀ · 2^exponent / ``factor`` for codes a [M, K] and b [N, K].
+
+    [M, N] in ``dtype``. Multiplies codes where ``multiplies`` says so. ``factor``: a power of two,
+    0-d; None for one.
+    """
+    if dtype == torch.float64 or not multiplies(a.device, a.dtype, b.dtype):
+        result = decode(a, dtype) @ decode(b, dtype).t()
+        if factor is not None:
+            return result * (2.0**exponent / factor)
+        return result * 2.0**exponent if exponent else result
+    rows, columns = a.shape[0], b.shape[0]
+    a, b = aligned(a.contiguous(), rows=False), aligned(b.contiguous(), rows=True)
+    scale = torch.full((), 2.0**exponent, dtype=torch.float32, device=a.device)
+    if factor is not None:
+        scale = scale / factor
+    one = torch.ones((), dtype=torch.float32, device=a.device)
+    # The second operand is asked for column by column, which is what bᵀ is.
+    result = _multiplied(a, b.t(), scale, one, dtype)
+    return result[:rows, :columns] if b.shape[0] != columns else result
+
+
+def aligned(codes: Tensor, rows: bool) -> Tensor:
+    """``codes`` [R, C] with zeros added until C, and R where ``rows``, is a multiple of BLOCK.
+
+    Zero has the code zero in every format, and adds nothing to a product.
+    """
+    right = -codes.shape[1] % BLOCK
+    below = -codes.shape[0] % BLOCK if rows else 0
+    return torch.nn.functional.pad(codes, (0, right, 0, below)) if right or below else codes
+
+
+def _multiplied(
+    a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, dtype: torch.dtype
+) -> Tensor:
+    if not hasattr(torch.nn.functional, "scaled_mm"):
+        result: Tensor = torch._scaled_mm(a, b, scale_a=scale_a, scale_b=scale_b, out_dtype=dtype)
+        return result
+    from torch.nn.functional import ScalingType, scaled_mm
+
+    each = ScalingType.TensorWise
+    made: Tensor = scaled_mm(a, b, scale_a, each, scale_b, each, output_dtype=dtype)
+    return made
+
+
+def multiplies(device: torch.device, left: torch.dtype, right: torch.dtype) -> bool:
+    """Does ``device`` multiply matrices of codes of these two types?
+
+    The CPU does, of any FP8 types; NVIDIA's from compute capability 8.9 on, of E4M3 and E5M2, but
+    not E5M2 by E5M2. Elsewhere nothing is assumed.
+    """
+    fp8 = {torch.float8_e4m3fn, torch.float8_e5m2}
+    if device.type == "cpu":
+        return {left, right} <= fp8 | {torch.float8_e4m3fnuz, torch.float8_e5m2fnuz}
+    if device.type == "cuda" and torch.version.hip is None:
+        both_wide = left == right == torch.float8_e5m2
+        return {left, right} <= fp8 and not both_wide and _capability(device.index) >= (8, 9)
+    return False
+
+
+@cache
+def _capability(index: int | None) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
