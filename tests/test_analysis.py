@@ -37,6 +37,7 @@ def share(evaluated: dict[str, Shares], kind: str, direction: str) -> float:
     return sum(c for c, _ in counts) / sum(t for _, t in counts)
 
 
+@pytest.mark.slow
 def test_measured_scales_store_values_at_unit_rms(evaluated: dict[str, Shares]) -> None:
     assert share(evaluated, "measured", "forward") >= 0.97
     assert share(evaluated, "measured", "backward") >= 0.97
@@ -117,6 +118,7 @@ def llama_on_meta(layers: int) -> LlamaForCausalLM:
         return LlamaForCausalLM(config)
 
 
+@pytest.mark.slow
 def test_analysis_of_a_meta_model_is_that_of_the_initialized_one() -> None:
     """Without weights, their RMS is the initializer's: predictions agree with drawn weights."""
     ids = torch.zeros(2, 64, dtype=torch.long)
@@ -138,6 +140,7 @@ def test_analysis_of_a_meta_model_is_that_of_the_initialized_one() -> None:
             assert not given or 0.5 <= found / given <= 2, (name, direction)
 
 
+@pytest.mark.slow
 def test_time_is_linear_in_depth() -> None:
     rules = load_rules()
     seconds = []

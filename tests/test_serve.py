@@ -138,6 +138,7 @@ def test_codes_are_those_of_the_casts(made: dict[str, tuple[Path, Export]], sour
             assert torch.equal(theirs.float(), ours.to(theirs.dtype).float()), (name, row.layer)
 
 
+@pytest.mark.slow
 def test_recording_without_weights_gives_the_scales_of_one_with(source: Path) -> None:
     from unitify.rulebook.rule_table import load_rules
     from unitify.serve.export import _parts
@@ -226,6 +227,7 @@ def refusal(source: Path, output: Path, recipe: Any, format: str = "compressed-t
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_what_does_not_fold_is_refused(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert "constants of operands" in refusal(source, out, "fp8-amax")
@@ -264,6 +266,7 @@ class Stop(Exception):
     """An interruption."""
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_looks_unfinished_and_is_gone_on_from(
     source: Path, made: dict[str, tuple[Path, Export]], tmp_path: Path
 ) -> None:
@@ -392,6 +395,7 @@ def run(*arguments: str) -> Any:
     return CliRunner().invoke(app, list(arguments))
 
 
+@pytest.mark.slow
 def test_a_folder_of_codes_is_a_quarter_and_the_same_module(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run("convert", str(source), "-o", str(out), "--recipe", "fp8").exit_code == 0

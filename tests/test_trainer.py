@@ -52,6 +52,7 @@ def trained(model: nn.Module, folder: Path) -> Any:
     return steps, trainer.evaluate(rows(8))["eval_loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_trainer_takes_the_same_steps(tmp_path: Path) -> None:
     model = classifier()

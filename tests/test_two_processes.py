@@ -19,10 +19,11 @@ def assert_same(folder: Path, names: list[str]) -> None:
     assert not wrong, "\n".join(f"{name}: {columns}" for name, columns in wrong.items())
 
 
+@pytest.mark.slow
 def test_distributed(tmp_path: Path) -> None:
     assert_same(tmp_path, [name for name in ROWS if name not in SLOW])
 
 
-@pytest.mark.frameworks
+@pytest.mark.slow
 def test_distributed_slowly(tmp_path: Path) -> None:
     assert_same(tmp_path, list(SLOW))

@@ -221,6 +221,7 @@ def test_description_names_everything() -> None:
     assert all(name in text for name in (*found.parameters, *found.outputs, *found.numbers))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "t5"])
 def test_models_of_transformers(name: str) -> None:
     """Attention, depth and roles are found without a name."""

@@ -379,6 +379,7 @@ def seconds(run: Callable[[], Any]) -> float:
     return min(times)
 
 
+@pytest.mark.slow
 def test_time_is_linear_in_the_nodes() -> None:
     def stages(length: int) -> dict[str, float]:
         captured = chain(length)

@@ -60,6 +60,7 @@ def test_rules_templates_and_every_module_are_inside(wheel: Path) -> None:
     assert {f"unitify/report/templates/{path.name}" for path in templates} <= names
 
 
+@pytest.mark.slow
 def test_it_works_from_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
     installed, work = tmp_path / "installed", tmp_path / "work"
     work.mkdir()

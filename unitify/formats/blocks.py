@@ -5,8 +5,6 @@ Takes tensors, a length and a dimension; knows no format.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -21,10 +19,3 @@ def in_blocks(x: Tensor, size: int, axis: int) -> Tensor:
     filled = pad(moved, (0, missing)) if missing else moved
     blocks: Tensor = filled.unflatten(-1, (filled.shape[-1] // size, size))
     return blocks
-
-
-def whole(blocks: Tensor, shape: Sequence[int], axis: int) -> Tensor:
-    """The tensor of this shape that ``in_blocks`` made ``blocks`` of."""
-    if not len(shape):
-        return blocks[0, 0]
-    return blocks.flatten(-2)[..., : shape[axis]].movedim(-1, axis)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unitify.formats.blocks import in_blocks, whole
+from unitify.formats.blocks import in_blocks
 from unitify.formats.narrow import narrow
 from unitify.formats.powers import exponent_of
 from unitify.formats.rounding import octave, round_nearest
@@ -187,15 +187,30 @@ def quantize(x: Tensor, format: Format, saturate: bool = True, axis: int = -1) -
 
 
 def _in_blocks(x: Tensor, format: BlockFormat, axis: int) -> Tensor:
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    blocks = in_blocks(wide, format.size, axis)
-    magnitudes = blocks.abs()
+    """What remains after the last whole block is a block of its own.
+
+    Not one that is filled up: Inductor splits the loop over a dimension at the blocks' length, and
+    leaves out what is no multiple of it (torch 2.13, ``CppScheduling.try_loop_split``).
+    """
+    moved = x.movedim(axis, -1) if x.dim() else x.reshape(1)
+    remaining = moved.shape[-1] % format.size
+    pieces = [p for p in moved.split([moved.shape[-1] - remaining, remaining], -1) if p.shape[-1]]
+    rounded = [
+        _by_blocks(in_blocks(p, min(format.size, p.shape[-1]), -1), format).flatten(-2)
+        for p in pieces
+    ]
+    found = torch.cat(rounded, -1) if len(rounded) > 1 else rounded[0] if rounded else moved
+    return found.movedim(-1, axis) if x.dim() else found[0]
+
+
+def _by_blocks(blocks: Tensor, format: BlockFormat) -> Tensor:
+    wide = blocks.to(torch.promote_types(blocks.dtype, torch.float32))
+    magnitudes = wide.abs()
     finite = torch.where(magnitudes.isfinite(), magnitudes, 0.0)
     scales = format.scales(finite.amax(-1, keepdim=True))
     # Nothing is left of a block whose scale is zero, but for what is not finite.
-    divided = blocks / torch.where(scales > 0, scales, 1.0)
-    rounded = quantize(divided, format.element) * scales
-    return whole(rounded, x.shape, axis).to(x.dtype)
+    divided = wide / torch.where(scales > 0, scales, 1.0)
+    return (quantize(divided, format.element) * scales).to(blocks.dtype)
 
 
 def _rounded(x: Tensor, format: Format) -> Tensor:
