@@ -36,8 +36,8 @@ def measure(layers: int) -> dict[str, float]:
     captured = time.perf_counter() - start
     places = Places(Repository.around(Path()), model, None)
     outcome = check(subject, Settings(), rules, places)
-    (piece,) = subject.pieces.values()
-    nodes = len(piece.capture.graph.nodes)
+    (part,) = subject.parts
+    nodes = len(part.capture.graph.nodes)
     found = {"layers": layers, "nodes": nodes, "judged": len(outcome.cases)}
     seconds = {"capture": captured, **outcome.seconds, "cpu": time.process_time() - cpu}
     return {**found, "findings": len(outcome.findings), **seconds}

@@ -16,7 +16,7 @@ import random
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from examples.evaluation import METRICS, evaluate
 from examples.nets import NETS
 from examples.sqnr import simulated
 from unitify.cast.casting import cast_module
+from unitify.module.assembly import parts_in
 from unitify.noise.budget import Budget, choose
 from unitify.noise.measured import measured_noise, output_names
 from unitify.noise.operand_casts import operand_casts
@@ -84,7 +85,7 @@ class Subject:
     @cached_property
     def operands(self) -> Any:
         """Casts of operands, as the analysis of noise takes them."""
-        return operand_casts(self.cast.values(), self.module.capture, self.module.plan, RULES)
+        return operand_casts(*parts_in(self.module), RULES)
 
     @cached_property
     def foretold(self) -> Budget:
@@ -128,15 +129,14 @@ class Subject:
 
     def chosen(self, left: set[str]) -> tuple[Choice, ...]:
         """The choices with ``left`` in BF16."""
-        bf16 = {"forward": "bf16", "backward": "bf16", "exponents": (), "mean": ()}
-        return tuple(replace(c, **bf16) if c.value in left else c for c in self.choices)
+        return tuple(c.in_format("bf16") if c.value in left else c for c in self.choices)
 
     def metric(self, left: set[str]) -> float:
         """The net's own metric with ``left`` in BF16."""
         self.module.graph = self.graph
         recipe = self.module.recipe
         assert recipe is not None
-        cast_module(self.module, recipe, RULES, made=self.chosen(left))
+        cast_module(self.module, parts_in(self.module), recipe, RULES, made=self.chosen(left))
         return evaluate(self.name, self.module)
 
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from unitify.capture.whole import Capture, capture
 from unitify.formats.table import E4M3
 from unitify.noise.measured import measured_noise
-from unitify.noise.operand_casts import OperandCast, Place
+from unitify.noise.operand_casts import OperandCast
 from unitify.noise.probed import probed_budget
+from unitify.recipe.cast import Place
 from unitify.rulebook.products import product_operands
 from unitify.rulebook.rule_table import load_rules
 from unitify.rulebook.schema import operation_name

@@ -8,22 +8,17 @@ a constant of the graph: multiply, round, divide.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 
-from unitify.capture.whole import Capture
 from unitify.cast.distributions import Distributions
-from unitify.estimates import Estimates, Rms
+from unitify.estimates import Rms
 from unitify.formats.magnitudes import Magnitudes
 from unitify.formats.powers import exponent_of
 from unitify.formats.signal_to_noise import GeneralizedNormal, best_scale, relative_error
 from unitify.formats.table import FORMATS
-from unitify.noise.operand_casts import operand_casts
-from unitify.plan.scale_plan import ScalePlan
-from unitify.recipe.choices import Choice
-from unitify.rulebook.rule_table import RuleTable
-from unitify.rulebook.schema import operand_nodes
+from unitify.part import Part
+from unitify.recipe.cast import Cast
 
 #: What is assumed of a tensor without data. Of the operands of the six nets of ``examples.nets``
 #: nine in ten have a kurtosis below this (a normal distribution has 3; the median is 15), and the
@@ -35,46 +30,29 @@ _STEPS = 4
 _REACH = 20
 
 
-def with_headroom(
-    choices: Iterable[Choice],
-    capture: Capture,
-    plan: ScalePlan,
-    rules: RuleTable,
-    estimates: Estimates,
-    distributions: Distributions,
-) -> tuple[Choice, ...]:
-    """``choices`` with the exponents at which operands and gradients of products are rounded best.
+def with_headroom(part: Part, distributions: Distributions) -> Part:
+    """``part`` with the exponents at which operands and gradients of products are rounded best.
 
-    ``distributions``: as far as they are known. Of the rest an RMS is, by ``estimates``, that may
-    be off, and so may be the tails.
+    ``distributions``: as far as they are known. Of the rest an RMS is, by the estimates of
+    ``part``, that may be off, and so may be the tails.
     """
-    choices = tuple(choices)
-    cast = {c.value: c for c in choices if c.is_product and c.is_cast}
-    casts = operand_casts(cast.values(), capture, plan, rules)
-    values = {
-        (node.name, name, index): operand.name
-        for node in capture.graph.nodes
-        if node.name in cast
-        for name, index, operand in operand_nodes(node)
-    }
-    exponents: dict[str, list[int]] = {name: [] for name in cast}
-    for place, operand in casts.items():
-        rms = estimates.get(values[place], Rms()).forward or 0.0
-        if operand.mean:
-            # What is left of it; no less than a hundredth, for the mean may be off, too.
-            shift = math.fsum(m * m for m in operand.mean) / len(operand.mean)
-            rms = math.sqrt(max(rms * rms - shift, 1e-4 * rms * rms))
-        # What is known is of the operand, not of its deviation.
-        held = None if operand.mean else distributions.get(place)
-        exponents[place[0]].append(_best(operand.format.name, operand.scale, rms, held))
-    for name, choice in cast.items():
-        rms = estimates.get(name, Rms()).backward or 0.0
-        scale, held = plan.unit(name).bwd, distributions.get((name, "", 0))
-        exponents[name].append(_best(choice.backward, scale, rms, held) if choice.backward else 0)
-    return tuple(
-        replace(c, exponents=tuple(exponents[c.value])) if c.value in exponents else c
-        for c in choices
-    )
+
+    def best(cast: Cast) -> int:
+        unit = part.plan.unit(cast.value)
+        estimate = part.estimates.get(cast.value, Rms())
+        held = distributions.get(cast.place)
+        if cast.is_gradient:
+            return _best(cast.format, unit.bwd, estimate.backward or 0.0, held)
+        rms = estimate.forward or 0.0
+        if not cast.mean:
+            return _best(cast.format, unit.fwd, rms, held)
+        # What is known is of the operand, not of its deviation. What is left of its mean square is
+        # no less than a hundredth of the RMS, for the mean may be off, too.
+        shift = math.fsum(m * m for m in cast.mean) / len(cast.mean)
+        rms = math.sqrt(max(rms * rms - shift, 1e-4 * rms * rms))
+        return _best(cast.format, unit.fwd, rms, None)
+
+    return part.with_casts(lambda cast: replace(cast, exponent=best(cast)))
 
 
 def _best(format: str, scale: float, rms: float, distribution: Magnitudes | None) -> int:

@@ -8,7 +8,7 @@ these moments. What random inputs make of others is no ground to shift a tensor 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import Tensor, fx
@@ -17,7 +17,8 @@ from unitify.analysis.stated import stated_moments
 from unitify.capture.whole import Capture
 from unitify.cast.centering import on_grid
 from unitify.formats.table import FORMATS, Format
-from unitify.recipe.choices import Choice
+from unitify.part import Part
+from unitify.recipe.cast import Cast
 from unitify.rulebook.centering import Centering, centering
 from unitify.rulebook.laws import is_scalable
 from unitify.rulebook.rule_table import RuleTable
@@ -31,21 +32,21 @@ WORTH = 2.0
 Known = Mapping[tuple[str, int], tuple[Tensor, Tensor]]
 
 
-def with_means(
-    choices: Iterable[Choice], capture: Capture, rules: RuleTable, known: Known
-) -> tuple[Choice, ...]:
-    """``choices`` with the means of operands that are better off without, as far as ``known``."""
-    places = centerings(choices := tuple(choices), capture, rules)
-    found = []
-    for choice in choices:
-        if choice.value in places:
-            operand, how = places[choice.value]
-            if (operand.name, how.axis) in known:
-                shift = shift_of(known[operand.name, how.axis], FORMATS[choice.forward])
-                if shift is not None:
-                    choice = replace(choice, mean=tuple(shift.tolist()))
-        found.append(choice)
-    return tuple(found)
+def with_means(part: Part, rules: RuleTable, known: Known) -> Part:
+    """``part`` with the means of operands that are better off without, as far as ``known``."""
+    places = centerings(part, rules)
+
+    def centered(cast: Cast) -> Cast:
+        operation, argument, _ = cast.place
+        if operation not in places or argument != places[operation][1].operand:
+            return cast
+        operand, how = places[operation]
+        if (operand.name, how.axis) not in known:
+            return cast
+        shift = shift_of(known[operand.name, how.axis], FORMATS[cast.format])
+        return cast if shift is None else replace(cast, mean=tuple(shift.tolist()))
+
+    return part.with_casts(centered)
 
 
 def shift_of(known: tuple[Tensor, Tensor], format: Format) -> Tensor | None:
@@ -62,14 +63,12 @@ def _saved(mean: Tensor, square: Tensor, shift: Tensor) -> float:
     return 10 * math.log10(whole / left) if left and whole else 0.0
 
 
-def centerings(
-    choices: Iterable[Choice], capture: Capture, rules: RuleTable
-) -> dict[str, tuple[fx.Node, Centering]]:
+def centerings(part: Part, rules: RuleTable) -> dict[str, tuple[fx.Node, Centering]]:
     """By name of a product that is cast: the operand to be centered, and how."""
-    cast = {c.value for c in choices if c.is_product and c.forward and c.has_weight}
-    varying = from_input(capture)
+    cast = {c.value for c in part.choices if c.is_product and c.forward and c.has_weight}
+    varying = from_input(part.capture)
     found = {}
-    for node in capture.graph.nodes:
+    for node in part.capture.graph.nodes:
         if node.name not in cast:
             continue
         how = centering(rules[operation_name(node)], node)

@@ -24,12 +24,11 @@ from unitify.capture.execution import GraphRunner, unchanged
 from unitify.capture.whole import Capture
 from unitify.cast.means import Known, Sums, centerings, from_input, shift_of, told
 from unitify.formats.powers import exponent_of
-from unitify.formats.table import quantize
+from unitify.formats.table import FORMATS, quantize
 from unitify.noise.measured import Correction
-from unitify.noise.operand_casts import OperandCast, Place, operand_casts
 from unitify.noise.toward_stated import toward_stated
-from unitify.plan.scale_plan import ScalePlan
-from unitify.recipe.choices import Choice
+from unitify.part import Part
+from unitify.recipe.cast import Cast, Place
 from unitify.recipe.recipe import Recipe
 from unitify.rulebook.centering import Centering
 from unitify.rulebook.laws import is_scalable
@@ -60,9 +59,7 @@ class Found:
 
 
 def searched(
-    choices: Iterable[Choice],
-    capture: Capture,
-    plan: ScalePlan,
+    part: Part,
     rules: RuleTable,
     recipe: Recipe,
     batches: Iterable[list[Any]] | None = None,
@@ -72,13 +69,11 @@ def searched(
     Without batches the example is run, and what the model states of a value counts more than that.
     Where weights hold no data nothing is found.
     """
+    capture = part.capture
     if not capture.holds_weights:
         return Found({}, {})
-    # No product is tried at the mean of another run.
-    plain = [replace(c, exponents=(), mean=()) for c in choices if c.is_product and c.forward]
-    casts = operand_casts(plain, capture, plan, rules)
     correct = toward_stated(capture, rules) if batches is None else None
-    run = _Search(capture, rules, plain, casts, recipe, correct)
+    run = _Search(part, rules, recipe, correct)
     if run.needed:
         with torch.no_grad(), unchanged(capture.model, 0):
             for inputs in [list(capture.example)] if batches is None else batches:
@@ -86,29 +81,21 @@ def searched(
     return Found(run.sums.known(), run.errors)
 
 
-def with_scales(
-    choices: Iterable[Choice], capture: Capture, plan: ScalePlan, rules: RuleTable, found: Found
-) -> tuple[Choice, ...]:
-    """``choices`` with the exponents of operands that are no weights: where products suffer least.
+def with_scales(part: Part, found: Found) -> Part:
+    """``part`` with the exponents of operands that are no weights: where products suffer least.
 
     The middle of the powers of two within a tenth of a decibel of the least expected error; what is
     expected is that the RMS on other inputs is an octave off.
     """
-    nodes = {node.name: node for node in capture.graph.nodes}
     best = {place: _middle(errors) for place, errors in found.errors.items()}
 
-    def moved(choice: Choice) -> Choice:
-        exponents = list(choice.exponents)
-        node = nodes[choice.value]
-        operands = product_operands(rules[operation_name(node)], node)
-        for position, (name, index, operand) in enumerate(operands):
-            place = choice.value, name, index
-            if place in best:
-                unit = exponent_of(plan.unit(operand.name).fwd)
-                exponents[position] = best[place] - unit
-        return replace(choice, exponents=tuple(exponents))
+    def moved(cast: Cast) -> Cast:
+        if cast.place not in best:
+            return cast
+        unit = exponent_of(part.plan.unit(cast.value).fwd)
+        return replace(cast, exponent=best[cast.place] - unit)
 
-    return tuple(moved(c) if c.is_product and c.forward else c for c in choices)
+    return part.with_casts(moved)
 
 
 def _middle(errors: Errors) -> int:
@@ -127,16 +114,12 @@ class _Search(GraphRunner):
     """Runs a graph; beside a product its own backward pass, and the casts of its operands."""
 
     def __init__(
-        self,
-        capture: Capture,
-        rules: RuleTable,
-        choices: list[Choice],
-        casts: Mapping[Place, OperandCast],
-        recipe: Recipe,
-        correct: Correction | None,
+        self, part: Part, rules: RuleTable, recipe: Recipe, correct: Correction | None
     ) -> None:
+        capture = part.capture
         super().__init__(capture.graph, capture.attribute)
-        self.casts, self.correct = casts, correct
+        self.correct = correct
+        self.formats = {c.place: FORMATS[c.format] for c in part.casts() if not c.is_gradient}
         self.errors: dict[Place, Errors] = {}
         self.sums = Sums()
         self.generator = torch.Generator().manual_seed(0)
@@ -145,7 +128,7 @@ class _Search(GraphRunner):
             known = told(capture, rules) if recipe.center == "predicted" else None
             self.centerings = {
                 name: (operand, how)
-                for name, (operand, how) in centerings(choices, capture, rules).items()
+                for name, (operand, how) in centerings(part, rules).items()
                 if known is None or operand in known
             }
         #: Product → what of it is tried.
@@ -170,7 +153,7 @@ class _Search(GraphRunner):
             found = [
                 (name, index, operand)
                 for name, index, operand in product_operands(rule, node)
-                if (node.name, name, index) in self.casts
+                if (node.name, name, index) in self.formats
                 and operand in varying
                 and isinstance(named_arguments(node)[name], fx.Node)
             ]
@@ -223,7 +206,7 @@ class _Search(GraphRunner):
         return torch.where(norm > 0, signs / norm, 0.0)
 
     def _try(self, n: fx.Node, place: Place, value: Tensor, gradient: Tensor, axis: int) -> None:
-        cast = self.casts[place]
+        format = self.formats[place]
         rows, weights = (_by_position(t.detach(), axis) for t in (value, gradient))
         count = max(_ELEMENTS // rows.shape[-1], _POSITIONS)
         if len(rows) > count:
@@ -235,16 +218,16 @@ class _Search(GraphRunner):
             is (named_arguments(n)[place[1]])
         ):
             operand, how = self.centerings[n.name]
-            shift = shift_of(self.sums.known()[operand.name, how.axis], cast.format)
+            shift = shift_of(self.sums.known()[operand.name, how.axis], format)
             rows = rows if shift is None else rows - shift.to(rows)
         if place not in self.errors:
             largest = float(rows.abs().max()) or float(value.abs().max())
-            just = math.floor(math.log2(largest / cast.format.largest)) + 1
+            just = math.floor(math.log2(largest / format.largest)) + 1
             self.errors[place] = dict.fromkeys(range(just - _UP, just + _DOWN), 0.0)
         held = self.errors[place]
         for exponent in held:
             scale = math.ldexp(1.0, exponent)
-            error = quantize(rows / scale, cast.format) * scale - rows
+            error = quantize(rows / scale, format) * scale - rows
             held[exponent] += float((error * weights).sum(-1).double().square().sum()) / len(rows)
 
 

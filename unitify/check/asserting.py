@@ -62,7 +62,7 @@ def check_model(
         table,
         Places(Repository.around(folder), subject.model, entry),
         target=type(model).__name__,
-        is_measured=measures(scales, (p.capture for p in subject.pieces.values())),
+        is_measured=measures(scales, (part.capture for part in subject.parts)),
         batches=batches,
     )
 

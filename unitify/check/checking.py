@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -22,14 +22,15 @@ from unitify.check.finding import Finding, worst_first
 from unitify.check.judged import judged
 from unitify.check.left_out import left_out
 from unitify.check.outcome import Case, Outcome
-from unitify.check.piece_findings import PieceChecker
+from unitify.check.part_findings import PartChecker
 from unitify.check.places import Places
 from unitify.check.plan_faults import Comparison
 from unitify.check.settings import Settings
-from unitify.check.subject import Piece, Subject
+from unitify.check.subject import Subject
 from unitify.drift.measuring import measure_running
 from unitify.measure.captured import measure_into
 from unitify.measure.tally import Tally
+from unitify.part import Part
 from unitify.rulebook.laws import is_scalable
 from unitify.rulebook.rule_table import RuleTable
 
@@ -65,25 +66,21 @@ def check(
     """
     clock = _Clock(on_step)
     batches = list(batches)
-    scoped = {
-        name: judged(piece, subject.recipe, rules, settings.scope)
-        for name, piece in subject.pieces.items()
-    }
+    parts = subject.parts
+    scoped = [judged(part, subject.recipe, rules, settings.scope) for part in parts]
     clock.done("judge")
-    analyses = {name: analyze(piece.capture, rules) for name, piece in subject.pieces.items()}
+    analyses = [analyze(part.capture, rules) for part in parts]
     clock.done("predict")
-    tallies: Mapping[str, Tally] = {}
+    tallies: list[Tally | None] = [None] * len(parts)
     if is_measured:
-        tallies = _measured(subject, batches)
+        tallies = [*_measured(subject, batches)]
         clock.done("measure")
     found: list[Finding] = list(left_out(subject.diagnostics, places))
     is_sure = is_measured and bool(batches)
     compared = dataclasses.replace(comparison or Comparison(), is_sure=is_sure)
     cases: list[Case] = []
-    for name, piece in subject.pieces.items():
-        checker = PieceChecker(
-            piece, scoped[name], analyses[name], tallies.get(name), settings, rules, places
-        )
+    for part, own, analysis, tally in zip(parts, scoped, analyses, tallies, strict=True):
+        checker = PartChecker(part, own, analysis, tally, settings, rules, places)
         found += checker.findings(compared)
         cases += checker.cases()
     selected = [f for f in found if settings.reports(f.code, f.names)]
@@ -99,18 +96,16 @@ def check(
     )
 
 
-def _measured(subject: Subject, batches: list[Any]) -> dict[str, Tally]:
-    tallies = {name: Tally(counts_magnitudes=True) for name in subject.pieces}
+def _measured(subject: Subject, batches: list[Any]) -> list[Tally]:
+    tallies = [Tally(counts_magnitudes=True) for _ in subject.parts]
+    captures = {part.name: part.capture for part in subject.parts}
     if subject.module is None or not batches:
         calls = [as_inputs(subject.model, batch) for batch in batches]
-        recorded = {name: piece.capture for name, piece in subject.pieces.items()}
-        for name, captured in recorded.items():
-            flat = flat_calls(recorded, name, calls)
-            measure_into(tallies[name], captured, flat or None)
+        for tally, (name, captured) in zip(tallies, captures.items(), strict=True):
+            measure_into(tally, captured, flat_calls(captures, name, calls) or None)
         return tallies
-    parts = [subject.module.parts[name] for name in subject.pieces]
-    captures = [piece.capture for piece in subject.pieces.values()]
-    measure_running(subject.module, parts, captures, list(tallies.values()), batches)
+    parts = [subject.module.parts[name] for name in captures]
+    measure_running(subject.module, parts, list(captures.values()), tallies, batches)
     return tallies
 
 
@@ -145,9 +140,9 @@ def _notes(
 ) -> Iterator[str]:
     if subject.recipe.scaling == "amax" and not settings.format:
         yield "casts of this recipe find their own factor at run time and are not judged"
-    if len(subject.pieces) > 1:
+    if len(subject.parts) > 1:
         yield "captured in parts: predicted gradients start at one at the outputs of each part"
-    if not any(_has_loss(piece) for piece in subject.pieces.values()):
+    if not any(_has_loss(part) for part in subject.parts):
         yield "no output is a loss: gradients start at one in every element of the outputs"
     names = {name for finding in found for name in finding.names}
     names |= {name for case in cases for name in (case.name, case.module)}
@@ -155,9 +150,9 @@ def _notes(
         yield f"the pattern {pattern!r} matches nothing"
 
 
-def _has_loss(piece: Piece) -> bool:
+def _has_loss(part: Part) -> bool:
     """Is there a single number among the outputs, where gradients start?"""
-    (output,) = (node for node in piece.capture.graph.nodes if node.op == "output")
+    (output,) = (node for node in part.capture.graph.nodes if node.op == "output")
     held = [node.meta.get("val") for node in output.all_input_nodes if is_scalable(node)]
     return any(isinstance(value, Tensor) and not value.dim() for value in held)
 

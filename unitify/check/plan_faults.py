@@ -10,10 +10,9 @@ from pathlib import Path
 
 from torch import fx
 
-from unitify.check.subject import Piece
 from unitify.diagnostics import Diagnostic, PlanDiffers, PlanMismatch, ScaleDrift, UnitifyError
 from unitify.estimates import Estimates, Rms
-from unitify.module.assembly import value_name
+from unitify.part import Part, value_name
 from unitify.plan.fixed import fixed_values, true_weights
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.rulebook.extremes import extreme_values
@@ -63,21 +62,21 @@ def read_plan(path: Path) -> ScalePlan:
 
 
 def drifted(
-    piece: Piece, estimates: Estimates, rules: RuleTable
+    part: Part, estimates: Estimates, rules: RuleTable
 ) -> Iterator[tuple[fx.Node, str, Diagnostic, float]]:
-    """Every tensor with its octaves from the scale of the piece's plan, as a diagnostic.
+    """Every tensor with its octaves from the scale of the part's plan, as a diagnostic.
 
     What is true has its unit, at which casts round it. Inputs, buffers and what carries masking
     constants have no scale to drift from.
     """
     extreme = extreme_values(
-        piece.capture.graph, rules, piece.capture.example, piece.capture.attribute
+        part.capture.graph, rules, part.capture.example, part.capture.attribute
     )
-    fixed = fixed_values(piece.capture) - true_weights(piece.capture)
-    for node in piece.capture.graph.nodes:
-        if node.name not in piece.plan.values or node in extreme or node in fixed:
+    fixed = fixed_values(part.capture) - true_weights(part.capture)
+    for node in part.capture.graph.nodes:
+        if node.name not in part.plan.values or node in extreme or node in fixed:
             continue
-        of = piece.plan.unit(node.name)
+        of = part.plan.unit(node.name)
         for direction, exponent in zip(DIRECTIONS, of.exponents, strict=True):
             rms = getattr(estimates.get(node.name, Rms()), direction)
             if rms and math.isfinite(rms):
@@ -89,10 +88,10 @@ def drifted(
 
 
 def differing(
-    piece: Piece, planned: ScalePlan, committed: Mapping[str, Scale], path: str
+    part: Part, planned: ScalePlan, committed: Mapping[str, Scale], path: str
 ) -> Iterator[tuple[fx.Node, str, Diagnostic]]:
-    """Every tensor of a piece that ``planned`` gives another scale than the ``committed`` plan."""
-    for node in piece.capture.graph.nodes:
+    """Every tensor of a part that ``planned`` gives another scale than the ``committed`` plan."""
+    for node in part.capture.graph.nodes:
         if node.name not in planned.values:
             continue
         scale = planned.unit(node.name)

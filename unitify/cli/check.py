@@ -174,7 +174,7 @@ def _outcome(
     args, kwargs = as_inputs(found.model, found.batches[0]) if found.batches else ((), None)
     subject = subject_of(found.model, args, kwargs, recipe, table)
     advance("capture")
-    is_measured = measures(scales, (piece.capture for piece in subject.pieces.values()))
+    is_measured = measures(scales, (part.capture for part in subject.parts))
     figures = "measured" if is_measured else "analysis"
     planned = subject.module.scales if subject.module is not None else ""
     comparison = dataclasses.replace(comparison, drift=planned == figures)

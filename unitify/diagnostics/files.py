@@ -90,6 +90,20 @@ class OutputExists(Diagnostic):
 
 
 @dataclass(frozen=True)
+class OutputInUse(Diagnostic):
+    """Another process is writing the output folder; two would write into each other's files.
+
+    Example: two runs of ``unitify convert`` at one time with the same ``-o out``.
+    Fix: wait for the other run, or choose another folder.
+    """
+
+    code: ClassVar[str] = "U617"
+    why: ClassVar[str] = "another process is writing {path}"
+    fix: ClassVar[str] = "Wait for it, or choose another folder"
+    path: str
+
+
+@dataclass(frozen=True)
 class NotWritten(Diagnostic):
     """The output folder could not be written; what was begun has been removed.
 

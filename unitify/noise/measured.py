@@ -17,7 +17,8 @@ from torch import Tensor, fx
 from unitify.capture.execution import GraphRunner, unchanged
 from unitify.capture.whole import Capture
 from unitify.formats.signal_to_noise import decibels
-from unitify.noise.operand_casts import OperandCast, Place
+from unitify.noise.operand_casts import OperandCast
+from unitify.recipe.cast import Place
 from unitify.rulebook.centering import row
 from unitify.rulebook.laws import is_scalable
 from unitify.rulebook.operation import call_by_name

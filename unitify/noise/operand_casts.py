@@ -1,29 +1,24 @@
-"""Which operand is cast at which true scale, for the products that a recipe casts.
+"""The casts of operands as functions of tensors, for runs of a captured graph.
 
-The bridge from a plan to runs with casts: takes formats by operation, gives ``OperandCast`` by
-place. A product's operand is cast where it is near unit RMS, be it stored there or not.
+A ``Cast`` names a format, and an exponent beside a unit of the plan. An ``OperandCast`` has the
+format itself, and the scale at which it rounds true values.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from unitify.capture.whole import Capture
 from unitify.formats.table import FORMATS, Format, quantize
-from unitify.plan.scale_plan import ScalePlan
-from unitify.recipe.choices import Choice
+from unitify.part import Part
+from unitify.recipe.cast import Place
 from unitify.rulebook.centering import Centering, centering
 from unitify.rulebook.products import contracted, product_operands
 from unitify.rulebook.rule_table import RuleTable
 from unitify.rulebook.schema import operation_name
-
-#: Which operand is cast: the operation's name, the argument's, and the index among its tensors.
-Place = tuple[str, str, int]
 
 
 @dataclass(frozen=True)
@@ -57,27 +52,24 @@ class OperandCast:
         return mean + rounded * self.scale
 
 
-def operand_casts(
-    choices: Iterable[Choice], capture: Capture, plan: ScalePlan, rules: RuleTable
-) -> dict[Place, OperandCast]:
-    """The casts of operands that ``choices`` make, with their headroom and means."""
-    cast = {c.value: c for c in choices if c.is_product and c.forward}
+def operand_casts(part: Part, rules: RuleTable) -> dict[Place, OperandCast]:
+    """The casts of operands in the choices of ``part``, by place."""
+    casts = {cast.place: cast for cast in part.casts() if not cast.is_gradient}
     found: dict[Place, OperandCast] = {}
-    for node in capture.graph.nodes:
-        if node.name not in cast:
+    for node in part.capture.graph.nodes:
+        rule = rules.get(operation_name(node))
+        if rule is None:
             continue
-        choice, rule = cast[node.name], rules[operation_name(node)]
-        how = centering(rule, node) if choice.mean else None
-        operands = product_operands(rule, node)
-        headroom = choice.exponents or (0,) * len(operands)
-        for (name, index, operand), extra in zip(operands, headroom, strict=False):
-            scale = math.ldexp(1.0, plan.unit(operand.name).exponents[0] + extra)
-            is_centered = how is not None and name == how.operand
-            found[node.name, name, index] = OperandCast(
-                FORMATS[choice.forward],
-                scale,
-                choice.mean if is_centered else (),
-                how if is_centered else None,
+        for name, index, operand in product_operands(rule, node):
+            place = node.name, name, index
+            if place not in casts:
+                continue
+            cast = casts[place]
+            found[place] = OperandCast(
+                FORMATS[cast.format],
+                math.ldexp(1.0, part.exponent(cast)),
+                cast.mean,
+                centering(rule, node) if cast.mean else None,
                 contracted(rule, node, name, operand),
             )
     return found

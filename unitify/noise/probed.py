@@ -20,8 +20,9 @@ from unitify.capture.execution import GraphRunner, unchanged
 from unitify.capture.whole import Capture
 from unitify.noise.budget import Budget
 from unitify.noise.measured import Correction, PairRunner, output_names
-from unitify.noise.operand_casts import OperandCast, Place
+from unitify.noise.operand_casts import OperandCast
 from unitify.noise.toward_stated import toward_stated
+from unitify.recipe.cast import Place
 from unitify.rulebook.rule_table import RuleTable
 
 #: Directions at the outputs for each batch.

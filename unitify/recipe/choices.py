@@ -6,14 +6,16 @@ Takes a capture, a recipe and the rules; gives one ``Choice`` a value. Never cha
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import fx
 
 from unitify.capture.whole import Capture
 from unitify.diagnostics import Diagnostic, PatternUnmatched
+from unitify.formats.powers import exponent_of
 from unitify.formats.table import FORMATS, Format
+from unitify.recipe.cast import Cast
 from unitify.recipe.recipe import Recipe
 from unitify.rulebook.dimensions import shape_of
 from unitify.rulebook.extremes import extreme_values
@@ -29,15 +31,11 @@ from unitify.rulebook.schema import operation_name
 class Choice:
     """What a recipe does with one value, and why.
 
-    - ``forward``, ``backward``: names of formats, "" for none. Of a sum of products: formats of its
-      operands and of the gradient of its result; else of the value and of its gradient
+    - ``casts``: of a product: of its operands, and of the gradient of its result; else of the value
+      and of its gradient; empty where nothing is cast
     - ``is_product``: is it a sum of products (linear, matmul, convolution, attention)?
       ``has_weight``: of an operand that is a weight or made from weights alone?
     - ``flops``: of one forward call, for products
-    - ``exponents``: headroom of each operand of a product and of its gradient, log2: x is cast as
-      2^e · round(x / 2^e); zeros where empty
-    - ``mean``: of each channel of the operand of a product with a weight, at true scale, where its
-      deviation from that is cast; empty where it is cast itself
     - ``noise``: of a product, where it was predicted: E[error²] / E[value²] that its casts add to
       the output which they harm most
     - ``runs``: of a product that is cast: "fp8" where FP8 operands are multiplied, "simulated"
@@ -46,14 +44,11 @@ class Choice:
 
     value: str
     operation: str
-    forward: str = ""
-    backward: str = ""
+    casts: tuple[Cast, ...] = ()
     reason: str = ""
     is_product: bool = False
     has_weight: bool = False
     flops: int = 0
-    exponents: tuple[int, ...] = ()
-    mean: tuple[float, ...] = ()
     noise: float = 0.0
     runs: str = ""
     runs_because: str = ""
@@ -61,7 +56,27 @@ class Choice:
     @property
     def is_cast(self) -> bool:
         """Is anything cast?"""
-        return bool(self.forward or self.backward)
+        return bool(self.casts)
+
+    @property
+    def forward(self) -> str:
+        """The format of the values that are cast, by name; "" where none is."""
+        return next((cast.format for cast in self.casts if not cast.is_gradient), "")
+
+    @property
+    def backward(self) -> str:
+        """The format of the gradient that is cast, by name; "" where none is."""
+        return next((cast.format for cast in self.casts if cast.is_gradient), "")
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """The mean of the operand whose deviation is cast; empty where none is."""
+        return next((cast.mean for cast in self.casts if cast.mean), ())
+
+    def in_format(self, format: str) -> Choice:
+        """The same casts to another format, near unit RMS and around no mean."""
+        casts = (replace(c, format=format, exponent=0, mean=()) for c in self.casts)
+        return replace(self, casts=tuple(casts))
 
 
 def flop_share(choices: Iterable[Choice], *, weights_only: bool = False, runs: str = "") -> float:
@@ -141,6 +156,7 @@ class _Chooser:
     ) -> None:
         self.capture, self.recipe, self.rules = capture, recipe, rules
         self.path, self.patterns = path, patterns
+        self.exponent = exponent_of(recipe.scale)
         self.extreme = extreme_values(capture.graph, rules, capture.example, capture.attribute)
         self.ends = branch_ends(capture.graph, rules) if recipe.branch_ends else frozenset()
         #: Value → the weights that it is made from, and whether from inputs, too.
@@ -176,11 +192,11 @@ class _Chooser:
         operands = [operand for _, _, operand in product_operands(rule, node)]
         weights = [n for n in operands if n not in self.from_input and self.weights[n]]
         forward, backward, reason = self._formats(node, rule, operands, weights)
+        taken = None if self.recipe.values == "all" else product_operands(rule, node)
         return Choice(
             value=node.name,
             operation=operation_name(node),
-            forward=forward,
-            backward=backward,
+            casts=self._casts(node, forward, backward, taken),
             reason=reason,
             is_product=True,
             has_weight=bool(weights),
@@ -222,7 +238,25 @@ class _Chooser:
         if not objection and rule is not None and rule.moves and _moves(node):
             objection = "moves a value that is cast already"
         forward, backward, reason = ("", "", objection) if objection else self._stored(node)
-        return Choice(node.name, operation, forward, backward, reason)
+        return Choice(node.name, operation, self._casts(node, forward, backward), reason)
+
+    def _casts(
+        self,
+        node: fx.Node,
+        forward: str,
+        backward: str,
+        operands: Iterable[tuple[str, int, fx.Node]] | None = None,
+    ) -> tuple[Cast, ...]:
+        """The casts of a value, or of ``operands``, and of the gradient."""
+        own = [("", 0, node)] if operands is None else operands
+        casts = [
+            Cast((node.name, name, index), operand.name, forward, exponent=self.exponent)
+            for name, index, operand in own
+            if forward
+        ]
+        if backward:
+            casts.append(Cast((node.name, "", 0), node.name, backward, True, self.exponent))
+        return tuple(casts)
 
     def _stored(self, node: fx.Node) -> tuple[str, str, str]:
         """Formats of a stored value."""

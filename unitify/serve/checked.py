@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from unitify.checkpoint.files import mapped_shards
-from unitify.checkpoint.folder import sha256
+from unitify.checkpoint.new_folder import sha256
 from unitify.diagnostics import FolderDamaged, UnitifyError
 from unitify.serve.export import CONTENTS, FORMAT, promised
 from unitify.serve.layouts import LAYOUTS

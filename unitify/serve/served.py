@@ -8,19 +8,17 @@ recipe does to the numbers is refused.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
-from unitify.capture.islands import path_of
 from unitify.capture.whole import Capture
 from unitify.diagnostics import NotFolded, UnitifyError
-from unitify.estimates import Estimates, Rms
+from unitify.estimates import Rms
 from unitify.formats.band import band_of
 from unitify.formats.table import FORMATS
-from unitify.noise.operand_casts import OperandCast, Place, operand_casts
-from unitify.plan.scale_plan import ScalePlan
+from unitify.part import Part
 from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
 from unitify.rulebook.rule_table import Rule, RuleTable
@@ -28,16 +26,6 @@ from unitify.rulebook.schema import named_arguments, operation_name
 
 #: Decibels that a scale may lose.
 _LOST = 0.1
-
-
-@dataclass(frozen=True)
-class Part:
-    """A captured graph with what was chosen for its values."""
-
-    capture: Capture
-    plan: ScalePlan
-    estimates: Estimates
-    choices: tuple[Choice, ...]
 
 
 @dataclass(frozen=True)
@@ -75,7 +63,7 @@ class Served:
 
 
 def served(
-    model: nn.Module, parts: Mapping[str, Part], recipe: Recipe, rules: RuleTable
+    model: nn.Module, parts: Iterable[Part], recipe: Recipe, rules: RuleTable
 ) -> tuple[Served, ...]:
     """The layers whose products are cast, in order of their paths.
 
@@ -87,22 +75,21 @@ def served(
     found: list[Served] = []
     wrong: list[NotFolded] = []
     kept: dict[str, str] = {}
-    for name, part in parts.items():
+    for part in parts:
         products = {c.value: c for c in part.choices if c.is_product}
-        casts = operand_casts(products.values(), part.capture, part.plan, rules)
         for node in part.capture.graph.nodes:
             choice = products.get(node.name)
             if choice is None or (choice.forward in ("", "bf16", "fp16") and not choice.has_weight):
                 continue
             rule = rules[operation_name(node)]
-            layer, problem = _layer(model, path_of(name), part.capture, node, rule, choice)
+            layer, problem = _layer(model, part.path, part.capture, node, rule, choice)
             if choice.forward in ("", "bf16", "fp16"):
                 if layer:
                     kept[_group(layer, node, rule)] = layer
             elif problem:
                 wrong.append(NotFolded(value=layer or choice.value, problem=problem))
             else:
-                found.append(_served(layer, node, rule, choice, casts, part.estimates))
+                found.append(_served(layer, node, rule, choice, part))
     found = _once(found)
     if not (found or wrong):
         wrong.append(NotFolded(value=recipe.name, problem="no linear layer is cast"))
@@ -155,15 +142,14 @@ def _served(
     node: fx.Node,
     rule: Rule,
     choice: Choice,
-    casts: Mapping[Place, OperandCast],
-    estimates: Estimates,
+    part: Part,
 ) -> Served:
     assert rule.matmul is not None
-    left, right = (casts[node.name, name, 0] for name in (rule.matmul.left, rule.matmul.right))
+    scales = {cast.place[1]: math.ldexp(1.0, part.exponent(cast)) for cast in choice.casts}
+    weight, input = scales[rule.matmul.right], scales[rule.matmul.left]
     operand = named_arguments(node)[rule.matmul.left]
-    rms = estimates.get(operand.name, Rms()).forward or 0.0
-    group = _group(layer, node, rule)
-    return Served(layer, choice.forward, right.scale, left.scale, group, rms)
+    rms = part.estimates.get(operand.name, Rms()).forward or 0.0
+    return Served(layer, choice.forward, weight, input, _group(layer, node, rule), rms)
 
 
 def _once(found: Iterable[Served]) -> list[Served]:
