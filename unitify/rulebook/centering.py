@@ -52,11 +52,6 @@ def centering(rule: Rule, node: fx.Node) -> Centering | None:
     return found if is_batched else None
 
 
-def channels(how: Centering, node: fx.Node) -> int:
-    """How many numbers the mean of the operand has."""
-    return shape_of(named_arguments(node)[how.operand].meta["val"])[how.axis]
-
-
 def padding(how: Centering, node: fx.Node) -> list[int]:
     """Zeros that ``node`` puts in front of and behind each dimension of an image."""
     if not how.padding:

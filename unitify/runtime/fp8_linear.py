@@ -6,7 +6,7 @@
 
 with g, the gradient of the output, rounded once. What is kept for the backward pass are codes: a
 quarter of the memory that float32 takes. ``unitify::fp8_linear.watched`` returns a token beside the
-output, as ``ops.cast`` has it.
+output, as ``runtime.cast`` has it.
 
 It stands for casts around a product. That is what transforms of ``torch.func``, forward-mode
 differentiation and tensors that are spread over processes take, and what a backward pass is that is
@@ -230,7 +230,7 @@ def fp8_linear(
     """``x`` [.., K] · ``weight`` [N, K]ᵀ + ``bias`` [N], rounded as two casts before it would.
 
     ``weight`` may hold codes already. ``exponents``: of x, weight and gradient, as for
-    ``ops.cast.Rounding``.
+    ``runtime.cast.Rounding``.
     """
     result: Tensor = _OPERATOR(x, weight, bias, forward, backward, exponents)
     return result

@@ -175,11 +175,10 @@ def lost_by_recording(
     module: UnitScaledModule,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    loss_fn: LossFunction | None = None,
 ) -> bool:
     """Do the recordings of ``module`` by themselves, without a scale, differ from ``model``?"""
     plain = unscaled(model, {name: part.capture for name, part in module.parts.items()})
-    return not verify_by_running(model, plain, args, kwargs, loss_fn).is_accepted
+    return not verify_by_running(model, plain, args, kwargs).is_accepted
 
 
 def is_faithful(module: nn.Module, captures: Mapping[str, Capture], example: Inputs) -> bool:
