@@ -29,12 +29,12 @@ from unitify.capture.outline import drawn_inputs, outline_of
 from unitify.capture.whole import Capture, capture
 from unitify.noise.measured import PairRunner, ValueNoise, measured_noise, output_names
 from unitify.noise.operand_casts import OperandCast, operand_casts
-from unitify.noise.toward_stated import toward_stated
+from unitify.noise.running_statistics import toward_running_statistics
 from unitify.part import Part
 from unitify.plan.planner import plan
 from unitify.recipe.cast import Cast, Place
 from unitify.recipe.choices import Choice
-from unitify.rulebook.products import product_operands
+from unitify.rulebook.contractions import contraction_operands
 from unitify.rulebook.rule_table import RuleTable, load_rules
 from unitify.rulebook.schema import operation_name
 
@@ -66,7 +66,7 @@ def drawn_noise(
 ) -> dict[str, ValueNoise]:
     """RMS of every floating value and of the error that ``casts`` leave in it, on drawn inputs."""
     args, _ = drawn_inputs(outline_of(tuple(capture.example), {}), torch.device("cpu"))
-    runner = PairRunner(capture, casts, toward_stated(capture, rules))
+    runner = PairRunner(capture, casts, toward_running_statistics(capture, rules))
     with torch.no_grad(), unchanged(capture.model):
         runner.run(*args)
     return runner.found
@@ -85,9 +85,9 @@ def row(
             operation_name(node),
             tuple(
                 Cast((node.name, argument, index), operand.name, "e4m3")
-                for argument, index, operand in product_operands(rule, node)
+                for argument, index, operand in contraction_operands(rule, node)
             ),
-            is_product=True,
+            is_contraction=True,
         )
         for node in held.graph.nodes
         if (rule := rules.get(operation_name(node))) and rule.casts and not rule.forward

@@ -14,7 +14,7 @@ from conversion import parameter_scales
 from torch import Tensor, nn
 
 import unitify
-from unitify.cast.centering import on_grid
+from unitify.cast.mean_subtraction import on_grid
 from unitify.formats.table import E4M3, FP32, quantize
 from unitify.module.assembly import parts_in
 from unitify.noise.measured import measured_noise
@@ -47,7 +47,7 @@ def dense() -> tuple[nn.Module, Tensor]:
 
 
 def products(module: unitify.UnitScaledModule) -> list[Choice]:
-    return [c for c in module.casts if c.is_product]
+    return [c for c in module.casts if c.is_contraction]
 
 
 def test_a_linear_layer_by_hand() -> None:

@@ -17,15 +17,15 @@ from unitify.analysis.analyze import analyze
 from unitify.capture.whole import Capture, capture
 from unitify.formats.signal_to_noise import relative_error
 from unitify.formats.table import BF16, E4M3, E5M2, Format, quantize
-from unitify.noise.budget import Budget, choose
 from unitify.noise.measured import ValueNoise, measured_noise
+from unitify.noise.mixed_precision import Sensitivity, leave_out
 from unitify.noise.operand_casts import OperandCast, operand_casts
 from unitify.part import Part
 from unitify.plan.planner import plan
 from unitify.plan.scale_plan import ScalePlan
 from unitify.recipe.cast import Cast, Place
 from unitify.recipe.choices import Choice
-from unitify.rulebook.products import product_operands
+from unitify.rulebook.contractions import contraction_operands
 from unitify.rulebook.rule_table import load_rules
 from unitify.rulebook.schema import operation_name
 
@@ -60,9 +60,9 @@ def part(held: Capture, scales: ScalePlan, *choices: Choice) -> Part:
 
 def product(node: fx.Node, format: str) -> Choice:
     """The choice of a product whose operands are cast."""
-    operands = product_operands(RULES[operation_name(node)], node)
+    operands = contraction_operands(RULES[operation_name(node)], node)
     casts = (Cast((node.name, name, index), o.name, format) for name, index, o in operands)
-    return Choice(node.name, operation_name(node), tuple(casts), is_product=True)
+    return Choice(node.name, operation_name(node), tuple(casts), is_contraction=True)
 
 
 @cache
@@ -83,9 +83,9 @@ def test_a_choice_costs_little_more_than_the_best() -> None:
         names = [f"op{i}" for i in range(9)]
         cost = {n: float(drawn.randint(1, 50)) for n in names}
         ratios = {n: 10 ** drawn.uniform(-6, -3) for n in names}
-        split = Budget({"out": ratios})
+        split = Sensitivity({"out": ratios})
         bound = split.sqnr()["out"] + drawn.uniform(0.5, 12)
-        left_out = choose(split, cost, bound)
+        left_out = leave_out(split, cost, bound)
         assert split.sqnr(left_out)["out"] >= bound
         subsets = itertools.chain.from_iterable(
             itertools.combinations(names, k) for k in range(len(names) + 1)
@@ -95,12 +95,12 @@ def test_a_choice_costs_little_more_than_the_best() -> None:
 
 
 def test_a_choice_of_all_outputs_and_of_what_remains() -> None:
-    split = Budget({"a": {"x": 1e-3, "y": 1e-6}, "b": {"x": 1e-6, "y": 1e-3}})
-    assert choose(split, {"x": 1, "y": 1}, 40.0) == ("x", "y")
-    assert choose(split, {"x": 1, "y": 1}, 29.0) == ()
+    split = Sensitivity({"a": {"x": 1e-3, "y": 1e-6}, "b": {"x": 1e-6, "y": 1e-3}})
+    assert leave_out(split, {"x": 1, "y": 1}, 40.0) == ("x", "y")
+    assert leave_out(split, {"x": 1, "y": 1}, 29.0) == ()
     remaining = relative_error(BF16, 1.0) / relative_error(E4M3, 1.0)
-    assert choose(split, {"x": 1, "y": 1}, 40.0, remaining) == ("x", "y")
-    assert choose(split, {"x": 1, "y": 1}, 90.0, remaining) == ("x", "y")
+    assert leave_out(split, {"x": 1, "y": 1}, 40.0, remaining) == ("x", "y")
+    assert leave_out(split, {"x": 1, "y": 1}, 90.0, remaining) == ("x", "y")
     assert min(split.sqnr(("x", "y"), remaining).values()) < 90.0
     assert split.sqnr(("x", "y"))["a"] == math.inf
 

@@ -68,7 +68,7 @@ def test_measured_headroom_spares_outliers() -> None:
         recipe = {"base": "fp8", "headroom": headroom}
         # Scales are planned for an input without outliers.
         module = unitify.transform(model, (x / 64,), recipe=recipe, scales="analysis", batches=[x])
-        (choice,) = (c for c in module.casts if c.is_product)
+        (choice,) = (c for c in module.casts if c.is_contraction)
         found[headroom] = sqnr(module(x), true), tuple(c.exponent for c in choice.casts)
     assert found["measured"][1][0] >= 4
     assert found["measured"][0] > found["none"][0] + 10
@@ -80,7 +80,7 @@ def test_headroom_is_where_signal_to_noise_is_best() -> None:
     model = nn.Linear(32, 16, bias=False)
     recipe = {"base": "fp8", "headroom": "measured", "simulate": True}
     module = unitify.transform(model, (x,), recipe=recipe, scales="measured", batches=[x])
-    (choice,) = (c for c in module.casts if c.is_product)
+    (choice,) = (c for c in module.casts if c.is_contraction)
     of_x, of_weight, _ = (cast.exponent for cast in choice.casts)
     histogram = magnitudes_of(x)
     (given,) = [n.name for n in module.capture.graph.nodes if n.op == "placeholder"]
@@ -147,7 +147,7 @@ def test_a_tighter_bound_leaves_more_in_bf16() -> None:
 
 
 def test_every_product_is_told_its_noise() -> None:
-    choices = [c for c in auto(36).casts if c.is_product]
+    choices = [c for c in auto(36).casts if c.is_contraction]
     assert all(c.noise > 0 for c in choices)
     left = {c.value for c in choices if c.forward == "bf16"}
     assert left
@@ -189,7 +189,7 @@ def test_gradients_have_headroom_of_their_own() -> None:
     module = unitify.transform(
         model, (x,), recipe=recipe, scales="measured", loss_fn=lambda y: (y * gradient).sum()
     )
-    (choice,) = (c for c in module.casts if c.is_product)
+    (choice,) = (c for c in module.casts if c.is_contraction)
     module(x).backward(gradient)
     scale = module.plan.unit("linear").bwd * 2.0 ** choice.casts[2].exponent
     arriving = quantize(gradient / scale, E5M2) * scale
@@ -239,7 +239,7 @@ def test_small_elements_that_count_are_kept(kind: type[nn.Module], headroom: str
 def test_an_input_that_tells_nothing_is_cast_as_it_is(x: Tensor) -> None:
     recipe = {"base": "fp8", "headroom": "predicted"}
     module = unitify.transform(nn.Linear(32, 16), (x,), recipe=recipe)
-    (choice,) = (c for c in module.casts if c.is_product)
+    (choice,) = (c for c in module.casts if c.is_contraction)
     assert abs(choice.casts[0].exponent) <= 1
 
 

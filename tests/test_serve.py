@@ -236,7 +236,7 @@ def test_what_does_not_fold_is_refused(source: Path, tmp_path: Path) -> None:
     assert "no layout holds operands in bf16" in refusal(source, out, "bf16")
     assert "no linear layer is cast" in refusal(source, out, "fp8,include=nothing")
     assert "no layout holds operands in e5m2" in refusal(source, out, "fp8,forward=e5m2")
-    assert "no product with a weight" in refusal(source, out, "fp8,attention=true")
+    assert "no contraction with a weight" in refusal(source, out, "fp8,attention=true")
     assert "takes the same input, is not cast" in refusal(source, out, "fp8,exclude=*.k_proj")
     tied = transformers.LlamaConfig(
         hidden_size=32, num_hidden_layers=1, intermediate_size=64, vocab_size=64,

@@ -98,7 +98,7 @@ def transform(
       and bfloat16 hold any scale, and gradients follow their values.
       "casts" leaves values true and brings them there where they are cast; what passes between
       submodules is true then, and each can be called, wrapped or replaced. None: "casts" for
-      recipes that cast products by scales of the plan (FP8), else "everywhere".
+      recipes that cast contractions by scales of the plan (FP8), else "everywhere".
     - ``recording_seconds``: how long a recording with free sizes may take; one that takes longer is
       made again with fewer free sizes. None: as long as it takes.
     - ``verify``: compare bitwise with the original, before any cast.

@@ -101,7 +101,7 @@ def record_once(
                 where=name,
                 function=function,
                 advice=lost.advice,
-                frames=tuple(f.place for f in lost.frames),
+                frames=tuple(f.at for f in lost.frames),
             )
             for function, lost in noted.functions.items()
         ]

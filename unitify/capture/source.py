@@ -37,7 +37,7 @@ class Frame:
     text: str = ""
 
     @property
-    def place(self) -> tuple[str, int]:
+    def at(self) -> tuple[str, int]:
         """File and line alone, as diagnostics carry them."""
         return self.file, self.line
 

@@ -269,7 +269,7 @@ def _not_captured(model: nn.Module, error: Exception) -> UnitifyError:
         return error
     name = type(model).__name__
     cause = error.__cause__ or error
-    frames = tuple(f.place for f in frames_of_failure(cause.__traceback__))
+    frames = tuple(f.at for f in frames_of_failure(cause.__traceback__))
     found = NotCaptured(where=name, module=name, reason=_first_line(error), frames=frames)
     return UnitifyError(found)
 

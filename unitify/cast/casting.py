@@ -1,6 +1,6 @@
-"""The cast stage for a whole module:  choose ─► cast ─► lower,  part by part.
+"""The cast stage:  choose ─► search ─► cast ─► lower,  part by part.
 
-Each step is a function of its own file; here they are put together, once for every caller.
+Each step is a function of its own file. Every caller runs them through this one.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from unitify.rulebook.rule_table import RuleTable
 
 @dataclass(frozen=True)
 class CastGraph:
-    """A graph with casts in it, by which recipe, and what was chosen for each value.
+    """A graph with casts, the recipe that asked for them, and the choice for each value.
 
-    ``constants``: what it reads beside the module's attributes: means of operands, by name.
+    ``constants``: the means of operands that the graph reads, by name.
     """
 
     graph: fx.Graph
@@ -45,7 +45,7 @@ class CastGraph:
 def with_casts(part: Part, recipe: Recipe, rules: RuleTable) -> CastGraph:
     """The graph of ``part`` with the casts of its choices.
 
-    Raises ``UnitifyError`` (U404) where the recipe insists on FP8 and a product cannot run on it.
+    Raises ``UnitifyError`` (U404) where the recipe requires FP8 and a contraction cannot run in it.
     """
     cast_graph, constants = cast(part, recipe, rules)
     device = next((p.device for p in part.capture.model.parameters()), torch.device("cpu"))
@@ -58,9 +58,9 @@ def with_casts(part: Part, recipe: Recipe, rules: RuleTable) -> CastGraph:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a recipe that chooses by evidence looks at, beside the estimates of parts.
+    """What a recipe chooses by, where it does, beside the estimates of parts.
 
-    ``batches``: lists of flat inputs, by part; a part without any has its capture's example.
+    ``batches``: lists of flat inputs, by part. A part without batches runs on its example.
     """
 
     batches: Mapping[str, list[list[Any]]] = field(default_factory=dict)
@@ -75,20 +75,19 @@ def cast_module(
     evidence: Evidence | None = None,
     made: Iterable[Choice] | None = None,
 ) -> tuple[Diagnostic, ...]:
-    """Cast ``parts``, those that ``module`` was made of, by ``recipe``, in place.
+    """Cast ``parts`` by ``recipe``, and let ``module``, which was made of them, run the result.
 
-    Returns what the user should know. ``made``: choices of products to repeat, by the names that
-    ``module.casts`` has.
+    ``made``: choices to repeat, named as in ``module.casts``. Returns what the user should know.
 
-    Raises ``UnitifyError``: U404 as ``with_casts``; U402 where the recipe chooses by evidence, and
-    neither that nor ``made`` is there.
+    Raises ``UnitifyError``: U404 as ``with_casts``; U402 where the recipe chooses by evidence and
+    neither ``evidence`` nor ``made`` is given.
     """
     if recipe.is_chosen and evidence is None and made is None:
         problem = "headroom, center and min_sqnr are chosen by transform: pass on its module.casts"
         raise UnitifyError(RecipeInvalid(where=recipe.name, problem=problem))
     patterns = Patterns(recipe)
     notes: list[Diagnostic] = []
-    held = {choice.value: choice for choice in made or () if choice.is_product}
+    held = {choice.value: choice for choice in made or () if choice.is_contraction}
     found: dict[str, CastGraph] = {}
     for part in parts:
         part = chosen(part, recipe, rules, patterns)
@@ -106,7 +105,7 @@ def cast_module(
 
 
 def chosen(part: Part, recipe: Recipe, rules: RuleTable, patterns: Patterns | None = None) -> Part:
-    """``part`` with what ``recipe`` does with each of its values, as far as no evidence decides."""
+    """``part`` with the choices of ``recipe`` that need no evidence."""
     choices = choose(part.capture, recipe, rules, path=part.path, patterns=patterns)
     return replace(part, choices=choices)
 
@@ -120,9 +119,10 @@ def _repeated(part: Part, held: Mapping[str, Choice]) -> Iterator[Choice]:
 def by_evidence(
     part: Part, recipe: Recipe, rules: RuleTable, evidence: Evidence
 ) -> tuple[Part, tuple[Diagnostic, ...]]:
-    """``part`` with what its values, and a run of it, decide; and what the user should know.
+    """``part`` with choices by its estimates and by runs; and what the user should know.
 
-    Means first, then headroom for what is left, then what its noise leaves in BF16.
+    Means come first. Then headroom is chosen for the deviations. Then noise decides what stays in
+    BF16.
     """
     batches = evidence.batches.get(part.name)
     if "measured" in (recipe.headroom, recipe.center):

@@ -1,6 +1,6 @@
-"""How the operands and gradients of products are distributed, as far as they are known.
+"""How the operands and gradients of contractions are distributed.
 
-A weight is known without data. Of an activation batches tell.
+Weights are known without data; activations and gradients are known from batches.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from unitify.recipe.choices import shape_numel
 from unitify.rulebook.rule_table import RuleTable
 from unitify.rulebook.schema import operation_name
 
-#: Operand by its place → how its elements are distributed; of the gradient of a product's result,
-#: with "" for the argument.
+#: Place of a cast → the distribution of what it rounds.
 Distributions = Mapping[Place, Magnitudes]
 
 
 def weight_distributions(part: Part, rules: RuleTable) -> Distributions:
-    """Those of the operands that are weights, or views of them."""
+    """The distributions of the operands that are weights, or views of weights."""
     nodes = {node.name: node for node in part.capture.graph.nodes}
     found: dict[Place, Magnitudes] = {}
     known: dict[str, Magnitudes] = {}
@@ -43,7 +42,7 @@ def weight_distributions(part: Part, rules: RuleTable) -> Distributions:
 
 
 def _viewed(node: fx.Node, rules: RuleTable) -> fx.Node:
-    """What a value shows the elements of, each once."""
+    """The value that a chain of views starts from, as long as each shows every element once."""
     while node.op == "call_function":
         rule = rules.get(operation_name(node))
         sources = node.all_input_nodes
@@ -59,7 +58,7 @@ def measured_distributions(
     batches: Iterable[list[Any]] | None = None,
     loss_fn: LossFunction | None = None,
 ) -> Distributions:
-    """Those of the operands and gradients of all cast products over ``batches``.
+    """The distributions of all cast operands and gradients over ``batches``.
 
     ``batches``: lists of flat inputs; the capture's own example where None.
     """

@@ -1,8 +1,8 @@
-"""Headroom: by which power of two an operand is moved within its format before it is rounded.
+"""Headroom: the power of two between unit RMS and where an operand is rounded best.
 
-Unit RMS is where values are stored. An operand with outliers is rounded best further down in the
-range, one in a format without much below further up; signal to noise says where. What was chosen is
-a constant of the graph: multiply, round, divide.
+An operand with outliers needs room above; an operand with many small elements needs room below.
+The signal to noise of the cast decides. The choice is a constant of the graph: multiply, round,
+divide.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from unitify.formats.table import FORMATS
 from unitify.part import Part
 from unitify.recipe.cast import Cast
 
-#: What is assumed of a tensor without data. Of the operands of the six nets of ``examples.nets``
-#: nine in ten have a kurtosis below this (a normal distribution has 3; the median is 15), and the
-#: RMS that is predicted of them is this many octaves off, root mean square.
+#: What a tensor without data is assumed to be like. Measured on the operands of the six nets of
+#: ``examples.nets``: nine in ten have a kurtosis below 200 (a normal distribution has 3, the median
+#: is 15), and their predicted RMS is off by 1.5 octaves, root mean square.
 KURTOSIS, OCTAVES = 200.0, 1.5
 #: Steps an octave to which an RMS is rounded before its best scale is looked up.
 _STEPS = 4
-#: How many octaves from where it is stored a tensor may be rounded.
+#: The most octaves of headroom that are tried, up and down.
 _REACH = 20
 
 
 def with_headroom(part: Part, distributions: Distributions) -> Part:
-    """``part`` with the exponents at which operands and gradients of products are rounded best.
+    """``part`` with the exponents at which operands and gradients are rounded best.
 
-    ``distributions``: as far as they are known. Of the rest an RMS is, by the estimates of
-    ``part``, that may be off, and so may be the tails.
+    ``distributions`` holds what is known. Every other tensor has the RMS of its estimate, which
+    may be off, and tails that may be heavy.
     """
 
     def best(cast: Cast) -> int:
@@ -46,8 +46,8 @@ def with_headroom(part: Part, distributions: Distributions) -> Part:
         rms = estimate.forward or 0.0
         if not cast.mean:
             return _best(cast.format, unit.fwd, rms, held)
-        # What is known is of the operand, not of its deviation. What is left of its mean square is
-        # no less than a hundredth of the RMS, for the mean may be off, too.
+        # The distribution is that of the operand, not of its deviation from the mean. The RMS of
+        # the deviation is at least a hundredth of the operand's, because the mean may be off, too.
         shift = math.fsum(m * m for m in cast.mean) / len(cast.mean)
         rms = math.sqrt(max(rms * rms - shift, 1e-4 * rms * rms))
         return _best(cast.format, unit.fwd, rms, None)
@@ -67,7 +67,7 @@ def _best(format: str, scale: float, rms: float, distribution: Magnitudes | None
 
 @cache
 def _best_of_unsure(format: str, steps: int) -> int:
-    """Of the scales within a tenth of a decibel of the least expected error the nearest to one."""
+    """log2 of the scale nearest to one, among those within 0.1 dB of the least expected error."""
     spread = range(-3 * _STEPS, 3 * _STEPS + 1)
     weights = [math.exp(-((u / _STEPS / OCTAVES) ** 2) / 2) for u in spread]
     reach = range(-_REACH, _REACH + 1)

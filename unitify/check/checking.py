@@ -1,9 +1,9 @@
-"""``check``: a subject and settings to an ``Outcome``.
+"""``check``: from a subject and settings to an ``Outcome``.
 
     judge ─► predict ─► measure ─► find ─► select
 
-Estimates are always predicted, which gives each figure its derivation; what is measured is judged
-in their place.
+Every RMS is predicted, because a finding shows the derivation of the prediction. Where an RMS is
+measured, that is judged instead.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from unitify.check.judged import judged
 from unitify.check.left_out import left_out
 from unitify.check.outcome import Case, Outcome
 from unitify.check.part_findings import PartChecker
-from unitify.check.places import Places
 from unitify.check.plan_faults import Comparison
 from unitify.check.settings import Settings
+from unitify.check.source_lines import SourceLines
 from unitify.check.subject import Subject
 from unitify.drift.measuring import measure_running
 from unitify.measure.captured import measure_into
@@ -34,8 +34,8 @@ from unitify.part import Part
 from unitify.rulebook.laws import is_scalable
 from unitify.rulebook.rule_table import RuleTable
 
-#: Findings about the scale of a tensor, the plainest first: what is flushed or clipped says more
-#: than that digits are lost. Of one tensor one of them is reported.
+#: Findings about the scale of a tensor, the clearest first: a flushed or clipped tensor says more
+#: than lost digits. A tensor is reported with one of them.
 _OF_SCALE = ("U803", "U804", "U802")
 
 
@@ -48,7 +48,7 @@ def check(
     subject: Subject,
     settings: Settings,
     rules: RuleTable,
-    places: Places,
+    lines: SourceLines,
     *,
     target: str = "",
     is_measured: bool = False,
@@ -58,9 +58,9 @@ def check(
 ) -> Outcome:
     """Everything that is wrong with ``subject``, worst first.
 
-    ``is_measured``: judge what is measured on ``batches``, or on the example inputs of the captures
-    where there are none; else what is predicted. ``comparison``: plans to compare with.
-    ``on_step`` is called with the name of each step that is done, as ``steps`` lists them.
+    ``is_measured``: judge the RMS that is measured on ``batches``, or on the example inputs without
+    any; else judge predictions. ``comparison``: plans to compare with. ``on_step`` is called with
+    the name of each step once it is done, as ``steps`` lists them.
 
     Raises ``UnitifyError`` (U104, U111) for batches unlike the example.
     """
@@ -75,12 +75,12 @@ def check(
     if is_measured:
         tallies = [*_measured(subject, batches)]
         clock.done("measure")
-    found: list[Finding] = list(left_out(subject.diagnostics, places))
+    found: list[Finding] = list(left_out(subject.diagnostics, lines))
     is_sure = is_measured and bool(batches)
     compared = dataclasses.replace(comparison or Comparison(), is_sure=is_sure)
     cases: list[Case] = []
     for part, own, analysis, tally in zip(parts, scoped, analyses, tallies, strict=True):
-        checker = PartChecker(part, own, analysis, tally, settings, rules, places)
+        checker = PartChecker(part, own, analysis, tally, settings, rules, lines)
         found += checker.findings(compared)
         cases += checker.cases()
     selected = [f for f in found if settings.reports(f.code, f.names)]
@@ -110,12 +110,12 @@ def _measured(subject: Subject, batches: list[Any]) -> list[Tally]:
 
 
 def _one_of_scale(findings: list[Finding]) -> list[Finding]:
-    """One finding about the scale of a tensor, the plainest and worst; of others every one."""
+    """Keeps one finding about the scale of each tensor, the clearest and worst; and all others."""
     chosen: dict[tuple[str, ...], Finding] = {}
 
     def rank(finding: Finding) -> tuple[int, float]:
-        place = _OF_SCALE.index(finding.code) if finding.code in _OF_SCALE else 0
-        return place, -(finding.level or 0.0)
+        order = _OF_SCALE.index(finding.code) if finding.code in _OF_SCALE else 0
+        return order, -(finding.level or 0.0)
 
     for finding in sorted(findings, key=rank):
         kind = "scale" if finding.code in _OF_SCALE else finding.code
@@ -151,7 +151,7 @@ def _notes(
 
 
 def _has_loss(part: Part) -> bool:
-    """Is there a single number among the outputs, where gradients start?"""
+    """Is an output a single number, where gradients start?"""
     (output,) = (node for node in part.capture.graph.nodes if node.op == "output")
     held = [node.meta.get("val") for node in output.all_input_nodes if is_scalable(node)]
     return any(isinstance(value, Tensor) and not value.dim() for value in held)

@@ -1,8 +1,9 @@
 """Which tensors are judged, in which format and at which scale.
 
-Takes a part of a subject; gives one ``Judged`` for every value and gradient that matters: what the
-recipe casts, as its cast sees it, and every other stored value that depends on a weight. Inputs,
-buffers, masks, integers, single numbers and views of what is judged already do not alarm.
+Takes a part of a subject; gives one ``Judged`` for every value and gradient that matters. A tensor
+that the recipe casts is judged as the cast sees it. Every other stored tensor that depends on a
+weight is judged as stored. Inputs, buffers, masks, integers, single numbers and views of judged
+tensors are not judged.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from unitify.rulebook.rule_table import RuleTable
 class Judged:
     """One tensor: ``direction`` "forward" is the value of ``node``, "backward" its gradient.
 
-    - ``exponent``: log2 of what it is divided by before it is stored, or cast
-    - ``format``: what has to hold it; None where the unit band is asked for
-    - ``is_cast``: is it cast, and not only stored? ``because``: what for
+    - ``exponent``: log2 of what it is divided by before it is stored or cast
+    - ``format``: the format that has to hold it; None for the unit band
+    - ``is_cast``: is it cast, and not only stored? ``because``: why it is judged
     """
 
     node: fx.Node
@@ -40,16 +41,16 @@ class Judged:
 
     @property
     def key(self) -> tuple[str, int]:
-        """Value and direction as tallies have them."""
+        """Value and direction, as keys of tallies."""
         return self.node.name, int(self.direction == "backward")
 
 
 @dataclass(frozen=True)
 class Scope:
-    """What is judged: ``values`` "stored" or "cast" alone.
+    """What is judged: all "stored" ``values``, or only those that are "cast".
 
-    ``formats``: of every stored tensor, forward and backward, as if all were cast; None for those
-    of the recipe. ``is_unit``: against the unit band, whatever the format.
+    ``formats``: judge every stored tensor, forward and backward, as if it were cast to these; None
+    judges by the recipe. ``is_unit``: judge by the unit band alone.
     """
 
     values: str = "stored"
@@ -58,7 +59,7 @@ class Scope:
 
 
 def judged(part: Part, recipe: Recipe, rules: RuleTable, scope: Scope) -> list[Judged]:
-    """What of ``part`` is judged; what is cast comes first."""
+    """The judged tensors of ``part``, casts first."""
     if scope.is_unit:
         return list(_stored(part, recipe, rules, None, is_cast=False))
     if scope.formats is not None:
@@ -89,19 +90,19 @@ def _stored(
     for node in part.capture.graph.nodes:
         if node.op == "placeholder" or node.name not in part.plan.values:
             continue
-        # A weight that is held true is judged where a cast would round it.
+        # A true weight is judged at the scale at which a cast would round it.
         held = part.plan.unit(node.name) if node in weights else part.plan.wanted(node.name)
         fwd, bwd = held.exponents
         if node.name in eligible:
             yield Judged(node, "forward", fwd, forward, is_cast, "a stored value")
             yield Judged(node, "backward", bwd, backward, is_cast, "a stored gradient")
         elif _is_number(node):
-            # Nobody casts a loss; but its gradient is where all others come from.
+            # Nobody casts a loss, but all gradients follow from its own.
             yield Judged(node, "backward", bwd, backward, False, "the gradient of a single number")
 
 
 def _cast(part: Part, recipe: Recipe) -> Iterator[Judged]:
-    """As the casts see them: operands and gradients of products, or all stored values."""
+    """Tensors as their casts see them: operands and gradients, or all stored values."""
     if recipe.scaling == "amax":
         return  # Each cast finds its own factor at run time.
     nodes = {node.name: node for node in part.capture.graph.nodes}
@@ -117,7 +118,7 @@ def _cast(part: Part, recipe: Recipe) -> Iterator[Judged]:
             because = f"cast for the backward pass of {operation}"
         else:
             because = f"cast for {operation}"
-            # Several operations take it as one cast makes it.
+            # One cast serves several operations.
             if (cast.value, cast.format, exponent) in seen:
                 continue
             seen.add((cast.value, cast.format, exponent))

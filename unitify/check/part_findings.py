@@ -1,4 +1,4 @@
-"""Everything that is wrong in one graph: its figures become findings with a place and a cause."""
+"""The findings in one graph, each with its line of source and its cause."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from unitify.check.judged import Judged
 from unitify.check.lost_gradients import lost_gradients
 from unitify.check.naming import joined, stable_names
 from unitify.check.outcome import Case
-from unitify.check.places import Places
 from unitify.check.plan_faults import Comparison, differing, drifted
 from unitify.check.scale_faults import Fault, Known, faults
 from unitify.check.settings import Settings
+from unitify.check.source_lines import SourceLines
 from unitify.diagnostics import Diagnostic, GradientStops, NoRule
 from unitify.estimates import Estimates, Rms
 from unitify.explain import step_text
@@ -36,7 +36,7 @@ DIRECTIONS = ("forward", "backward")
 
 
 class PartChecker:
-    """One part, with everything that is known of it. ``tally``: where it was measured."""
+    """One part, with everything that is known of it. ``tally``: its measurements; None for none."""
 
     def __init__(
         self,
@@ -46,10 +46,10 @@ class PartChecker:
         tally: Tally | None,
         settings: Settings,
         rules: RuleTable,
-        places: Places,
+        lines: SourceLines,
     ) -> None:
         self.part, self.scoped, self.analysis, self.tally = part, scoped, analysis, tally
-        self.settings, self.rules, self.places = settings, rules, places
+        self.settings, self.rules, self.lines = settings, rules, lines
         self.names = stable_names(part.name, part.capture)
         self.nodes = {node.name: node for node in part.capture.graph.nodes}
         self.estimates: Estimates = (
@@ -58,12 +58,12 @@ class PartChecker:
         self.magnitudes = {} if tally is None else tally.magnitudes()
 
     def cases(self) -> Iterator[Case]:
-        """Every tensor that was judged."""
+        """The judged tensors."""
         for one in self.scoped:
             yield Case(self.names[one.node.name], self._module(one.node), one.direction)
 
     def findings(self, comparison: Comparison) -> Iterator[Finding]:
-        """What is wrong, in no order."""
+        """Everything that is wrong, in no particular order."""
         yield from self._of_scale()
         yield from self._of_gradients()
         for node in nodes_without_rule(self.part.capture, self.rules):
@@ -92,19 +92,19 @@ class PartChecker:
             )
             name, direction = starts[judged.key]
             if (name, direction) != judged.key:
-                place = self._place(self.nodes[name], DIRECTIONS[direction])
-                finding = replace(finding, cause=self.names[name], cause_place=place)
+                source = self._source(self.nodes[name], DIRECTIONS[direction])
+                finding = replace(finding, cause=self.names[name], cause_source=source)
             yield finding
 
     def _infinite_numbers(self) -> Iterator[Judged]:
-        """A loss that is not finite: of a single number only the gradient is judged otherwise."""
+        """Losses that are not finite. Of other single numbers only the gradient is judged."""
         known = {one.key for one in self.scoped}
         for (name, direction), held in self.magnitudes.items():
             if held.special and (name, direction) not in known and (name, 1) in known:
                 yield Judged(self.nodes[name], DIRECTIONS[direction], 0, None, False)
 
     def _known(self, one: Judged) -> Known:
-        """True RMS, and how the magnitudes lie where that was measured."""
+        """The true RMS, and the distribution of magnitudes if it was measured."""
         rms = getattr(self.estimates.get(one.node.name, Rms()), one.direction)
         return rms, self.magnitudes.get(one.key)
 
@@ -137,7 +137,7 @@ class PartChecker:
             operation = operation_name(node)
             stops = GradientStops(operation=operation, parameters=first + more)
             finding = self._finding(node, "backward", stops, "error")
-            yield replace(finding, place=self._place(node, "forward"))
+            yield replace(finding, source=self._source(node, "forward"))
 
     def _of_plans(self, comparison: Comparison) -> Iterator[Finding]:
         part = self.part
@@ -167,20 +167,20 @@ class PartChecker:
             diagnostic=diagnostic,
             name=self.names[node.name],
             module=self._module(node),
-            place=self._place(node, direction),
+            source=self._source(node, direction),
             direction=direction,
             value=node.name,
             severity=severity,
         )
 
-    def _place(self, node: fx.Node, direction: str) -> Frame:
+    def _source(self, node: fx.Node, direction: str) -> Frame:
         if direction != "backward":
-            return self.places.of_node(self.part.name, node)
+            return self.lines.of_node(self.part.name, node)
         steps = self.analysis.backward.get(node.name, ())
         largest = max(steps, key=lambda step: step.rms, default=None)
         makers = list(largest.inputs) if largest is not None else []
         consumer = self.nodes.get(makers[0]) if makers else None
-        return self.places.of_gradient(self.part.name, node, consumer)
+        return self.lines.of_gradient(self.part.name, node, consumer)
 
     def _module(self, node: fx.Node) -> str:
         path = module_of(node)[0]

@@ -25,8 +25,8 @@ DIRECTIONS = ("forward", "backward")
 class Comparison:
     """Plans to compare with. ``drift``: judge the scales of the subject's own plan.
 
-    ``committed``: a plan that one made now is to equal, and the ``path`` that it came from.
-    ``is_sure``: were figures measured on data, and not drawn or predicted?
+    ``committed``: a plan that a new one has to equal, and the ``path`` of its file.
+    ``is_sure``: is the RMS measured on data, neither drawn nor predicted?
     """
 
     drift: bool = False
@@ -35,9 +35,9 @@ class Comparison:
     is_sure: bool = False
 
     def of_part(self, part: str) -> dict[str, Scale]:
-        """The committed scales of one part, by the names of its own graph.
+        """The committed scales of one part, by the names in its graph.
 
-        Of what stays true that at which a cast rounds it.
+        A value that stays true has the scale at which a cast rounds it.
         """
         plan = self.committed
         values = {**plan.values, **plan.units} if plan is not None else {}
@@ -50,7 +50,7 @@ class Comparison:
 
 
 def read_plan(path: Path) -> ScalePlan:
-    """A plan from a ``plan.json``, of a converted folder or as ``ScalePlan.dumps`` gives it.
+    """The plan in a ``plan.json``, which a converted folder holds or ``ScalePlan.dumps`` makes.
 
     Raises ``UnitifyError`` (U301).
     """
@@ -64,10 +64,10 @@ def read_plan(path: Path) -> ScalePlan:
 def drifted(
     part: Part, estimates: Estimates, rules: RuleTable
 ) -> Iterator[tuple[fx.Node, str, Diagnostic, float]]:
-    """Every tensor with its octaves from the scale of the part's plan, as a diagnostic.
+    """Every tensor with its distance in octaves from the scale of the plan, as a diagnostic.
 
-    What is true has its unit, at which casts round it. Inputs, buffers and what carries masking
-    constants have no scale to drift from.
+    A value that stays true is compared with the scale at which a cast rounds it. Inputs, buffers
+    and carriers of masking constants have no such scale.
     """
     extreme = extreme_values(
         part.capture.graph, rules, part.capture.example, part.capture.attribute
@@ -90,15 +90,15 @@ def drifted(
 def differing(
     part: Part, planned: ScalePlan, committed: Mapping[str, Scale], path: str
 ) -> Iterator[tuple[fx.Node, str, Diagnostic]]:
-    """Every tensor of a part that ``planned`` gives another scale than the ``committed`` plan."""
+    """Every tensor of a part that has another scale in ``planned`` than in ``committed``."""
     for node in part.capture.graph.nodes:
         if node.name not in planned.values:
             continue
         scale = planned.unit(node.name)
         held = committed.get(node.name)
-        for place, direction in enumerate(DIRECTIONS):
-            text = "none" if held is None else f"2^{held.exponents[place]}"
-            own = f"2^{scale.exponents[place]}"
+        for index, direction in enumerate(DIRECTIONS):
+            text = "none" if held is None else f"2^{held.exponents[index]}"
+            own = f"2^{scale.exponents[index]}"
             if own != text:
                 found = PlanDiffers(tensor=_tensor(direction), scale=own, committed=text, path=path)
                 yield node, direction, found

@@ -1,7 +1,7 @@
-"""``Subject``: what is checked, in one form, whatever the target was.
+"""``Subject``: what is checked, in the same form for every target.
 
-A model as it is: its captures, with every scale one. A transformed module: the same captures around
-its weights of now, with the scales of its plan. Either way with what a recipe does to each value.
+A plain model has its captures, and every scale is one. A transformed module has its captures around
+its present weights, and the scales of its plan. Both have the choices of a recipe.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from unitify.rulebook.rule_table import RuleTable
 
 @dataclass(frozen=True)
 class Subject:
-    """``model``: as the user wrote it. ``parts``: its graphs around the weights of now.
+    """``model``: as the user wrote it. ``parts``: its graphs around its present weights.
 
-    ``module``: what runs the parts together, for measuring; None where one graph is all.
+    ``module``: runs several parts together, for measuring; None where there is one graph.
     ``diagnostics``: what capture could not keep.
     """
 
@@ -49,14 +49,14 @@ def subject_of(
 ) -> Subject:
     """``model``, original or transformed, as a subject.
 
-    ``recipe``: of what is checked; a transformed module that has one of its own is checked by that.
+    ``recipe``: the recipe to check by. A transformed module with its own recipe is checked by that.
     Raises ``UnitifyError``: U002 and U102 for inputs, U009 for a module that holds codes.
     """
     if isinstance(model, UnitScaledModule):
         return _of_module(model, recipe, rules)
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     recorded = record(model, args, kwargs)
-    # What a recipe chooses by evidence (headroom, products left in BF16) is chosen by transform.
+    # Headroom, and what stays in BF16, are chosen by evidence, which ``transform`` has.
     plain = replace(recipe, headroom="none", min_sqnr=None)
     planned = uniformly_planned(parts_of(recorded.parts), recipe.loss_scale)
     parts = tuple(chosen(part, plain, rules) for part in planned.parts)
@@ -73,5 +73,5 @@ def _of_module(module: UnitScaledModule, recipe: Recipe, rules: RuleTable) -> Su
         replace(part, capture=true_capture(own))
         for part, own in zip(held, module.parts.values(), strict=True)
     )
-    # What surrounds islands is the user's own code; a graph alone was made of a model.
+    # The user's code is what surrounds islands, or the model that a single graph was made of.
     return Subject(module.original, parts, recipe, module.diagnostics, module)

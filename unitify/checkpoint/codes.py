@@ -68,7 +68,7 @@ def _uses(part: Part) -> Iterator[tuple[str, Coded | None]]:
     """Every use of a weight: as which codes, or as it is."""
     capture = part.capture
     # The weight of an operand with a mean meets that mean as it is.
-    choices = [choice for choice in part.choices if choice.is_product and not choice.mean]
+    choices = [choice for choice in part.choices if choice.is_contraction and not choice.mean]
     casts = {cast.place: cast for choice in choices for cast in choice.casts}
     for user in capture.graph.nodes:
         for argument, index, node in operand_nodes(user):

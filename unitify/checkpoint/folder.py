@@ -181,7 +181,7 @@ def _write_files(
     document: dict[str, Any] = {"format": FORMAT, **module.plan.to_json(), "recipe": recipe}
     document["calls"] = next(iter(module.parts.values())).capture.calls
     if recipe is not None:
-        document["casts"] = [asdict(choice) for choice in module.casts if choice.is_product]
+        document["casts"] = [asdict(choice) for choice in module.casts if choice.is_contraction]
     document["codes"] = {name: asdict(coded[name]) for name in sorted(coded)}
     if module.scheme:
         document["scheme"] = {part: made.to_json() for part, made in module.scheme.items()}

@@ -165,7 +165,7 @@ def _outcome(
     from unitify.capture.inputs import as_inputs
     from unitify.capture.source import Repository
     from unitify.check.checking import check as check_subject
-    from unitify.check.places import Places
+    from unitify.check.source_lines import SourceLines
     from unitify.check.subject import subject_of
     from unitify.estimating import measures
     from unitify.rulebook.rule_table import load_rules
@@ -182,7 +182,7 @@ def _outcome(
         subject,
         settings,
         table,
-        Places(Repository.around(Path()), subject.model, found.entry),
+        SourceLines(Repository.around(Path()), subject.model, found.entry),
         target=target,
         is_measured=is_measured,
         batches=found.batches,

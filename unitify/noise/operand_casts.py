@@ -16,7 +16,7 @@ from unitify.formats.table import FORMATS, Format, quantize
 from unitify.part import Part
 from unitify.recipe.cast import Place
 from unitify.rulebook.centering import Centering, centering
-from unitify.rulebook.products import contracted, product_operands
+from unitify.rulebook.contractions import contracted, contraction_operands
 from unitify.rulebook.rule_table import RuleTable
 from unitify.rulebook.schema import operation_name
 
@@ -25,8 +25,8 @@ from unitify.rulebook.schema import operation_name
 class OperandCast:
     """An operand x is replaced by mean + scale · Q((x − mean) / scale), all at true scale.
 
-    ``mean``: one number a channel, for a product taken apart as ``centering`` says; empty for none.
-    Weights are then rounded where they meet the deviation, and not where they meet the mean.
+    ``mean``: one number a channel; empty for none. The contraction is then split as ``centering``
+    says: the deviation meets the rounded weight, the mean meets the exact one.
     ``axis``: the dimension along which the blocks of a format lie.
     """
 
@@ -37,7 +37,7 @@ class OperandCast:
     axis: int = -1
 
     def laid(self, ndim: int) -> Tensor | float:
-        """The mean, so that it broadcasts to an operand of this rank."""
+        """The mean in a shape that broadcasts to an operand of this rank."""
         if self.centering is None:
             return 0.0
         shape = [1] * ndim
@@ -45,7 +45,7 @@ class OperandCast:
         return torch.tensor(self.mean, dtype=torch.float64).reshape(shape)
 
     def rounded(self, x: Tensor) -> Tensor:
-        """What the cast makes of an operand."""
+        """The operand after the cast."""
         mean = self.laid(x.dim())
         mean = mean.to(x.dtype) if isinstance(mean, Tensor) else mean
         rounded = quantize((x - mean) / self.scale, self.format, axis=self.axis)
@@ -60,7 +60,7 @@ def operand_casts(part: Part, rules: RuleTable) -> dict[Place, OperandCast]:
         rule = rules.get(operation_name(node))
         if rule is None:
             continue
-        for name, index, operand in product_operands(rule, node):
+        for name, index, operand in contraction_operands(rule, node):
             place = node.name, name, index
             if place not in casts:
                 continue

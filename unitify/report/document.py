@@ -131,7 +131,7 @@ def _value(value: Value, sources: _Sources) -> dict[str, Any]:
         "forward": _side(value.forward),
         "backward": _side(value.backward),
         "sqnr": _numbers(value.sqnr) if value.sqnr else None,
-        "product": value.product or None,
+        "contraction": value.contraction or None,
     }
 
 
@@ -170,7 +170,7 @@ def _choice(choice: Choice) -> dict[str, Any]:
         "forward": choice.forward or None,
         "backward": choice.backward or None,
         "reason": choice.reason,
-        "is_product": choice.is_product,
+        "is_contraction": choice.is_contraction,
         "flops": choice.flops,
         "runs": choice.runs or None,
         "runs_because": choice.runs_because or None,

@@ -95,7 +95,9 @@ class Report:
             "fell_back": [d.as_json() for d in self.fell_back],
             "left_out": [d.as_json() for d in self.left_out],
             "casts": [_row(c) for c in self.casts if c.is_cast],
-            "kept_products": [_row(c) for c in self.casts if c.is_product and not c.is_cast],
+            "kept_contractions": [
+                _row(c) for c in self.casts if c.is_contraction and not c.is_cast
+            ],
             "cast_share_of_flops": self.flop_shares(),
             "seconds": {stage: round(time, 3) for stage, time in self.seconds.items()},
         }
@@ -103,12 +105,12 @@ class Report:
     def flop_shares(self) -> dict[str, float]:
         """Share of FLOPs on operands of at most eight bits, and multiplied so; none without any.
 
-        Of "products" of all kinds, and of those with a "weight" alone.
+        Of "contractions" of all kinds, and of those with a "weight" alone.
         """
         if self.recipe is None or not any(c.flops for c in self.casts):
             return {}
         return {
-            "products": flop_share(self.casts),
+            "contractions": flop_share(self.casts),
             "weights": flop_share(self.casts, weights_only=True),
             "weights_on_fp8": flop_share(self.casts, weights_only=True, runs="fp8"),
         }

@@ -45,7 +45,7 @@ def values_of(of: Gathered, rules: RuleTable, formats: Iterable[Format]) -> tupl
     formats = tuple(formats)
     part, capture = of.part, of.part.capture
     casts = _casts(part)
-    products = frozenset(choice.value for choice in part.choices if choice.is_product)
+    contractions = frozenset(choice.value for choice in part.choices if choice.is_contraction)
     true = true_weights(capture)
     masks = extreme_values(capture.graph, rules, capture.example, capture.attribute)
     return tuple(
@@ -60,7 +60,7 @@ def values_of(of: Gathered, rules: RuleTable, formats: Iterable[Format]) -> tupl
             parameter=_parameter(part, node),
             is_true_weight=node in true,
             restored=_restored(part.plan, rules, node),
-            product=_product(part, node, products),
+            contraction=_contraction(part, node, contractions),
             sqnr=of.sqnr.get(node.name, {}),
         )
         for node in ordered(capture.graph)
@@ -93,12 +93,12 @@ def _casts(part: Part) -> dict[tuple[str, int], str]:
     return {key: ", ".join(formats) for key, formats in found.items()}
 
 
-def _product(part: Part, node: fx.Node, products: frozenset[str]) -> str:
-    """The sum of products that a node is, or that it takes one result of."""
+def _contraction(part: Part, node: fx.Node, contractions: frozenset[str]) -> str:
+    """The contraction that a node is, or that it takes one result of."""
     source = node.args[0] if node.op == "call_function" and node.args else None
     is_part = isinstance(source, fx.Node) and holds_tensors(source)
     name = source.name if isinstance(source, fx.Node) and is_part else node.name
-    return value_name(part.name, name) if name in products else ""
+    return value_name(part.name, name) if name in contractions else ""
 
 
 def _side(

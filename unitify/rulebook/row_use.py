@@ -26,9 +26,9 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
     "backward": ("forward",),
     "broadcast": ("backward",),
     "common": ("backward",),
-    "channels": ("forward", "states"),
-    "states": ("untold",),
-    "untold": ("states",),
+    "channels": ("forward", "statistics"),
+    "statistics": ("initial",),
+    "initial": ("statistics",),
     "width": ("logits",),
     "loss": ("logits",),
     "variants": ("sample",),
@@ -119,7 +119,7 @@ def _alone(row: Row, arguments: Mapping[str, Argument]) -> Iterator[Problem]:
 def _formulas(row: Row) -> list[sympy.Expr]:
     """Every formula of a row, as it is written: with its shorthands."""
     rule = row.rule
-    tables = [row.keys.get(key, {}) for key in ("forward", "backward", "states", "common")]
+    tables = [row.keys.get(key, {}) for key in ("forward", "backward", "statistics", "common")]
     return [
         *row.where.values(),
         *rule.dims.values(),

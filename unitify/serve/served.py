@@ -33,7 +33,7 @@ class Served:
     """A linear layer that is served in a format; value = scale × what is stored.
 
     ``layer``: the module's path. ``weight``, ``input``: scales, powers of two. ``group``: layers
-    that take the same input in one module; runtimes make one product of these, with one scale.
+    that take the same input in one module; runtimes make one matmul of these, with one scale.
     ``rms``: of the input, as it was estimated; 0 where it was not.
     """
 
@@ -65,7 +65,7 @@ class Served:
 def served(
     model: nn.Module, parts: Iterable[Part], recipe: Recipe, rules: RuleTable
 ) -> tuple[Served, ...]:
-    """The layers whose products are cast, in order of their paths.
+    """The layers whose contractions are cast, in order of their paths.
 
     Raises ``UnitifyError`` (U614), with everything that does not fold.
     """
@@ -76,9 +76,9 @@ def served(
     wrong: list[NotFolded] = []
     kept: dict[str, str] = {}
     for part in parts:
-        products = {c.value: c for c in part.choices if c.is_product}
+        contractions = {c.value: c for c in part.choices if c.is_contraction}
         for node in part.capture.graph.nodes:
-            choice = products.get(node.name)
+            choice = contractions.get(node.name)
             if choice is None or (choice.forward in ("", "bf16", "fp16") and not choice.has_weight):
                 continue
             rule = rules[operation_name(node)]
@@ -105,11 +105,11 @@ def served(
 def _layer(
     model: nn.Module, path: str, capture: Capture, node: fx.Node, rule: Rule, choice: Choice
 ) -> tuple[str, str]:
-    """The linear layer that a product is of, and why its casts do not fold; one may be empty."""
+    """The linear layer of a contraction, and why its casts do not fold; one may be empty."""
     matmul = rule.matmul
     weight = named_arguments(node)[matmul.right] if matmul is not None else None
     if matmul is None or not isinstance(weight, fx.Node) or weight.op != "get_attr":
-        return "", "it is no product with a weight as the model holds it"
+        return "", "it is no contraction with a weight as the model holds it"
     first = capture.aliases.get(str(weight.target))
     names = [f"{path}.{n}".strip(".") for n, of in capture.aliases.items() if of == first]
     layers = [n.removesuffix(".weight") for n in names if n.endswith(".weight")]
