@@ -112,8 +112,8 @@ def _derivation(
     lines = [_title(node), *_origin(node), ""]
     for direction, factor in (("forward", scale.fwd), ("backward", scale.bwd)):
         predicted, found = getattr(estimate, direction), getattr(measured, direction)
-        told = _stored(predicted if found is None else found, factor)
-        lines.append(f"{direction:8} scale {_power(factor)}{told}")
+        stored = _stored(predicted if found is None else found, factor)
+        lines.append(f"{direction:8} scale {_power(factor)}{stored}")
         if far_apart(predicted, found):
             lines.append(f"         predicted rms {predicted:.4g}: more than {FAR:g} octaves off")
     unit = chosen.unit(node.name)

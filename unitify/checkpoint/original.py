@@ -54,8 +54,8 @@ def check_source(found: Converted, source: Mapping[str, Tensor]) -> None:
     """
     true = true_weights(found)
     # Checkpoints hold a tied tensor under one of its names.
-    told = {id(true[name]) for name in true.keys() & source.keys()}
-    alone = sorted(n for n in true.keys() ^ source.keys() if id(true.get(n)) not in told)
+    shared = {id(true[name]) for name in true.keys() & source.keys()}
+    alone = sorted(n for n in true.keys() ^ source.keys() if id(true.get(n)) not in shared)
     problems = [f"{name} is in one of the two alone" for name in alone]
     for name in sorted(true.keys() & source.keys()):
         given, how = source[name], found.codes.get(name)

@@ -45,7 +45,7 @@ def idle(row: Row, arguments: Mapping[str, Argument]) -> Iterator[Problem]:
             yield Problem((key,), f"it does nothing without {' or '.join(needed)}")
     for first, second in _WAYS:
         if first in row.keys and second in row.keys:
-            yield Problem((second,), f"moments are told by {first} already")
+            yield Problem((second,), f"{first} gives the moments already")
     yield from _terms(row)
     yield from _products(row)
     yield from _unread(row)

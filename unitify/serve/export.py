@@ -102,8 +102,8 @@ def export(
     ``inputs``, ``scales`` and ``rules`` are those of ``convert``, but that "auto" is "analysis":
     weights stay in their files, and the model is not run. ``verify``: open what was
     written with its reader, and compare the outputs. ``resume``: go on from what an interrupted run
-    of the same call left. ``on_start`` is told how many bytes are to come, and gives what is
-    told of those that were written.
+    of the same call left. ``on_start`` takes the bytes to write, and returns a function that takes
+    the bytes written since its last call.
 
     Raises ``UnitifyError``: those of ``convert``, U614 for what does not fold, U615 for a folder
     that its reader does not read right. Nothing is written then.
@@ -141,7 +141,7 @@ def export(
             "layout": name,
             "recipe": recipe.as_table(),
             "sqnr": sqnr,
-            "layers": [_told(each) for each in layers],
+            "layers": [_layer_row(each) for each in layers],
             "versions": {"unitify": __version__, "torch": torch.__version__},
             "sha256": folder.hashes(),
         }
@@ -240,7 +240,7 @@ def _as_it_is(tensor: Tensor) -> Tensor:
 
 def _coded(name: str, weight: Tensor, row: Served, layout: Layout) -> list[Promise]:
     """Promises of what stands for a weight, all made when the first of them is asked for."""
-    told = layout.made(torch.empty(weight.shape, device="meta"), row)
+    shapes = layout.made(torch.empty(weight.shape, device="meta"), row)
     made: dict[str, Tensor] = {}
 
     def of(ending: str) -> Tensor:
@@ -253,7 +253,7 @@ def _coded(name: str, weight: Tensor, row: Served, layout: Layout) -> list[Promi
 
     return [
         Promise(f"{row.layer}.{ending}", t.dtype, tuple(t.shape), partial(of, ending))
-        for ending, t in told.items()
+        for ending, t in shapes.items()
     ]
 
 
@@ -269,7 +269,7 @@ def _config(checkpoint: Path, layout: Layout, ignored: list[str]) -> dict[str, A
     return document
 
 
-def _told(row: Served) -> dict[str, Any]:
+def _layer_row(row: Served) -> dict[str, Any]:
     """A layer, with the window of its input's scale."""
     return {**asdict(row), "window": list(row.window), "margin": round(row.margin, 2)}
 
@@ -278,9 +278,9 @@ def _request(
     checkpoint: Path, shards: Mapping[str, Any], layers: Iterable[Served], name: str
 ) -> dict[str, Any]:
     """What tells one export from another: the files that it is of, and every scale."""
-    told = {file: (checkpoint / file).stat() for file in shards}
+    stats = {file: (checkpoint / file).stat() for file in shards}
     return {
-        "files": {file: [stat.st_size, stat.st_mtime_ns] for file, stat in told.items()},
+        "files": {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()},
         "layers": [asdict(each) for each in layers],
         "layout": name,
         "version": __version__,

@@ -46,7 +46,7 @@ class Promise:
         return count * self.dtype.itemsize
 
 
-#: Told how many bytes have been written since the last time.
+#: Takes the bytes written since its last call.
 OnBytes = Callable[[int], None]
 
 
