@@ -1,6 +1,6 @@
 """``Numerics`` as plain data: the JSON beside a report, and what its page shows.
 
-The layout is stated in docs/report.md and changes only with ``SCHEMA``. Numbers have five digits;
+The layout stands in docs/report.md and changes only with ``SCHEMA``. Numbers have five digits;
 there is no NaN and no infinity in JSON, so that either is null.
 """
 
