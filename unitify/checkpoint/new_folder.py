@@ -52,15 +52,17 @@ def new_folder(
     """
     check_absent(path)
     partial = path.absolute().with_name(f".{path.name}.partial")
-    lock = FileLock(partial.with_suffix(".lock"))
+    lock = partial.with_suffix(".lock")
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
-        with lock.acquire(timeout=0), _leaving(partial, is_kept=request is not None):
+        with (
+            FileLock(lock).acquire(timeout=0),
+            _leaving(partial, lock, is_kept=request is not None),
+        ):
             folder = Folder(partial, request or {}, resume)
             yield folder
             folder.finish()
             os.rename(partial, path)
-            Path(lock.lock_file).unlink(missing_ok=True)
     except Timeout:
         raise UnitifyError(OutputInUse(path=str(path))) from None
     except (OSError, SafetensorError) as error:
@@ -70,14 +72,16 @@ def new_folder(
 
 
 @contextlib.contextmanager
-def _leaving(partial: Path, is_kept: bool) -> Iterator[None]:
-    """Nothing is left behind a refusal; behind an interruption what ``is_kept``."""
+def _leaving(partial: Path, lock: Path, is_kept: bool) -> Iterator[None]:
+    """Leave nothing after a refusal, and after an interruption only what ``is_kept``."""
     try:
         yield
     except BaseException as error:
         if isinstance(error, UnitifyError) or not is_kept:
             shutil.rmtree(partial, ignore_errors=True)
         raise
+    finally:
+        lock.unlink(missing_ok=True)
 
 
 class Folder:
@@ -144,5 +148,5 @@ class Folder:
         return {name: self.done.get(name) or sha256(p) for p, name in names.items()}
 
     def finish(self) -> None:
-        """Nothing is left to be done."""
+        """Remove the note of progress."""
         (self.partial / _PROGRESS).unlink()
