@@ -287,7 +287,7 @@ class Twice(nn.Module):
 
 
 def test_a_parameter_is_placed_where_it_gets_its_values() -> None:
-    lines = Path(__file__).read_text("utf-8").splitlines()
+    text_lines = Path(__file__).read_text("utf-8").splitlines()
     module = unitify.transform(Twice(), torch.randn(2, 8))
     lines = SourceLines(Repository(Path(__file__).parent), Twice(), None)
     nodes = {str(n.target): n for n in module.capture.graph.nodes if n.op == "get_attr"}
@@ -298,7 +298,7 @@ def test_a_parameter_is_placed_where_it_gets_its_values() -> None:
     }
     for name, text in expected.items():
         frame = lines.of_node("", nodes[name])
-        assert (frame.file, lines[frame.line - 1].strip()) == (Path(__file__).name, text)
+        assert (frame.file, text_lines[frame.line - 1].strip()) == (Path(__file__).name, text)
 
 
 def test_what_lies_in_an_environment_is_not_of_the_repository(tmp_path: Path) -> None:
