@@ -18,8 +18,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from unitify.capture.source import Repository
 from unitify.check.checking import check
-from unitify.check.places import Places
 from unitify.check.settings import Settings
+from unitify.check.source_lines import SourceLines
 from unitify.check.subject import subject_of
 from unitify.recipe.recipe import FP8
 from unitify.rulebook.rule_table import load_rules
@@ -34,10 +34,10 @@ def measure(layers: int) -> dict[str, float]:
     start, cpu = time.perf_counter(), time.process_time()
     subject = subject_of(model, (), {"input_ids": ids, "labels": ids}, FP8, rules)
     captured = time.perf_counter() - start
-    places = Places(Repository.around(Path()), model, None)
-    outcome = check(subject, Settings(), rules, places)
-    (piece,) = subject.pieces.values()
-    nodes = len(piece.capture.graph.nodes)
+    lines = SourceLines(Repository.around(Path()), model, None)
+    outcome = check(subject, Settings(), rules, lines)
+    (part,) = subject.parts
+    nodes = len(part.capture.graph.nodes)
     found = {"layers": layers, "nodes": nodes, "judged": len(outcome.cases)}
     seconds = {"capture": captured, **outcome.seconds, "cpu": time.process_time() - cpu}
     return {**found, "findings": len(outcome.findings), **seconds}

@@ -28,10 +28,13 @@ from unitify.capture.execution import unchanged
 from unitify.capture.outline import drawn_inputs, outline_of
 from unitify.capture.whole import Capture, capture
 from unitify.noise.measured import PairRunner, ValueNoise, measured_noise, output_names
-from unitify.noise.operand_casts import OperandCast, Place, operand_casts
-from unitify.noise.toward_stated import toward_stated
+from unitify.noise.operand_casts import OperandCast, operand_casts
+from unitify.noise.running_statistics import toward_running_statistics
+from unitify.part import Part
 from unitify.plan.planner import plan
+from unitify.recipe.cast import Cast, Place
 from unitify.recipe.choices import Choice
+from unitify.rulebook.contractions import contraction_operands
 from unitify.rulebook.rule_table import RuleTable, load_rules
 from unitify.rulebook.schema import operation_name
 
@@ -63,7 +66,7 @@ def drawn_noise(
 ) -> dict[str, ValueNoise]:
     """RMS of every floating value and of the error that ``casts`` leave in it, on drawn inputs."""
     args, _ = drawn_inputs(outline_of(tuple(capture.example), {}), torch.device("cpu"))
-    runner = PairRunner(capture, casts, toward_stated(capture, rules))
+    runner = PairRunner(capture, casts, toward_running_statistics(capture, rules))
     with torch.no_grad(), unchanged(capture.model):
         runner.run(*args)
     return runner.found
@@ -76,12 +79,20 @@ def row(
     rules = load_rules()
     held = capture(model, args, kwargs)
     scales = plan(held, analyze(held, rules).estimates, rules)
-    products = {
-        node.name: Choice(node.name, "", forward="e4m3", is_product=True)
+    products = tuple(
+        Choice(
+            node.name,
+            operation_name(node),
+            tuple(
+                Cast((node.name, argument, index), operand.name, "e4m3")
+                for argument, index, operand in contraction_operands(rule, node)
+            ),
+            is_contraction=True,
+        )
         for node in held.graph.nodes
         if (rule := rules.get(operation_name(node))) and rule.casts and not rule.forward
-    }
-    casts = operand_casts(products.values(), held, scales, rules)
+    )
+    casts = operand_casts(Part("", held, scales, held.graph, choices=products), rules)
     measured = {
         n: v
         for n, v in measured_noise(held, casts).items()

@@ -16,7 +16,7 @@ import random
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,11 @@ from examples.evaluation import METRICS, evaluate
 from examples.nets import NETS
 from examples.sqnr import simulated
 from unitify.cast.casting import cast_module
-from unitify.noise.budget import Budget, choose
+from unitify.module.assembly import parts_in
 from unitify.noise.measured import measured_noise, output_names
+from unitify.noise.mixed_precision import Sensitivity, leave_out
 from unitify.noise.operand_casts import operand_casts
-from unitify.noise.probed import probed_budget
+from unitify.noise.sensitivity import sensitivity
 from unitify.recipe.choices import Choice, flop_share
 from unitify.rulebook.rule_table import load_rules
 
@@ -78,21 +79,21 @@ class Subject:
         ).eval()
         (self.graph,) = graphs
         self.choices = self.module.casts
-        self.cast = {c.value: c for c in self.choices if c.is_product and c.is_cast}
+        self.cast = {c.value: c for c in self.choices if c.is_contraction and c.is_cast}
         self.flops = {name: float(c.flops) for name, c in self.cast.items()}
 
     @cached_property
     def operands(self) -> Any:
         """Casts of operands, as the analysis of noise takes them."""
-        return operand_casts(self.cast.values(), self.module.capture, self.module.plan, RULES)
+        return operand_casts(*parts_in(self.module), RULES)
 
     @cached_property
-    def foretold(self) -> Budget:
+    def foretold(self) -> Sensitivity:
         """Who adds how much noise, with no data."""
-        return probed_budget(self.module.capture, RULES, self.operands)
+        return sensitivity(self.module.capture, RULES, self.operands)
 
     @cached_property
-    def measured(self) -> Budget:
+    def measured(self) -> Sensitivity:
         """The noise at each output with one product cast alone, on real data."""
         capture = self.module.capture
         inputs = capture.flat_inputs((), real_inputs.load(self.name)[1])
@@ -103,7 +104,7 @@ class Subject:
             noise = measured_noise(capture, alone, inputs)
             for name in names:
                 found[name][operation] = noise[name].relative
-        return Budget(found)
+        return Sensitivity(found)
 
     def left_out(self, way: str, share: float) -> set[str]:
         """The products to leave out so that at most ``share`` of all product FLOPs is in FP8."""
@@ -118,9 +119,9 @@ class Subject:
         low, high = -20.0, 80.0
         for _ in range(40):
             bound = (low + high) / 2
-            kept = self.share(set(choose(budget, self.flops, bound)))
+            kept = self.share(set(leave_out(budget, self.flops, bound)))
             low, high = (bound, high) if kept > share else (low, bound)
-        return set(choose(budget, self.flops, high))
+        return set(leave_out(budget, self.flops, high))
 
     def share(self, left: set[str]) -> float:
         """Of product FLOPs in FP8 without ``left``."""
@@ -128,15 +129,14 @@ class Subject:
 
     def chosen(self, left: set[str]) -> tuple[Choice, ...]:
         """The choices with ``left`` in BF16."""
-        bf16 = {"forward": "bf16", "backward": "bf16", "exponents": (), "mean": ()}
-        return tuple(replace(c, **bf16) if c.value in left else c for c in self.choices)
+        return tuple(c.in_format("bf16") if c.value in left else c for c in self.choices)
 
     def metric(self, left: set[str]) -> float:
         """The net's own metric with ``left`` in BF16."""
         self.module.graph = self.graph
         recipe = self.module.recipe
         assert recipe is not None
-        cast_module(self.module, recipe, RULES, made=self.chosen(left))
+        cast_module(self.module, parts_in(self.module), recipe, RULES, made=self.chosen(left))
         return evaluate(self.name, self.module)
 
 

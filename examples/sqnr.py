@@ -25,7 +25,7 @@ import unitify
 from examples import real_inputs
 from examples.estimates import LISTED
 from examples.nets import NETS
-from unitify.cast.centering import UNCENTER
+from unitify.cast.mean_subtraction import UNCENTER
 from unitify.recipe.reader import read_recipe
 from unitify.recipe.recipe import Recipe
 

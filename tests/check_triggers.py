@@ -12,9 +12,9 @@ import unitify
 from unitify.capture.source import Repository
 from unitify.check.baseline import read_baseline
 from unitify.check.checking import check
-from unitify.check.places import Places
 from unitify.check.plan_faults import Comparison
 from unitify.check.settings import settings_from
+from unitify.check.source_lines import SourceLines
 from unitify.check.subject import subject_of
 from unitify.diagnostics import Diagnostic
 from unitify.recipe.recipe import FP8
@@ -53,7 +53,7 @@ def found(
         subject,
         settings_from(settings),
         rules,
-        Places(Repository(Path()), subject.model, None),
+        SourceLines(Repository(Path()), subject.model, None),
         is_measured=is_measured,
         comparison=comparison,
     )

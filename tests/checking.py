@@ -12,8 +12,8 @@ import unitify
 from unitify.capture.source import Repository
 from unitify.check.checking import check
 from unitify.check.outcome import Outcome
-from unitify.check.places import Places
 from unitify.check.settings import settings_from
+from unitify.check.source_lines import SourceLines
 from unitify.check.subject import subject_of
 from unitify.cli.target import read_target
 from unitify.recipe.reader import read_recipe
@@ -70,12 +70,12 @@ def checked(
         chosen = read_recipe(recipe)
         assert chosen is not None
         subject = subject_of(found.model, batch, None, chosen, RULES)
-        places = Places(Repository.around(root), subject.model, found.entry)
+        lines = SourceLines(Repository.around(root), subject.model, found.entry)
         return check(
             subject,
             settings_from(settings),
             RULES,
-            places,
+            lines,
             target=f"planted.models:{factory}",
             is_measured=measured,
             batches=found.batches,

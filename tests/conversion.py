@@ -23,11 +23,12 @@ from torch.utils import _pytree as pytree
 
 import unitify
 from unitify.capture.whole import Capture
+from unitify.module.assembly import build
 from unitify.module.unit_scaled import UnitScaledModule
+from unitify.part import Part
 from unitify.plan.scale_plan import Scale, ScalePlan, parameter_units
 from unitify.rewrite import rewrite
 from unitify.rulebook.rule_table import load_rules
-from unitify.transform import build
 from unitify.verification import Verification
 
 RULES = load_rules()
@@ -70,7 +71,7 @@ class Conversion:
     module: UnitScaledModule
 
     def with_plan(self, chosen: ScalePlan) -> UnitScaledModule:
-        return build(self.capture, rewrite(self.capture, chosen, RULES), chosen)
+        return build(Part("", self.capture, chosen, rewrite(self.capture, chosen, RULES)))
 
     def unscaled(self) -> UnitScaledModule:
         """The captured graph itself: every scale is one, nothing is inserted."""
@@ -94,7 +95,7 @@ def near_unit_plans() -> AbstractContextManager[Any]:
     By default most values have the scale at which they arrive.
     """
     pipeline = importlib.import_module("unitify.transform")
-    return mock.patch.object(pipeline, "_carrier", return_value="narrow")
+    return mock.patch.object(pipeline, "carrier_of", return_value="narrow")
 
 
 @functools.cache

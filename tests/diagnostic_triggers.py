@@ -23,6 +23,7 @@ from unitify.capture.whole import capture
 from unitify.checkpoint import folder
 from unitify.checkpoint.files import mapped_weights, read_state_dicts
 from unitify.checkpoint.filling import fill
+from unitify.checkpoint.new_folder import check_absent, new_folder
 from unitify.checkpoint.original import true_model, write_original
 from unitify.checkpoint.state_dict import check_finite
 from unitify.checkpoint.targets import build_model, import_libraries
@@ -464,12 +465,18 @@ def _(path: Path) -> None:
 
 @triggers("U605")
 def _(path: Path) -> None:
-    folder.check_absent(path)
+    check_absent(path)
 
 
 @triggers("U606")
 def _(path: Path) -> None:
-    folder.check_absent(saved(path) / "out")
+    check_absent(saved(path) / "out")
+
+
+@triggers("U617")
+def _(path: Path) -> None:
+    with new_folder(path / "out"), new_folder(path / "out"):
+        pass
 
 
 @triggers("U607")

@@ -28,7 +28,7 @@ from unitify.formats.blocks import in_blocks
 from unitify.formats.signal_to_noise import GeneralizedNormal
 from unitify.formats.table import E2M1, E4M3, E8M0, FORMATS, BlockFormat, quantize
 from unitify.rule_trials.calls import Call, call, drawn, run
-from unitify.rulebook.products import contracted, product_operands
+from unitify.rulebook.contractions import contracted, contraction_operands
 from unitify.rulebook.rule_table import load_rules
 from unitify.runtime.cast import cast
 
@@ -248,7 +248,7 @@ def test_blocks_lie_along_what_is_summed_over(operation: str) -> None:
     rule = RULES[operation]
     for sample in (rule.sample, *rule.variants):
         made = call(rule, drawn(rule, sample, 0, torch.float64))
-        operands = product_operands(rule, made.node)
+        operands = contraction_operands(rule, made.node)
         axes = [contracted(rule, made.node, name, node) for name, _, node in operands]
         assert max(axes) < 0
         names = [str(node.target) for _, _, node in operands]
@@ -288,7 +288,7 @@ def test_a_product_is_cast_along_what_it_sums_over() -> None:
 
     model, x = Products(), torch.randn(2, 32, 4, 4, requires_grad=True)
     module = unitify.transform(model, (x,), recipe="mxfp8", placement="casts")
-    assert {c.runs for c in module.casts if c.is_product} == {"simulated"}
+    assert {c.runs for c in module.casts if c.is_contraction} == {"simulated"}
 
     def rounded(t: Tensor, axis: int) -> Tensor:
         return quantize(t, FORMATS["mxfp8"], axis=axis)

@@ -351,7 +351,7 @@ class Branching(nn.Module):
 def test_patterns_reach_into_islands() -> None:
     x = torch.randn(4, 16)
     module = unitify.transform(Branching(), (x,), recipe="fp8,exclude=first.2")
-    choices = {c.value: c for c in module.casts if c.is_product}
+    choices = {c.value: c for c in module.casts if c.is_contraction}
     assert {n: c.is_cast for n, c in choices.items()} == {
         "first/linear": True, "first/linear_1": False, "second/linear": True,
     }  # fmt: skip

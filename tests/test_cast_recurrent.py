@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import unitify
 from unitify.formats.table import E4M3, E5M2, quantize
-from unitify.rulebook.products import product_operands
+from unitify.rulebook.contractions import contraction_operands
 from unitify.rulebook.rule_table import load_rules
 from unitify.rulebook.schema import operation_name
 
@@ -84,8 +84,8 @@ def test_gradients_are_rounded_where_they_reach_the_results() -> None:
 
 def test_the_choice_says_what_stays() -> None:
     module = unitify.transform(nn.LSTM(16, 16), (torch.randn(4, 2, 16),), recipe="fp8")
-    (choice,) = [c for c in module.casts if c.is_product]
-    assert choice.reason == "a sum of products, all but hidden states"
+    (choice,) = [c for c in module.casts if c.is_contraction]
+    assert choice.reason == "a contraction, all but hidden states"
     assert choice.runs == "simulated"
     assert choice.runs_because == "hidden states stay in the model's own type"
     assert choice.has_weight
@@ -95,7 +95,7 @@ def test_the_choice_says_what_stays() -> None:
 def test_only_matrices_of_a_list_are_multiplied() -> None:
     module = unitify.transform(nn.LSTM(16, 16), (torch.randn(4, 2, 16),))
     (node,) = [n for n in module.capture.graph.nodes if "lstm" in operation_name(n)]
-    operands = product_operands(RULES[operation_name(node)], node)
+    operands = contraction_operands(RULES[operation_name(node)], node)
     assert [(name, index) for name, index, _ in operands] == [
         ("input", 0), ("params", 0), ("params", 1),
     ]  # fmt: skip
@@ -109,7 +109,7 @@ def test_headroom_moves_every_operand() -> None:
         model.weight_hh_l0[0, 0] = 100.0
     x = torch.randn(4, 2, 16)
     module = unitify.transform(model, (x,), recipe="fp8,headroom=measured", scales="measured")
-    (choice,) = [c for c in module.casts if c.is_product]
-    assert len(choice.exponents) == 3 + 1
+    (choice,) = [c for c in module.casts if c.is_contraction]
+    assert len(choice.casts) == 3 + 1
     held = model.weight_hh_l0 / parameter_scales(module)["weight_hh_l0"].fwd
-    assert float(held.max()) / 2.0 ** choice.exponents[2] <= E4M3.largest
+    assert float(held.max()) / 2.0 ** choice.casts[2].exponent <= E4M3.largest

@@ -14,8 +14,9 @@ from conversion import parameter_scales
 from torch import Tensor, nn
 
 import unitify
-from unitify.cast.centering import on_grid
+from unitify.cast.mean_subtraction import on_grid
 from unitify.formats.table import E4M3, FP32, quantize
+from unitify.module.assembly import parts_in
 from unitify.noise.measured import measured_noise
 from unitify.noise.operand_casts import operand_casts
 from unitify.recipe.choices import Choice
@@ -46,7 +47,7 @@ def dense() -> tuple[nn.Module, Tensor]:
 
 
 def products(module: unitify.UnitScaledModule) -> list[Choice]:
-    return [c for c in module.casts if c.is_product]
+    return [c for c in module.casts if c.is_contraction]
 
 
 def test_a_linear_layer_by_hand() -> None:
@@ -196,6 +197,6 @@ def test_saved_and_read_back(tmp_path: Path) -> None:
 def test_noise_is_measured() -> None:
     model, x = dense()
     module = unitify.transform(model, (x,), recipe=CENTERED)
-    casts = operand_casts(products(module), module.capture, module.plan, RULES)
+    casts = operand_casts(*parts_in(module), RULES)
     measured = measured_noise(module.capture, casts, [x])["linear_1"].sqnr
     assert measured == pytest.approx(-10 * math.log10(error(module, model, x)), abs=0.1)

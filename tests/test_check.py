@@ -20,9 +20,9 @@ from unitify.check.checking import check
 from unitify.check.finding import Finding
 from unitify.check.naming import stable_names
 from unitify.check.outcome import Outcome
-from unitify.check.places import Places
 from unitify.check.plan_faults import Comparison
 from unitify.check.settings import Settings, settings_from
+from unitify.check.source_lines import SourceLines
 from unitify.check.subject import subject_of
 from unitify.recipe.reader import read_recipe
 from unitify.recipe.recipe import FP8
@@ -32,7 +32,7 @@ assert RECIPE is not None
 
 
 def places_of(outcome: Outcome) -> set[tuple[str, str, tuple[str, int]]]:
-    return {(f.code, f.direction, f.place.place) for f in outcome.findings}
+    return {(f.code, f.direction, f.source.at) for f in outcome.findings}
 
 
 # -- planted faults -----------------------------------------------------------------------
@@ -93,7 +93,7 @@ def test_transformed_it_is_clean_but_for_what_no_scale_mends(
 def test_findings_say_how_they_came_about(root: Path) -> None:
     found = {f.name: f for f in checked(root, "everything").findings if f.direction == "forward"}
     exp = found["blocks.2/exp"]
-    assert "torch.exp" in exp.place.text
+    assert "torch.exp" in exp.source.text
     assert any("quadrature" in line for line in exp.derivation)
     assert "2^-" in exp.fix
     embedding = found["embedding.weight"]
@@ -103,10 +103,10 @@ def test_findings_say_how_they_came_about(root: Path) -> None:
 def test_one_loss_is_to_blame_for_all_gradients(root: Path) -> None:
     outcome = checked(root, "loss")
     starts = [f for f in outcome.findings if not f.cause]
-    assert [f.place.place for f in starts] == [line_of("loss")]
+    assert [f.source.at for f in starts] == [line_of("loss")]
     followers = [f for f in outcome.findings if f.cause]
     assert len(followers) > 20
-    assert {f.cause_place.place for f in followers} == {line_of("loss")}
+    assert {f.cause_source.at for f in followers} == {line_of("loss")}
     assert {f.direction for f in outcome.findings} == {"backward"}
 
 
@@ -135,7 +135,7 @@ def checked_subject(subject: object, **settings: object) -> Outcome:
         subject,
         settings_from(settings),
         RULES,
-        Places(Repository(Path(zoo.__file__).parent), subject.model, None),
+        SourceLines(Repository(Path(zoo.__file__).parent), subject.model, None),
         is_measured=True,
     )
 
@@ -163,7 +163,7 @@ def test_inputs_masks_and_constants_do_not_alarm(measured: bool) -> None:
     inputs = torch.randn(4, 16), torch.full((4, 16), 1e-12), keep
     subject = subject_of(Quiet(), inputs, None, RECIPE, RULES)
     outcome = check(
-        subject, Settings(), RULES, Places(Repository(Path()), subject.model, None),
+        subject, Settings(), RULES, SourceLines(Repository(Path()), subject.model, None),
         is_measured=measured,
     )  # fmt: skip
     assert [f.message for f in outcome.findings] == []
@@ -179,9 +179,9 @@ def test_an_input_that_is_cast_does(tmp_path: Path) -> None:
 
 
 def check_here(subject: object, **settings: object) -> Outcome:
-    places = Places(Repository(Path()), subject.model, None)
+    lines = SourceLines(Repository(Path()), subject.model, None)
     comparison = settings.pop("comparison", Comparison())
-    return check(subject, settings_from(settings), RULES, places, comparison=comparison)
+    return check(subject, settings_from(settings), RULES, lines, comparison=comparison)
 
 
 def test_a_branch_that_starts_at_zero_is_no_lost_gradient() -> None:
@@ -210,11 +210,11 @@ def test_a_value_that_is_not_finite() -> None:
             return (self.linear(x) * 1e4).exp().log1p().mean()
 
     subject = subject_of(Overflown(), torch.randn(4, 16), None, FP8, RULES)
-    places = Places(Repository(Path(__file__).parent), subject.model, None)
-    outcome = check(subject, Settings(), RULES, places, is_measured=True)
+    lines = SourceLines(Repository(Path(__file__).parent), subject.model, None)
+    outcome = check(subject, Settings(), RULES, lines, is_measured=True)
     found = [f for f in outcome.findings if f.code == "U805"]
     assert {"exp", "log1p"} <= {f.name for f in found}
-    assert {f.place.file for f in found} == {Path(__file__).name}
+    assert {f.source.file for f in found} == {Path(__file__).name}
     assert {f.severity for f in found} == {"error"}
 
 
@@ -256,7 +256,7 @@ def test_a_plan_that_differs_from_the_committed_one() -> None:
     assert all("has none" in f.diagnostic.message for f in found if f.code == "U808")
 
 
-# -- names, places, causes ----------------------------------------------------------------
+# -- names, lines, causes ----------------------------------------------------------------
 
 
 def test_names_stay_when_a_layer_is_added() -> None:
@@ -287,9 +287,9 @@ class Twice(nn.Module):
 
 
 def test_a_parameter_is_placed_where_it_gets_its_values() -> None:
-    lines = Path(__file__).read_text("utf-8").splitlines()
+    text_lines = Path(__file__).read_text("utf-8").splitlines()
     module = unitify.transform(Twice(), torch.randn(2, 8))
-    places = Places(Repository(Path(__file__).parent), Twice(), None)
+    lines = SourceLines(Repository(Path(__file__).parent), Twice(), None)
     nodes = {str(n.target): n for n in module.capture.graph.nodes if n.op == "get_attr"}
     expected = {
         "shared.weight": "self.shared = nn.Linear(8, 8)",
@@ -297,8 +297,8 @@ def test_a_parameter_is_placed_where_it_gets_its_values() -> None:
         "inner.0.bias": "self.inner = nn.Sequential(nn.Linear(8, 8))",
     }
     for name, text in expected.items():
-        frame = places.of_node("", nodes[name])
-        assert (frame.file, lines[frame.line - 1].strip()) == (Path(__file__).name, text)
+        frame = lines.of_node("", nodes[name])
+        assert (frame.file, text_lines[frame.line - 1].strip()) == (Path(__file__).name, text)
 
 
 def test_what_lies_in_an_environment_is_not_of_the_repository(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def finding(name: str, level: float = 3.0, severity: str = "error", line: int = 
         diagnostic=lost,
         name=name,
         module="blocks.0",
-        place=Frame("my pkg/model.py", line, "x = y"),
+        source=Frame("my pkg/model.py", line, "x = y"),
         direction="forward",
         value="linear",
         severity=severity,
@@ -143,7 +143,7 @@ def test_sarif_is_valid_and_read_by_others(root: Path, tmp_path: Path) -> None:
         assert read.get_result_count() == len(outcome.findings)
         records = {(r["Code"], r["Location"], r["Line"]) for r in read.get_records()}
         assert records == {
-            (f.code, f.place.file.replace(" ", "%20"), f.place.line) for f in outcome.findings
+            (f.code, f.source.file.replace(" ", "%20"), f.source.line) for f in outcome.findings
         }
 
 
@@ -209,7 +209,7 @@ def test_annotations_go_to_stderr_and_the_table_to_the_summary(
 
 def test_text_counts_what_follows() -> None:
     start = finding("start")
-    follower = dataclasses.replace(finding("next"), cause="start", cause_place=start.place)
+    follower = dataclasses.replace(finding("next"), cause="start", cause_source=start.source)
     text = rendered(made(start, follower, finding("layer.1"), finding("layer.2")), "text")
     assert "1 more findings follow from this" in text
     assert "also layer.1, layer.2" in text

@@ -64,7 +64,7 @@ def test_every_public_name_is_what_it_says() -> None:
 def test_functions_stand_before_modules_of_their_names() -> None:
     code = """
 import unitify.verify.running
-from unitify.transform import build
+from unitify.transform import estimate
 import unitify
 assert callable(unitify.transform) and callable(unitify.verify)
 from unitify import transform, verify

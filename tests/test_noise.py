@@ -5,22 +5,27 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import pytest
 import torch
 import zoo
+from torch import fx
 
 from unitify.analysis.analyze import analyze
 from unitify.capture.whole import Capture, capture
 from unitify.formats.signal_to_noise import relative_error
 from unitify.formats.table import BF16, E4M3, E5M2, Format, quantize
-from unitify.noise.budget import Budget, choose
 from unitify.noise.measured import ValueNoise, measured_noise
-from unitify.noise.operand_casts import OperandCast, Place, operand_casts
+from unitify.noise.mixed_precision import Sensitivity, leave_out
+from unitify.noise.operand_casts import OperandCast, operand_casts
+from unitify.part import Part
 from unitify.plan.planner import plan
+from unitify.plan.scale_plan import ScalePlan
+from unitify.recipe.cast import Cast, Place
 from unitify.recipe.choices import Choice
+from unitify.rulebook.contractions import contraction_operands
 from unitify.rulebook.rule_table import load_rules
 from unitify.rulebook.schema import operation_name
 
@@ -41,12 +46,23 @@ def casts(model: str, format: Format) -> dict[Place, OperandCast]:
     """Both operands of every product, attention's aside, at the scales of the plan."""
     held = captured(model)
     scales = plan(held, analyze(held, RULES).estimates, RULES)
-    chosen = [
-        Choice(node.name, "", forward=format.name, is_product=True)
+    products = [
+        product(node, format.name)
         for node in held.graph.nodes
         if (rule := RULES.get(operation_name(node))) and rule.products and rule.linear
     ]
-    return operand_casts(chosen, held, scales, RULES)
+    return operand_casts(part(held, scales, *products), RULES)
+
+
+def part(held: Capture, scales: ScalePlan, *choices: Choice) -> Part:
+    return Part("", held, scales, held.graph, choices=choices)
+
+
+def product(node: fx.Node, format: str) -> Choice:
+    """The choice of a product whose operands are cast."""
+    operands = contraction_operands(RULES[operation_name(node)], node)
+    casts = (Cast((node.name, name, index), o.name, format) for name, index, o in operands)
+    return Choice(node.name, operation_name(node), tuple(casts), is_contraction=True)
 
 
 @cache
@@ -67,9 +83,9 @@ def test_a_choice_costs_little_more_than_the_best() -> None:
         names = [f"op{i}" for i in range(9)]
         cost = {n: float(drawn.randint(1, 50)) for n in names}
         ratios = {n: 10 ** drawn.uniform(-6, -3) for n in names}
-        split = Budget({"out": ratios})
+        split = Sensitivity({"out": ratios})
         bound = split.sqnr()["out"] + drawn.uniform(0.5, 12)
-        left_out = choose(split, cost, bound)
+        left_out = leave_out(split, cost, bound)
         assert split.sqnr(left_out)["out"] >= bound
         subsets = itertools.chain.from_iterable(
             itertools.combinations(names, k) for k in range(len(names) + 1)
@@ -79,12 +95,12 @@ def test_a_choice_costs_little_more_than_the_best() -> None:
 
 
 def test_a_choice_of_all_outputs_and_of_what_remains() -> None:
-    split = Budget({"a": {"x": 1e-3, "y": 1e-6}, "b": {"x": 1e-6, "y": 1e-3}})
-    assert choose(split, {"x": 1, "y": 1}, 40.0) == ("x", "y")
-    assert choose(split, {"x": 1, "y": 1}, 29.0) == ()
+    split = Sensitivity({"a": {"x": 1e-3, "y": 1e-6}, "b": {"x": 1e-6, "y": 1e-3}})
+    assert leave_out(split, {"x": 1, "y": 1}, 40.0) == ("x", "y")
+    assert leave_out(split, {"x": 1, "y": 1}, 29.0) == ()
     remaining = relative_error(BF16, 1.0) / relative_error(E4M3, 1.0)
-    assert choose(split, {"x": 1, "y": 1}, 40.0, remaining) == ("x", "y")
-    assert choose(split, {"x": 1, "y": 1}, 90.0, remaining) == ("x", "y")
+    assert leave_out(split, {"x": 1, "y": 1}, 40.0, remaining) == ("x", "y")
+    assert leave_out(split, {"x": 1, "y": 1}, 90.0, remaining) == ("x", "y")
     assert min(split.sqnr(("x", "y"), remaining).values()) < 90.0
     assert split.sqnr(("x", "y"))["a"] == math.inf
 
@@ -114,16 +130,14 @@ def test_a_cast_rounds_its_operand_alone() -> None:
     assert found.signal == pytest.approx(float(true.double().square().mean().sqrt()), rel=1e-5)
 
 
-def product(operation: str, **how: Any) -> Choice:
-    """The choice of a product that is cast to E4M3."""
-    return Choice(operation, "", forward="e4m3", is_product=True, **how)
-
-
 def test_headroom_moves_a_cast_by_a_power_of_two() -> None:
     held = captured("mlp")
     scales = plan(held, analyze(held, RULES).estimates, RULES)
-    plain = operand_casts([product("linear_1")], held, scales, RULES)
-    moved = operand_casts([product("linear_1", exponents=(3, 0, 0))], held, scales, RULES)
+    (linear,) = (node for node in held.graph.nodes if node.name == "linear_1")
+    unmoved = part(held, scales, product(linear, "e4m3"))
+    plain = operand_casts(unmoved, RULES)
+    of_first = unmoved.with_casts(lambda c: replace(c, exponent=3 * (c.place[1] == "input")))
+    moved = operand_casts(of_first, RULES)
     of_input, of_weight = ("linear_1", "input", 0), ("linear_1", "weight", 0)
     assert plain.keys() == {of_input, of_weight}
     assert moved[of_weight] == plain[of_weight]

@@ -20,6 +20,7 @@ from unitify.diagnostics import UnitifyError
 from unitify.formats.magnitudes import Magnitudes, magnitudes_of
 from unitify.formats.signal_to_noise import best_scale, snr
 from unitify.formats.table import E4M3, E5M2, quantize
+from unitify.module.assembly import parts_in
 from unitify.recipe.choices import flop_share
 from unitify.rulebook.rule_table import load_rules
 
@@ -67,8 +68,8 @@ def test_measured_headroom_spares_outliers() -> None:
         recipe = {"base": "fp8", "headroom": headroom}
         # Scales are planned for an input without outliers.
         module = unitify.transform(model, (x / 64,), recipe=recipe, scales="analysis", batches=[x])
-        (choice,) = (c for c in module.casts if c.is_product)
-        found[headroom] = sqnr(module(x), true), choice.exponents
+        (choice,) = (c for c in module.casts if c.is_contraction)
+        found[headroom] = sqnr(module(x), true), tuple(c.exponent for c in choice.casts)
     assert found["measured"][1][0] >= 4
     assert found["measured"][0] > found["none"][0] + 10
     assert found["predicted"][1][1:] == (0, 0)
@@ -79,8 +80,8 @@ def test_headroom_is_where_signal_to_noise_is_best() -> None:
     model = nn.Linear(32, 16, bias=False)
     recipe = {"base": "fp8", "headroom": "measured", "simulate": True}
     module = unitify.transform(model, (x,), recipe=recipe, scales="measured", batches=[x])
-    (choice,) = (c for c in module.casts if c.is_product)
-    of_x, of_weight, _ = choice.exponents
+    (choice,) = (c for c in module.casts if c.is_contraction)
+    of_x, of_weight, _ = (cast.exponent for cast in choice.casts)
     histogram = magnitudes_of(x)
     (given,) = [n.name for n in module.capture.graph.nodes if n.op == "placeholder"]
     of_x += module.plan.units[given].exponents[0]
@@ -98,14 +99,14 @@ def test_distributions_are_those_of_the_batches() -> None:
     model, x = deep()
     module = unitify.transform(model, (x,), recipe="fp8")
     batches = [[x], [4 * x]]
-    found = measured_distributions(module.casts, module.capture, RULES, batches)
+    found = measured_distributions(*parts_in(module), batches)
     histogram = found["linear", "input", 0]
     both = torch.cat([x, 4 * x]).double()
     assert isinstance(histogram, Magnitudes)
     assert histogram.total + histogram.zeros == both.numel()
     assert histogram.rms == pytest.approx(float(both.square().mean().sqrt()), rel=0.01)
     assert ("linear", "", 0) in found
-    weights = weight_distributions(module.casts, module.capture, RULES)
+    weights = weight_distributions(*parts_in(module), RULES)
     assert weights["linear", "weight", 0] == magnitudes_of(model.layers[0].weight)
     assert {argument for _, argument, _ in weights} == {"weight"}
 
@@ -146,7 +147,7 @@ def test_a_tighter_bound_leaves_more_in_bf16() -> None:
 
 
 def test_every_product_is_told_its_noise() -> None:
-    choices = [c for c in auto(36).casts if c.is_product]
+    choices = [c for c in auto(36).casts if c.is_contraction]
     assert all(c.noise > 0 for c in choices)
     left = {c.value for c in choices if c.forward == "bf16"}
     assert left
@@ -188,13 +189,13 @@ def test_gradients_have_headroom_of_their_own() -> None:
     module = unitify.transform(
         model, (x,), recipe=recipe, scales="measured", loss_fn=lambda y: (y * gradient).sum()
     )
-    (choice,) = (c for c in module.casts if c.is_product)
+    (choice,) = (c for c in module.casts if c.is_contraction)
     module(x).backward(gradient)
-    scale = module.plan.unit("linear").bwd * 2.0 ** choice.exponents[2]
+    scale = module.plan.unit("linear").bwd * 2.0 ** choice.casts[2].exponent
     arriving = quantize(gradient / scale, E5M2) * scale
     weight = module.get_parameter("weight")
     found = weight.grad * module.plan.parameters["weight"].bwd
-    of_x = 2.0 ** choice.exponents[0]
+    of_x = 2.0 ** choice.casts[0].exponent
     assert torch.equal(found, arriving.t() @ (quantize(x / of_x, E4M3) * of_x))
 
 
@@ -238,8 +239,8 @@ def test_small_elements_that_count_are_kept(kind: type[nn.Module], headroom: str
 def test_an_input_that_tells_nothing_is_cast_as_it_is(x: Tensor) -> None:
     recipe = {"base": "fp8", "headroom": "predicted"}
     module = unitify.transform(nn.Linear(32, 16), (x,), recipe=recipe)
-    (choice,) = (c for c in module.casts if c.is_product)
-    assert abs(choice.exponents[0]) <= 1
+    (choice,) = (c for c in module.casts if c.is_contraction)
+    assert abs(choice.casts[0].exponent) <= 1
 
 
 @pytest.mark.parametrize("recipe", ["fp8-ptq", "fp8,headroom=measured,center=measured"])

@@ -17,10 +17,11 @@ import unitify
 from unitify.capture.whole import Capture, capture
 from unitify.estimates import Rms
 from unitify.measure.captured import measure
+from unitify.module.assembly import build
+from unitify.part import Part
 from unitify.plan.planner import plan
 from unitify.plan.scale_plan import Scale, ScalePlan, check_plan
 from unitify.rewrite import rewrite
-from unitify.transform import build
 from unitify.verify.running import verify_by_running
 
 exponents = st.integers(-120, 120)
@@ -138,7 +139,7 @@ def test_an_absurd_estimate_is_not_followed(small: Capture) -> None:
     estimates = measure(small)
     absurd = {**estimates, "relu": Rms(2.0**90, 2.0**-95), "mul": Rms(2.0**-80, 2.0**85)}
     chosen = plan(small, absurd, RULES)
-    module = build(small, rewrite(small, chosen, RULES), chosen)
+    module = build(Part("", small, chosen, rewrite(small, chosen, RULES)))
     found = verify_by_running(small.model, module, small.example, {})
     assert found.exact, found.differences
 

@@ -19,11 +19,12 @@ from torch import Tensor, fx, nn
 from unitify.capture.execution import leaf_parameters, run_captured
 from unitify.capture.whole import Capture, capture
 from unitify.measure.captured import measure
+from unitify.module.assembly import build
 from unitify.module.unit_scaled import UnitScaledModule
+from unitify.part import Part
 from unitify.plan.planner import plan
 from unitify.plan.scale_plan import Carrier, ScalePlan, check_plan
 from unitify.rewrite import rewrite
-from unitify.transform import build
 from unitify.verify.validation import validate, validate_parameters
 
 
@@ -39,7 +40,7 @@ def many(examples: int) -> settings:
 
 
 def transformed(captured: Capture, chosen: ScalePlan) -> UnitScaledModule:
-    return build(captured, rewrite(captured, chosen, RULES), chosen)
+    return build(Part("", captured, chosen, rewrite(captured, chosen, RULES)))
 
 
 def results(

@@ -126,12 +126,12 @@ def test_convert_tells_what_was_cast(converted: Callable[..., Result]) -> None:
     result = converted("--recipe", "fp8,multiple=1,exclude=2")
     assert result.exit_code == 0, result.output
     shown = " ".join(result.stdout.replace("│", " ").split())
-    assert "cast to e4m3/e5m2 (a sum of products): linear" in shown
+    assert "cast to e4m3/e5m2 (a contraction): linear" in shown
     assert "kept (excluded by '2'): linear_1" in shown
     assert "66.7 % of linear FLOPs on eight bits" in shown
     report = json.loads(Path("out/report.json").read_text())
     assert [c["value"] for c in report["casts"]] == ["linear"]
-    assert [c["value"] for c in report["kept_products"]] == ["linear_1"]
+    assert [c["value"] for c in report["kept_contractions"]] == ["linear_1"]
     module = unitify.load("out", factories.mlp())
     assert module.recipe == read_recipe("fp8,multiple=1,exclude=2")
 

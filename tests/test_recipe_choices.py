@@ -81,11 +81,11 @@ def test_every_floating_value_has_a_choice_and_a_reason() -> None:
         if isinstance(n.meta.get("val"), Tensor) and n.meta["val"].is_floating_point()
     ]
     assert list(choices) == floating
-    products = {n: c for n, c in choices.items() if c.is_product}
+    products = {n: c for n, c in choices.items() if c.is_contraction}
     kept = {n: c.reason for n, c in products.items() if not c.is_cast}
     assert set(products) - set(kept) == {"linear", "linear_1", "conv1d", "linear_4"}
     assert {"matmul", "matmul_1", "linear_2", "linear_3"} == set(kept)
-    assert kept["matmul"].startswith("a product of activations")
+    assert kept["matmul"].startswith("both operands are activations")
     assert kept["linear_2"] == "a width of 10 is not divisible by 16 (multiple = 1 casts)"
     assert products["linear"].forward == "e4m3"
     assert products["linear"].backward == "e5m2"
@@ -245,7 +245,7 @@ class Sums(nn.Module):
 
 def test_other_sums_are_no_residual_branches() -> None:
     choices = table(of(Sums(), torch.randn(4, 16)), "fp8-mixed")
-    assert {c.forward for c in choices.values() if c.is_product} == {"e4m3"}
+    assert {c.forward for c in choices.values() if c.is_contraction} == {"e4m3"}
 
 
 # -- shares of FLOPs ---------------------------------------------------------------------
@@ -291,5 +291,5 @@ def test_the_module_tells_what_was_cast() -> None:
     assert choices["linear_1"].reason == "excluded by 'key'"
     assert choices["linear"].runs == "fp8"
     assert choices["conv1d"].runs == "simulated"
-    assert choices["conv1d"].runs_because == "it is not one product of two matrices"
+    assert choices["conv1d"].runs_because == "it is not one matmul of two matrices"
     assert unitify.transform(Several(), torch.randint(0, 48, (2, 16))).casts == ()

@@ -29,12 +29,12 @@ LAYOUT: dict[str, Any] = {
 
 VALUE = [
     "name", "kind", "is_true_weight", "operation", "shape", "module", "class", "parameter",
-    "source", "restored", "forward", "backward", "sqnr", "product",
+    "source", "restored", "forward", "backward", "sqnr", "contraction",
 ]  # fmt: skip
 
 
 CHOICE = [
-    "value", "operation", "forward", "backward", "reason", "is_product", "flops", "runs",
+    "value", "operation", "forward", "backward", "reason", "is_contraction", "flops", "runs",
     "runs_because",
 ]  # fmt: skip
 

@@ -13,11 +13,11 @@ from torch import Tensor, fx, nn
 
 import unitify
 from unitify.capture.whole import capture
-from unitify.module.assembly import unscaled
+from unitify.module.assembly import build, unscaled
 from unitify.module.unit_scaled import UnitScaledModule
+from unitify.part import Part
 from unitify.plan.scale_plan import CARRIERS, Scale, ScalePlan
 from unitify.rewrite import rewrite
-from unitify.transform import build
 from unitify.verify.running import verify_by_running
 
 RESCALE = torch.ops.unitify.rescale.default
@@ -32,7 +32,7 @@ def scaled(model: nn.Module, *args: Tensor, **scales: Scale) -> UnitScaledModule
         for name, first in captured.aliases.items()
     }
     chosen = ScalePlan(values, parameters)
-    return build(captured, rewrite(captured, chosen, RULES), chosen)
+    return build(Part("", captured, chosen, rewrite(captured, chosen, RULES)))
 
 
 def chain(node: fx.Node) -> list[tuple[float, float]]:
@@ -165,7 +165,7 @@ def test_gradients_are_summed_in_the_originals_order(
         carrier = CARRIERS[seed % len(CARRIERS)]
         draw = lambda _, g=generator: g.randint(-6, 6)  # noqa: E731
         chosen = random_plan(draw, captured, RULES, carrier=carrier)
-        module = build(captured, rewrite(captured, chosen, RULES), chosen)
+        module = build(Part("", captured, chosen, rewrite(captured, chosen, RULES)))
         found = verify_by_running(original, module, (x,), {})
         assert found.exact, [str(d) for d in found.differences]
 
@@ -210,7 +210,7 @@ def test_gradients_of_gradients_are_the_originals() -> None:
     captured = capture(model, (x,), {})
     generator = random.Random(0)
     chosen = random_plan(lambda _: generator.randint(-6, 6), captured, RULES)
-    module = build(captured, rewrite(captured, chosen, RULES), chosen)
+    module = build(Part("", captured, chosen, rewrite(captured, chosen, RULES)))
     assert sum(n.target is RESCALE for n in module.graph.nodes) > 10
 
     def second(owner: nn.Module) -> list[Tensor]:

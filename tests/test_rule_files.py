@@ -127,7 +127,7 @@ WRONG: dict[str, tuple[str, int, str]] = {
     "loss alone": ("loss = true", 1, "nothing without logits"),
     "an unused name": ("forward.square = '1'\nwhere.unused = '2'", 2, "nothing names 'unused'"),
     "an empty value": ("linear = []", 1, "no list with something in it"),
-    "two ways": ("elementwise = 'self'\nlinear = ['self']", 1, "told by linear already"),
+    "two ways": ("elementwise = 'self'\nlinear = ['self']", 1, "linear gives the moments already"),
     "two squares": ("forward = { square = '1', rms = '1' }", 1, "one of square, rms and var"),
     "uncounted": ("linear = ['self']\nterms = { out = '1' }", 2, "does not count those of 'self'"),
     "names alike": ("where = { gm = '2', m = '1' }\nforward.square = 'gm + m'", 1, "one slip"),

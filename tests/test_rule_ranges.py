@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from examples.estimates import without_rounding
-from unitify.analysis.balanced import stated
+from unitify.analysis.balanced import balance_by_rule
 from unitify.analysis.formulas import formula_gradient
 from unitify.analysis.moments import gaussian
 from unitify.analysis.quadrature import quadrature
@@ -96,7 +96,7 @@ def test_corners(operation: str) -> None:
 def test_balances(operation: str, operand: str, sample: int) -> None:
     """The gradient sums to zero where the row says so, and not where its flag is off."""
     made = call_of(operation, sample)
-    said = stated(Operation(made.node, {}), RULES[operation], operand)
+    said = balance_by_rule(Operation(made.node, {}), RULES[operation], operand)
     tensors = {n: t.detach().requires_grad_(t.requires_grad) for n, t in made.floating.items()}
     leaf = tensors[f"{operand}_operand"].requires_grad_(True)
     (result,) = calls.run(made.capture.graph, {**made.tensors, **tensors}, 0)

@@ -19,12 +19,12 @@ from unitify.rulebook.rule_table import load_rules
 from unitify.rulebook.schema import operation_name
 from unitify.runtime.cast import cast
 from unitify.runtime.fp8_linear import fp8_linear
-from unitify.runtime.scaled_mm import aligned, decode, encode, multiplies, product
+from unitify.runtime.scaled_mm import aligned, decode, encode, matmul, multiplies
 
 FP8 = [E4M3, E5M2, E4M3FNUZ, E5M2FNUZ]
 RULES = load_rules()
 
-# -- codes and products --------------------------------------------------------------------
+# -- codes and matmuls ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("exponent", [0, -9, 4])
@@ -48,18 +48,18 @@ def integers(*shape: int) -> Tensor:
 @pytest.mark.parametrize(
     "pair", list(itertools.product(FP8, FP8)), ids=lambda p: f"{p[0].name} {p[1].name}"
 )
-def test_product(pair: tuple[Format, Format], shape: tuple[int, int, int]) -> None:
+def test_matmul(pair: tuple[Format, Format], shape: tuple[int, int, int]) -> None:
     m, k, n = shape
     a, b = integers(m, k), integers(n, k)
     codes = encode(a, pair[0]), encode(b, pair[1])
-    assert torch.equal(product(*codes, torch.float32), a @ b.t())
-    assert torch.equal(product(*codes, torch.float32, -3), a @ b.t() / 8)
-    assert torch.equal(product(*codes, torch.float64, -3), a.double() @ b.double().t() / 8)
+    assert torch.equal(matmul(*codes, torch.float32), a @ b.t())
+    assert torch.equal(matmul(*codes, torch.float32, -3), a @ b.t() / 8)
+    assert torch.equal(matmul(*codes, torch.float64, -3), a.double() @ b.double().t() / 8)
 
 
 def test_transposed_codes_are_laid_out_anew() -> None:
     a, b = integers(24, 9), integers(24, 11)
-    result = product(encode(a, E5M2).t(), encode(b, E4M3).t(), torch.float32)
+    result = matmul(encode(a, E5M2).t(), encode(b, E4M3).t(), torch.float32)
     assert torch.equal(result, a.t() @ b)
 
 
@@ -85,7 +85,7 @@ def test_which_device_multiplies_what() -> None:
 
 
 @pytest.mark.parametrize("operation", [n for n, rule in RULES.items() if rule.matmul is not None])
-def test_rows_read_as_products(operation: str) -> None:
+def test_rows_read_as_matmuls(operation: str) -> None:
     """What a row's ``matmul`` says is what the operation computes."""
     rule = RULES[operation]
     assert rule.matmul is not None
@@ -171,7 +171,7 @@ def test_only_what_is_asked_for() -> None:
 
 
 class Blocks(nn.Module):
-    """Every form of a product of two matrices, and one that is none."""
+    """Every form of a matmul of two matrices, and one that is none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -203,18 +203,18 @@ def pair() -> tuple[unitify.UnitScaledModule, unitify.UnitScaledModule, Tensor]:
     return copy.deepcopy(real), copy.deepcopy(twin), x
 
 
-def test_products_are_lowered_and_say_so() -> None:
+def test_matmuls_are_lowered_and_say_so() -> None:
     real, twin, _ = pair()
     lowered = [n for n in real.graph.nodes if operation_name(n).startswith("unitify.fp8_linear.")]
     names = ("linear", "addmm", "mm", "matmul")
     assert {n.name for n in lowered} == {f"{name}_watched" for name in names}
-    runs = {c.value: (c.runs, c.runs_because) for c in real.casts if c.is_product}
+    runs = {c.value: (c.runs, c.runs_because) for c in real.casts if c.is_contraction}
     assert runs == {
         **dict.fromkeys(["linear", "addmm", "mm", "matmul"], ("fp8", "")),
-        "conv1d": ("simulated", "it is not one product of two matrices"),
+        "conv1d": ("simulated", "it is not one matmul of two matrices"),
     }
     assert not any(operation_name(n).startswith("unitify.fp8_linear.") for n in twin.graph.nodes)
-    assert {c.runs for c in twin.casts if c.is_product} == {"simulated"}
+    assert {c.runs for c in twin.casts if c.is_contraction} == {"simulated"}
 
 
 def test_real_and_simulated_agree() -> None:
@@ -252,10 +252,10 @@ OBJECTIONS = {
 @pytest.mark.parametrize("recipe", OBJECTIONS)
 def test_why_not(recipe: str) -> None:
     module = unitify.transform(nn.Linear(16, 16), torch.randn(4, 16), recipe=recipe)
-    assert {c.runs_because for c in module.casts if c.is_product} == {OBJECTIONS[recipe]}
+    assert {c.runs_because for c in module.casts if c.is_contraction} == {OBJECTIONS[recipe]}
 
 
-def test_products_with_numbers_or_vectors_stay() -> None:
+def test_matmuls_with_numbers_or_vectors_stay() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -267,7 +267,7 @@ def test_products_with_numbers_or_vectors_stay() -> None:
 
     x = torch.randn(16, 16)
     module = unitify.transform(Odd(), (x, torch.randn(16)), recipe="fp8")
-    why = {c.value: c.runs_because for c in module.casts if c.is_product}
+    why = {c.value: c.runs_because for c in module.casts if c.is_contraction}
     assert why == {
         "addmm": "it multiplies by alpha or beta",
         "addmm_1": "what it adds is not a bias",

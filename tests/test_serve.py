@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from typer.testing import CliRunner
 import unitify
 from unitify.capture.inputs import infer_inputs
 from unitify.checkpoint.files import mapped_shards, mapped_weights
+from unitify.checkpoint.new_folder import new_folder
 from unitify.cli import app
 from unitify.diagnostics import UnitifyError
 from unitify.formats.table import FORMATS, quantize
@@ -27,7 +31,7 @@ from unitify.serve.layouts import LAYOUTS
 from unitify.serve.mapped import mapped_model, recorded
 from unitify.serve.reopened import reopened
 from unitify.serve.served import Served
-from unitify.serve.shards import Folder, Promise, write_shard
+from unitify.serve.shards import Promise, write_shard
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("compressed_tensors")
@@ -234,7 +238,7 @@ def test_what_does_not_fold_is_refused(source: Path, tmp_path: Path) -> None:
     assert "no layout holds operands in bf16" in refusal(source, out, "bf16")
     assert "no linear layer is cast" in refusal(source, out, "fp8,include=nothing")
     assert "no layout holds operands in e5m2" in refusal(source, out, "fp8,forward=e5m2")
-    assert "no product with a weight" in refusal(source, out, "fp8,attention=true")
+    assert "no contraction with a weight" in refusal(source, out, "fp8,attention=true")
     assert "takes the same input, is not cast" in refusal(source, out, "fp8,exclude=*.k_proj")
     tied = transformers.LlamaConfig(
         hidden_size=32, num_hidden_layers=1, intermediate_size=64, vocab_size=64,
@@ -303,16 +307,26 @@ def test_an_interrupted_run_looks_unfinished_and_is_gone_on_from(
 
 def test_another_request_does_not_go_on(tmp_path: Path) -> None:
     promise = Promise("x", torch.float32, (3,), lambda: torch.arange(3.0))
-    first = Folder(tmp_path / "out", {"a": 1}, resume=False)
-    first.shard("one.safetensors", [promise], lambda _: None)
-    assert Folder(tmp_path / "out", {"a": 1}, resume=True).done == first.done
+    write = partial(write_shard, promises=[promise], on_bytes=lambda _: None)
     file = tmp_path / ".out.partial" / "one.safetensors"
+
+    def done_before(request: Mapping[str, int]) -> set[str]:
+        """What a run of ``request`` that is interrupted found there."""
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            new_folder(tmp_path / "out", request, resume=True) as folder,
+        ):
+            found = set(folder.done)
+            folder.once("one.safetensors", write)
+            raise KeyboardInterrupt
+        return found
+
+    assert done_before({"a": 1}) == set()
+    assert done_before({"a": 1}) == {"one.safetensors"}
     file.write_bytes(file.read_bytes()[:-1])
-    assert Folder(tmp_path / "out", {"a": 1}, resume=True).done == {}
-    assert not file.exists()
-    first = Folder(tmp_path / "out", {"a": 1}, resume=True)
-    first.shard("one.safetensors", [promise], lambda _: None)
-    assert Folder(tmp_path / "out", {"a": 2}, resume=True).done == {}
+    assert done_before({"a": 1}) == set()
+    assert done_before({"a": 2}) == set()
+    assert done_before({"a": 2}) == {"one.safetensors"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.uint8])

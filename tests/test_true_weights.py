@@ -22,10 +22,11 @@ from training import ADAMW, Tied, tokens, train
 import unitify
 from unitify import optim
 from unitify.capture.whole import capture
+from unitify.module.assembly import build
+from unitify.part import Part
 from unitify.plan.fixed import fixed_values
 from unitify.rewrite import rewrite
 from unitify.rulebook.laws import is_scalable
-from unitify.transform import build
 
 Pair = tuple[nn.Module, unitify.UnitScaledModule]
 
@@ -35,7 +36,7 @@ def at_any_scales(model: nn.Module, seed: int = 5) -> unitify.UnitScaledModule:
     captured = capture(model, (tokens(0),), {}).with_true_parameters()
     generator = random.Random(seed)
     chosen = random_plan(lambda _: generator.randint(-6, 6), captured, RULES)
-    return build(captured, rewrite(captured, chosen, RULES), chosen)
+    return build(Part("", captured, chosen, rewrite(captured, chosen, RULES)))
 
 
 def small(seed: int = 0) -> Tied:

@@ -21,11 +21,12 @@ import unitify
 from unitify.capture.whole import Capture, capture
 from unitify.estimates import Rms
 from unitify.measure.captured import measure
+from unitify.module.assembly import build
 from unitify.module.unit_scaled import UnitScaledModule
+from unitify.part import Part
 from unitify.plan.planner import plan
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.rewrite import rewrite
-from unitify.transform import build
 from unitify.verify.validation import Checker, validate, validate_parameters
 
 RESCALE = torch.ops.unitify.rescale.default
@@ -75,7 +76,7 @@ def several() -> Conversion:
     model, args = Several(), (torch.randn(6, 8),)
     captured = capture(model, args, {})
     chosen = plan(captured, measure(captured), RULES)
-    module = build(captured, rewrite(captured, chosen, RULES), chosen)
+    module = build(Part("", captured, chosen, rewrite(captured, chosen, RULES)))
     return Conversion("several", model, args, {}, captured, module)
 
 
@@ -270,7 +271,7 @@ def narrow(model: nn.Module, x: Tensor) -> UnitScaledModule:
     """The model with every value and gradient near unit RMS, and rescales between them."""
     captured = capture(model, (x,), {})
     chosen = plan(captured, measure(captured), RULES)
-    return build(captured, rewrite(captured, chosen, RULES), chosen)
+    return build(Part("", captured, chosen, rewrite(captured, chosen, RULES)))
 
 
 def test_a_finding_names_the_value_and_both_factors() -> None:

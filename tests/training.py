@@ -17,8 +17,9 @@ from torch.optim import Optimizer
 
 import unitify
 from unitify.capture.whole import capture
+from unitify.module.assembly import build
+from unitify.part import Part
 from unitify.rewrite import rewrite
-from unitify.transform import build
 
 STEPS = 20
 ADAMW = {"lr": 0.01, "weight_decay": 0.1}
@@ -55,7 +56,7 @@ def scaled_at_random(model: nn.Module, *args: Any) -> unitify.UnitScaledModule:
     captured = capture(model, args, {})
     generator = random.Random(5)
     chosen = random_plan(lambda _: generator.randint(-6, 6), captured, RULES)
-    return build(captured, rewrite(captured, chosen, RULES), chosen)
+    return build(Part("", captured, chosen, rewrite(captured, chosen, RULES)))
 
 
 @functools.cache

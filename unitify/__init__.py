@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from unitify.module.unit_scaled import UnitScaledModule as UnitScaledModule
     from unitify.plan.scale_plan import Scale as Scale
     from unitify.plan.scale_plan import ScalePlan as ScalePlan
+    from unitify.recipe.cast import Cast as Cast
     from unitify.recipe.choices import Choice as Choice
     from unitify.recipe.recipe import Recipe as Recipe
     from unitify.reparametrization import Reparametrization as Reparametrization
@@ -54,6 +55,7 @@ _HOMES = {
     "module.unit_scaled": "UnitScaledModule",
     "runtime.registered": "decompositions",
     "plan.scale_plan": "Scale ScalePlan",
+    "recipe.cast": "Cast",
     "recipe.choices": "Choice",
     "recipe.recipe": "Recipe",
     "reparametrization": "Reparametrization",

@@ -1,12 +1,12 @@
-"""Gradients at any scale: a graph with casts, whose casts are told how large gradients arrive.
+"""Gradients at any scale: casts of gradients that get the size of the gradients that arrive.
 
     y = cast(x, '', 'e5m2', …)   ─►   y, token = cast.watched(x, '', 'e5m2', …)
     return y                     ─►   return arrive(y, [join([token])], unit of the gradient of y)
 
-The second form is for casts to formats that hold fewer octaves than the model's own type. Their
-forward pass, and gradients apart from their rounding, are those of the first. Casts are joined that
-the same outputs are made of, and no output is tied to a cast that it is not made of: a backward
-pass from it reaches the parameters that it reached, and no more.
+The second form is for casts to formats with fewer octaves than the model's own type. It has the
+forward pass of the first form, and its gradients up to their rounding. Casts behind the same
+outputs are joined. No output is tied to a cast that it does not depend on: a backward pass from an
+output reaches the parameters that it reached before, and no more.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ _WATCHED = {
 }
 _PLAIN = {watched: plain for plain, watched in _WATCHED.items()}
 
-#: For each output that is a value: the size that a plan assumes of its gradient, if it has one.
+#: For each output that is a value: the size of its gradient in the plan; None without a gradient.
 Units = Sequence[float | None]
 
 
 def units_of(capture: Capture, plan: ScalePlan) -> Units:
-    """Of the outputs of a whole graph."""
+    """The units of the outputs of a whole graph."""
     (end,) = (n for n in capture.graph.nodes if n.op == "output")
     return [unit_of(value, plan) for value in nodes_of(end.args[0])]
 
 
 def unit_of(value: fx.Node, plan: ScalePlan) -> float | None:
-    """The size that a plan assumes of the gradient of a value; None where it can have none."""
+    """The size of a value's gradient in the plan; None where it can have no gradient."""
     return plan.unit(value.name).bwd if is_scalable(value) or is_complex(value) else None
 
 
 @dataclass(frozen=True)
-class Told:
-    """A graph whose casts are watched, and the token of each, by its name.
+class TokenGraph:
+    """A graph with watched casts, and the token of each cast, by name.
 
-    ``casts``: the names of casts by the outputs (positions among those with a unit) that are made
-    of them.
+    ``casts``: names of casts, by the outputs that depend on them (positions among outputs with a
+    unit).
     """
 
     graph: fx.Graph
@@ -67,7 +67,7 @@ class Told:
         return self.graph
 
 
-def told(graph: fx.Graph, units: Units) -> Told:
+def with_tokens(graph: fx.Graph, units: Units) -> TokenGraph:
     """``graph`` with watched casts of gradients, whose tokens go nowhere yet."""
     (end,) = (n for n in graph.nodes if n.op == "output")
     outputs = _outputs(end, units)
@@ -95,15 +95,15 @@ def told(graph: fx.Graph, units: Units) -> Told:
         frozenset(map(order.index, group)): tuple(cast.name for cast in members)
         for group, members in groups.items()
     }
-    return Told(made, tokens, names)
+    return TokenGraph(made, tokens, names)
 
 
 def watched(graph: fx.Graph, units: Units) -> fx.Graph:
-    """``graph`` with watched casts of gradients, which its outputs tell how large they arrive.
+    """``graph`` with watched casts of gradients, to which its outputs send the size of gradients.
 
-    As it is where no gradient is cast to a narrow range.
+    Unchanged where no gradient is cast to a narrow range.
     """
-    of = told(graph, units)
+    of = with_tokens(graph, units)
     if not of.casts:
         return graph
     made = of.graph
@@ -134,8 +134,7 @@ def arrived(
 ) -> list[Any]:
     """The flat ``results`` of code that called watched casts, as ``watched`` would return them.
 
-    ``units``: of each result; None for one that has no gradient. ``tokens``: what the casts gave,
-    by their names.
+    ``units``: of each result; None without a gradient. ``tokens``: those of the casts, by name.
     """
     found = list(results)
     by_name: dict[str, list[Tensor]] = {}
@@ -155,12 +154,12 @@ def arrived(
 
 
 def is_watched(graph: fx.Graph) -> bool:
-    """Are the casts of a graph told how large gradients arrive?"""
+    """Do the casts of a graph get the size of arriving gradients?"""
     return any(node.target is ARRIVE for node in graph.nodes)
 
 
 def unwatched(graph: fx.Graph) -> fx.Graph:
-    """The graph that ``watched`` made ``graph`` of, node by node; any other as it is."""
+    """The graph from which ``watched`` made ``graph``; any other graph unchanged."""
     if not is_watched(graph):
         return graph
     made = fx.Graph()
@@ -193,7 +192,7 @@ def _named(node: fx.Node, name: str, taken: set[str]) -> fx.Node:
 
 
 def _is_narrow(node: fx.Node) -> bool:
-    """Does a node cast gradients to a format of fewer octaves, by a constant scale?"""
+    """Does the node cast gradients to a format of fewer octaves, by a constant scale?"""
     if node.target not in _WATCHED:
         return False
     given = named_arguments(node)
@@ -204,7 +203,7 @@ def _is_narrow(node: fx.Node) -> bool:
 
 
 def _groups(graph: fx.Graph, outputs: Iterable[fx.Node]) -> dict[frozenset[fx.Node], list[fx.Node]]:
-    """Casts by the outputs that are made of them."""
+    """Casts, by the outputs that depend on them."""
     ends = {node: frozenset([node]) for node in outputs}
     reached: dict[fx.Node, frozenset[fx.Node]] = {}
     groups: dict[frozenset[fx.Node], list[fx.Node]] = {}
@@ -217,6 +216,6 @@ def _groups(graph: fx.Graph, outputs: Iterable[fx.Node]) -> dict[frozenset[fx.No
 
 
 def _outputs(end: fx.Node, units: Units) -> dict[fx.Node, float]:
-    """Outputs that may have a gradient, and the size that the plan assumes of it."""
+    """Outputs that may have a gradient, and its size in the plan."""
     pairs = zip(nodes_of(end.args[0]), units, strict=True)
     return {node: unit for node, unit in pairs if unit is not None}

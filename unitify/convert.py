@@ -19,7 +19,8 @@ from unitify.capture.inputs import as_inputs, infer_inputs
 from unitify.capture.sizes import RECORDING_SECONDS
 from unitify.checkpoint.files import check_no_adapter, read_state_dicts, weight_files
 from unitify.checkpoint.filling import NOTHING, Allowed, fill
-from unitify.checkpoint.folder import check_absent, sha256, write
+from unitify.checkpoint.folder import write
+from unitify.checkpoint.new_folder import check_absent, sha256
 from unitify.checkpoint.pretrained import CONFIG, companions, read_pretrained
 from unitify.checkpoint.targets import build_model, input_batches
 from unitify.diagnostics import Diagnostic, ModelNeeded, UnitifyError
@@ -106,7 +107,7 @@ def convert(
     module.diagnostics = (*source.notes, *module.diagnostics)
     # The yardstick of the report is what is measured, whatever the scales were chosen from.
     if module.scales == "measured":
-        measured = clock.made["estimate"].parts
+        measured = {part.name: part.estimates for part in clock.made["estimate"].parts}
     else:
         given = [as_inputs(source.model, batch) for batch in batches or ()]
         measured = measure_recorded(clock.made["capture"], given or [infer_inputs(source.model)])

@@ -6,14 +6,14 @@ Recording ─► measure | analyze ─► Estimated
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from unitify.analysis.analyze import analyze
 from unitify.capture.execution import LossFunction
 from unitify.capture.inputs import Inputs
-from unitify.capture.islands import Recording, path_of
+from unitify.capture.islands import Recording
 from unitify.capture.whole import Capture
 from unitify.diagnostics import (
     Diagnostic,
@@ -24,6 +24,7 @@ from unitify.diagnostics import (
 )
 from unitify.estimates import Estimates, Rms
 from unitify.measure.recorded import measure_recorded
+from unitify.part import Part, parts_of
 from unitify.rulebook.extremes import extreme_values
 from unitify.rulebook.refusal import first_line
 from unitify.rulebook.rule_table import RuleTable
@@ -36,12 +37,12 @@ FAR = 4.0
 
 @dataclass(frozen=True)
 class Estimated:
-    """Estimates by part, and what they are: ``scales`` is "measured" or "analysis".
+    """Parts with estimates, and what these are: ``scales`` is "measured" or "analysis".
 
     ``diagnostics``: what was estimated otherwise than ``scales`` or the rules say.
     """
 
-    parts: Mapping[str, Estimates]
+    parts: tuple[Part, ...]
     scales: str
     diagnostics: tuple[Diagnostic, ...] = ()
 
@@ -66,14 +67,14 @@ def estimated(
     """
     if measures(scales, recorded.parts.values()):
         return _measured(recorded, calls, loss_fn, rules)
-    found: dict[str, Estimates] = {}
+    found: list[Part] = []
     notes: list[Diagnostic] = []
-    for name, captured in recorded.parts.items():
-        weight_rms = None if captured.reparametrization is None else 1.0
-        analysis = analyze(captured, rules, _loss(name, loss_fn), weight_rms)
-        found[name] = analysis.estimates
+    for part in parts_of(recorded.parts):
+        weight_rms = None if part.capture.reparametrization is None else 1.0
+        analysis = analyze(part.capture, rules, _loss(part, loss_fn), weight_rms)
+        found.append(replace(part, estimates=analysis.estimates))
         notes += analysis.diagnostics
-    return Estimated(found, "analysis", tuple(notes))
+    return Estimated(tuple(found), "analysis", tuple(notes))
 
 
 def measures(scales: str, captures: Iterable[Capture]) -> bool:
@@ -100,7 +101,7 @@ def far_apart(predicted: float | None, measured: float | None) -> bool:
 def _measured(
     recorded: Recording, calls: list[Inputs], loss_fn: LossFunction | None, rules: RuleTable
 ) -> Estimated:
-    found: dict[str, Estimates] = {}
+    found: list[Part] = []
     notes: list[Diagnostic] = []
     try:
         run = measure_recorded(recorded, calls, loss_fn)
@@ -108,17 +109,17 @@ def _measured(
         reason = f"it does not run: {type(error).__name__}: {first_line(error)}"
         where = type(recorded.model).__name__
         raise UnitifyError(NothingCaptured(where=where, reason=reason)) from error
-    for name, estimates in run.items():
-        captured = recorded.parts[name]
+    for part in parts_of(recorded.parts):
+        captured, estimates = part.capture, run[part.name]
         lost = _not_finite(captured, estimates, rules)
         if lost:
             where = type(captured.model).__name__
             shown = ", ".join(list(lost)[:3])
             notes.append(RunNotFinite(where=where, count=len(lost), names=shown))
-            told = analyze(captured, rules, _loss(name, loss_fn)).estimates
-            estimates = {**estimates, **{v: _mended(estimates[v], told[v]) for v in lost}}
-        found[name] = estimates
-    return Estimated(found, "measured", tuple(notes))
+            predicted = analyze(captured, rules, _loss(part, loss_fn)).estimates
+            estimates = {**estimates, **{v: _mended(estimates[v], predicted[v]) for v in lost}}
+        found.append(replace(part, estimates=estimates))
+    return Estimated(tuple(found), "measured", tuple(notes))
 
 
 def _not_finite(captured: Capture, estimates: Estimates, rules: RuleTable) -> list[str]:
@@ -144,6 +145,6 @@ def _mended(measured: Rms, predicted: Rms) -> Rms:
     return replace(measured, **kept)
 
 
-def _loss(part: str, loss_fn: LossFunction | None) -> LossFunction | None:
+def _loss(part: Part, loss_fn: LossFunction | None) -> LossFunction | None:
     """What an island gives is not what a loss takes: a unit gradient reaches it."""
-    return None if path_of(part) else loss_fn
+    return None if part.path else loss_fn

@@ -23,10 +23,12 @@ from unitify.diagnostics import UnitifyError, UnknownCode, UnknownValue, all_dia
 from unitify.estimates import Rms
 from unitify.estimating import FAR, estimated, far_apart, measures
 from unitify.formats.powers import exponent_of
-from unitify.module.assembly import plan_of, value_name
+from unitify.module.assembly import plan_of
+from unitify.part import value_name
 from unitify.plan.bands import tolerance_of
 from unitify.plan.planner import plan
 from unitify.plan.scale_plan import Scale, ScalePlan
+from unitify.planning import carrier_of
 from unitify.rule_trials.listing import rule_texts
 from unitify.rulebook.laws import is_scalable
 from unitify.rulebook.rule_table import RuleTable, load_rules
@@ -73,11 +75,12 @@ def explain_value(
     is_run = measures("auto", recorded.parts.values())
     estimates, measured = analysis.estimates, Rms()
     if is_run:
-        estimates = estimated(recorded, "measured", [(args, kwargs)], None, table).parts[part]
+        known = estimated(recorded, "measured", [(args, kwargs)], None, table)
+        estimates = next(p.estimates for p in known.parts if p.name == part)
         measured = estimates.get(node.name, Rms())
     if chosen is None:
         tolerance = tolerance_of(is_run and is_given(example_inputs, example_kwargs))
-        own = plan(captured, estimates, table, tolerance, carrier="wide")
+        own = plan(captured, estimates, table, tolerance, carrier=carrier_of(model, None, "true"))
     else:
         own = plan_of(chosen, part, captured)
     return "\n".join(_derivation(node, analysis, measured, own, table))
@@ -109,8 +112,8 @@ def _derivation(
     lines = [_title(node), *_origin(node), ""]
     for direction, factor in (("forward", scale.fwd), ("backward", scale.bwd)):
         predicted, found = getattr(estimate, direction), getattr(measured, direction)
-        told = _stored(predicted if found is None else found, factor)
-        lines.append(f"{direction:8} scale {_power(factor)}{told}")
+        stored = _stored(predicted if found is None else found, factor)
+        lines.append(f"{direction:8} scale {_power(factor)}{stored}")
         if far_apart(predicted, found):
             lines.append(f"         predicted rms {predicted:.4g}: more than {FAR:g} octaves off")
     unit = chosen.unit(node.name)

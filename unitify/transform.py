@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import fx, nn
+from torch import nn
 
 from unitify.capture.execution import LossFunction
 from unitify.capture.inputs import Inputs, as_batches, as_inputs, given_or_inferred, is_given
@@ -18,11 +18,7 @@ from unitify.capture.islands import (
     record,
     with_true_parameters,
 )
-from unitify.capture.observing import install
 from unitify.capture.sizes import RECORDING_SECONDS
-from unitify.capture.tree import copy_of
-from unitify.capture.watching import share_hooks
-from unitify.capture.whole import Capture
 from unitify.cast.casting import Evidence, cast_module
 from unitify.diagnostics import (
     CaptureDiffers,
@@ -34,28 +30,19 @@ from unitify.diagnostics import (
 )
 from unitify.estimates import Estimates
 from unitify.estimating import Estimated, check_scales, estimated
-from unitify.formats.table import FP32
 from unitify.module.adopted import adopt_parameters
-from unitify.module.assembly import Part, agreed, assemble, value_name
+from unitify.module.assembly import module_of
 from unitify.module.unit_scaled import UnitScaledModule
+from unitify.part import Part, parts_of, value_name
 from unitify.plan.bands import tolerance_of
-from unitify.plan.planner import not_fewest, plan
-from unitify.plan.scale_plan import (
-    PLACEMENTS,
-    WEIGHTS,
-    Carrier,
-    Placement,
-    ScalePlan,
-    Weights,
-    parameter_units,
-)
-from unitify.plan.uniform import uniform_plan
+from unitify.plan.scale_plan import PLACEMENTS, WEIGHTS, Placement, Weights
+from unitify.planning import carrier_of, placement_of, planned, uniformly_planned
 from unitify.recipe.reader import read_recipe
 from unitify.recipe.recipe import Recipe
 from unitify.rewrite import rewrite
 from unitify.rulebook.rule_table import load_rules
 from unitify.scheme.options import UnitScheme, read_scheme
-from unitify.scheme.reparametrize import reparametrize, with_gradients
+from unitify.scheme.reparametrize import reparametrize
 from unitify.verification import Difference, Verification
 from unitify.verify.running import is_faithful, lost_by_recording, notes_on, verify_module
 
@@ -111,7 +98,7 @@ def transform(
       and bfloat16 hold any scale, and gradients follow their values.
       "casts" leaves values true and brings them there where they are cast; what passes between
       submodules is true then, and each can be called, wrapped or replaced. None: "casts" for
-      recipes that cast products by scales of the plan (FP8), else "everywhere".
+      recipes that cast contractions by scales of the plan (FP8), else "everywhere".
     - ``recording_seconds``: how long a recording with free sizes may take; one that takes longer is
       made again with fewer free sizes. None: as long as it takes.
     - ``verify``: compare bitwise with the original, before any cast.
@@ -121,7 +108,7 @@ def transform(
     - ``rules``: rule files or mappings beside the shipped ones.
     - ``on_stage(name, made)`` is called after each stage, with what the stage made: "capture" and
       "reparametrize" with a ``Recording``, "estimate" with an ``Estimated``, "plan" with a
-      part's ``ScalePlan``, the others with the module or its ``Verification``.
+      ``Planned``, the others with the module or its ``Verification``.
 
     Warns (``UnitifyWarning``) of what is not kept: submodules left alone, one mode, checkpointing,
     a pattern of the recipe that matches nothing.
@@ -143,48 +130,34 @@ def transform(
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
     batches = as_batches(batches)
-    where, carrier = placement or _placement(casts, asked), _carrier(model, casts, weights)
+    where = placement or placement_of(casts, has_scheme=asked is not None)
+    carrier = carrier_of(model, casts, weights)
     further = [as_inputs(model, batch) for batch in batches or ()]
 
-    def transformed(
-        recorded: Recording,
-    ) -> tuple[Recording, Mapping[str, Estimates], UnitScaledModule]:
-        if weights == "true":
-            recorded = with_true_parameters(recorded)
-        done("capture", recorded)
-        recorded = reparametrize(recorded, asked, table)
+    def scaled(captured: Recording) -> tuple[Recording, list[Part], UnitScaledModule]:
+        """capture ─► reparametrize ─► estimate ─► plan ─► rewrite ─► module."""
+        captured = with_true_parameters(captured) if weights == "true" else captured
+        done("capture", captured)
+        recorded = reparametrize(captured, asked, table)
         done("reparametrize", recorded)
-        made = Estimated({}, "")
         if casts is None or casts.scaling == "unit":
             calls = [(args, kwargs)] if batches is None else further
-            made = estimated(recorded, scales, calls, loss_fn, table)
-            done("estimate", made)
-        found, told = made.parts, made.diagnostics
-        parts: dict[str, Part] = {}
-        for name, captured in recorded.parts.items():
-            if name in found:
-                # What was drawn tells of data about as well as analysis does.
-                tolerance = tolerance_of(made.scales == "measured" and has_data)
-                planned = plan(captured, found[name], table, tolerance, where, carrier)
-                told += not_fewest(planned, name)
-            else:
-                planned = uniform_plan(captured, casts.loss_scale if casts is not None else 1.0)
-            chosen = agreed(planned, name, captured, parts)
-            done("plan", chosen)
-            if name in found:
-                units = parameter_units(captured, chosen)
-                captured = with_gradients(captured, {n: s.bwd for n, s in units.items()})
-            parts[name] = captured, rewrite(captured, chosen, table), chosen
-        if recorded.whole is not None:
-            module = build(*parts[""])
+            known = estimated(recorded, scales, calls, loss_fn, table)
+            done("estimate", known)
+            # Drawn inputs tell of data about as well as analysis does.
+            tolerance = tolerance_of(known.scales == "measured" and has_data)
+            plans = planned(known.parts, table, tolerance, where, carrier)
         else:
-            module = assemble(recorded.model, parts, recorded.diagnostics)
-        module.diagnostics = (*module.diagnostics, *told)
-        module.scales = made.scales
+            known = Estimated(parts_of(recorded.parts), "")
+            plans = uniformly_planned(known.parts, casts.loss_scale)
+        done("plan", plans)
+        parts = [replace(p, graph=rewrite(p.capture, p.plan, table)) for p in plans.parts]
+        notes = (*known.diagnostics, *plans.diagnostics)
+        module = module_of(recorded, parts, known.scales, notes)
         done("rewrite", module)
-        return recorded, found, module
+        return recorded, parts, module
 
-    recorded, found, module = transformed(
+    recorded, parts, module = scaled(
         record(model, args, kwargs, dynamic_shapes, further, recording_seconds)
     )
     if verify:
@@ -195,7 +168,7 @@ def transform(
             apart = record(
                 model, args, kwargs, dynamic_shapes, further, recording_seconds, is_faithful
             )
-            recorded, found, module = transformed(apart)
+            recorded, parts, module = scaled(apart)
             result = verify_module(recorded.model, module, table, args, kwargs, loss_fn)
             if result.differences:
                 differences = _named(result.differences)
@@ -213,8 +186,7 @@ def transform(
     warn_of_losses(module.diagnostics)
     if casts is not None:
         flat = {n: _flat(n, recorded, further) for n in recorded.parts} if further else {}
-        evidence = Evidence(found, flat, loss_fn)
-        notes = cast_module(module, casts, table, evidence)
+        notes = cast_module(module, parts, casts, table, Evidence(flat, loss_fn))
         module.diagnostics = (*module.diagnostics, *notes)
         warn_of_losses(notes)
         done("cast", module)
@@ -231,26 +203,6 @@ def transform(
 
         module._again = again
     return module
-
-
-def _placement(casts: Recipe | None, scheme: Any) -> Placement:
-    """Products that are cast need no more than their operands near unit RMS."""
-    is_narrow = casts is not None and casts.values == "contractions" and casts.scaling == "unit"
-    return "casts" if is_narrow and scheme is None else "everywhere"
-
-
-def _carrier(model: nn.Module, casts: Recipe | None, weights: Weights) -> Carrier:
-    """Values are narrow where a recipe casts all of them to a format of fewer octaves.
-
-    So they are with stored weights, which are for modules that are kept in such a format, and in
-    a model that is.
-    """
-    if weights == "stored" or any(p.dtype == torch.float16 for p in model.parameters()):
-        return "narrow"
-    if casts is None or casts.values != "all":
-        return "wide"
-    formats = casts.forward, casts.backward
-    return "narrow" if any(f.min_exponent > FP32.min_exponent for f in formats) else "wide"
 
 
 def _observer(on_stage: StageObserver | None) -> StageObserver:
@@ -281,29 +233,6 @@ def _flat(name: str, recorded: Recording, calls: list[Inputs]) -> list[list[Any]
     return flat_calls(recorded.parts, name, calls)
 
 
-def build(captured: Capture, graph: fx.Graph, chosen: ScalePlan) -> UnitScaledModule:
-    """The module of a rewritten graph: copies of the model's parameters, over their scales."""
-    memo: dict[int, Any] = {}
-    root = copy_of(captured.model, memo)
-    install(captured.made, root)
-    with torch.no_grad():
-        for name, parameter in root.named_parameters():
-            parameter.div_(chosen.parameters[name].fwd)
-    for target, constant in captured.constants.items():
-        if isinstance(constant, torch.Tensor):
-            # What the model holds the module holds, too, and not a second time.
-            held = memo.get(id(constant), constant)
-            root.register_buffer(target, held, persistent=False)
-        else:
-            root.add_module(target, constant)
-    module = UnitScaledModule(root, graph, chosen, captured, captured.diagnostics)
-    module.divide()
-    module.watch(root)
-    if not captured.has_hooks:
-        share_hooks(root, module)
-    return module
-
-
 def estimate(
     model: nn.Module,
     example_inputs: Any = (),
@@ -321,9 +250,9 @@ def estimate(
     calls = [(args, kwargs)] if batches is None else [as_inputs(model, b) for b in batches]
     found = estimated(recorded, scales, calls, loss_fn, table)
     return {
-        value_name(part, value): rms
-        for part, estimates in found.parts.items()
-        for value, rms in estimates.items()
+        value_name(part.name, value): rms
+        for part in found.parts
+        for value, rms in part.estimates.items()
     }
 
 

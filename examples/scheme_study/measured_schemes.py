@@ -20,7 +20,7 @@ from unitify.capture.islands import Recording, record
 from unitify.capture.whole import Capture
 from unitify.estimates import Estimates, Rms
 from unitify.measure.captured import measure
-from unitify.module.assembly import value_name
+from unitify.part import value_name
 from unitify.plan.planner import plan
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.plan.uniform import uniform_plan

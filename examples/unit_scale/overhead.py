@@ -15,12 +15,13 @@ from torch import Tensor, nn
 import unitify
 from examples.unit_scale.decoders import Size
 from unitify.capture.whole import Capture, capture
+from unitify.module.assembly import build
+from unitify.part import Part
 from unitify.plan.uniform import uniform_plan
 from unitify.rulebook.dimensions import shape_of
 from unitify.rulebook.flops import flops
 from unitify.rulebook.rule_table import load_rules
 from unitify.rulebook.schema import operation_name
-from unitify.transform import build
 
 
 def flop_overhead(model: nn.Module, size: Size) -> float:
@@ -67,7 +68,7 @@ def time_ratios(model: nn.Module, size: Size, steps: int = 12) -> tuple[float, f
 
 
 def _plain(captured: Capture) -> nn.Module:
-    return build(captured, copy.deepcopy(captured.graph), uniform_plan(captured))
+    return build(Part("", captured, uniform_plan(captured), copy.deepcopy(captured.graph)))
 
 
 def _step(module: Any, tokens: Tensor) -> Callable[[], None]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from unitify.analysis.balanced import Balance, passed_on, stated, together
+from unitify.analysis.balanced import Balance, balance_by_rule, passed_on, together
 from unitify.analysis.formulas import formula_gradient
 from unitify.analysis.forward import ForwardMoments, Results, Step, linear_names
 from unitify.analysis.linear import linear_gradient, repeats, summed_gradient
@@ -138,7 +138,7 @@ class BackwardMoments:
         self, operation: Operation, rule: Rule | None, operands: dict[str, Any], name: str
     ) -> Balance:
         """What is known of the gradient of one operand, by the row or from the result's."""
-        known = stated(operation, rule, name)
+        known = balance_by_rule(operation, rule, name)
         balance = self.balances.get(operation.node)
         if known is not None or balance is None:
             return known

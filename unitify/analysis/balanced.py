@@ -31,7 +31,7 @@ _ROUNDING = 1e-9
 _LARGE = 2**16
 
 
-def stated(operation: Operation, rule: Rule | None, name: str) -> Balance:
+def balance_by_rule(operation: Operation, rule: Rule | None, name: str) -> Balance:
     """What the row says of the gradient of one operand, whatever the result's is."""
     said = rule.balanced.get(name) if rule is not None else None
     if rule is None or said is None:

@@ -28,11 +28,11 @@ def formula_forward(operation: Operation, rule: Rule, operands: Mapping[str, Mom
     return Moment(fit(mean, shape), fit(square, shape))
 
 
-def formula_stated(
+def formula_statistics(
     operation: Operation, rule: Rule, operands: Mapping[str, Moment], name: str
 ) -> Moment:
-    """Moments of one operand, by the row's ``states``, from those of the others that it names."""
-    mean, square = _evaluated(operation, rule, rule.states[name], operands)
+    """Moments of one operand, by the row's ``statistics``, from the operands that these name."""
+    mean, square = _evaluated(operation, rule, rule.statistics[name], operands)
     shape = operation.shape(name)
     return Moment(fit(mean, shape), fit(square, shape))
 

@@ -26,8 +26,8 @@ from unitify.analysis.moments import (
 )
 from unitify.analysis.quadrature import quadrature
 from unitify.analysis.ranges import EVERYTHING, range_of
+from unitify.analysis.running_statistics import running_statistics
 from unitify.analysis.sampled import observed, pooled, repetitions, sampled_results, told_apart
-from unitify.analysis.stated import stated_moments
 from unitify.capture.whole import Capture
 from unitify.rulebook.dimensions import hint, shape_of
 from unitify.rulebook.extremes import extreme_values, holds_mask
@@ -46,10 +46,9 @@ MEMORY, ONE = 2**25, 2**15
 
 @dataclass(frozen=True)
 class Step:
-    """How one RMS was derived: by what means, from which RMS of which values.
+    """How one RMS was derived: ``inputs`` holds the RMS of the values that it follows from.
 
-    ``way``: given, exact, run, quadrature, formula, sampled, assumed; stated (by an operation that
-    takes the value).
+    ``way``: given, exact, run, quadrature, formula, sampled, assumed, or running statistics.
     """
 
     way: str
@@ -87,7 +86,7 @@ class ForwardMoments:
         self.fallbacks: list[Fallback] = []
         self.elements = min(MEMORY // max(len(capture.graph.nodes), 1), ONE)
         self.masks = extreme_values(capture.graph, rules, capture.example, capture.attribute)
-        self.stated = stated_moments(capture, rules)
+        self.statistics = running_statistics(capture, rules)
         #: Values that are not floating and depend on an input's contents.
         self.from_inputs: set[fx.Node] = set()
 
@@ -189,10 +188,10 @@ class ForwardMoments:
         ]
         first = next((m for m in results if m is not None), None)
         self.steps[node.name] = Step(way, inputs, first.rms if first is not None else 0.0)
-        if node in self.stated:
-            source, told = self.stated[node]
-            self.moments[node] = [told]
-            self.steps[node.name] = Step("stated", {source.name: told.rms}, told.rms)
+        if node in self.statistics:
+            source, kept = self.statistics[node]
+            self.moments[node] = [kept]
+            self.steps[node.name] = Step("running statistics", {source.name: kept.rms}, kept.rms)
 
     def _plain(self, node: fx.Node, operation: Operation, position: int) -> None:
         value = node.meta.get("val")

@@ -7,13 +7,12 @@ part of these, forward, and its transpose of the same part of gradients.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from unitify.analysis.formulas import formula_values
 from unitify.analysis.moments import Moment, fit
@@ -21,7 +20,6 @@ from unitify.rulebook.dimensions import evaluate
 from unitify.rulebook.operation import Operation
 from unitify.rulebook.refusal import CannotRun, refusals
 from unitify.rulebook.rule_table import Rule
-from unitify.rulebook.schema import named_arguments
 
 #: Moments by argument name; a list for an argument that is a list of tensors.
 Operands = Mapping[str, "Moment | list[Moment]"]
@@ -29,8 +27,6 @@ Operands = Mapping[str, "Moment | list[Moment]"]
 _SINGLE = 2**16
 #: So many pixels in a row tell what a window does to any more, if it reaches over half of them.
 _EXTENT = 16
-#: Free rows that have been found: layers of a model repeat.
-_FREE: dict[Hashable | None, dict[int, _Row]] = {}
 
 
 @dataclass(frozen=True)
@@ -177,9 +173,6 @@ class Run:
         shapes = {n: self._shapes(n) for n in self.operands}
         whole = self._result_shape(shapes)
         free: dict[int, _Row] = {}
-        key = self._shape_key(name, moments, shapes)
-        if key in _FREE:
-            return dict(_FREE[key])
         for dimension, size in enumerate(shapes[name][0]):
             uniform = all(
                 m.mean.shape[dimension] == 1 and m.square.shape[dimension] == 1 for m in moments
@@ -197,19 +190,7 @@ class Run:
             else:
                 for shape, present in zip(shapes[name], before, strict=True):
                     shape[dimension] = present
-        if key is not None:
-            _FREE[key] = dict(free)
         return free
-
-    def _shape_key(
-        self, name: str, moments: list[Moment], shapes: Mapping[str, list[list[int]]]
-    ) -> Hashable | None:
-        """What the free rows depend on; None where a tensor of known values is among that."""
-        given = {n: self.operation.number(n) for n in named_arguments(self.operation.node)}
-        if any(isinstance(x, Tensor) for x in pytree.tree_leaves(given)):
-            return None
-        uniform = tuple(m.mean.shape + m.square.shape for m in moments)
-        return self.operation.node.target, name, uniform, repr(shapes), repr(given)
 
     def _result_shape(self, shapes: Mapping[str, list[list[int]]]) -> tuple[int, ...]:
         """The shape of the (only) result for operands of these shapes; () where it cannot be."""

@@ -1,7 +1,7 @@
 """Which values of a graph share memory, and by which views each was reached.
 
-A *group* is the values on one storage. Its first value is the *root*; every other one is a view of
-the root through a chain of operations. What torch says of a value decides: its storage, and
+A *group* holds the values on one storage. Its first value is the *root*; every other value is a
+view of the root through a chain of operations. torch decides: by the storage of a value, and by
 whether autograd knows it as a view. No operation is named here.
 """
 
@@ -25,7 +25,7 @@ from unitify.rulebook.schema import named_arguments, nodes_of
 class History(Enum):
     """What autograd knows of a view."""
 
-    #: It is no view at all, but the tensor that it was taken of.
+    #: It is no view, but the very tensor that it was taken of.
     SELF = "self"
     #: A write through it is a write into its base, with gradients.
     SHARED = "shared"
@@ -91,13 +91,13 @@ class Aliases:
         return steps[::-1]
 
     def holder(self, node: fx.Node) -> fx.Node:
-        """The value whose history a write through ``node`` is part of."""
+        """The value whose history a write through ``node`` joins."""
         while node in self.view and self.history(node) in (History.SELF, History.SHARED):
             node = self.view[node].source
         return node
 
     def owner(self, node: fx.Node) -> fx.Node:
-        """The value whose writes autograd counts, for all views of it together."""
+        """The value at which autograd counts writes, its own and those through its views."""
         holder = self.holder(node)
         while holder in self.view and self.history(holder) is History.NONE:
             holder = self.holder(self.view[holder].source)
@@ -183,7 +183,7 @@ def changes_geometry(node: fx.Node) -> bool:
 
 
 def _is_tracked(value: torch.Tensor) -> bool:
-    """Can autograd take part in such a tensor?"""
+    """Can a tensor of this type have a gradient?"""
     return value.is_floating_point() or value.is_complex()
 
 
@@ -197,7 +197,7 @@ def _tensors(node: fx.Node) -> list[fx.Node]:
 
 
 def _history(node: fx.Node, view: View) -> History:
-    """What autograd makes of the view: tried on tensors without data, at the example's sizes."""
+    """How autograd treats the view: tried on tensors without data, at the example's sizes."""
     held = view.source.meta["val"]
     if view.call is None or changes_geometry(view.call):
         return History.SHARED

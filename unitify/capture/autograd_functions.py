@@ -1,8 +1,8 @@
-"""What of a model's backward pass a recording would lose, silently.
+"""Finds the parts of a model's backward pass that a recording silently loses.
 
-Export traces through the forward of a ``torch.autograd.Function`` and drops its own backward; it
-drops hooks on gradients, and those on saved tensors that activation checkpointing works by. All
-are noted while the model is recorded.
+Export traces the forward of a ``torch.autograd.Function`` and drops its backward. It drops hooks on
+gradients, and the hooks on saved tensors that activation checkpointing uses. All of these are noted
+while the model is recorded.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Lost:
 
 @dataclass
 class Noted:
-    """``functions``: autograd functions called, and hooks on gradients; ``saved_hooks``: were saved
-    tensors packed? ``as_compiled``: was the model told that it is being compiled? ``computed``:
-    data that it asked for and that follows from sizes.
+    """What a recording met. ``functions``: autograd functions, and hooks on gradients.
+    ``saved_hooks``: did hooks pack saved tensors? ``as_compiled``: did the model's code hear that
+    it is being compiled? ``computed``: data that it asked for and that follows from sizes.
     """
 
     functions: dict[str, Lost] = field(default_factory=dict)

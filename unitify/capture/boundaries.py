@@ -1,9 +1,9 @@
-"""Between which values each submodule was called, and what it made: the regions of a recording.
+"""Regions: which values each call of a submodule took and returned, and which nodes it made.
 
-While a model is recorded, every call of a submodule puts two marks into the graph: where its
-forward begins, with the tensors that it takes, and where it ends, with those that it returns. The
-marks follow the tensors through whatever is done to the graph; in the end they become ``Region``
-values, and are gone.
+While a model is recorded, every call of a submodule puts two marks into the graph: one where its
+forward begins, with the tensors that it takes, and one where it ends, with those that it returns.
+The marks follow the tensors through all rewriting of the graph. In the end they become ``Region``
+values and are removed.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ class Structure:
 class Region:
     """One call of the submodule at ``path``.
 
-    ``given``: its arguments by name, as a dict of ``arguments``; ``leaves``: how each is to be.
-    ``nodes``: the names of what was made between its begin and its end. ``guards``: for which sizes
-    of ``given`` it holds. ``tail`` makes those results that nothing in the whole graph uses, by
-    their names; its placeholders are named after the values that it takes.
+    ``given``: its arguments by name, as a dict of ``arguments``; ``leaves``: the form of each.
+    ``nodes``: the names of the nodes between its begin and its end. ``guards``: the conditions on
+    sizes of ``given`` under which it holds. ``tail``: a graph of the results that nothing in the
+    whole graph uses; its placeholders have the names of the values that it takes.
     """
 
     path: str
@@ -70,12 +70,12 @@ class Region:
     tail: fx.Graph | None = field(default=None, compare=False)
 
     def tail_text(self) -> str:
-        """What the tail computes, whatever its values are called."""
+        """The tail as text, independent of the names of its values."""
         return "" if self.tail is None else text_of(self.tail)
 
 
 def text_of(graph: fx.Graph) -> str:
-    """What a graph computes, whatever its values are called and in which order it stands."""
+    """A graph as text, independent of the names and the order of its nodes."""
     places: dict[fx.Node, int] = {}
     lines: list[str] = []
 
@@ -116,7 +116,7 @@ class Regions:
         return list(dict.fromkeys(region.path for region in self.calls))
 
     def common(self, others: Regions) -> Regions:
-        """Without submodules that the recording with ``others`` calls otherwise."""
+        """The regions without submodules that the recording with ``others`` calls differently."""
         same = [
             path
             for path in self.paths
@@ -141,7 +141,7 @@ class Calls:
     found: list[_Call] = field(default_factory=list)
 
 
-#: They stand in a structure for a tensor and for a size, until the mark tells which.
+#: Stand in a structure for a tensor and for a size, until the mark says which.
 _TENSOR, _SIZE = object(), object()
 
 
@@ -168,7 +168,8 @@ def marked(model: nn.Module) -> Iterator[Calls]:
 
     for path, module in model.named_modules():
         if path and not isinstance(module, torch.jit.ScriptModule):
-            # As near to the forward as hooks can be: after all others before it, before all behind.
+            # The innermost hooks: after all others in front of the forward, before all others
+            # behind.
             before = module.register_forward_pre_hook(begin(path, module), with_kwargs=True)
             after = module.register_forward_hook(end, prepend=True, with_kwargs=True)
             handles += [before, after]
@@ -189,10 +190,10 @@ def _mark(structure: Any, number: int, ends: bool) -> tuple[pytree.TreeSpec, lis
 
 
 class Marks:
-    """What the marks of a graph hold, apart from the graph while that is rewritten."""
+    """The contents of the marks of a graph, kept outside while the graph is rewritten."""
 
     def __init__(self, graph: fx.Graph) -> None:
-        """Take from the marks of ``graph`` what they hold."""
+        """Take the contents out of the marks of ``graph``."""
         self.position = {node: i for i, node in enumerate(graph.nodes)}
         self.held: dict[fx.Node, list[Any]] = {}
         #: Where the calls that are running began, by number.
@@ -203,7 +204,7 @@ class Marks:
                 node.args = ([], [], *node.args[2:])
 
     def passes(self, node: fx.Node, now: Callable[[fx.Node], fx.Node | None]) -> bool:
-        """Is the node a mark? It then holds what its values are ``now``, if all are anything."""
+        """Is the node a mark? Then update its contents to the values of ``now``."""
         if node.target is not BOUNDARY:
             return False
         number, ends = node.args[2:]
@@ -217,14 +218,14 @@ class Marks:
         return True
 
     def writes(self, tensor: fx.Node) -> None:
-        """Note a write: a call that writes into what it was given does more than return."""
+        """Note a write, because a call that writes into its arguments does more than return."""
         if tensor.op != "get_attr":
             for begin in self.begun.values():
                 if self.position[tensor] < self.position[begin]:
                     self.held.pop(begin, None)
 
     def put_back(self) -> None:
-        """Give the marks what they hold; one that holds nothing is taken out of the graph."""
+        """Put the contents back into the marks. A mark without contents is removed."""
         for node in self.position:
             if node.target is BOUNDARY:
                 if node in self.held:
@@ -236,7 +237,7 @@ class Marks:
 def regions_of(
     graph: fx.Graph, calls: Calls, guards_for: Callable[[Sequence[tuple[str, Any]]], Guards | None]
 ) -> Regions:
-    """The regions that the marks of ``graph`` tell of; the marks are gone afterwards.
+    """The regions that the marks of ``graph`` hold. Removes the marks.
 
     ``guards_for``: the guards on named values that are given.
     """
@@ -297,7 +298,7 @@ def _region(
 
 
 def _live(graph: fx.Graph) -> set[fx.Node]:
-    """What stays in a graph without its marks."""
+    """The nodes that stay in a graph without its marks."""
     pending = [n for n in graph.nodes if n.target is not BOUNDARY and n.is_impure()]
     live: set[fx.Node] = set()
     while pending:
@@ -333,7 +334,7 @@ def _tail(dead: list[fx.Node], live: set[fx.Node]) -> fx.Graph | None:
 
 
 def _structure(of: tuple[pytree.TreeSpec, list[Any]], mark: fx.Node) -> Structure | None:
-    """The structure with its values; None where it holds what no graph can."""
+    """The structure with its values; None where it holds something that no graph can."""
     spec, leaves = of
     held: dict[Any, Iterator[Any]] = {_TENSOR: iter(mark.args[0]), _SIZE: iter(mark.args[1])}  # type: ignore[arg-type]
     made: list[Any] = []

@@ -1,4 +1,4 @@
-"""What running a model shows of its submodules: how each is called, and who uses what parameter."""
+"""Runs a model to see how each submodule is called, and which modules use each parameter."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _MOST = 16
 class Calls:
     """What runs of a model show.
 
-    ``inputs``: each submodule's calls, one of every form. ``uses``: each parameter, with the
-    modules that were running whenever it was used. ``unfit``: modules that a graph cannot stand
-    for, and why. ``telling``: the runs that showed a call of a new form.
+    ``inputs``: the calls of each submodule, one of every form. ``uses``: each parameter, with the
+    modules that were running at each use. ``unfit``: modules that no graph can replace, and why.
+    ``telling``: the runs with a call of a new form.
     """
 
     inputs: dict[nn.Module, dict[Any, Inputs]] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class _ParameterUse(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        # A size or a type is no use of the contents.
+        # Reading a size or a type does not use the contents.
         if any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(result)):
             for leaf in pytree.tree_leaves((args, kwargs)):
                 if isinstance(leaf, nn.Parameter):
@@ -56,7 +56,7 @@ class _ParameterUse(TorchFunctionMode):
 
 
 def calls_of(model: nn.Module, made: Sequence[Inputs]) -> Calls:
-    """Make these calls of ``model``, which is afterwards as it was before.
+    """Make these calls of ``model``, and restore it afterwards.
 
     Raises ``UnitifyError`` (U102) where it does not run.
     """
@@ -94,7 +94,7 @@ def calls_of(model: nn.Module, made: Sequence[Inputs]) -> Calls:
         for call in made:
             known = sum(map(len, calls.inputs.values()))
             try:
-                # Without gradients, so that nothing a module keeps of the run holds on to a graph.
+                # Without gradients, so that tensors that a module keeps hold no graph.
                 observe(call, gradients=False)
             except RuntimeError:
                 # A call may differentiate inside.
@@ -116,7 +116,7 @@ def calls_of(model: nn.Module, made: Sequence[Inputs]) -> Calls:
 
 
 def _form(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """What a recording can tell calls apart by: structure, sizes and types, other values."""
+    """The form of a call, as a recording distinguishes calls: structure, sizes, types, values."""
     leaves, spec = pytree.tree_flatten((args, kwargs))
     kinds = ((tuple(x.shape), x.dtype) if isinstance(x, torch.Tensor) else repr(x) for x in leaves)
     return (repr(spec), *kinds)

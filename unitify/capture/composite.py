@@ -1,13 +1,13 @@
-"""Composite operations opened where they would hide an order of summation.
+"""Opens composite operations where they would hide an order of summation.
 
-Most operations of a captured graph are one node of autograd. A *composite* one (``rms_norm``,
-``gru_cell``, ``matmul`` of more than two dimensions) is several, and may hand back more than one
-contribution to the gradient of an operand. Floating-point sums depend on their order: c + a + b,
-where c comes from another user of the value, is not c + (a + b), which a rescale in front of the
-operation would make of it. Such an operation is replaced by the operations that it consists of,
-which compute the same bits; every other one stays whole. So do recurrent layers, which torch takes
-apart step by step, into other kernels and for one length only: what they sum into stays true, and
-needs no rescale.
+Most operations of a captured graph are one node of autograd. A *composite* operation (``rms_norm``,
+``gru_cell``, ``matmul`` of more than two dimensions) is several nodes, and may add more than one
+term to the gradient of an operand. Floating-point sums depend on their order. Autograd computes
+c + a + b, where c comes from another user of the value. With a rescale in front of the operation it
+would compute c + (a + b). So such an operation is replaced by the operations that it consists of,
+which compute the same bits. Every other operation stays whole. Recurrent layers stay whole, too:
+torch would open them into other kernels and for one length. The values to whose gradients they add
+stay true, and need no rescale.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from unitify.rulebook.schema import nodes_of
 
 
 def open_composites(graph: fx.Graph) -> None:
-    """Inline, in ``graph``, every composite operation that adds up gradients inside.
+    """Inline every composite operation of ``graph`` that sums gradients inside.
 
-    Its other users decide: the sum is hidden only from a value that is used elsewhere, too. An
-    input or a parameter may be, outside of the graph.
+    The sum matters only if its value has other users. An input or a parameter may have some outside
+    the graph.
     """
     known: dict[Any, tuple[int, ...]] = {}
     for node in list(graph.nodes):
@@ -39,7 +39,7 @@ def open_composites(graph: fx.Graph) -> None:
 
 
 def is_summed_unseen(node: fx.Node) -> bool:
-    """Does a recurrent layer add to the gradient of ``node`` more than once, beside other users?"""
+    """Does a recurrent layer add several terms to the gradient of ``node``, beside other users?"""
     layers = [user for user in node.users if user.target in LAYERS]
     return bool(layers) and node in {n for layer in layers for n in _shared(layer)}
 
@@ -64,12 +64,12 @@ def _hides_a_sum(node: fx.Node, known: dict[Any, tuple[int, ...]]) -> bool:
     counts: dict[fx.Node, int] = {}
     for operand, count in zip(operands, known[key], strict=True):
         counts[operand] = counts.get(operand, 0) + count
-    # Even a + b alone is to stay in order: the sum takes over the memory layout of a.
+    # Even the order of a + b alone matters: the sum has the memory layout of a.
     return any(counts[operand] > 1 for operand in shared)
 
 
 def _shared(node: fx.Node) -> set[fx.Node]:
-    """Operands to whose gradient something else adds, too."""
+    """Operands to whose gradient another user adds, too."""
     operands = _operands(node)
     return {
         operand
@@ -81,7 +81,7 @@ def _shared(node: fx.Node) -> set[fx.Node]:
 
 
 def _operands(node: fx.Node) -> list[fx.Node]:
-    """The floating tensors among the operands, one entry for each time that one is taken."""
+    """The floating tensors among the operands, one entry for each use."""
     found = nodes_of([*node.args, *node.kwargs.values()])
     return [n for n in found if _is_floating(n.meta.get("val"))]
 
@@ -91,14 +91,14 @@ def _is_floating(value: Any) -> bool:
 
 
 def _takes_part(user: fx.Node) -> bool:
-    """May the user hand back a gradient?"""
+    """Can the user add to the gradient?"""
     value = user.meta.get("val")
     values = value if isinstance(value, list | tuple) else [value]
     return user.op == "output" or any(_is_floating(v) for v in values)
 
 
 def _kind(node: fx.Node) -> Any:
-    """What of an operand decides how a composite operation runs: its rank, type and place."""
+    """The properties of an operand by which a composite operation runs: rank, type and position."""
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return type(value).__name__
@@ -106,13 +106,13 @@ def _kind(node: fx.Node) -> Any:
 
 
 def _contributions(node: fx.Node) -> tuple[int, ...]:
-    """How many edges of the backward graph lead to each floating operand."""
+    """The number of edges of the backward graph that lead to each floating operand."""
     try:
         run, leaves = _on_leaves(node)
         with _mode(leaves), torch.enable_grad():
             results = run(*leaves)
     except Exception:
-        # It does not run apart from its graph (data-dependent sizes): it stays whole.
+        # It does not run outside its graph (data-dependent sizes), and stays whole.
         return (1,) * len(_operands(node))
     counts = {id(leaf): 0 for leaf in leaves}
     results = results if isinstance(results, list | tuple) else [results]
@@ -132,7 +132,7 @@ def _contributions(node: fx.Node) -> tuple[int, ...]:
 
 def _on_leaves(node: fx.Node) -> tuple[Callable[..., Any], list[Tensor]]:
     """The operation as a function of its floating operands, and fresh leaves for them."""
-    # Not copies: results that are views of an operand are known by its memory.
+    # Not copies, because results that are views of an operand are recognized by its memory.
     leaves = [n.meta["val"].detach().requires_grad_() for n in _operands(node)]
 
     def run(*given: Tensor) -> Any:
@@ -150,7 +150,7 @@ def _on_leaves(node: fx.Node) -> tuple[Callable[..., Any], list[Tensor]]:
 
 @contextlib.contextmanager
 def _mode(leaves: list[Tensor]) -> Iterator[None]:
-    """The mode in which operands without data live, if they have none; it logs no failure."""
+    """The fake mode of operands without data, which then logs no failure."""
     fakes = [leaf.fake_mode for leaf in leaves if hasattr(leaf, "fake_mode")]
     log = logging.getLogger("torch._subclasses.fake_tensor")
     disabled, log.disabled = log.disabled, True

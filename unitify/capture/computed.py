@@ -1,10 +1,9 @@
-"""Data that a model computes from sizes alone, known while it is recorded.
+"""Data that follows from sizes alone, known while a model is recorded.
 
-A recording has no data, so it cannot take a branch on data. But some of what looks like data
-follows from sizes: positions counted by ``arange``, and whether they ever jump. Inside ``Known``
-such a value is computed beside the recording when code asks for it, for the example's sizes and for
-others. If it is one and the same, the recording goes on; the computation is kept, so that a call
-can make sure of it.
+A recording has no data, so that it cannot take a branch on data. But some data follows from sizes:
+positions counted by ``arange``, and whether they ever jump. Inside ``Known`` such a value is
+computed when code asks for it, for the example's sizes and for others. If all results are equal,
+the recording goes on. The computation is kept, and each call checks it.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _ASKING: dict[Any, Callable[[Tensor], Any]] = {
     Tensor.__float__: float,
     Tensor.item: lambda tensor: tensor.item(),
 }
-#: Sizes to try beside the example's: each symbol takes one of a row, in turn.
+#: Sizes to try beside the example's. Each symbol takes the next number of a row.
 _TRIED = ((2, 3, 5), (9, 4, 7), (33, 2, 3), (257, 3, 2), (2, 129, 3))
 
 
@@ -46,7 +45,7 @@ class Computed:
 
 
 class Known(TorchFunctionMode):
-    """Inside, code that asks for data that follows from sizes gets it; notes what it got."""
+    """Inside, code that asks for data that follows from sizes gets it, and the answer is noted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,13 +85,13 @@ def _computed(tensor: Tensor, reading: Callable[[Tensor], Any]) -> Computed | No
     try:
         values = {made.now(given) for given in _given(list(sizes.values()))}
     except Exception:
-        # It does not run for every size: nothing is known.
+        # It does not run for every size, so that nothing is known.
         return None
     return Computed(graph, expressions, values.pop()) if len(values) == 1 else None
 
 
 def _ancestors(node: fx.Node) -> list[fx.Node]:
-    """The node and what it is made of, down to sizes, in order."""
+    """The node and all that it is made of, down to sizes, in order."""
     found: set[fx.Node] = set()
     stack = [node]
     while stack:
@@ -105,7 +104,7 @@ def _ancestors(node: fx.Node) -> list[fx.Node]:
 
 
 def _is_repeatable(target: Any) -> bool:
-    """Is this an operation that gives the same each time, and writes into nothing?"""
+    """Is the operation deterministic, and free of writes?"""
     if not isinstance(target, torch._ops.OpOverload):
         return False
     is_random = torch.Tag.nondeterministic_seeded in target.tags

@@ -1,4 +1,4 @@
-"""The operation out of place for one in place."""
+"""The out-of-place operation for an in-place one."""
 
 from __future__ import annotations
 
@@ -35,16 +35,15 @@ def outputs(node: fx.Node) -> set[str]:
 
 
 def returns_writes_alone(operation: OpOverload) -> bool:
-    """Is everything that the operation returns something that it was given to write into?"""
+    """Does the operation return only tensors that it was given to write into?"""
     infos = [r.alias_info for r in operation._schema.returns]
     return all(info is not None and info.is_write for info in infos)
 
 
 def change_geometries(graph: fx.Graph) -> set[fx.Node]:
-    """Make ``x.t_()`` what it is for later uses of ``x``: a view of it. Returns those views.
+    """Replace ``x.t_()`` by a view that later uses of ``x`` take. Returns those views.
 
-    A tensor that something else shows (an input, a buffer, a view) stays as it is, and so do
-    integers.
+    A tensor that shares its memory (an input, a buffer, a view) stays as it is, and so do integers.
     """
     if not any(changes_geometry(node) for node in graph.nodes):
         return set()

@@ -1,10 +1,10 @@
-"""What a recording decided by sizes, and how long it may take.
+"""The decisions that a recording made by sizes, and its time limit.
 
-While torch records, every comparison of sizes goes through its ``ShapeEnv``. ``observed`` listens
-there. It learns three things that torch itself does not keep: where in the user's code a decision
-was made; which guards concern nothing but the memory layout of a value; and which decisions torch
-took for granted because it assumes that a free size is at least two. A call with a size of one or
-zero has to agree with those, too.
+While torch records, every comparison of sizes goes through its ``ShapeEnv``, and ``observed``
+listens there. It learns three things that torch does not keep: the line of the user's code that
+made a decision; the guards that concern only the memory layout of a value; and the decisions that
+torch did not guard because it assumes that a free size is at least two. A call with a size of one
+or zero has to agree with these, too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Place = tuple[str, int]
 
 _TORCH = str(Path(torch.__file__).parent)
 _PACKAGE = str(Path(__file__).parent.parent)
-#: Where torch computes with sizes; who asks stands above it.
+#: Where torch computes with sizes. The frame above it is the one that asks.
 _ARITHMETIC = ("/fx/experimental/", "/__init__.py", "/utils/_sympy/", "/utils/_stats.py")
 #: Files of torch that models are written with; its others run and record operations.
 _FOR_MODELS = ("/nn/", "/functional.py")
@@ -41,22 +41,21 @@ _COMPARISONS = {
 
 
 class OutOfTime(BaseException):
-    """A recording took longer than it may. No ``Exception``: nobody on the way is to catch it."""
+    """A recording exceeded its time. No ``Exception``, so that no code on the way catches it."""
 
 
 @dataclass
 class Decisions:
     """Conditions on sizes that held while a model was recorded.
 
-    ``places``: each that torch guards, with the line of the user's code. ``layout``: those of them
-    that matter for strides alone. ``by_code``: what Python code decided, guarded or taken for
-    granted.
+    ``places``: each condition that torch guards, with the line of the user's code. ``layout``:
+    those that matter only for strides. ``by_code``: those that Python code decided, guarded or not.
     """
 
     places: dict[sympy.Basic, Place | None] = field(default_factory=dict)
     layout: set[sympy.Basic] = field(default_factory=set)
     by_code: dict[sympy.Basic, Place | None] = field(default_factory=dict)
-    #: Does the model's code run no more? What passes over the recording ask is no matter.
+    #: Has the model's code ended? Later passes over the recording do not count.
     is_over: bool = False
 
 
@@ -122,7 +121,7 @@ def _comparing(
         _check(deadline)
         result = original(node, other)
         outcome = getattr(result, "expr", None)
-        # Decided by what sympy knows of any size: that it is positive.
+        # Decided because every size is positive.
         is_decided = outcome in (sympy.true, sympy.false) and isinstance(other, SymNode)
         if is_decided and node.expr != other.expr and _is_free(node.expr, other.expr):
             asker, place, _ = _asker(sys._getframe(1))
@@ -140,7 +139,7 @@ def _is_free(*expressions: sympy.Basic) -> bool:
 
 
 def _asker(frame: FrameType | None) -> tuple[str, Place | None, bool]:
-    """The file that wants to know, the innermost line of the user's, and: is it about strides?"""
+    """The file that asks, the innermost line of the user's code, and: is it about strides?"""
     asker, is_layout = "", None
     while frame is not None:
         file = frame.f_code.co_filename
@@ -156,7 +155,7 @@ def _asker(frame: FrameType | None) -> tuple[str, Place | None, bool]:
 
 
 def _concerns_layout(code: CodeType, own: str) -> bool | None:
-    """Does this function find strides? None if that is for its caller to say."""
+    """Does this function find strides? None if its caller decides."""
     if not own.startswith(("/_prims_common/", "/_refs/", "/_prims/")):
         return False if own else None
     if code.co_name == "infer_size":

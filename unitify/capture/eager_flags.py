@@ -1,9 +1,8 @@
-"""A model that runs, while it is recorded, as it runs by itself.
+"""Lets a model run eagerly while it is recorded.
 
-During an export ``torch.compiler.is_compiling()`` is True, and libraries ask it to take another
-way: an explicit mask where eager code passes ``is_causal``, other kernels, other rounding. Inside
-``as_in_eager`` the model's code hears False. torch's own machinery, which needs the truth to
-record, still hears it.
+During an export ``torch.compiler.is_compiling()`` is True, and libraries then take another branch:
+an explicit mask in place of ``is_causal``, other kernels, other rounding. Inside ``as_in_eager``
+the model's code gets False. torch's own machinery, which needs the truth to record, still gets it.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ _FLAGS = {"is_compiling": "_is_compiling_flag", "is_exporting": "_is_exporting_f
 
 @contextlib.contextmanager
 def as_in_eager() -> Iterator[None]:
-    """Inside, code outside torch's machinery is not told that it is being recorded.
+    """Inside, code outside torch's machinery does not see that it is being recorded.
 
-    Neither by torch's flags nor by the class of its tensors.
+    Neither torch's flags nor the class of its tensors show it.
     """
     compiler = torch.compiler
     held = {flag: getattr(compiler, flag) for flag in _FLAGS.values()}
     asked = {question: getattr(compiler, question) for question in _FLAGS}
     for question, flag in _FLAGS.items():
-        # Whoever imported the function itself reads the flag, whoever looks it up this answer.
+        # Code that imported the function reads the flag; code that looks it up gets this answer.
         setattr(compiler, flag, False)
         setattr(compiler, question, _answer(held[flag], asked[question]))
     own = torch._subclasses.__class__
@@ -72,5 +71,5 @@ def _answer(recorded: bool, original: Callable[[], bool]) -> Callable[[], bool]:
 
 
 def _is_machinery(module: str) -> bool:
-    """Is this torch itself, other than the layers and functions that models are made of?"""
+    """Is this file torch's machinery, other than the layers and functions that models use?"""
     return module.partition(".")[0] == "torch" and not module.startswith("torch.nn.")

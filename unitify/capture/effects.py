@@ -1,7 +1,7 @@
-"""What a recorded call leaves behind beside its result: found while recording, put there by a call.
+"""Effects: what a call leaves behind beside its result. Found while recording, repeated by a call.
 
 A module may keep a tensor of its call on itself, or add one to a dict that it was given. A
-recording returns such tensors behind the result; a call of the graph puts them where they belong.
+recording returns such tensors behind its result. A call of the graph puts them where they belong.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ INPUTS = "the inputs"
 
 @dataclass(frozen=True)
 class Effect:
-    """A place and the structure of what each call leaves there."""
+    """A location, and the structure of what each call leaves there."""
 
     location: Location
     spec: pytree.TreeSpec
 
 
 class StateLost(Exception):
-    """A call changes what no recording can hand over; the message names it."""
+    """A call changes something that no recording can return; the message names it."""
 
 
 def effects_of(
     state: State, paths: set[str], touched: Iterable[Location]
 ) -> tuple[list[Effect], list[Any]]:
-    """What differs from ``state``, taken before a recorded call: the effects and their values.
+    """The effects since ``state``, which was taken before a recorded call, and their values.
 
-    ``touched``: what calls of the model were seen to change. Anything else, but for inputs, is
-    changed by the recording itself.
+    ``touched``: the entries that calls of the model change. Other changes, except to inputs, are
+    the recording's own.
 
-    Raises ``StateLost`` for a change that is neither a tensor nor a size, or at a place that no
+    Raises ``StateLost`` for a change that is neither a tensor nor a size, or at a location that no
     call could find again.
     """
     found: list[Effect] = []
@@ -66,14 +66,14 @@ def _is_known(change: Change, paths: set[str]) -> bool:
         return False
     if change.location.root == INPUTS:
         return True
-    # A number that is none of the recording's may be another at the next call.
+    # A number that the recording did not compute may differ at the next call.
     before = pytree.tree_leaves(change.before)
     are_old = all(any(is_same(leaf, old) for old in before) for leaf in plain)
     return change.location.root in paths and are_old
 
 
 def _is_unchanged(change: Change) -> bool:
-    """Is the entry another object that says the same?"""
+    """Is the entry another object with equal contents?"""
     if MISSING in (change.before, change.after):
         return False
     (a, spec), (b, other) = pytree.tree_flatten(change.before), pytree.tree_flatten(change.after)
@@ -108,6 +108,6 @@ def place(location: Location, tree: nn.Module, inputs: Mapping[str, Any] = {}) -
 
 
 def _namespace(held: Any, name: str) -> Any:
-    """Where an object keeps the attribute of this name, or would."""
+    """The namespace in which an object keeps, or would keep, the attribute of this name."""
     found = namespaces(held)
     return next((names for names in found if name in names), found[0])

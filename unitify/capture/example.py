@@ -1,7 +1,7 @@
-"""Example inputs as a recording can use them, and a model as it is before its first call.
+"""Prepares example inputs for a recording, and lazy modules for their first call.
 
-A recording takes sizes of one and zero, and two arguments that are one tensor, for what the model
-is meant for; they are exchanged for inputs that stand for any others.
+A recording would fix sizes of one and zero, and merge two arguments that are one tensor. Such
+inputs are exchanged for inputs that stand for any others.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def in_order(signature: inspect.Signature, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Keyword inputs in the order of the signature, as ``bind`` lists them: export keeps theirs."""
+    """Keyword inputs in the order of the signature, because export keeps the order of the call."""
     position = {name: i for i, name in enumerate(signature.parameters)}
     return dict(sorted(kwargs.items(), key=lambda item: position.get(item[0], len(position))))
 
 
 def distinct(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
-    """The same inputs with a tensor passed twice copied: export would merge the two."""
+    """The inputs with a copy of a tensor that is passed twice: export would merge the two."""
     leaves, spec = pytree.tree_flatten((args, kwargs))
     seen: set[int] = set()
     for position, leaf in enumerate(leaves):
@@ -40,7 +40,7 @@ def distinct(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
 
 
 def copied(value: Any) -> Any:
-    """A tensor of the same contents, which takes a gradient where the given one does."""
+    """A copy of the tensor, which requires a gradient where the given one does."""
     if not isinstance(value, Tensor):
         return value
     made = value.detach().clone()
@@ -48,7 +48,7 @@ def copied(value: Any) -> Any:
 
 
 def resampled(args: tuple[Any, ...], kwargs: dict[str, Any], seed: int = 0) -> Inputs:
-    """Inputs of the same sizes whose numbers are drawn from the given ones: others, as usual."""
+    """Inputs of the same sizes, whose numbers are drawn from the given ones."""
     generator = torch.Generator().manual_seed(seed)
 
     def drawn(leaf: Any) -> Any:
@@ -66,7 +66,7 @@ def resampled(args: tuple[Any, ...], kwargs: dict[str, Any], seed: int = 0) -> I
 
 
 def widened(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
-    """The same inputs with one element more in the batch, where every tensor has one batch."""
+    """The inputs with one more element in the batch, where all tensors have the same batch."""
     leaves, spec = pytree.tree_flatten((args, kwargs))
     batches = {x.shape[0] for x in leaves if isinstance(x, Tensor) and x.dim()}
     if len(batches) != 1 or batches == {0}:
@@ -105,7 +105,7 @@ def _twice(value: Any) -> Any:
 
 
 def initialize_lazy(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Let lazy modules of ``model`` take their shapes, as its first call would: for good.
+    """Give lazy modules of ``model`` their shapes for good, as its first call would.
 
     The model is called only if there are any.
 
@@ -117,7 +117,7 @@ def initialize_lazy(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     name = type(model).__name__
     args, kwargs = pytree.tree_map(copied, (args, kwargs))
     try:
-        # In evaluation, so that nothing is counted as a step of training.
+        # In evaluation, so that it does not count as a step of training.
         with torch.no_grad(), without_cache(model):
             model.eval()(*args, **kwargs)
     except Exception as error:

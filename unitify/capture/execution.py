@@ -1,6 +1,6 @@
-"""Run a captured graph, and start its backward pass where the user's training would.
+"""Runs a captured graph, and starts its backward pass where the user's training would.
 
-Shared by measurement and verification; neither touches ``.grad`` nor keeps a change of a
+Measurement and verification share this file. Neither touches ``.grad`` or keeps a change of a
 buffer.
 """
 
@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 
 class GraphRunner(fx.Interpreter):
-    """Runs a graph whose attributes come from a function; shows every result to ``observe``."""
+    """Runs a graph. A function gives its attributes; ``observe`` sees every result."""
 
     def __init__(
         self, graph: fx.Graph, attribute: Callable[[str], Any], observe: Observer | None = None
@@ -34,7 +34,7 @@ class GraphRunner(fx.Interpreter):
         self.observe = observe
 
     def run(self, *inputs: Any, **options: Any) -> Any:
-        """Flat inputs to flat results, whatever stands around the graph in its module."""
+        """Run from flat inputs to flat results."""
         return super().run(*inputs, **{"enable_io_processing": False, **options})
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -77,9 +77,10 @@ def leaf_parameters(capture: Capture) -> dict[str, Tensor]:
 def backward_starts(output: Any, loss_fn: LossFunction | None) -> tuple[list[Tensor], list[Tensor]]:
     """Where gradients start, and the gradients there.
 
-    At ``loss_fn(output)``; else at a scalar in the output (a loss), else a unit gradient at every
-    floating output that depends on a parameter or input: normal numbers, the same each time. (The
-    sum of an output is not like a loss: behind a norm or a softmax it has no gradient at all.)
+    They start at ``loss_fn(output)``, else at a scalar in the output (a loss). Else every floating
+    output that depends on a parameter or input gets a unit gradient: normal numbers, the same each
+    time. (The sum of an output is no substitute for a loss: behind a norm or a softmax its gradient
+    is zero.)
     """
     if loss_fn is not None:
         loss = loss_of(loss_fn, output)
@@ -98,7 +99,7 @@ def _normal_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def differentiate(output: Any, targets: Iterable[Any], loss_fn: LossFunction | None) -> None:
-    """A backward pass from where gradients start to those of ``targets`` that ask for one."""
+    """A backward pass to those of ``targets`` that require a gradient."""
     starts, gradients = backward_starts(output, loss_fn)
     wanted = [x for x in targets if isinstance(x, Tensor) and x.requires_grad]
     if starts and wanted:
@@ -108,7 +109,7 @@ def differentiate(output: Any, targets: Iterable[Any], loss_fn: LossFunction | N
 def loss_of(loss_fn: LossFunction, output: Any) -> Tensor:
     """The user's loss of an output.
 
-    Raises ``UnitifyError`` (U012) where that is no number that depends on the output.
+    Raises ``UnitifyError`` (U012) unless it is one number that depends on the output.
     """
     try:
         loss = loss_fn(output)
@@ -132,10 +133,10 @@ def _problem_of(loss: Any, output: Any) -> str:
 
 
 def on_leaves(run: Callable[[list[Any]], Result], inputs: list[Any]) -> Result:
-    """``run`` on fresh leaves for ``inputs``, of which as many ask for a gradient as it takes.
+    """``run`` on fresh leaves for ``inputs``, of which as many as possible require a gradient.
 
-    Every floating one, usually. An input that is written into cannot, nor can the target of a loss
-    that has no derivative; and there are operations that have none at all.
+    Usually every floating input does. An input that is written into cannot, nor can the target of a
+    loss without that derivative. Some operations have no derivative at all.
     """
     try:
         return run(_leaves(inputs))
@@ -174,10 +175,10 @@ def _succeeds(run: Callable[[list[Any]], Any], inputs: list[Any]) -> bool:
 
 @contextlib.contextmanager
 def unchanged(model: nn.Module, seed: int = 0, wholly: bool = False) -> Iterator[None]:
-    """A fixed seed inside; random state and whatever ``model`` holds as before afterwards.
+    """Inside, a fixed seed holds. Restores random state and all that ``model`` holds afterwards.
 
-    ``wholly``: parameters and their ``.grad`` (none inside), too, for Python code that may change
-    them. A captured graph does not.
+    ``wholly``: also parameters and their ``.grad`` (none inside), which Python code may change. A
+    captured graph does not change them.
     """
     gradients = [(p, p.grad) for p in model.parameters()] if wholly else []
     with kept(model, weights=wholly), seeded(model, seed):

@@ -1,7 +1,7 @@
 """One call of ``torch.export`` on a model: any signature, no caches, nothing lost unnoticed.
 
-Takes a model and the inputs of a call; gives an ``ExportedProgram`` whose placeholders are the
-call's arguments by name, and what of the backward pass it lost.
+Takes a model and the inputs of a call; gives an ``ExportedProgram`` whose placeholders have the
+names of the call's arguments, and the parts of the backward pass that it lost.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class ExportError(Exception):
 
 @dataclass(frozen=True)
 class Exported:
-    """A recording: the program, whose results are the model's and then those of ``effects``; what
-    of the backward pass it lost; the model's own tensors that it met; the calls of submodules.
+    """A recording: the program, which returns the model's results, then those of ``effects``; the
+    lost parts of the backward pass; the model's own tensors that it met; the calls of submodules.
     """
 
     program: ExportedProgram
@@ -66,10 +66,9 @@ def export(
 
     ``dynamic_shapes``: "auto" leaves every size free, ``Free`` some; else as for
     ``torch.export.export``. ``touched``: what calls of the model change beside returning. The model
-    runs as it does by itself where it can be recorded so. It is afterwards as it was before, also
-    where this fails.
+    runs eagerly where it can be recorded so. It is restored afterwards, also after a failure.
 
-    Raises ``ExportError``; ``UnitifyError`` (U001) for shapes of inputs that there are not.
+    Raises ``ExportError``; ``UnitifyError`` (U001) for shapes of inputs that do not exist.
     """
     signature = inspect.signature(model.forward)
     named = bind(signature, args, kwargs)
@@ -184,7 +183,8 @@ def _forget_this_file(graph_module: torch.fx.GraphModule) -> None:
                 node.meta["stack_trace"] = frame.sub("", trace).lstrip()
 
 
-#: Where torch warns of sizes that it fixes, and prints what it cannot record: diagnostics say both.
+#: Loggers by which torch warns of fixed sizes and prints what it cannot record; diagnostics say
+#: both.
 _LOGGERS = (
     "torch._export.non_strict_utils",
     "torch._subclasses.fake_tensor",
@@ -236,7 +236,7 @@ def _called_by_name(
         with surroundings(), by_table(tensors):
             result = original(*given, **keywords)
         effects[:], values = effects_of(before, paths, touched)
-        # What a call assigns is a result here; export would write it into what stood there.
+        # What a call assigns is a result here; export would write into the old object.
         before.put_back()
         return result, values
 
@@ -255,7 +255,7 @@ def _called_by_name(
 
 @contextlib.contextmanager
 def without_cache(model: nn.Module) -> Iterator[bool]:
-    """Generation caches (``config.use_cache``) switched off inside; yields whether any was on."""
+    """Inside, generation caches (``config.use_cache``) are off. Yields whether any was on."""
     caching = caching_configs(model)
     with switched_off(caching):
         yield bool(caching)
@@ -263,7 +263,7 @@ def without_cache(model: nn.Module) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def switched_off(configs: Sequence[Any]) -> Iterator[None]:
-    """``configs`` without their caches inside."""
+    """Inside, the caches of ``configs`` are off."""
     were = [config.use_cache for config in configs]
     for config in configs:
         config.use_cache = False
@@ -275,6 +275,6 @@ def switched_off(configs: Sequence[Any]) -> Iterator[None]:
 
 
 def caching_configs(model: nn.Module) -> list[Any]:
-    """The configs in ``model`` by which it returns generation caches, as no graph does."""
+    """The configs in ``model`` that make it return generation caches, which no graph does."""
     configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
     return [c for c in configs.values() if getattr(c, "use_cache", False) is True]

@@ -1,12 +1,11 @@
-"""In-place operations made out-of-place, so that every tensor has one value for good.
+"""Replaces in-place operations by out-of-place ones, so that every value is written once.
 
-Takes a graph as ``torch.export`` captures it for training and rewrites it in place of
-its owner, ``capture``. A write through a view becomes a new value of the tensor that it views
-(``unitify::written``), and later uses of other views of that tensor are taken of the new value,
-each where autograd would take it anew. What was mutated and outlives the call (a buffer, an
-input) receives its last value at the end.
+Takes a graph as ``torch.export`` captures it for training, and rewrites it. A write through a view
+becomes a new value of the viewed tensor (``unitify::written``). Later uses of other views are taken
+of the new value, each where autograd would take it again. A tensor that was written and outlives
+the call (a buffer, an input) receives its last value at the end.
 
-Integer and boolean tensors keep their in-place operations: they hold no scale.
+Integer and boolean tensors keep their in-place operations, because they have no scale.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ aten = torch.ops.aten
 def remove_mutation(graph: fx.Graph, marks: Marks | None = None) -> None:
     """Rewrite every in-place operation on floating tensors of ``graph`` out of place.
 
-    ``marks``: what boundaries in ``graph`` hold, which then hold what stands for it.
+    ``marks``: the contents of the boundaries in ``graph``, which are updated.
 
     Raises ``UnitifyError`` (U105) for a write whose effect on other values is not known.
     """
@@ -64,7 +63,7 @@ def remove_mutation(graph: fx.Graph, marks: Marks | None = None) -> None:
 
 
 class _Rewriter:
-    """State of one pass: what holds each tensor's contents now."""
+    """The state of one pass: which node holds each tensor's present contents."""
 
     def __init__(self, graph: fx.Graph, changed: set[fx.Node], marks: Marks) -> None:
         self.graph, self.marks = graph, marks
@@ -73,17 +72,17 @@ class _Rewriter:
         self.contents: dict[fx.Node, fx.Node] = {}
         #: Root → its values with a history of their own.
         self.own: dict[fx.Node, list[fx.Node]] = {}
-        #: Counts writes. Root → the last write; value → when it was last what the memory holds.
+        #: Number of writes so far. Root → its last write; value → the last write that it includes.
         self.clock = 0
         self.written: dict[fx.Node, int] = {}
         #: The same, by the value for which autograd counts writes.
         self.counted: dict[fx.Node, int] = {}
         self.seen: dict[fx.Node, int] = {}
-        #: View → the node that showed the memory when it was last seen.
+        #: View → the node that last stood for it.
         self.shown: dict[fx.Node, fx.Node] = {}
-        #: What stands for another value: a returned operand, a tensor whose sizes were changed.
+        #: Values that stand for others: a returned operand, a tensor whose sizes were changed.
         self.same: dict[fx.Node, fx.Node] = {}
-        #: Operations in place that are gone.
+        #: In-place operations that were removed.
         self.gone: dict[fx.Node, None] = {}
         #: Roots that were written where autograd sees it.
         self.tracked: set[fx.Node] = set()
@@ -125,7 +124,7 @@ class _Rewriter:
             node.kwargs = fx.node.map_arg(node.kwargs, read)
 
     def _is_recorded(self, node: fx.Node) -> bool:
-        """Does autograd look at the operands of ``node``, and take views of them anew for it?"""
+        """Does autograd look at the operands of ``node``, and take their views again for it?"""
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor):
             return True
@@ -135,7 +134,7 @@ class _Rewriter:
         return (value.is_floating_point() or value.is_complex()) and not is_cut
 
     def _begin(self, node: fx.Node) -> None:
-        """Note a value as the recording makes it."""
+        """Note a value of the recording."""
         self.seen[node] = self.clock
         group = self.aliases.group.get(node)
         if group is None or group.root not in self.values or node is group.root:
@@ -199,7 +198,7 @@ class _Rewriter:
         return self.seen.get(node, -1) >= self.written.get(self.aliases.root(node), 0)
 
     def _check_read(self, node: fx.Node) -> None:
-        """Refuse what autograd does not take anew after a write, since it did not see it."""
+        """Refuse a view that autograd would not take again after a write that it did not see."""
         owner = self.aliases.owner(node)
         is_old = self.seen[node] >= self.counted.get(owner, 0)
         if is_old and node is not owner and self.aliases.holder(node) is owner:
@@ -211,7 +210,7 @@ class _Rewriter:
         self.seen[node] = self.clock
 
     def _taken(self, node: fx.Node) -> fx.Node:
-        """``node``, taken here and now, where autograd takes the views of what was written."""
+        """``node``, taken here, where autograd takes views of the written tensor."""
         root, holder = self.aliases.root(node), self.aliases.holder(node)
         if holder in self.own.get(root, ()):
             start = self._own_contents(holder)
@@ -219,7 +218,7 @@ class _Rewriter:
         return replay(self.graph, self._chain(node), self.contents.get(root, root))
 
     def _own_contents(self, holder: fx.Node) -> fx.Node:
-        """What a value with a history of its own holds; others may have written its memory."""
+        """The contents of a value with its own history, whose memory others may have written."""
         root = self.aliases.root(holder)
         if self.seen[holder] < self.written.get(root, 0):
             now = replay(self.graph, self._chain(holder), self.contents[root])
@@ -230,7 +229,7 @@ class _Rewriter:
         return self.contents[holder]
 
     def _replace(self, node: fx.Node) -> None:
-        """Exchange an operation in place for values of what it writes into."""
+        """Replace an in-place operation by values of the tensors that it writes into."""
         tensors = [self._tensor(n) for n in written_arguments(node)]
         self.refusals.check(node, tensors, [self._tensor(n) for n in read_arguments(node)])
         values = self._values(node, tensors)
@@ -248,12 +247,12 @@ class _Rewriter:
             self.gone[node] = None
             return [(self._read(node.args[1]), False)]  # type: ignore[arg-type]
         counterpart = functional_counterpart(target)
-        # Complex kernels round otherwise in place; and there is no scale to see through them.
+        # Complex kernels round differently in place, and they have no scale.
         is_complex = any(tensor.meta["val"].is_complex() for tensor in tensors)
         if counterpart is not None and returns_writes_alone(target) and not is_complex:
             self.gone[node] = None
             return self._out_of_place(node, counterpart, tensors)
-        # Nothing else does the same: let it write into copies that no one else reads.
+        # Nothing else computes the same: let it write into copies that nothing else reads.
         copies = [self._copy(tensor) for tensor in tensors]
         args, kwargs = self._arguments(node, copies)
         node.args, node.kwargs = args, kwargs
@@ -268,7 +267,7 @@ class _Rewriter:
         return call(self.graph, aten.clone.default, (self._now(tensor),), tensor)
 
     def _now(self, tensor: fx.Node) -> fx.Node:
-        """What an operation writes over: autograd takes the view of it when it is written."""
+        """The tensor that an operation overwrites. Autograd takes its view at the write."""
         root = self.aliases.root(tensor)
         return self.contents.get(root, root) if tensor is root else self._taken(tensor)
 
@@ -373,10 +372,10 @@ class _Rewriter:
                 call(self.graph, aten.copy_.default, (kept, contents), root)
 
     def _read_a_copy(self, tensor: fx.Node) -> None:
-        """Let the graph use a copy of a tensor that it writes into in the end.
+        """Let the graph use a copy of a tensor that it writes into at the end.
 
-        What is kept for the backward pass is then not overwritten. The caller's tensor receives
-        its contents with their history.
+        Tensors kept for the backward pass are then not overwritten. The caller's tensor receives
+        the last contents with their history.
         """
         users = [user for user in tensor.users if user.op != "output"]
         if all(user.target is WRITTEN and user.args[0] is tensor for user in users):

@@ -1,8 +1,8 @@
-"""For which sizes a recording holds: torch's guards, as a frozen value that is checked at a call.
+"""Guards: the sizes for which a recording holds, as a frozen value that each call checks.
 
-torch writes down what it decided by sizes (a branch, a loop, a view) as expressions over symbols,
-one for each size of an input. Here they become one Python function of the sizes of a call, and text
-in the user's terms: ``x.shape[1] <= 16``.
+torch notes its decisions by sizes (a branch, a loop, a view) as expressions over symbols, one for
+each size of an input. Here they become one Python function of the sizes of a call, and text in the
+user's terms: ``x.shape[1] <= 16``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.utils._sympy.printers import PythonPrinter
 from unitify.capture.computed import Computed
 from unitify.capture.decisions import Decisions, Place
 
-#: torch takes every free size to be at least this.
+#: torch assumes that every free size is at least this.
 _LEAST = 2
 
 Size = tuple[int, int]
@@ -28,7 +28,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Guard:
-    """One condition on sizes, as text, and the line that made it where torch knows one."""
+    """One condition on sizes as text, and the line that made it if torch knows one."""
 
     text: str
     place: Place | None = None
@@ -38,12 +38,13 @@ class Guard:
 class Guards:
     """The conditions of one recording.
 
-    ``sizes``: (flat input, dimension) of each argument of the tests. ``always`` has to hold at
-    every call, ``small`` where a size is below two, too; the tests give a bool for each.
-    ``immaterial``: positions in ``small`` of those that are known to make no difference, each with
-    the least size of the calls for which that is known.
-    ``computed``: data that the recording takes to be the same at every size, each with the sizes
-    that ``size_of`` gives it; ``known`` keeps, by the sizes of a call, whether it was otherwise.
+    - ``sizes``: (flat input, dimension) of each argument of the tests
+    - ``always``: conditions of every call; ``small``: further conditions of calls with a size below
+      two. The tests give a bool for each
+    - ``immaterial``: positions in ``small`` of conditions that make no difference, each with the
+      least size of the calls for which that is known
+    - ``computed``: data that the recording assumes to be the same at every size, each with the
+      sizes that ``size_of`` gives it; ``known``: by the sizes of a call, whether it differed
     """
 
     sizes: tuple[Size, ...]
@@ -59,7 +60,7 @@ class Guards:
     def broken(self, leaves: Sequence[Any], small: bool = True) -> Guard | None:
         """The first condition that these flat inputs break; None if the recording holds.
 
-        ``small``: look at what matters for sizes below two, too.
+        ``small``: also check the conditions for sizes below two.
         """
         sizes = self._sizes(leaves)
         if self.always:
@@ -70,7 +71,7 @@ class Guards:
             for position in _broken(self.test_small, sizes, len(self.small)):
                 if (position, min(sizes)) not in self.immaterial:
                     return self.small[position]
-        # What is computed is looked at once for each set of sizes, and not by a compiler.
+        # Computed data is checked once for each set of sizes, and never while a compiler traces.
         if self.computed and not torch.compiler.is_compiling():
             return self._broken_computed(tuple(sizes))
         return None
@@ -100,7 +101,7 @@ def _broken(test: Callable[..., Sequence[bool]], sizes: list[int], count: int) -
     try:
         held = test(*sizes)
     except (ArithmeticError, ValueError):
-        # A size of zero that something is divided by.
+        # A division by a size of zero.
         return range(count)
     return [position for position, holds in enumerate(held) if not holds]
 
@@ -142,7 +143,7 @@ def guards_of(
     for condition, place in decisions.by_code.items():
         _add(small, condition, place, standing)
     small = {condition: place for condition, place in small.items() if condition not in always}
-    # What is made of other sizes is not made of these inputs.
+    # An expression with other sizes does not follow from these inputs.
     known = [c for c in computed if all(_of(e, standing) for e in c.sizes)]
     return Guards(
         sizes=tuple(symbols.values()),
@@ -191,7 +192,7 @@ def _add(
     place: Place | None,
     standing: Mapping[sympy.Symbol, sympy.Expr],
 ) -> None:
-    """Note a condition on sizes of inputs that are free; others are fixed, or known at run time."""
+    """Note a condition on free sizes of inputs; others are fixed, or known only at run time."""
     if not _of(condition, standing):
         return
     replaced = {s: e for s, e in standing.items() if e != s and s in condition.free_symbols}
@@ -211,7 +212,7 @@ def _described(
 
 
 def _function(symbols: Mapping[sympy.Symbol, Size], wanted: Iterable[Any]) -> Callable[..., Any]:
-    """Sizes → what is wanted (conditions, or lists of sizes), as plain Python."""
+    """Plain Python functions from sizes to conditions, or to lists of sizes."""
     function: Callable[..., Any] = sympy.lambdify(
         list(symbols), list(wanted), modules=[{"math": math, "torch": torch}],
         printer=PythonPrinter(),

@@ -1,9 +1,9 @@
-"""Parameters and other tensors of a model, however its code reaches them.
+"""Recognizes a model's own tensors, however its code reaches them.
 
 A recording knows parameters by the tables of their modules. Code that keeps them in a list, a dict
-or a closure uses the very tensors, which a recording takes for constants. Inside ``by_table`` such
-a tensor is exchanged for what the tables hold while the model is recorded, and every other tensor
-with data that is used is noted, so that a constant of the recording is known again.
+or a closure uses the tensors themselves, which a recording takes for constants. Inside ``by_table``
+such a tensor is replaced by the entry of its table. Every other tensor with data that is used is
+noted, so that a constant of the recording can be recognized.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Table:
 
     @property
     def now(self) -> Tensor:
-        """What stands there now; while a model is recorded, the recording's tensor."""
+        """The present tensor; while a model is recorded, the recording's tensor."""
         held: Tensor = vars(self.module)[self.table][self.name]
         return held
 
 
 @dataclass
 class Tensors:
-    """A model's own tensors by identity, with their names; and what else its code uses."""
+    """A model's own tensors by identity, with their names; and other tensors that its code uses."""
 
     tables: dict[int, Table]
     names: dict[int, str]
@@ -119,11 +119,10 @@ def _geometry(tensor: Tensor) -> Any:
 def view_of_own(
     graph: fx.Graph, node: fx.Node, constant: Tensor, model: nn.Module
 ) -> fx.Node | None:
-    """A node that shows ``constant`` as a view of the model's own tensor with the same storage.
+    """A node for ``constant`` as a view of the model's own tensor with the same storage.
 
-    It goes in front of ``node``, which stands for the constant. None where no own tensor has that
-    storage. The view has no history: what shares a parameter's storage and is another object was
-    detached from it.
+    It stands in front of ``node``, the constant. None where no own tensor has that storage. The
+    view has no history, because an object that shares a parameter's storage was detached from it.
     """
     if constant.layout != torch.strided or constant.is_meta:
         return None

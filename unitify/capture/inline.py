@@ -1,8 +1,8 @@
 """Nested regions of a recorded graph, put back into it.
 
-``torch.export`` wraps the operations under ``torch.no_grad`` into a sub-graph of their own.
-Inlined, with their results detached, they are ordinary values again. Other
-higher-order operations (``cond``, ``scan``) stay whole: they are operations without a rule.
+``torch.export`` wraps the operations under ``torch.no_grad`` into a sub-graph. Here they are
+inlined, with their results detached, and are ordinary values again. Other higher-order operations
+(``cond``, ``scan``) stay whole: they are operations without a rule.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def inline_regions(graph: fx.Graph, owner: torch.nn.Module, constants: dict[str,
 
 
 def _refuse_writes(node: fx.Node, body: fx.Graph) -> None:
-    """A region that stays whole is a value to the rest of the graph: it may not write outside."""
+    """Check that a region that stays whole does not write outside."""
     for written in _written_inputs(body):
         reason = f"it belongs to the surroundings of the region {node.name}"
         raise unwritable(written, "an in-place operation", reason)
 
 
 def _written_inputs(body: fx.Graph) -> dict[fx.Node, None]:
-    """The floating-point inputs of a region into which it writes, through whatever view."""
+    """The floating-point inputs into which a region writes, also through views."""
     writes = [n for node in body.nodes for n in written_arguments(node)]
     if not writes:
         return {}
@@ -58,7 +58,7 @@ def _inline(graph: fx.Graph, node: fx.Node, owner: torch.nn.Module) -> None:
     inner: dict[fx.Node, Any] = dict(zip(inputs, operands, strict=True))
     with graph.inserting_before(node):
         if not enabled:
-            # Written without gradients: through something that has none.
+            # A write without gradients: through a detached view.
             for written in _written_inputs(region.graph):
                 inner[written] = _detached(graph, inner[written])
         results: Any = graph.graph_copy(region.graph, inner)
@@ -74,7 +74,7 @@ def _inline(graph: fx.Graph, node: fx.Node, owner: torch.nn.Module) -> None:
         outputs = [r if enabled else _detached(graph, r) for r in results]
         outer = dict(zip(inputs, operands, strict=True))
         for k, result in enumerate(_results(region.graph)):
-            # An input that was written is still itself, outside, with its history.
+            # Outside, an input that was written keeps its identity and its history.
             if (origin := _returned(result)) in outer:
                 outputs[k] = outer[origin]
     for user in list(node.users):
@@ -98,7 +98,7 @@ def _results(region: fx.Graph) -> list[Any]:
 
 
 def _returned(result: Any) -> Any:
-    """What a chain of in-place operations was given, and returns."""
+    """The tensor that a chain of in-place operations was given, and returns."""
     while isinstance(result, fx.Node) and (written := written_arguments(result)):
         result = written[0]
     return result

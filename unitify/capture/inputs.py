@@ -1,6 +1,7 @@
-"""Example inputs: what a model can be called with, where the model itself says so.
+"""Example inputs, inferred from a model that says what it takes.
 
-Of the shapes, types and ranges that it states, and drawn. Tokens are such as the model would write.
+They have the shapes, types and ranges that the model says, and drawn numbers. A language model
+draws its own tokens.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from torch.nn.parameter import is_lazy
 from unitify.capture.state import kept, seeded
 from unitify.diagnostics import InputsNeeded, NothingCaptured, UnitifyError, UnknownOption
 
-#: Sizes used where a model leaves them open; above one, so that they stay dynamic.
+#: Sizes that a model leaves open. They are above one, so that they stay free.
 BATCH, LENGTH, EXTENT = 2, 16, 32
-#: How often tokens are drawn anew from what a language model expects in their places.
+#: How often tokens are drawn again from the predictions of a language model.
 ROUNDS = 4
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def as_inputs(model: nn.Module, batch: Any) -> Inputs:
-    """A batch as (positional, keyword) inputs of ``model``: a tuple or list, or one input.
+    """A batch (a tuple, a list, or one input) as (positional, keyword) inputs of ``model``.
 
-    A mapping holds keyword inputs, unless ``model`` takes one input and none of such names.
+    A mapping holds keyword inputs, unless ``model`` takes one input and has no such names.
     """
     if isinstance(batch, Mapping):
         return ((batch,), {}) if _is_one_input(model, batch) else ((), dict(batch))
@@ -55,7 +56,7 @@ def _is_one_input(model: nn.Module, batch: Mapping[Any, Any]) -> bool:
 def as_batches(batches: Any) -> list[Any] | None:
     """The batches as a list; None for none.
 
-    Raises ``UnitifyError`` (U001) for what is no series of batches, but one of them.
+    Raises ``UnitifyError`` (U001) for a single batch, or anything else that is no series.
     """
     if batches is None:
         return None
@@ -66,15 +67,15 @@ def as_batches(batches: Any) -> list[Any] | None:
 
 
 def is_given(args: Any, kwargs: Mapping[str, Any] | None) -> bool:
-    """Are there any inputs? (What is inferred is drawn.)"""
+    """Did the user give any inputs? Inferred inputs are drawn."""
     return isinstance(args, torch.Tensor) or bool(args) or bool(kwargs)
 
 
 def given_or_inferred(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None) -> Inputs:
     """The inputs given, as ``as_inputs`` takes them; inferred where there are none.
 
-    Raises ``UnitifyError``: U102 where ``model`` cannot be called with them, U002 as inference,
-    U001 for what is no model and for what are no inputs.
+    Raises ``UnitifyError``: U102 where ``model`` cannot be called with them, U002 as
+    ``infer_inputs``, U001 for something that is no model or no inputs.
     """
     _check_model(model)
     is_given = isinstance(args, torch.Tensor | Mapping | list | tuple)
@@ -126,9 +127,9 @@ def _shown(value: Any) -> str:
 def infer_inputs(model: nn.Module) -> Inputs:
     """Inputs that ``model`` accepts, as (positional, keyword).
 
-    Taken from a Hugging Face config where there is one, else from the first layer.
+    They follow from a Hugging Face config if there is one, else from the first layer.
 
-    Raises ``UnitifyError`` (U002), showing the call to write, where neither says enough.
+    Raises ``UnitifyError`` (U002), with the call to write, where neither says enough.
     """
     if hasattr(model, "config") and hasattr(model, "main_input_name"):
         return (), _from_config(model)
@@ -150,7 +151,7 @@ def _required(model: nn.Module) -> list[str]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's tensors are."""
+    """The device of the model's tensors."""
     for tensor in [*model.parameters(), *model.buffers()]:
         return tensor.device
     return torch.device("cpu")
@@ -183,7 +184,7 @@ def _from_first_layer(model: nn.Module) -> torch.Tensor | None:
 
 
 def _sizes(layer: nn.Module) -> tuple[int, ...] | None:
-    """Sizes behind the batch of what a layer takes, where it states them."""
+    """The sizes behind the batch that a layer takes, if it says so."""
     if isinstance(layer, nn.Linear):
         return (layer.in_features,)
     if isinstance(layer, nn.modules.conv._ConvNd):
@@ -234,10 +235,9 @@ def _from_config(model: nn.Module) -> dict[str, Any]:
 
 
 def _written(model: Any, ids: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """Tokens of a language model's own: each drawn from what the model expects in its place.
+    """Tokens drawn from a language model's own predictions, all positions at once, several times.
 
-    All places at once, several times. Values and gradients are then much as on real text, which
-    those on random tokens are not: the model is at a loss there.
+    Values and gradients are then much as on real text. On random tokens they are not.
     """
     writes = getattr(model, "can_generate", bool)() and not model.config.is_encoder_decoder
     if not writes or ids.is_meta:

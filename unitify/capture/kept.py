@@ -1,4 +1,4 @@
-"""What autograd keeps of a graph's values for the backward pass."""
+"""The values of a graph that autograd keeps for the backward pass."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _keeps(call: fx.Node, tensor: fx.Node) -> bool:
         results = result if isinstance(result, list | tuple) else [result]
         kept = [item for r in results for item in _kept(r)]
     except Exception:
-        # It does not run so, or its backward pass cannot: it may keep anything.
+        # It does not run on these, or has no backward pass: it may keep anything.
         return True
     shown = result if call is tensor else given.get(tensor)
     return any(_is_on(shown, item) for item in kept)

@@ -1,8 +1,8 @@
-"""One graph for ``.train()`` and ``.eval()``: the two recordings, merged.
+"""Merges the recordings of ``.train()`` and ``.eval()`` into one graph.
 
-Export bakes a mode into the graph as constants (the flag of a dropout, attention's
-dropout probability). Where the two recordings have the same structure, every constant in
-which they differ becomes a choice by the ``training`` flag of the module that recorded it.
+Export writes the mode into the graph as constants (the flag of a dropout, attention's dropout
+probability). If the two recordings have the same structure, every constant in which they differ
+becomes a choice by the ``training`` flag of the module that recorded it.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _aligned(training: fx.Graph, evaluation: fx.Graph) -> _Twins | None:
 
 
 def _is_identity_where_absent(node: fx.Node) -> bool:
-    """Does the operation do nothing in the mode whose recording left it out? A dropout does."""
+    """Does the operation do nothing in the mode whose recording lacks it, as a dropout does?"""
     if not isinstance(node.target, OpOverload):
         return False
     has_flag = any(a.name == "train" for a in node.target._schema.arguments)
@@ -115,7 +115,7 @@ def _counts(node: fx.Node) -> bool:
 
 
 def _write_in_training(graph: fx.Graph, node: fx.Node, flags: dict[str, fx.Node]) -> None:
-    """Let a write that the evaluation recording lacks write back the old contents there."""
+    """Let a write that the evaluation recording lacks write the old contents in evaluation."""
     buffer = written_argument(node)
     assert buffer is not None
     counterpart: Any = functional_counterpart(node.target)  # type: ignore[arg-type]

@@ -1,14 +1,14 @@
-"""What a call of a model does beside returning, seen on the model itself.
+"""Observes what a call of a model does beside returning.
 
-The model runs twice in a row in each of its modes. What it then holds that it did not hold before
-tells which of its modules a graph can stand for:
+The model runs twice in a row in each of its modes. The changes of its state tell which of its
+modules a graph can replace:
 
-- A tensor that each call keeps anew (a loss kept on a module, an entry added to a dict that was
-  passed in) is a result like any other: the recording returns it, and the call puts it there.
+- A tensor that each call stores (a loss kept on a module, an entry added to a dict that was passed
+  in) is a result. The recording returns it, and the call stores it.
 - What only the first call makes (a table, a buffer registered late), the same for any input, is
   there from the start.
 - Everything else (a counter, a growing list, a number drawn by Python) is state that no graph
-  keeps. The module that does it, and each one that reads it, stays Python.
+  keeps. The module that changes it, and each module that reads it, stays Python.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ from unitify.capture.watching import watched
 class Observed:
     """What calls of a model do beside returning.
 
-    ``unfit``: modules that a graph cannot stand for, and why; None for the code around the model's
-    own (its hooks). ``made``: what the first call makes for good. ``changing``: what every call
-    leaves anew. ``touched``: all that calls change. ``reads``: entries, and what else there is
-    around the modules, that their code reads, each with its readers. ``layouts``: modules that ask
-    how the elements of a tensor lie.
+    - ``unfit``: modules that no graph can replace, and why; None is the code around the model's own
+      (its hooks)
+    - ``made``: what the first call makes for good; ``changing``: what every call stores again;
+      ``touched``: all that calls change
+    - ``reads``: entries of modules, and of what surrounds them, with the modules that read them
+    - ``layouts``: modules that ask for the memory layout of a tensor
     """
 
     unfit: Mapping[nn.Module | None, str] = field(default_factory=dict)
@@ -53,10 +54,10 @@ class Observed:
 
 
 def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Observed:
-    """Run ``model`` on its example in both modes; it is afterwards as it was before.
+    """Run ``model`` on its example in both modes, and restore it afterwards.
 
-    A mode in which the model does not run is left out. Of a model that runs in none nothing is
-    known: its recording says why.
+    A mode in which the model does not run is left out. If it runs in neither, nothing is known, and
+    its recording says why.
     """
     unfit: dict[nn.Module | None, str] = {}
     made: dict[Location, None] = {}
@@ -86,7 +87,7 @@ def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 def settled(
     model: nn.Module, observed: Observed, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[Settled]:
-    """Inside, ``model`` holds what its first call makes; afterwards it is as it was before."""
+    """Inside, ``model`` holds what its first call makes. It is restored afterwards."""
     with kept(model) as before:
         if not (observed.made or observed.changing):
             yield Settled()
@@ -108,8 +109,8 @@ def settled(
 
 @dataclass(frozen=True)
 class Settled:
-    """``made``: what a first call makes for good. ``carried``: the tensors by identity that every
-    call leaves anew, with their names: a graph that took one over would keep an old one.
+    """``made``: what a first call makes for good. ``carried``: tensors that calls store again,
+    by identity, with their names. A graph that held one would keep an old one.
     """
 
     made: tuple[tuple[Location, Any], ...] = ()
@@ -130,7 +131,7 @@ class _Fails(Exception):
 
 
 class _Observation:
-    """Two calls in a row in one mode, and as many more as it takes to find out who did what."""
+    """Two calls in a row in one mode, and more calls to find the modules behind each change."""
 
     def __init__(
         self,
@@ -160,12 +161,12 @@ class _Observation:
         troubles = {where: c for where, c in again.items() if not self._is_handed_over(c)}
         self.changing = tuple(c.location for w, c in again.items() if w not in troubles)
         once = {where: c for where, c in once.items() if where not in again and not _is_equal(c)}
-        # A container that goes on changing is no table, whatever its first entry is.
+        # A container that keeps changing is no table.
         restless = {str(c.cell.location) for c in troubles.values()}
         once = {w: c for w, c in once.items() if str(c.cell.location) not in restless}
         depends = self._depending(once, resampled(*self.example))
         made = {where: c for where, c in once.items() if where not in depends}
-        # What differs for another batch is no constant; a recording may know it by its sizes.
+        # A value that differs for another batch is no constant; it may follow from sizes.
         with contextlib.suppress(_Fails):
             for where in self._depending(made, widened(*self.example)):
                 del made[where]
@@ -187,7 +188,7 @@ class _Observation:
             self._blame_drawing(names)
 
     def read_around(self) -> Iterator[tuple[Location | Read, set[nn.Module | None]]]:
-        """What is read around the modules, but for what calls themselves change."""
+        """Reads of the surroundings that calls do not change themselves."""
         changed = {(id(c.cell.namespace), c.key) for c in self.changes}
         changing = {id(c.cell.container) for c in self.changes}
         yield from self.around.of_tensors.items()
@@ -210,11 +211,11 @@ class _Observation:
             raise _Fails from error
 
     def _depending(self, once: dict[str, Change], inputs: Any) -> dict[str, Change]:
-        """Which of what the first call made is another for these ``inputs``, or was drawn?"""
+        """What the first call made that differs for these ``inputs``, or was drawn at random."""
         if not once:
             return {}
         held = {where: _now(change) for where, change in once.items()}
-        # What has a history is made of parameters, and trains them.
+        # A tensor with a history is made of parameters, and trains them.
         trained = {where: once[where] for where, value in held.items() if _has_history(value)}
         self.before.put_back()
         self._switch()
@@ -223,7 +224,7 @@ class _Observation:
         return trained | {w: c for w, c in once.items() if not _is_same_value(held[w], _now(c))}
 
     def _blame(self, troubles: dict[str, Change]) -> None:
-        """Find the modules that make these changes, and those that read them."""
+        """Find the modules that make these changes, and the modules that read them."""
         if not troubles:
             return
         writers: dict[str, set[nn.Module | None]] = {where: set() for where in troubles}
@@ -261,13 +262,13 @@ class _Observation:
         return {reader for reader in found if reader is not None}
 
     def _is_handed_over(self, change: Change) -> bool:
-        """Can a recording hand over what a call leaves there?"""
+        """Can a recording return what a call stores there?"""
         return _is_equal(change) or (
             change.location.root in self.paths and _is_kept(change) and self._is_found(change)
         )
 
     def _is_found(self, change: Change) -> bool:
-        """Can a call find the place in a module like this one? In a closure of a hook it cannot."""
+        """Can a call find this location in a copy of the module? Not in a closure of a hook."""
         if change.location.root == INPUTS:
             return True
         try:
@@ -295,9 +296,9 @@ class _Observation:
         self._call_looking(look)
 
     def _call_looking(self, look: Callable[[nn.Module | None], None]) -> None:
-        """Call the model; ``look`` wherever a forward begins or ends.
+        """Call the model, and ``look`` whenever a forward begins or ends.
 
-        It is handed the module whose own code ran until then.
+        ``look`` gets the module whose own code ran until then.
         """
         stack: list[nn.Module] = []
 
@@ -345,7 +346,7 @@ def _inside(container: Any) -> Iterator[Any]:
 
 
 def _is_kept(change: Change) -> bool:
-    """Does a call leave tensors there, in the structure of before?"""
+    """Does a call store tensors there, in the structure of before?"""
     first = change.location.steps[0]
     if change.after is MISSING or first.key == "_parameters":
         return False
@@ -378,7 +379,7 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def _is_same_value(a: Any, b: Any) -> bool:
-    """Are two structures equal in all numbers? What is neither number nor tensor is not."""
+    """Are two structures of numbers and tensors equal? Other objects are never equal."""
     (left, spec), (right, other) = pytree.tree_flatten(a), pytree.tree_flatten(b)
     if spec != other:
         return False

@@ -1,12 +1,12 @@
 """Outlines of inputs: structure, names, sizes, types and ranges of a call, without its numbers.
 
-Takes the call that a recording was made of; gives plain data, which JSON holds, and from that
-inputs drawn anew, with which the recording can be made again.
+Takes the call of a recording; gives plain data for JSON. From the outline it draws inputs with
+which the recording can be made again.
 
-A tensor's outline says what a recording, and the analysis of one, may depend on. Of integers and
-booleans that is their range, so that tokens stay within the vocabulary; of floating numbers mean,
-RMS and range. Few distinct values (masks) keep their shares. Rows that rise or fall (positions,
-offsets, padding) still do.
+The outline of a tensor holds what a recording and its analysis may depend on. For integers and
+booleans that is their range, so that tokens stay within the vocabulary. For floating numbers it is
+mean, RMS and range. A few distinct values (masks) keep their shares. Rows that rise or fall
+(positions, offsets, padding) still do.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from unitify.capture.signature import Leaf
 from unitify.capture.sizes import Free
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
-#: ``args``, ``kwargs``: trees of values. ``sizes``: what a recording of the call left free.
+#: ``args``, ``kwargs``: trees of values. ``sizes``: the free sizes of a recording of the call.
 Outline = dict[str, Any]
 
-#: Of so few distinct values each is kept, with its share.
+#: Up to so many distinct values are kept, each with its share.
 _FEW = 8
 
 
@@ -65,7 +65,7 @@ def drawn_inputs(outline: Outline, device: torch.device) -> Inputs:
 
 
 def sizes_of(outline: Outline) -> Any:
-    """What was left free: "auto", a ``Free``, or the sizes of each tensor as (args, kwargs)."""
+    """The free sizes: "auto", a ``Free``, or the sizes of each tensor as (args, kwargs)."""
     if outline["sizes"] == "given":
         return _rebuilt(outline, lambda tensor: dict.fromkeys(tensor.get("free", ()), Dim.AUTO))
     return "auto" if outline["sizes"] == "auto" else Free(int(outline["sizes"]))
@@ -87,10 +87,10 @@ def _described(value: Any, leaves: Iterator[Leaf]) -> Any:
 
 
 def _rebuilt(outline: Outline, tensor: Callable[[Mapping[str, Any]], Any]) -> Inputs:
-    def value(told: Any) -> Any:
-        if not isinstance(told, Mapping):
-            return told
-        ((kind, held),) = told.items()
+    def value(known: Any) -> Any:
+        if not isinstance(known, Mapping):
+            return known
+        ((kind, held),) = known.items()
         if kind == "tensor":
             return tensor(held)
         if kind == "float":
@@ -102,21 +102,21 @@ def _rebuilt(outline: Outline, tensor: Callable[[Mapping[str, Any]], Any]) -> In
             return tuple(items) if kind == "tuple" else items
         raise LookupError(held)
 
-    args = tuple(value(told) for told in outline["args"])
-    return args, {name: value(told) for name, told in outline["kwargs"].items()}
+    args = tuple(value(known) for known in outline["args"])
+    return args, {name: value(known) for name, known in outline["kwargs"].items()}
 
 
 def _of_tensor(tensor: Tensor, leaf: Leaf | None) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    known: dict[str, Any] = {
         "dtype": str(tensor.dtype).removeprefix("torch."),
         "shape": list(tensor.shape),
     }
     if leaf is not None and leaf.shape is not None:
-        told["free"] = [d for d, extent in enumerate(leaf.shape) if isinstance(extent, str)]
+        known["free"] = [d for d, extent in enumerate(leaf.shape) if isinstance(extent, str)]
     if tensor.requires_grad:
-        told["requires_grad"] = True
+        known["requires_grad"] = True
     if tensor.is_meta or not tensor.numel():
-        return told
+        return known
     numbers = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
     is_floating = numbers.is_floating_point()
     # Float8 has no arithmetic of its own, and half of the smaller types none on every device.
@@ -124,16 +124,16 @@ def _of_tensor(tensor: Tensor, leaf: Leaf | None) -> dict[str, Any]:
     values, counts = numbers.unique(return_counts=True)
     if len(values) <= _FEW or not numbers.isfinite().all():
         held = zip(values[:_FEW].tolist(), counts[:_FEW].tolist(), strict=True)
-        told["values"] = [[_number(value), count] for value, count in held]
+        known["values"] = [[_number(value), count] for value, count in held]
     else:
-        told["range"] = [values[0].item(), values[-1].item()]
-    if is_floating and "range" in told:
-        told["mean"], told["rms"] = numbers.mean().item(), numbers.square().mean().sqrt().item()
+        known["range"] = [values[0].item(), values[-1].item()]
+    if is_floating and "range" in known:
+        known["mean"], known["rms"] = numbers.mean().item(), numbers.square().mean().sqrt().item()
     elif numbers.dim() and numbers.shape[-1] > 1 and len(values) > 1:
         steps = numbers.diff(dim=-1)
         if (steps >= 0).all() or (steps <= 0).all():
-            told["order"] = "rising" if (steps >= 0).all() else "falling"
-    return told
+            known["order"] = "rising" if (steps >= 0).all() else "falling"
+    return known
 
 
 def _number(value: float) -> float | str:
@@ -144,43 +144,43 @@ def _read(number: float | str) -> float:
     return float(number) if isinstance(number, str) else number
 
 
-def _drawn(told: Mapping[str, Any], generator: torch.Generator) -> Tensor:
-    dtype: torch.dtype = getattr(torch, told["dtype"])
-    shape = (*told["shape"], 2) if dtype.is_complex else tuple(told["shape"])
+def _drawn(known: Mapping[str, Any], generator: torch.Generator) -> Tensor:
+    dtype: torch.dtype = getattr(torch, known["dtype"])
+    shape = (*known["shape"], 2) if dtype.is_complex else tuple(known["shape"])
     count = math.prod(shape)
-    if "values" in told:
+    if "values" in known:
         kind = torch.float64 if dtype.is_floating_point or dtype.is_complex else torch.int64
-        levels = torch.tensor([_read(value) for value, _ in told["values"]], dtype=kind)
-        shares = torch.tensor([n for _, n in told["values"]])
+        levels = torch.tensor([_read(value) for value, _ in known["values"]], dtype=kind)
+        shares = torch.tensor([n for _, n in known["values"]])
         numbers = levels.repeat_interleave(shares)
-        # Of numbers that were not finite a part alone is kept.
+        # Only the finite numbers count.
         numbers = numbers.repeat(-(-count // len(numbers)))[:count]
         numbers = numbers[torch.randperm(count, generator=generator)]
-    elif "rms" in told:
-        numbers = _normal(count, told, generator)
-    elif "range" in told:
-        low, high = told["range"]
-        # The largest number of 64 bits has none above it.
+    elif "rms" in known:
+        numbers = _normal(count, known, generator)
+    elif "range" in known:
+        low, high = known["range"]
+        # No number is above the largest of 64 bits.
         above = min(high, torch.iinfo(torch.int64).max - 1) + 1
         numbers = torch.randint(low, above, (count,), generator=generator)
     else:
         numbers = torch.zeros(count)
     numbers = numbers.reshape(shape)
-    if "order" in told:
-        numbers = _in_order(numbers, told)
+    if "order" in known:
+        numbers = _in_order(numbers, known)
     if dtype.is_complex:
         numbers = torch.view_as_complex(numbers.contiguous())
-    return numbers.to(dtype).requires_grad_(bool(told.get("requires_grad")))
+    return numbers.to(dtype).requires_grad_(bool(known.get("requires_grad")))
 
 
-def _normal(count: int, told: Mapping[str, Any], generator: torch.Generator) -> Tensor:
-    """Normal numbers of the mean, the RMS and the range that were told."""
-    (low, high), mean, rms = told["range"], told["mean"], told["rms"]
+def _normal(count: int, known: Mapping[str, Any], generator: torch.Generator) -> Tensor:
+    """Normal numbers with the mean, RMS and range of the outline."""
+    (low, high), mean, rms = known["range"], known["mean"], known["rms"]
     numbers = torch.randn(count, generator=generator, dtype=torch.float64)
     numbers[:2] = torch.tensor([low, high])
     for _ in range(20):
         rest = numbers[2:]
-        # What the two ends of the range leave to the others.
+        # The power that the two ends of the range leave to the others.
         own_mean = (mean * count - low - high) / (count - 2)
         own_square = max((rms**2 * count - low**2 - high**2) / (count - 2) - own_mean**2, 0.0)
         others = (rest - rest.mean()) / rest.std(correction=0) * math.sqrt(own_square)
@@ -188,14 +188,14 @@ def _normal(count: int, told: Mapping[str, Any], generator: torch.Generator) -> 
     return numbers
 
 
-def _in_order(numbers: Tensor, told: Mapping[str, Any]) -> Tensor:
-    """Rows that rise or fall: through a range from end to end, over few values as they were drawn.
+def _in_order(numbers: Tensor, known: Mapping[str, Any]) -> Tensor:
+    """Rows that rise or fall through the whole range, or over few drawn values.
 
-    The largest value is in each row: a mask that hides everything would leave nothing.
+    Each row holds the largest value, because a mask must not hide everything.
     """
-    is_falling = told["order"] == "falling"
-    if "range" in told:
-        low, high = told["range"]
+    is_falling = known["order"] == "falling"
+    if "range" in known:
+        low, high = known["range"]
         last = numbers.shape[-1] - 1
         steps = [low + (high - low) * step // last for step in range(last + 1)]
         return torch.tensor(steps[::-1] if is_falling else steps).expand(numbers.shape).clone()

@@ -1,9 +1,10 @@
-"""Where Python keeps things: every container that a model, or a call of it, can reach.
+"""Finds every Python container that a model, or a call of it, can reach.
 
-Starts from the modules of a model (and from the inputs of a call) and follows attributes, dicts,
-lists, sets and plain objects; the functions that ``forward`` calls, with their closures, default
-arguments and the globals that they name. A ``Cell`` is one such container: it can be read and
-written entry by entry. Nothing is called, and nothing of torch or of the interpreter is entered.
+It starts from the modules of a model (and from the inputs of a call). It follows attributes, dicts,
+lists, sets and plain objects, and the functions that ``forward`` calls, with their closures,
+default arguments and the globals that they name. A ``Cell`` is one such container, which can be
+read and written entry by entry. Nothing is called, and nothing of torch or of the interpreter is
+entered.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-#: Stands for an entry that is not there.
+#: Stands for a missing entry.
 MISSING = object()
-#: Values that are compared by what they are, not by which object they are.
+#: Types whose values are compared by equality, not by identity.
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
-#: What is never entered: it is no state of a model.
+#: Types that are never entered, because they are no state of a model.
 _CLOSED = (type, types.ModuleType, types.BuiltinFunctionType, Tensor)
 _CLOSED_PACKAGES = (
     "torch",
@@ -35,7 +36,7 @@ _CLOSED_PACKAGES = (
     "typing",
     "functools",
 )
-#: Entries of a container beyond which its elements are not followed (a vocabulary, a registry).
+#: The elements of a larger container (a vocabulary, a registry) are not followed.
 _MANY = 4096
 
 
@@ -52,7 +53,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Location:
-    """The way to a container: a root (a module's path, "the inputs", a function) and steps."""
+    """The way to a container: a root (a module's path, "the inputs", a function), and steps."""
 
     root: str
     steps: tuple[Step, ...] = ()
@@ -62,7 +63,7 @@ class Location:
         return Location(self.root, (*self.steps, Step(kind, key)))
 
     def within(self, path: str) -> Location | None:
-        """The same place as seen from the submodule at ``path``; None where it is outside of it."""
+        """The same location, seen from the submodule at ``path``; None where it is outside."""
         if self.root == path:
             return Location("", self.steps)
         if self.root.startswith(f"{path}."):
@@ -70,7 +71,7 @@ class Location:
         return None
 
     def leads_to(self, other: Location) -> bool:
-        """Is ``other`` this entry, or one inside of it?"""
+        """Is ``other`` this entry, or inside it?"""
         return self.root == other.root and other.steps[: len(self.steps)] == self.steps
 
     def names_tensor(self, target: str) -> bool:
@@ -97,7 +98,7 @@ class Cell:
 
     @property
     def namespace(self) -> Any:
-        """What has the entries under their keys, where that is a dict."""
+        """The dict that holds the entries, if it is one."""
         return self.container[0] if self.step == "global" else self.container
 
     def entries(self) -> dict[Any, Any]:
@@ -169,7 +170,7 @@ class Slots(MutableMapping[str, Any]):
         return getattr(self.of, name)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        # A frozen dataclass refuses what is put back, too.
+        # A frozen dataclass would also refuse to restore an entry.
         object.__setattr__(self.of, name, value)
 
     def __delitem__(self, name: str) -> None:
@@ -296,7 +297,7 @@ def _is_kept_by_class(name: str, value: Any) -> bool:
 
 
 def _is_state(value: Any) -> bool:
-    """May a function keep something there: a plain value or a container, not a library's object?"""
+    """Can a function keep state there: a plain value or a container, not a library's object?"""
     return type(value) in (*PLAIN, Tensor, dict, list, set, deque)
 
 

@@ -1,7 +1,7 @@
 """One recording of a model in one mode, as a flat graph that can be trained.
 
-Parameters are attributes again, in-place operations are out-of-place, and what the recording lost
-of the backward pass is an error.
+Parameters are attributes again, and in-place operations are out-of-place. A part of the backward
+pass that the recording lost is an error.
 """
 
 from __future__ import annotations
@@ -45,12 +45,14 @@ _CHECKS = {torch.ops.aten._assert_tensor_metadata.default}
 class How:
     """How a model is recorded.
 
-    ``dynamic_shapes``: "auto" leaves every size free that the model leaves free; None fixes all
-    sizes; anything else is passed to ``torch.export.export``. ``seconds``: how long a recording
-    with free sizes may take; after that, fewer are free. None: as long as it takes. ``carried``:
-    tensors, by identity, that a call takes over from the one before, with their names; no graph
-    may hold one. ``touched``: what calls were seen to change beside
-    returning, in the model and what it holds. ``asks_layout``: does code ask how tensors lie?
+    - ``dynamic_shapes``: "auto" leaves every size free that the model leaves free; None fixes all
+      sizes; anything else goes to ``torch.export.export``
+    - ``seconds``: the time limit of a recording with free sizes, after which fewer are free. None
+      sets no limit
+    - ``carried``: tensors that a call takes over from the call before, by identity, with their
+      names. No graph may hold one
+    - ``touched``: what calls change beside returning
+    - ``asks_layout``: does code ask for the memory layout of tensors?
     """
 
     dynamic_shapes: Any = "auto"
@@ -60,7 +62,7 @@ class How:
     asks_layout: bool = False
 
 
-#: What is usual.
+#: The defaults.
 EXPECTED = How()
 
 
@@ -87,7 +89,7 @@ def record_once(
     notes: list[Diagnostic],
     decisions: Decisions,
 ) -> Record:
-    """Record ``model`` in its present mode. ``notes`` receives what the recording does not keep.
+    """Record ``model`` in its present mode. ``notes`` receives what the recording loses.
 
     Raises ``ExportError``; ``UnitifyError`` (U101, U109) for what no graph can hold.
     """
@@ -101,7 +103,7 @@ def record_once(
                 where=name,
                 function=function,
                 advice=lost.advice,
-                frames=tuple(f.place for f in lost.frames),
+                frames=tuple(f.at for f in lost.frames),
             )
             for function, lost in noted.functions.items()
         ]
@@ -144,7 +146,7 @@ def _flat_graph(
     graph.owning_module = None
     for node in graph.nodes:
         for source in node.all_input_nodes:
-            # Passes of export may leave out a user that is not used itself.
+            # Passes of export may remove a user that has no user itself.
             source.users.setdefault(node)
     if any(_is_transform(node) for node in graph.nodes):
         name, reason = type(model).__name__, "it runs a transform of torch.func, such as vmap"
@@ -186,7 +188,7 @@ def _flat_graph(
     for node in graph.nodes:
         for written in written_arguments(node):
             if written.op == "get_attr" and written.target in aliases:
-                # A weight of another scale would be written, behind the back of the optimizer.
+                # The write would change a scaled weight, unseen by the optimizer.
                 name, reason = (
                     type(model).__name__,
                     f"it writes into its parameter {written.target}",
@@ -198,7 +200,7 @@ def _flat_graph(
 
 
 def _is_transform(node: fx.Node) -> bool:
-    """Does the node begin or end a region whose tensors are not what they seem?"""
+    """Does the node begin or end a ``vmap``, whose tensors have other sizes than they show?"""
     return str(getattr(node.target, "__module__", "")).startswith("torch._functorch")
 
 

@@ -1,8 +1,8 @@
-"""Recurrent layers of any length: their sizes, without walking through time.
+"""Recurrent layers of any length: their sizes, without a run through time.
 
-torch finds the sizes of ``aten.lstm`` and its kin by running them step by step on tensors without
-data, which fixes the number of steps to the example's. Inside ``free_length`` they come from what
-is known of a recurrent layer (documentation of ``torch.nn.LSTM``, "Outputs").
+torch finds the sizes of ``aten.lstm`` and similar operations by running every step on tensors
+without data. That fixes the number of steps to the example's. Inside ``free_length`` the sizes
+follow from the documentation of ``torch.nn.LSTM`` ("Outputs").
 """
 
 from __future__ import annotations

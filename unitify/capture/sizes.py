@@ -1,4 +1,4 @@
-"""Which sizes of the inputs a recording leaves free: fewer where that takes too long."""
+"""The free sizes of a recording: fewer where a recording takes too long."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from unitify.capture.signature import Leaf
 from unitify.diagnostics import FrozenDimension
 
-#: How long a recording with free sizes may take, unless the user says otherwise.
+#: The default time limit of a recording with free sizes.
 RECORDING_SECONDS = 120.0
 
 
@@ -20,7 +20,7 @@ class Free:
     count: int | None = None
 
     def of(self, dimensions: int) -> range:
-        """The free ones of a tensor of so many dimensions."""
+        """The free sizes of a tensor with so many dimensions."""
         return range(dimensions if self.count is None else min(dimensions, self.count))
 
     def __str__(self) -> str:
@@ -30,7 +30,7 @@ class Free:
 
 
 def fewer_and_fewer(dynamic_shapes: Any) -> Iterator[Any]:
-    """What to leave free: what was asked for, then less, and in the end nothing."""
+    """Free sizes to try, in order: those asked for, then fewer, at last none."""
     yield dynamic_shapes
     if dynamic_shapes is not None:
         if dynamic_shapes == "auto":
@@ -39,7 +39,7 @@ def fewer_and_fewer(dynamic_shapes: Any) -> Iterator[Any]:
 
 
 def frozen_dimensions(leaves: Iterable[Leaf]) -> list[FrozenDimension]:
-    """Batches that the model fixes, though nobody asked for that."""
+    """Batches that the model fixes, although the user did not ask for that."""
     return [
         FrozenDimension(
             where=leaf.name, dimension=f"dimension 0 of {leaf.name}", size=leaf.shape[0]

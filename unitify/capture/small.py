@@ -1,10 +1,10 @@
-"""Sizes of one and zero: does the model take another way there, and does that matter?
+"""Sizes of one and zero: does the model take another branch there, and does it matter?
 
-A recording takes every free size to be at least two. Code that asks for one element (``if batch !=
-1: x = x.expand(batch, -1)``) decides otherwise there, often to the same effect. Here the model and
-its recording run on the example cut to one element, or none; where they agree to the last bit,
-results and gradients, the decisions that would be otherwise are known to make no difference at that
-size. Both run on weights and buffers that are moved a little: a branch that a zero hides is one.
+A recording assumes that every free size is at least two. Code that asks for one element (``if batch
+!= 1: x = x.expand(batch, -1)``) takes another branch there, often with the same result. Here the
+model and its recording run on the example cut to one element, or none. If all results and gradients
+agree to the last bit, the other branch makes no difference at that size. Both run on weights and
+buffers that are moved a little, because a zero could hide the difference of two branches.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _CUTS = (((0,), 1), ((1,), 1), ((0, 1), 1), ((0,), 0))
 
 
 def tried_small(captured: Capture, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
-    """The capture, asking of calls with sizes below two only what makes a difference.
+    """The capture, whose guards ignore conditions that make no difference below two.
 
-    ``args``, ``kwargs``: how it was called when it was recorded.
+    ``args``, ``kwargs``: the call of the recording.
     """
     guards = list(captured.call.guards)
     has_data = not any(isinstance(x, Tensor) and x.is_meta for x in captured.example)
@@ -59,7 +59,7 @@ def tried_small(captured: Capture, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def _moved(model: nn.Module) -> nn.Module:
-    """A copy of ``model``, whose floating numbers are others."""
+    """A copy of ``model`` with other floating numbers."""
     made = copy_of(model)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

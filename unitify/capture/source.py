@@ -1,8 +1,8 @@
-"""Where in the user's code something was made: frames, and which of them are the user's own.
+"""Frames: the lines of code that made something, and which of them are the user's own.
 
-Capture keeps the call stack of every node. Here it becomes frames, of a node or of a failure, and a
-``Repository`` says which of those lie in the project that is being looked at: neither in an
-installed package nor in unitify.
+Capture keeps the call stack of every node. Here it becomes frames, of a node or of a failure. A
+``Repository`` says which frames lie in the user's project: neither in an installed package nor in
+unitify.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import fx
 _FRAME = re.compile(r'File "(.+)", line (\d+), in .+\n\s*(.*)')
 _PACKAGE = Path(__file__).resolve().parent.parent
 _STANDARD_LIBRARY = Path(os.path.realpath(sysconfig.get_paths()["stdlib"]))
-#: What export writes where it knows no module.
+#: The name that export writes where it knows no module.
 _NO_MODULE = "_empty_nn_module_stack"
 #: Folders of installed packages, wherever they lie.
 _INSTALLED = {"site-packages", "dist-packages"}
@@ -37,7 +37,7 @@ class Frame:
     text: str = ""
 
     @property
-    def place(self) -> tuple[str, int]:
+    def at(self) -> tuple[str, int]:
         """File and line alone, as diagnostics carry them."""
         return self.file, self.line
 
@@ -83,7 +83,7 @@ def without_torch(frames: Iterable[Frame]) -> list[Frame]:
 
 @dataclass(frozen=True)
 class Repository:
-    """The project that is being looked at: everything below ``root`` that is not installed."""
+    """The user's project: everything below ``root`` that is not installed."""
 
     root: Path
 
@@ -97,7 +97,7 @@ class Repository:
         return Repository(start)
 
     def holds(self, file: str | Path) -> bool:
-        """Is this file one of the project's own?"""
+        """Is the file one of the project?"""
         return self.relative(file) is not None
 
     def relative(self, file: str | Path) -> str | None:
@@ -105,7 +105,7 @@ class Repository:
         return _relative(self.root, str(file))
 
     def last(self, frames: Iterable[Frame]) -> Frame | None:
-        """The innermost frame of the project's own, its file from the root; None for none."""
+        """The innermost frame of the project, with its file from the root; None for none."""
         for frame in reversed(list(frames)):
             relative = self.relative(frame.file)
             if relative is not None:

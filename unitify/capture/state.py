@@ -1,8 +1,8 @@
-"""What a model holds at one moment: taken, compared with what it holds later, put back.
+"""The state of a model at one moment: taken, compared with the state later, and restored.
 
-A call may do more than return: it may keep a tensor on a module, count, fill a cache, draw from a
-generator, add to a dict that it was given. All of it shows as a difference between the state before
-and the state after.
+A call may do more than return. It may keep a tensor on a module, count, fill a cache, draw from a
+generator, or add to a dict that it was given. All of it shows as a difference between the states
+before and after.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from unitify.capture.places import MISSING, Cell, Location, cells, is_array, is_
 
 @dataclass(frozen=True)
 class Change:
-    """One entry that is another than before. ``before``, ``after``: ``MISSING`` for none."""
+    """One changed entry. ``before``, ``after``: ``MISSING`` for none."""
 
     cell: Cell
     key: Any
@@ -49,7 +49,7 @@ class Contents:
     copy: Any
 
     def is_changed(self) -> bool:
-        """Does the holder hold something else than was copied?"""
+        """Has the content changed since it was copied?"""
         if not isinstance(self.holder, Tensor):
             return not _is_equal(_state_of(self.holder), self.copy)
         return not same(self.holder.detach(), self.copy)
@@ -102,9 +102,9 @@ class State:
         return State(model, inputs, tuple(entries), tuple(contents.values()))
 
     def changes(self) -> tuple[Change, ...]:
-        """Entries of containers that are others now, and containers that came to hold any.
+        """Changed entries of containers, and containers that got their first entries.
 
-        A container that is new is one entry of the container that holds it.
+        A new container is one entry of the container that holds it.
         """
         found: list[Change] = []
         for cell, before in self.entries:
@@ -116,11 +116,11 @@ class State:
         return tuple(found)
 
     def written(self) -> tuple[Contents, ...]:
-        """Tensors whose numbers, and generators whose states, are others now."""
+        """Tensors whose numbers changed, and generators whose states changed."""
         return tuple(held for held in self.contents if held.is_changed())
 
     def put_back(self) -> None:
-        """Make everything what it was."""
+        """Restore everything."""
         for cell, before in self.entries:
             after = cell.entries()
             if list(after) != list(before) or any(after[k] is not v for k, v in before.items()):
@@ -131,7 +131,7 @@ class State:
 
 @contextlib.contextmanager
 def kept(model: nn.Module, inputs: Any = (), weights: bool = False) -> Iterator[State]:
-    """Whatever happens inside, ``model`` is afterwards as it was before. Yields its state."""
+    """Restore ``model`` afterwards, whatever happens inside. Yields its state."""
     state = State.of(model, inputs, weights)
     try:
         yield state
@@ -141,7 +141,7 @@ def kept(model: nn.Module, inputs: Any = (), weights: bool = False) -> Iterator[
 
 @contextlib.contextmanager
 def seeded(model: nn.Module, seed: int = 0) -> Iterator[None]:
-    """The generators of torch, Python and NumPy at ``seed`` inside, as they were afterwards."""
+    """Inside, the generators of torch, Python and NumPy start at ``seed``. Restores them."""
     devices = {p.device.index or 0 for p in model.parameters() if p.is_cuda}
     before = random_states()
     with torch.random.fork_rng(devices=devices):

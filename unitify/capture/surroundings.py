@@ -1,9 +1,9 @@
-"""What a model's code reads beside the attributes of its modules, seen as the code runs.
+"""Surroundings: what a model's code reads beside the attributes of its modules.
 
-Globals of the code that runs, and what they lead to (a flag of a configuration); variables of the
-environment and of the context; torch's own switches (autocast, the default dtype); what a tensor
-says of itself (``requires_grad``). A recording holds what each was. A ``Read`` says where it is, so
-that a call can look whether it still is so.
+These are globals, and what they lead to (a flag of a configuration); variables of the environment
+and of the context; torch's switches (autocast, the default dtype); and properties of tensors
+(``requires_grad``). A recording holds their values at the time. A ``Read`` says where a value is,
+so that each call can check whether it is the same.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from unitify.capture.places import MISSING, PLAIN, Location, is_array, namespace
 
 
 class Answers:
-    """A namespace whose names are questions: what it holds is what they are answered now."""
+    """A namespace of functions, whose entries are their present results."""
 
     def get(self, question: Callable[[], Any], default: Any = None) -> Any:
-        """The answer, or ``default`` for none."""
+        """The result, or ``default`` for none."""
         try:
             return question()
         except (LookupError, AttributeError):
@@ -41,14 +41,14 @@ class Answers:
 
 @dataclass(frozen=True)
 class Read:
-    """One thing that was read: ``namespace`` has it under ``key``. ``name``: for a message."""
+    """One value that was read: entry ``key`` of ``namespace``. ``name``: for messages."""
 
     name: str
     namespace: Any = field(compare=False)
     key: Any = field(compare=False)
 
     def now(self) -> Any:
-        """What is there; ``MISSING`` for nothing."""
+        """The present value; ``MISSING`` for none."""
         return self.namespace.get(self.key, MISSING)
 
 
@@ -56,7 +56,7 @@ def _asked(name: str, question: Callable[[], Any]) -> Read:
     return Read(name, Answers(), question)
 
 
-#: Switches of torch that tell without an argument, and those that tell for a kind of device.
+#: Switches of torch that take no argument, and those that take a kind of device.
 _SWITCHES = """is_grad_enabled is_inference_mode_enabled is_anomaly_enabled
     are_deterministic_algorithms_enabled is_deterministic_algorithms_warn_only_enabled
     get_deterministic_debug_mode get_default_dtype get_default_device get_num_threads
@@ -80,7 +80,7 @@ def _switches() -> dict[Any, tuple[Read, ...]]:
     return found
 
 
-#: What a tensor says of itself: by the function that torch calls for it.
+#: Properties of a tensor, by the function that torch calls for each.
 _TRAITS: dict[Any, str] = {
     vars(torch._C.TensorBase)["requires_grad"].__get__: "requires_grad",
     vars(torch._C.TensorBase)["grad"].__get__: "grad",
@@ -97,7 +97,7 @@ Innermost = Callable[[], "nn.Module | None"]
 
 
 def layout(tensor: Tensor) -> tuple[bool, ...]:
-    """What a tensor says of the order of its elements."""
+    """The memory order of a tensor's elements."""
     if tensor.layout != torch.strided:
         return ()
     is_image = tensor.dim() == 4
@@ -288,9 +288,9 @@ def _held_by(value: Any) -> Iterator[Any]:
 
 
 def _is_watched(value: Any, is_installed: bool) -> bool:
-    """Is it a flag or a number, or of the user's own code also a container or a function?
+    """Is it a flag or a number, or, in the user's own code, a container or a function?
 
-    What installed packages keep in their containers is theirs: registries, and what they warned of.
+    Containers of installed packages do not count: they are registries, and records of warnings.
     """
     if type(value) in (*PLAIN, torch.dtype):
         return True

@@ -1,7 +1,7 @@
 """The modules of a model, copied: instances of the same classes with tensors of their own.
 
-The tree of a transformed module is such a copy: code that looks for a class of modules, or for an
-attribute, finds what the model has.
+The tree of a transformed module is such a copy. Code that looks for a class of modules, or for an
+attribute, finds in it what the model has.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch.nn.parameter import is_lazy
 from unitify.capture.places import cells
 
 _TABLES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
-#: Hooks call what they were given; a copy of it would be fed in place of the user's own.
+#: Objects of these types are shared. A copied hook would write into copies of the user's objects.
 _SHARED = (FunctionType, type, torch.device, torch.dtype)
 
 
 def copy_of(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """``model`` again: every module of the same class, every tensor and container its own.
+    """A copy of ``model``, with modules of the same classes, and its own tensors and containers.
 
-    Tied parameters, shared modules and whatever else is held twice are held twice again. What
-    cannot be copied is shared with ``model``. ``memo``: the copies by identity, to be filled.
+    Tied parameters, shared modules and other objects that are held twice are held twice in the
+    copy. Objects that cannot be copied are shared. ``memo`` receives the copies by identity.
     """
     memo = {} if memo is None else memo
     modules = list(model.modules())
@@ -55,7 +55,7 @@ def _empty(module: nn.Module) -> nn.Module:
 
 
 def _is_opaque(module: nn.Module) -> bool:
-    """Is it compiled code, of which only itself makes a copy?"""
+    """Is it compiled code, which only its own ``deepcopy`` can copy?"""
     return isinstance(module, torch.jit.ScriptModule)
 
 
@@ -88,7 +88,7 @@ def _copy_of_numbers(tensor: Tensor, storages: dict[Any, torch.UntypedStorage]) 
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    """A copy of an attribute, which names the copies of the model's modules and tensors."""
+    """A copy of an attribute, in which modules and tensors of the model are their copies."""
     if isinstance(value, MethodType):
         # A method of a module of the model becomes that of its copy; any other stays.
         owner = memo.get(id(value.__self__))

@@ -1,4 +1,4 @@
-"""Memory that is allocated and not written: zeros in its place."""
+"""Zeros in place of memory that is allocated and not written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch._ops import OpOverload
 
 aten = torch.ops.aten
 
-#: Memory as it was found, and the same with something in it.
+#: Operations that return unwritten memory, and those that fill it.
 _UNINITIALIZED: dict[OpOverload, OpOverload] = {
     aten.empty.memory_format: aten.zeros.default,
     aten.empty_like.default: aten.zeros_like.default,
@@ -17,7 +17,7 @@ _UNINITIALIZED: dict[OpOverload, OpOverload] = {
 
 
 def fill_with_zeros(graph: fx.Graph) -> None:
-    """Exchange what was never written for zeros: it would be taken for a value, and is any."""
+    """Replace unwritten memory by zeros, because its random contents would count as values."""
     for node in graph.nodes:
         if node.target in _UNINITIALIZED and _is_floating(node):
             known = {a.name for a in _UNINITIALIZED[node.target]._schema.arguments}

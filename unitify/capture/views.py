@@ -1,4 +1,4 @@
-"""Views taken again of other contents, and written through, as nodes of a graph."""
+"""Makes nodes that take views again, and nodes that write through views."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DETACH = view_text(torch.ops.aten.detach.default, (), None)
 
 
 def call(graph: fx.Graph, target: Any, args: tuple[Any, ...], like: fx.Node) -> fx.Node:
-    """A new node that is known to be what ``like`` is."""
+    """A new node with the metadata of ``like``."""
     made = graph.call_function(target, args)
     made.meta = dict(like.meta)
     return made
@@ -94,14 +94,14 @@ def _or(operand: Any) -> Any:
 
 
 def unwritable(tensor: fx.Node, operation: str, reason: str) -> UnitifyError:
-    """The error for a write into ``tensor`` that no value can stand for."""
+    """The error for a write into ``tensor`` that no value can express."""
     return UnitifyError(
         AliasedMutation(where=tensor.name, operation=operation, view=tensor.name, reason=reason)
     )
 
 
 def is_address(view: View, given: bool = False) -> bool:
-    """Does the view say where in the storage it lies, by strides; ``given``: and from where on?"""
+    """Is the view given by strides; and, with ``given``, by an offset in the storage?"""
     assert view.call is not None
     arguments = named_arguments(view.call)
     return "stride" in arguments and not (given and arguments.get("storage_offset") is None)

@@ -1,8 +1,8 @@
-"""Watch a model's own code as it runs: which module is running, and what it reads.
+"""Watches a model's own code as it runs: which module is running, and what it reads.
 
-While it is watched, every ``forward`` of the model's modules tells when it begins and ends, and
-every attribute that is read from a module, or from a plain object that one holds, is noted with
-the module that was running.
+While a model is watched, every ``forward`` of its modules reports its begin and its end. Every
+attribute that is read from a module, or from a plain object that a module holds, is noted with the
+module that was running.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Watch:
 
     @property
     def innermost(self) -> nn.Module | None:
-        """The module whose own code runs."""
+        """The module whose code is running."""
         return self.running[-1] if self.running else None
 
 
@@ -53,7 +53,7 @@ def watched(
     watch = Watch()
     modules = {id(m) for m in model.modules()}
     owners = {id(c.owner): c for c in cells(model) if c.owner is not None}
-    #: Objects of classes that tell nothing, because they cannot be changed.
+    #: Objects whose classes cannot be changed, so that their reads go unnoticed.
     silent: set[int] = set()
 
     def note(owner: Any, name: str, value: Any = None) -> None:
@@ -65,7 +65,7 @@ def watched(
         if isinstance(value, (*PLAIN, Tensor, MethodType)):
             return
         if id(value) in silent:
-            # Its attributes are read unnoticed: each may be.
+            # Its reads go unnoticed, so that each attribute counts as read.
             for entry in owners[id(value)].container:
                 note(value, entry)
         watch.containers.setdefault(id(value), (value, set()))[1].add(watch.innermost)
@@ -161,5 +161,5 @@ def call_of(module: nn.Module) -> Callable[..., Any]:
 
 
 def share_hooks(owner: nn.Module, user: nn.Module) -> None:
-    """Let the own hooks of ``owner`` run around ``user``, too; they are one set."""
+    """Let the hooks of ``owner`` run around ``user``, too; both share one set."""
     user.__dict__.update({name: vars(owner)[name] for name in HOOKS if name in vars(owner)})

@@ -1,11 +1,11 @@
 """From ``nn.Module`` and example inputs to a ``Capture``: one flat graph and what surrounds it.
 
-``torch.export`` (non-strict) records the operations with the names of the parameters, the
-module path and the source line of each. Here the recording becomes a graph that can be
-trained: parameters are attributes again, in-place operations are out-of-place, and
-what depends on ``.train()``/``.eval()`` follows the module's flag (``modes``).
+``torch.export`` (non-strict) records the operations with the names of the parameters, and with the
+module path and source line of each. Here the recording becomes a graph that can be trained:
+parameters are attributes again, in-place operations are out-of-place, and values that depend on
+``.train()`` or ``.eval()`` follow the module's flag (``modes``).
 
-Nothing here knows scales.
+Capture knows no scales.
 """
 
 from __future__ import annotations
@@ -60,19 +60,20 @@ from unitify.reparametrization import Reparametrization
 class Capture:
     """A model as one flat graph.
 
-    ``graph`` names parameters, buffers, constants and mode flags as attributes of ``model``
-    (constants of the recording are in ``constants``); its placeholders are the flat inputs and
-    its output a flat tuple. ``aliases`` maps every parameter name to the one name that stands
-    for its tensor (tied parameters share one). ``mode`` is None where the graph follows
-    ``.train()``/``.eval()``, else the only mode that it holds for; ``other`` is then the
-    capture of the other mode, where there is one. ``reparametrization``: the constants in the graph
-    that a scheme put there. ``made``: what the model's first call makes for good, and the graph
-    takes for granted. ``reads``: what the model's code read, each with
-    the paths of the modules whose code did; the graph holds while they are what they were.
-    ``has_hooks``: are the model's own hooks in the graph, or around it? ``true_parameters``: those
-    that stay at true scale, by first name. ``regions``: what of the graph each call of a submodule
-    made, where a graph can hold that call. ``calls``: of the model that was recorded, whole or by
-    islands; with them it is recorded again.
+    - ``graph``: names parameters, buffers, constants and mode flags as attributes of ``model``. Its
+      placeholders are the flat inputs, its output is a flat tuple
+    - ``constants``: those of the recording, by attribute
+    - ``aliases``: every parameter name → the first name of the same tensor (tied parameters)
+    - ``mode``: the only mode that the graph holds for; None where it follows ``.train()`` and
+      ``.eval()``. ``other``: the capture of the other mode, if there is one
+    - ``reparametrization``: the constants that a scheme put into the graph
+    - ``made``: what the model's first call makes for good, and the graph needs
+    - ``reads``: what the model's code read, with the paths of the reading modules. The graph holds
+      while these values stay the same
+    - ``has_hooks``: are the model's own hooks in the graph, and not around it?
+    - ``true_parameters``: first names of the parameters that stay at true scale
+    - ``regions``: for each call of a submodule that a graph can hold, its part of this graph
+    - ``calls``: outlines of the calls of the whole model, from which it can be recorded again
     """
 
     model: nn.Module
@@ -106,12 +107,12 @@ class Capture:
 
     @property
     def holds_weights(self) -> bool:
-        """Have parameters, buffers and the example data? On the meta device none has."""
+        """Do parameters, buffers and the example hold data? On the meta device they do not."""
         held = [*self.model.parameters(), *self.model.buffers(), *self.example]
         return not any(isinstance(tensor, torch.Tensor) and tensor.is_meta for tensor in held)
 
     def with_true_parameters(self) -> Capture:
-        """The same with every parameter kept at true scale."""
+        """The capture with every parameter kept at true scale."""
         return dataclasses.replace(self, true_parameters=frozenset(self.aliases.values()))
 
     def flat_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
@@ -134,10 +135,10 @@ def capture(
     is_auto = how.dynamic_shapes == "auto" or isinstance(how.dynamic_shapes, Free)
     larger = doubled(args, kwargs) if is_auto else None
     if larger is not None:
-        # A size of one is always fixed by a recording; a batch of two stands for any other.
+        # A recording fixes a size of one. A batch of two stands for any other.
         with contextlib.suppress(UnitifyError):
             found = _captured(model, *larger, how)
-            # A model that takes another way for one element has to be recorded with one.
+            # A model with another branch for one element has to be recorded with one.
             if isinstance(found.call.fitted(args, kwargs), list):
                 return found
     return _captured(model, args, kwargs, how)
@@ -255,7 +256,7 @@ def _recorded_modes(
 
 
 def _switch(model: nn.Module, training: bool) -> None:
-    """Put the model into a mode, as its own ``train`` does. Some models refuse."""
+    """Put the model into a mode by its own ``train``. Some models refuse."""
     if all(flag == training for flag in (m.training for m in model.modules())):
         return
     try:
@@ -269,7 +270,7 @@ def _not_captured(model: nn.Module, error: Exception) -> UnitifyError:
         return error
     name = type(model).__name__
     cause = error.__cause__ or error
-    frames = tuple(f.place for f in frames_of_failure(cause.__traceback__))
+    frames = tuple(f.at for f in frames_of_failure(cause.__traceback__))
     found = NotCaptured(where=name, module=name, reason=_first_line(error), frames=frames)
     return UnitifyError(found)
 
@@ -282,7 +283,7 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet_model(model: nn.Module, notes: list[Diagnostic]) -> Iterator[None]:
-    """Switch off what a graph cannot keep, and note it."""
+    """Switch off features that a graph cannot keep, and note them."""
     name = type(model).__name__
     try:
         handle = model.register_forward_hook(lambda _module, _args, out: register_dataclasses(out))

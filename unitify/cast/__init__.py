@@ -1,1 +1,1 @@
-"""Fifth stage: casts in the emitted graph, and products that run on FP8 operands."""
+"""Fifth stage: casts in the emitted graph, and contractions on FP8 operands."""

@@ -1,11 +1,11 @@
-"""The cast stage for a whole module:  choose ─► cast ─► lower,  part by part.
+"""The cast stage:  choose ─► search ─► cast ─► lower,  part by part.
 
-Each step is a function of its own file; here they are put together, once for every caller.
+Each step is a function of its own file. Every caller runs them through this one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,8 +14,6 @@ from torch import fx
 
 from unitify.arrival import units_of, watched
 from unitify.capture.execution import LossFunction
-from unitify.capture.islands import path_of
-from unitify.capture.whole import Capture
 from unitify.cast.distributions import measured_distributions, weight_distributions
 from unitify.cast.headroom import with_headroom
 from unitify.cast.insert import cast
@@ -24,20 +22,18 @@ from unitify.cast.means import with_means
 from unitify.cast.noise_bound import within_bound
 from unitify.cast.search import searched, with_scales
 from unitify.diagnostics import Diagnostic, RecipeInvalid, UnitifyError
-from unitify.estimates import Estimates
-from unitify.module.assembly import value_name
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.plan.scale_plan import ScalePlan
+from unitify.part import Part, value_name
 from unitify.recipe.choices import Choice, Patterns, choose
 from unitify.recipe.recipe import Recipe
 from unitify.rulebook.rule_table import RuleTable
 
 
 @dataclass(frozen=True)
-class Casts:
-    """A graph with casts in it, by which recipe, and what was chosen for each value.
+class CastGraph:
+    """A graph with casts, the recipe that asked for them, and the choice for each value.
 
-    ``constants``: what it reads beside the module's attributes: means of operands, by name.
+    ``constants``: the means of operands that the graph reads, by name.
     """
 
     graph: fx.Graph
@@ -46,102 +42,100 @@ class Casts:
     constants: Mapping[str, torch.Tensor]
 
 
-def with_casts(
-    graph: fx.Graph,
-    choices: tuple[Choice, ...],
-    recipe: Recipe,
-    capture: Capture,
-    plan: ScalePlan,
-    rules: RuleTable,
-) -> Casts:
-    """``graph``, which ``plan`` made of ``capture``, with the casts of ``choices``.
+def with_casts(part: Part, recipe: Recipe, rules: RuleTable) -> CastGraph:
+    """The graph of ``part`` with the casts of its choices.
 
-    Raises ``UnitifyError`` (U404) where the recipe insists on FP8 and a product cannot run on it.
+    Raises ``UnitifyError`` (U404) where the recipe requires FP8 and a contraction cannot run in it.
     """
-    cast_graph, constants = cast(graph, choices, recipe, capture, plan, rules)
-    device = next((p.device for p in capture.model.parameters()), torch.device("cpu"))
-    lowered, noted = lower(cast_graph, choices, recipe, rules, device)
+    cast_graph, constants = cast(part, recipe, rules)
+    device = next((p.device for p in part.capture.model.parameters()), torch.device("cpu"))
+    lowered, noted = lower(cast_graph, part.choices, recipe, rules, device)
     if recipe.scaling == "unit":
-        lowered = watched(lowered, units_of(capture, plan))
+        lowered = watched(lowered, units_of(part.capture, part.plan))
     held = {name: constant.to(device) for name, constant in constants.items()}
-    return Casts(lowered, recipe, noted, held)
+    return CastGraph(lowered, recipe, noted, held)
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a module's values, by part: for recipes that choose by it.
+    """What a recipe chooses by, where it does, beside the estimates of parts.
 
-    ``batches``: lists of flat inputs; a part without any has its capture's example.
+    ``batches``: lists of flat inputs, by part. A part without batches runs on its example.
     """
 
-    estimates: Mapping[str, Estimates]
     batches: Mapping[str, list[list[Any]]] = field(default_factory=dict)
     loss_fn: LossFunction | None = None
 
 
 def cast_module(
     module: UnitScaledModule,
+    parts: Iterable[Part],
     recipe: Recipe,
     rules: RuleTable,
     evidence: Evidence | None = None,
     made: Iterable[Choice] | None = None,
 ) -> tuple[Diagnostic, ...]:
-    """Cast every part of ``module`` by ``recipe``, in place. Returns what the user should know.
+    """Cast ``parts`` by ``recipe``, and let ``module``, which was made of them, run the result.
 
-    ``made``: choices of products to repeat, by the names that ``module.casts`` has.
+    ``made``: choices to repeat, named as in ``module.casts``. Returns what the user should know.
 
-    Raises ``UnitifyError``: U404 as ``with_casts``; U402 where the recipe chooses by evidence, and
-    neither that nor ``made`` is there.
+    Raises ``UnitifyError``: U404 as ``with_casts``; U402 where the recipe chooses by evidence and
+    neither ``evidence`` nor ``made`` is given.
     """
     if recipe.is_chosen and evidence is None and made is None:
         problem = "headroom, center and min_sqnr are chosen by transform: pass on its module.casts"
         raise UnitifyError(RecipeInvalid(where=recipe.name, problem=problem))
     patterns = Patterns(recipe)
     notes: list[Diagnostic] = []
-    held = {choice.value: choice for choice in made or () if choice.is_product}
-    found: dict[str, Casts] = {}
-    for name, part in module.parts.items():
-        chosen = choose(part.capture, recipe, rules, path=path_of(name), patterns=patterns)
+    held = {choice.value: choice for choice in made or () if choice.is_contraction}
+    found: dict[str, CastGraph] = {}
+    for part in parts:
+        part = chosen(part, recipe, rules, patterns)
         if made is not None:
-            chosen = tuple(_repeated(c, held.get(value_name(name, c.value))) for c in chosen)
+            part = replace(part, choices=tuple(_repeated(part, held)))
         elif recipe.is_chosen and evidence is not None:
-            chosen, noted = by_evidence(
-                chosen, name, part.capture, part.plan, recipe, rules, evidence
-            )
+            part, noted = by_evidence(part, recipe, rules, evidence)
             notes += noted
-        found[name] = with_casts(part.graph, chosen, recipe, part.capture, part.plan, rules)
-    for name, part in module.parts.items():
-        part.take_casts(found[name].graph, recipe, found[name].choices, found[name].constants)
+        found[part.name] = with_casts(part, recipe, rules)
+    for name, part_module in module.parts.items():
+        cast_by = found[name]
+        part_module.take_casts(cast_by.graph, recipe, cast_by.choices, cast_by.constants)
     module.recipe = recipe
     return (*patterns.unmatched(), *notes)
 
 
-def _repeated(choice: Choice, held: Choice | None) -> Choice:
-    return choice if held is None else replace(held, value=choice.value)
+def chosen(part: Part, recipe: Recipe, rules: RuleTable, patterns: Patterns | None = None) -> Part:
+    """``part`` with the choices of ``recipe`` that need no evidence."""
+    choices = choose(part.capture, recipe, rules, path=part.path, patterns=patterns)
+    return replace(part, choices=choices)
+
+
+def _repeated(part: Part, held: Mapping[str, Choice]) -> Iterator[Choice]:
+    for choice in part.choices:
+        own = held.get(value_name(part.name, choice.value), choice)
+        yield replace(own, value=choice.value)
 
 
 def by_evidence(
-    choices: tuple[Choice, ...],
-    name: str,
-    capture: Capture,
-    plan: ScalePlan,
-    recipe: Recipe,
-    rules: RuleTable,
-    evidence: Evidence,
-) -> tuple[tuple[Choice, ...], tuple[Diagnostic, ...]]:
-    """Means first, then headroom for what is left, then what its noise leaves in BF16."""
-    batches = evidence.batches.get(name)
+    part: Part, recipe: Recipe, rules: RuleTable, evidence: Evidence
+) -> tuple[Part, tuple[Diagnostic, ...]]:
+    """``part`` with choices by its estimates and by runs; and what the user should know.
+
+    Means come first. Then headroom is chosen for the deviations. Then noise decides what stays in
+    BF16.
+    """
+    batches = evidence.batches.get(part.name)
     if "measured" in (recipe.headroom, recipe.center):
-        batches = batches or [list(capture.example)]
+        batches = batches or [list(part.capture.example)]
     if {recipe.headroom, recipe.center} != {"none"}:
-        found = searched(choices, capture, plan, rules, recipe, batches)
-        choices = with_means(choices, capture, rules, found.means)
+        found = searched(part, rules, recipe, batches)
+        part = with_means(part, rules, found.means)
     if recipe.headroom != "none":
-        known = weight_distributions(choices, capture, rules)
+        known = weight_distributions(part, rules)
         if recipe.headroom == "measured":
-            known = measured_distributions(choices, capture, rules, batches, evidence.loss_fn)
-        choices = with_headroom(choices, capture, plan, rules, evidence.estimates[name], known)
-        choices = with_scales(choices, capture, plan, rules, found)
+            known = measured_distributions(part, batches, evidence.loss_fn)
+        part = with_headroom(part, known)
+        part = with_scales(part, found)
     if recipe.min_sqnr is None:
-        return choices, ()
-    return within_bound(choices, capture, plan, rules, recipe.min_sqnr, batches)
+        return part, ()
+    return within_bound(part, rules, recipe.min_sqnr, batches)

@@ -1,13 +1,13 @@
-"""Casts: the one stage that loses precision, and only where a recipe asks for it.
+"""Inserts casts: the one stage that loses precision, and only where a recipe asks for it.
 
-Takes a rewritten graph and the table of choices; gives a copy of the graph with ``unitify::cast``
-nodes in it. The operands of a product are cast in front of it, the gradient that arrives at its
-result behind it; with ``values = "all"`` every value is cast where it is stored.
+Takes a part with choices; gives a copy of its graph with ``unitify::cast`` nodes. The operands of a
+contraction are cast in front of it. The gradient of its result is cast behind it. With ``values =
+"all"`` every value is cast where it is stored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
@@ -15,40 +15,33 @@ import torch
 from torch import Tensor, fx
 
 import unitify.runtime  # noqa: F401  (registers unitify::cast)
-from unitify.capture.whole import Capture
-from unitify.cast.centering import UNCENTER, deviation, offset, stored_mean, unpad
-from unitify.formats.powers import exponent_of
+from unitify.cast.mean_subtraction import UNCENTER, deviation, offset, stored_mean, unpad
 from unitify.formats.table import FORMATS, BlockFormat
+from unitify.part import Part
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
 from unitify.rulebook.centering import centering
+from unitify.rulebook.contractions import contracted, contraction_operands, made_over
 from unitify.rulebook.laws import factors, holds_tensors, is_scalable
-from unitify.rulebook.products import contracted, made_over, product_operands
 from unitify.rulebook.rule_table import Rule, RuleTable
 from unitify.rulebook.schema import named_arguments, operation_name, set_argument
 
 _CAST = torch.ops.unitify.cast.default
 
 
-def cast(
-    graph: fx.Graph,
-    choices: Iterable[Choice],
-    recipe: Recipe,
-    capture: Capture,
-    plan: ScalePlan,
-    rules: RuleTable,
-) -> tuple[fx.Graph, dict[str, Tensor]]:
-    """A copy of ``graph``, which ``plan`` made of ``capture``, with the casts of ``choices``.
+def cast(part: Part, recipe: Recipe, rules: RuleTable) -> tuple[fx.Graph, dict[str, Tensor]]:
+    """A copy of the graph of ``part`` with its casts, and the constants that the copy reads.
 
-    And the constants that it reads beside the attributes that ``graph`` does, by name.
+    The constants are means, by the names of the buffers that are to hold them.
     """
-    chosen = {choice.value: choice for choice in choices if choice.is_cast}
-    originals = {node.name: node for node in capture.graph.nodes}
-    caster = _Caster(recipe)
+    chosen = {choice.value: choice for choice in part.choices if choice.is_cast}
+    plan = part.plan
+    originals = {node.name: node for node in part.capture.graph.nodes}
+    caster = _Caster(part, recipe)
     #: Emitted node of a result's own rescale → the name of the value that it stores.
     stored: dict[fx.Node, str] = {}
-    for node in graph.nodes:
+    for node in part.graph.nodes:
         if node.op == "output":
             caster.graph.output(fx.node.map_arg(node.args[0], lambda n: caster.placed[n]))
             continue
@@ -70,22 +63,22 @@ def cast(
                 (rescale,) = node.users
                 stored[rescale] = node.name
             else:
-                caster.value(node, made, chosen[node.name], plan)
+                caster.value(node, made, chosen[node.name])
         elif node in stored:
-            caster.value(node, made, chosen[stored[node]], plan)
+            caster.value(node, made, chosen[stored[node]])
     return caster.graph, caster.constants
 
 
 def _maker(node: fx.Node) -> fx.Node:
-    """The operation that a value is a result of: the node itself, or that of several results."""
+    """The operation that a value is the result of, or one of several results."""
     source = node.args[0] if node.args else None
     return source if isinstance(source, fx.Node) and holds_tensors(source) else node
 
 
 class _Units:
-    """In which units an operation of the plan takes its operands, and the gradients of its results.
+    """The units in which an operation takes its operands and the gradients of its results.
 
-    A cast rounds what is near unit RMS, whatever factor stands between that and the operation.
+    A cast rounds near unit RMS, whatever factor stands between the cast and the operation.
     """
 
     def __init__(self, maker: fx.Node, plan: ScalePlan, rules: RuleTable) -> None:
@@ -102,41 +95,34 @@ class _Units:
         #: log2 of the units in which a result leaves, and in which its gradient arrives.
         self.result = found.output, plan.received(maker.name, found)
 
-    def operand(self, value: str, argument: str) -> int:
-        """log2 of the scale at which a value arrives as an argument: true = scale × arriving."""
-        return self._exponents(value)[0] - self.operands.get((argument, 0), 0)
-
-    def unit(self, value: str, argument: str, index: int) -> int:
-        """log2 of the RMS, about, with which a value arrives as an operand."""
-        moved = self._plan.unit(value).exponents[0] - self._exponents(value)[0]
-        return moved + self.operands.get((argument, index), 0)
+    def operand(self, value: str, argument: str, index: int = 0) -> int:
+        """log2 of the scale at which an operand arrives: true value = scale × arriving value."""
+        return self._exponents(value)[0] - self.operands.get((argument, index), 0)
 
     def gradient(self, name: str) -> int:
-        """log2 of the RMS, about, of a gradient in the units in which the operation receives it."""
+        """log2 of the RMS, about, of a gradient as the operation receives it."""
         return self._plan.unit(name).exponents[1] - self.result[1]
 
     def is_stored(self, name: str) -> bool:
-        """Does a result leave, and is it differentiated, at the scale at which it is stored?"""
+        """Does a result leave the operation at its stored scale, and its gradient arrive so?"""
         return self._exponents(name) == self.result
 
 
 class _Caster:
-    """The graph being made, and where in it each node of the other graph is found."""
+    """The graph being made, and its node for each node of the other graph."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        exponent = exponent_of(recipe.scale)
-        amax = recipe.scaling == "amax"
-        self.exponent = exponent
-        self.options: tuple[Any, ...] = (amax, recipe.saturate)
+    def __init__(self, part: Part, recipe: Recipe) -> None:
+        self.part = part
+        self.options: tuple[Any, ...] = (recipe.scaling == "amax", recipe.saturate)
         self.graph = fx.Graph()
         self.placed: dict[fx.Node, fx.Node] = {}
         #: Means by the names of the buffers that hold them.
         self.constants: dict[str, Tensor] = {}
-        #: What is to be added to the result of a product.
+        #: Contraction → the contraction of its operand's mean, to be added to the result.
         self.offsets: dict[fx.Node, fx.Node] = {}
-        #: Deviations that are there already, by operand, mean, its scale and padding.
+        #: Deviations made so far, by operand, mean, its scale and padding.
         self.deviations: dict[tuple[Any, ...], tuple[fx.Node, fx.Node]] = {}
-        #: Casts of operands that are there already, by operand, format, exponent and dimension.
+        #: Casts of operands made so far, by operand, format, exponent and dimension.
         self.operands: dict[tuple[fx.Node, str, int, int], fx.Node] = {}
 
     def copy(self, node: fx.Node) -> fx.Node:
@@ -145,30 +131,32 @@ class _Caster:
         self.placed[node] = made
         return made
 
-    def value(self, node: fx.Node, made: fx.Node, choice: Choice, plan: ScalePlan) -> None:
-        """Cast a stored value, and its gradient, for all of its users: each near unit RMS."""
-        units, scale = plan.unit(choice.value).exponents, plan.values[choice.value].exponents
-        forward, backward = (self.exponent + u - s for u, s in zip(units, scale, strict=True))
-        self.placed[node] = self._insert(made, choice.forward, choice.backward, forward, backward)
+    def value(self, node: fx.Node, made: fx.Node, choice: Choice) -> None:
+        """Cast a stored value and its gradient, for all users of the value."""
+        stored = self.part.plan.values[choice.value].exponents
+        moved = {c.is_gradient: self.part.exponent(c) - stored[c.is_gradient] for c in choice.casts}
+        exponents = moved.get(False, 0), moved.get(True, 0)
+        self.placed[node] = self._insert(made, choice.forward, choice.backward, *exponents)
 
     def operands_of(
         self, original: fx.Node, made: fx.Node, choice: Choice, rule: Rule, units: _Units
     ) -> None:
-        """Cast the operands of a product."""
-        if not choice.forward:
-            return
+        """Cast the operands of a contraction."""
         arguments = named_arguments(made)
-        headroom = choice.exponents or (self.exponent,) * len(original.all_input_nodes)
-        operands = product_operands(rule, made)
+        chosen = {cast.place: cast for cast in choice.casts if not cast.is_gradient}
+        operands = contraction_operands(rule, made)
         with self.graph.inserting_before(made):
             apart = self._apart(original, made, choice, rule, units) if choice.mean else {}
             casts: dict[tuple[str, int], fx.Node] = {}
-            values = [value for _, _, value in product_operands(rule, original)]
-            for (name, index, operand), value, own in zip(operands, values, headroom, strict=False):
-                exponent = own + units.unit(value.name, name, index)
+            values = [value for _, _, value in contraction_operands(rule, original)]
+            for (name, index, operand), value in zip(operands, values, strict=True):
+                cast = chosen.get((choice.value, name, index))
+                if cast is None:
+                    continue
+                exponent = self.part.exponent(cast) - units.operand(value.name, name, index)
                 rounded = apart.get(name, operand)
                 axis = contracted(rule, original, name, value)
-                casts[name, index] = self._operand(rounded, choice.forward, exponent, axis)
+                casts[name, index] = self._operand(rounded, cast.format, exponent, axis)
         for name in dict.fromkeys(name for name, _ in casts):
             places = count()
             argument = fx.node.map_arg(
@@ -180,7 +168,7 @@ class _Caster:
     def _apart(
         self, original: fx.Node, made: fx.Node, choice: Choice, rule: Rule, units: _Units
     ) -> dict[str, fx.Node]:
-        """The deviation of the operand that is centered, by argument; its offset is kept."""
+        """The operand's deviation from its mean, by argument; keeps the offset of the result."""
         how = centering(rule, made)
         assert how is not None, f"{made.name} cannot be centered"
         operand = named_arguments(made)[how.operand]
@@ -197,9 +185,10 @@ class _Caster:
         return {how.operand: found}
 
     def result(self, node: fx.Node, made: fx.Node, choice: Choice, unit: int, axis: int) -> None:
-        """Cast the gradient of a product's result; ``unit``: log2 of its scale where it arrives."""
-        exponent = (choice.exponents or (self.exponent,))[-1] + unit
-        placed = self._insert(made, "", choice.backward, exponent, exponent, axis)
+        """Cast the gradient of the result; ``unit``: log2 of the scale at which it arrives."""
+        cast = next(cast for cast in choice.casts if cast.is_gradient)
+        exponent = cast.exponent + unit
+        placed = self._insert(made, "", cast.format, exponent, exponent, axis)
         if made in self.offsets:
             added = self.graph.call_function(UNCENTER, (placed, self.offsets[made]))
             added.meta = dict(placed.meta)
@@ -231,7 +220,7 @@ class _Caster:
 
 
 def _is_rescaled(node: fx.Node, plan: ScalePlan, rules: RuleTable) -> bool:
-    """Does a rescale of its own stand between the operation and its stored result?"""
+    """Does a rescale stand between the operation and its stored result?"""
     if node.op != "call_function" or not node.users:
         return False
 

@@ -1,9 +1,9 @@
-"""From casts around a product of matrices to one operator on FP8 operands.
+"""From a matmul with casts around it to one operator on FP8 operands.
 
     cast(x) @ cast(w)ᵀ + bias, its gradient cast   ─►   unitify::fp8_linear(x, w, bias)
 
-Takes a graph with casts, and gives another one, with what ran where noted in the choices. A
-product stays simulated where no such operator says the same, and the choice says why.
+Takes a graph with casts, and gives another graph; ``Choice.runs`` says what runs how. A
+contraction stays simulated where the operator does not compute the same; the choice says why.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import fx
 import unitify.runtime  # noqa: F401  (registers unitify::fp8_linear)
 from unitify.arrival import unwatched
 from unitify.capture.whole import Capture
-from unitify.cast.centering import CENTER, UNCENTER
+from unitify.cast.mean_subtraction import CENTER, UNCENTER
 from unitify.diagnostics import NotInFP8, UnitifyError
 from unitify.formats.table import FORMATS
 from unitify.recipe.choices import Choice
@@ -38,10 +38,11 @@ def lower(
     rules: RuleTable,
     device: torch.device,
 ) -> tuple[fx.Graph, tuple[Choice, ...]]:
-    """``graph`` with the products that can be on FP8 operands, and the choices with ``runs``.
+    """``graph`` with FP8 operators where they compute the same, and the choices with ``runs``.
 
-    ``device``: where the weights are, which decides what runs; the operator itself looks at every
-    call. Raises ``UnitifyError`` (U404) where the recipe asks for FP8 and a product cannot.
+    ``device``: where the weights are. It decides what ``runs`` says; at run time the operator looks
+    at its own operands. Raises ``UnitifyError`` (U404) where the recipe requires FP8 and a
+    contraction cannot run in it.
     """
     made = fx.Graph()
     made.output(made.graph_copy(graph, {}))
@@ -49,7 +50,7 @@ def lower(
     noted: list[Choice] = []
     refused: list[NotInFP8] = []
     for choice in choices:
-        if not (choice.is_product and choice.is_cast and recipe.values == "contractions"):
+        if not (choice.is_contraction and choice.is_cast and recipe.values == "contractions"):
             noted.append(choice)
             continue
         why = "the recipe says simulate" if recipe.simulate is True else ""
@@ -68,10 +69,10 @@ def lower(
 
 
 def without_codes(graph: fx.Graph, capture: Capture, rules: RuleTable) -> fx.Graph:
-    """``graph`` with the operations of ``capture`` in the place of products on FP8 operands.
+    """``graph`` with the operations of ``capture`` in place of the FP8 operators.
 
-    Their operands are not cast then, and means that were taken from operands are back in: what is
-    left can be compared with the capture, node by node.
+    Their operands are not cast, and no mean is subtracted. The result can be compared with the
+    capture, node by node.
     """
     originals = {node.name: node for node in capture.graph.nodes}
     graph = unwatched(graph)
@@ -110,14 +111,14 @@ def without_codes(graph: fx.Graph, capture: Capture, rules: RuleTable) -> fx.Gra
     return made
 
 
-def _is_padded(product: fx.Node) -> bool:
-    """Has the padding of a product's operand been done in front of it?"""
-    casts = (n.args[0] for n in product.all_input_nodes if n.target is _CAST)
+def _is_padded(contraction: fx.Node) -> bool:
+    """Does padding stand in front of the contraction, beside the mean subtraction?"""
+    casts = (n.args[0] for n in contraction.all_input_nodes if n.target is _CAST)
     return any(isinstance(n, fx.Node) and n.target is CENTER and n.args[2] for n in casts)
 
 
 def objection(node: fx.Node, rule: Rule, choice: Choice, recipe: Recipe) -> str:
-    """Why the operator does not say the same as the casts and the product; "" where it does."""
+    """Why the operator does not compute the same as the casts; "" where it does."""
     if recipe.scaling == "amax":
         return "its scales are found at run time"
     if any(FORMATS[name].bits != 8 or FORMATS[name].dtype is None for name in _formats(choice)):
@@ -128,7 +129,7 @@ def objection(node: fx.Node, rule: Rule, choice: Choice, recipe: Recipe) -> str:
     if rule.inside:
         return f"{rule.inside} stay in the model's own type"
     if matmul is None:
-        return "it is not one product of two matrices"
+        return "it is not one matmul of two matrices"
     arguments = named_arguments(node)
     left, right = (_tensor(arguments[name]) for name in (matmul.left, matmul.right))
     if left.dim() < 2 or right.dim() != 2:
@@ -149,7 +150,7 @@ def _missing(device: torch.device, choice: Choice) -> str:
     assert backward is not None
     if multiplies(device, forward, forward) and multiplies(device, backward, forward):
         return ""
-    return f"the device {device} multiplies no {choice.forward} by {choice.backward}"
+    return f"{device} has no matmul of {choice.forward} by {choice.backward}"
 
 
 def _formats(choice: Choice) -> tuple[str, str]:
@@ -161,7 +162,7 @@ def _tensor(argument: Any) -> Any:
 
 
 def _replace(graph: fx.Graph, node: fx.Node, matmul: MatrixProduct, choice: Choice) -> None:
-    """Put the operator in the place of ``node`` and the casts around it, under its name."""
+    """Replace ``node`` and the casts around it by the operator, under the same name."""
     arguments = named_arguments(node)
     (of_gradient,) = node.users
     left, right = arguments[matmul.left], arguments[matmul.right]

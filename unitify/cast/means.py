@@ -1,55 +1,59 @@
-"""Means of the operands of products, by channel, where a cast is better off without them.
+"""Mean subtraction: the operands whose channels are cast without their mean.
 
-A mean is that of a run. Without data it is so of values whose moments a trained model itself keeps
-(``analysis.stated``), and of what follows from them element by element: the run is moved towards
-these moments. What random inputs make of others is no ground to shift a tensor on.
+A mean comes from a run. Without data it is taken only of values that have running statistics, and
+of values that follow from these element by element; the run is corrected by the statistics. Means
+on random inputs say nothing of other values.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import Tensor, fx
 
-from unitify.analysis.stated import stated_moments
+from unitify.analysis.running_statistics import running_statistics
 from unitify.capture.whole import Capture
-from unitify.cast.centering import on_grid
+from unitify.cast.mean_subtraction import on_grid
 from unitify.formats.table import FORMATS, Format
-from unitify.recipe.choices import Choice
+from unitify.part import Part
+from unitify.recipe.cast import Cast
 from unitify.rulebook.centering import Centering, centering
 from unitify.rulebook.laws import is_scalable
 from unitify.rulebook.rule_table import RuleTable
 from unitify.rulebook.schema import named_arguments, operation_name
 
-#: What centering has to take off the mean square of an operand, in decibels: it costs a
-#: subtraction, and a mean may be off.
+#: The least decibels by which the mean square of an operand has to fall. A mean costs a
+#: subtraction, and may be off on other data; 2 dB is a third of a mantissa bit.
 WORTH = 2.0
 
 #: Value and axis → mean and mean square of each channel.
 Known = Mapping[tuple[str, int], tuple[Tensor, Tensor]]
 
 
-def with_means(
-    choices: Iterable[Choice], capture: Capture, rules: RuleTable, known: Known
-) -> tuple[Choice, ...]:
-    """``choices`` with the means of operands that are better off without, as far as ``known``."""
-    places = centerings(choices := tuple(choices), capture, rules)
-    found = []
-    for choice in choices:
-        if choice.value in places:
-            operand, how = places[choice.value]
-            if (operand.name, how.axis) in known:
-                shift = shift_of(known[operand.name, how.axis], FORMATS[choice.forward])
-                if shift is not None:
-                    choice = replace(choice, mean=tuple(shift.tolist()))
-        found.append(choice)
-    return tuple(found)
+def with_means(part: Part, rules: RuleTable, known: Known) -> Part:
+    """``part`` with the ``known`` means of operands that are cast better without them."""
+    places = centerings(part, rules)
+
+    def centered(cast: Cast) -> Cast:
+        operation, argument, _ = cast.place
+        if operation not in places or argument != places[operation][1].operand:
+            return cast
+        operand, how = places[operation]
+        if (operand.name, how.axis) not in known:
+            return cast
+        shift = shift_of(known[operand.name, how.axis], FORMATS[cast.format])
+        return cast if shift is None else replace(cast, mean=tuple(shift.tolist()))
+
+    return part.with_casts(centered)
 
 
 def shift_of(known: tuple[Tensor, Tensor], format: Format) -> Tensor | None:
-    """The mean to take off, of mean and mean square by channel; None where that is not worth it."""
+    """The mean to subtract, by channel; None where that saves less than ``WORTH``.
+
+    ``known``: mean and mean square of each channel.
+    """
     mean, square = known
     shift = on_grid(mean, format)
     return shift if _saved(mean, square, shift) >= WORTH else None
@@ -62,14 +66,12 @@ def _saved(mean: Tensor, square: Tensor, shift: Tensor) -> float:
     return 10 * math.log10(whole / left) if left and whole else 0.0
 
 
-def centerings(
-    choices: Iterable[Choice], capture: Capture, rules: RuleTable
-) -> dict[str, tuple[fx.Node, Centering]]:
-    """By name of a product that is cast: the operand to be centered, and how."""
-    cast = {c.value for c in choices if c.is_product and c.forward and c.has_weight}
-    varying = from_input(capture)
+def centerings(part: Part, rules: RuleTable) -> dict[str, tuple[fx.Node, Centering]]:
+    """Contraction that is cast, by name → its operand with a mean, and how it is split."""
+    cast = {c.value for c in part.choices if c.is_contraction and c.forward and c.has_weight}
+    varying = from_input(part.capture)
     found = {}
-    for node in capture.graph.nodes:
+    for node in part.capture.graph.nodes:
         if node.name not in cast:
             continue
         how = centering(rules[operation_name(node)], node)
@@ -80,7 +82,7 @@ def centerings(
 
 
 def from_input(capture: Capture) -> set[fx.Node]:
-    """What depends on the inputs of a graph."""
+    """The nodes that depend on an input of the graph."""
     found: set[fx.Node] = set()
     for node in capture.graph.nodes:
         if node.op == "placeholder" or any(n in found for n in node.all_input_nodes):
@@ -88,9 +90,9 @@ def from_input(capture: Capture) -> set[fx.Node]:
     return found
 
 
-def told(capture: Capture, rules: RuleTable) -> set[fx.Node]:
-    """Values whose moments are stated, and what is made of them without a sum of products."""
-    found: set[fx.Node] = set(stated_moments(capture, rules))
+def known_nodes(capture: Capture, rules: RuleTable) -> set[fx.Node]:
+    """Values with running statistics, and those made of them without a contraction."""
+    found: set[fx.Node] = set(running_statistics(capture, rules))
     varying = from_input(capture)
     for node in capture.graph.nodes:
         rule = rules.get(operation_name(node))
@@ -103,7 +105,7 @@ def told(capture: Capture, rules: RuleTable) -> set[fx.Node]:
 
 
 class Sums:
-    """Sums over the channels of values, as they are met in a run."""
+    """Sums by channel of the values of a run."""
 
     def __init__(self) -> None:
         self.held: dict[tuple[str, int], tuple[Tensor, Tensor, int]] = {}

@@ -1,4 +1,4 @@
-"""Which products stay in BF16 so that the noise of every output keeps within a bound."""
+"""Which contractions stay in BF16, so that every output keeps its signal to noise."""
 
 from __future__ import annotations
 
@@ -6,59 +6,51 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from unitify.capture.whole import Capture
 from unitify.diagnostics import BoundMissed, BoundUnknown, Diagnostic
 from unitify.formats.signal_to_noise import relative_error
 from unitify.formats.table import BF16, FORMATS
-from unitify.noise.budget import Budget
-from unitify.noise.budget import choose as leave_out
+from unitify.noise.mixed_precision import Sensitivity, leave_out
 from unitify.noise.operand_casts import operand_casts
-from unitify.noise.probed import probed_budget
-from unitify.plan.scale_plan import ScalePlan
-from unitify.recipe.choices import Choice
+from unitify.noise.sensitivity import sensitivity
+from unitify.part import Part
 from unitify.rulebook.rule_table import RuleTable
 
 
 def within_bound(
-    choices: Iterable[Choice],
-    capture: Capture,
-    plan: ScalePlan,
+    part: Part,
     rules: RuleTable,
     min_sqnr: float,
     batches: Iterable[list[Any]] | None = None,
-) -> tuple[tuple[Choice, ...], tuple[Diagnostic, ...]]:
-    """``choices`` with the fewest FLOPs left in BF16 so that each output keeps ``min_sqnr`` dB.
+) -> tuple[Part, tuple[Diagnostic, ...]]:
+    """``part`` with the fewest FLOPs left in BF16, so that each output keeps ``min_sqnr`` dB.
 
-    Every product is told how much noise its casts add. A finding where no choice is enough.
-    ``batches``: flat inputs on which noise is followed, drawn ones where None. Where weights hold
-    no data there is nothing to run: a finding says that nobody looked.
+    ``Choice.noise`` says how much noise each contraction adds. ``batches``: flat inputs to run on;
+    the example where None. A finding says where no choice is enough (U405), and where nothing
+    could be run because weights hold no data (U406).
     """
-    choices = tuple(choices)
-    cast = {c.value: c for c in choices if c.is_product and c.is_cast}
+    capture = part.capture
+    cast = {c.value: c for c in part.choices if c.is_contraction and c.is_cast}
     if not cast:
-        return choices, ()
+        return part, ()
     if not capture.holds_weights:
-        return choices, (BoundUnknown(where=type(capture.model).__name__, asked=min_sqnr),)
-    casts = operand_casts(cast.values(), capture, plan, rules)
-    shares = probed_budget(capture, rules, casts, batches)
+        return part, (BoundUnknown(where=type(capture.model).__name__, asked=min_sqnr),)
+    shares = sensitivity(capture, rules, operand_casts(part, rules), batches)
     flops = {name: choice.flops for name, choice in cast.items()}
     forward = FORMATS[next(iter(cast.values())).forward]
     remaining = relative_error(BF16, 1.0) / relative_error(forward, 1.0)
     left = set(leave_out(shares, flops, min_sqnr, remaining))
     noise = {n: max(each.get(n, 0.0) for each in shares.outputs.values()) for n in cast}
     found = []
-    for choice in choices:
+    for choice in part.choices:
         if choice.value in left:
             reason = f"in BF16 for its noise; an output is to keep {min_sqnr:g} dB"
-            choice = replace(
-                choice, forward="bf16", backward="bf16", exponents=(), mean=(), reason=reason
-            )
+            choice = replace(choice.in_format(BF16.name), reason=reason)
         found.append(replace(choice, noise=noise.get(choice.value, 0.0)))
-    return tuple(found), tuple(_missed(shares, left, remaining, min_sqnr))
+    return replace(part, choices=tuple(found)), tuple(_missed(shares, left, remaining, min_sqnr))
 
 
 def _missed(
-    shares: Budget, left: set[str], remaining: float, min_sqnr: float
+    shares: Sensitivity, left: set[str], remaining: float, min_sqnr: float
 ) -> Iterable[Diagnostic]:
     for output, sqnr in shares.sqnr(left, remaining).items():
         if sqnr < min_sqnr:

@@ -1,13 +1,14 @@
-"""Means and scales of the operands of products, by one run: where each product suffers least.
+"""Scale search: the scale of each operand at which its contraction loses least, found in one run.
 
     E[(v · J e)²] = |J e|²  for v of independent signs, and v · J is one backward pass
 
-e is what a cast at one scale does to an operand, J how the product depends on the operand. So one
-backward pass of the product tells what every scale would do to its result, and the casts alone are
-tried. Errors are counted by position (token, pixel, frame), each against its own signal: power is
-held by a few elements, in the first token that all others attend to, in the loud moments of a
-sound, and what is small beside it falls below the range of the format without a trace in that
-figure. That needs no data: outliers are made by the weights, and show on drawn inputs, too.
+e is the error of a cast at one scale, J the derivative of the contraction by the operand. One
+backward pass of the contraction gives v · J. With it every scale is tried by its cast alone.
+
+Errors are counted by position (token, pixel, frame), each against the signal of that position.
+The power of a whole tensor would hide them: a few elements hold most of it, such as the first
+token, which all others attend to. The run needs no data of the user's, because weights make the
+outliers, and they show on drawn inputs, too. The same run gives the means of operands.
 """
 
 from __future__ import annotations
@@ -22,63 +23,59 @@ from torch import Tensor, fx
 
 from unitify.capture.execution import GraphRunner, unchanged
 from unitify.capture.whole import Capture
-from unitify.cast.means import Known, Sums, centerings, from_input, shift_of, told
+from unitify.cast.means import Known, Sums, centerings, from_input, known_nodes, shift_of
 from unitify.formats.powers import exponent_of
-from unitify.formats.table import quantize
+from unitify.formats.table import FORMATS, quantize
 from unitify.noise.measured import Correction
-from unitify.noise.operand_casts import OperandCast, Place, operand_casts
-from unitify.noise.toward_stated import toward_stated
-from unitify.plan.scale_plan import ScalePlan
-from unitify.recipe.choices import Choice
+from unitify.noise.running_statistics import toward_running_statistics
+from unitify.part import Part
+from unitify.recipe.cast import Cast, Place
 from unitify.recipe.recipe import Recipe
 from unitify.rulebook.centering import Centering
+from unitify.rulebook.contractions import contraction_operands
 from unitify.rulebook.laws import is_scalable
 from unitify.rulebook.operation import call_by_name
-from unitify.rulebook.products import product_operands
 from unitify.rulebook.rule_table import RuleTable
 from unitify.rulebook.schema import named_arguments, operation_name
 
-#: Octaves that are tried from where the largest element is just in range: further up, and down.
+#: Octaves that are tried: up to where the largest element saturates by 4, and down by 14. E4M3 has
+#: 15 octaves of normal numbers, so that a scale further down leaves nothing of an operand.
 _UP, _DOWN = 4, 14
-#: How many octaves the RMS of a value may be off what it is on inputs that were tried.
+#: Octaves by which the RMS on other inputs is assumed to differ, one standard deviation.
 OCTAVES = 1.0
 #: Decibels by which the expected error may be above the least.
 _TOLERANCE = 0.1
-#: Elements of an operand that are tried, in whole positions, and no fewer positions than this.
+#: The most elements of an operand that are tried, and the fewest positions.
 _ELEMENTS, _POSITIONS = 2**16, 32
 
-#: log2 of the scale of a cast → what it costs.
+#: log2 of the scale of a cast → the error that it causes.
 Errors = dict[int, float]
 
 
 @dataclass(frozen=True)
 class Found:
-    """Means of operands, and what every scale of the cast of an operand would cost."""
+    """Means of operands, and the error that every scale of a cast would cause."""
 
     means: Known
     errors: Mapping[Place, Errors]
 
 
 def searched(
-    choices: Iterable[Choice],
-    capture: Capture,
-    plan: ScalePlan,
+    part: Part,
     rules: RuleTable,
     recipe: Recipe,
     batches: Iterable[list[Any]] | None = None,
 ) -> Found:
-    """What one run on each of ``batches`` (lists of flat inputs) tells of the operands of products.
+    """Means of operands and errors of their casts, from one run on each of ``batches``.
 
-    Without batches the example is run, and what the model states of a value counts more than that.
-    Where weights hold no data nothing is found.
+    ``batches``: lists of flat inputs. Without any the example is run, corrected by the model's
+    running statistics. Both are empty where weights hold no data.
     """
+    capture = part.capture
     if not capture.holds_weights:
         return Found({}, {})
-    # No product is tried at the mean of another run.
-    plain = [replace(c, exponents=(), mean=()) for c in choices if c.is_product and c.forward]
-    casts = operand_casts(plain, capture, plan, rules)
-    correct = toward_stated(capture, rules) if batches is None else None
-    run = _Search(capture, rules, plain, casts, recipe, correct)
+    correct = toward_running_statistics(capture, rules) if batches is None else None
+    run = _Search(part, rules, recipe, correct)
     if run.needed:
         with torch.no_grad(), unchanged(capture.model, 0):
             for inputs in [list(capture.example)] if batches is None else batches:
@@ -86,29 +83,21 @@ def searched(
     return Found(run.sums.known(), run.errors)
 
 
-def with_scales(
-    choices: Iterable[Choice], capture: Capture, plan: ScalePlan, rules: RuleTable, found: Found
-) -> tuple[Choice, ...]:
-    """``choices`` with the exponents of operands that are no weights: where products suffer least.
+def with_scales(part: Part, found: Found) -> Part:
+    """``part`` with the exponents of activations at which their contractions lose least.
 
-    The middle of the powers of two within a tenth of a decibel of the least expected error; what is
-    expected is that the RMS on other inputs is an octave off.
+    Each is the middle of the powers of two within 0.1 dB of the least expected error. The
+    expectation allows for an RMS that is an octave off on other inputs.
     """
-    nodes = {node.name: node for node in capture.graph.nodes}
     best = {place: _middle(errors) for place, errors in found.errors.items()}
 
-    def moved(choice: Choice) -> Choice:
-        exponents = list(choice.exponents)
-        node = nodes[choice.value]
-        operands = product_operands(rules[operation_name(node)], node)
-        for position, (name, index, operand) in enumerate(operands):
-            place = choice.value, name, index
-            if place in best:
-                unit = exponent_of(plan.unit(operand.name).fwd)
-                exponents[position] = best[place] - unit
-        return replace(choice, exponents=tuple(exponents))
+    def moved(cast: Cast) -> Cast:
+        if cast.place not in best:
+            return cast
+        unit = exponent_of(part.plan.unit(cast.value).fwd)
+        return replace(cast, exponent=best[cast.place] - unit)
 
-    return tuple(moved(c) if c.is_product and c.forward else c for c in choices)
+    return part.with_casts(moved)
 
 
 def _middle(errors: Errors) -> int:
@@ -124,37 +113,33 @@ def _middle(errors: Errors) -> int:
 
 
 class _Search(GraphRunner):
-    """Runs a graph; beside a product its own backward pass, and the casts of its operands."""
+    """Runs a graph. At each contraction it also runs its backward pass and tries the casts."""
 
     def __init__(
-        self,
-        capture: Capture,
-        rules: RuleTable,
-        choices: list[Choice],
-        casts: Mapping[Place, OperandCast],
-        recipe: Recipe,
-        correct: Correction | None,
+        self, part: Part, rules: RuleTable, recipe: Recipe, correct: Correction | None
     ) -> None:
+        capture = part.capture
         super().__init__(capture.graph, capture.attribute)
-        self.casts, self.correct = casts, correct
+        self.correct = correct
+        self.formats = {c.place: FORMATS[c.format] for c in part.casts() if not c.is_gradient}
         self.errors: dict[Place, Errors] = {}
         self.sums = Sums()
         self.generator = torch.Generator().manual_seed(0)
         self.centerings: dict[str, tuple[fx.Node, Centering]] = {}
         if recipe.center != "none":
-            known = told(capture, rules) if recipe.center == "predicted" else None
+            known = known_nodes(capture, rules) if recipe.center == "predicted" else None
             self.centerings = {
                 name: (operand, how)
-                for name, (operand, how) in centerings(choices, capture, rules).items()
+                for name, (operand, how) in centerings(part, rules).items()
                 if known is None or operand in known
             }
-        #: Product → what of it is tried.
+        #: Contraction → the operands whose casts are tried.
         self.operands: dict[fx.Node, list[tuple[str, int, fx.Node]]] = {}
-        #: Products whose positions lie along all dimensions but the second.
+        #: Contractions whose positions lie along all dimensions but the second.
         self.windows: set[fx.Node] = set()
         if recipe.headroom != "none":
             self._take_operands(capture, rules)
-        #: What has to be run.
+        #: The nodes that have to run.
         self.needed: set[fx.Node] = set()
         for node in reversed(capture.graph.nodes):
             is_asked = node in self.operands or node.name in self.centerings
@@ -169,8 +154,8 @@ class _Search(GraphRunner):
                 continue
             found = [
                 (name, index, operand)
-                for name, index, operand in product_operands(rule, node)
-                if (node.name, name, index) in self.casts
+                for name, index, operand in contraction_operands(rule, node)
+                if (node.name, name, index) in self.formats
                 and operand in varying
                 and isinstance(named_arguments(node)[name], fx.Node)
             ]
@@ -180,7 +165,7 @@ class _Search(GraphRunner):
                 self.windows.add(node)
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run one node as it is, and what is tried beside it; nothing behind the last trial."""
+        """Run one node, and the trials at it. Behind the last trial nothing runs."""
         if n.op == "call_function" and n not in self.needed:
             return None
         if n.name in self.centerings:
@@ -193,7 +178,7 @@ class _Search(GraphRunner):
         return result
 
     def _tried(self, n: fx.Node, tried: list[tuple[str, int, fx.Node]]) -> Any:
-        """The product's result, after its backward pass and the casts of its operands."""
+        """The result of the contraction, once its backward pass and its trials have run."""
         given = named_arguments(n)
         leaves = {name: self.env[operand].detach().requires_grad_() for name, _, operand in tried}
         arguments = {
@@ -217,13 +202,13 @@ class _Search(GraphRunner):
         )
 
     def _signs(self, result: Tensor, axis: int) -> Tensor:
-        """Independent signs over the signal of each position; nothing where there is none."""
+        """Independent signs, divided by the norm of each position; zero where that is zero."""
         signs = torch.randint(0, 2, result.shape, generator=self.generator).to(result) * 2 - 1
         norm = torch.linalg.vector_norm(result, dim=axis, keepdim=True)
         return torch.where(norm > 0, signs / norm, 0.0)
 
     def _try(self, n: fx.Node, place: Place, value: Tensor, gradient: Tensor, axis: int) -> None:
-        cast = self.casts[place]
+        format = self.formats[place]
         rows, weights = (_by_position(t.detach(), axis) for t in (value, gradient))
         count = max(_ELEMENTS // rows.shape[-1], _POSITIONS)
         if len(rows) > count:
@@ -235,16 +220,16 @@ class _Search(GraphRunner):
             is (named_arguments(n)[place[1]])
         ):
             operand, how = self.centerings[n.name]
-            shift = shift_of(self.sums.known()[operand.name, how.axis], cast.format)
+            shift = shift_of(self.sums.known()[operand.name, how.axis], format)
             rows = rows if shift is None else rows - shift.to(rows)
         if place not in self.errors:
             largest = float(rows.abs().max()) or float(value.abs().max())
-            just = math.floor(math.log2(largest / cast.format.largest)) + 1
+            just = math.floor(math.log2(largest / format.largest)) + 1
             self.errors[place] = dict.fromkeys(range(just - _UP, just + _DOWN), 0.0)
         held = self.errors[place]
         for exponent in held:
             scale = math.ldexp(1.0, exponent)
-            error = quantize(rows / scale, cast.format) * scale - rows
+            error = quantize(rows / scale, format) * scale - rows
             held[exponent] += float((error * weights).sum(-1).double().square().sum()) / len(rows)
 
 

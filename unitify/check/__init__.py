@@ -1,4 +1,4 @@
-"""``unitify check``: every tensor that a number format would not hold, at the user's own line."""
+"""``unitify check``: finds the tensors that a number format cannot hold, and the line of each."""
 
 from unitify.check.asserting import assert_unit_scaled, check_model
 from unitify.check.finding import Finding

@@ -1,4 +1,4 @@
-"""Checks from Python: ``check_model``, ``assert_unit_scaled`` and what the pytest fixture is."""
+"""Checks from Python: ``check_model``, ``assert_unit_scaled`` and the pytest fixture."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from unitify.check.baseline import against, read_baseline
 from unitify.check.checking import check
 from unitify.check.outcome import Outcome
 from unitify.check.outputs import rendered
-from unitify.check.places import Places
 from unitify.check.settings import read_settings
+from unitify.check.source_lines import SourceLines
 from unitify.check.subject import subject_of
 from unitify.estimating import measures
 from unitify.recipe.reader import configured_recipe, read_recipe
@@ -35,15 +35,16 @@ def check_model(
     entry: Frame | None = None,
     **settings: Any,
 ) -> Outcome:
-    """What ``unitify check`` finds in ``model``, original or transformed.
+    """The findings of ``unitify check`` in ``model``, original or transformed.
 
-    - ``inputs``: of one call (a tensor, a tuple or a dict), or a list of these; inferred where the
-      model tells
-    - ``scales``: what is judged: "measured" on them, predicted by "analysis", or, with "auto",
-      measured where weights hold data
-    - ``recipe``: what is cast, as for ``transform``; that of ``pyproject.toml`` or "fp8" where None
-    - ``root``: of the project, whose ``[tool.unitify.check]`` is read; None is the working folder
-    - ``settings``: keys of that table on top of it
+    - ``inputs``: those of one call (a tensor, a tuple or a dict), or a list of calls. None infers
+      them from the model
+    - ``scales``: the RMS to judge. "measured" takes it from a run on ``inputs``, "analysis"
+      predicts it, and "auto" measures where weights hold data
+    - ``recipe``: what is cast, as for ``transform``. None takes that of ``pyproject.toml``,
+      else "fp8"
+    - ``root``: the folder whose ``[tool.unitify.check]`` is read. None is the working folder
+    - ``settings``: keys that override those of that table
 
     Raises ``UnitifyError``: U001 for other scales, U002 or U102 for inputs, U011 for settings.
     """
@@ -60,18 +61,18 @@ def check_model(
         subject,
         chosen,
         table,
-        Places(Repository.around(folder), subject.model, entry),
+        SourceLines(Repository.around(folder), subject.model, entry),
         target=type(model).__name__,
-        is_measured=measures(scales, (p.capture for p in subject.pieces.values())),
+        is_measured=measures(scales, (part.capture for part in subject.parts)),
         batches=batches,
     )
 
 
 def assert_unit_scaled(model: nn.Module, inputs: Any = (), **options: Any) -> None:
-    """Every tensor that ``model`` stores, and its gradient, has an RMS in the unit band.
+    """Assert that every stored tensor of ``model``, and its gradient, has an RMS in the unit band.
 
-    As ``check_model`` with ``format="unit"``; another ``format`` asks whether that holds every
-    stored tensor. Raises ``AssertionError``, which says what does not, where it is made and why.
+    This is ``check_model`` with ``format="unit"``. With another ``format`` it asserts that this
+    format holds every stored tensor. The ``AssertionError`` names each tensor, its line and why.
     """
     __tracebackhide__ = True  # pytest then shows the line of the test
     options.setdefault("format", "unit")
@@ -85,14 +86,14 @@ def assert_unit_scaled(model: nn.Module, inputs: Any = (), **options: Any) -> No
 
 @dataclass(frozen=True)
 class Checker:
-    """What the fixture ``unitify_check`` is: ``check_model`` with options and a baseline."""
+    """The fixture ``unitify_check``: ``check_model`` with the options and baseline of a project."""
 
     root: Path
     options: Mapping[str, Any] = field(default_factory=dict)
     baseline: Path | None = None
 
     def __call__(self, model: nn.Module, inputs: Any = (), **options: Any) -> Outcome:
-        """What is found in ``model``; findings of the baseline are in ``known``."""
+        """The findings in ``model``. Those of the baseline are in ``known``."""
         given = {"root": self.root, "entry": _caller(), **self.options, **options}
         outcome = check_model(model, inputs, **given)
         if self.baseline is None:
@@ -100,7 +101,7 @@ class Checker:
         return against(outcome, read_baseline(self.baseline))
 
     def assert_clean(self, model: nn.Module, inputs: Any = (), **options: Any) -> None:
-        """Raises ``AssertionError`` with all that is found in ``model`` and is not known."""
+        """Raises ``AssertionError`` with every finding in ``model`` that is not known."""
         __tracebackhide__ = True
         outcome = self(model, inputs, **{"entry": _caller(), **options})
         if not outcome.is_clean:
@@ -108,5 +109,5 @@ class Checker:
 
 
 def _caller() -> Frame:
-    """The line that called the function which asks."""
+    """The line that called the function of this module."""
     return frames_of_call()[-2]

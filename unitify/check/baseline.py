@@ -1,7 +1,7 @@
-"""``unitify-baseline.json``: findings that are known, so that CI fails on new or worse ones alone.
+"""``unitify-baseline.json``: the known findings. CI then fails on new or worse ones alone.
 
-A file that is committed: sorted, without times, one line a finding, so that two branches merge. A
-finding is known by code, name and direction; its figure, log2 and rounded, says how bad it was.
+The file is meant to be committed. It is sorted, holds no times, and has one line a finding, so that
+branches merge. Code, name and direction identify a finding. A rounded log2 says how bad it was.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Baseline = Mapping[tuple[str, str, str], int | None]
 
 
 def read_baseline(path: Path) -> Baseline:
-    """The known findings in ``path``; none where there is no such file.
+    """The known findings in ``path``; empty where there is no such file.
 
     Raises ``UnitifyError`` (U608) for a file that is no baseline.
     """
@@ -42,7 +42,7 @@ def read_baseline(path: Path) -> Baseline:
 
 
 def write_baseline(path: Path, outcome: Outcome) -> int:
-    """Make everything in ``outcome`` known. Returns how many findings that are.
+    """Write every finding of ``outcome`` into the baseline. Returns how many there are.
 
     Raises ``UnitifyError`` (U606) where the file cannot be written.
     """
@@ -62,7 +62,7 @@ def write_baseline(path: Path, outcome: Outcome) -> int:
 
 
 def against(outcome: Outcome, baseline: Baseline) -> Outcome:
-    """``outcome`` with known findings apart from new and worse ones, and what is stale."""
+    """``outcome`` with known findings separated from new and worse ones, and stale ones listed."""
     known = tuple(f for f in outcome.findings if _is_known(f, baseline))
     keys = {finding.key for finding in outcome.findings}
     return dataclasses.replace(

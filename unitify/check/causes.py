@@ -1,9 +1,9 @@
-"""Where a departure from scale begins, and what merely follows from it.
+"""Causes: the tensor where a departure from scale begins, and the tensors that follow from it.
 
-One loss that is divided by a million makes every gradient of a model too small. Each of them is a
-finding, and one line is to blame. Forward it is that of the first value whose operands are fine,
-backward that of the first gradient whose consumers' gradients are; a value that is far worse than
-everything it was made of is a beginning, too.
+A loss divided by a million makes every gradient of a model too small. Each gradient is a finding,
+but one line is to blame. In the forward pass a cause is a value whose operands are in range. In the
+backward pass it is a gradient whose consumers' gradients are in range. A tensor that is far worse
+than everything it is made of is a cause, too.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
-#: Octaves by which a tensor is worse than those before it, to be a cause of its own: more than what
-#: a mean over a small batch, or a wide layer, does to a gradient.
+#: A tensor that is worse by this many octaves than those before it is a cause of its own. A mean
+#: over a small batch, or a wide layer, moves a gradient by less.
 STEP = 10.0
 
 #: Value and direction (0 forward, 1 backward).
@@ -23,17 +23,17 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True)
 class _State:
-    """The departure that a tensor carries: where it began, and how far out it is now."""
+    """The departure of a tensor: the cause, and how many octaves it is outside now."""
 
     cause: Key
     octaves: float
 
 
 def causes(graph: fx.Graph, outside: Mapping[Key, float], fine: Iterable[Key]) -> dict[Key, Key]:
-    """Every tensor that is outside → the tensor in which that begins, perhaps itself.
+    """Every tensor that is outside → its cause, which may be itself.
 
-    ``outside``: octaves outside by value and direction. ``fine``: what was judged and is not. What
-    was not judged (a view, a mask) hands on what it is made of.
+    ``outside``: octaves outside, by value and direction. ``fine``: judged tensors that are inside.
+    A tensor that was not judged (a view, a mask) passes on the departure of its operands.
     """
     settled = set(fine)
     found: dict[Key, Key] = {}

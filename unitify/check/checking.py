@@ -1,16 +1,16 @@
-"""``check``: a subject and settings to an ``Outcome``.
+"""``check``: from a subject and settings to an ``Outcome``.
 
     judge ─► predict ─► measure ─► find ─► select
 
-Estimates are always predicted, which gives each figure its derivation; what is measured is judged
-in their place.
+Every RMS is predicted, because a finding shows the derivation of the prediction. Where an RMS is
+measured, that is judged instead.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -22,19 +22,20 @@ from unitify.check.finding import Finding, worst_first
 from unitify.check.judged import judged
 from unitify.check.left_out import left_out
 from unitify.check.outcome import Case, Outcome
-from unitify.check.piece_findings import PieceChecker
-from unitify.check.places import Places
+from unitify.check.part_findings import PartChecker
 from unitify.check.plan_faults import Comparison
 from unitify.check.settings import Settings
-from unitify.check.subject import Piece, Subject
+from unitify.check.source_lines import SourceLines
+from unitify.check.subject import Subject
 from unitify.drift.measuring import measure_running
 from unitify.measure.captured import measure_into
 from unitify.measure.tally import Tally
+from unitify.part import Part
 from unitify.rulebook.laws import is_scalable
 from unitify.rulebook.rule_table import RuleTable
 
-#: Findings about the scale of a tensor, the plainest first: what is flushed or clipped says more
-#: than that digits are lost. Of one tensor one of them is reported.
+#: Findings about the scale of a tensor, the clearest first: a flushed or clipped tensor says more
+#: than lost digits. A tensor is reported with one of them.
 _OF_SCALE = ("U803", "U804", "U802")
 
 
@@ -47,7 +48,7 @@ def check(
     subject: Subject,
     settings: Settings,
     rules: RuleTable,
-    places: Places,
+    lines: SourceLines,
     *,
     target: str = "",
     is_measured: bool = False,
@@ -57,33 +58,29 @@ def check(
 ) -> Outcome:
     """Everything that is wrong with ``subject``, worst first.
 
-    ``is_measured``: judge what is measured on ``batches``, or on the example inputs of the captures
-    where there are none; else what is predicted. ``comparison``: plans to compare with.
-    ``on_step`` is called with the name of each step that is done, as ``steps`` lists them.
+    ``is_measured``: judge the RMS that is measured on ``batches``, or on the example inputs without
+    any; else judge predictions. ``comparison``: plans to compare with. ``on_step`` is called with
+    the name of each step once it is done, as ``steps`` lists them.
 
     Raises ``UnitifyError`` (U104, U111) for batches unlike the example.
     """
     clock = _Clock(on_step)
     batches = list(batches)
-    scoped = {
-        name: judged(piece, subject.recipe, rules, settings.scope)
-        for name, piece in subject.pieces.items()
-    }
+    parts = subject.parts
+    scoped = [judged(part, subject.recipe, rules, settings.scope) for part in parts]
     clock.done("judge")
-    analyses = {name: analyze(piece.capture, rules) for name, piece in subject.pieces.items()}
+    analyses = [analyze(part.capture, rules) for part in parts]
     clock.done("predict")
-    tallies: Mapping[str, Tally] = {}
+    tallies: list[Tally | None] = [None] * len(parts)
     if is_measured:
-        tallies = _measured(subject, batches)
+        tallies = [*_measured(subject, batches)]
         clock.done("measure")
-    found: list[Finding] = list(left_out(subject.diagnostics, places))
+    found: list[Finding] = list(left_out(subject.diagnostics, lines))
     is_sure = is_measured and bool(batches)
     compared = dataclasses.replace(comparison or Comparison(), is_sure=is_sure)
     cases: list[Case] = []
-    for name, piece in subject.pieces.items():
-        checker = PieceChecker(
-            piece, scoped[name], analyses[name], tallies.get(name), settings, rules, places
-        )
+    for part, own, analysis, tally in zip(parts, scoped, analyses, tallies, strict=True):
+        checker = PartChecker(part, own, analysis, tally, settings, rules, lines)
         found += checker.findings(compared)
         cases += checker.cases()
     selected = [f for f in found if settings.reports(f.code, f.names)]
@@ -99,28 +96,26 @@ def check(
     )
 
 
-def _measured(subject: Subject, batches: list[Any]) -> dict[str, Tally]:
-    tallies = {name: Tally(counts_magnitudes=True) for name in subject.pieces}
+def _measured(subject: Subject, batches: list[Any]) -> list[Tally]:
+    tallies = [Tally(counts_magnitudes=True) for _ in subject.parts]
+    captures = {part.name: part.capture for part in subject.parts}
     if subject.module is None or not batches:
         calls = [as_inputs(subject.model, batch) for batch in batches]
-        recorded = {name: piece.capture for name, piece in subject.pieces.items()}
-        for name, captured in recorded.items():
-            flat = flat_calls(recorded, name, calls)
-            measure_into(tallies[name], captured, flat or None)
+        for tally, (name, captured) in zip(tallies, captures.items(), strict=True):
+            measure_into(tally, captured, flat_calls(captures, name, calls) or None)
         return tallies
-    parts = [subject.module.parts[name] for name in subject.pieces]
-    captures = [piece.capture for piece in subject.pieces.values()]
-    measure_running(subject.module, parts, captures, list(tallies.values()), batches)
+    parts = [subject.module.parts[name] for name in captures]
+    measure_running(subject.module, parts, list(captures.values()), tallies, batches)
     return tallies
 
 
 def _one_of_scale(findings: list[Finding]) -> list[Finding]:
-    """One finding about the scale of a tensor, the plainest and worst; of others every one."""
+    """Keeps one finding about the scale of each tensor, the clearest and worst; and all others."""
     chosen: dict[tuple[str, ...], Finding] = {}
 
     def rank(finding: Finding) -> tuple[int, float]:
-        place = _OF_SCALE.index(finding.code) if finding.code in _OF_SCALE else 0
-        return place, -(finding.level or 0.0)
+        order = _OF_SCALE.index(finding.code) if finding.code in _OF_SCALE else 0
+        return order, -(finding.level or 0.0)
 
     for finding in sorted(findings, key=rank):
         kind = "scale" if finding.code in _OF_SCALE else finding.code
@@ -145,9 +140,9 @@ def _notes(
 ) -> Iterator[str]:
     if subject.recipe.scaling == "amax" and not settings.format:
         yield "casts of this recipe find their own factor at run time and are not judged"
-    if len(subject.pieces) > 1:
+    if len(subject.parts) > 1:
         yield "captured in parts: predicted gradients start at one at the outputs of each part"
-    if not any(_has_loss(piece) for piece in subject.pieces.values()):
+    if not any(_has_loss(part) for part in subject.parts):
         yield "no output is a loss: gradients start at one in every element of the outputs"
     names = {name for finding in found for name in finding.names}
     names |= {name for case in cases for name in (case.name, case.module)}
@@ -155,9 +150,9 @@ def _notes(
         yield f"the pattern {pattern!r} matches nothing"
 
 
-def _has_loss(piece: Piece) -> bool:
-    """Is there a single number among the outputs, where gradients start?"""
-    (output,) = (node for node in piece.capture.graph.nodes if node.op == "output")
+def _has_loss(part: Part) -> bool:
+    """Is an output a single number, where gradients start?"""
+    (output,) = (node for node in part.capture.graph.nodes if node.op == "output")
     held = [node.meta.get("val") for node in output.all_input_nodes if is_scalable(node)]
     return any(isinstance(value, Tensor) and not value.dim() for value in held)
 

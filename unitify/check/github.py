@@ -1,7 +1,7 @@
 """The output format "github": annotations of a workflow, and its summary.
 
-Annotations go to stderr, so that stdout can be read by machines. GitHub shows the first few of a
-step, so the worst come first and the table of the summary holds all.
+Annotations go to stderr, so that stdout stays readable for machines. GitHub shows only the first
+few of a step. So the worst come first, and the table of the summary holds all.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from unitify.check.finding import SEVERITIES, Finding, by_line
 from unitify.check.outcome import Outcome
 
 _COMMANDS = {"error": "error", "warning": "warning", "note": "notice"}
-#: How many annotations of each kind GitHub shows of a step.
+#: The most annotations of each kind that GitHub shows for a step.
 SHOWN = 10
 
 
 def as_github(outcome: Outcome) -> str:
-    """The worst findings of each severity as workflow commands, a line of source each."""
+    """The worst findings of each severity as workflow commands, one for a line of source."""
     groups = by_line(outcome.findings)
     shown: list[list[Finding]] = []
     for severity in SEVERITIES:
@@ -30,8 +30,8 @@ def as_github(outcome: Outcome) -> str:
 def _annotation(group: list[Finding]) -> str:
     first = group[0]
     properties = {"title": f"unitify ({first.code})"}
-    if first.place.file:
-        properties |= {"file": first.place.file, "line": str(max(first.place.line, 1))}
+    if first.source.file:
+        properties |= {"file": first.source.file, "line": str(max(first.source.line, 1))}
     written = ",".join(f"{name}={_escaped_property(value)}" for name, value in properties.items())
     more = f" ({len(group) - 1} more of the kind at this line)" if len(group) > 1 else ""
     message = _escaped(f"{first.message}{more}. {first.fix}")

@@ -8,12 +8,12 @@ from xml.etree.ElementTree import Element, SubElement
 from unitify.check.finding import Finding
 from unitify.check.outcome import Outcome
 
-#: What XML 1.0 has no way to hold, however it is escaped.
+#: Characters that XML 1.0 cannot hold, not even escaped.
 _FORBIDDEN = dict.fromkeys((*range(9), 11, 12, *range(14, 32), 65534, 65535), "�")
 
 
 def as_junit(outcome: Outcome) -> str:
-    """Every tensor that was judged; what is found of it fails, what the baseline has is skipped."""
+    """One case for each judged tensor. Findings fail; known findings are skipped."""
     held: dict[tuple[str, str], list[Finding]] = {}
     for finding in (*outcome.findings, *outcome.known):
         held.setdefault((finding.name, finding.direction), []).append(finding)
@@ -46,10 +46,10 @@ def _add_result(case: Element, finding: Finding, is_known: bool) -> None:
     if is_known:
         SubElement(case, "skipped", message=f"known: {message}", type=finding.code)
         return
-    place = f"{finding.place}\n" if finding.place.file else ""
+    source = f"{finding.source}\n" if finding.source.file else ""
     derivation = "\n".join(finding.derivation)
     failure = SubElement(case, "failure", message=message, type=finding.code)
-    failure.text = _clean(f"{place}{finding.message}\n{finding.fix}\n{derivation}")
+    failure.text = _clean(f"{source}{finding.message}\n{finding.fix}\n{derivation}")
 
 
 def _clean(text: str) -> str:

@@ -1,40 +1,40 @@
-"""Findings about what a graph does not hold: what was left out, lost, or has no rule."""
+"""Findings about what a graph does not hold: modules left out, gradients lost, rules missing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
 from unitify.check.finding import Finding
-from unitify.check.places import Places
+from unitify.check.source_lines import SourceLines
 from unitify.diagnostics import Diagnostic, GradientLost
 
-#: Codes that a checked model breaks by; what else is left out is only less than it could be.
+#: Codes that are errors. Others say only that something could be better.
 _BREAKS = {GradientLost.code}
 
 
-def left_out(diagnostics: Iterable[Diagnostic], places: Places) -> Iterator[Finding]:
+def left_out(diagnostics: Iterable[Diagnostic], lines: SourceLines) -> Iterator[Finding]:
     """A finding for everything that is not kept, at the line where it is written."""
     innermost: dict[tuple[object, ...], Finding] = {}
     for diagnostic in diagnostics:
         if not diagnostic.is_loss:
             continue
-        path = _path(diagnostic.where, places)
-        place = places.of_frames(diagnostic.frames, path)
+        path = _path(diagnostic.where, lines)
+        source = lines.of_frames(diagnostic.frames, path)
         finding = Finding(
             diagnostic=diagnostic,
-            name=path or type(places.modules[""]).__name__,
+            name=path or type(lines.modules[""]).__name__,
             module=path,
-            place=place,
+            source=source,
             severity="error" if diagnostic.code in _BREAKS else "warning",
         )
-        # A module that holds one that fails, fails for the same reason.
+        # A module fails for the same reason as the submodule that fails in it.
         why = getattr(diagnostic, "reason", None) or diagnostic.message
-        same = diagnostic.code, why, place if diagnostic.frames else path
+        same = diagnostic.code, why, source if diagnostic.frames else path
         innermost[same] = finding
     yield from innermost.values()
 
 
-def _path(where: str, places: Places) -> str:
+def _path(where: str, lines: SourceLines) -> str:
     """The path of the module that a diagnostic is about; "" for the whole model."""
     first = where.partition(" ")[0]
-    return first if first in places.modules else ""
+    return first if first in lines.modules else ""

@@ -1,9 +1,9 @@
-"""Parameters that get no gradient, and the operations at which it ends.
+"""Parameters that get no gradient, and the operation at which it stops.
 
-A parameter whose gradient is predicted to be zero, though one arrives at an operation further on,
-may have been cut off there: by a detachment, by rounding, by a comparison. The operation is then
-tried by itself: one that hands back nothing for random operands and a random gradient lets none
-through. A branch whose gain starts at zero does, and so does a normalization in front of a sum.
+A detachment, a rounding or a comparison stops a gradient. A candidate is an operation that receives
+a gradient while a parameter behind it is predicted to get none. It is tried by itself: if it
+returns no gradient for random operands and a random gradient, it stops all gradients. A gain that
+starts at zero, or a normalization in front of a sum, passes this trial and is no finding.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from unitify.rulebook.dimensions import hint, shape_of
 from unitify.rulebook.operation import call_by_name
 from unitify.rulebook.schema import named_arguments
 
-#: Elements of an operand up to which an operation is tried.
+#: The most elements of an operand with which an operation is tried.
 _LARGEST = 2**24
 
 
 def lost_gradients(
     capture: Capture, predicted: Estimates, measured: Estimates | None = None
 ) -> dict[fx.Node, list[str]]:
-    """Operation that lets no gradient through → the parameters that get none for it."""
+    """Operation that stops gradients → the parameters that get none because of it."""
     found: dict[fx.Node, list[str]] = {}
     tried: dict[tuple[fx.Node, fx.Node], bool] = {}
     for node in _without_gradient(capture, predicted, measured):
@@ -34,7 +34,7 @@ def lost_gradients(
         for stop in stops:
             if stop not in tried:
                 tried[stop] = _lets_nothing_through(*stop)
-        # One way through is enough: then the gradient is zero for another reason, or unknown.
+        # One open way is enough: then the gradient is zero for another reason, or unknown.
         if all(tried[stop] for stop in stops):
             for operation in dict.fromkeys(operation for operation, _ in stops):
                 found.setdefault(operation, []).append(str(node.target))
@@ -44,7 +44,7 @@ def lost_gradients(
 def _without_gradient(
     capture: Capture, predicted: Estimates, measured: Estimates | None
 ) -> list[fx.Node]:
-    """The trainable parameters that get none, as predicted and, where it is there, measured."""
+    """The trainable parameters without a gradient, as predicted and, if measured, as measured."""
     return [
         node
         for node in capture.graph.nodes
@@ -65,7 +65,7 @@ def _gradient(estimates: Estimates, node: fx.Node) -> float | None:
 
 
 def _stops(start: fx.Node, estimates: Estimates) -> list[tuple[fx.Node, fx.Node]]:
-    """Where gradients arrive, and go no further towards ``start``: operation and operand."""
+    """Operations, with the operand, that receive a gradient and pass none on to ``start``."""
     stops: dict[tuple[fx.Node, fx.Node], None] = {}
     pending, seen = [start], {start}
     while pending:
@@ -81,7 +81,7 @@ def _stops(start: fx.Node, estimates: Estimates) -> list[tuple[fx.Node, fx.Node]
 
 @torch.enable_grad()
 def _lets_nothing_through(node: fx.Node, operand: fx.Node) -> bool:
-    """Is the gradient of an operand none or zero, whatever the operation is given?"""
+    """Is the gradient of an operand missing or zero for any operands?"""
     generator = torch.Generator().manual_seed(0)
     drawn: dict[fx.Node, Tensor] = {}
     try:

@@ -9,14 +9,14 @@ from unitify.check.outcome import Outcome
 from unitify.check.text import summary
 
 _HEAD = ["code", "severity", "where", "what", "tensor", "begins at", "fix"]
-#: Characters that mean something in a table of Markdown, or in HTML.
+#: Characters with a meaning in Markdown tables or HTML.
 _SPECIAL = str.maketrans(
     {c: f"\\{c}" for c in "\\`*_{}[]#|~"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " "}
 )
 
 
 def as_markdown(outcome: Outcome) -> str:
-    """A heading, one line of summary, and a row for every finding, the worst first."""
+    """A heading, a summary line, and a row for each finding, worst first."""
     parts = [
         f"### unitify check {_escaped(outcome.target)}\n",
         f"{_escaped(str(summary(outcome)))}\n",
@@ -34,14 +34,14 @@ def _table(rows: Iterable[list[str]]) -> str:
 
 
 def _row(finding: Finding) -> list[str]:
-    place = str(finding.place) if finding.place.file else ""
+    source = str(finding.source) if finding.source.file else ""
     cells = [
         finding.code,
         finding.severity,
-        place,
+        source,
         finding.diagnostic.message,
         f"{finding.name} ({finding.direction})" if finding.direction else finding.name,
-        str(finding.cause_place) if finding.cause_place is not None else "",
+        str(finding.cause_source) if finding.cause_source is not None else "",
         finding.fix,
     ]
     return [_escaped(cell) for cell in cells]

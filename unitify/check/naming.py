@@ -1,8 +1,8 @@
-"""Names that stay as they are while other parts of a model change.
+"""Stable names: they stay the same while other parts of a model change.
 
-The graph's own names are numbered through (``linear_12``), so that a layer more renames all that
-follow. A finding is known by module path and operation instead: ``h.3.mlp.fc/linear``, with a
-number where a module runs an operation more than once; parameters by their own name.
+A graph numbers its values (``linear_12``), so that one more layer renames all that follow. A
+finding is named by module path and operation instead: ``h.3.mlp.fc/linear``, with a number where a
+module runs the operation more than once. A parameter has its own name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from unitify.rulebook.schema import operation_name
 
 
 def stable_names(part: str, capture: Capture) -> dict[str, str]:
-    """Name of every node of a part's graph → its stable name, unique in the part."""
+    """Name of each node in a part's graph → its stable name, unique in the part."""
     found: dict[str, str] = {}
     taken: set[str] = set()
     for node in capture.graph.nodes:
@@ -34,11 +34,11 @@ def stable_names(part: str, capture: Capture) -> dict[str, str]:
 
 
 def joined(part: str, path: str) -> str:
-    """A path inside of a part as one of the whole model."""
+    """A path inside a part, as a path of the whole model."""
     return f"{part}.{path}" if part and path else part or path
 
 
 def _operation(name: str) -> str:
-    """``linear`` of ``aten.linear.default``; a library's own keep its name."""
+    """``linear`` for ``aten.linear.default``; operations of other libraries keep their prefix."""
     parts = name.split(".")
     return parts[1] if parts[0] in ("aten", "operator") and len(parts) > 1 else ".".join(parts[:2])

@@ -1,4 +1,4 @@
-"""``Outcome``: everything that one check found, ready for every output format. Plain values."""
+"""``Outcome``: everything that one check found, as plain values for every output format."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Case:
 class Outcome:
     """One check of one target.
 
-    - ``findings``: worst first; ``known``: those that the baseline has, no worse
-    - ``stale``: keys of the baseline that nothing is found of any more
-    - ``cases``: every tensor that was judged
+    - ``findings``: worst first; ``known``: those of the baseline that are no worse
+    - ``stale``: keys of the baseline without a finding
+    - ``cases``: every judged tensor
     - ``notes``: what was not judged, and why
-    - ``judged_by``: what tensors were judged by, in words; ``figures``: "predicted" or "measured"
+    - ``judged_by``: the criterion in words; ``figures``: "predicted" or "measured"
     """
 
     target: str
@@ -41,7 +41,7 @@ class Outcome:
 
     @property
     def is_clean(self) -> bool:
-        """Is nothing found that the baseline does not have?"""
+        """Is every finding known?"""
         return not self.findings
 
     @property

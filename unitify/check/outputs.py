@@ -1,7 +1,8 @@
-"""Where an outcome is written, and as what.
+"""The files that an outcome is written to, and their formats.
 
-``--output-format FORMAT[=FILE]``, as often as wanted; ``--output-file`` is where the one format
-without a file of its own goes. What has no file goes to stdout, annotations to stderr.
+``--output-format FORMAT[=FILE]`` may be given several times. ``--output-file`` is the file of the
+one format without a file of its own. A format without any file goes to stdout; annotations go to
+stderr.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ FORMATS = ("text", "json", "sarif", "github", "junit", "markdown")
 
 @dataclass(frozen=True)
 class Output:
-    """One format, and the file that it goes to; None for stdout (annotations: stderr)."""
+    """One format and its file; None is stdout, or stderr for annotations."""
 
     format: str
     path: Path | None = None
 
 
 def read_outputs(given: Iterable[str], file: Path | None = None) -> tuple[Output, ...]:
-    """What ``--output-format`` and ``--output-file`` say; text to stdout where they say nothing.
+    """The outputs of ``--output-format`` and ``--output-file``; text to stdout without either.
 
-    Raises ``UnitifyError`` (U001) for an unknown format, and where two would share one place.
+    Raises ``UnitifyError`` (U001) for an unknown format, and where two would share one file.
     """
     outputs = []
     for text in given or ("text",):
@@ -51,15 +52,15 @@ def read_outputs(given: Iterable[str], file: Path | None = None) -> tuple[Output
             choices = "one format without a file of its own (others as FORMAT=FILE)"
             raise _unknown("--output-file", str(file), choices)
         outputs = [Output(o.format, file) if o.path is None else o for o in outputs]
-    places = [o.path or ("stderr" if o.format == "github" else "stdout") for o in outputs]
-    for place in places:
-        if places.count(place) > 1:
-            raise _unknown("--output-format", str(place), "a file for each: FORMAT=FILE")
+    targets = [o.path or ("stderr" if o.format == "github" else "stdout") for o in outputs]
+    for target in targets:
+        if targets.count(target) > 1:
+            raise _unknown("--output-format", str(target), "a file for each: FORMAT=FILE")
     return tuple(outputs)
 
 
 def write_outputs(outcome: Outcome, outputs: Iterable[Output]) -> None:
-    """Write ``outcome`` in every format asked for.
+    """Write ``outcome`` to every output.
 
     Raises ``UnitifyError`` (U606) for a file that cannot be written.
     """
@@ -77,7 +78,7 @@ def write_outputs(outcome: Outcome, outputs: Iterable[Output]) -> None:
 
 
 def rendered(outcome: Outcome, format: str) -> str:
-    """``outcome`` as the text of one format."""
+    """``outcome`` in one format."""
     if format == "json":
         return json.dumps(outcome.as_json(), indent=1, allow_nan=False) + "\n"
     if format == "sarif":

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from torch import fx
 
-from unitify.check.subject import Piece
 from unitify.diagnostics import Diagnostic, PlanDiffers, PlanMismatch, ScaleDrift, UnitifyError
 from unitify.estimates import Estimates, Rms
-from unitify.module.assembly import value_name
+from unitify.part import Part, value_name
 from unitify.plan.fixed import fixed_values, true_weights
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.rulebook.extremes import extreme_values
@@ -26,8 +25,8 @@ DIRECTIONS = ("forward", "backward")
 class Comparison:
     """Plans to compare with. ``drift``: judge the scales of the subject's own plan.
 
-    ``committed``: a plan that one made now is to equal, and the ``path`` that it came from.
-    ``is_sure``: were figures measured on data, and not drawn or predicted?
+    ``committed``: a plan that a new one has to equal, and the ``path`` of its file.
+    ``is_sure``: is the RMS measured on data, neither drawn nor predicted?
     """
 
     drift: bool = False
@@ -36,9 +35,9 @@ class Comparison:
     is_sure: bool = False
 
     def of_part(self, part: str) -> dict[str, Scale]:
-        """The committed scales of one part, by the names of its own graph.
+        """The committed scales of one part, by the names in its graph.
 
-        Of what stays true that at which a cast rounds it.
+        A value that stays true has the scale at which a cast rounds it.
         """
         plan = self.committed
         values = {**plan.values, **plan.units} if plan is not None else {}
@@ -51,7 +50,7 @@ class Comparison:
 
 
 def read_plan(path: Path) -> ScalePlan:
-    """A plan from a ``plan.json``, of a converted folder or as ``ScalePlan.dumps`` gives it.
+    """The plan in a ``plan.json``, which a converted folder holds or ``ScalePlan.dumps`` makes.
 
     Raises ``UnitifyError`` (U301).
     """
@@ -63,21 +62,21 @@ def read_plan(path: Path) -> ScalePlan:
 
 
 def drifted(
-    piece: Piece, estimates: Estimates, rules: RuleTable
+    part: Part, estimates: Estimates, rules: RuleTable
 ) -> Iterator[tuple[fx.Node, str, Diagnostic, float]]:
-    """Every tensor with its octaves from the scale of the piece's plan, as a diagnostic.
+    """Every tensor with its distance in octaves from the scale of the plan, as a diagnostic.
 
-    What is true has its unit, at which casts round it. Inputs, buffers and what carries masking
-    constants have no scale to drift from.
+    A value that stays true is compared with the scale at which a cast rounds it. Inputs, buffers
+    and carriers of masking constants have no such scale.
     """
     extreme = extreme_values(
-        piece.capture.graph, rules, piece.capture.example, piece.capture.attribute
+        part.capture.graph, rules, part.capture.example, part.capture.attribute
     )
-    fixed = fixed_values(piece.capture) - true_weights(piece.capture)
-    for node in piece.capture.graph.nodes:
-        if node.name not in piece.plan.values or node in extreme or node in fixed:
+    fixed = fixed_values(part.capture) - true_weights(part.capture)
+    for node in part.capture.graph.nodes:
+        if node.name not in part.plan.values or node in extreme or node in fixed:
             continue
-        of = piece.plan.unit(node.name)
+        of = part.plan.unit(node.name)
         for direction, exponent in zip(DIRECTIONS, of.exponents, strict=True):
             rms = getattr(estimates.get(node.name, Rms()), direction)
             if rms and math.isfinite(rms):
@@ -89,17 +88,17 @@ def drifted(
 
 
 def differing(
-    piece: Piece, planned: ScalePlan, committed: Mapping[str, Scale], path: str
+    part: Part, planned: ScalePlan, committed: Mapping[str, Scale], path: str
 ) -> Iterator[tuple[fx.Node, str, Diagnostic]]:
-    """Every tensor of a piece that ``planned`` gives another scale than the ``committed`` plan."""
-    for node in piece.capture.graph.nodes:
+    """Every tensor of a part that has another scale in ``planned`` than in ``committed``."""
+    for node in part.capture.graph.nodes:
         if node.name not in planned.values:
             continue
         scale = planned.unit(node.name)
         held = committed.get(node.name)
-        for place, direction in enumerate(DIRECTIONS):
-            text = "none" if held is None else f"2^{held.exponents[place]}"
-            own = f"2^{scale.exponents[place]}"
+        for index, direction in enumerate(DIRECTIONS):
+            text = "none" if held is None else f"2^{held.exponents[index]}"
+            own = f"2^{scale.exponents[index]}"
             if own != text:
                 found = PlanDiffers(tensor=_tensor(direction), scale=own, committed=text, path=path)
                 yield node, direction, found

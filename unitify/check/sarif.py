@@ -1,6 +1,6 @@
 """The output format "sarif": SARIF 2.1.0, for code scanning.
 
-A result is known by code, name and direction, not by its line, so that it stays the same while the
+Code, name and direction identify a result; its line does not. So a result stays the same while the
 file around it changes. Paths are relative to the repository's root.
 """
 
@@ -20,12 +20,12 @@ from unitify.version import __version__
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 _LEVELS = {"error": "error", "warning": "warning", "note": "note"}
-#: Name and version of the way in which fingerprints are made.
+#: Name and version of the fingerprints.
 _FINGERPRINT = "unitifyKey/v1"
 
 
 def as_sarif(outcome: Outcome) -> dict[str, Any]:
-    """One run with every finding, those of the baseline as suppressed results."""
+    """One run with every finding. Known findings are suppressed results."""
     found = [*outcome.findings, *outcome.known]
     codes = sorted({finding.code for finding in found})
     known = {finding.key for finding in outcome.known}
@@ -55,7 +55,7 @@ def as_sarif(outcome: Outcome) -> dict[str, Any]:
 
 
 def fingerprint(finding: Finding) -> str:
-    """The same for the same thing wrong with the same tensor, wherever its line has moved."""
+    """Identifies a finding wherever its line has moved."""
     return hashlib.sha256("\0".join(finding.key).encode()).hexdigest()[:32]
 
 
@@ -95,10 +95,10 @@ def _result(finding: Finding, rule: int, is_known: bool) -> dict[str, Any]:
     }
     if is_known:
         result["suppressions"] = [{"kind": "external", "justification": "in the baseline"}]
-    if finding.cause_place is not None and finding.cause_place.file:
+    if finding.cause_source is not None and finding.cause_source.file:
         result["relatedLocations"] = [
             {
-                "physicalLocation": _physical(finding.cause_place),
+                "physicalLocation": _physical(finding.cause_source),
                 "message": {"text": f"it begins at {finding.cause}"},
             }
         ]
@@ -108,13 +108,13 @@ def _result(finding: Finding, rule: int, is_known: bool) -> dict[str, Any]:
 def _location(finding: Finding) -> dict[str, Any]:
     named = {"fullyQualifiedName": finding.name, "kind": "member"}
     location: dict[str, Any] = {"logicalLocations": [named]}
-    if finding.place.file:
-        location["physicalLocation"] = _physical(finding.place)
+    if finding.source.file:
+        location["physicalLocation"] = _physical(finding.source)
     return location
 
 
-def _physical(place: Frame) -> dict[str, Any]:
+def _physical(source: Frame) -> dict[str, Any]:
     return {
-        "artifactLocation": {"uri": quote(place.file), "uriBaseId": "%SRCROOT%"},
-        "region": {"startLine": max(place.line, 1)},
+        "artifactLocation": {"uri": quote(source.file), "uriBaseId": "%SRCROOT%"},
+        "region": {"startLine": max(source.line, 1)},
     }

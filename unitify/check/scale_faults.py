@@ -1,6 +1,6 @@
-"""Findings about scale: tensors that a format, or the unit band, does not hold.
+"""Faults of scale: tensors that a format, or the unit band, does not hold.
 
-Takes judged tensors and what is known of each; gives faults, which know neither place nor cause.
+Takes judged tensors and what is known of each; gives faults, without a line or a cause.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from unitify.formats.table import BlockFormat, Format
 
 @dataclass(frozen=True)
 class Fault:
-    """A diagnostic of a judged tensor, how bad it is, and how many octaves it is outside."""
+    """A diagnostic of a judged tensor, its severity and level, and its octaves outside."""
 
     judged: Judged
     diagnostic: Diagnostic
@@ -38,15 +38,15 @@ class Fault:
     octaves: float
 
 
-#: What is known of a tensor: its true RMS, and how its magnitudes lie where that was measured.
+#: The true RMS of a tensor, and the distribution of its magnitudes if it was measured.
 Known = tuple[float | None, Magnitudes | None]
 
 
 def faults(judged: Judged, known: Known, limits: Limits) -> Iterator[Fault]:
-    """Everything that is wrong with one tensor, the plainest first.
+    """Everything that is wrong with one tensor, the clearest first.
 
-    What is cast is judged by its magnitudes where they were measured, all else as if it were
-    normally distributed.
+    A cast tensor is judged by its magnitudes where they were measured. Every other tensor is judged
+    as if it were normally distributed.
     """
     true, held = known
     if true is None:
@@ -101,7 +101,7 @@ def faults(judged: Judged, known: Known, limits: Limits) -> Iterator[Fault]:
 
 @cache
 def _endless(format: Format) -> Format:
-    """The format if it had no ends: what it keeps more is what its range costs."""
+    """The format without ends. What it keeps more than the format is what the range costs."""
     if isinstance(format, BlockFormat):
         return replace(format, scale=_endless(format.scale))
     largest = (2 - 2**-7) * 2.0**127

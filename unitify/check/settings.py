@@ -1,7 +1,7 @@
-"""``Settings``: what is judged and by which limits, from ``[tool.unitify.check]``.
+"""``Settings``: what is judged, and the limits, from ``[tool.unitify.check]``.
 
-One table of keys for the file and the command line. An unknown key, or a value that a key cannot
-have, is an error (U011): a limit that is misspelt would silently not hold.
+The file and the command line share one table of keys. An unknown key or an invalid value is an
+error (U011), because a misspelled limit would silently not hold.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from unitify.diagnostics import SettingsInvalid, UnitifyError, UnknownCode, all_
 from unitify.formats.table import FORMATS
 from unitify.recipe.reader import own_table
 
-#: What ``values`` may be.
+#: The choices of ``values``.
 VALUES = ("stored", "cast")
-#: Keys that may differ for the tensors that a pattern of ``per_name`` matches.
+#: Keys that ``per_name`` may set for the tensors of a pattern.
 LIMITS = ("noise", "flushed", "saturated", "drift", "band")
-#: What looks like a code, or like the start of one.
+#: Matches a code or the start of one.
 _CODE = re.compile(r"U\d{0,3}")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """From where on a tensor is a finding.
+    """The limits beyond which a tensor is a finding.
 
-    - ``noise``: decibels of signal to noise that a format's range may cost (3 is half the power)
+    - ``noise``: decibels of signal to noise that the range of a format may cost (3 is half the
+      power)
     - ``flushed``, ``saturated``: shares of non-zero elements that may become zero, or be clipped
-    - ``drift``: octaves that an RMS may be from its scale in a plan
-    - ``band``: RMS from … to …, with ``format = "unit"``
+    - ``drift``: octaves that an RMS may be away from its scale in a plan
+    - ``band``: the least and the greatest RMS, with ``format = "unit"``
     """
 
     noise: float = 3.0
@@ -46,16 +47,16 @@ class Limits:
 
 @dataclass(frozen=True)
 class Settings:
-    """What ``unitify check`` looks at, and from where on it complains.
+    """What ``unitify check`` judges, and its limits.
 
-    - ``format``: "e4m3", or "e4m3/e5m2" for values and gradients: every stored tensor is judged as
-      if it were cast; "unit": against ``band``; "" for the formats of the recipe
-    - ``values``: "stored" judges all stored tensors, those that the recipe casts by their casts;
-      "cast" those alone
+    - ``format``: "e4m3", or "e4m3/e5m2" for values and gradients, judges every stored tensor as if
+      it were cast; "unit" judges by ``band``; "" judges by the formats of the recipe
+    - ``values``: "stored" judges all stored tensors, those with casts by their casts; "cast" judges
+      only the latter
     - ``select``, ``ignore``: starts of codes (``U80``), and patterns (``*``, ``?``, ``[…]``) of
-      names, module paths or values. A finding is reported if a code and a pattern select it
-      (all do where none is given), and none ignores it
-    - ``per_name``: pattern → limits that are others there, and codes to ``ignore`` there
+      names, module paths or values. A finding is reported if a code and a pattern select it, and
+      none ignores it. Without codes or patterns all are selected
+    - ``per_name``: pattern → limits, and codes to ``ignore``, of the tensors that it matches
     - ``baseline``: the file of known findings
     """
 
@@ -76,7 +77,7 @@ class Settings:
 
     @property
     def scope(self) -> Scope:
-        """What is judged, in which formats."""
+        """The tensors to judge, and their formats."""
         if self.format == "unit":
             return Scope(self.values, is_unit=True)
         if not self.format:
@@ -85,7 +86,7 @@ class Settings:
         return Scope(self.values, (FORMATS[forward], FORMATS[backward or forward]))
 
     def limits_for(self, names: Iterable[str]) -> Limits:
-        """The limits of a tensor of these names; a later pattern of ``per_name`` wins."""
+        """The limits of a tensor with these names; the last pattern that matches wins."""
         names = list(names)
         changes: dict[str, Any] = {}
         for pattern, table in self.per_name.items():
@@ -94,7 +95,7 @@ class Settings:
         return dataclasses.replace(self.limits, **changes) if changes else self.limits
 
     def reports(self, code: str, names: Iterable[str]) -> bool:
-        """Is a finding of this code, on something of these names, asked for?"""
+        """Is a finding with this code and these names reported?"""
         names = list(names)
         local = [t.get("ignore", ()) for p, t in self.per_name.items() if _matches((p,), names)]
         ignored = [*_codes(self.ignore), *(code for codes in local for code in codes)]
@@ -107,7 +108,7 @@ class Settings:
         )
 
     def unmatched(self, names: Iterable[str]) -> list[str]:
-        """The patterns of names, wherever they stand, that match none of ``names``."""
+        """The patterns, of any key, that match none of ``names``."""
         names = list(names)
         patterns = (*_patterns(self.select), *_patterns(self.ignore), *self.per_name)
         return [pattern for pattern in patterns if not _matches((pattern,), names)]
@@ -126,10 +127,10 @@ def _patterns(items: Iterable[str]) -> tuple[str, ...]:
 
 
 def read_settings(folder: Path, **given: Any) -> Settings:
-    """The settings of ``pyproject.toml`` in ``folder``, with what was ``given`` on top.
+    """The settings of ``pyproject.toml`` in ``folder``, overridden by ``given``.
 
-    ``given``: keys of the table; None is not given. Raises ``UnitifyError`` (U011; U006 for a code
-    that there is not).
+    ``given``: keys of the table; None counts as not given. Raises ``UnitifyError``: U011, or U006
+    for a code that does not exist.
     """
     path = folder / "pyproject.toml"
     table = own_table(path).get("check", {}) if path.is_file() else {}
@@ -140,7 +141,7 @@ def read_settings(folder: Path, **given: Any) -> Settings:
 
 
 def settings_from(table: Mapping[str, Any]) -> Settings:
-    """Settings from plain data; limits stand among the other keys.
+    """Settings from plain data, in which limits stand among the other keys.
 
     Raises ``UnitifyError`` (U011, U006).
     """
@@ -201,7 +202,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _check_selector(selector: str) -> None:
-    """Raises ``UnitifyError`` (U006) for the start of no code."""
+    """Raises ``UnitifyError`` (U006) unless a code starts so."""
     known = all_diagnostics()
     if not any(code.startswith(selector) for code in known) or not selector:
         raise UnitifyError(UnknownCode(asked=selector, known=", ".join(known)))

@@ -1,52 +1,40 @@
-"""``Subject``: what is checked, in one form, whatever the target was.
+"""``Subject``: what is checked, in the same form for every target.
 
-A model as it is: its captures, with every scale one. A transformed module: the same captures around
-its weights of now, with the scales of its plan. Either way with what a recipe does to each value.
+A plain model has its captures, and every scale is one. A transformed module has its captures around
+its present weights, and the scales of its plan. Both have the choices of a recipe.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from unitify.capture.inputs import given_or_inferred
-from unitify.capture.islands import path_of, record
-from unitify.capture.whole import Capture
+from unitify.capture.islands import record
+from unitify.cast.casting import chosen
 from unitify.diagnostics import Diagnostic, NothingTransformed, UnitifyError
 from unitify.drift.measuring import true_capture
-from unitify.module.assembly import unscaled
+from unitify.module.assembly import parts_in, unscaled
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.plan.scale_plan import ScalePlan
-from unitify.plan.uniform import uniform_plan
-from unitify.recipe.choices import Choice, choose
+from unitify.part import Part, parts_of
+from unitify.planning import uniformly_planned
 from unitify.recipe.recipe import Recipe
 from unitify.rulebook.rule_table import RuleTable
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One graph of a subject: the weights of now, the scales at which it stores, what is cast."""
-
-    name: str
-    capture: Capture
-    plan: ScalePlan
-    casts: tuple[Choice, ...]
-
-
-@dataclass(frozen=True)
 class Subject:
-    """``model``: as the user wrote it. ``pieces``: its graphs, by part; usually one, named "".
+    """``model``: as the user wrote it. ``parts``: its graphs around its present weights.
 
-    ``module``: what runs the pieces together, for measuring; None where one graph is all.
+    ``module``: runs several parts together, for measuring; None where there is one graph.
     ``diagnostics``: what capture could not keep.
     """
 
     model: nn.Module
-    pieces: Mapping[str, Piece]
+    parts: tuple[Part, ...]
     recipe: Recipe
     diagnostics: tuple[Diagnostic, ...]
     module: UnitScaledModule | None = None
@@ -61,40 +49,29 @@ def subject_of(
 ) -> Subject:
     """``model``, original or transformed, as a subject.
 
-    ``recipe``: of what is checked; a transformed module that has one of its own is checked by that.
+    ``recipe``: the recipe to check by. A transformed module with its own recipe is checked by that.
     Raises ``UnitifyError``: U002 and U102 for inputs, U009 for a module that holds codes.
     """
     if isinstance(model, UnitScaledModule):
         return _of_module(model, recipe, rules)
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     recorded = record(model, args, kwargs)
-    # What a recipe chooses by evidence (headroom, products left in BF16) is chosen by transform.
-    plain = dataclasses.replace(recipe, headroom="none", min_sqnr=None)
-    pieces = {
-        name: Piece(
-            name,
-            captured,
-            uniform_plan(captured, recipe.loss_scale),
-            choose(captured, plain, rules, path=path_of(name)),
-        )
-        for name, captured in recorded.parts.items()
-    }
+    # Headroom, and what stays in BF16, are chosen by evidence, which ``transform`` has.
+    plain = replace(recipe, headroom="none", min_sqnr=None)
+    planned = uniformly_planned(parts_of(recorded.parts), recipe.loss_scale)
+    parts = tuple(chosen(part, plain, rules) for part in planned.parts)
     module = None if recorded.whole is not None else unscaled(model, recorded.parts)
-    return Subject(model, pieces, plain, recorded.diagnostics, module)
+    return Subject(model, parts, plain, recorded.diagnostics, module)
 
 
 def _of_module(module: UnitScaledModule, recipe: Recipe, rules: RuleTable) -> Subject:
     if module.is_inference:
         raise UnitifyError(NothingTransformed(module="a module for inference alone"))
-    recipe = module.recipe or dataclasses.replace(recipe, headroom="none", min_sqnr=None)
-    pieces = {
-        name: Piece(
-            name,
-            true_capture(part),
-            part.plan,
-            part.casts or choose(part.capture, recipe, rules, path=path_of(name)),
-        )
-        for name, part in module.parts.items()
-    }
-    # What surrounds islands is the user's own code; a graph alone was made of a model.
-    return Subject(module.original, pieces, recipe, module.diagnostics, module)
+    recipe = module.recipe or replace(recipe, headroom="none", min_sqnr=None)
+    held = [part if part.choices else chosen(part, recipe, rules) for part in parts_in(module)]
+    parts = tuple(
+        replace(part, capture=true_capture(own))
+        for part, own in zip(held, module.parts.values(), strict=True)
+    )
+    # The user's code is what surrounds islands, or the model that a single graph was made of.
+    return Subject(module.original, parts, recipe, module.diagnostics, module)

@@ -1,7 +1,7 @@
 """The output format "text": for people at a terminal.
 
-Findings are grouped by the line that makes them; what merely follows from another finding is
-counted there, and listed in full by every other format.
+Findings are grouped by the line that makes them. Findings with a cause elsewhere are only counted
+there; every other format lists them in full.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from unitify.check.finding import Finding, by_line
 from unitify.check.outcome import Outcome
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
-#: Names of one group that are written out.
+#: The most names of a group that are written out.
 _SHOWN = 3
 
 
 def as_text(outcome: Outcome) -> RenderableType:
-    """Everything that was found, the worst first, and a last line that sums it up."""
+    """All findings, worst first, and a last line that sums up."""
     lines: list[Text] = []
-    begun = {(finding.name, finding.place) for finding in outcome.findings if not finding.cause}
+    begun = {(finding.name, finding.source) for finding in outcome.findings if not finding.cause}
     shown: list[Finding] = []
     followers: dict[tuple[str, Frame | None], int] = {}
     for finding in outcome.findings:
-        start = finding.cause, finding.cause_place
+        start = finding.cause, finding.cause_source
         if start in begun:
             followers[start] = followers.get(start, 0) + 1
         else:
@@ -40,7 +40,7 @@ def as_text(outcome: Outcome) -> RenderableType:
 
 
 def summary(outcome: Outcome) -> Text:
-    """One line: how much was found, of how many tensors, judged by what."""
+    """One line: how many findings, of how many tensors, by which criterion."""
     judged = f"{len(outcome.cases):,} tensors of {outcome.target} {outcome.figures}"
     known = f", {len(outcome.known):,} known" if outcome.known else ""
     if outcome.is_clean:
@@ -53,18 +53,18 @@ def summary(outcome: Outcome) -> Text:
 def _block(group: list[Finding], followers: dict[tuple[str, Frame | None], int]) -> list[Text]:
     first = group[0]
     head = Text()
-    head.append(str(first.place) if first.place.file else "(no file)", style="bold")
+    head.append(str(first.source) if first.source.file else "(no file)", style="bold")
     head.append(f": {first.code} ", style=_STYLES[first.severity])
     head.append(f"[{first.severity}] {first.message}")
     lines = [head]
-    if first.place.text:
-        lines.append(Text(f"    | {first.place.text}", style="cyan"))
+    if first.source.text:
+        lines.append(Text(f"    | {first.source.text}", style="cyan"))
     lines += [Text(f"    {line}", style="dim") for line in first.derivation[:4]]
     others = [f.name for f in group[1:]]
     if others:
         more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
         lines.append(Text(f"    also {', '.join(others[:_SHOWN])}{more}"))
-    following = sum(followers.pop((f.name, f.place), 0) for f in group)
+    following = sum(followers.pop((f.name, f.source), 0) for f in group)
     if following:
         lines.append(Text(f"    {following} more findings follow from this"))
     lines.append(Text(f"    fix: {first.fix}"))

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from unitify.capture.islands import path_of
-from unitify.formats.powers import exponent_of
 from unitify.formats.table import FORMATS
+from unitify.module.assembly import parts_in
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.noise.operand_casts import OperandCast, operand_casts
-from unitify.rulebook.rule_table import RuleTable, load_rules
+from unitify.part import Part
 from unitify.rulebook.schema import operand_nodes
 from unitify.runtime.scaled_mm import decode, encode
 
@@ -57,36 +55,35 @@ def coded_weights(module: UnitScaledModule) -> dict[str, Coded]:
     if recipe is None or recipe.scaling != "unit" or not recipe.saturate or module.scheme:
         return {}
     found: dict[str, set[Coded | None]] = {}
-    for name, part in module.parts.items():
+    for part in parts_in(module):
         if not part.capture.true_parameters:
             return {}
-        for weight, coded in _uses(part, load_rules()):
-            found.setdefault(f"{path_of(name)}.{weight}".strip("."), set()).add(coded)
+        for weight, coded in _uses(part):
+            found.setdefault(f"{part.path}.{weight}".strip("."), set()).add(coded)
     alike = {name: ways.pop() for name, ways in found.items() if len(ways) == 1}
     return {name: coded for name, coded in alike.items() if coded is not None}
 
 
-def _uses(part: UnitScaledModule, rules: RuleTable) -> Iterator[tuple[str, Coded | None]]:
+def _uses(part: Part) -> Iterator[tuple[str, Coded | None]]:
     """Every use of a weight: as which codes, or as it is."""
     capture = part.capture
-    products = {c.value: c for c in part.casts if c.is_product and c.operation in rules}
-    casts = operand_casts(products.values(), capture, part.plan, rules)
+    # The weight of an operand with a mean meets that mean as it is.
+    choices = [choice for choice in part.choices if choice.is_contraction and not choice.mean]
+    casts = {cast.place: cast for choice in choices for cast in choice.casts}
     for user in capture.graph.nodes:
         for argument, index, node in operand_nodes(user):
             weight = capture.aliases.get(str(node.target)) if node.op == "get_attr" else None
             if weight is not None:
                 cast = casts.get((user.name, argument, index))
-                # The weight of an operand with a mean meets that mean as it is.
-                is_alone = cast is not None and not products[user.name].mean
-                yield weight, _coded(node, cast) if cast is not None and is_alone else None
+                yield weight, _coded(node, cast.format, part.exponent(cast)) if cast else None
 
 
-def _coded(node: fx.Node, cast: OperandCast) -> Coded | None:
-    dtype = cast.format.dtype
+def _coded(node: fx.Node, format: str, exponent: int) -> Coded | None:
+    dtype = FORMATS[format].dtype
     if dtype is None or dtype.itemsize != 1:
         return None
     own = str(node.meta["val"].dtype).removeprefix("torch.")
-    return Coded(cast.format.name, exponent_of(cast.scale), own)
+    return Coded(format, exponent, own)
 
 
 def encoded(weights: Mapping[str, Tensor], coded: Mapping[str, Coded]) -> dict[str, Tensor]:

@@ -42,9 +42,9 @@ def read_distributed(folder: Path) -> dict[str, Any]:
     """
     contents = _contents(folder)
     tensors: dict[str, Any] = {
-        name: torch.empty(told.size, dtype=told.properties.dtype)
-        for name, told in contents.state_dict_metadata.items()
-        if isinstance(told, TensorStorageMetadata)
+        name: torch.empty(metadata.size, dtype=metadata.properties.dtype)
+        for name, metadata in contents.state_dict_metadata.items()
+        if isinstance(metadata, TensorStorageMetadata)
     }
     try:
         load(tensors, storage_reader=_Reader(folder, contents), no_dist=True)

@@ -95,12 +95,12 @@ def adapted(
     path: str, *done: str, kept: Iterable[str] = (), left_out: Iterable[str] = ()
 ) -> tuple[Diagnostic, ...]:
     """Notes on what was done to a checkpoint. ``kept``: names that it lacks."""
-    told = [*done]
+    changes = [*done]
     if names := ", ".join(kept):
-        told.append(f"not in it, and left as the model made them: {names}")
+        changes.append(f"not in it, and left as the model made them: {names}")
     if names := ", ".join(left_out):
-        told.append(f"not of the model, and left out: {names}")
-    return tuple(CheckpointAdapted(where=path, what=what) for what in told)
+        changes.append(f"not of the model, and left out: {names}")
+    return tuple(CheckpointAdapted(where=path, what=what) for what in changes)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@
     huggingface/        config and tokenizer of a Hugging Face model
 
 The config lies in a folder of its own: a scheme's weights are not those of the model it describes.
-Written to a temporary folder beside the target and renamed: it is there whole or not at all.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,20 +26,20 @@ from torch import Tensor, nn
 from unitify.capture.outline import Outline
 from unitify.checkpoint.codes import Coded, coded_weights, decoded, encoded
 from unitify.checkpoint.drawn_calls import drawn_calls, sizes_by_name
+from unitify.checkpoint.new_folder import Folder, new_folder, sha256
 from unitify.checkpoint.pretrained import from_config
 from unitify.checkpoint.rebuild import rebuild
 from unitify.diagnostics import (
     FolderDamaged,
-    NotWritten,
-    OutputExists,
     UnitifyError,
 )
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.plan.scale_plan import ScalePlan
+from unitify.recipe.cast import Cast
 from unitify.recipe.choices import Choice
 from unitify.reparametrization import Reparametrization
 
-FORMAT = 4
+FORMAT = 5
 WEIGHTS, PLAN, REPORT, HUGGINGFACE = (
     "model.safetensors", "plan.json", "report.json", "huggingface",
 )  # fmt: skip
@@ -68,15 +66,6 @@ class Converted:
         return folder if folder.is_dir() else None
 
 
-def check_absent(path: Path) -> None:
-    """Raises ``UnitifyError`` where ``path`` exists (U605) or cannot be made (U606)."""
-    if os.path.lexists(path):
-        raise UnitifyError(OutputExists(path=str(path)))
-    above = next(p for p in path.absolute().parents if p.exists())
-    if not (above.is_dir() and os.access(above, os.W_OK)):
-        raise UnitifyError(NotWritten(path=str(path), problem=f"{above} is not writable"))
-
-
 def write(
     path: Path,
     module: UnitScaledModule,
@@ -90,28 +79,8 @@ def write(
 
     Raises ``UnitifyError``: U605 where it exists, U606 where it cannot be written.
     """
-    written_whole(
-        path,
-        lambda folder: _write_files(
-            folder, module, report, versions or {}, source or {}, companions
-        ),
-    )
-
-
-def written_whole(path: Path, fill: Callable[[Path], None]) -> None:
-    """The new folder ``path`` with what ``fill`` puts into it, or nothing at all."""
-    check_absent(path)
-    partial = path.absolute().with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
-        fill(partial)
-        os.rename(partial, path)
-    except (OSError, SafetensorError) as error:
-        if os.path.lexists(path):
-            raise UnitifyError(OutputExists(path=str(path))) from None
-        raise UnitifyError(NotWritten(path=str(path), problem=str(error))) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with new_folder(path) as folder:
+        _write_files(folder, module, report, versions or {}, source or {}, companions)
 
 
 def read(path: Path) -> Converted:
@@ -197,40 +166,31 @@ def skeleton(found: Converted, model: nn.Module | None) -> nn.Module:
     return from_config(found.huggingface, found.weights)
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _write_files(
-    folder: Path,
+    folder: Folder,
     module: UnitScaledModule,
     report: Mapping[str, Any],
     versions: Mapping[str, str],
     source: Mapping[str, Any],
     companions: Iterable[Path],
 ) -> None:
-    coded = write_weights(folder / WEIGHTS, module.state_dict(), coded_weights(module))
-    hashed = [WEIGHTS]
-    for companion in companions:
-        (folder / HUGGINGFACE).mkdir(exist_ok=True)
-        shutil.copyfile(companion, folder / HUGGINGFACE / companion.name)
-        hashed.append(f"{HUGGINGFACE}/{companion.name}")
+    weights = folder.partial / WEIGHTS
+    coded = write_weights(weights, module.state_dict(), coded_weights(module))
+    folder.copy(companions, HUGGINGFACE)
     recipe = module.recipe.as_table() if module.recipe is not None else None
     document: dict[str, Any] = {"format": FORMAT, **module.plan.to_json(), "recipe": recipe}
     document["calls"] = next(iter(module.parts.values())).capture.calls
     if recipe is not None:
-        document["casts"] = [asdict(choice) for choice in module.casts if choice.is_product]
+        document["casts"] = [asdict(choice) for choice in module.casts if choice.is_contraction]
     document["codes"] = {name: asdict(coded[name]) for name in sorted(coded)}
     if module.scheme:
         document["scheme"] = {part: made.to_json() for part, made in module.scheme.items()}
     document["versions"] = {**document["versions"], **versions}
     document["source"] = {**source, "scales": module.scales}
-    document["sha256"] = {name: sha256(folder / name) for name in hashed}
+    document["sha256"] = folder.hashes()
     document["sha256"][PLAN] = _digest_of_plan(document)
-    (folder / PLAN).write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-    (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    folder.write(PLAN, document)
+    folder.write(REPORT, report)
 
 
 def _digest_of_plan(document: Mapping[str, Any]) -> str:
@@ -286,10 +246,15 @@ def _casts(path: Path, rows: Any) -> tuple[Choice, ...] | None:
     try:
         if rows is None:
             return None
-        lists = ("exponents", "mean")
-        return tuple(Choice(**{**row, **{k: tuple(row[k]) for k in lists}}) for row in rows)
+        return tuple(
+            Choice(**{**row, "casts": tuple(_cast(cast) for cast in row["casts"])}) for row in rows
+        )
     except (TypeError, KeyError) as error:
         raise _damaged(path, f"its casts are none ({error})") from None
+
+
+def _cast(row: Mapping[str, Any]) -> Cast:
+    return Cast(**{**row, "place": tuple(row["place"]), "mean": tuple(row["mean"])})
 
 
 def _read_plan(path: Path) -> dict[str, Any]:

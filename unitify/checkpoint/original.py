@@ -5,14 +5,14 @@ Takes ``Converted``; compares, or gives what it holds in the place of the origin
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from unitify.checkpoint.folder import WEIGHTS, Converted, skeleton, write_weights, written_whole
+from unitify.checkpoint.folder import WEIGHTS, Converted, skeleton, write_weights
+from unitify.checkpoint.new_folder import new_folder
 from unitify.checkpoint.state_dict import check_fitting
 from unitify.diagnostics import FolderDamaged, NoOriginal, UnitifyError, WeightsCast
 from unitify.module.fingerprint import KEY
@@ -54,8 +54,8 @@ def check_source(found: Converted, source: Mapping[str, Tensor]) -> None:
     """
     true = true_weights(found)
     # Checkpoints hold a tied tensor under one of its names.
-    told = {id(true[name]) for name in true.keys() & source.keys()}
-    alone = sorted(n for n in true.keys() ^ source.keys() if id(true.get(n)) not in told)
+    shared = {id(true[name]) for name in true.keys() & source.keys()}
+    alone = sorted(n for n in true.keys() ^ source.keys() if id(true.get(n)) not in shared)
     problems = [f"{name} is in one of the two alone" for name in alone]
     for name in sorted(true.keys() & source.keys()):
         given, how = source[name], found.codes.get(name)
@@ -77,9 +77,6 @@ def write_original(found: Converted, path: Path) -> None:
     if found.codes:
         raise UnitifyError(WeightsCast(path=str(found.path), count=len(found.codes)))
 
-    def fill(folder: Path) -> None:
-        write_weights(folder / WEIGHTS, true)
-        for file in sorted(found.huggingface.iterdir()) if found.huggingface else ():
-            shutil.copyfile(file, folder / file.name)
-
-    written_whole(path, fill)
+    with new_folder(path) as folder:
+        write_weights(folder.partial / WEIGHTS, true)
+        folder.copy(sorted(found.huggingface.iterdir()) if found.huggingface else ())

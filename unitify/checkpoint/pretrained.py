@@ -103,27 +103,27 @@ def companions(folder: Path) -> list[Path]:
 
 def _model_class(folder: Path) -> tuple[Any, Any]:
     """The class that ``config.architectures`` names, and the transformers package."""
-    config = folder / CONFIG
+    path = folder / CONFIG
     try:
-        stated = json.loads(config.read_text("utf-8"))
+        config = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise _unreadable(folder, "there is no config.json in it") from None
     except (OSError, ValueError) as error:
-        raise _unreadable(config, f"not JSON ({_first_line(error)})") from None
+        raise _unreadable(path, f"not JSON ({_first_line(error)})") from None
     try:
         import transformers
     except ImportError:
         purpose = f"reading the Hugging Face folder {folder}"
         raise UnitifyError(PackageMissing(package="transformers", purpose=purpose)) from None
-    names = stated.get("architectures") if isinstance(stated, dict) else None
+    names = config.get("architectures") if isinstance(config, dict) else None
     if not (isinstance(names, list) and names and isinstance(names[0], str)):
-        raise _unreadable(config, "it names no architecture")
+        raise _unreadable(path, "it names no architecture")
     found = getattr(transformers, names[0], None)
     base = transformers.PreTrainedModel
     if not (isinstance(found, type) and issubclass(found, base)):
         problem = f"transformers {transformers.__version__} has no model {names[0]}"
-        own = "; code that a folder brings along is never run" if "auto_map" in stated else ""
-        raise _unreadable(config, problem + own)
+        own = "; code that a folder brings along is never run" if "auto_map" in config else ""
+        raise _unreadable(path, problem + own)
     return found, transformers
 
 

@@ -8,6 +8,7 @@ bitwise the module that it came from.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ from unitify.capture.sizes import RECORDING_SECONDS
 from unitify.cast.casting import cast_module
 from unitify.checkpoint.state_dict import check_fitting
 from unitify.diagnostics import KeysDiffer, UnitifyError, UnknownOption
-from unitify.module.assembly import Part, assemble, plan_of
+from unitify.module.assembly import module_of, plan_of
 from unitify.module.fingerprint import KEY
 from unitify.module.unit_scaled import UnitScaledModule
+from unitify.part import Part, parts_of
 from unitify.plan.scale_plan import ScalePlan, check_plan
 from unitify.recipe.choices import Choice
 from unitify.recipe.reader import read_recipe
@@ -30,7 +32,6 @@ from unitify.reparametrization import Reparametrization
 from unitify.rewrite import rewrite
 from unitify.rulebook.rule_table import load_rules
 from unitify.scheme.reparametrize import reparametrize
-from unitify.transform import build
 from unitify.verify.running import is_faithful
 
 
@@ -77,18 +78,15 @@ def rebuild(
     if plan.weights == "true":
         recorded = with_true_parameters(recorded)
     recorded = reparametrize(recorded, scheme, table)
-    parts: dict[str, Part] = {}
-    for name, captured in recorded.parts.items():
-        own = plan_of(plan, name, captured)
-        check_plan(captured, own)
-        parts[name] = captured, rewrite(captured, own, table), own
-    if recorded.whole is not None:
-        module = build(*parts[""])
-    else:
-        module = assemble(recorded.model, parts, recorded.diagnostics)
+    parts: list[Part] = []
+    for part in parts_of(recorded.parts):
+        own = plan_of(plan, part.name, part.capture)
+        check_plan(part.capture, own)
+        parts.append(replace(part, plan=own, graph=rewrite(part.capture, own, table)))
+    module = module_of(recorded, parts)
     take_over(module, state_dict)
     if rounding is not None:
-        cast_module(module, rounding, table, made=casts)
+        cast_module(module, parts, rounding, table, made=casts)
     return module
 
 

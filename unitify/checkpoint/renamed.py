@@ -26,9 +26,9 @@ def renamings(given: StateDict) -> Iterator[tuple[StateDict, tuple[str, ...]]]:
             continue
         for start in _starts([rename(name) for name in given]):
             renamed = _renamed(given, rename, start)
-            told = " and ".join(filter(None, (taken, f"the prefix {start!r}" if start else "")))
+            removed = " and ".join(filter(None, (taken, f"the prefix {start!r}" if start else "")))
             if len(renamed) == len(given):
-                yield renamed, (*done, f"{told} was taken from its names") if told else done
+                yield renamed, (*done, f"{removed} was taken from its names") if removed else done
 
 
 def without(given: StateDict, names: Iterable[str]) -> StateDict:

@@ -36,12 +36,12 @@ class Fit:
     @property
     def problem(self) -> str:
         """All of that in a line; empty where nothing is."""
-        told = [
+        problems = [
             *_listed("missing", self.missing),
             *_listed("unexpected", self.unexpected),
             *_listed("differing", self.differing),
         ]
-        return "; ".join(told)
+        return "; ".join(problems)
 
 
 def fit(module: nn.Module, given: StateDict, *, same_types: bool = False) -> Fit:
@@ -114,18 +114,18 @@ class _Loading:
                 self.errors.append(" ".join(str(error).split()))
 
     def _load_one(
-        self, part: nn.Module, load: Any, state_dict: Any, prefix: str, *told: Any
+        self, part: nn.Module, load: Any, state_dict: Any, prefix: str, *rest: Any
     ) -> None:
-        *_, self.missing, self.unexpected, errors = told
+        *_, self.missing, self.unexpected, errors = rest
         before = len(errors)
-        load(state_dict, prefix, *told)
+        load(state_dict, prefix, *rest)
         # After its hooks: these are the names and tensors that it took.
         own = {**part._parameters, **part._buffers}
         for name in own:
             tensor = state_dict.get(prefix + name)
             if own[name] is not None and isinstance(tensor, Tensor):
                 self.met[prefix + name] = tensor
-        # Sizes are compared, and told, here.
+        # Sizes are compared and reported here.
         errors[before:] = [e for e in errors[before:] if not e.startswith("size mismatch")]
 
 

@@ -115,7 +115,7 @@ def _failed(target: str, problem: str, error: BaseException | None = None) -> Un
     where = str(own[-1]) if own else ""
     if isinstance(error, SyntaxError) and error.filename:
         where = f"{error.filename}:{error.lineno}"
-    places = tuple(frame.place for frame in own)
+    places = tuple(frame.at for frame in own)
     return UnitifyError(FactoryFailed(target=target, problem=problem, where=where, frames=places))
 
 

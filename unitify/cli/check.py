@@ -165,7 +165,7 @@ def _outcome(
     from unitify.capture.inputs import as_inputs
     from unitify.capture.source import Repository
     from unitify.check.checking import check as check_subject
-    from unitify.check.places import Places
+    from unitify.check.source_lines import SourceLines
     from unitify.check.subject import subject_of
     from unitify.estimating import measures
     from unitify.rulebook.rule_table import load_rules
@@ -174,7 +174,7 @@ def _outcome(
     args, kwargs = as_inputs(found.model, found.batches[0]) if found.batches else ((), None)
     subject = subject_of(found.model, args, kwargs, recipe, table)
     advance("capture")
-    is_measured = measures(scales, (piece.capture for piece in subject.pieces.values()))
+    is_measured = measures(scales, (part.capture for part in subject.parts))
     figures = "measured" if is_measured else "analysis"
     planned = subject.module.scales if subject.module is not None else ""
     comparison = dataclasses.replace(comparison, drift=planned == figures)
@@ -182,7 +182,7 @@ def _outcome(
         subject,
         settings,
         table,
-        Places(Repository.around(Path()), subject.model, found.entry),
+        SourceLines(Repository.around(Path()), subject.model, found.entry),
         target=target,
         is_measured=is_measured,
         batches=found.batches,

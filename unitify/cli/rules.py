@@ -95,7 +95,7 @@ def new_rule(
     imports: Imports = [],  # noqa: B006
 ) -> None:
     """Write a rule file to start from, which verifies as it is."""
-    from unitify.checkpoint.folder import check_absent
+    from unitify.checkpoint.new_folder import check_absent
     from unitify.checkpoint.targets import import_libraries
     from unitify.rule_trials.skeleton import skeleton
 

@@ -82,10 +82,10 @@ class InputMismatch(Diagnostic):
 
 @dataclass(frozen=True)
 class AliasedMutation(Diagnostic):
-    """An in-place operation writes into memory of which not every reader is known.
+    """An in-place operation writes into memory, and not every view of that memory is known.
 
-    What else shows the memory would have to follow, and would not. The module is left as it is;
-    its submodules are transformed one by one.
+    A view that is not known would keep its old contents. The module is left as it is; its
+    submodules are transformed one by one.
 
     Example: ``x.unfold(1, 4, 2).mul_(2)``, which writes some elements twice.
     Fix: write ``y = x.clone(); y[...] = v`` on the tensor itself, or use ``torch.where``.
@@ -119,7 +119,7 @@ class CheckpointingLost(Diagnostic):
     """The model uses activation checkpointing, which a captured graph does not keep.
 
     Example: ``model.gradient_checkpointing_enable()`` before ``transform``.
-    Fix: nothing has to be mended: results are the same, peak memory is higher.
+    Fix: nothing has to be fixed: results are the same, peak memory is higher.
     """
 
     code: ClassVar[str] = "U107"
@@ -136,7 +136,7 @@ class CacheLeftOut(Diagnostic):
     transformed module returns the other outputs.
 
     Example: ``transform(GPT2LMHeadModel(config))`` with the default ``config.use_cache``.
-    Fix: nothing has to be mended; use the original model for incremental decoding.
+    Fix: nothing has to be fixed; use the original model for incremental decoding.
     """
 
     code: ClassVar[str] = "U108"
@@ -154,9 +154,9 @@ class GradientLost(Diagnostic):
 
     Example: ``MyFunction.apply(x)`` inside a ``forward``; ``checkpoint(block, x,
     use_reentrant=True)``.
-    Fix: what fits the cause: register an operator of your own with torch's ``custom_op`` and its
-    ``register_autograd``; pass ``use_reentrant=False`` to activation checkpointing; put a hook on a
-    parameter, which is kept, in place of one on a result.
+    Fix: register your own operator with torch's ``custom_op`` and its ``register_autograd``; pass
+    ``use_reentrant=False`` to activation checkpointing; hook a parameter in place of a result,
+    because hooks of parameters are kept.
     """
 
     code: ClassVar[str] = "U109"
@@ -169,43 +169,43 @@ class GradientLost(Diagnostic):
 
 @dataclass(frozen=True)
 class CaptureDiffers(Diagnostic):
-    """What was recorded of the model does not compute what the model computes by itself.
+    """The recording of a model does not compute what the model computes.
 
-    The difference is more than rounding, also where each submodule was recorded by itself. So there
-    is no graph that stands for the model.
+    The difference is more than rounding. It also exists where each submodule is recorded by itself.
+    So no graph stands for the model.
 
-    Example: a model that draws random numbers of its own accord, so that two of its own runs
-    differ; one that looks at how it is being run.
-    Fix: give the model as it is in use (its mode, its options) and inputs for which it takes its
-    usual way. With ``verify=False`` the module is returned regardless.
+    Example: a model whose results differ between two runs, because it draws random numbers by
+    itself; a model whose code depends on whether it is being recorded.
+    Fix: put the model into the mode and options in which you use it, and pass usual inputs. With
+    ``verify=False`` the module is returned regardless.
     """
 
     code: ClassVar[str] = "U110"
-    why: ClassVar[str] = "while recorded the model computes something else: {differences}"
-    fix: ClassVar[str] = "Let the model do the same each time, or transform its submodules"
+    why: ClassVar[str] = "the recording does not compute what the model computes: {differences}"
+    fix: ClassVar[str] = "Make every run of the model the same, or transform its submodules"
     differences: str
 
 
 @dataclass(frozen=True)
 class AttributeTurned(Diagnostic):
-    """Something that the model's code reads is no longer what it was when it was recorded.
+    """Something that the model's code reads has changed since the model was recorded.
 
-    That is an attribute, or a global, a variable of the environment, a switch of torch such as
-    autocast. The graph holds what it was. So the call runs the model's own code, which reads it
-    as it is now: exact, but without scales and casts. A module for inference has no such code, and
-    refuses the call. Number types of weights are such attributes where no recording can be made for
-    new ones (U116): with stored weights, codes, or several graphs.
+    It is an attribute, a global, a variable of the environment, or a switch of torch such as
+    autocast. The graph holds the old value. So the call runs the model's own code, which reads the
+    new one: exact, but without scales and casts. A module for inference has no such code, and
+    refuses the call. A new number type of the weights also counts, where no new recording can be
+    made (U116): with stored weights, codes, or several graphs.
 
     Example: ``module.get_submodule("drop").p = 0.0`` on the transformed module; a hook registered
     on one of its submodules; a submodule that was exchanged.
-    Fix: do so on the model, and transform it again; or set the attribute back.
+    Fix: change the model, and transform it again; or set the attribute back.
     """
 
     code: ClassVar[str] = "U115"
     is_loss: ClassVar[bool] = True
-    why: ClassVar[str] = "{attribute} is not what it was when the model was recorded"
+    why: ClassVar[str] = "{attribute} has changed since the model was recorded"
     fix: ClassVar[str] = (
-        "The model's own code runs instead of its graph; set it on the model and transform again"
+        "The model's own code runs instead of its graph; change the model and transform it again"
     )
     attribute: str
 
@@ -214,14 +214,14 @@ class AttributeTurned(Diagnostic):
 class RecordedAnew(Diagnostic):
     """The weights have another number type than when the model was recorded, or ``autocast`` is on.
 
-    A recording holds for the number types that it was made in. So the model is recorded in the new
-    ones, on the example of the first recording, and transformed with the same options: the call has
-    scales and casts as any other. Both recordings are kept: a type that comes back costs nothing.
+    A recording holds for its number types. So the model is recorded again in the new types, on the
+    same example, and transformed with the same options: the call has scales and casts. Both
+    recordings are kept, so that a return to the old types costs nothing.
 
     Example: ``module.bfloat16()``; ``fully_shard(module, mp_policy=MixedPrecisionPolicy(
     param_dtype=torch.bfloat16))``, which hands out weights in bfloat16; a call under
     ``torch.autocast("cpu", torch.bfloat16)``.
-    Fix: nothing has to be mended; to save the time, transform the model in the types of its use.
+    Fix: nothing has to be fixed; to save the time, transform the model in the types of its use.
     """
 
     code: ClassVar[str] = "U116"
@@ -233,15 +233,15 @@ class RecordedAnew(Diagnostic):
 
 @dataclass(frozen=True)
 class CastsLeftOut(Diagnostic):
-    """A submodule runs its own code, and casts that its graph has are left out.
+    """A submodule runs its own code, without the casts of its graph.
 
-    With values true between submodules each has a graph of its own. Where one is wrapped, replaced
-    or hooked, the modules around it run their own code, and all others their graphs. Products in
-    the code of those modules themselves are then not cast.
+    Where values between submodules are true, each submodule has its own graph. If one is wrapped,
+    replaced or hooked, the modules around it run their own code, and all others run their graphs.
+    Contractions in the code of the modules around it are then not cast.
 
     Example: a hook on a part of an attention block whose own forward multiplies by ``F.linear``; a
     submodule called with inputs of another type; a deep copy of a submodule alone.
-    Fix: do so on the model, and transform it again.
+    Fix: change the model, and transform it again.
     """
 
     code: ClassVar[str] = "U117"
@@ -256,13 +256,13 @@ class CastsLeftOut(Diagnostic):
 class OutsideGuards(Diagnostic):
     """The transformed module was called with sizes for which its recording does not hold.
 
-    A recording takes one side of every branch on a size, and torch keeps the conditions under
-    which it would take that side again. ``where`` is the line that made the condition.
+    A recording takes one side of every branch on a size. torch keeps the condition of that side.
+    ``where`` is the line that made the condition.
 
     Example: ``if x.shape[1] > 16: ...`` in a ``forward``, an example of length 8 and a call of
     length 32.
-    Fix: give an example of the other side, too: ``transform(model, example, batches=[other])``
-    records both, and the module takes the one that holds.
+    Fix: add an example of the other side: ``transform(model, example, batches=[other])`` records
+    both, and the module runs the one that holds.
     """
 
     code: ClassVar[str] = "U111"
@@ -276,8 +276,8 @@ class OutsideGuards(Diagnostic):
 class SizesFixed(Diagnostic):
     """Recording with free sizes took too long, so fewer sizes are free.
 
-    What torch computes with free sizes are formulas; reshapes that depend on one another make
-    them grow. Sizes that are not free are those of the example.
+    torch computes with free sizes as formulas, which grow where reshapes depend on one another.
+    Sizes that are not free are those of the example.
 
     Example: ``transform(model, example, recording_seconds=0.001)``.
     Fix: give more time with ``recording_seconds``, or name the sizes that vary in
@@ -294,16 +294,16 @@ class SizesFixed(Diagnostic):
 
 @dataclass(frozen=True)
 class RecordedAsCompiled(Diagnostic):
-    """The model could only be recorded as it runs under a compiler, not as it runs by itself.
+    """The model could only be recorded as it runs under a compiler, not as it runs eagerly.
 
-    It asks ``torch.compiler.is_compiling()``, and the way that it takes otherwise looks at data.
-    The two ways may differ in rounding.
+    Its code asks ``torch.compiler.is_compiling()``, and its eager branch looks at data. The two
+    branches may round differently.
 
     Example: ``if not torch.compiler.is_compiling() and mask.all(): mask = None``.
-    Fix: nothing has to be mended; where the last bit counts, pass inputs that make no difference,
-    such as no mask where every element of it is one.
+    Fix: nothing has to be fixed. Where the last bit counts, pass inputs with which both branches do
+    the same, such as no mask in place of a mask of ones.
     """
 
     code: ClassVar[str] = "U113"
-    why: ClassVar[str] = "the model was recorded as it runs while it is compiled"
-    fix: ClassVar[str] = "The two ways may round differently; verification says whether they do"
+    why: ClassVar[str] = "the model was recorded as it runs under a compiler"
+    fix: ClassVar[str] = "Its eager code may round differently; verification says whether it does"

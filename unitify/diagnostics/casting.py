@@ -25,21 +25,21 @@ class UnknownRecipe(Diagnostic):
 
 @dataclass(frozen=True)
 class RecipeInvalid(Diagnostic):
-    """What was given as a recipe is none: an unknown key, or a value that its key cannot have.
+    """The recipe is not valid: it has an unknown key, or a value that its key cannot have.
 
     Example: ``transform(model, recipe="fp8,exlude=lm_head")``.
     Fix: the keys are the fields of ``unitify.Recipe``; their values are described there.
     """
 
     code: ClassVar[str] = "U402"
-    why: ClassVar[str] = "this is no recipe: {problem}"
+    why: ClassVar[str] = "the recipe is not valid: {problem}"
     fix: ClassVar[str] = "The keys are those of unitify.Recipe, described there"
     problem: str
 
 
 @dataclass(frozen=True)
 class PatternUnmatched(Diagnostic):
-    """A pattern of the recipe matches nothing in the model, so that it changes nothing.
+    """A pattern of the recipe matches nothing in the model, and so has no effect.
 
     Example: ``transform(model, recipe="fp8,exclude=lmhead")`` where the module is ``lm_head``.
     Fix: use a name as ``named_parameters()`` or ``named_modules()`` has it, or an operation.
@@ -55,23 +55,25 @@ class PatternUnmatched(Diagnostic):
 
 @dataclass(frozen=True)
 class BoundMissed(Diagnostic):
-    """Not even with every product in BF16 does an output keep the asked signal to noise.
+    """An output does not keep ``min_sqnr``, even with every contraction in BF16.
 
     Example: ``transform(model, recipe="fp8-auto,min_sqnr=90")``.
-    Fix: ask for less; what is predicted is the most that the formats leave.
+    Fix: lower ``min_sqnr``; the message says the most that the formats leave.
     """
 
     code: ClassVar[str] = "U405"
     is_loss: ClassVar[bool] = True
-    why: ClassVar[str] = "it is predicted to keep {predicted} dB, {asked} were asked for"
-    fix: ClassVar[str] = "Ask for less with min_sqnr"
+    why: ClassVar[str] = (
+        "at most {predicted} dB of signal to noise are left, and min_sqnr is {asked}"
+    )
+    fix: ClassVar[str] = "Lower min_sqnr"
     asked: float
     predicted: float
 
 
 @dataclass(frozen=True)
 class BoundUnknown(Diagnostic):
-    """The recipe has a bound on noise, which is found by running, and the weights hold no data.
+    """The recipe bounds the noise, which only a run shows, and the weights hold no data to run on.
 
     Example: ``transform(model, recipe="fp8-auto")`` of a model on the meta device.
     Fix: transform the model with its weights; or use ``fp8-ptq``, which has no bound.
@@ -79,14 +81,14 @@ class BoundUnknown(Diagnostic):
 
     code: ClassVar[str] = "U406"
     is_loss: ClassVar[bool] = True
-    why: ClassVar[str] = "nobody knows whether it keeps {asked} dB: weights hold no data to run on"
+    why: ClassVar[str] = "min_sqnr = {asked} was not checked: the weights hold no data to run on"
     fix: ClassVar[str] = "Transform the model with its weights"
     asked: float
 
 
 @dataclass(frozen=True)
 class NotInFP8(Diagnostic):
-    """The recipe asks for FP8 arithmetic where device, format or operation has none.
+    """The recipe requires FP8 arithmetic where the device, format or operation has none.
 
     Example: ``transform(model, recipe="fp8,simulate=false")`` of a model with convolutions.
     Fix: with ``simulate = "auto"`` the casts are made and such operations multiply the rounded

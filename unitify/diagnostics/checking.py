@@ -33,9 +33,9 @@ class OutsideUnitBand(Diagnostic):
 class PrecisionLost(Diagnostic):
     """A tensor's RMS is where the number format has few digits, or none.
 
-    Of a normal distribution of this RMS (or of the tensor as it was measured) the format keeps so
-    many decibels of signal to noise: E[x²] over the mean square of the rounding error. Every format
-    keeps about the same over a range of RMS, and quickly less outside.
+    The message gives the signal to noise that the format keeps, in decibels: E[x²] over the mean
+    square of the rounding error, for the measured tensor or for a normal distribution of this RMS.
+    Every format keeps about the same over a range of RMS, and quickly less outside.
 
     Example: a gradient of RMS 1e-6 in E5M2, whose smallest number is 1.5e-5.
     Fix: scale it where it is made; or transform the model (with scales measured on your data,
@@ -59,8 +59,8 @@ class PrecisionLost(Diagnostic):
 class FlushedToZero(Diagnostic):
     """A share of a tensor's elements that are not zero becomes zero in the number format.
 
-    What is less than half of the smallest number is rounded to zero. The share is measured, or that
-    of a normal distribution of the predicted RMS.
+    A number below half of the smallest number of the format becomes zero. The share is measured, or
+    is that of a normal distribution with the predicted RMS.
 
     Example: an embedding that is initialized with a standard deviation of 1e-5, cast to E4M3.
     Fix: scale it where it is made; or transform the model (with scales measured on your data,
@@ -79,10 +79,10 @@ class FlushedToZero(Diagnostic):
 
 @dataclass(frozen=True)
 class Saturated(Diagnostic):
-    """A share of a tensor's elements that are not zero is beyond the largest number of the format.
+    """A share of a tensor's elements is beyond the largest number of the format.
 
-    They become that number, or infinity. The share is measured, or that of a normal distribution of
-    the predicted RMS.
+    These elements become that number, or infinity. The share is measured, or is that of a normal
+    distribution with the predicted RMS.
 
     Example: logits that are multiplied by 10,000, cast to E4M3, whose largest number is 448.
     Fix: scale it where it is made; or transform the model (with scales measured on your data,
@@ -90,7 +90,7 @@ class Saturated(Diagnostic):
     """
 
     code: ClassVar[str] = "U804"
-    why: ClassVar[str] = "{share:.3%} of the {tensor} of RMS {rms:.3g} are beyond {format}"
+    why: ClassVar[str] = "{share:.3%} of the {tensor} of RMS {rms:.3g} are out of range in {format}"
     fix: ClassVar[str] = "Scale it by {factor}, or let unitify.transform do so"
     tensor: str
     share: float
@@ -101,7 +101,7 @@ class Saturated(Diagnostic):
 
 @dataclass(frozen=True)
 class ValueNotFinite(Diagnostic):
-    """A tensor holds NaN or infinity, or is predicted to, where no mask puts it.
+    """A tensor holds NaN or infinity, or is predicted to. Values of masks do not count.
 
     Example: ``torch.exp(x)`` of an x of RMS 100.
     Fix: no scale helps once a value has overflowed in the model's own type: subtract a maximum,
@@ -110,22 +110,21 @@ class ValueNotFinite(Diagnostic):
 
     code: ClassVar[str] = "U805"
     why: ClassVar[str] = "the {tensor} is not finite ({count})"
-    fix: ClassVar[str] = "Bound what leads to it, or compute it in a wider type"
+    fix: ClassVar[str] = "Bound the values that lead to it, or compute it in a wider type"
     tensor: str
     count: str
 
 
 @dataclass(frozen=True)
 class GradientStops(Diagnostic):
-    """Parameters that are to be trained get no gradient: the backward pass ends on its way.
+    """Trainable parameters get no gradient: the backward pass stops before it reaches them.
 
     Example: ``x = x + self.side(x).detach()``: the weights of ``side`` never change.
-    Fix: take the detachment out; or freeze the parameters (``requires_grad_(False)``) if it is
-    meant.
+    Fix: remove the detachment; or freeze the parameters (``requires_grad_(False)``) if you want it.
     """
 
     code: ClassVar[str] = "U806"
-    why: ClassVar[str] = "{operation} lets no gradient through to {parameters}"
+    why: ClassVar[str] = "{operation} stops the gradient of {parameters}"
     fix: ClassVar[str] = "Let the gradient through, or freeze the parameters"
     operation: str
     parameters: str
@@ -135,11 +134,11 @@ class GradientStops(Diagnostic):
 class ScaleDrift(Diagnostic):
     """A tensor's RMS is far from the scale that the module's plan gives it.
 
-    The plan was made of other weights or inputs; or it was predicted, and the prediction is off.
-    Stored at that scale the tensor is this many octaves from unit RMS.
+    The plan belongs to other weights or inputs, or its prediction was off. At that scale the stored
+    tensor is so many octaves from unit RMS.
 
-    Example: a folder that was converted before training went on, checked with the weights of now.
-    Fix: plan anew: convert again, or ``unitify.rebase_`` the module.
+    Example: a folder that was converted before the end of training, checked with the final weights.
+    Fix: make a new plan: convert again, or ``unitify.rebase_`` the module.
     """
 
     code: ClassVar[str] = "U807"

@@ -12,8 +12,8 @@ from unitify.diagnostics.diagnostic import Diagnostic
 class RuleInvalid(Diagnostic):
     """A rule file holds something that is not a rule, or that would do nothing.
 
-    Rows are checked as they are loaded: keys, functions, and every name against the operation's own
-    arguments. Two names of one row that a slip would exchange are refused, too.
+    Rows are checked when they are loaded: keys, functions, and every name against the arguments of
+    the operation. Two names of one row that are easy to confuse are refused, too.
 
     Example: ``law = { out = "input +* weight" }``; ``elementwise = "sefl"``.
     Fix: see ``docs/design.md`` for the grammar.
@@ -21,19 +21,19 @@ class RuleInvalid(Diagnostic):
 
     code: ClassVar[str] = "U201"
     why: ClassVar[str] = "{operation}: {problem}"
-    fix: ClassVar[str] = "Mend the row; docs/design.md describes the grammar"
+    fix: ClassVar[str] = "Correct the row; docs/design.md describes the grammar"
     operation: str
     problem: str
 
 
 @dataclass(frozen=True)
 class NoRule(Diagnostic):
-    """An operation has no rule: it runs at true scale (restored), which is always right.
+    """An operation has no rule. It is restored: it runs on true values, which is always right.
 
-    Its operands are brought back to their true values, so they may be far from unit scale.
+    Its operands may then be far from unit scale.
 
     Example: an operation of your own, registered with torch's ``custom_op``.
-    Fix: nothing has to be mended; to keep its operands at unit scale add a rule file:
+    Fix: nothing has to be fixed; to keep its operands at unit scale add a rule file:
     ``transform(model, rules=["my_rules.toml"])``.
     """
 
@@ -78,8 +78,8 @@ class NotFinite(Diagnostic):
 class OperationUnknown(Diagnostic):
     """A rule file has a row for an operation that torch does not know.
 
-    An operator is known once the module that registers it has been imported, a Python function once
-    its own module has.
+    torch knows an operator once the module that registers it is imported, and a Python function
+    once its own module is.
 
     Example: ``["aten.sinhh.default"]``; ``["mylib.softclip.default"]`` before ``import mylib``.
     Fix: correct the name, or import the library: ``unitify rules verify FILE --import mylib``.
@@ -94,13 +94,13 @@ class OperationUnknown(Diagnostic):
 
 @dataclass(frozen=True)
 class EstimateFellBack(Diagnostic):
-    """Moments were not predicted as the operation's row says, because that could not be run.
+    """Moments could not be predicted as the operation's row says.
 
-    They were sampled instead, or, where the operation cannot be run on samples either, assumed to
-    be of the RMS of its first operand. A wrong estimate costs precision, never exactness.
+    They were sampled instead. Where the operation does not run on samples either, the RMS of its
+    first operand was assumed. A wrong estimate costs precision, never exactness.
 
     Example: a row that averages over a dimension which the operand does not have.
-    Fix: nothing has to be mended; scales that are measured need no prediction. A row of your own
+    Fix: nothing has to be fixed; scales that are measured need no prediction. A row of your own
     can be tried with ``unitify rules verify FILE``.
     """
 
@@ -133,9 +133,9 @@ class ImportFailed(Diagnostic):
 
 @dataclass(frozen=True)
 class RunNotFinite(Diagnostic):
-    """Values were infinite or NaN in the run that scales are measured in.
+    """Values were infinite or NaN in the run that measures scales.
 
-    Their scales are those of analysis. Masks do not count.
+    Their scales are predicted. Values of masks do not count.
 
     Example: a model that takes the logarithm of its input, which was drawn or may be negative.
     Fix: pass example inputs of the range that the model takes, or ``batches=``.
@@ -143,7 +143,7 @@ class RunNotFinite(Diagnostic):
 
     code: ClassVar[str] = "U208"
     why: ClassVar[str] = (
-        "{count} values ({names}) were not finite when scales were measured; theirs are predicted"
+        "{count} values ({names}) were not finite in the run; their scales are predicted"
     )
     fix: ClassVar[str] = "Exact as it is; pass example inputs that the model takes"
     count: int

@@ -90,6 +90,20 @@ class OutputExists(Diagnostic):
 
 
 @dataclass(frozen=True)
+class OutputInUse(Diagnostic):
+    """Another process is writing the output folder; two would write into each other's files.
+
+    Example: two runs of ``unitify convert`` at one time with the same ``-o out``.
+    Fix: wait for the other run, or choose another folder.
+    """
+
+    code: ClassVar[str] = "U617"
+    why: ClassVar[str] = "another process is writing {path}"
+    fix: ClassVar[str] = "Wait for it, or choose another folder"
+    path: str
+
+
+@dataclass(frozen=True)
 class NotWritten(Diagnostic):
     """The output folder could not be written; what was begun has been removed.
 
@@ -115,7 +129,7 @@ class FolderDamaged(Diagnostic):
     """
 
     code: ClassVar[str] = "U607"
-    why: ClassVar[str] = "{path} is not a converted folder as it was written: {problem}"
+    why: ClassVar[str] = "{path} is not an intact converted folder: {problem}"
     fix: ClassVar[str] = "Convert the checkpoint again"
     path: str
     problem: str
@@ -126,12 +140,12 @@ class BaselineUnreadable(Diagnostic):
     """The baseline of known findings cannot be read.
 
     Example: ``unitify-baseline.json`` with the markers of an unresolved merge in it.
-    Fix: mend it, or write it anew with ``unitify check TARGET --update-baseline``.
+    Fix: repair it, or write a new one with ``unitify check TARGET --update-baseline``.
     """
 
     code: ClassVar[str] = "U608"
-    why: ClassVar[str] = "{path} is no baseline: {problem}"
-    fix: ClassVar[str] = "Mend it, or write it anew with --update-baseline"
+    why: ClassVar[str] = "{path} is not a baseline: {problem}"
+    fix: ClassVar[str] = "Repair it, or write a new one with --update-baseline"
     path: str
     problem: str
 
@@ -153,7 +167,7 @@ class ReadingsUnreadable(Diagnostic):
 
 @dataclass(frozen=True)
 class NotPickled(Diagnostic):
-    """A transformed module is not pickled: its graph is code, and a pickle of it would be, too.
+    """A transformed module cannot be pickled: its graph is code, and so would be the pickle.
 
     Example: ``torch.save(module, "module.pt")``, or a module handed to another process.
     Fix: save ``(module.state_dict(), module.plan)``, which are plain data, and rebuild the module
@@ -161,7 +175,7 @@ class NotPickled(Diagnostic):
     """
 
     code: ClassVar[str] = "U610"
-    why: ClassVar[str] = "a transformed module is not pickled"
+    why: ClassVar[str] = "a transformed module cannot be pickled"
     fix: ClassVar[str] = "Save (module.state_dict(), module.plan) and use unitify.rebuild"
 
 
@@ -185,19 +199,19 @@ class AdapterAlone(Diagnostic):
 
 @dataclass(frozen=True)
 class CheckpointAdapted(Diagnostic):
-    """What was done to a checkpoint so that it fits its model.
+    """A checkpoint was changed to fit its model.
 
-    A note, not an error: a prefix taken from all names, an entry of a nested checkpoint, FP8 codes
-    multiplied by their scales, names that were allowed to be missing or too many.
+    This is a note, not an error. It names a prefix that was removed, an entry of a nested
+    checkpoint, FP8 codes that were multiplied by their scales, or allowed differences of names.
 
     Example: a checkpoint of a model inside ``DistributedDataParallel``, with ``module.`` before
     every name.
-    Fix: nothing is wrong; look at what it says.
+    Fix: nothing is wrong; check that the change is what you want.
     """
 
     code: ClassVar[str] = "U612"
     why: ClassVar[str] = "the checkpoint was adapted: {what}"
-    fix: ClassVar[str] = "See that this is what you mean"
+    fix: ClassVar[str] = "Check that this is what you want"
     what: str
 
 
@@ -205,14 +219,14 @@ class CheckpointAdapted(Diagnostic):
 class SeveralStateDicts(Diagnostic):
     """The checkpoint holds several state dicts that fit the model.
 
-    Example: ``{"model": ..., "ema": ...}``, with the weights of now and their moving average.
-    Fix: save the one that is meant by itself.
+    Example: ``{"model": ..., "ema": ...}``, with weights and their moving average.
+    Fix: save the one that you want by itself.
     """
 
     code: ClassVar[str] = "U613"
     why: ClassVar[str] = "{path} holds several state dicts that fit the model: {entries}"
     fix: ClassVar[str] = (
-        "Save the one that you mean by itself, such as "
+        "Save the one that you want by itself, such as "
         "torch.save(torch.load(path, weights_only=True)[{first!r}], new_path)"
     )
     path: str
@@ -222,11 +236,10 @@ class SeveralStateDicts(Diagnostic):
 
 @dataclass(frozen=True)
 class NotFolded(Diagnostic):
-    """Something that the recipe does to the numbers folds into no scale of the format.
+    """A change that the recipe makes to the numbers cannot be written as scales of the format.
 
-    A runtime runs its own code of the model on codes and scales. A cast of a linear layer's
-    operands by constant powers of two is what these can say; nothing else is exported, and nothing
-    is left out in silence.
+    A runtime runs its own code of the model on codes and scales. These hold casts of a linear
+    layer's operands by constant powers of two. Everything else that a recipe does is refused.
 
     Example: ``unitify convert gpt2 -o out --recipe fp8 --format compressed-tensors``: the layers
     of GPT-2 are no ``nn.Linear``, and its head shares the weight of its embedding.
@@ -243,9 +256,9 @@ class NotFolded(Diagnostic):
 
 @dataclass(frozen=True)
 class ReaderDiffers(Diagnostic):
-    """A written folder, opened by its own reader, does not compute what the source computes.
+    """A written folder, opened by its reader, does not compute what the source computes.
 
-    Nothing is left of it then. The bound is ``min_sqnr`` of the recipe, or 6 dB.
+    The folder is removed. The bound is ``min_sqnr`` of the recipe, or 6 dB.
 
     Example: a model whose activations the recipe's format cannot hold.
     Fix: another recipe (``fp8-ptq``, or with ``exclude``); compare with ``unitify report``.
@@ -260,7 +273,7 @@ class ReaderDiffers(Diagnostic):
 
 @dataclass(frozen=True)
 class WeightsCast(Diagnostic):
-    """A folder holds codes where the original had weights, and so is not the original any more.
+    """A folder holds codes of the weights, from which the original weights do not follow.
 
     Example: ``unitify convert converted -o back --to original``, where ``converted`` was written
     with ``--recipe fp8``.

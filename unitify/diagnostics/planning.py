@@ -51,7 +51,7 @@ class RescalesNotFewest(Diagnostic):
     cost another might save. A graph of very many nodes gets the nearest scale of each value alone.
 
     Example: a model of more than 50,000 operations, recorded whole.
-    Fix: nothing has to be mended. ``placement="casts"`` needs no search; submodules that are
+    Fix: nothing has to be fixed. ``placement="casts"`` needs no search; submodules that are
     transformed one by one have smaller graphs.
     """
 

@@ -12,16 +12,17 @@ from unitify.diagnostics.diagnostic import Diagnostic
 class SchemeNeedsGraph(Diagnostic):
     """A unit scaling scheme was asked for, and the model cannot be captured as one graph.
 
-    A scheme changes the function of a model, every operation by a constant. Python code between
-    captured parts would stay as it is, so that the whole would be neither.
+    A scheme multiplies every operation of a model by a constant. Python code between captured parts
+    would stay as it is, and the whole would be neither model.
 
     Example: ``transform(model, scheme="unit")`` where ``forward`` branches on a tensor's contents.
-    Fix: change what keeps the model from being captured; ``scheme="preserve"`` takes it as it is.
+    Fix: change the code that cannot be captured; or use ``scheme="preserve"``, which does not need
+    the whole graph.
     """
 
     code: ClassVar[str] = "U701"
     why: ClassVar[str] = "a scheme needs the whole model as one graph: {reason}"
-    fix: ClassVar[str] = "Change what is named, or leave out scheme="
+    fix: ClassVar[str] = "Change the named code, or leave out scheme="
     reason: str
 
 
@@ -48,15 +49,17 @@ class TrainableGains(Diagnostic):
 class TiedRoles(Diagnostic):
     """u-μP was asked for, and one parameter is both an embedding and a matrix.
 
-    The two have learning rates of other powers of the width. It is trained with that of an
-    embedding; each of its uses has the multiplier that it should have.
+    The two need learning rates with different powers of the width. The parameter gets that of an
+    embedding. Each of its uses has its own right multiplier.
 
     Example: a language model whose head is its embedding.
     Fix: untie them, or choose by ``UMuP(roles={"embedding.weight": "readout"})``.
     """
 
     code: ClassVar[str] = "U703"
-    why: ClassVar[str] = "{name} is read by index and multiplied with: its learning rate is one"
+    why: ClassVar[str] = (
+        "{name} is both an embedding and a matrix, and can have only one learning rate"
+    )
     fix: ClassVar[str] = "Untie the two, or choose by roles={{...}}"
     is_loss: ClassVar[bool] = True
     name: str
@@ -66,8 +69,8 @@ class TiedRoles(Diagnostic):
 class DecayNotIndependent(Diagnostic):
     """A u-μP module is trained with a weight decay that is multiplied by the learning rate.
 
-    Learning rates transfer over widths where the decay of a step does not depend on the learning
-    rate (Wortsman et al. 2023, as u-μP asks for).
+    Learning rates transfer over widths only where the decay of a step does not depend on them
+    (Wortsman et al. 2023; u-μP requires it).
 
     Example: ``param_groups(module, torch.optim.Adam, lr=1.0, weight_decay=0.1)``; or AdamW with
     ``independent_decay=False``.

@@ -77,7 +77,7 @@ class ModelNeeded(Diagnostic):
 
 @dataclass(frozen=True)
 class PackageMissing(Diagnostic):
-    """An optional package is needed for what was asked.
+    """A command needs an optional package that is not installed.
 
     Example: ``unitify convert folder -o out`` on a Hugging Face folder without ``transformers``.
     Fix: install the package that the message names.
@@ -92,7 +92,7 @@ class PackageMissing(Diagnostic):
 
 @dataclass(frozen=True)
 class UnknownCode(Diagnostic):
-    """No diagnostic has the code that was asked for.
+    """No diagnostic has this code.
 
     Example: ``unitify explain U999``.
     Fix: use a code as a message prints it.
@@ -109,8 +109,8 @@ class UnknownCode(Diagnostic):
 class OptimizerUnsupported(Diagnostic):
     """``unitify.optim.param_groups`` cannot carry hyperparameters over to this optimizer.
 
-    Stored parameters and gradients differ from the true ones by powers of two; each
-    hyperparameter is multiplied by what its units say. The table has most optimizers of torch.
+    Stored parameters and gradients differ from the true ones by powers of two, so that each
+    hyperparameter is multiplied by its units. The table has most optimizers of torch.
 
     Example: ``param_groups(module, torch.optim.LBFGS)``.
     Fix: use one of the listed optimizers or a subclass of one; or pass ``units=``, an
@@ -142,24 +142,24 @@ class NothingTransformed(Diagnostic):
 
 @dataclass(frozen=True)
 class SettingsInvalid(Diagnostic):
-    """``[tool.unitify.check]`` has a key that there is not, or a value that its key cannot have.
+    """``[tool.unitify.check]`` has an unknown key, or a value that its key cannot have.
 
     Example: ``flush = 0.1`` in place of ``flushed = 0.1``.
     Fix: use the keys that docs/check.md lists.
     """
 
     code: ClassVar[str] = "U011"
-    why: ClassVar[str] = "these are no settings of unitify check: {problem}"
+    why: ClassVar[str] = "the settings of unitify check are not valid: {problem}"
     fix: ClassVar[str] = "Use the keys that docs/check.md lists"
     problem: str
 
 
 @dataclass(frozen=True)
 class LossUnusable(Diagnostic):
-    """``loss_fn`` gives nothing that gradients could start at.
+    """``loss_fn`` does not return a loss.
 
-    It is called with what the model returns and gives the loss: a tensor of one number that depends
-    on it. It is also called with outputs drawn from their predicted moments.
+    It takes the model's output and returns a tensor of one number that depends on it. It is also
+    called with outputs drawn from their predicted moments.
 
     Example: ``transform(model, x, loss_fn=lambda output: output.detach().sum())``.
     Fix: return ``criterion(output, target)`` as training has it, without ``.item()``.
@@ -175,12 +175,12 @@ class LossUnusable(Diagnostic):
 class AlreadyTransformed(Diagnostic):
     """The model is a transformed module, or has one among its submodules.
 
-    A transformed module has scales in its graph already; transforming or estimating it again would
-    take them for operations of the model.
+    A transformed module has scales in its graph already. A second transform would take these for
+    operations of the model.
 
     Example: ``transform(transform(model, x), x)``.
-    Fix: transform the model itself, which ``module.original`` is; of a model with transformed
-    submodules transform the others one by one, or the model that they were made of.
+    Fix: transform ``module.original``. In a model with transformed submodules, transform the other
+    submodules one by one, or the model that these were made of.
     """
 
     code: ClassVar[str] = "U016"
@@ -214,12 +214,12 @@ class OtherWeights(Diagnostic):
 class OtherPlan(Diagnostic):
     """A state dict holds stored weights, or codes, of another plan than the module's.
 
-    Under other scales they are other weights.
+    Under other scales the same numbers are other weights.
 
     Example: a state dict of ``transform(model, weights="stored")``, saved before training was
-    resumed with scales that were chosen anew.
+    resumed with new scales.
     Fix: rebuild the module with the plan that the weights were saved with
-    (``unitify.rebuild(model, state_dict, plan)``); or hand true weights from one to the other.
+    (``unitify.rebuild(model, state_dict, plan)``); or exchange true weights.
     """
 
     code: ClassVar[str] = "U018"
@@ -231,7 +231,7 @@ class OtherPlan(Diagnostic):
 class ParametersRenamed(Diagnostic):
     """A module with stored weights has parameters under other names than its plan.
 
-    What wraps or replaces parameters (FSDP's flat ones, adapters) hides which scale each has.
+    A wrapper that replaces parameters (FSDP's flat ones, adapters) hides the scale of each.
 
     Example: ``param_groups(module, AdamW)`` after ``FullyShardedDataParallel(module)`` with
     ``module = transform(model, weights="stored")``.
@@ -240,7 +240,7 @@ class ParametersRenamed(Diagnostic):
     """
 
     code: ClassVar[str] = "U019"
-    why: ClassVar[str] = "{count} stored parameters of the plan are not there, such as {name}"
+    why: ClassVar[str] = "the module lacks {count} stored parameters of the plan, such as {name}"
     fix: ClassVar[str] = 'Transform with weights="true", the default'
     count: int
     name: str
@@ -250,13 +250,14 @@ class ParametersRenamed(Diagnostic):
 class NothingGathered(Diagnostic):
     """No weight of a module can be gathered as codes.
 
-    Codes stand for a weight whose every use is one cast to an 8-bit format, by a constant.
+    Codes can replace a weight only where every use of it is one cast to an 8-bit format by a
+    constant.
 
     Example: ``gather_codes_(transform(model))``, without a recipe; or with ``fp8-amax``, whose
     scales are found at each call.
-    Fix: transform with ``recipe="fp8"``, and leave products out of the recipe's ``exclude``.
+    Fix: transform with ``recipe="fp8"``, and leave contractions out of the recipe's ``exclude``.
     """
 
     code: ClassVar[str] = "U020"
-    why: ClassVar[str] = "no weight is cast to an 8-bit format by a constant, and used so alone"
+    why: ClassVar[str] = "no weight is used only through one cast to an 8-bit format by a constant"
     fix: ClassVar[str] = 'Transform with recipe="fp8"'

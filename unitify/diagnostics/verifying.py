@@ -1,4 +1,4 @@
-"""U5: the result is not what it has to be."""
+"""U5: verification."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class NotExact(Diagnostic):
     unless the original overflows the range of its number format, or multiplies what underflowed
     (U503) up again.
 
-    Example: a model whose products are beyond the largest number of the format.
+    Example: a model whose contractions are beyond the largest number of the format.
     Fix: report it with the model; ``Verification.differences`` names what differs. With
     ``verify=False`` (``--no-verify``) the module is returned regardless.
     """
 
     code: ClassVar[str] = "U501"
-    why: ClassVar[str] = "the result is not bitwise the original: {differences}"
+    why: ClassVar[str] = "the module is not bitwise the model: {differences}"
     fix: ClassVar[str] = "Please report it; verify=False returns the module regardless"
     differences: str
 
@@ -66,7 +66,7 @@ class Underflow(Diagnostic):
 
 @dataclass(frozen=True)
 class RoundsOtherwise(Diagnostic):
-    """Some results are not bitwise the model's, and are as near to the right ones as the model's.
+    """Some results differ from the model's in their last bits, and are as near to the right ones.
 
     Other kernels, or another order of a sum, round otherwise. Both were measured against the
     original in double precision: the module's error is of the size of the model's own.
@@ -78,7 +78,7 @@ class RoundsOtherwise(Diagnostic):
 
     code: ClassVar[str] = "U504"
     is_loss: ClassVar[bool] = True
-    why: ClassVar[str] = "{tensors} results are rounded otherwise than the model's, first {first}"
+    why: ClassVar[str] = "{tensors} results round differently from the model's, first {first}"
     fix: ClassVar[str] = "None is needed: they are as near to the right ones as the model's"
     tensors: int
     first: str
@@ -86,7 +86,7 @@ class RoundsOtherwise(Diagnostic):
 
 @dataclass(frozen=True)
 class GradientsUnderflow(Diagnostic):
-    """The model computes in float16, and gradients of its own are below that type's normal range.
+    """Some gradients of a float16 model are below the normal range of its type.
 
     Numbers below 6.1e-5 are stored in fixed steps of 6e-8, so that they have few digits or none.
     The transformed module does the same: its gradients are those of the model, bit for bit.
@@ -99,6 +99,6 @@ class GradientsUnderflow(Diagnostic):
 
     code: ClassVar[str] = "U505"
     is_loss: ClassVar[bool] = True
-    why: ClassVar[str] = "{percent:.1f} % of a gradient of the model's own are subnormal in float16"
+    why: ClassVar[str] = "{percent:.1f} % of one of the model's gradients are subnormal in float16"
     fix: ClassVar[str] = 'Scale the loss, or transform the model in float32 with recipe="fp16"'
     percent: float

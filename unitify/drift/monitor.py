@@ -26,8 +26,8 @@ from unitify.drift.rebase import transformed
 from unitify.formats.losses import Loss, loss
 from unitify.formats.table import FORMATS, Format
 from unitify.measure.tally import Tally
-from unitify.module.assembly import value_name
 from unitify.module.unit_scaled import UnitScaledModule
+from unitify.part import value_name
 from unitify.rulebook.rule_table import load_rules
 from unitify.runtime.arrive import factor_of
 from unitify.runtime.cast import amax_factor

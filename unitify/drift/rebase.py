@@ -7,28 +7,29 @@ In float32 the next step is bitwise the one that would have been taken.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
 from unitify.analysis.analyze import analyze
 from unitify.capture.execution import LossFunction
-from unitify.capture.islands import path_of
 from unitify.capture.whole import Capture
-from unitify.cast.casting import Casts, with_casts
+from unitify.cast.casting import CastGraph, with_casts
 from unitify.diagnostics import NothingTransformed, UnitifyError
 from unitify.drift.measuring import measure_running, true_capture
 from unitify.estimates import Estimates
 from unitify.estimating import check_scales
 from unitify.measure.captured import measure
 from unitify.measure.tally import Tally
-from unitify.module.assembly import AssembledModule, Part, agreed, joined
+from unitify.module.assembly import AssembledModule, joined, parts_in
 from unitify.module.unit_scaled import UnitScaledModule
+from unitify.part import Part
 from unitify.plan.fixed import parameter_of
 from unitify.plan.planner import plan
 from unitify.plan.scale_plan import ScalePlan
+from unitify.planning import agreed
 from unitify.rewrite import rewrite
 from unitify.rulebook.rule_table import RuleTable, load_rules
 
@@ -58,7 +59,7 @@ def rebase_(
     - ``loss_fn``, ``rules``: as ``transform`` was given.
 
     Parameters, gradients, optimizers and checkpoints stay as they are: stored weights keep the
-    scales at which they are held. Casts are placed anew by the module's recipe.
+    scales at which they are held. CastGraph are placed anew by the module's recipe.
 
     Raises ``UnitifyError``, having changed nothing: U003 without batches, U009 where nothing that
     can be trained is transformed.
@@ -68,20 +69,22 @@ def rebase_(
     if not wholes:
         raise UnitifyError(NothingTransformed(module="a module for inference alone"))
     table = load_rules(rules)
-    parts = [(whole, name, part) for whole in wholes for name, part in whole.parts.items()]
-    captures = [true_capture(part) for _, _, part in parts]
+    modules = [part for whole in wholes for part in whole.parts.values()]
+    captures = [true_capture(part) for part in modules]
     if scales == "analysis":
         found = [analyze(captured, table, loss_fn).estimates for captured in captures]
     elif scales == "auto" and not (batches := list(batches)):
         found = [measure(captured, None, loss_fn) for captured in captures]
     else:
-        modules = [part for _, _, part in parts]
         found = _measured(module, modules, captures, batches, loss_fn)
     chosen: list[_Chosen] = []
+    known = iter(zip(captures, found, strict=True))
     for whole in wholes:
-        own = [i for i, part in enumerate(parts) if part[0] is whole]
-        plans = _plans({parts[i][1]: (captures[i], found[i]) for i in own}, whole, table)
-        chosen += [_Chosen.of(whole, name, new, table) for name, new in plans.items()]
+        own = [
+            replace(part, capture=captured, estimates=estimates)
+            for part, (captured, estimates) in zip(parts_in(whole), known, strict=False)
+        ]
+        chosen += [_Chosen.of(whole, part, table) for part in _planned(own, whole, table)]
     for whole in wholes:
         whole.scales = "analysis" if scales == "analysis" else "measured"
     return Rebase(sum(one.adopt() for one in chosen))
@@ -111,32 +114,28 @@ def _measured(
     return [t.estimates(captured) for t, captured in zip(tallies, captures, strict=True)]
 
 
-def _plans(
-    found: Mapping[str, tuple[Capture, Estimates]], whole: UnitScaledModule, rules: RuleTable
-) -> dict[str, ScalePlan]:
-    """A plan for each part.
+def _planned(parts: list[Part], whole: UnitScaledModule, rules: RuleTable) -> list[Part]:
+    """``parts`` with new plans.
 
     One that was not run keeps its scales, its twin's parameters aside; one with the recipe of a
     baseline has none to choose.
     """
-    chosen: dict[str, Part] = {}
-    plans: dict[str, ScalePlan] = {}
 
-    def is_kept(name: str) -> bool:
-        recipe = whole.parts[name].recipe
+    def is_kept(part: Part) -> bool:
+        recipe = whole.parts[part.name].recipe
         is_baseline = recipe is not None and recipe.scaling != "unit"
-        return is_baseline or all(rms.forward is None for rms in found[name][1].values())
+        return is_baseline or all(rms.forward is None for rms in part.estimates.values())
 
-    for name in sorted(found, key=is_kept):
-        captured, estimates = found[name]
-        part = whole.parts[name]
-        own = part.plan
-        if not is_kept(name):
-            new = plan(captured, estimates, rules, placement=own.placement, carrier=own.carrier)
-            own = _as_held(new, own, captured)
-        plans[name] = agreed(own, name, captured, chosen)
-        chosen.setdefault(path_of(name), (captured, part.graph, plans[name]))
-    return plans
+    chosen: list[Part] = []
+    for part in sorted(parts, key=is_kept):
+        if not is_kept(part):
+            held = part.plan
+            new = plan(
+                part.capture, part.estimates, rules, placement=held.placement, carrier=held.carrier
+            )
+            part = replace(part, plan=_as_held(new, held, part.capture))
+        chosen.append(agreed(part, chosen))
+    return chosen
 
 
 def _as_held(chosen: ScalePlan, held: ScalePlan, captured: Capture) -> ScalePlan:
@@ -157,33 +156,33 @@ def _as_held(chosen: ScalePlan, held: ScalePlan, captured: Capture) -> ScalePlan
 
 @dataclass(frozen=True)
 class _Chosen:
-    """A part's new plan and graphs, ready to be taken."""
+    """A part's new plan and graph, ready to be taken, and that graph with the recipe's casts."""
 
     whole: UnitScaledModule
-    part: UnitScaledModule
-    plan: ScalePlan
-    graph: fx.Graph
-    #: The same graph with the casts of the part's recipe.
-    casts: Casts | None
+    module: UnitScaledModule
+    part: Part
+    casts: CastGraph | None
 
     @staticmethod
-    def of(whole: UnitScaledModule, name: str, new: ScalePlan, rules: RuleTable) -> _Chosen:
-        part = whole.parts[name]
-        graph = rewrite(part.capture, new, rules)
-        casts = None
-        if part.recipe is not None:
-            casts = with_casts(graph, part.casts, part.recipe, part.capture, new, rules)
-        return _Chosen(whole, part, new, graph, casts)
+    def of(whole: UnitScaledModule, part: Part, rules: RuleTable) -> _Chosen:
+        module = whole.parts[part.name]
+        # On the weights that the module holds, which are others than those of now at true scale.
+        made = replace(
+            part, capture=module.capture, graph=rewrite(module.capture, part.plan, rules)
+        )
+        recipe = module.recipe
+        casts = with_casts(made, recipe, rules) if recipe is not None else None
+        return _Chosen(whole, module, made, casts)
 
     def adopt(self) -> int:
         """Let the part run by the new plan. Returns how many of its values have a new scale."""
-        held = self.part.plan
-        changed = sum(self.plan.wanted(name) != held.wanted(name) for name in held.values)
-        self.part.plan = self.plan
-        self.part.graph = self.graph
+        held, new = self.module.plan, self.part.plan
+        changed = sum(new.wanted(name) != held.wanted(name) for name in held.values)
+        self.module.plan = new
+        self.module.graph = self.part.graph
         if self.casts is not None:
             cast = self.casts
-            self.part.take_casts(cast.graph, cast.recipe, cast.choices, cast.constants)
+            self.module.take_casts(cast.graph, cast.recipe, cast.choices, cast.constants)
         if isinstance(self.whole, AssembledModule):
             plans = {name: part.plan for name, part in self.whole.parts.items()}
             self.whole.plan = joined(plans, self.whole.host)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 
 from unitify.capture.exporting import switched_off
-from unitify.capture.islands import path_of
+from unitify.capture.islands import Recording, path_of
 from unitify.capture.observing import install
 from unitify.capture.recorded_graph import parameter_aliases
 from unitify.capture.signature import Refusal
@@ -27,12 +27,9 @@ from unitify.capture.whole import Capture
 from unitify.diagnostics import Diagnostic, UnitifyError
 from unitify.module.graph_forward import GraphForward, own_code_again
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.plan.fixed import parameter_of
-from unitify.plan.scale_plan import Scale, ScalePlan, parameter_units, widest_gap
+from unitify.part import Part, parts_of, value_name
+from unitify.plan.scale_plan import Scale, ScalePlan, widest_gap
 from unitify.recipe.choices import Choice
-
-#: A part as the pipeline made it: its capture, the graph on stored values, and its plan.
-Part = tuple[Capture, fx.Graph, ScalePlan]
 
 
 class AssembledModule(UnitScaledModule):
@@ -47,23 +44,23 @@ class AssembledModule(UnitScaledModule):
     def __init__(
         self,
         host: nn.Module,
-        parts: Mapping[str, Part],
+        parts: Sequence[Part],
         diagnostics: tuple[Diagnostic, ...] = (),
     ) -> None:
         self._take_tree(host)
         self.__dict__["host"] = host
         self.graph = _call_of_host()
-        self.plan = joined({name: part[2] for name, part in parts.items()}, host)
+        self.plan = joined({part.name: part.plan for part in parts}, host)
         self.diagnostics = diagnostics
-        self.__dict__["_parts"] = {name: _attach(host, name, part) for name, part in parts.items()}
-        for path in dict.fromkeys(path_of(name) for name in parts):
+        self.__dict__["_parts"] = {part.name: _attach(host, part) for part in parts}
+        paths = [part.path for part in parts]
+        for path in dict.fromkeys(paths):
             module = host.get_submodule(path)
-            if not path and all(part[0].has_hooks for part in parts.values()):
+            if not path and all(part.capture.has_hooks for part in parts):
                 # They are in the graphs.
                 share_hooks(nn.Module(), host)
             graphs = [part for name, part in self.parts.items() if path_of(name) == path]
             GraphForward(module, _Island(graphs, is_whole=not path))
-        paths = [path_of(name) for name in parts]
         for name, part in self.parts.items():
             if paths.count(path_of(name)) == 1:
                 part.divide()
@@ -99,10 +96,7 @@ class AssembledModule(UnitScaledModule):
             return call_of(self.host)(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AssembledModule:
-        parts = {
-            name: (part.capture, copy.deepcopy(part.graph), part.plan)
-            for name, part in self.parts.items()
-        }
+        parts = [replace(part, graph=copy.deepcopy(part.graph)) for part in parts_in(self)]
         host = copy_of(self.host, memo)
         own_code_again(host)
         made = AssembledModule(host, parts, self.diagnostics)
@@ -118,36 +112,73 @@ class AssembledModule(UnitScaledModule):
 
 
 def assemble(
-    model: nn.Module, parts: Mapping[str, Part], diagnostics: tuple[Diagnostic, ...] = ()
+    model: nn.Module, parts: Sequence[Part], diagnostics: tuple[Diagnostic, ...] = ()
 ) -> AssembledModule:
     """The module of ``parts`` around a copy of ``model``, whose weights become stored ones."""
     host = copy_of(model)
-    install(next(iter(parts.values()))[0].made, host)
-    scales = joined({name: part[2] for name, part in parts.items()}, host).parameters
+    install(parts[0].capture.made, host)
+    scales = joined({part.name: part.plan for part in parts}, host).parameters
     with torch.no_grad():
         for name, parameter in host.named_parameters():
             parameter.div_(scales[name].fwd)
     return AssembledModule(host, parts, diagnostics)
 
 
+def build(part: Part) -> UnitScaledModule:
+    """The module of one whole graph: copies of the model's parameters, over their scales."""
+    captured = part.capture
+    memo: dict[int, Any] = {}
+    root = copy_of(captured.model, memo)
+    install(captured.made, root)
+    with torch.no_grad():
+        for name, parameter in root.named_parameters():
+            parameter.div_(part.plan.parameters[name].fwd)
+    for target, constant in captured.constants.items():
+        if isinstance(constant, torch.Tensor):
+            # What the model holds the module holds, too, and not a second time.
+            held = memo.get(id(constant), constant)
+            root.register_buffer(target, held, persistent=False)
+        else:
+            root.add_module(target, constant)
+    module = UnitScaledModule(root, part.graph, part.plan, captured, captured.diagnostics)
+    module.divide()
+    module.watch(root)
+    if not captured.has_hooks:
+        share_hooks(root, module)
+    return module
+
+
+def module_of(
+    recorded: Recording,
+    parts: Sequence[Part],
+    scales: str = "",
+    diagnostics: tuple[Diagnostic, ...] = (),
+) -> UnitScaledModule:
+    """The module of a recording, of one graph or around several; ``parts``: its rewritten ones.
+
+    ``scales``: where their plans come from; ``diagnostics``: beside those of the recording.
+    """
+    if recorded.whole is not None:
+        module = build(parts[0])
+    else:
+        module = assemble(recorded.model, parts, recorded.diagnostics)
+    module.diagnostics += diagnostics
+    module.scales = scales
+    return module
+
+
 def unscaled(model: nn.Module, captures: Mapping[str, Capture]) -> AssembledModule:
     """``model`` with its captured graphs in the places of its islands, every scale one."""
-    return assemble(
-        model,
-        {
-            name: (
-                captured,
-                copy.deepcopy(captured.graph),
-                ScalePlan({}, dict.fromkeys(captured.aliases, Scale())),
-            )
-            for name, captured in captures.items()
-        },
+    parts = parts_of(captures)
+    return assemble(model, [replace(p, graph=copy.deepcopy(p.graph)) for p in parts])
+
+
+def parts_in(module: UnitScaledModule) -> tuple[Part, ...]:
+    """The parts that ``module`` runs, as it is now: its plans, graphs and casts."""
+    return tuple(
+        Part(name, part.capture, part.plan, part.graph, choices=part._casts)
+        for name, part in module.parts.items()
     )
-
-
-def value_name(part: str, value: str) -> str:
-    """The name of a part's value among those of all parts."""
-    return f"{part}/{value}" if part else value
 
 
 def joined(plans: Mapping[str, ScalePlan], model: nn.Module) -> ScalePlan:
@@ -176,28 +207,6 @@ def joined(plans: Mapping[str, ScalePlan], model: nn.Module) -> ScalePlan:
         placement=one.placement,
         carrier=one.carrier,
         gap=widest_gap(plan.gap for plan in plans.values()),
-    )
-
-
-def agreed(chosen: ScalePlan, name: str, captured: Capture, parts: Mapping[str, Part]) -> ScalePlan:
-    """``chosen`` with the parameters' scales of the first recording, if this is a further one.
-
-    Of true parameters it is their units that the two have in common.
-    """
-    first = parts.get(path_of(name))
-    if first is None:
-        return chosen
-    units = parameter_units(first[0], first[2])
-    held = {
-        node.name: parameter
-        for node in captured.graph.nodes
-        if (parameter := parameter_of(captured, node)) and node.name in chosen.values
-    }
-    scales = {name: first[2].parameters[parameter] for name, parameter in held.items()}
-    own = {name: unit for name, unit in chosen.units.items() if name not in held}
-    own |= {n: units[p] for n, p in held.items() if units[p] != scales[n]}
-    return replace(
-        chosen, values={**chosen.values, **scales}, parameters=first[2].parameters, units=own
     )
 
 
@@ -236,10 +245,10 @@ def call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     return module(*args, **dict(kwargs))
 
 
-def _attach(host: nn.Module, name: str, part: Part) -> UnitScaledModule:
+def _attach(host: nn.Module, part: Part) -> UnitScaledModule:
     """The part as a module on the weights of its place in ``host``."""
-    captured, graph, plan = part
-    module = host.get_submodule(path_of(name))
+    captured = part.capture
+    module = host.get_submodule(part.path)
     for target, constant in captured.constants.items():
         if hasattr(module, target):
             continue  # A copy of an assembled module has them already.
@@ -247,7 +256,7 @@ def _attach(host: nn.Module, name: str, part: Part) -> UnitScaledModule:
             module.register_buffer(target, constant, persistent=False)
         else:
             module.add_module(target, constant)
-    return UnitScaledModule(module, graph, plan, captured, captured.diagnostics)
+    return UnitScaledModule(module, part.graph, part.plan, captured, captured.diagnostics)
 
 
 class _Island:

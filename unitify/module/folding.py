@@ -100,7 +100,7 @@ class _Folder:
         elif operation_name(node) == "unitify.cast.default" and node.args[0] in self.weights:
             self._cast(node)
         elif operation_name(node) == "unitify.uncenter.default" and node.args[1] in self.weights:
-            # What a product makes of a mean is constant, too.
+            # What a contraction makes of a mean is constant, too.
             offset: Any = node.args[1]
             name = f"{node.name}_offset"
             self.codes[name] = self._value(offset)

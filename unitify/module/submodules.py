@@ -17,7 +17,16 @@ from typing import Any, Protocol
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from unitify.arrival import Told, Units, arrived, is_watched, told, unit_of, units_of, unwatched
+from unitify.arrival import (
+    TokenGraph,
+    Units,
+    arrived,
+    is_watched,
+    unit_of,
+    units_of,
+    unwatched,
+    with_tokens,
+)
 from unitify.capture.boundaries import Region
 from unitify.capture.guards import Guards
 from unitify.capture.signature import CallSignature
@@ -127,8 +136,8 @@ class Submodules:
         constants = [self.owner._attribute(name) for name in graph.constants]
         results = list(graph.code(module, *flat, *constants))
         if graph.names:
-            results, told_ones = results[: -len(graph.names)], results[-len(graph.names) :]
-            tokens = list(zip(graph.names, told_ones, strict=True))
+            results, given_tokens = results[: -len(graph.names)], results[-len(graph.names) :]
+            tokens = list(zip(graph.names, given_tokens, strict=True))
             if self.tokens is not None:
                 self.tokens.extend(tokens)
             else:
@@ -157,7 +166,7 @@ class Submodules:
         if whole.arrivals is None:
             (end,) = (n for n in capture.graph.nodes if n.op == "output")
             values = [a if isinstance(a, fx.Node) else None for a in end.args[0]]
-            casts = told(whole.plain, units_of(capture, plan)).casts
+            casts = with_tokens(whole.plain, units_of(capture, plan)).casts
             whole.arrivals = _once(values, plan), casts
         return whole.arrivals
 
@@ -232,11 +241,11 @@ class Submodules:
         if piece.computes_sizes and any(not str(size).isalnum() for size in sizes):
             raise NoPiece("it computes with sizes that are themselves computed")
         by_result = _once([whole.originals.get(name) for name in piece.results], plan)
-        of = Told(piece.graph, {}, {})
+        of = TokenGraph(piece.graph, {}, {})
         if is_watched(whole.graph):
             (end,) = (n for n in piece.graph.nodes if n.op == "output")
             pairs = zip(by_result, end.args[0], strict=True)
-            of = told(piece.graph, [unit for unit, r in pairs if isinstance(r, fx.Node)])
+            of = with_tokens(piece.graph, [unit for unit, r in pairs if isinstance(r, fx.Node)])
         guards = () if region.guards is None else (_as_known(region.guards, capture.call.guards),)
         call = CallSignature(
             region.signature, region.arguments, region.given.spec, region.result.spec,

@@ -1,1 +1,1 @@
-"""What casts leave of a signal, predicted through the rules, and measured."""
+"""What casts leave of a signal, measured by running; and which contractions stay in BF16."""

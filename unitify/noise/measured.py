@@ -1,7 +1,7 @@
-"""Signal to noise at every value, measured: a captured graph run with casts and without, in step.
+"""Signal to noise at every value, measured: one run of a captured graph with casts and without.
 
-Rescaling by powers of two changes no bit, so what casts do to the captured graph they do to the
-rewritten one, where their scales are those of stored values.
+Rescaling by powers of two changes no bit. So casts do to the captured graph what they do to the
+rewritten one.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from torch import Tensor, fx
 from unitify.capture.execution import GraphRunner, unchanged
 from unitify.capture.whole import Capture
 from unitify.formats.signal_to_noise import decibels
-from unitify.noise.operand_casts import OperandCast, Place
+from unitify.noise.operand_casts import OperandCast
+from unitify.recipe.cast import Place
 from unitify.rulebook.centering import row
 from unitify.rulebook.laws import is_scalable
 from unitify.rulebook.operation import call_by_name
 from unitify.rulebook.schema import named_arguments, nodes_of
 
-#: A result as an operation computes it → as the run goes on with it.
+#: Replaces the result of an operation before the run uses it.
 Correction = Callable[[fx.Node, Tensor], Tensor]
 
 
@@ -51,7 +52,7 @@ class ValueNoise:
 class PairRunner(GraphRunner):
     """Runs a captured graph exactly and, beside it, with the operands of some operations cast.
 
-    ``correct``: what to make of a result before the runs go on with it; errors stay as they are.
+    ``correct`` replaces a result before both runs use it. The error of that result stays.
     """
 
     def __init__(
@@ -65,12 +66,12 @@ class PairRunner(GraphRunner):
         for (operation, name, index), cast in casts.items():
             self.casts.setdefault(operation, {})[name, index] = cast
         self.correct = correct
-        #: What the casts make of a value, as far as they reach.
+        #: Values of the run with casts, where they differ from those of the exact run.
         self.noisy: dict[fx.Node, Any] = {}
         self.found: dict[str, ValueNoise] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run one node twice, where casts reach it."""
+        """Run one node exactly, and again with casts where they reach it."""
         state = torch.get_rng_state()
         exact = super().run_node(n)
         reached = n.op == "call_function" and any(o in self.noisy for o in n.all_input_nodes)
@@ -91,7 +92,7 @@ class PairRunner(GraphRunner):
         return exact
 
     def cast_call(self, n: fx.Node) -> Any:
-        """An operation on its operands as they are here, those cast that are to be."""
+        """The operation on the operands of the run with casts, after its own casts."""
         arguments = self._arguments(n)
         result = call_by_name(n, arguments)
         for cast in self.casts.get(n.name, {}).values():

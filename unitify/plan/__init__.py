@@ -1,4 +1,4 @@
-"""Third stage: estimates → ``ScalePlan``, a scale for every value and parameter."""
+"""Third stage: from estimates to a ``ScalePlan``, the scale of every value and parameter."""
 
 from unitify.plan.planner import plan
 from unitify.plan.scale_plan import Scale, ScalePlan

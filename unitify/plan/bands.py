@@ -1,6 +1,7 @@
-"""Which exponents every value and gradient may have: those near its RMS, or zero where it is held.
+"""Bands: the exponents that each value and gradient may have.
 
-Takes estimates; gives a ``Bands``, which the planner chooses within.
+A band lies around the RMS. It is zero alone for a value that is held true. Takes estimates; gives a
+``Bands``, within which the planner chooses.
 """
 
 from __future__ import annotations
@@ -18,26 +19,26 @@ from unitify.plan.fixed import fixed_values, parameter_of
 from unitify.rulebook.extremes import extremes
 from unitify.rulebook.rule_table import RuleTable
 
-#: Half the width, in octaves, of the band round its RMS in which a narrow value's scale lies: of
-#: one that was measured, and of one that was predicted and may be half an octave from there.
+#: Half the width, in octaves, of the band of a narrow value: of a measured RMS, and of a predicted
+#: one, which may be off by half an octave.
 TOLERANCE, PREDICTED_TOLERANCE = 1.0, 0.5
-#: The same on a wide carrier: FP16 would hold eight octaves below and nine above such a value. With
-#: this at most one operation in ten has a rescale in the models of docs/results/rescales.md.
+#: The same on a wide carrier. FP16 would hold eight octaves below and nine above such a value. With
+#: six, at most one operation in ten has a rescale in the models of docs/results/rescales.md.
 WIDE_TOLERANCE = 6.0
-#: Octaves around the typical RMS of a direction beyond which one tells of masking constants, zeros
-#: or a broken estimate, not of a scale. A factor of the one equation is the sum of three such
-#: distances, so that with a third of the range of float32 none of them overflows.
+#: The most octaves of a scale from the typical RMS of its direction. An RMS further away comes from
+#: masking constants, zeros or a broken estimate. log2 of a factor is a sum of three such distances,
+#: so that with a third of the range of float32 no factor overflows.
 LIMIT = 42
 
 
 def tolerance_of(is_sure: bool) -> float:
-    """The tolerance of figures; ``is_sure``: were they measured on data, not drawn or predicted?"""
+    """The tolerance of estimates. ``is_sure``: measured on data, neither drawn nor predicted."""
     return TOLERANCE if is_sure else PREDICTED_TOLERANCE
 
 
 @dataclass(frozen=True)
 class Band:
-    """From ``low`` to ``high``, log2, and the ``wanted`` log2 RMS; 0 of what is held true."""
+    """Exponents from ``low`` to ``high``, and the ``wanted`` log2 RMS; all 0 for a true value."""
 
     low: int
     high: int
@@ -50,14 +51,14 @@ class Band:
 
     @property
     def nearest(self) -> int:
-        """Zero where that is within, else what is nearest to the RMS."""
+        """Zero where the band holds it, else the exponent nearest to the RMS."""
         if self.low <= 0 <= self.high:
             return 0
         return min(max(round(self.wanted), self.low), self.high)
 
 
 class Bands:
-    """Bands of the values of a capture; ``held``: those whose scales stay one."""
+    """Bands of the values of a capture. ``held``: values whose scales stay one."""
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class Bands:
         }
 
     def of(self, node: fx.Node, direction: str, tolerance: float) -> Band:
-        """The band of a value, or of its gradient; as wide as can be where no RMS is known."""
+        """The band of a value or its gradient; the widest there is where no RMS is known."""
         held = self.extremes.values if direction == "forward" else self.extremes.met
         if node in self.fixed or node in held:
             return Band(0, 0, 0.0)
@@ -95,17 +96,17 @@ class Bands:
         return band
 
     def unit(self, node: fx.Node, direction: str, scale: int, tolerance: float) -> int:
-        """The scale at which it is near unit RMS: ``scale``, its own, where that is."""
+        """A scale at which the value is near unit RMS: its own ``scale`` if it is one."""
         log = self.log_rms(node, direction)
         if log is None or abs(log - scale) <= tolerance:
             return scale
         return _clamped(round(log), self.typical[direction])
 
     def log_rms(self, node: fx.Node, direction: str) -> float | None:
-        """log2 of an RMS; None where none is known, or known to make sense."""
+        """log2 of an RMS; None where it is unknown or makes no sense."""
         made = self.capture.reparametrization
         if made is not None and direction == "forward" and node.name in made.outputs:
-            # Only its own multiplier takes it: the two are one operation of the scheme.
+            # Only its multiplier takes it: for the scheme the two are one operation.
             return None
         rms = getattr(self.estimates.get(node.name, Rms()), direction)
         if rms is None or not rms > 0 or not math.isfinite(rms):
@@ -114,7 +115,7 @@ class Bands:
         return log if abs(log - self.typical[direction]) <= LIMIT else None
 
     def _unrounded(self, node: fx.Node, band: Band) -> Band:
-        """Without exponents by which a weight has numbers below the normal range."""
+        """The band without exponents that would move numbers of a weight below the normal range."""
         weight: Tensor = self.capture.attribute(str(node.target)).detach()
         high = band.high
         while high > 0 and not weight.is_meta and _rounds(weight, math.ldexp(1.0, high)):
@@ -127,10 +128,10 @@ def _rounds(weight: Tensor, factor: float) -> bool:
 
 
 def _clamped(exponent: int, middle: int) -> int:
-    """``exponent``, or the nearest one that is no more than the limit from ``middle``.
+    """``exponent``, or the nearest one within the limit around ``middle``.
 
-    The typical gradient is bounded, too: at an input, where gradients are true, a factor is as far
-    from one as the gradient's scale.
+    ``middle`` is limited, too: gradients of inputs are true, so that a factor there is as far from
+    one as the scale of the gradient.
     """
     return min(max(exponent, middle - LIMIT), middle + LIMIT)
 

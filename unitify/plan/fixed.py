@@ -1,9 +1,8 @@
 """Which values of a graph stay at true scale.
 
-Inputs, buffers and constants of the recording do, true parameters, and what is made of those
-parameters alone: it is as wide as they are, and the operation that takes it carries the factor in
-its result. A rescaled copy of a weight would be kept for the backward pass: a second model in
-memory.
+They are inputs, buffers, constants of the recording, true parameters, and values made of true
+parameters alone. The operation that takes such a value carries the factor in its result. A rescaled
+copy of a weight would be kept for the backward pass: a second model in memory.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from unitify.rulebook.laws import holds_tensors
 
 
 def parameter_of(capture: Capture, node: fx.Node) -> str | None:
-    """The parameter that a ``get_attr`` node holds, by its first name; None for anything else."""
+    """The first name of the parameter that a ``get_attr`` node holds; None for other nodes."""
     if node.op != "get_attr":
         return None
     return capture.aliases.get(str(node.target))
 
 
 def has_no_gradient(capture: Capture, node: fx.Node) -> bool:
-    """Is it a buffer or a constant that never has one? Operations may write into it as it is."""
+    """Does the node hold a buffer or constant, which never has a gradient?"""
     if node.op != "get_attr" or node.target in capture.aliases:
         return False
     held = capture.attribute(str(node.target))
@@ -38,9 +37,9 @@ def is_true_parameter(capture: Capture, node: fx.Node) -> bool:
 
 
 def true_weights(capture: Capture) -> frozenset[fx.Node]:
-    """True parameters, and what is made of them alone, without any input, in as wide a format.
+    """True parameters, and values made of them alone, in as wide a format.
 
-    A size is no part of an input. What is cast to a narrow format (float16) has a scale there.
+    Sizes of inputs may take part. A value in a narrow format (float16) is not among them.
     """
     given: set[fx.Node] = set()
     made: set[fx.Node] = set()
@@ -55,7 +54,7 @@ def true_weights(capture: Capture) -> frozenset[fx.Node]:
 
 
 def _is_wide(node: fx.Node) -> bool:
-    """Has the number format of a value, or of each of several, the exponents of float32?"""
+    """Has the number format of a value, or of each value of several, the exponents of float32?"""
     held = node.meta.get("val")
     tensors = held if isinstance(held, list | tuple) else [held]
     return all(
@@ -68,11 +67,11 @@ def _is_wide(node: fx.Node) -> bool:
 def fixed_values(capture: Capture) -> frozenset[fx.Node]:
     """The nodes of ``capture.graph`` whose values must stay at true scale.
 
-    So must what an operation hands back of one unchanged (``to`` where the type is right): it is
-    the same tensor, and its gradients are summed with those from outside of the graph. And so must
-    what a recurrent layer sums into beside others (``capture.composite``). Of a model in float16
-    everything must: its own values and gradients underflow, for one loss or another, and what is
-    below the normal range rounds otherwise at another scale.
+    A value that an operation returns unchanged (``to`` with the same type) stays true with it: the
+    two are one tensor, and its gradients are summed with those from outside the graph. A value to
+    which a recurrent layer adds a gradient beside others stays true (``capture.composite``). In a
+    float16 model every value stays true: its own values and gradients underflow for some losses,
+    and numbers below the normal range round differently at another scale.
     """
     if any(parameter.dtype == torch.float16 for parameter in capture.model.parameters()):
         return frozenset(capture.graph.nodes)
@@ -92,7 +91,7 @@ def _is_tensor(node: fx.Node) -> bool:
 
 
 def is_handed_back(node: fx.Node) -> bool:
-    """Is the result the first operand itself?"""
+    """Is the result its first operand, unchanged?"""
     source = node.args[0] if node.op == "call_function" and node.args else None
     if not isinstance(source, fx.Node) or not isinstance(node.target, OpOverload):
         return False
@@ -101,6 +100,6 @@ def is_handed_back(node: fx.Node) -> bool:
     held, given = node.meta.get("val"), source.meta.get("val")
     if not isinstance(held, Tensor) or not isinstance(given, Tensor):
         return False
-    # As text: two free sizes are compared without deciding that they are equal.
+    # As text: comparing two free sizes would decide that they are equal.
     same_layout = str((held.shape, held.stride())) == str((given.shape, given.stride()))
     return same_layout and held.untyped_storage()._cdata == given.untyped_storage()._cdata

@@ -1,7 +1,7 @@
-"""A rule's law at one node as linear equations: log2 of its factors, of log2 of its scales.
+"""A rule's law at one node as linear equations: log2 of its factors from log2 of its scales.
 
-Laws are monomials, so that their exponents are linear. ``laws.factors`` says what they are for
-given scales; here it is asked once for each operand, and there is no second reading of a law.
+Laws are monomials, so that exponents are linear. ``laws.factors`` gives the factors for given
+scales. This file calls it once for each operand, and does not read laws a second time.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from unitify.rulebook.schema import named_arguments, nodes_of
 
 #: An argument's name, and the index among the nodes in it.
 Place = tuple[str, int]
-#: What an exponent has of that of each operand, and of the result's own.
+#: The coefficient of each operand's exponent, and of the result's, in another exponent.
 Multiples = Mapping[fx.Node, float]
 
-#: The exponent that is asked for: no law takes a higher root of a scale than one that divides it.
+#: The exponent to try. No law takes a root of a scale that does not divide it.
 _ASKED = 24
 
 
@@ -28,8 +28,8 @@ _ASKED = 24
 class LinearLaw:
     """``laws.Factors`` for any scales.
 
-    ``halved``: of a root, the operand that gives one factor of two back where it has to, its place,
-    and the sum that has to be whole.
+    ``halved``: for a root, the operand that takes a factor of two back where it has to, and the
+    sum that has to be whole.
     """
 
     output: Multiples
@@ -39,7 +39,7 @@ class LinearLaw:
 
 
 def linear_law(rule: Rule | None, node: fx.Node) -> LinearLaw:
-    """The law of ``node``, by ``rule``; restoring where that is no law for all scales."""
+    """The law of ``node``; its operands are restored where no law holds for all scales."""
     arguments = named_arguments(node)
     places = {
         (name, index): operand

@@ -1,9 +1,9 @@
 """From estimates to a plan: a scale for every value and parameter, with the fewest rescales.
 
-One mixed-integer linear program. Its variables are the exponents of the scales, each within the
-band of its RMS (``bands``). Laws are linear in them (``linear_law``), and so is log2 of every
-factor of the one equation. A factor that is not one costs what it moves, and a call. Among plans of
-the same cost the one nearest to unit RMS is chosen.
+It is one mixed-integer linear program. Its variables are the exponents of the scales, each within
+the band of its RMS (``bands``). Laws are linear in them (``linear_law``), and so is log2 of every
+factor of the one equation. A factor other than one costs the bytes that it moves, and a call. Among
+plans of the same cost the program chooses the one nearest to unit RMS.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from unitify.rulebook.laws import factors, holds_tensors, is_complex, is_scalabl
 from unitify.rulebook.rule_table import RuleTable
 from unitify.rulebook.schema import named_arguments, nodes_of, operation_name
 
-#: How long the fewest rescales are looked for, and for graphs of how many nodes at most.
+#: The seconds of the search for the fewest rescales, and the most nodes of a graph to search.
 SECONDS, NODES = 5.0, 50_000
-#: The bytes that a kernel moves while another is called.
+#: The cost of a call, as the bytes that a kernel moves in the time of one.
 _BYTES_A_CALL = 2.0**20
-#: More than the sum of exponents of an operation's operands.
+#: More than any sum of the exponents of an operation's operands.
 _FAR = 1000
 
 
@@ -46,14 +46,13 @@ def plan(
 ) -> ScalePlan:
     """Choose a scale for every floating value and parameter of ``capture``.
 
-    - ``tolerance``: how far, in octaves, a narrow value's RMS may be from its scale.
-    - ``placement``: "casts" leaves every value true, but for stored parameters; ``units`` of the
-      plan are then what matters.
-    - ``carrier``: "wide" lets values be ``WIDE_TOLERANCE`` octaves from their scales, and gradients
-      follow them.
+    - ``tolerance``: the octaves by which a narrow value's RMS may differ from its scale.
+    - ``placement``: "casts" leaves every value true except stored parameters; the ``units`` of the
+      plan then hold the scales of casts.
+    - ``carrier``: "wide" allows ``WIDE_TOLERANCE`` octaves, and ties gradients to their values.
 
-    ``gap`` of the plan is not zero where there was no time to find the fewest rescales; a graph of
-    more than ``NODES`` nodes gets the scale that is nearest to each value alone.
+    ``ScalePlan.gap`` is zero where the rescales are proven to be the fewest. In a graph of more
+    than ``NODES`` nodes each value gets the scale nearest to it, without a search.
     """
     held = capture.graph.nodes if placement == "casts" else ()
     free = [n for n in held if parameter_of(capture, n) is None]
@@ -85,7 +84,7 @@ def plan(
 
 
 def not_fewest(chosen: ScalePlan, part: str = "") -> tuple[Diagnostic, ...]:
-    """What the user should know of a plan whose rescales may not be the fewest (U303)."""
+    """A note (U303) on a plan whose rescales may not be the fewest; else none."""
     if chosen.gap == 0.0:
         return ()
     if chosen.gap is None:
@@ -97,7 +96,7 @@ def not_fewest(chosen: ScalePlan, part: str = "") -> tuple[Diagnostic, ...]:
 
 
 def _unit(node: fx.Node, scale: Scale, bands: Bands, tolerance: float) -> Scale:
-    """Where a value that is stored elsewhere is near unit RMS."""
+    """The scale near unit RMS of a value that is stored at another scale."""
     fwd, bwd = scale.exponents
     if not is_scalable(node) or node in bands.extremes.values:
         return scale
@@ -108,7 +107,7 @@ def _unit(node: fx.Node, scale: Scale, bands: Bands, tolerance: float) -> Scale:
 
 
 class _Statement:
-    """The program of one graph: the exponents of its values, and what stands between them."""
+    """The program of one graph: exponents of its values, and factors between them."""
 
     def __init__(self, bands: Bands, rules: RuleTable, tolerance: float, carrier: Carrier) -> None:
         self.bands, self.capture, self.rules = bands, bands.capture, rules
@@ -128,7 +127,7 @@ class _Statement:
                 self.forward[node] = ZERO
 
     def state(self) -> None:
-        """Every value has its exponents, and every operation its factors."""
+        """Add exponents for every value, and factors for every operation."""
         for node in self.capture.graph.nodes:
             if node.op == "call_function":
                 self.laws[node] = linear_law(self.rules.get(operation_name(node)), node)
@@ -162,10 +161,10 @@ class _Statement:
         return made
 
     def _same_class(self, node: fx.Node) -> fx.Node | None:
-        """The operand whose scales are those of its view, or the like: as good as any others.
+        """The operand that may share its scales with ``node``, its view or the like, at no cost.
 
-        The two are in one band, and nothing else depends on one of them alone, so that a rescale
-        between them may as well stand in front of both, or behind.
+        The two have one band, and nothing else depends on one of them alone. So a rescale between
+        them can as well stand in front of both, or behind.
         """
         law = self.laws.get(node)
         operands = [] if law is None else [o for o in node.all_input_nodes if is_scalable(o)]
@@ -183,7 +182,7 @@ class _Statement:
         return operand if is_same else None
 
     def _band(self, node: fx.Node, direction: str) -> Band:
-        """Found once: that of a weight reads its numbers."""
+        """The band of a node, found once, because the band of a weight reads its numbers."""
         key = node, direction
         if key not in self.found:
             self.found[key] = self.bands.of(node, direction, self.tolerance)
@@ -200,7 +199,7 @@ class _Statement:
     def _operation(self, node: fx.Node) -> None:
         source = node.args[0] if node.args else None
         if isinstance(source, fx.Node) and holds_tensors(source) and is_scalable(node):
-            # One result of several: it leaves its operation in the operation's own units.
+            # One of several results has the units of its operation.
             self._result(node, self.left[source], self.received[source])
             return
         law = self.laws[node]
@@ -214,7 +213,7 @@ class _Statement:
             left -= law.output.get(first, 0.0) * given_back
             operands[place] += given_back
         if holds_tensors(node):
-            # Its results are rescaled one by one, and it by nothing.
+            # Its results are rescaled one by one; it is not.
             self.program.equal(self.forward[node] - left)
         self.left[node] = left
         if law.true_gradient or node not in self.forward:
@@ -245,7 +244,7 @@ class _Statement:
                     backward = forward + unit - own
                 taken.setdefault(operand, []).append((forward, backward))
         for operand, pairs in taken.items():
-            # Of what is taken twice all uses are rescaled, or none (``rewrite``).
+            # Either all uses of a value taken twice are rescaled, or none (``rewrite``).
             self._rescale(operand, pairs)
 
     def _output(self, node: fx.Node) -> None:
@@ -261,14 +260,14 @@ class _Statement:
     # -- scales ---------------------------------------------------------------------------
 
     def chosen(self, solution: Solution) -> dict[str, Scale]:
-        """The scales of a solution."""
+        """The scales of the solution."""
         found = solution.values
         return self._scales(
             lambda n: self.forward[n].value(found), lambda n: self.backward[n].value(found)
         )
 
     def nearest(self) -> dict[str, Scale]:
-        """A scale for each value alone: one where that is in its band."""
+        """A scale for each value by itself: one where its band holds that."""
 
         def of(direction: str) -> Callable[[fx.Node], int]:
             return lambda node: self._band(node, direction).nearest
@@ -280,7 +279,7 @@ class _Statement:
     def _scales(
         self, forward: Callable[[fx.Node], int], backward: Callable[[fx.Node], int]
     ) -> dict[str, Scale]:
-        """What ``forward`` and ``backward`` say, where an operation's law leaves that open."""
+        """``forward`` and ``backward`` factors of an operation whose law leaves them open."""
         fwd: dict[fx.Node, int] = {}
         for node in self.forward:
             fwd[node] = forward(node)
@@ -296,6 +295,6 @@ class _Statement:
 
 
 def _bytes_of(node: fx.Node) -> float:
-    """The size of a tensor; of free sizes, of the example's."""
+    """The bytes of a tensor, at the example's sizes."""
     value = node.meta["val"]
     return float(math.prod(hint(size) for size in value.shape) * value.element_size())

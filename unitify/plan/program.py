@@ -1,6 +1,6 @@
 """A mixed-integer linear program over exponents: variables, factors that cost, and its solution.
 
-Knows no graph. ``planner`` states a program; ``solve`` hands it to HiGHS, through scipy.
+It knows no graph. ``planner`` builds a program; ``solve`` passes it to HiGHS, through scipy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Exponent:
-    """A sum of multiples of variables, and a constant."""
+    """A linear expression: a sum of multiples of variables, and a constant."""
 
     terms: Mapping[int, float] = field(default_factory=dict)
     constant: float = 0.0
@@ -32,7 +32,7 @@ class Exponent:
         return Exponent(terms, multiple * self.constant)
 
     def value(self, values: Sequence[float]) -> int:
-        """The exponent where the variables have these values."""
+        """The exponent for these values of the variables."""
         return round(self.constant + sum(m * values[v] for v, m in self.terms.items()))
 
 
@@ -41,9 +41,9 @@ ZERO = Exponent()
 
 @dataclass(frozen=True)
 class Solution:
-    """The value of every variable, and what is not proven.
+    """The value of every variable.
 
-    ``gap``: how much cheaper another solution may be, as a share; zero where none is.
+    ``gap``: by which share another solution may be cheaper; zero where this one is proven cheapest.
     """
 
     values: Sequence[float]
@@ -51,7 +51,7 @@ class Solution:
 
 
 class Program:
-    """Collects variables and what they cost; ``solve`` finds the cheapest values."""
+    """Collects variables and their costs; ``solve`` finds the cheapest values."""
 
     def __init__(self) -> None:
         self._low: list[float] = []
@@ -60,7 +60,7 @@ class Program:
         self._is_integer: list[bool] = []
         #: Each: low ≤ Σ multiple · variable ≤ high.
         self._rows: list[tuple[Mapping[int, float], float, float]] = []
-        #: Variables that are one where there is a factor, or a rescale; and distances in octaves.
+        #: Variables that are one where a factor or a rescale exists, and distances in octaves.
         self._marks: list[int] = []
         self._distances: list[int] = []
 
@@ -69,11 +69,11 @@ class Program:
         return self._variable(low, high, 0.0, is_integer=True)
 
     def equal(self, exponent: Exponent) -> None:
-        """``exponent`` is zero."""
+        """Require that ``exponent`` is zero."""
         self._rows.append((exponent.terms, -exponent.constant, -exponent.constant))
 
     def near(self, exponent: Exponent, wanted: float) -> None:
-        """``exponent`` is near ``wanted`` where nothing else decides."""
+        """Prefer an ``exponent`` near ``wanted`` among solutions of one cost."""
         if exponent.terms:
             away = exponent - Exponent({}, wanted)
             distance = self._variable(0.0, float("inf"), 0.0, is_integer=False)
@@ -82,9 +82,9 @@ class Program:
                 self._rows.append(((distance - signed).terms, signed.constant, float("inf")))
 
     def rescale(self, factors: Iterable[tuple[Exponent, float]], weight: float) -> None:
-        """A rescale costs ``weight`` where any of its factors is not one, and each of them its own.
+        """Add the cost of a rescale: ``weight`` if any factor is not one, and each factor's own.
 
-        ``factors``: log2 of each, and what it costs.
+        ``factors``: log2 of each, and its cost.
         """
         marks = [m for e, cost in factors if (m := self._mark(e, cost)) is not None]
         if marks:
@@ -93,7 +93,7 @@ class Program:
             self._rows += [((made - mark).terms, 0.0, float("inf")) for mark in marks]
 
     def solve(self, seconds: float) -> Solution | None:
-        """The cheapest values, and of those the nearest; None where none was found in time."""
+        """The cheapest values, and among these the nearest; None where none was found in time."""
         import numpy as np
         from scipy.optimize import Bounds, LinearConstraint, milp
         from scipy.sparse import csr_array
@@ -122,7 +122,7 @@ class Program:
         cheapest = solved(np.array(self._cost), high)
         if cheapest.x is None:
             return None
-        # Where there is no factor now there is none later.
+        # The second search adds no factor to the first solution.
         high[self._marks] = np.round(cheapest.x[self._marks])
         distance[self._distances] = 1.0
         nearest = solved(distance, high)
@@ -137,7 +137,7 @@ class Program:
         return Exponent({len(self._low) - 1: 1.0})
 
     def _mark(self, exponent: Exponent, cost: float) -> Exponent | None:
-        """One where ``exponent`` is not zero; None where it always is."""
+        """A variable that is one where ``exponent`` is not zero; None where it is always zero."""
         low, high = self._range(exponent)
         if low == high == 0.0:
             return None

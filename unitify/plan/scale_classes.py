@@ -1,4 +1,4 @@
-"""Scale classes of a transformed graph, and the rescales between them, as a graph."""
+"""The graph of scale classes: values of one scale as nodes, rescales between them as edges."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from unitify.plan.scale_plan import ScalePlan
 
 
 def scale_classes(graph: fx.Graph, plan: ScalePlan) -> nx.MultiDiGraph:
-    """Values that share a scale (both directions) and reach each other without a rescale.
+    """A class holds values of one scale that reach each other without a rescale.
 
-    A node is the name of a class's first value, with its members as ``values`` and their
-    ``scale``; an edge is a use of a value through rescales, with their product as ``forward`` and
-    ``backward``. Linear in the size of the emitted ``graph``.
+    A node has the name of the first value of its class, all of them as ``values``, and their
+    ``scale``. An edge is a use of a value through rescales, with the product of their factors as
+    ``forward`` and ``backward``. Takes time linear in the size of the emitted ``graph``.
     """
     together: nx.Graph = nx.Graph()
     together.add_nodes_from(plan.values)

@@ -16,15 +16,15 @@ from unitify.formats.powers import exponent_of, is_power_of_two
 from unitify.plan.fixed import fixed_values, parameter_of
 from unitify.rulebook.laws import Factors, holds_tensors, is_scalable
 
-#: At which scale parameters are held: that of the original, or one at which they have unit RMS.
+#: How parameters are held: as in the original, or divided by scales of their own.
 Weights = Literal["true", "stored"]
 WEIGHTS: tuple[Weights, ...] = ("true", "stored")
 
-#: Where values are near unit RMS: everywhere, or where they are cast alone.
+#: Where values are near unit RMS: everywhere, or only where they are cast.
 Placement = Literal["everywhere", "casts"]
 PLACEMENTS: tuple[Placement, ...] = ("everywhere", "casts")
 
-#: How much room the number format of stored values has. "narrow": FP16, or what is to be like it.
+#: The range of the number format that stores values. "narrow" is FP16, or treated like it.
 Carrier = Literal["narrow", "wide"]
 CARRIERS: tuple[Carrier, ...] = ("narrow", "wide")
 
@@ -38,12 +38,12 @@ class Scale:
 
     @property
     def exponents(self) -> tuple[int, int]:
-        """(log2 fwd, log2 bwd)."""
+        """log2 of ``fwd`` and of ``bwd``."""
         return exponent_of(self.fwd), exponent_of(self.bwd)
 
     @staticmethod
     def of_exponents(fwd: int, bwd: int) -> Scale:
-        """The scale of two log2 exponents."""
+        """The scale with these two log2 exponents."""
         return Scale(math.ldexp(1.0, fwd), math.ldexp(1.0, bwd))
 
 
@@ -51,15 +51,17 @@ class Scale:
 class ScalePlan:
     """The chosen scales, by value name and by parameter name. Immutable, comparable, JSON-ready.
 
-    ``values`` holds every floating value of the graph (a tuple-valued operation is there under its
-    own name: the scale at which its results leave it); ``parameters`` every parameter, tied
-    names included. ``units``: of values that have to stay true, the scales at which they would be
-    near unit RMS, where those are others: a cast rounds them there, wherever they are stored.
-    ``weights``: "true" where every parameter has to stay so. ``placement``: "casts" where every
-    value stays true, and its unit is the scale of its casts. ``carrier``: "wide" where values are
-    only roughly near unit RMS, and every gradient has the inverse scale of its value.
-    ``gap``: how many of its rescales may be too many, as a share of what they cost: zero where
-    none is, None where the fewest were not looked for.
+    - ``values``: every floating value of the graph. A tuple-valued operation has the scale at which
+      its results leave it
+    - ``parameters``: every parameter, under each of its tied names
+    - ``units``: value → the scale at which it is near unit RMS, if it is stored at another one. A
+      cast rounds it there
+    - ``weights``: "true" if every parameter stays true
+    - ``placement``: "casts" if every value stays true; its unit is then the scale of its casts
+    - ``carrier``: "wide" if values are only roughly near unit RMS, and every gradient has the
+      inverse scale of its value
+    - ``gap``: the share of the rescales' cost that may be saved. Zero if they are proven to be the
+      fewest, None if nobody searched
     """
 
     values: Mapping[str, Scale]
@@ -73,15 +75,15 @@ class ScalePlan:
 
     @property
     def is_true(self) -> bool:
-        """Is every value at true scale, and every gradient?"""
+        """Do all values and gradients stay true?"""
         return all(scale == Scale() for scale in self.values.values())
 
     def unit(self, name: str) -> Scale:
-        """The scale at which a value, and its gradient, is near unit RMS."""
+        """The scale at which a value and its gradient are near unit RMS."""
         return self.units.get(name) or self.values.get(name) or Scale()
 
     def wanted(self, name: str) -> Scale:
-        """Where the plan wants a value near unit RMS: as it is stored, or where it is cast."""
+        """The scale by which a value is judged: that of its casts with "casts", else its own."""
         if self.placement == "casts" or self.carrier == "wide":
             return self.unit(name)
         return self.values.get(name) or Scale()
@@ -89,8 +91,8 @@ class ScalePlan:
     def received(self, name: str, made: Factors) -> int:
         """log2 of the units in which the operation ``name`` receives the gradient of its result.
 
-        On a wide carrier every rescale multiplies a value and its gradient by one number, so that
-        these are the inverse of the units in which the operation leaves its result.
+        On a wide carrier a rescale multiplies a value and its gradient by one number. So these are
+        the inverse of the units of the result.
         """
         if made.true_gradient:
             return 0
@@ -99,7 +101,7 @@ class ScalePlan:
         return (self.values.get(name) or Scale()).exponents[1]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: exponents (log2) in place of scales."""
+        """Plain data, with exponents (log2) for scales."""
         return {
             "versions": dict(self.versions),
             "weights": self.weights,
@@ -148,13 +150,13 @@ class ScalePlan:
 
 
 def widest_gap(gaps: Iterable[float | None]) -> float | None:
-    """The gap of several plans together."""
+    """The largest gap of several plans; None if any is None."""
     found = list(gaps)
     return None if None in found else max((gap for gap in found if gap is not None), default=0.0)
 
 
 def parameter_units(capture: Capture, plan: ScalePlan) -> dict[str, Scale]:
-    """Name of every parameter → the scale at which it, and its gradient, is near unit RMS."""
+    """Name of every parameter → the scale at which it and its gradient are near unit RMS."""
     units = {
         parameter_of(capture, node): plan.unit(node.name)
         for node in capture.graph.nodes
@@ -164,19 +166,19 @@ def parameter_units(capture: Capture, plan: ScalePlan) -> dict[str, Scale]:
 
 
 def weights_of(capture: Capture) -> Weights:
-    """Does every parameter of ``capture`` stay true?"""
+    """``ScalePlan.weights`` of ``capture``: do all of its parameters stay true?"""
     return "true" if capture.true_parameters >= set(capture.aliases.values()) else "stored"
 
 
 def versions() -> dict[str, str]:
-    """Versions that the names of values depend on."""
+    """The versions of packages that the names of values depend on."""
     from unitify.version import __version__
 
     return {"unitify": __version__, "torch": str(torch.__version__)}
 
 
 def check_plan(capture: Capture, plan: ScalePlan) -> None:
-    """Does ``plan`` belong to ``capture``, and is every scale one that may be used?
+    """Check that ``plan`` belongs to ``capture``, and that it may use its scales.
 
     Raises ``UnitifyError`` (U301 where names differ, U302 for a scale that is not allowed).
     """

@@ -1,8 +1,7 @@
-"""One unit for what the calls of one submodule have in common.
+"""One unit for each value of a submodule that is called several times.
 
-A submodule that is called several times runs one graph, and a runtime holds one scale for each of
-its operands. So values that stand at the same place in its calls are cast at one scale: the mean of
-theirs, in octaves.
+Such a submodule runs one graph, and a runtime holds one scale for each of its operands. So the same
+value has one unit in all calls: the mean of its units, in octaves.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from unitify.plan.scale_plan import Scale
 
 
 def one_unit_a_place(capture: Capture, units: Mapping[str, Scale]) -> dict[str, Scale]:
-    """``units`` of the values of ``capture``, the same for all calls of a submodule."""
+    """``units`` of the values of ``capture``, made equal in all calls of a submodule."""
     order = {node.name: position for position, node in enumerate(capture.graph.nodes)}
 
     def places(region: Region) -> list[str]:

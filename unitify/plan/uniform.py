@@ -1,4 +1,4 @@
-"""The plan of the baselines: every value as the model has it, gradients times one loss scale."""
+"""The plan of the baselines: true values, and gradients times one loss scale."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from unitify.rulebook.laws import holds_tensors, is_scalable
 def uniform_plan(capture: Capture, loss_scale: float = 1.0) -> ScalePlan:
     """Scale(1, 1/``loss_scale``) for every value and parameter: gradients are stored scaled up.
 
-    Static loss scaling, as an assignment of scales: the gradient of an input is true, that of a
-    stored parameter is ``loss_scale`` times it, which ``unitify.optim`` allows for. What must stay
-    true does; that of a true parameter is rounded scaled up, by its unit, and then true. With
-    ``loss_scale`` one, the graph is the original.
+    This is static loss scaling, written as scales. The gradient of an input is true. The gradient
+    of a stored parameter is ``loss_scale`` times the true one, which ``unitify.optim`` allows for.
+    The gradient of a true parameter is rounded scaled up, by its unit, and is then true. With a
+    ``loss_scale`` of one the graph is the original.
 
-    Dynamic loss scaling is torch's own, around a module of loss scale one (recipe "fp16-plain"):
+    For dynamic loss scaling, use torch's own around a module of loss scale one ("fp16-plain"):
 
         scaler = torch.amp.GradScaler("cpu")
         scaler.scale(module(batch)).backward()

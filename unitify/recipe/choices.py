@@ -1,25 +1,27 @@
-"""Which values a recipe casts, and why it leaves the others: a table, made before anything is cast.
+"""The choices of a recipe: which values it casts, and why it leaves the others.
 
-Takes a capture, a recipe and the rules; gives one ``Choice`` a value. Never changes a graph.
+Takes a capture, a recipe and the rules; gives one ``Choice`` a value. It never changes a graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import fx
 
 from unitify.capture.whole import Capture
 from unitify.diagnostics import Diagnostic, PatternUnmatched
+from unitify.formats.powers import exponent_of
 from unitify.formats.table import FORMATS, Format
+from unitify.recipe.cast import Cast
 from unitify.recipe.recipe import Recipe
+from unitify.rulebook.contractions import contraction_operands, is_contraction
 from unitify.rulebook.dimensions import shape_of
 from unitify.rulebook.extremes import extreme_values
 from unitify.rulebook.flops import flops
 from unitify.rulebook.laws import holds_tensors, is_scalable
-from unitify.rulebook.products import product_operands, sums_products
 from unitify.rulebook.residual import branch_ends
 from unitify.rulebook.rule_table import Rule, RuleTable
 from unitify.rulebook.schema import operation_name
@@ -29,31 +31,24 @@ from unitify.rulebook.schema import operation_name
 class Choice:
     """What a recipe does with one value, and why.
 
-    - ``forward``, ``backward``: names of formats, "" for none. Of a sum of products: formats of its
-      operands and of the gradient of its result; else of the value and of its gradient
-    - ``is_product``: is it a sum of products (linear, matmul, convolution, attention)?
-      ``has_weight``: of an operand that is a weight or made from weights alone?
-    - ``flops``: of one forward call, for products
-    - ``exponents``: headroom of each operand of a product and of its gradient, log2: x is cast as
-      2^e · round(x / 2^e); zeros where empty
-    - ``mean``: of each channel of the operand of a product with a weight, at true scale, where its
-      deviation from that is cast; empty where it is cast itself
-    - ``noise``: of a product, where it was predicted: E[error²] / E[value²] that its casts add to
-      the output which they harm most
-    - ``runs``: of a product that is cast: "fp8" where FP8 operands are multiplied, "simulated"
-      where they are rounded, and multiplied in the model's own type; ``runs_because`` says why
+    - ``casts``: those of the operands and of the gradient of the result, for a contraction; else
+      those of the value and of its gradient. Empty where nothing is cast
+    - ``is_contraction``: is the value made by linear, matmul, convolution or attention?
+      ``has_weight``: is an operand a weight, or made from weights alone?
+    - ``flops``: of one forward call of a contraction
+    - ``noise``: E[error²] / E[value²] that the casts add to the output which they harm most; zero
+      where that was not measured
+    - ``runs``: how a contraction with casts runs. "fp8" multiplies FP8 operands; "simulated" rounds
+      them and multiplies in the model's own type, and ``runs_because`` says why
     """
 
     value: str
     operation: str
-    forward: str = ""
-    backward: str = ""
+    casts: tuple[Cast, ...] = ()
     reason: str = ""
-    is_product: bool = False
+    is_contraction: bool = False
     has_weight: bool = False
     flops: int = 0
-    exponents: tuple[int, ...] = ()
-    mean: tuple[float, ...] = ()
     noise: float = 0.0
     runs: str = ""
     runs_because: str = ""
@@ -61,17 +56,36 @@ class Choice:
     @property
     def is_cast(self) -> bool:
         """Is anything cast?"""
-        return bool(self.forward or self.backward)
+        return bool(self.casts)
+
+    @property
+    def forward(self) -> str:
+        """The format of the values that are cast, by name; "" where none is."""
+        return next((cast.format for cast in self.casts if not cast.is_gradient), "")
+
+    @property
+    def backward(self) -> str:
+        """The format of the gradient that is cast, by name; "" where none is."""
+        return next((cast.format for cast in self.casts if cast.is_gradient), "")
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """The mean of the operand whose deviation is cast; empty where none is."""
+        return next((cast.mean for cast in self.casts if cast.mean), ())
+
+    def in_format(self, format: str) -> Choice:
+        """The same casts to another format, near unit RMS and around no mean."""
+        casts = (replace(c, format=format, exponent=0, mean=()) for c in self.casts)
+        return replace(self, casts=tuple(casts))
 
 
 def flop_share(choices: Iterable[Choice], *, weights_only: bool = False, runs: str = "") -> float:
-    """The share of product FLOPs whose operands are cast to formats of at most eight
-    bits.
+    """The share of the FLOPs of contractions whose operands are cast to eight bits or fewer.
 
-    ``runs``: of those that run so alone. ``weights_only``: of products with a weight alone, as
-    linear layers are. NaN where there is none at all.
+    ``runs`` counts only those that run so. ``weights_only`` leaves out contractions without a
+    weight, such as those of attention. NaN where there is no contraction.
     """
-    counted = [c for c in choices if c.is_product and (c.has_weight or not weights_only)]
+    counted = [c for c in choices if c.is_contraction and (c.has_weight or not weights_only)]
     total = sum(c.flops for c in counted)
     cast = sum(
         c.flops
@@ -82,14 +96,14 @@ def flop_share(choices: Iterable[Choice], *, weights_only: bool = False, runs: s
 
 
 class Patterns:
-    """A recipe's ``include`` and ``exclude``; remembers which of them matched anything."""
+    """A recipe's ``include`` and ``exclude``. Remembers which patterns matched something."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.matched: set[tuple[str, str]] = {("include", "*")}
 
     def objection(self, names: Iterable[str]) -> str:
-        """Why something of these names is left out; "" where it is not."""
+        """Why something with these names is left out; "" where it is not."""
         names = list(names)
         included = [p for p in self.recipe.include if self._matches("include", p, names)]
         excluded = [p for p in self.recipe.exclude if self._matches("exclude", p, names)]
@@ -104,7 +118,7 @@ class Patterns:
         return found
 
     def unmatched(self) -> tuple[Diagnostic, ...]:
-        """A finding for every pattern that matched nothing."""
+        """A diagnostic (U403) for every pattern that matched nothing."""
         given = [("include", p) for p in self.recipe.include]
         given += [("exclude", p) for p in self.recipe.exclude]
         return tuple(
@@ -141,9 +155,10 @@ class _Chooser:
     ) -> None:
         self.capture, self.recipe, self.rules = capture, recipe, rules
         self.path, self.patterns = path, patterns
+        self.exponent = exponent_of(recipe.scale)
         self.extreme = extreme_values(capture.graph, rules, capture.example, capture.attribute)
         self.ends = branch_ends(capture.graph, rules) if recipe.branch_ends else frozenset()
-        #: Value → the weights that it is made from, and whether from inputs, too.
+        #: Value → the weights that it is made from.
         self.weights: dict[fx.Node, frozenset[str]] = {}
         self.from_input: set[fx.Node] = set()
         for node in capture.graph.nodes:
@@ -157,7 +172,7 @@ class _Chooser:
         if node.op == "placeholder" or any(n in self.from_input for n in node.all_input_nodes):
             self.from_input.add(node)
             made = any(self.weights[n] for n in node.all_input_nodes)
-            # Of an activation it matters that there are weights, not which.
+            # For an activation it matters whether there are weights, not which.
             self.weights[node] = frozenset({""} if made else ())
             return
         self.weights[node] = frozenset().union(*(self.weights[n] for n in node.all_input_nodes))
@@ -165,24 +180,24 @@ class _Chooser:
     def choices(self) -> Iterator[Choice]:
         for node in self.capture.graph.nodes:
             rule = self.rules.get(operation_name(node))
-            if rule is not None and sums_products(rule, node):
-                yield self._product(node, rule)
+            if rule is not None and is_contraction(rule, node):
+                yield self._contraction(node, rule)
             elif is_scalable(node) and (node.op != "call_function" or not holds_tensors(node)):
                 yield self._value(node, rule)
 
-    # -- sums of products -----------------------------------------------------------------
+    # -- contractions -----------------------------------------------------------------
 
-    def _product(self, node: fx.Node, rule: Rule) -> Choice:
-        operands = [operand for _, _, operand in product_operands(rule, node)]
+    def _contraction(self, node: fx.Node, rule: Rule) -> Choice:
+        operands = [operand for _, _, operand in contraction_operands(rule, node)]
         weights = [n for n in operands if n not in self.from_input and self.weights[n]]
         forward, backward, reason = self._formats(node, rule, operands, weights)
+        taken = None if self.recipe.values == "all" else contraction_operands(rule, node)
         return Choice(
             value=node.name,
             operation=operation_name(node),
-            forward=forward,
-            backward=backward,
+            casts=self._casts(node, forward, backward, taken),
             reason=reason,
-            is_product=True,
+            is_contraction=True,
             has_weight=bool(weights),
             flops=flops(node),
         )
@@ -199,14 +214,14 @@ class _Chooser:
         if not any(self.weights[n] for n in operands):
             return "", "", "neither operand depends on a weight"
         if not weights and not self.recipe.attention:
-            return "", "", "a product of activations (attention = true casts these)"
+            return "", "", "both operands are activations (attention = true casts these)"
         for operand in weights or operands:
             for width in _widths(operand, rule):
                 if width % self.recipe.multiple:
                     return "", "", self._odd(width)
         if self.recipe.branch_ends is not None and node in self.ends:
-            return *_both(self.recipe.branch_ends), "the last product of a residual branch"
-        reason = f"a sum of products, all but {rule.inside}" if rule.inside else "a sum of products"
+            return *_both(self.recipe.branch_ends), "the last contraction of a residual branch"
+        reason = f"a contraction, all but {rule.inside}" if rule.inside else "a contraction"
         return self.recipe.forward.name, self.recipe.backward.name, reason
 
     def _odd(self, width: int) -> str:
@@ -217,12 +232,30 @@ class _Chooser:
     def _value(self, node: fx.Node, rule: Rule | None) -> Choice:
         operation = operation_name(node) if node.op == "call_function" else node.op
         if self.recipe.values != "all":
-            return Choice(node.name, operation, reason="not a sum of products")
+            return Choice(node.name, operation, reason="not a contraction")
         objection = self.patterns.objection(self._names(node, [node]))
         if not objection and rule is not None and rule.moves and _moves(node):
             objection = "moves a value that is cast already"
         forward, backward, reason = ("", "", objection) if objection else self._stored(node)
-        return Choice(node.name, operation, forward, backward, reason)
+        return Choice(node.name, operation, self._casts(node, forward, backward), reason)
+
+    def _casts(
+        self,
+        node: fx.Node,
+        forward: str,
+        backward: str,
+        operands: Iterable[tuple[str, int, fx.Node]] | None = None,
+    ) -> tuple[Cast, ...]:
+        """The casts of a value, or of ``operands``, and of the gradient."""
+        own = [("", 0, node)] if operands is None else operands
+        casts = [
+            Cast((node.name, name, index), operand.name, forward, exponent=self.exponent)
+            for name, index, operand in own
+            if forward
+        ]
+        if backward:
+            casts.append(Cast((node.name, "", 0), node.name, backward, True, self.exponent))
+        return tuple(casts)
 
     def _stored(self, node: fx.Node) -> tuple[str, str, str]:
         """Formats of a stored value."""
@@ -235,7 +268,7 @@ class _Chooser:
         return self.recipe.forward.name, self.recipe.backward.name, "a stored value"
 
     def _names(self, node: fx.Node, operands: list[fx.Node]) -> Iterator[str]:
-        """Everything that a pattern may call a value by."""
+        """The names by which a pattern may match a value."""
         yield node.name
         yield operation_name(node)
         held = {w for n in operands if n not in self.from_input for w in self.weights[n]}
@@ -259,7 +292,7 @@ def _both(format: Format) -> tuple[str, str]:
 
 
 def _widths(operand: fx.Node, rule: Rule) -> tuple[int, ...]:
-    """The two dimensions that hardware multiplies in blocks: a weight's fan-in and fan-out."""
+    """The dimensions that hardware multiplies in blocks: fan-in and fan-out of a weight."""
     shape = shape_of(operand.meta["val"])
     return shape[:2] if rule.window else shape[-2:]
 

@@ -39,7 +39,7 @@ class Recipe:
     - ``forward``, ``backward``: formats of operands and of gradients, as ``Format`` or by name
     - ``values``: "contractions" casts the operands of linear, matmul and convolution, and the
       gradient of their result; "all" every stored value that depends on a weight, with its gradient
-    - ``attention``: also cast products of two activations, as attention's own are
+    - ``attention``: also cast contractions of two activations, as attention's own are
     - ``branch_ends``: another format for both directions of the last contraction of every residual
       branch (attention-out and FFN-down); None for the same as the others
     - ``include``, ``exclude``: patterns (``*``, ``?``, ``[…]``) of what to cast, and of what not.
@@ -54,15 +54,15 @@ class Recipe:
     - ``scale``: with "constant": value = scale × what is cast, a power of two
     - ``loss_scale``: with "plain": gradients are stored times this power of two
     - ``saturate``: what is out of range becomes the largest value, not infinity
-    - ``headroom``: by which power of two an operand is multiplied before it is rounded, and divided
-      after: "none" casts it at unit RMS; "predicted" where its error is least to be expected, of a
-      weight as it is, of an activation where its product suffers least on drawn inputs; "measured"
-      the same on the batches
-    - ``center``: round how the operand of a product with a weight deviates from the mean of its
-      channel, and multiply the mean without rounding: "none" nowhere; "predicted" where statistics
-      that the model keeps (of batch norms) tell the mean; "measured" by the batches
-    - ``min_sqnr``: leave out the fewest products that keep the signal-to-quantization-
-      noise ratio of every output above this, in decibels
+    - ``headroom``: where within its format an operand is rounded, by a power of two. "none" casts
+      it at unit RMS; "predicted" where the least error is expected, of a
+      weight by its values, of an activation by a scale search on drawn inputs; "measured" by a
+      scale search on the batches
+    - ``center``: subtract the mean of each channel from the operand before it is rounded, and add
+      the contraction of the mean, which is not rounded. "none" does so nowhere; "predicted" where
+      running statistics (of batch norms) give the mean; "measured" by the batches
+    - ``min_sqnr``: mixed precision. Leave in BF16 as few FLOPs as keep the signal to quantization
+      noise of every output above this, in decibels
     - ``simulate``: True rounds, and multiplies in the model's own type; False multiplies FP8
       operands; "auto" multiplies FP8 operands where device and operation can
 

@@ -8,10 +8,9 @@ from collections.abc import Iterable
 import networkx as nx
 
 from unitify.formats.powers import exponent_of
-from unitify.module.assembly import value_name
+from unitify.part import Part, value_name
 from unitify.plan.scale_classes import scale_classes
 from unitify.report.numerics import Crossing, ScaleClass
-from unitify.report.values import Part
 from unitify.rewrite import rewrite
 from unitify.rulebook.rule_table import RuleTable
 

@@ -1,6 +1,6 @@
 """``Numerics`` as plain data: the JSON beside a report, and what its page shows.
 
-The layout is stated in docs/report.md and changes only with ``SCHEMA``. Numbers have five digits;
+The layout stands in docs/report.md and changes only with ``SCHEMA``. Numbers have five digits;
 there is no NaN and no infinity in JSON, so that either is null.
 """
 
@@ -131,7 +131,7 @@ def _value(value: Value, sources: _Sources) -> dict[str, Any]:
         "forward": _side(value.forward),
         "backward": _side(value.backward),
         "sqnr": _numbers(value.sqnr) if value.sqnr else None,
-        "product": value.product or None,
+        "contraction": value.contraction or None,
     }
 
 
@@ -170,7 +170,7 @@ def _choice(choice: Choice) -> dict[str, Any]:
         "forward": choice.forward or None,
         "backward": choice.backward or None,
         "reason": choice.reason,
-        "is_product": choice.is_product,
+        "is_contraction": choice.is_contraction,
         "flops": choice.flops,
         "runs": choice.runs or None,
         "runs_because": choice.runs_because or None,

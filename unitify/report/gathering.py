@@ -16,6 +16,7 @@ from unitify.capture.execution import LossFunction
 from unitify.capture.inputs import as_inputs
 from unitify.capture.islands import flat_calls, path_of
 from unitify.capture.whole import Capture
+from unitify.cast.casting import chosen
 from unitify.drift.measuring import measure_running, true_capture
 from unitify.drift.monitor import Record
 from unitify.estimating import FAR, far_apart
@@ -23,14 +24,14 @@ from unitify.formats.losses import JUDGED
 from unitify.formats.table import FORMATS, Format
 from unitify.measure.captured import measure_into
 from unitify.measure.tally import Tally
-from unitify.module.assembly import value_name
+from unitify.module.assembly import parts_in
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.recipe.choices import choose
+from unitify.part import Part, value_name
 from unitify.recipe.recipe import FP8, Recipe
 from unitify.report.class_graph import class_graph
 from unitify.report.numerics import DIRECTIONS, Numerics, Value
 from unitify.report.sqnr import not_shown, signal_to_noise
-from unitify.report.values import Part, values_of
+from unitify.report.values import Gathered, values_of
 from unitify.rule_trials.listing import row
 from unitify.rulebook.rule_table import RuleTable
 
@@ -81,29 +82,19 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
         problem = "signal to noise is not shown: weights hold no data to run on"
     if problem:
         notes.append(problem)
-    found = []
-    for name, capture in captures.items():
-        own = module.parts[name]
-        choices = own.casts or choose(capture, recipe, known.rules, path=path_of(name))
-        inputs = _flat(name, captures, batches)
-        part = Part(
-            name=name,
-            capture=capture,
-            plan=own.plan,
-            analysis=analyses[name],
-            choices={choice.value: choice for choice in choices},
-            sqnr={}
-            if problem
-            else signal_to_noise(capture, own.plan, choices, known.rules, inputs),
-            stores_cast=recipe.values == "all",
-            measured=tallies[name].estimates(capture) if is_measured else {},
-            magnitudes=tallies[name].magnitudes(),
-        )
-        found.append(part)
-    formats = _formats(recipe)
-    values = tuple(v for part in found for v in values_of(part, known.rules, formats))
+    parts: list[Part] = []
+    values: tuple[Value, ...] = ()
+    for part in parts_in(module):
+        tally = tallies[part.name]
+        measured = tally.estimates(captures[part.name]) if is_measured else {}
+        part = replace(part, capture=captures[part.name], estimates=measured)
+        parts.append(part := part if part.choices else chosen(part, recipe, known.rules))
+        inputs = _flat(part.name, captures, batches)
+        sqnr = {} if problem else signal_to_noise(part, known.rules, inputs)
+        found = Gathered(part, analyses[part.name], sqnr, tally.magnitudes())
+        values += values_of(found, known.rules, _formats(recipe))
     notes += _far_apart(values)
-    classes, crossings = class_graph(found, known.rules)
+    classes, crossings = class_graph(parts, known.rules)
     operations = dict.fromkeys(value.operation for value in values)
     verification = module.verification
     return Numerics(
@@ -118,13 +109,13 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
         values=values,
         choices=tuple(
             replace(choice, value=value_name(part.name, choice.value))
-            for part in found
-            for choice in part.choices.values()
+            for part in parts
+            for choice in part.choices
         ),
         classes=classes,
         crossings=crossings,
         rules={o: row(known.rules[o]) for o in operations if o in known.rules},
-        formats=tuple(format.name for format in formats),
+        formats=tuple(format.name for format in _formats(recipe)),
         findings=module.diagnostics,
         notes=tuple(notes),
         drift=known.drift,

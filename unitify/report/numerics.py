@@ -68,7 +68,7 @@ class Value:
     ``module``: path of the module that it was made in. ``parameter``: a parameter's own name.
     ``is_true_weight``: a parameter that stays true on purpose, or made of such alone.
     ``restored``: why its operands return to true scale: "no rule", "law", or "" where they do not.
-    ``product``: the sum of products whose result (or one of whose results) it is; "" for others.
+    ``contraction``: the contraction whose result (or one of whose results) it is; "" for others.
     ``sqnr``: as measured, with the casts of the recipe everywhere before it; empty without noise.
     """
 
@@ -82,7 +82,7 @@ class Value:
     parameter: str = ""
     is_true_weight: bool = False
     restored: str = ""
-    product: str = ""
+    contraction: str = ""
     sqnr: Ratios = field(default_factory=dict)
 
     @property

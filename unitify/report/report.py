@@ -14,8 +14,8 @@ from torch import fx
 
 from unitify.diagnostics import Diagnostic, EstimateFellBack, NoRule
 from unitify.estimates import Estimates
-from unitify.module.assembly import value_name
 from unitify.module.unit_scaled import UnitScaledModule
+from unitify.part import value_name
 from unitify.plan.fixed import true_weights
 from unitify.plan.scale_plan import ScalePlan
 from unitify.recipe.choices import Choice, flop_share
@@ -94,8 +94,10 @@ class Report:
             "restored": [d.as_json() for d in self.restored],
             "fell_back": [d.as_json() for d in self.fell_back],
             "left_out": [d.as_json() for d in self.left_out],
-            "casts": [asdict(c) for c in self.casts if c.is_cast],
-            "kept_products": [asdict(c) for c in self.casts if c.is_product and not c.is_cast],
+            "casts": [_row(c) for c in self.casts if c.is_cast],
+            "kept_contractions": [
+                _row(c) for c in self.casts if c.is_contraction and not c.is_cast
+            ],
             "cast_share_of_flops": self.flop_shares(),
             "seconds": {stage: round(time, 3) for stage, time in self.seconds.items()},
         }
@@ -103,15 +105,19 @@ class Report:
     def flop_shares(self) -> dict[str, float]:
         """Share of FLOPs on operands of at most eight bits, and multiplied so; none without any.
 
-        Of "products" of all kinds, and of those with a "weight" alone.
+        Of "contractions" of all kinds, and of those with a "weight" alone.
         """
         if self.recipe is None or not any(c.flops for c in self.casts):
             return {}
         return {
-            "products": flop_share(self.casts),
+            "contractions": flop_share(self.casts),
             "weights": flop_share(self.casts, weights_only=True),
             "weights_on_fp8": flop_share(self.casts, weights_only=True, runs="fp8"),
         }
+
+
+def _row(choice: Choice) -> dict[str, Any]:
+    return {**asdict(choice), "forward": choice.forward, "backward": choice.backward}
 
 
 def make_report(

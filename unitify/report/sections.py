@@ -49,8 +49,8 @@ SECTIONS = (
         id="noise",
         short="Noise",
         title="Signal to noise, layer by layer",
-        lead="What the casts of the recipe leave of the signal at each product, with the noise of "
-        "all casts before it.",
+        lead="Signal to noise at each contraction, with the noise of its own casts and of all "
+        "casts before it.",
     ),
     Section(
         id="values",

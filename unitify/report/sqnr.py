@@ -1,6 +1,6 @@
 """Signal to noise of every value under a recipe's casts: of the original as it is, and transformed.
 
-Takes a part of a module, the recipe's choices and inputs; gives decibels by value and graph, from
+Takes a part with choices, and inputs; gives decibels by value and graph, from
 one run with casts and without. The original is cast as it is, at scale one; the transformed graph
 as its plan stores it.
 """
@@ -8,16 +8,13 @@ as its plan stores it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from unitify.capture.whole import Capture
 from unitify.noise.measured import measured_noise
 from unitify.noise.operand_casts import operand_casts
-from unitify.plan.scale_plan import ScalePlan
+from unitify.part import Part
 from unitify.plan.uniform import uniform_plan
-from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
 from unitify.report.numerics import GRAPHS, Ratios
 from unitify.rulebook.rule_table import RuleTable
@@ -34,19 +31,12 @@ def not_shown(recipe: Recipe) -> str:
     return ""
 
 
-def signal_to_noise(
-    capture: Capture,
-    plan: ScalePlan,
-    choices: Iterable[Choice],
-    rules: RuleTable,
-    inputs: list[Any],
-) -> dict[str, Ratios]:
+def signal_to_noise(part: Part, rules: RuleTable, inputs: list[Any]) -> dict[str, Ratios]:
     """Decibels by graph of every value that noise reaches, by name. ``inputs``: flat ones."""
-    cast = [c for c in choices if c.is_product and c.forward]
-    plain = [replace(c, exponents=(), mean=()) for c in cast]
-    true = uniform_plan(capture, 1.0)
-    casts = operand_casts(plain, capture, true, rules), operand_casts(cast, capture, plan, rules)
-    before, after = (measured_noise(capture, c, inputs) if c else {} for c in casts)
+    plain = part.with_casts(lambda cast: replace(cast, exponent=0, mean=()))
+    plain = replace(plain, plan=uniform_plan(part.capture))
+    casts = operand_casts(plain, rules), operand_casts(part, rules)
+    before, after = (measured_noise(part.capture, c, inputs) if c else {} for c in casts)
     return {
         name: {
             graph: ratio if math.isfinite(ratio) else None

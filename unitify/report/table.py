@@ -81,8 +81,8 @@ def _shares(report: Report) -> list[str]:
     if not shares or not flop_share(report.casts):
         return []
     return [
-        f"{shares['weights']} of linear FLOPs on eight bits ({shares['products']} of all "
-        f"products); {shares['weights_on_fp8']} multiplied so"
+        f"{shares['weights']} of linear FLOPs on eight bits ({shares['contractions']} of all "
+        f"contractions); {shares['weights_on_fp8']} multiplied so"
     ]
 
 

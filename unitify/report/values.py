@@ -1,79 +1,69 @@
 """The values of one graph, in its order: everything that was found out about each, put together.
 
-Takes a ``Part`` (a module of one graph, its analysis, what was measured, the recipe's choices);
-gives one ``Value`` for each floating-point value. A parameter stands before its first use.
+Takes a part, with what was measured and the recipe's choices, and its analysis; gives one ``Value``
+for each floating-point value. A parameter stands before its first use.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from torch import fx
 
 from unitify.analysis.analyze import Analysis
 from unitify.analysis.forward import Step
-from unitify.capture.islands import path_of
 from unitify.capture.whole import Capture
-from unitify.estimates import Estimates, Rms
+from unitify.estimates import Rms
 from unitify.formats.losses import Loss, loss
 from unitify.formats.magnitudes import Magnitudes, magnitudes_of
 from unitify.formats.table import Format
-from unitify.module.assembly import value_name
+from unitify.part import Part, value_name
 from unitify.plan.fixed import parameter_of, true_weights
 from unitify.plan.scale_plan import Scale, ScalePlan
-from unitify.recipe.choices import Choice
 from unitify.report.numerics import Ratios, Side, Value
 from unitify.report.origins import origin_of
 from unitify.rulebook.dimensions import shape_of
 from unitify.rulebook.extremes import extreme_values
 from unitify.rulebook.laws import factors, holds_tensors, is_scalable
-from unitify.rulebook.products import product_operands
 from unitify.rulebook.rule_table import RuleTable
 from unitify.rulebook.schema import operation_name
 
 
 @dataclass(frozen=True)
-class Part:
-    """What is known of one graph. ``measured`` and ``magnitudes`` are empty without batches.
+class Gathered:
+    """What is known of one graph. ``part`` has the estimates that were measured, if any were."""
 
-    ``stores_cast``: does the recipe cast stored values, not the operands of products?
-    """
-
-    name: str
-    capture: Capture
-    plan: ScalePlan
+    part: Part
     analysis: Analysis
-    choices: Mapping[str, Choice]
     sqnr: Mapping[str, Ratios]
-    stores_cast: bool = False
-    measured: Estimates = field(default_factory=dict)
-    magnitudes: Mapping[tuple[str, int], Magnitudes] = field(default_factory=dict)
+    magnitudes: Mapping[tuple[str, int], Magnitudes]
 
 
-def values_of(part: Part, rules: RuleTable, formats: Iterable[Format]) -> tuple[Value, ...]:
+def values_of(of: Gathered, rules: RuleTable, formats: Iterable[Format]) -> tuple[Value, ...]:
     """Every floating-point value of a part, in the order of its graph."""
     formats = tuple(formats)
-    casts = _casts(part, rules)
-    capture = part.capture
+    part, capture = of.part, of.part.capture
+    casts = _casts(part)
+    contractions = frozenset(choice.value for choice in part.choices if choice.is_contraction)
     true = true_weights(capture)
     masks = extreme_values(capture.graph, rules, capture.example, capture.attribute)
     return tuple(
         Value(
             name=value_name(part.name, node.name),
-            kind="mask" if node in masks else _kind(part.capture, node),
+            kind="mask" if node in masks else _kind(capture, node),
             operation=operation_name(node) if node.op == "call_function" else node.op,
             shape=shape_of(node.meta["val"]),
-            origin=origin_of(node, path_of(part.name)),
-            forward=_side(part, node, 0, formats, casts),
-            backward=_side(part, node, 1, formats, casts),
+            origin=origin_of(node, part.path),
+            forward=_side(of, node, 0, formats, casts),
+            backward=_side(of, node, 1, formats, casts),
             parameter=_parameter(part, node),
             is_true_weight=node in true,
             restored=_restored(part.plan, rules, node),
-            product=_product(part, node),
-            sqnr=part.sqnr.get(node.name, {}),
+            contraction=_contraction(part, node, contractions),
+            sqnr=of.sqnr.get(node.name, {}),
         )
-        for node in ordered(part.capture.graph)
+        for node in ordered(capture.graph)
     )
 
 
@@ -91,54 +81,44 @@ def ordered(graph: fx.Graph) -> list[fx.Node]:
     return list(found)
 
 
-def _casts(part: Part, rules: RuleTable) -> dict[tuple[str, int], str]:
-    """The formats that each value (0) and gradient (1) is cast to, by name.
-
-    Of a product that is cast the operands are, and the gradient of its result.
-    """
+def _casts(part: Part) -> dict[tuple[str, int], str]:
+    """The formats that each value (0) and gradient (1) is cast to, by name."""
+    nodes = {node.name: node for node in part.capture.graph.nodes}
     found: dict[tuple[str, int], dict[str, None]] = {}
-    for node in part.capture.graph.nodes:
-        choice = part.choices.get(node.name)
-        if choice is None:
-            continue
-        rule = rules.get(operation_name(node))
-        operands, results = [node], [node] if is_scalable(node) else [*node.users]
-        if choice.is_product and rule is not None and not part.stores_cast:
-            operands = [operand for _, _, operand in product_operands(rule, node)]
-        for operand in operands if choice.forward else ():
-            found.setdefault((operand.name, 0), {})[choice.forward] = None
-        for result in results if choice.backward else ():
-            found.setdefault((result.name, 1), {})[choice.backward] = None
+    for cast in part.casts():
+        node = nodes[cast.value]
+        # An operation of several results has a gradient at each of them.
+        for held in [node] if is_scalable(node) else node.users:
+            found.setdefault((held.name, int(cast.is_gradient)), {})[cast.format] = None
     return {key: ", ".join(formats) for key, formats in found.items()}
 
 
-def _product(part: Part, node: fx.Node) -> str:
-    """The sum of products that a node is, or that it takes one result of."""
+def _contraction(part: Part, node: fx.Node, contractions: frozenset[str]) -> str:
+    """The contraction that a node is, or that it takes one result of."""
     source = node.args[0] if node.op == "call_function" and node.args else None
     is_part = isinstance(source, fx.Node) and holds_tensors(source)
     name = source.name if isinstance(source, fx.Node) and is_part else node.name
-    choice = part.choices.get(name)
-    return value_name(part.name, name) if choice is not None and choice.is_product else ""
+    return value_name(part.name, name) if name in contractions else ""
 
 
 def _side(
-    part: Part,
+    of: Gathered,
     node: fx.Node,
     direction: int,
     formats: tuple[Format, ...],
     casts: Mapping[tuple[str, int], str],
 ) -> Side:
-    exponent = part.plan.wanted(node.name).exponents[direction]
-    predicted = _rms(part.analysis.estimates.get(node.name, Rms()), direction)
-    measured = _rms(part.measured.get(node.name, Rms()), direction)
-    held = part.magnitudes.get((node.name, direction)) or _of_weight(part, node, direction)
+    exponent = of.part.plan.wanted(node.name).exponents[direction]
+    predicted = _rms(of.analysis.estimates.get(node.name, Rms()), direction)
+    measured = _rms(of.part.estimates.get(node.name, Rms()), direction)
+    held = of.magnitudes.get((node.name, direction)) or _of_weight(of.part, node, direction)
     known: Magnitudes | float | None = held if held and held.total else None
     if held is None:
         known = measured or predicted
     if direction:
-        steps = part.analysis.backward.get(node.name, ())
+        steps = of.analysis.backward.get(node.name, ())
     else:
-        step = part.analysis.forward.get(node.name)
+        step = of.analysis.forward.get(node.name)
         steps = () if step is None else (step,)
     return Side(
         predicted=predicted,
@@ -147,7 +127,7 @@ def _side(
         magnitudes=held,
         losses={} if known is None else _losses(known, exponent, formats),
         cast=casts.get((node.name, direction), ""),
-        steps=tuple(_derivation(step, part.name) for step in steps),
+        steps=tuple(_derivation(step, of.part.name) for step in steps),
     )
 
 
@@ -188,7 +168,7 @@ def _kind(capture: Capture, node: fx.Node) -> str:
 def _parameter(part: Part, node: fx.Node) -> str:
     if node.op != "get_attr":
         return ""
-    return f"{path_of(part.name)}.{node.target}".strip(".")
+    return f"{part.path}.{node.target}".strip(".")
 
 
 def _restored(plan: ScalePlan, rules: RuleTable, node: fx.Node) -> str:

@@ -24,7 +24,7 @@ from unitify.rulebook.samples import Sample, parse_arguments
 SEEDS = range(32)
 #: Standard errors within which a prediction holds.
 LIMIT = 4.0
-#: Mean squares are taken in float64, of float32 results: sums of products round by about this.
+#: Mean squares are taken in float64, of float32 results: contractions round by about this.
 ROUNDING = 1e-5
 
 #: Mean squares over the seeds by (value, direction).

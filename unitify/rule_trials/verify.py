@@ -100,9 +100,9 @@ def _moments(rule: Rule) -> tuple[int, list[str]]:
             squares = found[name, direction]
             rms = (sum(squares) / len(squares)) ** 0.5
             what = "the result" if direction == "forward" else f"the gradient of {_argument(name)}"
-            stated = getattr(estimates[name], direction) or 0.0
+            expected = getattr(estimates[name], direction) or 0.0
             problems.append(
-                f"{what} has RMS {rms:.4g} on samples, predicted {stated:.4g} "
+                f"{what} has RMS {rms:.4g} on samples, predicted {expected:.4g} "
                 f"({score:+.1f} standard errors)"
             )
     return len(found) - len(problems) + len(fallbacks), problems

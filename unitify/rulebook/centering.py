@@ -1,7 +1,7 @@
-"""How a product is taken apart at the mean of an operand: f(x, w) = f(x − mean, w) + f(mean, w).
+"""How a contraction is split at the mean of an operand: f(x, w) = f(x − mean, w) + f(mean, w).
 
-Takes a product's node and its rule; says which operand has a mean, along which axis, and what the
-product makes of that mean: one row, if zeros around an image are put there first.
+Takes the node of a contraction and its rule; says which operand has a mean, along which axis, and
+what f(mean, w) is. It is one row, if zeros around an image are put there first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from unitify.rulebook.schema import named_arguments
 
 @dataclass(frozen=True)
 class Centering:
-    """How a product is taken apart.
+    """How a contraction is split.
 
     ``operand``, ``weight``: names of arguments; ``axis``: the operand's channels. Of matrices,
     ``is_transposed``: is the weight [N, K]? Of an image, ``padding``: the argument that asks for
@@ -36,7 +36,7 @@ class Centering:
 
 
 def centering(rule: Rule, node: fx.Node) -> Centering | None:
-    """How ``node`` is taken apart; None where it is not."""
+    """How ``node`` is split; None where it cannot be."""
     arguments = named_arguments(node)
     if rule.matmul is not None:
         matmul = rule.matmul
@@ -50,11 +50,6 @@ def centering(rule: Rule, node: fx.Node) -> Centering | None:
     # An image without a batch has its channels elsewhere.
     is_batched = _rank(arguments[found.operand]) == _rank(arguments[found.weight])
     return found if is_batched else None
-
-
-def channels(how: Centering, node: fx.Node) -> int:
-    """How many numbers the mean of the operand has."""
-    return shape_of(named_arguments(node)[how.operand].meta["val"])[how.axis]
 
 
 def padding(how: Centering, node: fx.Node) -> list[int]:

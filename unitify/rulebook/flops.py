@@ -1,4 +1,4 @@
-"""Floating-point operations of a product, from its shapes: what a share in FP8 is a share of."""
+"""Floating-point operations of a contraction, counted from its shapes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unitify.rulebook.operation import Operation
 def flops(node: fx.Node) -> int:
     """Multiplications and additions of one forward call, at the example's sizes.
 
-    As ``torch.utils.flop_counter`` counts them: of products alone, masks not considered.
+    ``torch.utils.flop_counter`` counts them: contractions alone, and masked elements too.
     """
     operation = Operation(node, {n: _number(n.meta.get("val")) for n in node.all_input_nodes})
 

@@ -1,7 +1,7 @@
 """Residual branches x + f(x), found from the graph and the rules alone, not from names.
 
-Takes a graph and the rules; gives its residual sums in order, and the products that come last in
-their branches. A walk never goes further back than the skip, and never over a node twice.
+Takes a graph and the rules; gives its residual sums in order, and the last contractions of their
+branches. A walk never goes further back than the skip, and never over a node twice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Residual:
 
     ``origin``: what the branch was made from: the skip itself, or, where several branches of one
     value are added one by one (x + f(x) + g(x)), that value.
-    ``is_pointwise``: does the value reach the sum through the branch without any sum of products?
+    ``is_pointwise``: does the value reach the sum through the branch without any contraction?
     Then the sum is a function of the value element by element (x + x³, a gated state).
     """
 
@@ -36,7 +36,7 @@ class Residual:
 def residuals(graph: fx.Graph, rules: RuleTable) -> tuple[Residual, ...]:
     """Every residual sum of two terms, in the graph's order."""
     order = {node: i for i, node in enumerate(graph.nodes)}
-    products, made = _products(graph, rules), _made(graph, rules)
+    contractions, made = _contractions(graph, rules), _made(graph, rules)
     found: dict[fx.Node, Residual] = {}
     for node in graph.nodes:
         if not _is_sum(rules.get(operation_name(node))):
@@ -47,7 +47,7 @@ def residuals(graph: fx.Graph, rules: RuleTable) -> tuple[Residual, ...]:
         for skip, branch in (terms, terms[::-1]):
             origin = _origin(skip, found)
             if _is_made_from(branch, origin, order, found, made):
-                direct = _upstream(branch, origin, order, products | made)
+                direct = _upstream(branch, origin, order, contractions | made)
                 found[node] = Residual(node, skip, branch, origin, origin in direct)
                 break
     return tuple(found.values())
@@ -77,20 +77,20 @@ def branches(
 
 
 def branch_ends(graph: fx.Graph, rules: RuleTable) -> frozenset[fx.Node]:
-    """The last sums of products of every residual branch, before it is added.
+    """The last contractions of every residual branch, before it is added.
 
     In a transformer these are the projection out of attention and the one down to the model's
     width.
     """
     order = {node: i for i, node in enumerate(graph.nodes)}
-    products = _products(graph, rules)
+    contractions = _contractions(graph, rules)
     ends: set[fx.Node] = set()
     for residual in residuals(graph, rules):
-        ends |= _upstream(residual.branch, residual.origin, order, products) & products
+        ends |= _upstream(residual.branch, residual.origin, order, contractions) & contractions
     return frozenset(ends)
 
 
-def _products(graph: fx.Graph, rules: RuleTable) -> set[fx.Node]:
+def _contractions(graph: fx.Graph, rules: RuleTable) -> set[fx.Node]:
     return {n for n in graph.nodes if (r := rules.get(operation_name(n))) and r.products}
 
 

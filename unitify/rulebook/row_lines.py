@@ -44,8 +44,8 @@ def line_of(lines: Mapping[Path, int], path: Path) -> int:
 
 def failing_line(error: tomllib.TOMLDecodeError, text: str) -> int:
     """Where TOML itself is broken."""
-    told = re.search(r"\(at line (\d+)", str(error))
-    return int(told.group(1)) if told else max(len(text.splitlines()), 1)
+    found = re.search(r"\(at line (\d+)", str(error))
+    return int(found.group(1)) if found else max(len(text.splitlines()), 1)
 
 
 def _paths(held: Mapping[str, Any], above: Path = ()) -> Iterator[Path]:

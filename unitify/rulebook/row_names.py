@@ -38,7 +38,7 @@ _LISTED = {
 }  # fmt: skip
 _KEYED = {
     "terms": _VALUES, "backward": _VALUES, "parameters": _VALUES, "only": _EVERY, "sample": _EVERY,
-    "states": _TENSORS, "untold": _TENSORS, "domain": _TENSORS,
+    "statistics": _TENSORS, "initial": _TENSORS, "domain": _TENSORS,
     "balanced": _TENSORS, "common": _TENSORS, "contracts": _TENSORS, "law": _VALUES,
     "defaults": _NUMBERS,
 }  # fmt: skip
@@ -112,11 +112,11 @@ class _Names:
                         yield Problem(("only", name), f"{value!r} is no type, as torch.float32 is")
         if self.rule.width is not None and self.rule.width not in self.rule.dims:
             yield Problem(("width",), f"{self.rule.width!r} is none of the row's dims")
-        for operand in self.rule.states:
-            both = _both(self.rule.states[operand])
+        for operand in self.rule.statistics:
+            both = _both(self.rule.statistics[operand])
             named = {name for f in both for _, name in named_in(f).moments}
-            for name in sorted(named - self.rule.untold.keys()):
-                yield Problem(("states", operand), f"untold does not say when {name!r} tells")
+            for name in sorted(named - self.rule.initial.keys()):
+                yield Problem(("statistics", operand), f"initial does not say when {name!r} tells")
 
     # -- monomials ------------------------------------------------------------------------
 
@@ -212,7 +212,7 @@ class _Names:
         tables: dict[tuple[str, ...], tuple[Moments, bool]] = {}
         if rule.forward is not None:
             tables["forward",] = rule.forward, False
-        tables |= {("states", n): (m, False) for n, m in rule.states.items()}
+        tables |= {("statistics", n): (m, False) for n, m in rule.statistics.items()}
         tables |= {("backward", n): (m, True) for n, m in rule.backward.items()}
         tables |= {("common", n): (c.var, True) for n, c in rule.common.items()}
         for path, (moments, gradient) in tables.items():

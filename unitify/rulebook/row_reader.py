@@ -53,7 +53,7 @@ def read_row(operation: str, row: Any) -> tuple[Row | None, list[Problem]]:
         return None, problems
     where = found.pop("where", {})
     meant = _replaced(where)
-    for key in ("forward", "backward", "states", "common"):
+    for key in ("forward", "backward", "statistics", "common"):
         if key in found:
             found[key] = _with(found[key], meant)
     law = {key: found.pop(key) for key in ("even", "only", "defaults") if key in found}

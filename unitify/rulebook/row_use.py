@@ -26,9 +26,9 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
     "backward": ("forward",),
     "broadcast": ("backward",),
     "common": ("backward",),
-    "channels": ("forward", "states"),
-    "states": ("untold",),
-    "untold": ("states",),
+    "channels": ("forward", "statistics"),
+    "statistics": ("initial",),
+    "initial": ("statistics",),
     "width": ("logits",),
     "loss": ("logits",),
     "variants": ("sample",),
@@ -45,7 +45,7 @@ def idle(row: Row, arguments: Mapping[str, Argument]) -> Iterator[Problem]:
             yield Problem((key,), f"it does nothing without {' or '.join(needed)}")
     for first, second in _WAYS:
         if first in row.keys and second in row.keys:
-            yield Problem((second,), f"moments are told by {first} already")
+            yield Problem((second,), f"{first} gives the moments already")
     yield from _terms(row)
     yield from _products(row)
     yield from _unread(row)
@@ -119,7 +119,7 @@ def _alone(row: Row, arguments: Mapping[str, Argument]) -> Iterator[Problem]:
 def _formulas(row: Row) -> list[sympy.Expr]:
     """Every formula of a row, as it is written: with its shorthands."""
     rule = row.rule
-    tables = [row.keys.get(key, {}) for key in ("forward", "backward", "states", "common")]
+    tables = [row.keys.get(key, {}) for key in ("forward", "backward", "statistics", "common")]
     return [
         *row.where.values(),
         *rule.dims.values(),

@@ -93,15 +93,15 @@ class Rule:
     ``contracts``: operand → the dimension over which products are summed, or the argument whose
     last entry is it. Of others it is the last; of ``matmul``, and of a ``window``, it is known.
     ``unit``: does a unit scaling scheme bring the result to unit RMS by a multiplier? So it does
-    with sums of products; rows of other kinds say so. ``parameters``: what a parameter in the place
+    with contractions; rows of other kinds say so. ``parameters``: what a parameter in the place
     of an operand is: "bias", "gain" or "table" (of embeddings); operands of products are matrices.
     ``logits``: the operand of a softmax, or the number that multiplies logits inside of an
     attention, whose logits are sums of ``width`` products. ``loss``: is the softmax that of a loss,
     not of an attention?
     ``creates``: the result has at most its shape and type from an operand, and none of its values.
     ``weighs``: the number that multiplies the second term of a sum.
-    ``states``: operand → formulas of what the other operands tell of its moments (statistics that
-    the operation keeps), unless they are still those of ``untold``: operand → value.
+    ``statistics``: operand → formulas of its moments from running statistics, which other operands
+    hold. ``initial``: such an operand → its value before training, of which nothing follows.
     ``domain``: operand → the numbers, least and greatest, between which it has to be.
     ``corners``: the operands of an operation that has its extremes where each of them has one of
     its own: one that is monotone in each of them, or linear.
@@ -142,8 +142,8 @@ class Rule:
     width: str | None = None
     weighs: str | None = None
     creates: bool = False
-    states: Mapping[str, Moments] = field(default_factory=dict)
-    untold: Mapping[str, float] = field(default_factory=dict)
+    statistics: Mapping[str, Moments] = field(default_factory=dict)
+    initial: Mapping[str, float] = field(default_factory=dict)
     domain: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     corners: tuple[str, ...] = ()
     balanced: Mapping[str, str | tuple[int, ...]] = field(default_factory=dict)

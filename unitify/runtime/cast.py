@@ -3,7 +3,7 @@
 The gradient passes the rounding of the value unchanged (straight through) and may be rounded to a
 format of its own. ``unitify::cast.watched`` returns a token beside it: the gradient of that is a
 power of two by which the gradient is multiplied before it is rounded, and divided after
-(``ops.arrive`` sends it).
+(``runtime.arrive`` sends it).
 """
 
 from __future__ import annotations
@@ -110,35 +110,20 @@ class _Cast(torch.autograd.Function):
 _apply = at_one_level(_Cast)
 
 
-def _cast(
-    x: Tensor,
-    forward: str,
-    backward: str,
-    forward_exponent: int = 0,
-    backward_exponent: int = 0,
-    amax: bool = False,
-    saturate: bool = True,
-    axis: int = -1,
-    factor: Tensor | None = None,
-) -> Tensor:
-    exponents = forward_exponent, backward_exponent
-    given = (x, forward, backward, *exponents, amax, saturate, axis, factor)
-    result: Tensor = _apply(_CAST, *given)
+def _filled(*given: Any) -> tuple[Any, ...]:
+    """The arguments behind x; torch leaves out those at the end that have their defaults."""
+    return given + (0, 0, False, True, -1, None)[len(given) - 2 :]
+
+
+def _cast(x: Tensor, *given: Any) -> Tensor:
+    result: Tensor = _apply(_CAST, x, *_filled(*given))
     return result
 
 
-def _rounding(
-    forward: str,
-    backward: str,
-    forward_exponent: int = 0,
-    backward_exponent: int = 0,
-    amax: bool = False,
-    saturate: bool = True,
-    axis: int = -1,
-    factor: Tensor | None = None,
-) -> tuple[Rounding, Tensor | None]:
+def _rounding(*given: Any) -> tuple[Rounding, Tensor | None]:
     """How ``cast`` rounds in the forward pass, and by which factor."""
-    return Rounding(FORMATS[forward], forward_exponent, amax, saturate, axis), factor
+    forward, _, exponent, _, amax, saturate, axis, factor = _filled(*given)
+    return Rounding(FORMATS[forward], exponent, amax, saturate, axis), factor
 
 
 def _kernel(x: Tensor, forward: str, *given: Any) -> Tensor:
@@ -158,19 +143,10 @@ def _composed(x: Tensor, forward: str, *given: Any) -> Tensor:
 
 
 def _batched(
-    info: Any,
-    in_dims: tuple[Any, ...],
-    x: Tensor,
-    forward: str,
-    backward: str,
-    forward_exponent: int = 0,
-    backward_exponent: int = 0,
-    amax: bool = False,
-    saturate: bool = True,
-    axis: int = -1,
-    factor: Tensor | None = None,
+    info: Any, in_dims: tuple[Any, ...], x: Tensor, *given: Any
 ) -> tuple[Tensor, int | None]:
-    given = (forward, backward, forward_exponent, backward_exponent, amax, saturate, axis)
+    *given, factor = _filled(*given)  # type: ignore[assignment]
+    amax = given[4]
     if amax:
         # A factor for each, by its own largest element.
         made = [_CAST(one, *given) for one in x.unbind(in_dims[0])]
@@ -204,18 +180,8 @@ _CAST = register(
 )
 
 
-def _watched(
-    x: Tensor,
-    forward: str,
-    backward: str,
-    forward_exponent: int = 0,
-    backward_exponent: int = 0,
-    amax: bool = False,
-    saturate: bool = True,
-    axis: int = -1,
-) -> tuple[Tensor, Tensor]:
-    given = (x, forward, backward, forward_exponent, backward_exponent, amax, saturate, axis)
-    result: tuple[Tensor, Tensor] = _apply(_WATCHED, *given)
+def _watched(x: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = _apply(_WATCHED, x, *_filled(*given)[:-1])
     return result
 
 

@@ -1,9 +1,10 @@
-"""``unitify::center``, ``unitify::uncenter``: a product on its operand's deviation from a mean.
+"""``unitify::center``, ``unitify::uncenter``: a contraction of the deviation from a mean.
 
     f(x, w)  =  f(x − mean, w)  +  f(mean, w)
 
-The first term is rounded, the second is not: it is one row, whatever the batch. Any mean is right;
-one near that of the operand leaves less to be rounded. Both operations are made of torch's own.
+The operands of the first term are rounded. The second term is not: it is one row, whatever the
+batch. Any mean gives the right result; one near the operand's leaves less to round. Both operators
+are made of torch's own.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def center(x: Tensor, mean: Tensor, padding: Sequence[int] = ()) -> Tensor:
 
 
 def uncenter(y: Tensor, offset: Tensor) -> Tensor:
-    """``y`` and what the product makes of the mean."""
+    """``y`` + f(mean, w)."""
     return y + offset
 
 

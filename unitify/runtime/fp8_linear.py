@@ -1,16 +1,16 @@
-"""``unitify::fp8_linear``: a linear layer on FP8 operands, its three products in FP8.
+"""``unitify::fp8_linear``: a linear layer whose three matmuls take FP8 operands.
 
     output           x · wᵀ + bias        forward format × forward format
     gradient of x    g · w                backward format × forward format
     gradient of w    gᵀ · x               backward format × forward format
 
-with g, the gradient of the output, rounded once. What is kept for the backward pass are codes: a
-quarter of the memory that float32 takes. ``unitify::fp8_linear.watched`` returns a token beside the
-output, as ``ops.cast`` has it.
+g is the gradient of the output, rounded once. Codes are kept for the backward pass, in a quarter
+of the memory of float32. ``unitify::fp8_linear.watched`` returns a token beside the
+output, as ``runtime.cast`` has it.
 
-It stands for casts around a product. That is what transforms of ``torch.func``, forward-mode
-differentiation and tensors that are spread over processes take, and what a backward pass is that is
-to be differentiated again: the same numbers, multiplied in the model's own type.
+It stands for casts around a matmul. Transforms of ``torch.func``, forward-mode differentiation,
+distributed tensors and second derivatives run these casts and that matmul: the same numbers,
+multiplied in the model's own type.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from unitify.runtime.registered import (
     is_transformed,
     register,
 )
-from unitify.runtime.scaled_mm import DECODE, decode, encode, product
+from unitify.runtime.scaled_mm import DECODE, decode, encode, matmul
 
 _ARGUMENTS = "Tensor x, Tensor weight, Tensor? bias, str forward, str backward, int[3] exponents"
 
@@ -46,7 +46,7 @@ def _codes(x: Tensor, format: str, exponent: int) -> Tensor:
 
 
 def _output(x: Tensor, weight: Tensor, bias: Tensor | None, like: Tensor, exponent: int) -> Tensor:
-    result = product(x, weight, like.dtype, exponent)
+    result = matmul(x, weight, like.dtype, exponent)
     if bias is not None:
         result = result + bias
     shape = (*like.shape[:-1], weight.shape[0])
@@ -121,8 +121,8 @@ class _FP8Linear(torch.autograd.Function):
         if gradient is None:
             return (None,) * 8
         is_wide = torch.is_grad_enabled() or is_batch_of_gradients(gradient)
-        products = _wide_gradients if is_wide else _gradients
-        return None, *products(ctx, gradient, factor), *(None,) * 4
+        gradients = _wide_gradients if is_wide else _gradients
+        return None, *gradients(ctx, gradient, factor), *(None,) * 4
 
 
 def _gradients(ctx: Any, gradient: Tensor, factor: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -135,10 +135,10 @@ def _gradients(ctx: Any, gradient: Tensor, factor: Tensor | None) -> tuple[Tenso
     tie_of_x, tie_of_weight = ctx.ties
     x = weight = bias = None
     if needs_x:
-        x = product(codes, right.t(), tie_of_x.dtype, of_gradient + of_weight, factor)
+        x = matmul(codes, right.t(), tie_of_x.dtype, of_gradient + of_weight, factor)
         x = x.view(tie_of_x.shape)
     if needs_weight:
-        weight = product(codes.t(), left.t(), tie_of_weight.dtype, of_gradient + of_x, factor)
+        weight = matmul(codes.t(), left.t(), tie_of_weight.dtype, of_gradient + of_x, factor)
     if needs_bias:
         bias = decode(codes, ctx.bias_type, of_gradient).sum(0)
         bias = bias if factor is None else bias / factor
@@ -166,7 +166,7 @@ _apply = at_one_level(_FP8Linear)
 
 
 def _derivative(is_watched: bool) -> Callable[..., Any]:
-    """The operator, differentiable: as itself, or as the casts and the product it stands for."""
+    """The operator, differentiable: as itself, or as the casts and the matmul it stands for."""
 
     def derivative(
         x: Tensor,
@@ -177,7 +177,7 @@ def _derivative(is_watched: bool) -> Callable[..., Any]:
         exponents: Sequence[int],
     ) -> Any:
         if is_transformed() or forward_ad._current_level >= 0 or is_spread(x) or is_spread(weight):
-            made = _product_of_casts(x, weight, bias, forward, exponents)
+            made = _matmul_of_casts(x, weight, bias, forward, exponents)
             how = watched_cast if is_watched else cast
             return how(made, "", backward, 0, exponents[2])
         operator = _WATCHED if is_watched else _OPERATOR
@@ -188,7 +188,7 @@ def _derivative(is_watched: bool) -> Callable[..., Any]:
     return derivative
 
 
-def _product_of_casts(
+def _matmul_of_casts(
     x: Tensor, weight: Tensor, bias: Tensor | None, forward: str, exponents: Sequence[int]
 ) -> Tensor:
     if weight.dtype == FORMATS[forward].dtype:
@@ -199,9 +199,9 @@ def _product_of_casts(
 
 
 def _composed(x: Tensor, weight: Tensor, bias: Tensor | None, forward: str, *given: Any) -> Tensor:
-    # ONNX has no products of codes.
+    # ONNX has no matmul of codes.
     if is_for_onnx(FORMATS[forward].dtype):
-        return _product_of_casts(x, weight, bias, forward, given[-1])
+        return _matmul_of_casts(x, weight, bias, forward, given[-1])
     return _kernel(x, weight, bias, forward, *given)
 
 
@@ -230,7 +230,7 @@ def fp8_linear(
     """``x`` [.., K] · ``weight`` [N, K]ᵀ + ``bias`` [N], rounded as two casts before it would.
 
     ``weight`` may hold codes already. ``exponents``: of x, weight and gradient, as for
-    ``ops.cast.Rounding``.
+    ``runtime.cast.Rounding``.
     """
     result: Tensor = _OPERATOR(x, weight, bias, forward, backward, exponents)
     return result

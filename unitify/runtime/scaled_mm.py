@@ -1,9 +1,9 @@
-"""Products of FP8 matrices: codes, one multiplication, and what runs where.
+"""Matmuls of FP8 matrices: codes, one multiplication, and what runs where.
 
-Takes tensors in the model's own type, rounds them to 8-bit codes once, and multiplies codes. The
-scale of a product is a constant: no largest element is looked for, and nothing is reduced at run
-time. Where the device multiplies no codes, they are read as numbers of the model's type and
-multiplied there: the same products, summed in another order.
+Takes tensors in the model's own type, rounds them to 8-bit codes once, and multiplies the codes.
+The scale of a matmul is a constant: nothing looks for the largest element or reduces at run time.
+Where the device multiplies no codes, they are decoded to the model's type and multiplied there: the
+same terms, summed in another order.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ DECODE: Any = register(
 )
 
 
-def product(
+def matmul(
     a: Tensor, b: Tensor, dtype: torch.dtype, exponent: int = 0, factor: Tensor | None = None
 ) -> Tensor:
     """``a`` @ ``b``ᵀ · 2^exponent / ``factor`` for codes a [M, K] and b [N, K].
@@ -93,7 +93,7 @@ def product(
 def aligned(codes: Tensor, rows: bool) -> Tensor:
     """``codes`` [R, C] with zeros added until C, and R where ``rows``, is a multiple of BLOCK.
 
-    Zero has the code zero in every format, and adds nothing to a product.
+    Zero has the code zero in every format, and adds nothing to a sum.
     """
     right = -codes.shape[1] % BLOCK
     below = -codes.shape[0] % BLOCK if rows else 0

@@ -1,4 +1,4 @@
-"""Where a value meets itself again without a sum of products in between.
+"""Where a value meets itself again without a contraction in between.
 
 So it does in a normalization or an activation written by hand (x · σ(x), x − mean(x)), and where a
 state is moved by a gate. A multiplier inside would change what the whole computes, not its scale.
@@ -23,7 +23,7 @@ def find_meetings(
     """The operations at which values meet, and what lies inside: from where they part to there.
 
     ``values``: the operands of each node that are neither weights nor constants. A source (a sum of
-    products, an input, a table) is one bit, so that sets of them are integers.
+    contractions, an input, a table) is one bit, so that sets of them are integers.
     """
     sources: dict[fx.Node, int] = {}
     meetings: list[fx.Node] = []
@@ -69,7 +69,7 @@ def _inside(
 def _parting(
     first: fx.Node, second: fx.Node, order: Mapping[fx.Node, int], values: Values, rules: Rules
 ) -> fx.Node | None:
-    """The latest value that both were made from without a sum of products in between."""
+    """The latest value that both were made from without a contraction in between."""
     sides: dict[fx.Node, int] = {first: 1}
     sides[second] = sides.get(second, 0) | 2
     pending = [(-order[n], n) for n in sides]

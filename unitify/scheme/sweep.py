@@ -127,7 +127,7 @@ class Sweep(ForwardMoments):
         return count
 
     def _weights_of(self, node: fx.Node) -> set[str]:
-        """The parameters that a sum of products multiplies with."""
+        """The parameters that a contraction multiplies with."""
         rule = self._rule(node)
         if rule is None or not rule.products or not rule.linear:
             return set()

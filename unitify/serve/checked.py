@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from unitify.checkpoint.files import mapped_shards
-from unitify.checkpoint.folder import sha256
+from unitify.checkpoint.new_folder import sha256
 from unitify.diagnostics import FolderDamaged, UnitifyError
 from unitify.serve.export import CONTENTS, FORMAT, promised
 from unitify.serve.layouts import LAYOUTS
@@ -54,8 +54,8 @@ def check_folder(folder: Path, source: Path | None = None) -> int:
     return len(held)
 
 
-def _row(told: Mapping[str, Any]) -> Served:
-    return Served(**{field.name: told[field.name] for field in fields(Served)})
+def _row(row: Mapping[str, Any]) -> Served:
+    return Served(**{field.name: row[field.name] for field in fields(Served)})
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
@@ -73,8 +73,8 @@ def _contents(folder: Path) -> dict[str, Any]:
     hashes = document.get("sha256") if is_ours else None
     if not (isinstance(hashes, dict) and all(isinstance(h, str) for h in hashes.values())):
         raise _damage(folder, f"{CONTENTS} is not of the format {FORMAT}")
-    told: dict[str, Any] = document
-    return told
+    found: dict[str, Any] = document
+    return found
 
 
 def _damaged(folder: Path, hashes: Mapping[str, str]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -22,9 +22,9 @@ from unitify.analysis.forward import ForwardMoments
 from unitify.capture.inputs import Inputs, as_inputs, infer_inputs
 from unitify.capture.islands import Recording, with_true_parameters
 from unitify.capture.whole import Capture
-from unitify.cast.casting import Evidence, by_evidence
+from unitify.cast.casting import Evidence, by_evidence, chosen
 from unitify.checkpoint.files import mapped_shards
-from unitify.checkpoint.folder import check_absent
+from unitify.checkpoint.new_folder import Folder, check_absent, new_folder
 from unitify.checkpoint.pretrained import CONFIG, companions
 from unitify.checkpoint.targets import input_batches
 from unitify.diagnostics import (
@@ -32,22 +32,21 @@ from unitify.diagnostics import (
     Diagnostic,
     NotFinite,
     NotFolded,
-    NotWritten,
     UnitifyError,
 )
 from unitify.estimates import Estimates, Rms
 from unitify.estimating import check_scales, estimated
+from unitify.part import Part, parts_of
 from unitify.plan.bands import tolerance_of
 from unitify.plan.planner import plan
-from unitify.recipe.choices import Patterns, choose
 from unitify.recipe.recipe import Recipe
 from unitify.rulebook.laws import is_scalable
 from unitify.rulebook.rule_table import RuleTable, load_rules
 from unitify.serve.layouts import LAYOUTS, Layout, config
 from unitify.serve.mapped import mapped_model, recorded
 from unitify.serve.reopened import LEAST, check_reader, reopened
-from unitify.serve.served import Part, Served, served
-from unitify.serve.shards import INDEX, Folder, OnBytes, Promise, index
+from unitify.serve.served import Served, served
+from unitify.serve.shards import INDEX, OnBytes, Promise, index, write_shard
 from unitify.version import __version__
 
 #: What ``--format`` may be, beside "unitify".
@@ -103,8 +102,8 @@ def export(
     ``inputs``, ``scales`` and ``rules`` are those of ``convert``, but that "auto" is "analysis":
     weights stay in their files, and the model is not run. ``verify``: open what was
     written with its reader, and compare the outputs. ``resume``: go on from what an interrupted run
-    of the same call left. ``on_start`` is told how many bytes are to come, and gives what is
-    told of those that were written.
+    of the same call left. ``on_start`` takes the bytes to write, and returns a function that takes
+    the bytes written since its last call.
 
     Raises ``UnitifyError``: those of ``convert``, U614 for what does not fold, U615 for a folder
     that its reader does not read right. Nothing is written then.
@@ -129,9 +128,9 @@ def export(
     layout = LAYOUTS[name]
     _check(layers, layout, name, model, weights)
     placed = promised(shards, layers, layout)
-    folder = Folder(output, _request(checkpoint, shards, layers, name), resume)
+    request = _request(checkpoint, shards, layers, name)
     ignored = sorted(_linear_layers(model) - {each.layer for each in layers})
-    try:
+    with new_folder(output, request, resume=resume) as folder:
         total = _write(folder, placed, on_start)
         folder.copy(path for path in companions(checkpoint) if path.name != CONFIG)
         folder.write(CONFIG, _config(checkpoint, layout, ignored))
@@ -142,17 +141,11 @@ def export(
             "layout": name,
             "recipe": recipe.as_table(),
             "sqnr": sqnr,
-            "layers": [_told(each) for each in layers],
+            "layers": [_layer_row(each) for each in layers],
             "versions": {"unitify": __version__, "torch": torch.__version__},
             "sha256": folder.hashes(),
         }
         folder.write(CONTENTS, document)
-        folder.finish()
-    except UnitifyError:
-        folder.drop()
-        raise
-    except OSError as error:
-        raise UnitifyError(NotWritten(path=str(output), problem=str(error))) from error
     return Export(name, layers, total, sqnr, notes)
 
 
@@ -163,29 +156,31 @@ def _write(
     total = sum(p.size for promises in placed.values() for p in promises)
     on_bytes = on_start(total)
     for file, promises in placed.items():
-        folder.shard(file, promises, on_bytes)
+        write = partial(write_shard, promises=promises, on_bytes=on_bytes)
+        if not folder.once(file, write):
+            on_bytes(sum(p.size for p in promises))
     if len(placed) > 1:
-        folder.write(INDEX, index(placed))
+        folder.write(INDEX, index(placed), sort_keys=True)
     return total
 
 
 def _parts(
     recording: Recording, calls: list[Inputs], scales: str, recipe: Recipe, rules: RuleTable
-) -> dict[str, Part]:
-    """By part, a plan that leaves values true, and what the recipe does with each."""
+) -> list[Part]:
+    """Parts with plans that leave values true, and what the recipe does with each value."""
     is_run = scales == "measured"
     if is_run:
-        found = dict(estimated(recording, scales, calls, None, rules).parts)
+        known = estimated(recording, scales, calls, None, rules).parts
     else:
-        found = {name: _predicted(c, rules) for name, c in recording.parts.items()}
-    evidence, patterns = Evidence(found), Patterns(recipe)
-    parts = {}
-    for name, capture in recording.parts.items():
-        made = plan(capture, found[name], rules, tolerance_of(is_run), "casts")
-        choices = choose(capture, recipe, rules, path=name.partition("@")[0], patterns=patterns)
+        recorded = parts_of(recording.parts)
+        known = tuple(replace(p, estimates=_predicted(p.capture, rules)) for p in recorded)
+    parts = []
+    for part in known:
+        own = plan(part.capture, part.estimates, rules, tolerance_of(is_run), "casts")
+        part = chosen(replace(part, plan=own), recipe, rules)
         if recipe.is_chosen:
-            choices, _ = by_evidence(choices, name, capture, made, recipe, rules, evidence)
-        parts[name] = Part(capture, made, found[name], choices)
+            part, _ = by_evidence(part, recipe, rules, Evidence())
+        parts.append(part)
     return parts
 
 
@@ -245,7 +240,7 @@ def _as_it_is(tensor: Tensor) -> Tensor:
 
 def _coded(name: str, weight: Tensor, row: Served, layout: Layout) -> list[Promise]:
     """Promises of what stands for a weight, all made when the first of them is asked for."""
-    told = layout.made(torch.empty(weight.shape, device="meta"), row)
+    shapes = layout.made(torch.empty(weight.shape, device="meta"), row)
     made: dict[str, Tensor] = {}
 
     def of(ending: str) -> Tensor:
@@ -258,7 +253,7 @@ def _coded(name: str, weight: Tensor, row: Served, layout: Layout) -> list[Promi
 
     return [
         Promise(f"{row.layer}.{ending}", t.dtype, tuple(t.shape), partial(of, ending))
-        for ending, t in told.items()
+        for ending, t in shapes.items()
     ]
 
 
@@ -274,7 +269,7 @@ def _config(checkpoint: Path, layout: Layout, ignored: list[str]) -> dict[str, A
     return document
 
 
-def _told(row: Served) -> dict[str, Any]:
+def _layer_row(row: Served) -> dict[str, Any]:
     """A layer, with the window of its input's scale."""
     return {**asdict(row), "window": list(row.window), "margin": round(row.margin, 2)}
 
@@ -283,9 +278,9 @@ def _request(
     checkpoint: Path, shards: Mapping[str, Any], layers: Iterable[Served], name: str
 ) -> dict[str, Any]:
     """What tells one export from another: the files that it is of, and every scale."""
-    told = {file: (checkpoint / file).stat() for file in shards}
+    stats = {file: (checkpoint / file).stat() for file in shards}
     return {
-        "files": {file: [stat.st_size, stat.st_mtime_ns] for file, stat in told.items()},
+        "files": {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()},
         "layers": [asdict(each) for each in layers],
         "layout": name,
         "version": __version__,

@@ -8,19 +8,17 @@ recipe does to the numbers is refused.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
-from unitify.capture.islands import path_of
 from unitify.capture.whole import Capture
 from unitify.diagnostics import NotFolded, UnitifyError
-from unitify.estimates import Estimates, Rms
+from unitify.estimates import Rms
 from unitify.formats.band import band_of
 from unitify.formats.table import FORMATS
-from unitify.noise.operand_casts import OperandCast, Place, operand_casts
-from unitify.plan.scale_plan import ScalePlan
+from unitify.part import Part
 from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
 from unitify.rulebook.rule_table import Rule, RuleTable
@@ -31,21 +29,11 @@ _LOST = 0.1
 
 
 @dataclass(frozen=True)
-class Part:
-    """A captured graph with what was chosen for its values."""
-
-    capture: Capture
-    plan: ScalePlan
-    estimates: Estimates
-    choices: tuple[Choice, ...]
-
-
-@dataclass(frozen=True)
 class Served:
     """A linear layer that is served in a format; value = scale × what is stored.
 
     ``layer``: the module's path. ``weight``, ``input``: scales, powers of two. ``group``: layers
-    that take the same input in one module; runtimes make one product of these, with one scale.
+    that take the same input in one module; runtimes make one matmul of these, with one scale.
     ``rms``: of the input, as it was estimated; 0 where it was not.
     """
 
@@ -75,9 +63,9 @@ class Served:
 
 
 def served(
-    model: nn.Module, parts: Mapping[str, Part], recipe: Recipe, rules: RuleTable
+    model: nn.Module, parts: Iterable[Part], recipe: Recipe, rules: RuleTable
 ) -> tuple[Served, ...]:
-    """The layers whose products are cast, in order of their paths.
+    """The layers whose contractions are cast, in order of their paths.
 
     Raises ``UnitifyError`` (U614), with everything that does not fold.
     """
@@ -87,22 +75,21 @@ def served(
     found: list[Served] = []
     wrong: list[NotFolded] = []
     kept: dict[str, str] = {}
-    for name, part in parts.items():
-        products = {c.value: c for c in part.choices if c.is_product}
-        casts = operand_casts(products.values(), part.capture, part.plan, rules)
+    for part in parts:
+        contractions = {c.value: c for c in part.choices if c.is_contraction}
         for node in part.capture.graph.nodes:
-            choice = products.get(node.name)
+            choice = contractions.get(node.name)
             if choice is None or (choice.forward in ("", "bf16", "fp16") and not choice.has_weight):
                 continue
             rule = rules[operation_name(node)]
-            layer, problem = _layer(model, path_of(name), part.capture, node, rule, choice)
+            layer, problem = _layer(model, part.path, part.capture, node, rule, choice)
             if choice.forward in ("", "bf16", "fp16"):
                 if layer:
                     kept[_group(layer, node, rule)] = layer
             elif problem:
                 wrong.append(NotFolded(value=layer or choice.value, problem=problem))
             else:
-                found.append(_served(layer, node, rule, choice, casts, part.estimates))
+                found.append(_served(layer, node, rule, choice, part))
     found = _once(found)
     if not (found or wrong):
         wrong.append(NotFolded(value=recipe.name, problem="no linear layer is cast"))
@@ -118,11 +105,11 @@ def served(
 def _layer(
     model: nn.Module, path: str, capture: Capture, node: fx.Node, rule: Rule, choice: Choice
 ) -> tuple[str, str]:
-    """The linear layer that a product is of, and why its casts do not fold; one may be empty."""
+    """The linear layer of a contraction, and why its casts do not fold; one may be empty."""
     matmul = rule.matmul
     weight = named_arguments(node)[matmul.right] if matmul is not None else None
     if matmul is None or not isinstance(weight, fx.Node) or weight.op != "get_attr":
-        return "", "it is no product with a weight as the model holds it"
+        return "", "it is no contraction with a weight as the model holds it"
     first = capture.aliases.get(str(weight.target))
     names = [f"{path}.{n}".strip(".") for n, of in capture.aliases.items() if of == first]
     layers = [n.removesuffix(".weight") for n in names if n.endswith(".weight")]
@@ -155,15 +142,14 @@ def _served(
     node: fx.Node,
     rule: Rule,
     choice: Choice,
-    casts: Mapping[Place, OperandCast],
-    estimates: Estimates,
+    part: Part,
 ) -> Served:
     assert rule.matmul is not None
-    left, right = (casts[node.name, name, 0] for name in (rule.matmul.left, rule.matmul.right))
+    scales = {cast.place[1]: math.ldexp(1.0, part.exponent(cast)) for cast in choice.casts}
+    weight, input = scales[rule.matmul.right], scales[rule.matmul.left]
     operand = named_arguments(node)[rule.matmul.left]
-    rms = estimates.get(operand.name, Rms()).forward or 0.0
-    group = _group(layer, node, rule)
-    return Served(layer, choice.forward, right.scale, left.scale, group, rms)
+    rms = part.estimates.get(operand.name, Rms()).forward or 0.0
+    return Served(layer, choice.forward, weight, input, _group(layer, node, rule), rms)
 
 
 def _once(found: Iterable[Served]) -> list[Served]:

@@ -1,1 +1,1 @@
-"""Last stage: is the result bitwise the original?"""
+"""Last stage: does the module compute bitwise what the model computes?"""

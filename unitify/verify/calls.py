@@ -1,8 +1,8 @@
 """The calls on which a module is compared with its model.
 
-The example twice in a row, so that what one call leaves for the next shows; the example in the
-other mode, and where no gradients are recorded; and, where sizes are free, more and less of
-everything, with other numbers.
+They are: the example twice in a row, which shows what one call leaves for the next; the example in
+the other mode; the example without gradients; and, where sizes are free, calls with larger and
+smaller sizes and other numbers.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from unitify.capture.example import Inputs, copied
 from unitify.capture.signature import CallSignature, bind, unbind
 from unitify.capture.whole import Capture
 
-#: How much larger each free size is made, and how much smaller; no multiples, so that parity and
-#: divisibility change, too. A recording takes sizes to be at least two.
+#: By how much each free size is made larger and smaller, and the least size, because a recording
+#: assumes two. The numbers are no multiples: parity and divisibility change, too.
 _MORE, _LESS, _LEAST = 3, 1, 2
 
 
 @dataclass(frozen=True)
 class Call:
-    """``times`` calls in a row on ``inputs``, in train or eval mode, gradients recorded or not."""
+    """``times`` calls in a row on ``inputs``, in train or eval mode, with or without gradients."""
 
     name: str
     training: bool
@@ -37,7 +37,7 @@ class Call:
 
 
 def calls_of(captured: Capture | None, training: bool, example: Inputs) -> Iterator[Call]:
-    """The calls to compare. ``captured``: of the whole model; it tells which sizes are free."""
+    """The calls to compare. ``captured``: the capture of the whole model, which has free sizes."""
     mode, other = ("train", "eval") if training else ("eval", "train")
     yield Call(f"the example in {mode} mode", training, example, times=2)
     yield Call(f"the example in {other} mode", not training, example)
@@ -54,7 +54,7 @@ def calls_of(captured: Capture | None, training: bool, example: Inputs) -> Itera
 
 
 def _free(captured: Capture) -> dict[str, int]:
-    """Every size that is free by itself, by its symbol, as it is in the example."""
+    """Symbol of every independent free size → the size in the example."""
     found: dict[str, int] = {}
     bound: set[str] = set()
     for leaf, value in zip(captured.call.leaves, captured.example, strict=True):
@@ -67,7 +67,7 @@ def _free(captured: Capture) -> dict[str, int]:
 
 
 def _resized(call: CallSignature, example: Inputs, sizes: Mapping[str, int]) -> Inputs:
-    """The example in other sizes; each number is drawn from those of the same tensor."""
+    """The example in other sizes. Each number is drawn from those of the same tensor."""
     generator = torch.Generator().manual_seed(1)
     args, kwargs = example
     flat, spec = pytree.tree_flatten(bind(call.signature, args, kwargs))

@@ -1,4 +1,4 @@
-"""Bitwise comparison of two sets of named results: what differs, and by how much."""
+"""Bitwise comparison of two sets of named results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unitify.verification import Difference
 
 
 def compare(expected: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[Difference, ...]:
-    """Every name whose results are not bitwise the same, the largest relative difference first."""
+    """The names whose results differ in any bit, the largest relative difference first."""
     differences = []
     for name in expected.keys() | found.keys():
         if name not in expected or name not in found:
@@ -26,7 +26,7 @@ def compare(expected: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[Diff
 
 
 def difference_of(name: str, expected: Any, found: Any) -> Difference | None:
-    """How far ``found`` is from the original's result; None where the two are the same."""
+    """The difference of ``found`` from the model's result; None where the two are equal."""
     if not (isinstance(expected, Tensor) and isinstance(found, Tensor)):
         is_same = type(expected) is type(found) and _is_equal(expected, found)
         text = f"{name}: {found!r}, was {expected!r}"
@@ -41,7 +41,7 @@ def _is_equal(a: Any, b: Any) -> bool:
 
 
 def _difference(name: str, a: Tensor, b: Tensor) -> Difference:
-    """How far ``b`` is from the original's ``a``."""
+    """The difference of ``b`` from the model's ``a``."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return Difference(name, math.inf, math.inf)
     distance = (a.double() - b.double()).abs()
@@ -50,7 +50,7 @@ def _difference(name: str, a: Tensor, b: Tensor) -> Difference:
     if not a.is_floating_point():
         return Difference(name, largest, relative)
     limits = torch.finfo(a.dtype)
-    # So small a number is a sum to whose last digit a part below the normal range may reach.
+    # A term below the normal range may change the last digit of a sum that is this small.
     is_reached = a.abs() < limits.smallest_normal / limits.eps
     return Difference(
         name,

@@ -1,9 +1,9 @@
-"""What the one equation asks of an operation, derived from its rule alone.
+"""The one equation of an operation, derived from its rule alone, for validation.
 
-For validation: written apart from ``laws`` and ``rewrite``, so that a slip in one of them is not
-repeated here. Takes a node of the original graph, its rule and the plan's scales; gives the
-factors in front of its operands, the units of its result and its numeric arguments. All scales
-and factors are log2 integers.
+This file shares no code with ``laws`` and ``rewrite``, so that it does not repeat their mistakes.
+Takes a node of the original graph, its rule and the plan's scales; gives the factors in front of
+its operands, the units of its result and its numeric arguments. All scales and factors are log2
+integers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from unitify.rulebook.expressions import Monomial
 from unitify.rulebook.rule_table import Law, Rule
 from unitify.rulebook.schema import named_arguments, nodes_of
 
-#: An operand's place in a call: the argument's name, and the index among that argument's nodes.
+#: An operand of a call: the argument's name, and the index among the nodes in that argument.
 Place = tuple[str, int]
 
 
@@ -48,7 +48,7 @@ def is_real(node: fx.Node) -> bool:
 
 
 def is_complex(node: fx.Node) -> bool:
-    """Does the node hold a complex tensor? It is always true, and so is its gradient."""
+    """Does the node hold a complex tensor? Its scale and its gradient's are always one."""
     value = node.meta.get("val")
     return isinstance(value, torch.Tensor) and value.is_complex()
 
@@ -62,9 +62,9 @@ def holds_several(node: fx.Node) -> bool:
 
 
 def equation(node: fx.Node, rule: Rule | None, plan: ScalePlan) -> Equation:
-    """The equation of one call; by its rule's law, or with every operand restored to true scale.
+    """The equation of one call: by its rule's law, or with every operand restored to true scale.
 
-    On a wide carrier a gradient arrives in the inverse of the units in which the result leaves.
+    On a wide carrier a gradient arrives in the inverse of the units of the result.
     """
     found, is_true = _forward(node, rule, plan.values)
     if is_true:
@@ -76,7 +76,7 @@ def equation(node: fx.Node, rule: Rule | None, plan: ScalePlan) -> Equation:
 def _forward(
     node: fx.Node, rule: Rule | None, scales: Mapping[str, Scale]
 ) -> tuple[Equation, bool]:
-    """The equation but for its gradient, and whether that has to arrive true."""
+    """The equation without its gradient, and whether the gradient has to arrive true."""
     arguments = named_arguments(node)
     operands = {
         (name, index): operand
@@ -99,7 +99,7 @@ def _forward(
 
 
 def _applies(law: Law, arguments: Mapping[str, Any]) -> bool:
-    """Is every argument that the law is limited by at one of its values (named or spelled)?"""
+    """Has every argument that limits the law one of the values that the law holds for?"""
     return all(
         any(arguments.get(name) == value or str(arguments.get(name)) == value for value in allowed)
         for name, allowed in law.only.items()
@@ -107,7 +107,7 @@ def _applies(law: Law, arguments: Mapping[str, Any]) -> bool:
 
 
 class _Reading:
-    """One law, read for one call."""
+    """One law at one call."""
 
     def __init__(
         self,
@@ -118,15 +118,15 @@ class _Reading:
         own: int,
     ) -> None:
         self.node, self.law, self.arguments, self.forward = node, law, arguments, forward
-        #: log2 of what each name stands for in a monomial: an operand at the scale at which it is
-        #: delivered, a list of operands at the product of theirs, the result at its own.
+        #: log2 of each name in a monomial: the scale of an operand, the product of the scales of a
+        #: list of operands, the scale of the result.
         self.names: dict[str, int] = {"out": own}
         for (name, _), scale in forward.items():
             if scale is not None:
                 self.names[name] = self.names.get(name, 0) + scale
 
     def equation(self) -> Equation | None:
-        """None where a factor would not be a power of two, or would belong on an integer tensor."""
+        """None where a factor is no power of two, or would stand at an integer tensor."""
         operands = {place: 0 for place, scale in self.forward.items() if scale is not None}
         halved = self._odd_operand()
         if halved is not None:
@@ -164,14 +164,14 @@ class _Reading:
         return (self.forward[place] or 0) - (place == (halved, 0))
 
     def _odd_operand(self) -> str | None:
-        """The operand that gives back a factor of two, where a root would split one."""
+        """The operand that takes a factor of two back, where a root would split it."""
         even = self._log2(self.law.even)
         if self._log2(self.law.output) is not None and (even is None or even % 2 == 0):
             return None
         return next(name for name in self.law.even or self.law.output if name in self.names)
 
     def _log2(self, monomial: Monomial, instead: Mapping[str, int] | None = None) -> int | None:
-        """log2 of a monomial; None if it is no integer. What has no scale counts as one."""
+        """log2 of a monomial; None if it is no integer. A name without a scale counts as one."""
         names = {**self.names, **(instead or {})}
         total = Fraction(0)
         for name, power in monomial.items():
@@ -185,14 +185,14 @@ class _Reading:
         return total.numerator if total.denominator == 1 else None
 
     def _number(self, name: str, argument: Any) -> Any:
-        """What the argument is, or stands for where it was left out; None for nothing at all."""
+        """The argument, or its default where it was left out; None for neither."""
         if argument is None and name in self.law.defaults:
             return evaluate_default(self.law.defaults[name], self.node)
         return argument
 
 
 def scaled_number(number: Any, exponent: int) -> float:
-    """``number`` times a power of two; infinite where that is too large for a double."""
+    """``number`` times a power of two; infinite where a double cannot hold it."""
     try:
         return math.ldexp(float(number), exponent)
     except OverflowError:

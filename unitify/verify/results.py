@@ -1,7 +1,7 @@
-"""Everything that a call of a model, or of a module, does: results, gradients, and what it leaves.
+"""Everything that a call does: its results, its gradients, and the state that it leaves.
 
-Both are run in the same way: from the same state, under the same seeds, by a call and a backward
-pass as in training.
+A model and its module run in the same way: from the same state, under the same seeds, with a call
+and a backward pass as in training.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from unitify.capture.state import State
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.verify.calls import Call
 
-#: Names of attributes that a transformed module has beside the model's: constants of recordings,
-#: the code of islands.
+#: Attributes that only a transformed module has: constants of recordings, and the code of islands.
 _OURS = ("captured_", "forward")
 
 
@@ -42,7 +41,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Asking:
-    """Which tensors of the inputs ask for a gradient, by position; None: nothing has gradients."""
+    """Positions of the input tensors that require a gradient; None where nothing has gradients."""
 
     positions: frozenset[int] | None
 
@@ -54,7 +53,7 @@ def run(
     loss_fn: LossFunction | None,
     seed: int = 0,
 ) -> list[Results]:
-    """The results of each of the calls in a row. ``target`` is afterwards as it was before.
+    """The results of each call in a row. Restores ``target`` afterwards.
 
     Raises whatever ``target`` raises.
     """
@@ -71,7 +70,7 @@ def run(
 
 @contextlib.contextmanager
 def _untrained(tree: nn.Module) -> Iterator[None]:
-    """Inside, no hook runs behind a gradient that is there: some take a step of an optimizer."""
+    """Inside, no hook runs after a gradient is accumulated; some would step an optimizer."""
     held = [(hooks, dict(hooks)) for p in tree.parameters() if (hooks := _hooks_behind(p))]
     for hooks, _ in held:
         hooks.clear()
@@ -88,9 +87,9 @@ def _hooks_behind(parameter: Tensor) -> dict[int, Any]:
 
 
 def _uncompiled(target: nn.Module) -> Any:
-    """What was compiled in place runs its own graph inside, and a compiled model its own code.
+    """Inside, a model or module that was compiled in place runs eagerly.
 
-    A transformed module that ``torch.compile`` returned is compared as it is compiled.
+    A module that ``torch.compile`` returned is compared as it is compiled.
     """
     modules = list(target.modules())
     is_model = not any(isinstance(m, UnitScaledModule) for m in modules)
@@ -103,11 +102,11 @@ def _uncompiled(target: nn.Module) -> Any:
 def asking_of(
     model: nn.Module, call: Call, loss_fn: LossFunction | None, seed: int = 0
 ) -> tuple[Asking, list[Results]]:
-    """Which inputs may ask for a gradient, and the model's results then.
+    """The inputs that can require a gradient, and the model's results with these.
 
-    Every floating one, usually. An input that is written into cannot, nor can the target of a loss
-    that has no derivative: then those that ask for one by themselves; else none. Raises what the
-    model raises where it does not run at all.
+    Usually every floating input can. An input that is written into cannot, nor can the target of a
+    loss without that derivative. Then those that require one by themselves are tried, then none.
+    Raises what the model raises where it does not run at all.
     """
     leaves = pytree.tree_leaves(call.inputs)
     floating = frozenset(i for i, x in enumerate(leaves) if _is_floating(x))
@@ -123,7 +122,7 @@ def asking_of(
 
 
 def tree_of(target: nn.Module) -> nn.Module:
-    """The modules of a model; those that a transformed module holds."""
+    """The modules of a model, or of the model inside a transformed module."""
     return target._tree if isinstance(target, UnitScaledModule) else target
 
 
@@ -180,7 +179,7 @@ def _note_output(found: Results, output: Any) -> None:
 def _starts(
     found: Results, state: State, output: Any, loss_fn: LossFunction | None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Where gradients start: in the output, and in each tensor that the call left somewhere."""
+    """The tensors where gradients start: in the output, and among those that the call kept."""
     starts, gradients = backward_starts(output, loss_fn)
     known = {id(t) for t in pytree.tree_leaves(output) if isinstance(t, Tensor)}
     for change in state.changes():
@@ -199,11 +198,11 @@ def _starts(
 
 
 def _value(value: Any) -> Any:
-    """What can be compared of an entry: numbers and tensors, in their structure."""
+    """The comparable content of an entry: numbers and tensors, in their structure."""
     if isinstance(value, PLAIN):
         return value
     if isinstance(value, Tensor):
-        # A later call may write into it; into a parameter none does.
+        # A later call may write into it, but not into a parameter.
         return value.detach() if isinstance(value, nn.Parameter) else value.detach().clone()
     leaves, spec = pytree.tree_flatten(value)
     if not all(isinstance(leaf, (Tensor, *PLAIN)) for leaf in leaves):
@@ -212,18 +211,18 @@ def _value(value: Any) -> Any:
 
 
 def _differentiate(found: Results, starts: tuple[list[Tensor], list[Tensor]]) -> None:
-    """A backward pass as training runs it: code in Python may add to ``.grad`` itself."""
+    """A backward pass as in training: Python code may add to ``.grad`` itself."""
     if not starts[0] or not torch.is_grad_enabled():
         return
     try:
         torch.autograd.backward(*starts)
     except Exception as error:
-        # Some models refuse a backward pass in evaluation. So has the module to.
+        # Some models refuse a backward pass in evaluation. Then the module has to refuse it, too.
         found.named["backward pass"] = f"refused: {type(error).__name__}"
 
 
 def _trained(tree: nn.Module, state: State) -> dict[str, Tensor]:
-    """Every tensor that gathers a gradient, by name: parameters, and others that are kept."""
+    """Every tensor that accumulates a gradient, by name: parameters, and other kept tensors."""
     named: dict[str, Tensor] = dict(tree.named_parameters())
     known = {id(tensor) for tensor in named.values()}
     for cell, entries in state.entries:
@@ -239,7 +238,7 @@ def _trained(tree: nn.Module, state: State) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def _in_mode(target: nn.Module, tree: nn.Module, training: bool) -> Iterator[None]:
-    """``target`` in a mode. A mode that its own submodules mix stays as it is."""
+    """Inside, ``target`` is in a mode. Submodules that mix modes keep theirs."""
     flags = {m: m.training for m in [target, *tree.modules()]}
     if target.training != training:
         target.train(training)
@@ -255,7 +254,7 @@ def _is_floating(value: Any) -> bool:
 
 
 def named(results: list[Results]) -> dict[str, Any]:
-    """The results of calls in a row, by name; those of a second one say so."""
+    """The results of calls in a row, by name; names of the second call say so."""
     return {
         (f"{name}, call {i + 1}" if i else name): value
         for i, one in enumerate(results)
@@ -264,7 +263,7 @@ def named(results: list[Results]) -> dict[str, Any]:
 
 
 def left(mine: list[Results], theirs: list[Results]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What calls of two models left where either changed anything: the one's, the other's."""
+    """The entries of both runs that either run changed."""
     found: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
     for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):
         for name in sorted(a.changed | b.changed):
@@ -281,6 +280,6 @@ def _spread(held: dict[str, Any], name: str, value: Any) -> None:
 
 
 def results_of(mine: list[Results], theirs: list[Results]) -> tuple[Mapping[str, Any], ...]:
-    """All results of two runs, by name, ready to be compared."""
+    """The results of two runs, by name, ready to compare."""
     ours, others = left(mine, theirs)
     return {**named(mine), **ours}, {**named(theirs), **others}

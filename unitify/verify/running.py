@@ -1,9 +1,9 @@
-"""Is the transformed module the user's model? Both are run, and everything they do is compared.
+"""Runs the transformed module and the user's model, and compares everything that they do.
 
-The model is what was handed in, running as it runs: eager, with its hooks and whatever its Python
-code keeps. ``calls`` are made of both, from the same state and under the same seeds of torch,
-Python and NumPy; results, gradients, buffers, inputs and what is left anywhere are compared bit by
-bit. ``validation`` derives every inserted factor again beside that, without running anything.
+The model runs as the user runs it: eagerly, with its hooks and its Python state. Both make the same
+``calls`` from the same state, under the same seeds of torch, Python and NumPy. Results, gradients,
+buffers, inputs and all state left behind are compared bit by bit. ``validation`` also derives every
+inserted factor again, without running anything.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def verify_module(
     seed: int = 0,
     further: Sequence[Inputs] = (),
 ) -> Verification:
-    """Both kinds of verification; on the meta device, where nothing can be compared, the first.
+    """Validate the graphs of ``module``, then compare it with ``model`` by running both.
 
-    ``model`` is compared in the modes that the submodules of ``module`` are in. ``further``: calls
-    to compare beside the example.
+    On the meta device nothing runs. ``model`` runs in the modes of the submodules of ``module``.
+    ``further``: calls to compare beside the example.
     """
     strangers = _other_parameters(model, module)
     if strangers:
@@ -74,9 +74,9 @@ def verify_by_running(
     seed: int = 0,
     further: Sequence[Inputs] = (),
 ) -> Verification:
-    """Make the same calls of ``model`` and ``module``; compare everything that they do.
+    """Make the same calls of ``model`` and ``module``, and compare everything that they do.
 
-    A call that the model itself refuses is left out, but for the first.
+    A call that the model refuses is left out, unless it is the first.
     """
     total = Verification(exact=True, compared=0)
     whole = module.parts.get("")
@@ -114,7 +114,7 @@ def _compared(
         try:
             asking, mine = asking_of(model, call, loss_fn, seed)
         except UnitifyError:
-            # A loss may hold targets for the example alone.
+            # A loss may hold targets that fit only the example.
             if call.is_example:
                 raise
             loss_fn = None
@@ -125,7 +125,7 @@ def _compared(
         raise _ModelRefuses(error) from error
     try:
         with warnings.catch_warnings():
-            # What is to be compared is the graph, not the model's own code in its place.
+            # The graph has to run, not the model's own code in place of it.
             warnings.filterwarnings("error", "U115", UnitifyWarning)
             theirs = run(module, call, asking, loss_fn, seed)
     except UnitifyError as error:
@@ -175,21 +175,20 @@ def lost_by_recording(
     module: UnitScaledModule,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    loss_fn: LossFunction | None = None,
 ) -> bool:
-    """Do the recordings of ``module`` by themselves, without a scale, differ from ``model``?"""
+    """Do the unscaled recordings of ``module`` differ from ``model``?"""
     plain = unscaled(model, {name: part.capture for name, part in module.parts.items()})
-    return not verify_by_running(model, plain, args, kwargs, loss_fn).is_accepted
+    return not verify_by_running(model, plain, args, kwargs).is_accepted
 
 
 def is_faithful(module: nn.Module, captures: Mapping[str, Capture], example: Inputs) -> bool:
-    """Do recordings of a submodule compute what it computes on its own, but for rounding?"""
+    """Do recordings of a submodule compute what it computes, up to rounding?"""
     plain = unscaled(module, captures)
     return verify_by_running(module, plain, *example).is_accepted
 
 
 def _other_parameters(model: nn.Module, module: UnitScaledModule) -> tuple[Difference, ...]:
-    """Parameters that only one of the two has, or in another shape."""
+    """Parameters that only one of the two has, or that differ in shape."""
     mine, theirs = (
         {n: tuple(p.shape) for n, p in m.named_parameters(remove_duplicate=False)}
         for m in (model, module)
@@ -215,7 +214,7 @@ def _in_modes_of(module: UnitScaledModule, model: nn.Module) -> Iterator[None]:
 
 
 def notes_on(result: Verification, where: str) -> tuple[Diagnostic, ...]:
-    """What a user has to know of an accepted result: U503, and U504 where it rounds otherwise."""
+    """Notes on an accepted result: U503 for underflow, U504 for other rounding."""
     notes = list(result.notes)
     if result.underflows:
         notes.append(Underflow(tensors=len(result.underflows), first=str(result.underflows[0])))

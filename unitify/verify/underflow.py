@@ -1,4 +1,4 @@
-"""Do a float16 model's own gradients fall below the range that its type holds in full?"""
+"""Gradients of a float16 model that fall below the normal range of its type."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from unitify.diagnostics import GradientsUnderflow
 from unitify.verify.calls import Call
 from unitify.verify.results import Asking, run
 
-#: Fewer than one element in a hundred weigh less than the rounding of the others.
+#: A smaller share of subnormal elements weighs less than the rounding of the others.
 _NOTICEABLE = 0.01
 
 
 def underflowing_gradients(
     model: nn.Module, call: Call, asking: Asking, loss_fn: LossFunction | None
 ) -> Iterator[GradientsUnderflow]:
-    """The submodule at whose result the largest share of gradients is subnormal or lost, if any.
+    """The submodule whose result has the largest share of subnormal or lost gradients, if any.
 
-    One run of ``model``; nothing for a model in any other type than float16.
+    Takes one run of ``model``. A model in another type than float16 has none.
     """
     if not any(parameter.dtype == torch.float16 for parameter in model.parameters()):
         return

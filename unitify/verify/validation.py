@@ -1,16 +1,16 @@
-"""Is the emitted graph the original one, rescaled as the one equation asks? Without running it.
+"""Validates an emitted graph without running it: is it the original, rescaled by the one equation?
 
-Walks the captured graph, the emitted graph and the plan together, once, and derives every
-inserted factor again from the rules (``equation``); nothing is shared with the code that inserted
-them. Works for any size of model, on the meta device, too. Every original operation must be there
-under its own name and with its own arguments, and what stands between two of them must be
+Walks the captured graph, the emitted graph and the plan together, once, and derives every inserted
+factor again from the rules (``equation``). It shares no code with the rewriter. It takes models of
+any size, also on the meta device. Every original operation must be there under its own name and
+with its own arguments. Between two of them must stand
 
     result:     one rescale (c / fwd(y), bwd(y) / g)                    if that is not (1, 1)
     operand i:  one rescale (ri, c·ri·g / (fwd(xi)·bwd(xi)))            if that is not (1, 1)
     output:     one rescale (fwd(y), 1 / bwd(y))                        if that is not (1, 1)
 
-with g = bwd(y), 1 / c on a wide carrier, or one where the operation needs its gradient at true
-scale. Casts count as one.
+g is bwd(y), or 1 / c on a wide carrier, or one where the operation needs its gradient at true
+scale. A cast counts as (1, 1).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from unitify.verify.equation import (
     scaled_number,
 )
 
-#: log2 of a forward and of a backward factor.
+#: log2 of the forward and of the backward factor of a rescale.
 Factor = tuple[int, int]
 
 _ONE: Factor = (0, 0)
@@ -51,9 +51,9 @@ _RESCALE = torch.ops.unitify.rescale.default
 def validate(
     capture: Capture, graph: fx.Graph, plan: ScalePlan, rules: RuleTable
 ) -> tuple[Diagnostic, ...]:
-    """Every departure of ``graph`` from what ``capture``, ``plan`` and ``rules`` ask for.
+    """Every difference of ``graph`` from what ``capture``, ``plan`` and ``rules`` require.
 
-    Empty for a graph that computes the original's function and gradients. Linear time.
+    Empty for a graph that computes the original's function and gradients. Takes linear time.
     """
     return Checker(capture, plan, rules).findings(graph)
 
@@ -61,14 +61,12 @@ def validate(
 def validate_parameters(
     module: UnitScaledModule, model: nn.Module | None = None
 ) -> tuple[Diagnostic, ...]:
-    """Every parameter of ``module`` that is not the model's (the captured one's) divided by its
-    scale.
+    """Every parameter of ``module`` that is not the captured model's, divided by its scale.
 
-    True right after ``transform``; not any more once either of the two is trained. Parameters
-    without data (on the meta device) are not compared; elements below the normal range of the
-    format may round.
+    There is none right after ``transform``; training either of the two changes that. Parameters on
+    the meta device are not compared. Elements below the normal range of the format may round.
     """
-    # Not by truth: a model may have a length.
+    # Not ``if model``: a model may define a length.
     model = module.capture.model if model is None else model
     originals = dict(model.named_parameters(remove_duplicate=False))
     found: list[Diagnostic] = []
@@ -85,13 +83,13 @@ def validate_parameters(
 
 
 class Checker:
-    """What a capture and a plan ask for, derived once; any number of graphs can be held to it."""
+    """The requirements of a capture and a plan, derived once, for any number of graphs."""
 
     def __init__(self, capture: Capture, plan: ScalePlan, rules: RuleTable) -> None:
         self.capture, self.plan, self.rules = capture, plan, rules
         self.originals = {n.name: n for n in capture.graph.nodes if n.op != "output"}
         self.arguments = {name: named_arguments(n) for name, n in self.originals.items()}
-        #: Names of the parameters that are one tensor, by the first of them.
+        #: First name of a parameter → all names of the same tensor.
         self.tied: dict[str, list[str]] = {}
         for name, first in capture.aliases.items():
             self.tied.setdefault(first, []).append(name)
@@ -109,7 +107,7 @@ class Checker:
         self.position: dict[fx.Node, int] = {}
 
     def findings(self, graph: fx.Graph) -> tuple[Diagnostic, ...]:
-        """Everything in which ``graph`` differs, in its order; each finding once."""
+        """Every difference of ``graph``, in its order, each once."""
         self.graph = graph
         self.emitted = {n.name: n for n in graph.nodes if n.name in self.originals}
         self.position = {n: i for i, n in enumerate(graph.nodes)}
@@ -178,7 +176,7 @@ class Checker:
         fwd, bwd = self._scale(node).exponents
         source = node.args[0] if node.args else None
         if isinstance(source, fx.Node) and holds_several(source) and is_real(node):
-            # One of several results leaves, and is differentiated, in the units of its operation.
+            # One of several results has the units of its operation, and so has its gradient.
             taken = self.equations[source.name]
             self.results[node.name] = (taken.units - fwd, bwd - taken.gradient)
         elif node.op == "call_function":
@@ -232,7 +230,7 @@ class Checker:
             self.capture.attribute(str(operand.target)).requires_grad
         )
         if is_buffer or not (is_real(node) or is_complex(node) or holds_several(node)):
-            # No gradient comes back from here: the rescale is a plain multiplication.
+            # No gradient comes back here: the rescale is a plain multiplication.
             return r, r
         fwd, bwd = self._scale(operand).exponents
         return r, found.units + r + found.gradient - fwd - bwd
@@ -269,7 +267,7 @@ class Checker:
     def _path(
         self, operand: fx.Node, given: fx.Node, expected: Factor | None, use: str
     ) -> Iterator[Diagnostic]:
-        """From the operation ``operand`` to a use of it: its result's rescale, then the use's."""
+        """Check the rescales from ``operand`` to a use: of its result, then of the use."""
         steps, start = self._steps(given)
         if start is None or start.name != operand.name:
             yield _wrong(operand.name, f"{use} is {start}, not {operand.name}")
@@ -297,7 +295,7 @@ class Checker:
             yield _differs(operand.name, use, held, expected)
 
     def _steps(self, given: fx.Node) -> tuple[list[fx.Node], fx.Node | None]:
-        """The rescales that lead to ``given``, first one first, and the operation they start at."""
+        """The rescales that lead to ``given``, in order, and the operation that they start at."""
         steps: list[fx.Node] = []
         while given.name not in self.originals:
             if not _is_inserted(given):
@@ -310,9 +308,9 @@ class Checker:
     def _order(
         self, node: fx.Node, arguments: Mapping[str, Any], given: Mapping[str, Any]
     ) -> Iterator[Diagnostic]:
-        """A value taken twice: all of its uses are rescaled or none, the last operand first.
+        """Check a value taken twice: all of its uses are rescaled, or none; the last operand first.
 
-        Autograd adds up gradients in the order that follows from this; the sum is rounded.
+        The order in which autograd adds gradients follows from this, and their sum is rounded.
         """
         before = [n for argument in arguments.values() for n in nodes_of(argument)]
         after = [n for argument in given.values() for n in nodes_of(argument)]
@@ -329,7 +327,7 @@ class Checker:
 
 
 def _is_inserted(node: fx.Node) -> bool:
-    """Is it a rescale or a cast: an operation of ours, on one tensor?"""
+    """Is it a rescale or a cast?"""
     target = node.target
     return isinstance(target, torch._ops.OpOverload) and target.namespace == "unitify"
 
@@ -348,7 +346,7 @@ def _log2(factor: Any) -> int:
 
 
 def _shape(argument: Any) -> Any:
-    """An argument with a mark in place of every node; what must be equal in both graphs."""
+    """An argument with a mark in place of every node. It has to be equal in both graphs."""
     if isinstance(argument, fx.Node):
         return fx.Node
     if isinstance(argument, list | tuple):

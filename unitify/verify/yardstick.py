@@ -1,8 +1,8 @@
-"""Is a difference rounding? The original in double precision is the yardstick.
+"""Is a difference rounding? The model in double precision is the yardstick.
 
-Two ways to sum the same numbers differ in their last digits, and neither is the right one. What is
-right, a run in double precision tells, to many more digits than either holds. A result of the
-module is as good as the model's own if it is as near to that as the model's is.
+Two ways to sum the same numbers differ in their last digits, and neither is right. A run in double
+precision is right to many more digits. A result of the module is as good as the model's own if it
+is as near to that run as the model's result is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from unitify.verification import Difference
 from unitify.verify.calls import Call
 from unitify.verify.results import Asking, named, run
 
-#: How many times the model's own error a module's may be: both are draws of one distribution.
+#: The module's error may be this many times the model's. Both errors are draws of one distribution,
+#: and one may be small by luck.
 _TIMES = 4.0
 
 
@@ -31,7 +32,7 @@ _TIMES = 4.0
 class Yardstick:
     """``exact``: results in double precision; ``own``: the model's error in each, where known.
 
-    An error is an RMS distance relative to the RMS of what is exact.
+    An error is the RMS of the difference over the RMS of the exact result.
     """
 
     exact: Mapping[str, Any]
@@ -46,10 +47,10 @@ def yardstick(
     seed: int,
     expected: Mapping[str, Any],
 ) -> Yardstick | None:
-    """The yardstick for the model's results ``expected``; None where it cannot be had.
+    """The yardstick for the model's results ``expected``; None where there is none.
 
-    A model in float64 is its own: what it rounds is what it rounds in float32, times the ratio of
-    the two precisions.
+    For a model in float64 it is the model itself, and the model's error is that in float32 times
+    the ratio of the two precisions.
     """
     is_double = any(parameter.dtype == torch.float64 for parameter in model.parameters())
     other = torch.float32 if is_double else torch.float64
@@ -76,12 +77,12 @@ def _in(value: Any, dtype: torch.dtype) -> Any:
 def rounding_among(
     differences: Iterable[Difference], found: Mapping[str, Any], measure: Yardstick
 ) -> set[str]:
-    """Names of those differences of the module's results ``found`` that are rounding.
+    """Names of the differences in the module's results ``found`` that are rounding.
 
-    The module's error may be a few times the model's own in the same result, or in the median of
-    all: of few numbers one side may be right by luck. Where the model itself is farther from what
-    is exact than the square root of its type's precision (other random numbers, a chaotic net)
-    nothing is known.
+    The module's error may be a few times the model's in the same result, or the median over all
+    results, because one side may be right by luck where there are few numbers. A model whose own
+    error exceeds the square root of its type's precision (other random numbers, a chaotic net) is
+    no yardstick.
     """
     typical = statistics.median(measure.own.values()) if measure.own else 0.0
     names: set[str] = set()

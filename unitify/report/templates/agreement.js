@@ -90,18 +90,7 @@ function agreementView() {
           line: { color: color("bound"), width: 1, dash },
         })),
       );
-      layout.annotations.push({
-        xref: `x${name} domain`,
-        yref: `y${name} domain`,
-        x: 0,
-        y: 1,
-        xanchor: "left",
-        yanchor: "bottom",
-        yshift: 8,
-        showarrow: false,
-        text: index ? "gradients" : "values",
-        font: { size: 13, color: color("text") },
-      });
+      layout.annotations.push(panelTitle(name, index ? "gradients" : "values", "text"));
       return pointsAndDensity(held, name, index);
     });
     library.react(plot, traces, layout, CONFIG);

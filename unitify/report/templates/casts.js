@@ -14,7 +14,7 @@ function castsView() {
       .join("; ");
     const key = `${what}\n${reason}`;
     if (!groups.has(key))
-      groups.set(key, { what, reason, isCast, isProduct: choice.is_product, names: [], flops: 0 });
+      groups.set(key, { what, reason, isCast, isProduct: choice.is_contraction, names: [], flops: 0 });
     const group = groups.get(key);
     group.names.push(choice.value);
     group.flops += choice.flops;
@@ -31,7 +31,7 @@ function castsView() {
     element(
       "p",
       { class: "note" },
-      `Recipe ${report.recipe.name}: operands of products to ${report.recipe.forward.toUpperCase()}, gradients of their results to ${report.recipe.backward.toUpperCase()}.` +
+      `Recipe ${report.recipe.name}: operands of contractions to ${report.recipe.forward.toUpperCase()}, gradients of their results to ${report.recipe.backward.toUpperCase()}.` +
         (report.recipe_is_applied ? "" : " It is not applied to this model: this is what it would do."),
     ),
     ...all.map((group) =>
@@ -46,7 +46,7 @@ function castsView() {
           element(
             "span",
             { class: "count" },
-            plural(group.names.length, group.isProduct ? "product" : "value") +
+            plural(group.names.length, group.isProduct ? "contraction" : "value") +
               (flops && group.flops ? `, ${((100 * group.flops) / flops).toFixed(1)} % of FLOPs` : ""),
           ),
         ),

@@ -41,18 +41,10 @@ function classesView() {
       element("option", { value: node.path, selected: node.path === path }, node.path || "the whole model"),
     ),
   );
-  const way = element(
-    "select",
-    {
-      "aria-label": "Direction",
-      onchange: (event) => {
-        direction = event.target.value;
-        redraw();
-      },
-    },
-    element("option", { value: "forward" }, "values"),
-    element("option", { value: "backward" }, "gradients"),
-  );
+  const way = directionPicker((chosen) => {
+    direction = chosen;
+    redraw();
+  });
   const parameters = element(
     "label",
     { class: "switch" },

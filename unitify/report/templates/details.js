@@ -248,7 +248,7 @@ function ruleOf(value) {
 }
 
 function choiceOf(value) {
-  const choice = choiceByName.get(value.product ?? value.name);
+  const choice = choiceByName.get(value.contraction ?? value.name);
   if (!choice) return [];
   const isCast = choice.forward || choice.backward;
   return [

@@ -20,19 +20,11 @@ function driftView() {
     role: "group",
     "aria-label": "Stored RMS in the course of a training",
   });
-  const way = element(
-    "select",
-    {
-      "aria-label": "Direction",
-      onchange: (event) => {
-        direction = event.target.value;
-        redraw();
-        table.replace(rowsOf());
-      },
-    },
-    element("option", { value: "forward" }, "values"),
-    element("option", { value: "backward" }, "gradients"),
-  );
+  const way = directionPicker((chosen) => {
+    direction = chosen;
+    redraw();
+    table.replace(rowsOf());
+  });
   host.replaceChildren(
     element("div", { class: "controls" }, element("label", {}, "readings of ", way)),
     lines,

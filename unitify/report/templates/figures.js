@@ -45,6 +45,21 @@ const CONFIG = {
   modeBarButtons: [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]],
 };
 
+function panelTitle(name, text, hue) {
+  return {
+    xref: `x${name} domain`,
+    yref: `y${name} domain`,
+    x: 0,
+    y: 1,
+    xanchor: "left",
+    yanchor: "bottom",
+    yshift: 8,
+    showarrow: false,
+    text,
+    font: { size: 13, color: color(hue) },
+  };
+}
+
 function axis(extra = {}) {
   return {
     gridcolor: color("grid"),
@@ -101,18 +116,7 @@ function panelLayout(slots, span, range) {
     );
     layout.annotations.push(...rangeLabels(direction, name, index % 2 === 1));
     if (!isBottom) {
-      layout.annotations.push({
-        xref: `x${name} domain`,
-        yref: `y${name} domain`,
-        x: 0,
-        y: 1,
-        xanchor: "left",
-        yanchor: "bottom",
-        yshift: 8,
-        showarrow: false,
-        text: graph,
-        font: { size: 13, color: color(graph) },
-      });
+      layout.annotations.push(panelTitle(name, graph, graph));
     }
   });
   return layout;
@@ -287,6 +291,16 @@ function figure(host, draw) {
   ).observe(host);
   onTheme(redraw);
   return redraw;
+}
+
+// Values or gradients? ``picked`` is told which.
+function directionPicker(picked) {
+  return element(
+    "select",
+    { "aria-label": "Direction", onchange: (event) => picked(event.target.value) },
+    element("option", { value: "forward" }, "values"),
+    element("option", { value: "backward" }, "gradients"),
+  );
 }
 
 function formatChoice(direction, changed) {

@@ -1,15 +1,15 @@
-// Signal to quantization noise at every product, in the order of the graph.
+// Signal to quantization noise at every contraction, in the order of the graph.
 
 function noiseView() {
   const host = section("noise");
-  const layers = report.values.filter((value) => value.sqnr && value.product !== null);
+  const layers = report.values.filter((value) => value.sqnr && value.contraction !== null);
   if (!layers.length) {
     host.replaceChildren(
       element(
         "p",
         { class: "empty" },
         report.notes.find((note) => note.includes("signal to noise")) ??
-          "The recipe casts no product of this model, so there is no noise to show.",
+          "The recipe casts no contraction of this model, so there is no noise to show.",
       ),
     );
     return;
@@ -18,14 +18,14 @@ function noiseView() {
     class: "figure",
     id: "noise-figure",
     role: "group",
-    "aria-label": "Signal to noise of every product",
+    "aria-label": "Signal to noise of every contraction",
   });
   host.replaceChildren(
     plot,
     element(
       "p",
       { class: "note" },
-      `${plural(layers.length, "product")} under ${report.recipe.name}${report.recipe_is_applied ? "" : " (not applied: what it would do)"}. ` +
+      `${plural(layers.length, "contraction")} under ${report.recipe.name}${report.recipe_is_applied ? "" : " (not applied: what it would do)"}. ` +
         `Measured on ${report.batches ? "the first batch" : "the example inputs"}.`,
     ),
   );

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unitify.analysis.analyze import Analysis, analyze
-from unitify.analysis.formulas import formula_stated
+from unitify.analysis.formulas import formula_statistics
 from unitify.analysis.moments import Moment, exactly
 from unitify.analysis.sampled import observed
 from unitify.capture.whole import capture
@@ -23,15 +23,15 @@ RULES = load_rules()
 KEEPING = {"training": True, "momentum": 1.0}
 
 
-@pytest.mark.parametrize("name", sorted(n for n, r in RULES.items() if r.states))
+@pytest.mark.parametrize("name", sorted(n for n, r in RULES.items() if r.statistics))
 def test_what_a_row_states_is_what_the_operation_keeps(name: str) -> None:
     rule = RULES[name]
-    kept = next(v for v in rule.variants if all(v.get(n, "None") != "None" for n in rule.untold))
+    kept = next(v for v in rule.variants if all(v.get(n, "None") != "None" for n in rule.initial))
     call = calls.call(rule, calls.drawn(rule, {**kept, **KEEPING}, 0, torch.float64))
     calls.run(call.capture.graph, call.tensors, 0)
-    operands = {n: exactly(call.tensors[f"{n}_operand"]) for n in rule.untold}
-    for operand in rule.states:
-        found = formula_stated(Operation(call.node, {}), rule, operands, operand)
+    operands = {n: exactly(call.tensors[f"{n}_operand"]) for n in rule.initial}
+    for operand in rule.statistics:
+        found = formula_statistics(Operation(call.node, {}), rule, operands, operand)
         true = call.tensors[f"{operand}_operand"].detach()
         pooled = [d for d in range(true.dim()) if found.mean.shape[d] == 1]
         # The statistics are those of a sample: of variance n / (n − 1) times this.
@@ -68,7 +68,7 @@ def analyzed(is_trained: bool) -> tuple[Analysis, dict[str, float]]:
 
 def test_statistics_of_a_trained_norm_are_estimates_of_its_input() -> None:
     analysis, measured = analyzed(is_trained=True)
-    assert analysis.forward["conv2d"].way == "stated"
+    assert analysis.forward["conv2d"].way == "running statistics"
     for name in ("conv2d", "batch_norm"):
         assert analysis.estimates[name].forward == pytest.approx(measured[name], rel=0.02)
 

@@ -1,9 +1,9 @@
 """The line of the user's own file that made a tensor.
 
-A value is made where its operation was called: the last frame inside of the repository. A gradient
-is made by the backward pass of the operation that takes the value, so its line is that one's. A
-parameter is made where its module is given it or where it is initialized. What nothing of the
-repository made (a model of an installed library) is at the entry: the factory, or the config.
+A value has the line that called its operation: the last frame inside the repository. A gradient has
+the line of the operation that takes the value, because its backward pass makes the gradient. A
+parameter has the line that creates or initializes it. A tensor that no line of the repository made
+(a model of an installed library) has the line of the entry: the factory, or the config.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from unitify.capture.islands import path_of
 from unitify.capture.source import Frame, Repository, frames_of, module_of
 from unitify.check.naming import joined
 
-#: Functions in which parameters are used, not made.
+#: Functions that use parameters and do not make them.
 _CALLS = {"forward", "__call__"}
 
 
-class Places:
-    """Finds the places of one model in one repository. ``entry``: where the target was named."""
+class SourceLines:
+    """Finds source lines of a model in a repository. ``entry``: the line that names the target."""
 
     def __init__(self, repository: Repository, model: nn.Module, entry: Frame | None) -> None:
         self.repository = repository
@@ -34,7 +34,7 @@ class Places:
         self.entry = self._own_entry(entry)
 
     def of_node(self, part: str, node: fx.Node) -> Frame:
-        """Where a value was made."""
+        """The line that made a value."""
         if node.op == "get_attr":
             path, _, own = joined(path_of(part), str(node.target)).rpartition(".")
             return self._assigned(path, own) or self._used(node) or self.entry
@@ -44,13 +44,13 @@ class Places:
         return own_frame or self.of_module(joined(path_of(part), module_of(node)[0]))
 
     def of_gradient(self, part: str, node: fx.Node, consumer: fx.Node | None) -> Frame:
-        """Where the gradient of a value was made: by the operation that takes it."""
+        """The line that made the gradient of a value: that of the operation taking the value."""
         if consumer is None or consumer.op == "output":
             return self.of_node(part, node)
         return self.of_node(part, consumer)
 
     def of_module(self, path: str) -> Frame:
-        """Where a module's call is written: its ``forward``, or where it was put in its place."""
+        """The line of a module's ``forward``, or of what replaced it."""
         module = self.modules.get(path)
         if module is not None:
             forward = getattr(type(module), "forward", None)
@@ -61,7 +61,7 @@ class Places:
         return (self._assigned(above, own) if own else None) or self.entry
 
     def of_frames(self, frames: Iterable[tuple[str, int]], path: str) -> Frame:
-        """Where a call stack is last in the repository, else the module at ``path``."""
+        """The last line of a call stack in the repository, else that of the module at ``path``."""
         stack = [Frame(f, line, linecache.getline(f, line).strip()) for f, line in frames]
         return self.repository.last(stack) or self.of_module(path)
 
@@ -87,7 +87,7 @@ class Places:
         return _with_text(code.co_filename, relative, code.co_firstlineno)
 
     def _assigned(self, path: str, own: str) -> Frame | None:
-        """The line that made ``own`` of the module at ``path``: in its class, or further out."""
+        """The line that made ``own`` of the module at ``path``, in its class or outside."""
         chain = [own]
         while True:
             module = self.modules.get(path)
@@ -130,8 +130,8 @@ def _parsed(path: Path) -> ast.Module | None:
 def _line_of(path: Path, qualname: str, chain: tuple[str, ...]) -> int:
     """The line of a class body that makes ``self.a.b…``; 0 for none.
 
-    The last statement outside of ``forward`` that fills the whole chain, else the one that assigns
-    its first name.
+    It is the last statement outside ``forward`` that assigns the whole chain, else the one that
+    assigns its first name.
     """
     tree = _parsed(path)
     body = _class(tree, qualname.split(".")) if tree is not None else None
@@ -147,7 +147,7 @@ def _line_of(path: Path, qualname: str, chain: tuple[str, ...]) -> int:
 
 
 def _class(tree: ast.Module, names: list[str]) -> ast.ClassDef | None:
-    """A class by its qualified name, inside of classes and functions."""
+    """The class with this qualified name, also inside classes and functions."""
     found: ast.AST | None = tree
     for name in names:
         if name != "<locals>" and found is not None:
@@ -163,7 +163,7 @@ def _statements(body: ast.ClassDef) -> Iterator[ast.stmt]:
 
 
 def _filled(statement: ast.stmt) -> set[tuple[str, ...]]:
-    """Chains of names after ``self`` that a statement assigns, or hands to a call by itself."""
+    """Chains of names after ``self`` that a statement assigns or passes to a call."""
     found: set[tuple[str, ...]] = set()
     if isinstance(statement, ast.Assign):
         roots: list[ast.AST] = list(statement.targets)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from unitify.capture.whole import Capture, capture
 from unitify.formats.table import E4M3
 from unitify.noise.measured import measured_noise
-from unitify.noise.operand_casts import OperandCast, Place
-from unitify.noise.probed import probed_budget
-from unitify.rulebook.products import product_operands
+from unitify.noise.operand_casts import OperandCast
+from unitify.noise.sensitivity import sensitivity
+from unitify.recipe.cast import Place
+from unitify.rulebook.contractions import contraction_operands
 from unitify.rulebook.rule_table import load_rules
 from unitify.rulebook.schema import operation_name
 
@@ -47,7 +48,7 @@ def recorded() -> tuple[Capture, dict[Place, OperandCast], Tensor]:
         (node.name, name, index): OperandCast(E4M3)
         for node in held.graph.nodes
         if (rule := RULES.get(operation_name(node))) and rule.casts
-        for name, index, _ in product_operands(rule, node)
+        for name, index, _ in contraction_operands(rule, node)
     }
     return held, casts, x
 
@@ -55,7 +56,7 @@ def recorded() -> tuple[Capture, dict[Place, OperandCast], Tensor]:
 @pytest.mark.parametrize("has_data", [True, False])
 def test_each_share_is_what_the_cast_alone_does(has_data: bool) -> None:
     held, casts, x = recorded()
-    shares = probed_budget(held, RULES, casts, [[x]] if has_data else None).outputs
+    shares = sensitivity(held, RULES, casts, [[x]] if has_data else None).outputs
     assert len(shares) == 2
     for output, found in shares.items():
         assert found.keys() == {"lstm", "conv1d", "linear"}
@@ -73,8 +74,8 @@ def test_nothing_of_the_model_changes() -> None:
     held, casts, x = recorded()
     before = {name: tensor.clone() for name, tensor in held.model.state_dict().items()}
     state = torch.get_rng_state()
-    first = probed_budget(held, RULES, casts, [[x]])
+    first = sensitivity(held, RULES, casts, [[x]])
     assert torch.equal(state, torch.get_rng_state())
-    assert probed_budget(held, RULES, casts, [[x]]) == first
+    assert sensitivity(held, RULES, casts, [[x]]) == first
     assert all(torch.equal(before[name], t) for name, t in held.model.state_dict().items())
     assert all(p.grad is None for p in held.model.parameters())

@@ -1,11 +1,11 @@
-"""Who adds how much to the error of the outputs, by running: errors of casts, and their way out.
+"""Sensitivity: how much error the casts of each operation cause at every output.
 
     E[(v · J e)²] = |J e|²  for v of independent signs, and v · J is one backward pass
 
-e is what the casts of one operation do to its results on exact operands, J how an output depends on
-these. One run gives every e, and one backward pass for each v every v · J, so that what errors have
-in common, and what becomes of them in later layers, is counted as it is, to first order. Without
-batches values have the moments that the model states.
+e is the error that the casts of one operation make on exact operands. J is the derivative of an
+output by the results of that operation. One run gives every e. One backward pass gives v · J for
+every operation. So correlated errors, and their way through later layers, count as they are, to
+first order. Without batches, values get the moments of the model's running statistics.
 """
 
 from __future__ import annotations
@@ -18,27 +18,29 @@ from torch import Tensor, fx
 
 from unitify.capture.execution import GraphRunner, unchanged
 from unitify.capture.whole import Capture
-from unitify.noise.budget import Budget
 from unitify.noise.measured import Correction, PairRunner, output_names
-from unitify.noise.operand_casts import OperandCast, Place
-from unitify.noise.toward_stated import toward_stated
+from unitify.noise.mixed_precision import Sensitivity
+from unitify.noise.operand_casts import OperandCast
+from unitify.noise.running_statistics import toward_running_statistics
+from unitify.recipe.cast import Place
 from unitify.rulebook.rule_table import RuleTable
 
-#: Directions at the outputs for each batch.
+#: Random directions v at each output, for each batch. (v · J e)² varies by √2 of its mean, and the
+#: mean over 24 by √(2 / 24) = 29 %, about a decibel.
 DIRECTIONS = 24
 
 
-def probed_budget(
+def sensitivity(
     capture: Capture,
     rules: RuleTable,
     casts: Mapping[Place, OperandCast],
     batches: Iterable[list[Any]] | None = None,
-) -> Budget:
-    """The contributions of every operation with cast operands to the error of each output.
+) -> Sensitivity:
+    """The error that every operation with cast operands causes at each output.
 
     ``batches``: lists of flat inputs; the example where None. Weights must hold data.
     """
-    correct = toward_stated(capture, rules) if batches is None else None
+    correct = toward_running_statistics(capture, rules) if batches is None else None
     if batches is None:
         batches = [list(capture.example)]
     names = output_names(capture.graph)
@@ -54,7 +56,7 @@ def probed_budget(
                 signal[name] += float(value.detach().double().square().sum())
                 for operation, own in _reached(value, runner, generator).items():
                     error[name][operation] = error[name].get(operation, 0.0) + own
-    return Budget(
+    return Sensitivity(
         {
             name: {operation: own / signal[name] for operation, own in found.items()}
             for name, found in error.items()
@@ -64,7 +66,7 @@ def probed_budget(
 
 
 def _reached(value: Tensor, runner: _Probe, generator: torch.Generator) -> dict[str, float]:
-    """Operation → sum of squares of its own error where it reaches ``value``."""
+    """Operation → sum of squares of the error that it causes at ``value``."""
     found = dict.fromkeys(runner.errors, 0.0)
     if not value.requires_grad:
         return found
@@ -82,7 +84,7 @@ def _reached(value: Tensor, runner: _Probe, generator: torch.Generator) -> dict[
 
 
 class _Probe(PairRunner):
-    """Runs a captured graph exactly; notes what the casts of each operation do to it alone."""
+    """Runs a captured graph exactly; keeps the error that each operation's own casts make."""
 
     def __init__(
         self,
@@ -94,7 +96,8 @@ class _Probe(PairRunner):
         super().__init__(capture, casts, correct)
         self.attribute = lambda target: _constant(capture.attribute(target))
         self.names = frozenset(names)
-        #: Errors of the results of operations with casts, and leaves that stand for errors there.
+        #: By operation with casts: the errors of its results, and zeros that are added there, by
+        #: which outputs are differentiated.
         self.errors: dict[str, list[Tensor]] = {}
         self.leaves: dict[str, list[Tensor]] = {}
         self.outputs: dict[str, Tensor] = {}
@@ -111,7 +114,7 @@ class _Probe(PairRunner):
             torch.set_rng_state(after)
             result = self._marked(n.name, result, cast)
         if self.correct is not None and isinstance(result, Tensor) and result.is_floating_point():
-            # Errors stay as they are.
+            # The derivative is that of the uncorrected result.
             result = result + (self.correct(n, result.detach()) - result.detach())
         if n.name in self.names:
             self.outputs[n.name] = result

@@ -1,4 +1,4 @@
-"""Everything that is wrong in one graph: its figures become findings with a place and a cause."""
+"""The findings in one graph, each with its line of source and its cause."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from unitify.check.judged import Judged
 from unitify.check.lost_gradients import lost_gradients
 from unitify.check.naming import joined, stable_names
 from unitify.check.outcome import Case
-from unitify.check.places import Places
 from unitify.check.plan_faults import Comparison, differing, drifted
 from unitify.check.scale_faults import Fault, Known, faults
 from unitify.check.settings import Settings
-from unitify.check.subject import Piece
+from unitify.check.source_lines import SourceLines
 from unitify.diagnostics import Diagnostic, GradientStops, NoRule
 from unitify.estimates import Estimates, Rms
 from unitify.explain import step_text
 from unitify.measure.tally import Tally
+from unitify.part import Part
 from unitify.plan.bands import tolerance_of
 from unitify.plan.planner import plan
 from unitify.rule_trials.listing import rule_texts
@@ -35,38 +35,38 @@ from unitify.rulebook.schema import operation_name
 DIRECTIONS = ("forward", "backward")
 
 
-class PieceChecker:
-    """One piece, with everything that is known of it. ``tally``: where it was measured."""
+class PartChecker:
+    """One part, with everything that is known of it. ``tally``: its measurements; None for none."""
 
     def __init__(
         self,
-        piece: Piece,
+        part: Part,
         scoped: list[Judged],
         analysis: Analysis,
         tally: Tally | None,
         settings: Settings,
         rules: RuleTable,
-        places: Places,
+        lines: SourceLines,
     ) -> None:
-        self.piece, self.scoped, self.analysis, self.tally = piece, scoped, analysis, tally
-        self.settings, self.rules, self.places = settings, rules, places
-        self.names = stable_names(piece.name, piece.capture)
-        self.nodes = {node.name: node for node in piece.capture.graph.nodes}
+        self.part, self.scoped, self.analysis, self.tally = part, scoped, analysis, tally
+        self.settings, self.rules, self.lines = settings, rules, lines
+        self.names = stable_names(part.name, part.capture)
+        self.nodes = {node.name: node for node in part.capture.graph.nodes}
         self.estimates: Estimates = (
-            analysis.estimates if tally is None else tally.estimates(piece.capture)
+            analysis.estimates if tally is None else tally.estimates(part.capture)
         )
         self.magnitudes = {} if tally is None else tally.magnitudes()
 
     def cases(self) -> Iterator[Case]:
-        """Every tensor that was judged."""
+        """The judged tensors."""
         for one in self.scoped:
             yield Case(self.names[one.node.name], self._module(one.node), one.direction)
 
     def findings(self, comparison: Comparison) -> Iterator[Finding]:
-        """What is wrong, in no order."""
+        """Everything that is wrong, in no particular order."""
         yield from self._of_scale()
         yield from self._of_gradients()
-        for node in nodes_without_rule(self.piece.capture, self.rules):
+        for node in nodes_without_rule(self.part.capture, self.rules):
             no_rule = NoRule(operation=operation_name(node), count=1)
             yield self._finding(node, "", no_rule, "note")
         yield from self._of_plans(comparison)
@@ -82,7 +82,7 @@ class PieceChecker:
         for fault in found:
             outside.setdefault(fault.judged.key, fault.octaves)
         fine = {one.key for one in self.scoped} - outside.keys()
-        starts = causes(self.piece.capture.graph, outside, fine)
+        starts = causes(self.part.capture.graph, outside, fine)
         for fault in found:
             judged = fault.judged
             finding = replace(
@@ -92,19 +92,19 @@ class PieceChecker:
             )
             name, direction = starts[judged.key]
             if (name, direction) != judged.key:
-                place = self._place(self.nodes[name], DIRECTIONS[direction])
-                finding = replace(finding, cause=self.names[name], cause_place=place)
+                source = self._source(self.nodes[name], DIRECTIONS[direction])
+                finding = replace(finding, cause=self.names[name], cause_source=source)
             yield finding
 
     def _infinite_numbers(self) -> Iterator[Judged]:
-        """A loss that is not finite: of a single number only the gradient is judged otherwise."""
+        """Losses that are not finite. Of other single numbers only the gradient is judged."""
         known = {one.key for one in self.scoped}
         for (name, direction), held in self.magnitudes.items():
             if held.special and (name, direction) not in known and (name, 1) in known:
                 yield Judged(self.nodes[name], DIRECTIONS[direction], 0, None, False)
 
     def _known(self, one: Judged) -> Known:
-        """True RMS, and how the magnitudes lie where that was measured."""
+        """The true RMS, and the distribution of magnitudes if it was measured."""
         rms = getattr(self.estimates.get(one.node.name, Rms()), one.direction)
         return rms, self.magnitudes.get(one.key)
 
@@ -130,19 +130,19 @@ class PieceChecker:
 
     def _of_gradients(self) -> Iterator[Finding]:
         measured = None if self.tally is None else self.estimates
-        lost = lost_gradients(self.piece.capture, self.analysis.estimates, measured)
+        lost = lost_gradients(self.part.capture, self.analysis.estimates, measured)
         for node, parameters in lost.items():
-            first = joined(path_of(self.piece.name), parameters[0])
+            first = joined(path_of(self.part.name), parameters[0])
             more = f" and {len(parameters) - 1} more" if len(parameters) > 1 else ""
             operation = operation_name(node)
             stops = GradientStops(operation=operation, parameters=first + more)
             finding = self._finding(node, "backward", stops, "error")
-            yield replace(finding, place=self._place(node, "forward"))
+            yield replace(finding, source=self._source(node, "forward"))
 
     def _of_plans(self, comparison: Comparison) -> Iterator[Finding]:
-        piece = self.piece
+        part = self.part
         if comparison.drift:
-            for node, direction, found, level in drifted(piece, self.estimates, self.rules):
+            for node, direction, found, level in drifted(part, self.estimates, self.rules):
                 if level > self.settings.limits_for(self._names(node)).drift:
                     finding = self._finding(node, direction, found, "warning")
                     yield replace(finding, level=level)
@@ -150,12 +150,12 @@ class PieceChecker:
             tolerance = tolerance_of(comparison.is_sure)
             held = comparison.committed
             is_true = held.weights == "true"
-            capture = piece.capture.with_true_parameters() if is_true else piece.capture
+            capture = part.capture.with_true_parameters() if is_true else part.capture
             planned = plan(
                 capture, self.estimates, self.rules, tolerance, held.placement, held.carrier
             )
-            committed = comparison.of_part(piece.name)
-            for node, direction, differs in differing(piece, planned, committed, comparison.path):
+            committed = comparison.of_part(part.name)
+            for node, direction, differs in differing(part, planned, committed, comparison.path):
                 yield self._finding(node, direction, differs, "error")
 
     # -- all ------------------------------------------------------------------------------
@@ -167,26 +167,26 @@ class PieceChecker:
             diagnostic=diagnostic,
             name=self.names[node.name],
             module=self._module(node),
-            place=self._place(node, direction),
+            source=self._source(node, direction),
             direction=direction,
             value=node.name,
             severity=severity,
         )
 
-    def _place(self, node: fx.Node, direction: str) -> Frame:
+    def _source(self, node: fx.Node, direction: str) -> Frame:
         if direction != "backward":
-            return self.places.of_node(self.piece.name, node)
+            return self.lines.of_node(self.part.name, node)
         steps = self.analysis.backward.get(node.name, ())
         largest = max(steps, key=lambda step: step.rms, default=None)
         makers = list(largest.inputs) if largest is not None else []
         consumer = self.nodes.get(makers[0]) if makers else None
-        return self.places.of_gradient(self.piece.name, node, consumer)
+        return self.lines.of_gradient(self.part.name, node, consumer)
 
     def _module(self, node: fx.Node) -> str:
         path = module_of(node)[0]
         if node.op == "get_attr":
             path = str(node.target).rpartition(".")[0]
-        return joined(path_of(self.piece.name), path)
+        return joined(path_of(self.part.name), path)
 
     def _names(self, node: fx.Node) -> tuple[str, ...]:
         return self.names[node.name], self._module(node), node.name

@@ -1,7 +1,7 @@
-"""Who adds how much to the error of the outputs, and which operations to leave out for less.
+"""Mixed precision: which operations stay uncast so that every output keeps enough signal to noise.
 
-``Budget``: of every operation with cast operands the share of each output's noise-to-signal ratio
-that is its own (``probed`` finds it). Errors of different casts add up.
+``Sensitivity`` says how much of each output's noise-to-signal ratio each operation causes. The
+errors of different casts add up.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from unitify.formats.signal_to_noise import decibels
 
 
 @dataclass(frozen=True)
-class Budget:
-    """Output → operation → E[error²] / E[value²] of the output that the operation's casts add."""
+class Sensitivity:
+    """Output → operation → E[error²] / E[value²] that the operation's casts cause at the output."""
 
     outputs: Mapping[str, Mapping[str, float]]
 
     def sqnr(self, left_out: Iterable[str] = (), remaining: float = 0.0) -> dict[str, float]:
-        """Decibels at every output with these operations left out (not cast).
+        """Signal to noise of every output in decibels, with the operations ``left_out`` not cast.
 
-        ``remaining``: what share of its error an operation keeps when it is left out: 0 for exact
-        arithmetic, ``relative_error`` of BF16 over that of the format otherwise.
+        ``remaining``: the share of its error that such an operation keeps. It is 0 for exact
+        arithmetic; for BF16 it is the ``relative_error`` of BF16 over that of the format.
         """
         out = set(left_out)
         return {
@@ -35,27 +35,28 @@ class Budget:
 
     @property
     def operations(self) -> tuple[str, ...]:
-        """Every operation that has cast operands."""
+        """Every operation whose operands are cast."""
         return tuple(dict.fromkeys(name for each in self.outputs.values() for name in each))
 
 
-def choose(
-    budget: Budget, flops: Mapping[str, float], min_sqnr: float, remaining: float = 0.0
+def leave_out(
+    sensitivity: Sensitivity, flops: Mapping[str, float], min_sqnr: float, remaining: float = 0.0
 ) -> tuple[str, ...]:
-    """The operations to leave out so that every output keeps ``min_sqnr`` decibels, in graph order.
+    """The operations to leave uncast so that every output keeps ``min_sqnr`` decibels.
 
-    The fewest FLOPs, as near as greed comes: most error a FLOP first, and what turns out not to be
-    needed is put back, largest first. At most the dearest operation dearer than the optimum, with
-    one output. All operations where no choice is enough (``Budget.sqnr`` tells).
-    ``remaining`` as for ``Budget.sqnr``; operations without ``flops`` count as free.
+    They are in graph order. The choice is greedy: it leaves out the operation with the most error
+    a FLOP until the bound holds, then takes back the largest that are not needed. With one output
+    it costs at most one operation, the costliest, more than the optimum. Where no choice is enough
+    it returns all operations. ``remaining`` is that of ``Sensitivity.sqnr``. Operations without
+    ``flops`` are free.
     """
     limit = 10 ** (-min_sqnr / 10)
-    cost = {name: max(float(flops.get(name, 0.0)), 1e-9) for name in budget.operations}
+    cost = {name: max(float(flops.get(name, 0.0)), 1e-9) for name in sensitivity.operations}
     saved = {
         output: {name: ratio * (1 - remaining) for name, ratio in each.items()}
-        for output, each in budget.outputs.items()
+        for output, each in sensitivity.outputs.items()
     }
-    excess = {o: math.fsum(each.values()) - limit for o, each in budget.outputs.items()}
+    excess = {o: math.fsum(each.values()) - limit for o, each in sensitivity.outputs.items()}
     left_out: list[str] = []
 
     def leave(name: str, sign: int) -> None:

@@ -1,14 +1,14 @@
-"""Moments of values that an operation states of what it takes, without data.
+"""Running statistics: moments of values that a trained model keeps in its buffers.
 
-A batch norm keeps the mean and variance of its input, so that weights of a trained net tell what
-its activations are like. A row's ``states`` says so.
+A batch norm keeps the mean and variance of its input. So the buffers of a trained model say what
+its activations are like, without data. A row's ``statistics`` says how to read them.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, fx
 
-from unitify.analysis.formulas import formula_stated
+from unitify.analysis.formulas import formula_statistics
 from unitify.analysis.moments import Moment, exactly
 from unitify.capture.whole import Capture
 from unitify.rulebook.operation import Operation
@@ -16,25 +16,25 @@ from unitify.rulebook.rule_table import Rule, RuleTable
 from unitify.rulebook.schema import named_arguments, operation_name
 
 
-def stated_moments(capture: Capture, rules: RuleTable) -> dict[fx.Node, tuple[fx.Node, Moment]]:
-    """Value → the operation that states its moments, and these."""
+def running_statistics(capture: Capture, rules: RuleTable) -> dict[fx.Node, tuple[fx.Node, Moment]]:
+    """Value → the operation that keeps statistics of it, and the moments by these."""
     found: dict[fx.Node, tuple[fx.Node, Moment]] = {}
     for node in capture.graph.nodes:
         rule = rules.get(operation_name(node)) if node.op == "call_function" else None
-        if rule is None or not rule.states:
+        if rule is None or not rule.statistics:
             continue
         operands = _kept(capture, node, rule)
-        for name in rule.states:
+        for name in rule.statistics:
             source = named_arguments(node)[name]
             if operands and isinstance(source, fx.Node) and source.op == "call_function":
-                found[source] = node, formula_stated(Operation(node, {}), rule, operands, name)
+                found[source] = node, formula_statistics(Operation(node, {}), rule, operands, name)
     return found
 
 
 def _kept(capture: Capture, node: fx.Node, rule: Rule) -> dict[str, Moment]:
-    """What the operation keeps, exactly; nothing while it is as it was initialized."""
+    """The statistics that the operation keeps; empty while they have their initial values."""
     kept: dict[str, Moment] = {}
-    for name in rule.untold:
+    for name in rule.initial:
         argument = named_arguments(node)[name]
         if not isinstance(argument, fx.Node) or argument.op != "get_attr":
             return {}
@@ -42,5 +42,5 @@ def _kept(capture: Capture, node: fx.Node, rule: Rule) -> dict[str, Moment]:
         if not isinstance(value, Tensor) or value.is_meta:
             return {}
         kept[name] = exactly(value)
-    is_told = any(bool((kept[n].mean != value).any()) for n, value in rule.untold.items())
-    return kept if is_told else {}
+    is_trained = any(bool((kept[n].mean != value).any()) for n, value in rule.initial.items())
+    return kept if is_trained else {}

@@ -1,7 +1,7 @@
-"""The operands of a sum of products at one node of a graph: what a cast of the product rounds.
+"""The operands of a contraction at one node of a graph: what its casts round.
 
-Takes a node and its rule; a row's ``casts`` names arguments, and a list among them also holds
-what is added (the biases of a recurrent layer): of a list, matrices are multiplied and vectors not.
+Takes a node and its rule. A row's ``casts`` names arguments. A list among them may also hold
+vectors that are added (the biases of a recurrent layer); only its matrices are multiplied.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from unitify.rulebook.schema import named_arguments, nodes_of
 Operand = tuple[str, int, fx.Node]
 
 
-def sums_products(rule: Rule | None, node: fx.Node) -> bool:
-    """Is the node a sum of products with a floating result (or results)?"""
-    has_products = rule is not None and bool(rule.casts)
-    return has_products and (is_scalable(node) or holds_tensors(node))
+def is_contraction(rule: Rule | None, node: fx.Node) -> bool:
+    """Is the node a contraction with a floating result (or results)?"""
+    has_operands = rule is not None and bool(rule.casts)
+    return has_operands and (is_scalable(node) or holds_tensors(node))
 
 
-def product_operands(rule: Rule, node: fx.Node) -> list[Operand]:
-    """What ``node`` multiplies, in the order of its arguments."""
+def contraction_operands(rule: Rule, node: fx.Node) -> list[Operand]:
+    """The operands that ``node`` multiplies, in the order of its arguments."""
     return [
         (name, index, operand)
         for name, argument in named_arguments(node).items()
@@ -35,9 +35,9 @@ def product_operands(rule: Rule, node: fx.Node) -> list[Operand]:
 
 
 def contracted(rule: Rule, node: fx.Node, name: str, operand: fx.Node) -> int:
-    """The dimension of an operand over which ``node`` sums products, counted from the last, -1."""
+    """The dimension of an operand over which ``node`` sums, counted from the end."""
     dimensions = len(shape_of(operand.meta["val"]))
-    axis = rule.contracts.get(name, _told(rule, node, name))
+    axis = rule.contracts.get(name, _usual_axis(rule, node, name))
     if isinstance(axis, str):
         axis = named_arguments(node)[axis][-1]
     axis = axis - dimensions if axis >= 0 else axis
@@ -45,14 +45,14 @@ def contracted(rule: Rule, node: fx.Node, name: str, operand: fx.Node) -> int:
 
 
 def made_over(rule: Rule, node: fx.Node) -> int:
-    """The dimension of the result that products with a gradient of it are summed over, likewise."""
-    return _told(rule, node, "") if rule.window else -1
+    """The dimension of the result over which the contractions of its gradient sum, likewise."""
+    return _usual_axis(rule, node, "") if rule.window else -1
 
 
-def _told(rule: Rule, node: fx.Node, name: str) -> int:
-    """Of images it is the channels, which stand in front of as many dimensions as windows have."""
+def _usual_axis(rule: Rule, node: fx.Node, name: str) -> int:
+    """The dimension that is summed where the row names none: channels of images, else the last."""
     if rule.window:
-        ranks = [len(shape_of(n.meta["val"])) for _, _, n in product_operands(rule, node)]
+        ranks = [len(shape_of(n.meta["val"])) for _, _, n in contraction_operands(rule, node)]
         return 1 - max(ranks)
     is_right = rule.matmul is not None and name == rule.matmul.right
     return -2 if is_right and rule.matmul and not rule.matmul.is_transposed else -1

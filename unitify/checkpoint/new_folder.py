@@ -1,0 +1,152 @@
+"""``new_folder``: a folder that is there whole or not at all.
+
+It is made beside its place, as ``.NAME.partial``, and renamed when everything is in it. One process
+at a time makes it. What an interruption leaves is kept where a run of the same request can resume.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+from unitify.diagnostics import NotWritten, OutputExists, OutputInUse, UnitifyError
+
+_PROGRESS = "progress.json"
+
+
+def check_absent(path: Path) -> None:
+    """Raises ``UnitifyError`` where ``path`` exists (U605) or cannot be made (U606)."""
+    if os.path.lexists(path):
+        raise UnitifyError(OutputExists(path=str(path)))
+    above = next(p for p in path.absolute().parents if p.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise UnitifyError(NotWritten(path=str(path), problem=f"{above} is not writable"))
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def new_folder(
+    path: Path, request: Mapping[str, Any] | None = None, *, resume: bool = False
+) -> Iterator[Folder]:
+    """Inside, a folder to write into; behind, ``path`` is there with all of it, or does not exist.
+
+    ``request``: what is being written, to know it again; an interrupted run leaves its files for
+    one with ``resume``. None: it leaves nothing.
+
+    Raises ``UnitifyError``: U605 where ``path`` exists, U606 where it cannot be written, U617 where
+    another process is writing it.
+    """
+    check_absent(path)
+    partial = path.absolute().with_name(f".{path.name}.partial")
+    lock = partial.with_suffix(".lock")
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            FileLock(lock).acquire(timeout=0),
+            _leaving(partial, lock, is_kept=request is not None),
+        ):
+            folder = Folder(partial, request or {}, resume)
+            yield folder
+            folder.finish()
+            os.rename(partial, path)
+    except Timeout:
+        raise UnitifyError(OutputInUse(path=str(path))) from None
+    except (OSError, SafetensorError) as error:
+        if os.path.lexists(path):
+            raise UnitifyError(OutputExists(path=str(path))) from None
+        raise UnitifyError(NotWritten(path=str(path), problem=str(error))) from error
+
+
+@contextlib.contextmanager
+def _leaving(partial: Path, lock: Path, is_kept: bool) -> Iterator[None]:
+    """Leave nothing after a refusal, and after an interruption only what ``is_kept``."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, UnitifyError) or not is_kept:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+class Folder:
+    """A folder in the making, at ``partial``."""
+
+    def __init__(self, partial: Path, request: Mapping[str, Any], resume: bool) -> None:
+        self.partial = partial
+        text = json.dumps(request, sort_keys=True)
+        self.request = hashlib.sha256(text.encode()).hexdigest()
+        #: Files that are whole, with their SHA-256.
+        self.done: dict[str, str] = self._begun() if resume else {}
+        if not self.done:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+        self._note()
+
+    def _begun(self) -> dict[str, str]:
+        """Files of an interrupted run of the same request that are whole."""
+        try:
+            noted = json.loads((self.partial / _PROGRESS).read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        if not isinstance(noted, dict) or noted.get("request") != self.request:
+            return {}
+        files: Mapping[str, str] = noted.get("done", {})
+        places = {name: self.partial / Path(name).name for name in files}
+        return {
+            name: digest
+            for name, digest in files.items()
+            if places[name].is_file() and sha256(places[name]) == digest
+        }
+
+    def _note(self) -> None:
+        self.write(_PROGRESS, {"request": self.request, "done": self.done})
+
+    def once(self, name: str, write: Callable[[Path], str]) -> bool:
+        """Make a file by ``write``, which returns its SHA-256, unless an earlier run has.
+
+        Returns whether it was made now.
+        """
+        if name in self.done:
+            return False
+        self.done[name] = write(self.partial / name)
+        self._note()
+        return True
+
+    def write(self, name: str, document: Any, *, sort_keys: bool = False) -> None:
+        """Write JSON, at once or not at all."""
+        text = json.dumps(document, indent=1, sort_keys=sort_keys) + "\n"
+        partial = self.partial / f"{name}.partial"
+        partial.write_text(text, "utf-8")
+        os.rename(partial, self.partial / name)
+
+    def copy(self, files: Iterable[Path], below: str = "") -> None:
+        """Copy files beside the others, or into a folder of its own."""
+        for file in files:
+            (self.partial / below).mkdir(exist_ok=True)
+            shutil.copyfile(file, self.partial / below / file.name)
+
+    def hashes(self) -> dict[str, str]:
+        """The SHA-256 of every file that is there, by its path below the folder."""
+        files = sorted(p for p in self.partial.rglob("*") if p.is_file() and p.name != _PROGRESS)
+        names = {p: p.relative_to(self.partial).as_posix() for p in files}
+        return {name: self.done.get(name) or sha256(p) for p, name in names.items()}
+
+    def finish(self) -> None:
+        """Remove the note of progress."""
+        (self.partial / _PROGRESS).unlink()

@@ -1,0 +1,28 @@
+"""``Cast``: one rounding that a recipe makes, from the choice of it to the check of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: Where a cast stands: the operation's name, the argument's, and the index among its tensors. The
+#: result of an operation has "" for the argument.
+Place = tuple[str, str, int]
+
+
+@dataclass(frozen=True)
+class Cast:
+    """x becomes mean + 2^e · round((x − mean) / 2^e), for an x near unit RMS.
+
+    - ``place``: an operand of an operation, or its result. Names are those of the part's graph
+    - ``value``: the value that is rounded; with ``is_gradient`` its gradient is
+    - ``format``: by name
+    - ``exponent``: e, the headroom, beside the unit in which the plan brings x near unit RMS
+    - ``mean``: of each channel, at true scale, where the deviation from it is cast; else empty
+    """
+
+    place: Place
+    value: str
+    format: str
+    is_gradient: bool = False
+    exponent: int = 0
+    mean: tuple[float, ...] = ()
