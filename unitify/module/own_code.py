@@ -32,8 +32,10 @@ def run_own_code(
 ) -> Any:
     """``code``, which is that of ``module``, on true weights.
 
-    ``scales``: those of the parameters, by name; their gradients come back in stored units.
+    ``scales``: those of stored parameters, by name; their gradients come back in stored units.
     """
+    if not scales:
+        return code(*args, **kwargs)
     held = {n: p for n, p in module.named_parameters() if scales.get(n, Scale()) != Scale()}
     if not held:
         return code(*args, **kwargs)

@@ -9,6 +9,7 @@ Graphs are cut out when they are first needed.
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -67,16 +68,17 @@ class _Whole:
         self.graph = owner.graph
         self.plain = unwatched(owner.graph)
         self.originals = {node.name: node for node in owner.capture.graph.nodes}
-        #: What it reads beside the model's own attributes: constants of the recording, means.
+        #: What it reads beside the model's own attributes: constants of the recording, means, codes
+        #: of weights, which may be those of another module that is tied to this one.
         self.constants = frozenset(
             target
             for target in (str(n.target) for n in self.plain.nodes if n.op == "get_attr")
-            if target in owner.capture.constants
-            or ("." not in target and not hasattr(owner.capture.model, target))
+            if target in owner.capture.constants or not _has(owner.capture.model, target)
         )
         #: By path: the graph of a submodule, or why it has none; casts in its own code alone.
         self.graphs: dict[str, _Graph | str] = {}
         self.own_casts: dict[str, frozenset[str]] = {}
+        self.has_casts: dict[str, bool] = {}
         #: The unit of each flat result, and the casts by results.
         self.arrivals: tuple[Units, Mapping[frozenset[int], tuple[str, ...]]] | None = None
 
@@ -112,6 +114,8 @@ class Submodules:
     ) -> Any:
         """A call of a submodule: its graph where it holds for the call, else its own code."""
         path = self._paths[module]
+        if not self._has_casts(path):
+            return own(*args, **kwargs)
         graph = self._graph(path)
         mode = self.owner.capture.mode
         why: str | partial[Misfit]
@@ -221,6 +225,16 @@ class Submodules:
         originals = self._whole().originals
         return any(_is_of_weights(originals[name]) for name in self._own_casts(path))
 
+    def _has_casts(self, path: str) -> bool:
+        """Is its graph another than its code? Values are true in both."""
+        whole, capture = self._whole(), self.owner.capture
+        if path not in whole.has_casts:
+            cast = {choice.value for choice in self.owner._casts if choice.is_cast}
+            made = frozenset().union(*(region.nodes for region in capture.regions.of(path)))
+            is_other_model = capture.reparametrization is not None
+            whole.has_casts[path] = is_other_model or not cast.isdisjoint(made)
+        return whole.has_casts[path]
+
     def _own_casts(self, path: str) -> frozenset[str]:
         """Casts in the graph of a module that are in none of its submodules' graphs."""
         known, regions = self._whole().own_casts, self.owner.capture.regions
@@ -301,6 +315,14 @@ class Submodules:
             return next((n.removeprefix(below) for n in names if n.startswith(below)), None)
 
         return piece_of(whole.plain, region, capture.regions.recorded, own_name, whole.constants)
+
+
+def _has(model: nn.Module, target: str) -> bool:
+    try:
+        operator.attrgetter(target)(model)
+    except AttributeError:
+        return False
+    return True
 
 
 def _is_of_weights(node: fx.Node) -> bool:

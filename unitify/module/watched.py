@@ -80,7 +80,8 @@ class WatchesTree(HoldsWeights):
             return submodules.run_around(code, args, kwargs, why, is_as_recorded)
         if reason is not None:
             self._leave_graph(reason)
-        return run_own_code(self._tree, code, self.plan.parameters, args, kwargs)
+        scales = self.plan.parameters if self.plan.weights == "stored" else {}
+        return run_own_code(self._tree, code, scales, args, kwargs)
 
     def _leave_graph(self, reason: Reason) -> None:
         if self.is_inference:
