@@ -28,7 +28,7 @@ from unitify.checkpoint.original import true_model, write_original
 from unitify.checkpoint.state_dict import check_finite
 from unitify.checkpoint.targets import build_model, import_libraries
 from unitify.convert import convert
-from unitify.diagnostics import Diagnostic, RecordedAnew
+from unitify.diagnostics import Diagnostic, OwnCodeRuns, RecordedAnew
 from unitify.explain import explain_code, explain_value
 from unitify.plan import planner
 from unitify.plan.scale_plan import Scale
@@ -186,7 +186,7 @@ def _(path: Path) -> Found:
 
 @triggers("U104")
 def _(path: Path) -> None:
-    unitify.transform(factories.mlp())(torch.ones(4, 7))
+    unitify.transform(factories.mlp(), recipe="fp16")(torch.ones(4, 7))
 
 
 @triggers("U105")
@@ -248,7 +248,7 @@ def _(path: Path) -> None:
     def forward(self: nn.Module, x: Tensor) -> Tensor:
         return self.linear(x) if x.shape[0] <= 4 else x
 
-    unitify.transform(Forward(forward), (X,))(torch.randn(5, 6))
+    unitify.transform(Forward(forward), (2.0**12 * X,), recipe="fp16")(torch.randn(5, 6))
 
 
 @triggers("U112")
@@ -289,6 +289,15 @@ def _(path: Path) -> Found:
 def _(path: Path) -> None:
     made = unitify.transform(nn.Sequential(nn.Linear(16, 16)), (torch.randn(16, 16),), recipe="fp8")
     made.to_inference().get_submodule("0")(torch.randn(16))
+
+
+@triggers("U118")
+def _(path: Path) -> Found:
+    module = unitify.transform(factories.mlp(), (X,), weights="stored")
+    with warnings.catch_warnings(record=True) as found:
+        module(X[0])
+    assert [str(w.message)[:4] for w in found] == ["U118"]
+    return [OwnCodeRuns(reason=str(found[0].message))]
 
 
 @triggers("U201")

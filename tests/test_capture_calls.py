@@ -81,13 +81,21 @@ def test_sizes_of_star_arguments_as_torch_takes_them() -> None:
         lambda module, x: module(x, unknown=1),
     ],
 )
-def test_inputs_of_another_form_are_refused(call: Callable[..., Any]) -> None:
-    x = torch.randn(3, 4)
-    module = transformed(Signature(), x)
+def test_inputs_of_another_form_are_the_models(call: Callable[..., Any]) -> None:
+    """The graph refuses them; the model's own code takes them, or raises what it raises."""
+    model, x = Signature(), torch.randn(3, 4)
+    module = transformed(model, x)
     with pytest.raises(unitify.UnitifyError) as caught:
-        call(module, x)
+        call(lambda *args, **kwargs: module.capture.flat_inputs(args, kwargs), x)
     assert caught.value.code == "U104"
     assert "x: float32[" in str(caught.value)
+    try:
+        call(model, x)
+    except Exception as error:
+        with pytest.raises(type(error)):
+            call(module, x)
+    else:
+        call(lambda *args, **kwargs: assert_same_call(model, module, *args, **kwargs), x)
 
 
 def test_a_model_output_stays_one() -> None:

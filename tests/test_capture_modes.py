@@ -74,14 +74,17 @@ def test_two_graphs_where_the_modes_differ() -> None:
     assert_same_call(case.model.eval(), copied.eval(), *case.args)
 
 
-def test_a_mode_that_cannot_be_captured_is_refused() -> None:
+def test_a_mode_that_cannot_be_captured_runs_the_models_own_code() -> None:
     def forward(m: Forward, x: Tensor) -> Tensor:
         return m.linear(x) if m.training or x.sum() > 0 else x
 
-    module = transformed(Forward(forward).train(), torch.randn(4, 8))
+    model = Forward(forward).train()
+    module = transformed(model, torch.randn(4, 8))
     assert [d.code for d in module.diagnostics] == ["U103"]
+    assert_same_call(model.eval(), module.eval(), torch.randn(4, 8))
+    cast = unitify.transform(model.train(), (2.0**12 * torch.randn(4, 8),), recipe="fp16")
     with pytest.raises(unitify.UnitifyError) as caught:
-        module.eval()(torch.randn(4, 8))
+        cast.eval()(torch.randn(4, 8))
     assert caught.value.code == "U103"
 
 

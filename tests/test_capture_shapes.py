@@ -73,11 +73,13 @@ def test_an_example_with_a_batch_of_one(batch: int) -> None:
 
 
 def test_a_size_that_the_model_fixes_is_named() -> None:
-    module = transformed(Forward(lambda m, x: m.linear(x).view(4, -1)), torch.randn(4, 8))
+    model = Forward(lambda m, x: m.linear(x).view(4, -1))
+    module = transformed(model, torch.randn(4, 8))
     assert [d.code for d in module.diagnostics] == ["U106"]
     with pytest.raises(unitify.UnitifyError) as caught:
-        module(torch.randn(5, 8))
+        module.capture.flat_inputs((torch.randn(8, 8),), {})
     assert caught.value.code == "U104"
+    assert_same_call(model, module, torch.randn(8, 8))
 
 
 def test_fixed_shapes_where_asked_for() -> None:
@@ -85,7 +87,8 @@ def test_fixed_shapes_where_asked_for() -> None:
     module = unitify.transform(model, (x,), dynamic_shapes=None)
     assert_same_call(model, module, x)
     with pytest.raises(unitify.UnitifyError, match="U104"):
-        module(torch.randn(5, 8))
+        module.capture.flat_inputs((torch.randn(5, 8),), {})
+    assert_same_call(model, module, torch.randn(5, 8))
 
 
 @pytest.mark.parametrize("name", ["mlp", "residual_cnn", "llama"])

@@ -84,7 +84,8 @@ def test_what_follows_from_sizes_is_looked_at_again_at_every_size() -> None:
     assert_same_call(model, module, torch.randn(501, 8))
     for _ in range(2):
         with pytest.raises(unitify.UnitifyError, match="U111"):
-            module(torch.randn(502, 8))
+            module.capture.flat_inputs((torch.randn(502, 8),), {})
+    assert_same_call(model, module, torch.randn(502, 8))
     assert_same_call(model, module, torch.randn(7, 8))
     # A recording that were to take the other way could not tell a compiler where that ends.
     with pytest.warns(unitify.UnitifyWarning, match="U101"):

@@ -228,7 +228,8 @@ def test_a_branch_on_a_layout() -> None:
     module = unitify.transform(model, (x(),))
     assert not differences(model, module, (x(7),))
     with pytest.raises(unitify.UnitifyError, match="U104 the elements of x"):
-        module(torch.randn(8, 4).t())
+        module.capture.flat_inputs((torch.randn(8, 4).t(),), {})
+    assert not differences(model, module, (torch.randn(8, 4).t(),))
 
 
 # -- methods, classes, arrays, slots, parameters --------------------------------------------------

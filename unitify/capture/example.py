@@ -6,6 +6,7 @@ inputs are exchanged for inputs that stand for any others.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from unitify.capture.exporting import without_cache
+from unitify.capture.places import PLAIN, cells
 from unitify.diagnostics import NothingCaptured, UnitifyError
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -40,11 +42,25 @@ def distinct(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
 
 
 def copied(value: Any) -> Any:
-    """A copy of the tensor, which requires a gradient where the given one does."""
+    """A copy of the tensor, which requires a gradient where the given one does.
+
+    An object that a call may change, such as a cache, is copied with all that it holds.
+    """
     if not isinstance(value, Tensor):
-        return value
+        return value if isinstance(value, PLAIN) or callable(value) else _copied_object(value)
     made = value.detach().clone()
     return made.requires_grad_() if value.requires_grad else made
+
+
+def _copied_object(value: Any) -> Any:
+    """A copy of an object; the object itself where it cannot be copied."""
+    held = (x for cell in cells(nn.Module(), value) for x in cell.entries().values())
+    # Tensors with a history, too, which deepcopy refuses.
+    memo = {id(x): copied(x) for x in held if isinstance(x, Tensor)}
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception:
+        return value
 
 
 def resampled(args: tuple[Any, ...], kwargs: dict[str, Any], seed: int = 0) -> Inputs:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from unitify.capture.example import copied
 from unitify.capture.state import kept, seeded
 from unitify.capture.whole import Capture
 from unitify.diagnostics import LossUnusable, UnitifyError
@@ -156,7 +157,7 @@ def _leaves(inputs: list[Any], asking: Collection[int] | None = None) -> list[An
     return [
         x.detach().requires_grad_()
         if _is_floating(x) and (asking is None or i in asking)
-        else x.detach().clone() if isinstance(x, Tensor) else x
+        else x.detach().clone() if isinstance(x, Tensor) else copied(x)
         for i, x in enumerate(inputs)
     ]  # fmt: skip
 

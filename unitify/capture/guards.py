@@ -133,26 +133,36 @@ def guards_of(
                 names[own] = sympy.Symbol(f"{name}.shape[{dimension}]", integer=True)
     if env is None:
         return None
+    # What is equal to a size that is none of these inputs' is known by the first that is.
+    first: dict[sympy.Basic, sympy.Symbol] = {}
+    for own, expression in standing.items():
+        if expression.is_Symbol and expression not in standing:
+            first.setdefault(expression, own)
+    standing = {own: expression.xreplace(first) for own, expression in standing.items()}
+
+    def known(condition: Any) -> Any:
+        return condition.xreplace(first)
+
     always = _equalities(standing, env, decisions)
     for guard in env.guards:
         if guard.expr not in decisions.layout:
-            _add(always, guard.expr, decisions.places.get(guard.expr), standing)
+            _add(always, known(guard.expr), decisions.places.get(guard.expr), standing)
     for condition in _ranges(env, standing) if with_ranges else ():
         _add(always, condition, None, standing)
     small: dict[sympy.Basic, Place | None] = {}
     for condition, place in decisions.by_code.items():
-        _add(small, condition, place, standing)
+        _add(small, known(condition), place, standing)
     small = {condition: place for condition, place in small.items() if condition not in always}
     # An expression with other sizes does not follow from these inputs.
-    known = [c for c in computed if all(_of(e, standing) for e in c.sizes)]
+    data = [c for c in computed if all(_of(known(e), standing) for e in c.sizes)]
     return Guards(
         sizes=tuple(symbols.values()),
         always=_described(always, names),
         small=_described(small, names),
         test_always=_function(symbols, always),
         test_small=_function(symbols, small),
-        computed=tuple(known),
-        size_of=_function(symbols, [[e.xreplace(standing) for e in c.sizes] for c in known]),
+        computed=tuple(data),
+        size_of=_function(symbols, [[known(e).xreplace(standing) for e in c.sizes] for c in data]),
     )
 
 
@@ -169,7 +179,10 @@ def _equalities(
         if expression != symbol and not expression.is_number:
             made = (g.expr for g in env.guards if symbol in g.expr.free_symbols)
             place = next((decisions.places.get(e) for e in made if isinstance(e, sympy.Eq)), None)
-            found[sympy.Eq(symbol, expression, evaluate=False)] = place
+            # What is made of a size that nobody can look up holds for no call.
+            is_known = _of(expression, standing)
+            equality = sympy.Eq(symbol, expression, evaluate=False) if is_known else sympy.false
+            found[equality] = place
     return found
 
 

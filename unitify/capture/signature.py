@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,6 +170,14 @@ class CallSignature:
             frames=() if place is None else (place,),
             where="" if place is None else f"{place[0]}:{place[1]}",
         )
+
+
+def kind_of(refusal: Refusal) -> Hashable:
+    """What refused calls have in common that are refused for one reason, whatever their sizes."""
+    problem, details = refusal
+    if isinstance(problem, Guard):
+        return problem.text
+    return problem, *(detail for detail in details if isinstance(detail, str))
 
 
 def leaf_of(node: fx.Node, argument: Any, value: Any) -> Leaf:

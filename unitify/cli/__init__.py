@@ -4,10 +4,10 @@ Every failure that a user can cause is one coded line on stderr and exit status 
 stdout, progress to stderr where that is a terminal; ``NO_COLOR`` is honored.
 """
 
-from unitify.cli import check, convert, explain, export, report, rules
+from unitify.cli import check, convert, explain, export, generate, report, rules
 from unitify.cli.application import app
 
-__all__ = ["app", "check", "convert", "explain", "export", "main", "report", "rules"]
+__all__ = ["app", "check", "convert", "explain", "export", "generate", "main", "report", "rules"]
 
 
 def main() -> None:

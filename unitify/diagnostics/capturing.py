@@ -49,8 +49,8 @@ class NothingCaptured(Diagnostic):
 class OneModeOnly(Diagnostic):
     """The graph follows one of ``.train()`` and ``.eval()`` only.
 
-    The two graphs differ in more than mode flags (or one could not be captured), so
-    the other mode is refused instead of silently wrong.
+    The two graphs differ in more than mode flags (or one could not be captured). In the other
+    mode the model's own code runs, as for every call that no recording takes (U118).
 
     Example: ``if self.training: return self.a(x)`` inside a ``forward``.
     Fix: put the model into the mode that you need before ``transform``.
@@ -69,13 +69,19 @@ class OneModeOnly(Diagnostic):
 class InputMismatch(Diagnostic):
     """The transformed module was called with inputs unlike those it was captured with.
 
+    Where no more than some casts is lost by that, the model's own code takes the call (U118, U117).
+    It is refused where all of them would be: with stored weights or values, and casts.
+
     Example: ``module(input_ids, attention_mask)`` where capture saw ``input_ids`` alone.
-    Fix: call it with the same arguments, or transform again with inputs of the new form.
+    Fix: give an example of the other form, too: ``transform(model, example, batches=[other])``.
     """
 
     code: ClassVar[str] = "U104"
     why: ClassVar[str] = "{problem}"
-    fix: ClassVar[str] = "The module was captured for {expected}; transform again for other inputs"
+    fix: ClassVar[str] = (
+        "The module was captured for {expected}; add an example of the other form: "
+        "transform(model, example, batches=[other])"
+    )
     problem: str
     expected: str
 
@@ -133,15 +139,16 @@ class CacheLeftOut(Diagnostic):
     """A generation cache among the outputs was switched off for capture.
 
     Hugging Face models return ``past_key_values`` when ``config.use_cache`` is set; the
-    transformed module returns the other outputs.
+    transformed module returns the other outputs. It returns a cache where a call asks for one, as
+    those of ``generate`` do.
 
     Example: ``transform(GPT2LMHeadModel(config))`` with the default ``config.use_cache``.
-    Fix: nothing has to be fixed; use the original model for incremental decoding.
+    Fix: nothing has to be fixed; ``module.generate`` has its cache.
     """
 
     code: ClassVar[str] = "U108"
     why: ClassVar[str] = "config.use_cache was set; the captured graph returns no cache"
-    fix: ClassVar[str] = "Use the original model for incremental decoding"
+    fix: ClassVar[str] = "Pass use_cache=True, as generate does, where a call is to return one"
 
 
 @dataclass(frozen=True)
@@ -239,16 +246,40 @@ class CastsLeftOut(Diagnostic):
     replaced or hooked, the modules around it run their own code, and all others run their graphs.
     Contractions in the code of the modules around it are then not cast.
 
+    So it is in calls that no recording takes, such as those of ``generate`` with a cache. Each kind
+    of call is told of once, with the first of its modules.
+
     Example: a hook on a part of an attention block whose own forward multiplies by ``F.linear``; a
     submodule called with inputs of another type; a deep copy of a submodule alone.
-    Fix: change the model, and transform it again.
+    Fix: change the model, and transform it again. For another form of call give an example of it:
+    ``transform(model, example, batches=[other])``.
     """
 
     code: ClassVar[str] = "U117"
     is_loss: ClassVar[bool] = True
     why: ClassVar[str] = "{module} runs its own code, without the casts of its graph: {reason}"
-    fix: ClassVar[str] = "Wrap, change or copy it in the model, and transform that again"
+    fix: ClassVar[str] = "Wrap, change, copy or call it so in the model, and transform that again"
     module: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class OwnCodeRuns(Diagnostic):
+    """No recording takes a call of the module, so that the model's own code runs.
+
+    It has other arguments than the example, or sizes for which its recording does not hold, or the
+    module is in a mode that was not recorded. Results and gradients are the model's to the bit.
+    Values are true in that call, and not near unit scale. Each kind of call is told of once.
+
+    Example: ``module.generate(input_ids)``, whose calls hand over a cache; ``module(ids, mask)``
+    where the example was ``ids`` alone.
+    Fix: give an example of the other kind, too: ``transform(model, example, batches=[other])``.
+    """
+
+    code: ClassVar[str] = "U118"
+    is_loss: ClassVar[bool] = True
+    why: ClassVar[str] = "a call runs the model's own code, not the graph: {reason}"
+    fix: ClassVar[str] = "Add an example of it: transform(model, example, batches=[other])"
     reason: str
 
 
@@ -258,6 +289,7 @@ class OutsideGuards(Diagnostic):
 
     A recording takes one side of every branch on a size. torch keeps the condition of that side.
     ``where`` is the line that made the condition.
+    The model's own code takes such a call, as it takes one of another form (U104).
 
     Example: ``if x.shape[1] > 16: ...`` in a ``forward``, an example of length 8 and a call of
     length 32.

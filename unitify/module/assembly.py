@@ -20,13 +20,13 @@ from unitify.capture.exporting import switched_off
 from unitify.capture.islands import Recording, path_of
 from unitify.capture.observing import install
 from unitify.capture.recorded_graph import parameter_aliases
-from unitify.capture.signature import Refusal
 from unitify.capture.tree import copy_of
 from unitify.capture.watching import call_of, share_hooks
 from unitify.capture.whole import Capture
-from unitify.diagnostics import Diagnostic, UnitifyError
+from unitify.diagnostics import Diagnostic
 from unitify.module.graph_forward import GraphForward, own_code_again
 from unitify.module.unit_scaled import UnitScaledModule
+from unitify.module.watched import Reason
 from unitify.part import Part, parts_of, value_name
 from unitify.plan.scale_plan import Scale, ScalePlan, widest_gap
 from unitify.recipe.choices import Choice
@@ -60,10 +60,13 @@ class AssembledModule(UnitScaledModule):
                 # They are in the graphs.
                 share_hooks(nn.Module(), host)
             graphs = [part for name, part in self.parts.items() if path_of(name) == path]
-            GraphForward(module, _Island(graphs, is_whole=not path))
+            GraphForward(module, _Island(graphs))
+        first: dict[str, UnitScaledModule] = {}
         for name, part in self.parts.items():
-            if paths.count(path_of(name)) == 1:
+            if first.setdefault(path_of(name), part) is part:
                 part.divide()
+            # Of several graphs of one module the first has those of its submodules.
+            part._submodules = first[path_of(name)]._submodules
         for name, part in self.parts.items():
             part.watch(host, path_of(name))
         self._take_signature(inspect.signature(type(host).forward))
@@ -262,8 +265,8 @@ def _attach(host: nn.Module, part: Part) -> UnitScaledModule:
 class _Island:
     """Runs an island's module: by the graph that holds for a call, or else by its own code."""
 
-    def __init__(self, graphs: list[UnitScaledModule], is_whole: bool) -> None:
-        self.graphs, self.is_whole = graphs, is_whole
+    def __init__(self, graphs: list[UnitScaledModule]) -> None:
+        self.graphs = graphs
 
     def run(
         self,
@@ -273,7 +276,7 @@ class _Island:
         kwargs: dict[str, Any],
     ) -> Any:
         """The call ``(args, kwargs)`` of ``module``, whose own code is ``own``."""
-        refused: tuple[UnitScaledModule, Refusal] | None = None
+        refused: tuple[UnitScaledModule, Reason] | None = None
         for part in self.graphs:
             if part.capture.mode not in (None, "train" if module.training else "eval"):
                 continue
@@ -284,16 +287,12 @@ class _Island:
                 part.training = module.training
                 return part.run_flat(flat, args, kwargs)
             refused = refused or (part, flat)
+        if refused is not None:
+            return refused[0].run_own(refused[1], own, args, kwargs)
+        # No graph is of the module's mode.
         first = self.graphs[0]
-        if refused is None:
-            # No graph is of the module's mode.
-            if self.is_whole:
-                return first(*args, **kwargs)
-            return first.run_own(None, own, args, kwargs)
-        misfit = refused[0].capture.call.misfit(refused[1])
-        if self.is_whole:
-            raise UnitifyError(misfit)
-        return first.run_own(misfit, own, args, kwargs)
+        first.training = module.training
+        return first.run_own(first._other_mode(), own, args, kwargs)
 
     def copied_apart(self, module: nn.Module) -> None:
         """Say that a copy of ``module`` alone has no graph."""

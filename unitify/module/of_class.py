@@ -59,7 +59,10 @@ class _OfModel:
         tree = None if module is None else module._tree
         if self.name in getattr(tree, "__dict__", ()):
             return vars(tree)[self.name]
-        held = next(vars(base)[self.name] for base in self.of.__mro__ if self.name in vars(base))
+        for base in self.of.__mro__:
+            if self.name in base.__dict__:
+                held = base.__dict__[self.name]
+                break
         get = getattr(type(held), "__get__", None)
         if get is None:
             return held

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from unitify.diagnostics import Diagnostic, UnitifyError, UnitifyWarning
+from unitify.diagnostics import Diagnostic, UnitifyWarning
 from unitify.plan.scale_plan import Scale
 from unitify.runtime.rescale import rescale
 
@@ -32,8 +32,10 @@ def run_own_code(
 ) -> Any:
     """``code``, which is that of ``module``, on true weights.
 
-    ``scales``: those of the parameters, by name; their gradients come back in stored units.
+    ``scales``: those of stored parameters, by name; their gradients come back in stored units.
     """
+    if not scales:
+        return code(*args, **kwargs)
     held = {n: p for n, p in module.named_parameters() if scales.get(n, Scale()) != Scale()}
     if not held:
         return code(*args, **kwargs)
@@ -41,11 +43,16 @@ def run_own_code(
     return torch.func.functional_call(_Call(module, code), true, args, kwargs, tie_weights=True)
 
 
-def leave_graph(reason: Diagnostic, is_inference: bool) -> None:
-    """Warn that a call runs the model's own code, for ``reason``.
+def tell(lost: Diagnostic, kind: Hashable, told: set[Hashable]) -> None:
+    """Warn of what a call by the model's own code leaves out, once for each ``kind`` of call."""
+    if torch.compiler.is_compiling():
+        _tell_compiler(str(lost))
+    elif kind not in told:
+        told.add(kind)
+        warnings.warn(UnitifyWarning(str(lost)), stacklevel=6)
 
-    Raises ``UnitifyError`` where there is no such code: codes have taken the place of weights.
-    """
-    if is_inference:
-        raise UnitifyError(reason)
-    warnings.warn(UnitifyWarning(str(reason)), stacklevel=4)
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _tell_compiler(lost: str) -> None:
+    """Compiled code tells once, as it is compiled."""
+    warnings.warn(UnitifyWarning(lost), stacklevel=2)

@@ -103,7 +103,7 @@ class _Cutter:
         self._writes()
         self._check_nothing_escapes(set(wanted.values()))
         for target in self.used:
-            holder = self.made.placeholder(f"constant_{target}")
+            holder = self.made.placeholder(f"constant_{target.replace('.', '_')}")
             for node in self.inside:
                 if node.op == "get_attr" and node.target == target:
                     self.placed[node] = holder

@@ -59,7 +59,10 @@ def _exchange(
     now = types.now()
     key = frozenset(now.items())
     if key not in known:
-        known[key] = _recording(module, args, kwargs)
+        example = _example(module, args, kwargs)
+        if example is None:
+            return
+        known[key] = _recording(module, example)
         if known[key] is not None:
             note = RecordedAnew(
                 where=type(module.original).__name__,
@@ -116,12 +119,11 @@ def _put(module: Any, found: dict[str, Any]) -> None:
     module.graph = found["graph"]
 
 
-def _recording(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
+def _recording(
+    module: Any, example: tuple[tuple[Any, ...], dict[str, Any]]
+) -> dict[str, Any] | None:
     """A recording in the types of a call, on the example; None where none can be made."""
     assert module._again is not None
-    example = _example(module, args, kwargs)
-    if example is None:
-        return None
     capture = module.capture
     model = to_record(module._tree, capture.aliases, capture.has_hooks)
     for name in _constants(module):

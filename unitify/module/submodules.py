@@ -9,9 +9,10 @@ Graphs are cut out when they are first needed.
 from __future__ import annotations
 
 import contextlib
-import warnings
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor, fx, nn
@@ -29,11 +30,12 @@ from unitify.arrival import (
 )
 from unitify.capture.boundaries import Region
 from unitify.capture.guards import Guards
-from unitify.capture.signature import CallSignature
+from unitify.capture.signature import CallSignature, Misfit
 from unitify.capture.whole import Capture
-from unitify.diagnostics import CastsLeftOut, Diagnostic, UnitifyError, UnitifyWarning
+from unitify.diagnostics import CastsLeftOut, Diagnostic, UnitifyError
 from unitify.module.graph_forward import GraphForward
 from unitify.module.knobs import Knobs, turned_now
+from unitify.module.own_code import tell
 from unitify.module.regions import NoPiece, Piece, piece_of
 from unitify.plan.scale_plan import ScalePlan
 from unitify.recipe.choices import Choice
@@ -75,16 +77,17 @@ class _Whole:
         self.graph = owner.graph
         self.plain = unwatched(owner.graph)
         self.originals = {node.name: node for node in owner.capture.graph.nodes}
-        #: What it reads beside the model's own attributes: constants of the recording, means.
+        #: What it reads beside the model's own attributes: constants of the recording, means, codes
+        #: of weights, which may be those of another module that is tied to this one.
         self.constants = frozenset(
             target
             for target in (str(n.target) for n in self.plain.nodes if n.op == "get_attr")
-            if target in owner.capture.constants
-            or ("." not in target and not hasattr(owner.capture.model, target))
+            if target in owner.capture.constants or not _has(owner.capture.model, target)
         )
         #: By path: the graph of a submodule, or why it has none; casts in its own code alone.
         self.graphs: dict[str, _Graph | str] = {}
         self.own_casts: dict[str, frozenset[str]] = {}
+        self.has_casts: dict[str, bool] = {}
         #: The unit of each flat result, and the casts by results.
         self.arrivals: tuple[Units, Mapping[frozenset[int], tuple[str, ...]]] | None = None
 
@@ -98,6 +101,10 @@ class Submodules:
         self.knobs: dict[str, Knobs] = {}
         #: What casts told in the call of the module that is running: none runs where it is None.
         self.tokens: list[tuple[str, Tensor]] | None = None
+        #: The modules that ran their own code in that call, without their casts, and why.
+        self.left: dict[str, str] | None = None
+        #: Kinds of calls of which that was told.
+        self.told: set[Hashable] = set()
         self._known: _Whole | None = None
         self._paths: dict[nn.Module, str] = {}
         for path in owner.capture.regions.paths:
@@ -116,20 +123,24 @@ class Submodules:
     ) -> Any:
         """A call of a submodule: its graph where it holds for the call, else its own code."""
         path = self._paths[module]
+        if not self._has_casts(path):
+            return own(*args, **kwargs)
         graph = self._graph(path)
-        reason = graph if isinstance(graph, str) else ""
-        if not reason and (found := self._turned(path)) is not None:
-            reason = f"{found} is not what it was"
         mode = self.owner.capture.mode
-        if not reason and mode is not None and module.training != (mode == "train"):
-            reason = f"its graph is that of {mode} mode"
-        if not reason:
-            assert isinstance(graph, _Graph)
+        why: str | partial[Misfit]
+        if isinstance(graph, str):
+            why = graph
+        elif (found := self._turned(path)) is not None:
+            why = f"{found} is not what it was"
+        elif mode is not None and module.training != (mode == "train"):
+            why = f"its graph is that of {mode} mode"
+        else:
             flat = graph.call.fitted(args, kwargs)
             if isinstance(flat, list):
                 return self._run_graph(module, graph, flat)
-            reason = str(graph.call.misfit(flat).message)
-        self.leave(path, reason)
+            why = partial(graph.call.misfit, flat)
+        if self._own_casts(path):
+            self._leave(path, why if isinstance(why, str) else why().message)
         return own(*args, **kwargs)
 
     def _run_graph(self, module: nn.Module, graph: _Graph, flat: list[Any]) -> Any:
@@ -144,14 +155,32 @@ class Submodules:
                 results = arrived(results, graph.units, graph.casts, tokens)
         return graph.call.unflatten(results)
 
-    def run_around(self, code: Code, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A call of the whole module by ``code``, its own, around the graphs of submodules."""
-        outer, self.tokens = self.tokens, []
+    def run_around(
+        self,
+        code: Code,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        why: Callable[[], Diagnostic] | None = None,
+        is_as_recorded: bool = True,
+    ) -> Any:
+        """A call of the whole module by ``code``, its own, around the graphs of submodules.
+
+        ``why`` it is not the graph's. Where it ``is_as_recorded`` all casts are told how large
+        gradients arrive at its results; else those of each submodule, at that one's results.
+
+        Raises ``UnitifyError`` where code would have to read codes: what ``why`` finds, else U117.
+        """
+        outer = self.tokens, self.left
+        self.tokens, self.left = [] if is_as_recorded else None, {}
         try:
+            if why is not None and self._own_casts(""):
+                found = why()
+                self._leave("", found.message, found)
             result = code(*args, **kwargs)
-            tokens = self.tokens
+            tokens, left = self.tokens, self.left
         finally:
-            self.tokens = outer
+            self.tokens, self.left = outer
+        self._tell(left)
         if not tokens:
             return result
         leaves, spec = pytree.tree_flatten(result)
@@ -177,19 +206,43 @@ class Submodules:
         owner = self.owner
         return turned_now(self.knobs[path], not owner.is_inference, owner._again is not None)
 
-    def leave(self, path: str, reason: str, refused: Diagnostic | None = None) -> None:
-        """Say that the module at ``path`` runs its own code, if that leaves casts out.
+    def _leave(self, path: str, reason: str, refused: Diagnostic | None = None) -> None:
+        """Note that the module at ``path`` runs its own code, without the casts that it has.
 
         Raises ``UnitifyError`` where weights are codes, which no code can read: what ``refused``
         the call, else U117.
         """
-        if not self._own_casts(path):
-            return
         name = path or type(self.owner.capture.model).__name__
-        found = CastsLeftOut(where=name, module=name, reason=reason)
-        if self.owner.is_inference:
-            raise UnitifyError(refused or found)
-        warnings.warn(UnitifyWarning(str(found)), stacklevel=5)
+        if self.owner.is_inference and self._casts_weights(path):
+            raise UnitifyError(refused or CastsLeftOut(where=name, module=name, reason=reason))
+        left = {name: reason} if self.left is None else self.left
+        left.setdefault(name, reason)
+        if self.left is None:
+            self._tell(left)
+
+    def _tell(self, left: Mapping[str, str]) -> None:
+        """Say which modules ran their own code in a call, once for each kind of call."""
+        if not left:
+            return
+        (name, reason), *others = left.items()
+        module = f"{name} (and {len(others)} more)" if others else name
+        lost = CastsLeftOut(where=name, module=module, reason=reason)
+        tell(lost, tuple(left), self.told)
+
+    def _casts_weights(self, path: str) -> bool:
+        """Are there weights among what the code of a module itself casts?"""
+        originals = self._whole().originals
+        return any(_is_of_weights(originals[name]) for name in self._own_casts(path))
+
+    def _has_casts(self, path: str) -> bool:
+        """Is its graph another than its code? Values are true in both."""
+        whole, capture = self._whole(), self.owner.capture
+        if path not in whole.has_casts:
+            cast = {choice.value for choice in self.owner._casts if choice.is_cast}
+            made = frozenset().union(*(region.nodes for region in capture.regions.of(path)))
+            is_other_model = capture.reparametrization is not None
+            whole.has_casts[path] = is_other_model or not cast.isdisjoint(made)
+        return whole.has_casts[path]
 
     def _own_casts(self, path: str) -> frozenset[str]:
         """Casts in the graph of a module that are in none of its submodules' graphs."""
@@ -208,7 +261,9 @@ class Submodules:
 
     def copied_apart(self, module: nn.Module) -> None:
         """Say that a copy of ``module`` alone has no graph."""
-        self.leave(self._paths[module], "it is a copy of a submodule alone")
+        path = self._paths[module]
+        if self._own_casts(path):
+            self._leave(path, "it is a copy of a submodule alone")
 
     # -- graphs ---------------------------------------------------------------------------
 
@@ -269,6 +324,24 @@ class Submodules:
             return next((n.removeprefix(below) for n in names if n.startswith(below)), None)
 
         return piece_of(whole.plain, region, capture.regions.recorded, own_name, whole.constants)
+
+
+def _has(model: nn.Module, target: str) -> bool:
+    try:
+        operator.attrgetter(target)(model)
+    except AttributeError:
+        return False
+    return True
+
+
+def _is_of_weights(node: fx.Node) -> bool:
+    """Does a cast of this value, or of a product's operands, read a weight?"""
+    return any(_reads_weight(operand) for operand in [node, *node.all_input_nodes])
+
+
+def _reads_weight(node: fx.Node) -> bool:
+    made_of = node.all_input_nodes
+    return node.op == "get_attr" or (bool(made_of) and all(map(_reads_weight, made_of)))
 
 
 def _once(values: list[fx.Node | None], plan: ScalePlan) -> list[float | None]:

@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 
 from unitify.capture.exporting import caching_configs
-from unitify.capture.signature import bind
+from unitify.capture.signature import Refusal, bind
 from unitify.capture.tree import copy_of, share_tables
 from unitify.capture.watching import call_of, share_hooks
 from unitify.capture.whole import Capture
@@ -29,7 +29,7 @@ from unitify.module.interpreted import OwnCall, as_first_called
 from unitify.module.of_class import class_of
 from unitify.module.retyping import record_anew
 from unitify.module.tied import tied_again
-from unitify.module.watched import WatchesTree
+from unitify.module.watched import Reason, WatchesTree
 from unitify.plan.scale_plan import ScalePlan
 from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
@@ -90,7 +90,7 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
         # No class initializes it: the model's would make another model.
         self.__dict__.update(vars(fx.GraphModule(nn.Module(), fx.Graph())))
         share_tables(root, self)
-        self.__dict__.update(_tree=root, _caching=caching_configs(root))
+        self.__dict__.update(_tree=root, _caching=caching_configs(root), _told=set())
         self.register_load_state_dict_post_hook(tied_again)  # type: ignore[no-untyped-call]
         self.training = root.training
 
@@ -164,18 +164,25 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
             self.__dict__["_flat_forward"] = own
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """One call with the original's arguments.
-
-        Raises ``UnitifyError``: U104 for inputs of another form, U103 in the mode that the graph
-        does not hold for.
+        """One call with the original's arguments: by the graph where it holds for the call, else by
+        the model's own code, as ``run_own`` says.
         """
         record_anew(self, args, kwargs)
-        if (turned := self._turned()) is not None:
-            tree = self._tree
-            code = call_of(tree) if self.capture.has_hooks else tree.forward
-            return self.run_own(turned, code, args, kwargs)
-        self._check_mode()
-        return self.run_flat(self.capture.flat_inputs(args, kwargs), args, kwargs)
+        reason: Reason | None = self._turned()
+        if reason is None:
+            found = self.fitted(args, kwargs)
+            if isinstance(found, list):
+                return self.run_flat(found, args, kwargs)
+            reason = found
+        tree = self._tree
+        code = call_of(tree) if self.capture.has_hooks else tree.forward
+        return self.run_own(reason, code, args, kwargs)
+
+    def fitted(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[Any] | OneModeOnly | Refusal:
+        """The flat inputs of the graph for a call, or why it is not for it."""
+        return self._other_mode() or self.capture.call.fitted(args, kwargs)
 
     def run_flat(self, flat: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The call of which ``flat`` are the flat inputs."""
@@ -195,17 +202,20 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
         self.training = self._tree.training
         return self
 
-    def _check_mode(self) -> None:
+    def _other_mode(self) -> OneModeOnly | None:
+        """What is said in the mode that the graph does not hold for; None in its own."""
         mode = self.capture.mode
-        if mode is not None and self.training != (mode == "train"):
-            notes = (d for d in self.capture.diagnostics if isinstance(d, OneModeOnly))
-            other = "eval" if mode == "train" else "train"
-            alone = OneModeOnly(mode=mode, other=other, reason="the other mode is another graph")
-            raise UnitifyError(next(notes, alone))
+        if mode is None or self.training == (mode == "train"):
+            return None
+        notes = (d for d in self.capture.diagnostics if isinstance(d, OneModeOnly))
+        other = "eval" if mode == "train" else "train"
+        alone = OneModeOnly(mode=mode, other=other, reason="the other mode is another graph")
+        return next(notes, alone)
 
     def _flat_inputs(self, values: Sequence[Any]) -> list[Any]:
         """Flat inputs from the values of the captured call's arguments, in their order."""
-        self._check_mode()
+        if (other := self._other_mode()) is not None:
+            raise UnitifyError(other)
         return self.capture.call.flatten_values(values)
 
     @property

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
 from torch import fx, nn
 
 from unitify.capture.exporting import switched_off
 from unitify.capture.places import Location
+from unitify.capture.signature import Refusal, kind_of
 from unitify.capture.whole import Capture
 from unitify.diagnostics import (
     AttributeTurned,
     CastsLeftOut,
-    InputMismatch,
-    OutsideGuards,
+    Diagnostic,
+    OneModeOnly,
+    OwnCodeRuns,
     UnitifyError,
     UnitifyWarning,
 )
 from unitify.module.knobs import Knobs, reads_by_path, turned_now
-from unitify.module.own_code import leave_graph, run_own_code
+from unitify.module.own_code import run_own_code, tell
 from unitify.module.submodules import Submodules
 from unitify.module.weights import HoldsWeights
 
-#: Why a call is not the graph's.
-Reason = AttributeTurned | InputMismatch | OutsideGuards
+#: Why a call is not the graph's: something was turned, or no recording takes it.
+Reason = AttributeTurned | OneModeOnly | Refusal
 
 
 class WatchesTree(HoldsWeights):
@@ -39,6 +42,8 @@ class WatchesTree(HoldsWeights):
     _again: Callable[..., Any] | None = None  # as ``retyping`` calls it
     #: Configs that ask for generation caches, which the graph does not return.
     _caching: list[Any]
+    #: Kinds of calls of which it was told what they leave out.
+    _told: set[Hashable]
 
     def _attribute(self, target: str) -> Any:
         return operator.attrgetter(target)(self._tree)
@@ -52,7 +57,11 @@ class WatchesTree(HoldsWeights):
     ) -> Any:
         """A call by ``code``, the model's own, which is not the graph's for ``reason``.
 
-        Where values are true, submodules run their graphs in it.
+        Where values are true, submodules run their graphs in it. What is lost is told once for each
+        kind of call. Without casts that is scales alone: results are the model's.
+
+        Raises ``UnitifyError``: U103, U104 or U111 for a call that no recording takes where all
+        casts would be left out; ``reason`` or U117 where the code would have to read codes.
         """
         with switched_off(self._caching):
             return self._run_own(reason, code, args, kwargs)
@@ -61,15 +70,32 @@ class WatchesTree(HoldsWeights):
         self, reason: Reason | None, code: Callable[..., Any], args: Any, kwargs: Any
     ) -> Any:
         submodules = self._submodules
+        is_as_recorded = reason is None or isinstance(reason, AttributeTurned)
+        if not is_as_recorded and self._casts and submodules is None:
+            raise UnitifyError(self._finding(reason))
         if self.is_inference and self.__dict__["_knobs"].types.changed() is not None:
             submodules = None  # Codes are of one type: neither graphs nor code run in another.
         if submodules is not None:
-            if reason is not None:
-                submodules.leave("", reason.message, reason)
-            return submodules.run_around(code, args, kwargs)
+            why = None if reason is None else partial(self._finding, reason)
+            return submodules.run_around(code, args, kwargs, why, is_as_recorded)
         if reason is not None:
-            leave_graph(reason, self.is_inference)
-        return run_own_code(self._tree, code, self.plan.parameters, args, kwargs)
+            self._leave_graph(reason)
+        scales = self.plan.parameters if self.plan.weights == "stored" else {}
+        return run_own_code(self._tree, code, scales, args, kwargs)
+
+    def _leave_graph(self, reason: Reason) -> None:
+        if self.is_inference:
+            raise UnitifyError(self._finding(reason))
+        kind = kind_of(reason) if isinstance(reason, tuple) else reason
+        if kind not in self._told:
+            found = self._finding(reason)
+            name = type(self.capture.model).__name__
+            if not isinstance(found, AttributeTurned):
+                found = OwnCodeRuns(where=name, reason=f"{found.code} {found.message}")
+            tell(found, kind, self._told)
+
+    def _finding(self, reason: Any) -> Diagnostic:
+        return self.capture.call.misfit(reason) if isinstance(reason, tuple) else reason
 
     def copied_apart(self) -> None:
         """Say that a copy of the tree alone runs the model's own code.
@@ -101,7 +127,7 @@ class WatchesTree(HoldsWeights):
         left = [effect.location for effect in self.capture.call.effects]
         before = like.__dict__["_knobs"] if like is not None else None
         had = like is None or not like.is_inference
-        if self._submodules is not None:
+        if self._submodules is not None and self._submodules.owner is self:
             own = reads_by_path(reads)
             held = like._submodules.knobs if like is not None and like._submodules else {}
             for name in self.capture.regions.paths:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from unitify.capture.effects import INPUTS
 from unitify.capture.equality import same
 from unitify.capture.example import copied
 from unitify.capture.execution import LossFunction, backward_starts, unchanged
 from unitify.capture.exporting import without_cache
-from unitify.capture.places import MISSING, PLAIN
+from unitify.capture.places import MISSING, PLAIN, cells
 from unitify.capture.state import State
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.verify.calls import Call
@@ -173,7 +174,22 @@ def _note_output(found: Results, output: Any) -> None:
     leaves, spec = pytree.tree_flatten(output)
     found.named["structure of the output"] = str(spec)
     for i, leaf in enumerate(leaves):
-        found.named[f"output {i}"] = leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
+        if isinstance(leaf, Tensor):
+            found.named[f"output {i}"] = leaf.detach().clone()
+        elif isinstance(leaf, PLAIN) or not hasattr(leaf, "__dict__"):
+            found.named[f"output {i}"] = leaf
+        else:
+            found.named |= {f"output {i}: {name}": x for name, x in _held_by(leaf)}
+
+
+def _held_by(value: Any) -> Iterator[tuple[str, Any]]:
+    """The class of an object, such as a cache, and the tensors and numbers that it holds."""
+    yield "class", type(value)
+    for cell in cells(nn.Module(), value):
+        for key, held in cell.entries().items() if cell.location.root == INPUTS else ():
+            if isinstance(held, (Tensor, *PLAIN)):
+                held = held.detach().clone() if isinstance(held, Tensor) else held
+                yield str(cell.location.then(cell.step, key)), held
 
 
 def _starts(

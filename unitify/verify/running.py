@@ -22,7 +22,14 @@ from unitify.capture.execution import LossFunction
 from unitify.capture.islands import path_of
 from unitify.capture.whole import Capture, nothing_captured
 from unitify.cast.lowering import without_codes
-from unitify.diagnostics import Diagnostic, RoundsOtherwise, Underflow, UnitifyError, UnitifyWarning
+from unitify.diagnostics import (
+    Diagnostic,
+    OneModeOnly,
+    RoundsOtherwise,
+    Underflow,
+    UnitifyError,
+    UnitifyWarning,
+)
 from unitify.module.assembly import unscaled
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.rulebook.rule_table import RuleTable
@@ -123,10 +130,12 @@ def _compared(
         raise
     except Exception as error:
         raise _ModelRefuses(error) from error
+    if (code := _refusal(module, call)) is not None:
+        return Verification(exact=True, compared=0, refused=(f"{call.name}: {code}",))
     try:
         with warnings.catch_warnings():
             # The graph has to run, not the model's own code in place of it.
-            warnings.filterwarnings("error", "U115", UnitifyWarning)
+            warnings.filterwarnings("error", "U11[58]", UnitifyWarning)
             theirs = run(module, call, asking, loss_fn, seed)
     except UnitifyError as error:
         return Verification(exact=True, compared=0, refused=(f"{call.name}: {error.code}",))
@@ -152,6 +161,20 @@ def _compared(
         calls=(call.name,),
         notes=tuple(notes),
     )
+
+
+def _refusal(module: UnitScaledModule, call: Call) -> str | None:
+    """The code of what no graph of the whole model takes a call for; None where one does."""
+    mode = "train" if call.training else "eval"
+    wholes = [part.capture for name, part in module.parts.items() if not path_of(name)]
+    found = [OneModeOnly.code for _ in wholes[:1]]
+    for captured in wholes:
+        if captured.mode in (None, mode):
+            fitted = captured.call.fitted(*call.inputs)
+            if isinstance(fitted, list):
+                return None
+            found.append(captured.call.misfit(fitted).code)
+    return found[-1] if found else None
 
 
 def _and(total: Verification, call: Call, found: Verification) -> Verification:

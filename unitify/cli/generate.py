@@ -1,0 +1,40 @@
+"""``unitify generate``."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unitify.cli.application import app
+from unitify.cli.options import RuleFiles
+from unitify.cli.terminal import reported
+
+
+@app.command()
+def generate(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What unitify convert wrote.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to go on from.")],
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="How many tokens at most.")
+    ] = 64,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Draw tokens, in place of the likeliest.")
+    ] = False,
+    rules: RuleFiles = [],  # noqa: B006  (typer copies it)
+) -> None:
+    """Write on from a prompt, with the casts of a converted language model."""
+    from unitify.checkpoint.folder import HUGGINGFACE, load
+    from unitify.diagnostics import UnitifyWarning
+    from unitify.serve.continued import continued
+
+    with reported(), warnings.catch_warnings(record=True) as found:
+        module = load(folder, rules=rules)
+        warnings.simplefilter("always", UnitifyWarning)
+        text = continued(module, folder / HUGGINGFACE, prompt, max_new_tokens, sample)
+    for told in found:
+        if issubclass(told.category, UnitifyWarning):
+            typer.echo(f"warning: {told.message}", err=True)
+    typer.echo(text)

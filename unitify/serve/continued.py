@@ -1,0 +1,48 @@
+"""Text continued by a module of a folder that ``unitify convert`` wrote.
+
+The folder's own tokenizer and generation settings are used. Nothing is downloaded, and no code of
+the folder runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from unitify.checkpoint.pretrained import quiet
+from unitify.diagnostics import CheckpointUnreadable, UnitifyError
+
+
+def continued(module: Any, folder: Path, prompt: str, max_new_tokens: int, sample: bool) -> str:
+    """What ``module`` writes behind ``prompt``: the likeliest tokens, or sampled ones.
+
+    ``folder``: config and tokenizer of its model.
+
+    Raises ``UnitifyError`` (U601) for a model that does not generate, and without a tokenizer.
+    """
+    import transformers
+
+    if not getattr(module, "can_generate", bool)():
+        raise _unusable(folder, f"its model, a {type(module).__name__}, writes no text")
+    try:
+        with quiet(transformers):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise _unusable(folder, f"no tokenizer can be read from it ({first})") from error
+    if (folder / "generation_config.json").is_file():
+        settings = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
+        module.generation_config = settings
+    given = tokenizer(prompt, return_tensors="pt")
+    names = {"input_ids", "attention_mask"}
+    made = module.generate(
+        **{name: tensor for name, tensor in given.items() if name in names},
+        max_new_tokens=max_new_tokens,
+        do_sample=sample,
+    )[0]
+    start = 0 if module.config.is_encoder_decoder else given["input_ids"].shape[1]
+    return str(tokenizer.decode(made[start:], skip_special_tokens=True))
+
+
+def _unusable(folder: Path, problem: str) -> UnitifyError:
+    return UnitifyError(CheckpointUnreadable(path=str(folder), problem=problem))
