@@ -271,3 +271,29 @@ def test_compiled() -> None:
     with pytest.warns(UnitifyWarning, match="U118"):
         found = torch.compile(module, fullgraph=True, backend="eager")(**call).logits
     assert torch.equal(found, built("llama")[0](**call).logits)
+
+
+@pytest.mark.parametrize("recipe", [None, "fp16"])
+@pytest.mark.parametrize("weights", ["true", "stored"])
+def test_submodules_without_graphs_are_those_of_the_model(weights: Any, recipe: str | None) -> None:
+    """Whoever calls one gets what the model's gives, and is told which casts it leaves out."""
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, vocab_size=64
+    )
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    ids = torch.randint(1, 64, (2, 7))
+    batch = {"input_ids": ids, "decoder_input_ids": ids[:, :5]}
+    module = unitify.transform(
+        model, example_kwargs=batch, weights=weights, recipe=recipe, placement="everywhere"
+    ).eval()
+    before = module(**batch).logits
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = [module.encoder(ids)[0] for _ in range(2)]
+    assert all(torch.equal(x, model.encoder(ids)[0]) for x in found)
+    assert [str(w.message)[:4] for w in told] == ["U117"] * (recipe is not None)
+    assert torch.equal(copy.deepcopy(module)(**batch).logits, before)
+    if weights == "stored":
+        with pytest.raises(UnitifyError, match="U117"):
+            copy.deepcopy(module.encoder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import warnings
 from collections.abc import Callable, Hashable
@@ -26,6 +27,7 @@ from unitify.diagnostics import (
 from unitify.module.knobs import Knobs, reads_by_path, turned_now
 from unitify.module.own_code import run_own_code, tell
 from unitify.module.submodules import Submodules
+from unitify.module.undivided import Undivided
 from unitify.module.weights import HoldsWeights
 
 #: Why a call is not the graph's: something was turned, or no recording takes it.
@@ -39,6 +41,8 @@ class WatchesTree(HoldsWeights):
     graph: fx.Graph
     #: Runs the submodules' own graphs, where there are such.
     _submodules: Submodules | None = None
+    #: Runs the submodules' own code, where they have none.
+    _undivided: Undivided | None = None
     _again: Callable[..., Any] | None = None  # as ``retyping`` calls it
     #: Configs that ask for generation caches, which the graph does not return.
     _caching: list[Any]
@@ -81,7 +85,8 @@ class WatchesTree(HoldsWeights):
         if reason is not None:
             self._leave_graph(reason)
         scales = self.plan.parameters if self.plan.weights == "stored" else {}
-        return run_own_code(self._tree, code, scales, args, kwargs)
+        with contextlib.nullcontext() if self._undivided is None else self._undivided.inside():
+            return run_own_code(self._tree, code, scales, args, kwargs)
 
     def _leave_graph(self, reason: Reason) -> None:
         if self.is_inference:
@@ -114,9 +119,12 @@ class WatchesTree(HoldsWeights):
 
         All graphs of a tree do so before any of them is watched: it puts a ``forward`` there.
         """
-        self._submodules = Submodules(self) if self.plan.is_true else None
-        if self._submodules is not None:
+        if self.plan.is_true:
+            self._submodules = Submodules(self)
             self._submodules.install()
+        else:
+            self._submodules, self._undivided = None, Undivided(self)
+            self._undivided.install()
 
     def watch(self, tree: nn.Module, path: str = "", like: WatchesTree | None = None) -> None:
         """From now on, what the code of ``tree`` reads is to stay as it was.
