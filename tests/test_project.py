@@ -105,15 +105,31 @@ def test_stages_stand_in_their_order() -> None:
         assert not late, f"{stage} imports {sorted(late)}, which stands after it"
 
 
+def own_files() -> list[Path]:
+    return [
+        path
+        for top in (PACKAGE, ROOT / "examples", ROOT / "benchmarks")
+        for path in top.rglob("*.py")
+    ]
+
+
 def test_no_file_is_long() -> None:
-    paths = [*PACKAGE.rglob("*.py"), *(ROOT / "examples").rglob("*.py")]
+    paths = [
+        *PACKAGE.rglob("*.py"),
+        *(ROOT / "examples").rglob("*.py"),
+        *(ROOT / "benchmarks").rglob("*.py"),
+    ]
     assert len(paths) > len(MODULES)
     long = {p.name: n for p in paths if (n := len(p.read_text("utf-8").splitlines())) > LONGEST}
     assert not long
 
 
 def test_every_module_says_what_it_is() -> None:
-    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "examples").rglob("*.py")]:
+    for path in [
+        *PACKAGE.rglob("*.py"),
+        *(ROOT / "examples").rglob("*.py"),
+        *(ROOT / "benchmarks").rglob("*.py"),
+    ]:
         assert ast.get_docstring(ast.parse(path.read_text("utf-8"))), path
 
 

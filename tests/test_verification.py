@@ -103,6 +103,7 @@ def test_every_kind_of_tensor(tensor: torch.Tensor) -> None:
     assert compare({"x": tensor}, {})[0].name == "x (present on one side only)"
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_a_compiled_model_is_compared_as_it_runs_eagerly() -> None:
     """Whatever its compiler makes of it, or kept of other models."""
 

@@ -1,0 +1,1 @@
+"""What a transformed model costs, in pairs that take turns: ``make bench``."""

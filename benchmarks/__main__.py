@@ -1,0 +1,67 @@
+"""``python -m benchmarks``: measure everything, and write docs/results/benchmarks.md."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import transformers
+
+from benchmarks.models import SIZES
+from benchmarks.peers import unit_scaled
+from benchmarks.training import WAYS, compiled, eager
+from benchmarks.transforming import STAGES, imports, stages
+from benchmarks.turns import TURNS
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "benchmarks.md"
+
+
+def table(head: Iterable[str], rows: Iterable[list[str]]) -> str:
+    """A table of Markdown, whose columns but the first are numbers."""
+    columns = list(head)
+    lines = [columns, ["---", *["--:"] * (len(columns) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def page() -> str:
+    """The page, measured now."""
+    torch.set_num_threads(1)
+    versions = (
+        f"Python {platform.python_version()}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}"
+    )
+    parts = [
+        "# What a transformed module costs",
+        f"`make bench`, on {platform.machine()} with one thread; {versions}. Each figure is a "
+        f"median of {TURNS} ratios to the original, which ran in turn with it. "
+        "Random weights and inputs.",
+    ]
+    for size in SIZES:
+        parts += [
+            f"## A training step in eager mode, {size.name}: width {size.width}, "
+            f"{size.layers} layers",
+            "Time, and in parentheses the bytes that the backward pass keeps. `fp8` runs "
+            "FP8 matmuls, which no CPU is quick at; `fp8-amax` finds its scales at run time.",
+            table(["model", "operations", "rescales", *WAYS], eager(size)),
+        ]
+    small, large = SIZES
+    parts += [
+        f"## A training step under Inductor, {large.name}",
+        table(["model", "step", "time to compile"], compiled(large)),
+        f"## Unit scaling as published, {small.name}, eager",
+        '`scheme="unit"`, and `unit_scale` of the library unit-scaling on the same model.',
+        table(["model", "ours", "theirs"], unit_scaled(small)),
+        "## Seconds of `transform` by stage",
+        "A chain of small layers with a residual stream, weights with data.",
+        table(["nodes", *STAGES], stages()),
+        "## Starting",
+        "\n".join(f"- `{name}`: {ratio:.2f} × `import torch`" for name, ratio in imports().items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")
+    print(PAGE.read_text("utf-8"))

@@ -1,0 +1,70 @@
+"""Training steps and what they keep for the backward pass, as ratios to the original."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+import unitify
+from benchmarks.models import FAMILIES, Size, build
+from benchmarks.turns import ratios, saved_bytes, step_of
+
+#: Way → options of ``transform``. "fp8-amax" finds scales at run time, as dynamic recipes do.
+WAYS: Mapping[str, Mapping[str, Any]] = {
+    "everywhere": {},
+    "casts, no cast": {"placement": "casts"},
+    "stored weights": {"weights": "stored"},
+    "fp16": {"recipe": "fp16"},
+    "fp8": {"recipe": "fp8,simulate=false"},
+    "fp8, simulated": {"recipe": "fp8,simulate=true"},
+    "fp8-amax, simulated": {"recipe": "fp8-amax,simulate=true"},
+}
+
+
+def transformed(model: nn.Module, batch: Mapping[str, Any], **options: Any) -> Any:
+    """The module; what a recipe leaves alone is not of interest here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", unitify.UnitifyWarning)
+        return unitify.transform(
+            copy.deepcopy(model), example_kwargs=dict(batch), verify=False, **options
+        )
+
+
+def eager(size: Size) -> Iterator[list[str]]:
+    """A row a family: operations, rescales, and for each way its time and its saved bytes."""
+    for family in FAMILIES:
+        model, batch = build(family, size)
+        modules = {name: transformed(model, batch, **options) for name, options in WAYS.items()}
+        steps: dict[str, Callable[[], None]] = {"original": step_of(model, model, batch)}
+        steps |= {name: step_of(m, m, batch) for name, m in modules.items()}
+        times = ratios(steps)
+        base = saved_bytes(model, batch)
+        graph = modules["everywhere"].graph
+        names = [str(node.target) for node in graph.nodes if node.op == "call_function"]
+        rescales = sum("unitify.rescale" in name for name in names)
+        yield [
+            family, str(len(names) - rescales), str(rescales),
+            *(f"{times[n]:.2f} ({saved_bytes(m, batch) / base:.2f})" for n, m in modules.items()),
+        ]  # fmt: skip
+
+
+def compiled(size: Size) -> Iterator[list[str]]:
+    """A row a family: the compiled step and the time to compile it, of the exact module."""
+    for family in FAMILIES:
+        model, batch = build(family, size)
+        module = transformed(model, batch)
+        steps, seconds = {}, {}
+        for name, own in (("original", model), ("everywhere", module)):
+            torch._dynamo.reset()
+            steps[name] = step_of(own, torch.compile(own), batch)
+            started = time.perf_counter()
+            steps[name]()
+            seconds[name] = time.perf_counter() - started
+        step = ratios(steps)["everywhere"]
+        yield [family, f"{step:.3f}", f"{seconds['everywhere'] / seconds['original']:.2f}"]
