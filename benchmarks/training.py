@@ -21,7 +21,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "casts, no cast": {"placement": "casts"},
     "stored weights": {"weights": "stored"},
     "fp16": {"recipe": "fp16"},
-    "fp8": {"recipe": "fp8,simulate=false"},
+    "fp8": {"recipe": "fp8"},
     "fp8, simulated": {"recipe": "fp8,simulate=true"},
     "fp8-amax, simulated": {"recipe": "fp8-amax,simulate=true"},
 }

@@ -23,6 +23,7 @@ import torch
 from torch import fx, nn
 
 from unitify.capture.calls import Calls, calls_of
+from unitify.capture.compiled import eagerly
 from unitify.capture.example import Inputs, in_order, initialize_lazy
 from unitify.capture.exporting import without_cache
 from unitify.capture.observing import Observed, Settled, observe, settled
@@ -122,7 +123,18 @@ def record(
             name = path or type(module).__name__
             raise UnitifyError(AlreadyTransformed(where=name, module=name))
     initialize_lazy(model, args, kwargs)
-    calls = [(args, kwargs), *further]
+    with eagerly(model):
+        return _recorded(model, [(args, kwargs), *further], dynamic_shapes, seconds, is_faithful)
+
+
+def _recorded(
+    model: nn.Module,
+    calls: Sequence[Inputs],
+    dynamic_shapes: Any,
+    seconds: float | None,
+    is_faithful: IsFaithful | None,
+) -> Recording:
+    args, kwargs = calls[0]
     observed = observe(model, args, kwargs)
     with settled(model, observed, args, kwargs) as state:
         asks = bool(observed.layouts)

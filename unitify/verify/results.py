@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from unitify.capture.compiled import eagerly
 from unitify.capture.effects import INPUTS
 from unitify.capture.equality import same
 from unitify.capture.example import copied
@@ -92,10 +93,9 @@ def _uncompiled(target: nn.Module) -> Any:
 
     A module that ``torch.compile`` returned is compared as it is compiled.
     """
-    modules = list(target.modules())
-    is_model = not any(isinstance(m, UnitScaledModule) for m in modules)
-    is_compiled = is_model and any("_orig_mod" in m._modules for m in modules)
-    if is_compiled or getattr(target, "_compiled_call_impl", None) is not None:
+    if not any(isinstance(m, UnitScaledModule) for m in target.modules()):
+        return eagerly(target)
+    if target._compiled_call_impl is not None:
         return torch.compiler.set_stance("force_eager")
     return contextlib.nullcontext()
 
