@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from unitify.capture.effects import INPUTS, place
-from unitify.capture.equality import same
 from unitify.capture.example import copied, resampled, widened
 from unitify.capture.exporting import without_cache
 from unitify.capture.places import MISSING, PLAIN, Location, cells, is_array, is_same
-from unitify.capture.state import Change, State, drawn, kept, random_states, seeded
+from unitify.capture.same_value import is_same_value
+from unitify.capture.state import Change, HookNumbers, State, drawn, kept, random_states, seeded
 from unitify.capture.surroundings import Read, noted
 from unitify.capture.watching import watched
 
@@ -43,6 +43,7 @@ class Observed:
       ``touched``: all that calls change
     - ``reads``: entries of modules, and of what surrounds them, with the modules that read them
     - ``layouts``: modules that ask for the memory layout of a tensor
+    - ``numbers``: those under which calls registered hooks
     """
 
     unfit: Mapping[nn.Module | None, str] = field(default_factory=dict)
@@ -51,6 +52,7 @@ class Observed:
     touched: tuple[Location, ...] = ()
     reads: Mapping[Location | Read, frozenset[nn.Module | None]] = field(default_factory=dict)
     layouts: frozenset[nn.Module | None] = frozenset()
+    numbers: HookNumbers = field(default_factory=HookNumbers)
 
 
 def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Observed:
@@ -79,8 +81,9 @@ def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
                     reads.setdefault(where, set()).update(readers)
     who_reads = {where: frozenset(readers) for where, readers in reads.items()}
     return Observed(
-        unfit, tuple(made), tuple(changing), tuple(touched), who_reads, frozenset(layouts)
-    )
+        unfit, tuple(made), tuple(changing), tuple(touched), who_reads, frozenset(layouts),
+        before.numbers,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -92,6 +95,7 @@ def settled(
         if not (observed.made or observed.changing):
             yield Settled()
             return
+        observed.numbers.again()
         with seeded(model), without_cache(model), contextlib.suppress(Exception):
             _call(model, *_copies((args, kwargs)))
         left = {change.location: change for change in before.changes()}
@@ -221,7 +225,7 @@ class _Observation:
         self._switch()
         with seeded(self.model, seed=1):
             self._call(inputs, copies=False)
-        return trained | {w: c for w, c in once.items() if not _is_same_value(held[w], _now(c))}
+        return trained | {w: c for w, c in once.items() if not is_same_value(held[w], _now(c))}
 
     def _blame(self, troubles: dict[str, Change]) -> None:
         """Find the modules that make these changes, and the modules that read them."""
@@ -366,7 +370,7 @@ def _is_equal(change: Change) -> bool:
     """Is the entry another object, equal to the one of before (a tuple of sizes)?"""
     if MISSING in (change.before, change.after):
         return False
-    return not _holds_tensors(change.after) and _is_same_value(change.before, change.after)
+    return not _holds_tensors(change.after) and is_same_value(change.before, change.after)
 
 
 def _has_history(value: Any) -> bool:
@@ -376,16 +380,3 @@ def _has_history(value: Any) -> bool:
 
 def _holds_tensors(value: Any) -> bool:
     return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
-
-
-def _is_same_value(a: Any, b: Any) -> bool:
-    """Are two structures of numbers and tensors equal? Other objects are never equal."""
-    (left, spec), (right, other) = pytree.tree_flatten(a), pytree.tree_flatten(b)
-    if spec != other:
-        return False
-    return all(
-        same(x.detach(), y.detach())
-        if isinstance(x, Tensor) and isinstance(y, Tensor)
-        else is_same(x, y)
-        for x, y in zip(left, right, strict=True)
-    ) and not any(isinstance(x, nn.Parameter | nn.Module) for x in left)

@@ -11,12 +11,13 @@ import contextlib
 import random
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils.hooks import RemovableHandle
 
 from unitify.capture.equality import same
 from unitify.capture.places import MISSING, Cell, Location, cells, is_array, is_same
@@ -63,6 +64,25 @@ class Contents:
             _set_state(self.holder, self.copy)
 
 
+class HookNumbers:
+    """The numbers that torch gives to hooks, one after the other, over all modules.
+
+    A call that registers hooks registers them under the same numbers when it is repeated.
+    """
+
+    def __init__(self) -> None:
+        self.first = self.next = RemovableHandle.next_id
+
+    def again(self) -> None:
+        """Start where the numbers started."""
+        self.next = max(self.next, RemovableHandle.next_id)
+        RemovableHandle.next_id = self.first
+
+    def go_on(self) -> None:
+        """From now on, no number is given a second time."""
+        RemovableHandle.next_id = max(self.next, RemovableHandle.next_id)
+
+
 @dataclass(frozen=True)
 class State:
     """All that a model, and the inputs of a call, can reach at one moment.
@@ -75,6 +95,7 @@ class State:
     inputs: Any
     entries: tuple[tuple[Cell, dict[Any, Any]], ...]
     contents: tuple[Contents, ...]
+    numbers: HookNumbers = field(default_factory=HookNumbers)
 
     @staticmethod
     def of(
@@ -121,6 +142,7 @@ class State:
 
     def put_back(self) -> None:
         """Restore everything."""
+        self.numbers.again()
         for cell, before in self.entries:
             after = cell.entries()
             if list(after) != list(before) or any(after[k] is not v for k, v in before.items()):
@@ -137,6 +159,7 @@ def kept(model: nn.Module, inputs: Any = (), weights: bool = False) -> Iterator[
         yield state
     finally:
         state.put_back()
+        state.numbers.go_on()
 
 
 @contextlib.contextmanager

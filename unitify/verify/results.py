@@ -21,8 +21,9 @@ from unitify.capture.equality import same
 from unitify.capture.example import copied
 from unitify.capture.execution import LossFunction, backward_starts, unchanged
 from unitify.capture.exporting import without_cache
-from unitify.capture.places import MISSING, PLAIN, cells
+from unitify.capture.places import MISSING, PLAIN, Cell, cells
 from unitify.capture.state import State
+from unitify.capture.watching import HOOKS
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.verify.calls import Call
 
@@ -199,7 +200,7 @@ def _starts(
     starts, gradients = backward_starts(output, loss_fn)
     known = {id(t) for t in pytree.tree_leaves(output) if isinstance(t, Tensor)}
     for change in state.changes():
-        name = f"{change} as the call leaves it"
+        name = _name_of(change.cell, change.key)
         found.changed.add(name)
         for leaf in pytree.tree_leaves(change.after):
             if isinstance(leaf, Tensor) and leaf.grad_fn is not None and id(leaf) not in known:
@@ -208,9 +209,16 @@ def _starts(
                 gradients.append(torch.ones_like(leaf))
     for cell, _ in state.entries:
         for key, value in cell.entries().items():
-            where = cell.location.then(cell.step, key)
-            found.left[f"{where} as the call leaves it"] = _value(value)
+            found.left[_name_of(cell, key)] = _value(value)
     return starts, gradients
+
+
+def _name_of(cell: Cell, key: Any) -> str:
+    """An entry, in words. Hooks have numbers that no two modules share: their order counts."""
+    keys = list(cell.entries())
+    if cell.location.steps and cell.location.steps[-1].key in HOOKS and key in keys:
+        key = keys.index(key)
+    return f"{cell.location.then(cell.step, key)} as the call leaves it"
 
 
 def _value(value: Any) -> Any:
