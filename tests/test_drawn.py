@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from test_noise import BAND, ELEMENTS, captured, casts, measured
-from test_stated import Trained
+from test_running_statistics import Trained
 
 from examples.noise import drawn_noise
 from unitify.capture.whole import capture

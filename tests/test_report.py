@@ -239,7 +239,7 @@ def test_one_operation_with_several_results() -> None:
     x = torch.randn(2, 5, 16)
     numerics = unitify.transform(Recurrent(), (x,), recipe="fp8").report([(x,)]).numerics
     product = next(c for c in numerics.choices if c.is_contraction and c.is_cast)
-    results = [v for v in numerics.values if v.product == product.value]
+    results = [v for v in numerics.values if v.contraction == product.value]
     assert results
     assert product.value not in by_name(numerics)
     assert any(v.sqnr for v in results)

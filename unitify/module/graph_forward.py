@@ -37,16 +37,26 @@ class GraphForward:
     """
 
     def __init__(self, module: nn.Module, runs: Runs) -> None:
-        before = vars(module).get("forward")
-        if isinstance(before, GraphForward) and type(before.runs) is type(runs):
-            before.take_out(module)
         self.module = module
         self.runs: Runs = runs
-        #: What stood in the module's own namespace before; its own code.
-        self.replaced = vars(module).get("forward")
-        self.own = module.forward
+        self.put_in()
         self.__signature__ = inspect.signature(self.own)
-        module.__dict__["forward"] = self
+
+    def put_in(self) -> None:
+        """Stand in the module's own namespace, in the place of another of the same kind."""
+        before = vars(self.module).get("forward")
+        if isinstance(before, GraphForward) and type(before.runs) is type(self.runs):
+            before.take_out(self.module)
+        #: What stood there before.
+        self.replaced = vars(self.module).get("forward")
+        self.module.__dict__["forward"] = self
+
+    @property
+    def own(self) -> Any:
+        """The module's own code, which is that of its class now."""
+        if self.replaced is not None:
+            return self.replaced
+        return type(self.module).forward.__get__(self.module)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One call, by a graph where one holds for it, else by the module's own code."""

@@ -30,7 +30,7 @@ _OF_ONE = (
     "verification",
 )
 #: The same, of how it runs.
-_RUNNING = ("_knobs", "_submodules", "graph")
+_RUNNING = ("_knobs", "_submodules", "_undivided", "graph")
 
 
 def record_anew(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -113,9 +113,9 @@ def _put(module: Any, found: dict[str, Any]) -> None:
         module.divide()
         module.watch(tree)
     else:
-        module.__dict__["_knobs"], module._submodules = found["_knobs"], found["_submodules"]
-        if module._submodules is not None:
-            module._submodules.install()
+        for name in _RUNNING[:-1]:
+            module.__dict__[name] = found[name]
+        (module._submodules or module._undivided).install()
     module.graph = found["graph"]
 
 

@@ -38,6 +38,7 @@ class Undivided:
         self.told: set[Hashable] = set()
         self._is_inside = False
         self._paths: dict[nn.Module, str] = {}
+        self._forwards: dict[nn.Module, GraphForward] = {}
         for path in owner.capture.regions.paths:
             with contextlib.suppress(AttributeError):
                 self._paths[owner._tree.get_submodule(path)] = path
@@ -45,7 +46,12 @@ class Undivided:
     def install(self) -> None:
         """From now on, calls of the submodules come here."""
         for module in self._paths:
-            GraphForward(module, self)
+            # The same as before, where a module returns to a recording that it had.
+            forward = self._forwards.get(module)
+            if forward is None:
+                self._forwards[module] = GraphForward(module, self)
+            else:
+                forward.put_in()
 
     @contextlib.contextmanager
     def inside(self) -> Iterator[None]:

@@ -120,7 +120,7 @@ class WatchesTree(HoldsWeights):
         All graphs of a tree do so before any of them is watched: it puts a ``forward`` there.
         """
         if self.plan.is_true:
-            self._submodules = Submodules(self)
+            self._submodules, self._undivided = Submodules(self), None
             self._submodules.install()
         else:
             self._submodules, self._undivided = None, Undivided(self)
