@@ -211,3 +211,19 @@ def test_a_program_without_time_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     assert module.verification.exact
     assert [d.code for d in module.diagnostics] == ["U303"]
     assert "nearest" in str(module.diagnostics[0])
+
+
+def test_gradients_are_not_brought_nearer_to_subnormal_numbers() -> None:
+    """On a wide carrier a small value would be made larger, and its gradient smaller."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)), torch.randn(16, 8)
+    with torch.no_grad():
+        model[0].weight.mul_(2.0**-18)
+        model[0].bias.zero_()
+    found = {}
+    for power in (0, -118):
+        module = unitify.transform(model, x, loss_fn=lambda y, p=power: y.sum() * 2.0**p)
+        assert module.verification.exact
+        found[power] = min(scale.exponents[0] for scale in module.plan.values.values())
+    assert found[0] < 0
+    assert found[-118] == 0

@@ -25,6 +25,9 @@ TOLERANCE, PREDICTED_TOLERANCE = 1.0, 0.5
 #: The same on a wide carrier. FP16 would hold eight octaves below and nine above such a value. With
 #: six, at most one operation in ten has a rescale in the models of docs/results/rescales.md.
 WIDE_TOLERANCE = 6.0
+#: log2 of the least RMS of a gradient in float32 that the scale of its value makes smaller. From
+#: 2^-102 on all digits of its sums are normal numbers, and its elements lie some octaves below.
+LEAST_GRADIENT = -96
 #: The most octaves of a scale from the typical RMS of its direction. An RMS further away comes from
 #: masking constants, zeros or a broken estimate. log2 of a factor is a sum of three such distances,
 #: so that with a third of the range of float32 no factor overflows.
@@ -94,6 +97,18 @@ class Bands:
         if direction == "forward" and parameter_of(self.capture, node) is not None:
             return self._unrounded(node, band)
         return band
+
+    def carried(self, node: fx.Node, tolerance: float) -> Band:
+        """The band of a value whose gradient has the inverse scale.
+
+        That brings no gradient nearer to subnormal numbers, which would lose digits of the model's.
+        """
+        band = self.of(node, "forward", tolerance)
+        rms = self.estimates.get(node.name, Rms()).backward
+        if rms is None or not 0 < rms < math.inf:
+            return band
+        low = max(band.low, min(0, math.ceil(LEAST_GRADIENT - math.log2(rms))))
+        return Band(low, band.high, band.wanted) if low <= band.high else Band(0, 0, 0.0)
 
     def unit(self, node: fx.Node, direction: str, scale: int, tolerance: float) -> int:
         """A scale at which the value is near unit RMS: its own ``scale`` if it is one."""

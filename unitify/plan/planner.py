@@ -185,7 +185,10 @@ class _Statement:
         """The band of a node, found once, because the band of a weight reads its numbers."""
         key = node, direction
         if key not in self.found:
-            self.found[key] = self.bands.of(node, direction, self.tolerance)
+            if self.carrier == "wide" and direction == "forward":
+                self.found[key] = self.bands.carried(node, self.tolerance)
+            else:
+                self.found[key] = self.bands.of(node, direction, self.tolerance)
         return self.found[key]
 
     def _sum(self, multiples: Multiples) -> Exponent:
