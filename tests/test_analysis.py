@@ -43,6 +43,7 @@ def test_measured_scales_store_values_at_unit_rms(evaluated: dict[str, Shares]) 
     assert share(evaluated, "measured", "backward") >= 0.97
 
 
+@pytest.mark.slow
 def test_analysis_predicts_measurement_within_a_factor_of_two(
     evaluated: dict[str, Shares],
 ) -> None:

@@ -42,7 +42,7 @@ def is_slow(dtype: torch.dtype) -> bool:
     "dtype",
     some_slow([torch.float32, torch.bfloat16, torch.float16, torch.float64], is_slow),
 )
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", some_slow(FORMATS, {"mxfp4", "nvfp4"}.__contains__))
 def test_every_format_rounds_as_in_eager_mode(name: str, dtype: torch.dtype) -> None:
     x = numbers(dtype)
 

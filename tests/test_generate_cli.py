@@ -46,6 +46,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [(), ("--recipe", "fp8,multiple=1")])
 def test_it_writes_on(source: Path, recipe: tuple[str, ...], tmp_path: Path) -> None:
     converted = tmp_path / "converted"

@@ -17,6 +17,7 @@ import pytest
 import torch
 import transformers
 import zoo
+from slow import some_slow
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -27,6 +28,8 @@ ARCHITECTURES = (
     "gpt2", "llama", "mistral", "qwen2", "gemma", "phi", "opt", "mixtral", "t5", "bart", "whisper",
     "git",
 )  # fmt: skip
+#: Those that are not left to `make slow`.
+QUICK = ("gpt2", "mistral", "bart", "git")
 #: What of an example is a prompt.
 PROMPT = ("input_ids", "attention_mask", "input_features", "pixel_values")
 WAYS: dict[str, dict[str, Any]] = {
@@ -103,7 +106,7 @@ def products(module: Any) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", some_slow(ARCHITECTURES, lambda n: n not in QUICK))
 def test_tokens_and_logits_are_the_models(name: str) -> None:
     model, module = built(name)[0], transformed(name)
     for way, options in WAYS.items():
@@ -112,7 +115,9 @@ def test_tokens_and_logits_are_the_models(name: str) -> None:
     assert_same(generated(copy.deepcopy(module), name), generated(model, name))
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "mixtral", "t5", "bart"])
+@pytest.mark.parametrize(
+    "name", some_slow(["gpt2", "llama", "mixtral", "t5", "bart"], lambda n: n not in QUICK)
+)
 def test_products_are_cast_in_every_step(name: str) -> None:
     """Each call of the decoder casts the products of its linear layers, as the recording does."""
     model, module = built(name)[0], transformed(name, "fp8,multiple=1")
@@ -273,8 +278,7 @@ def test_compiled() -> None:
     assert torch.equal(found, built("llama")[0](**call).logits)
 
 
-@pytest.mark.parametrize("recipe", [None, "fp16"])
-@pytest.mark.parametrize("weights", ["true", "stored"])
+@pytest.mark.parametrize(("weights", "recipe"), [("true", "fp16"), ("stored", None)])
 def test_submodules_without_graphs_are_those_of_the_model(weights: Any, recipe: str | None) -> None:
     """Whoever calls one gets what the model's gives, and is told which casts it leaves out."""
     torch.manual_seed(0)
