@@ -115,9 +115,11 @@ def _of_tensor(tensor: Tensor, leaf: Leaf | None) -> dict[str, Any]:
         known["free"] = [d for d, extent in enumerate(leaf.shape) if isinstance(extent, str)]
     if tensor.requires_grad:
         known["requires_grad"] = True
-    if tensor.is_meta or not tensor.numel():
+    # Of a distributed tensor the numbers that lie here.
+    numbers: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    if numbers.is_meta or not numbers.numel():
         return known
-    numbers = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+    numbers = torch.view_as_real(numbers.detach()) if tensor.is_complex() else numbers.detach()
     is_floating = numbers.is_floating_point()
     # Float8 has no arithmetic of its own, and half of the smaller types none on every device.
     numbers = numbers.to("cpu", torch.float64 if is_floating else torch.int64)
