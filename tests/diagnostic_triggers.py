@@ -482,6 +482,16 @@ def _(path: Path) -> None:
     check_absent(saved(path) / "out")
 
 
+@triggers("U407")
+def _(path: Path) -> Found:
+    return list(unitify.transform(factories.mlp(), recipe="fp8,kv_cache=e4m3").diagnostics)
+
+
+@triggers("U408")
+def _(path: Path) -> None:
+    unitify.kv_cache(unitify.transform(factories.mlp(), recipe="fp8"))
+
+
 @triggers("U617")
 def _(path: Path) -> None:
     with new_folder(path / "out"), new_folder(path / "out"):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from unitify.runtime.registered import decompositions as decompositions
     from unitify.scheme import UMuP as UMuP
     from unitify.scheme import UnitScheme as UnitScheme
+    from unitify.serve.kv_cache import kv_cache as kv_cache
     from unitify.transform import estimate as estimate
     from unitify.transform import transform as transform
     from unitify.transform import verify as verify
@@ -61,6 +62,7 @@ _HOMES = {
     "reparametrization": "Reparametrization",
     "report.model_report": "ModelReport",
     "scheme": "UMuP UnitScheme",
+    "serve.kv_cache": "kv_cache",
     "transform": "estimate transform verify",
     "verification": "Verification",
 }

@@ -54,7 +54,7 @@ def cast(part: Part, recipe: Recipe, rules: RuleTable) -> tuple[fx.Graph, dict[s
                 if maker is original:
                     rule = rules[operation_name(node)]
                     caster.operands_of(original, made, chosen[node.name], rule, units)
-                if is_scalable(original):
+                if is_scalable(original) and chosen[maker.name].backward:
                     axis = made_over(rules[operation_name(maker)], maker)
                     unit = units.gradient(node.name)
                     caster.result(node, made, chosen[maker.name], unit, axis)

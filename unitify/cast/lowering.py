@@ -121,6 +121,8 @@ def objection(node: fx.Node, rule: Rule, choice: Choice, recipe: Recipe) -> str:
     """Why the operator does not compute the same as the casts; "" where it does."""
     if recipe.scaling == "amax":
         return "its scales are found at run time"
+    if not choice.backward:
+        return "only what a cache keeps is cast"
     if any(FORMATS[name].bits != 8 or FORMATS[name].dtype is None for name in _formats(choice)):
         return f"{choice.forward} and {choice.backward} are not both FP8"
     if not recipe.saturate:

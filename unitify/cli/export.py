@@ -38,6 +38,12 @@ def export_for_runtime(
         cells = f"{row.weight:g}", f"{row.input:g}", f"{low:.2g} .. {high:.2g}", f"{row.margin:.1f}"
         table.add_row(row.layer, *cells)
     console.print(table)
+    if made.caches:
+        table = Table("attention", "scale of keys", "of values", "RMS of keys", "of values")
+        for kept in made.caches:
+            numbers = kept.key, kept.value, kept.key_rms, kept.value_rms
+            table.add_row(kept.attention, *(f"{number:.4g}" for number in numbers))
+        console.print(table)
     console.print(f"layout {made.layout}: {len(made.layers)} layers, {made.size:,} bytes")
     if made.sqnr is not None:
         console.print(f"its reader computes the source's outputs at {made.sqnr:.1f} dB")

@@ -25,7 +25,7 @@ def generate(
     ] = False,
     rules: RuleFiles = [],  # noqa: B006  (typer copies it)
 ) -> None:
-    """Write on from a prompt, with the casts of a converted language model."""
+    """Write on from a prompt, with the casts of a converted language model, and its cache."""
     from unitify.checkpoint.folder import HUGGINGFACE, load
     from unitify.diagnostics import UnitifyWarning
     from unitify.serve.continued import continued
@@ -33,8 +33,11 @@ def generate(
     with reported(), warnings.catch_warnings(record=True) as found:
         module = load(folder, rules=rules)
         warnings.simplefilter("always", UnitifyWarning)
-        text = continued(module, folder / HUGGINGFACE, prompt, max_new_tokens, sample)
+        made = continued(module, folder / HUGGINGFACE, prompt, max_new_tokens, sample)
     for told in found:
         if issubclass(told.category, UnitifyWarning):
             typer.echo(f"warning: {told.message}", err=True)
-    typer.echo(text)
+    if made.clipped is not None:
+        share = f"{made.clipped:.2%} of keys and values were out of the range of the cache's codes"
+        typer.echo(share, err=True)
+    typer.echo(made.text)

@@ -54,6 +54,42 @@ class PatternUnmatched(Diagnostic):
 
 
 @dataclass(frozen=True)
+class NothingCached(Diagnostic):
+    """A recipe has a ``kv_cache``, and the model no attention whose keys and values it casts.
+
+    These are operands of torch's own ``scaled_dot_product_attention``. Attention that is written
+    out is two matmuls like any others.
+
+    Example: ``transform(model, recipe="fp8,kv_cache=e4m3")`` of a model that was built with
+    ``attn_implementation="eager"``.
+    Fix: load the model with ``attn_implementation="sdpa"``, or leave ``kv_cache`` out.
+    """
+
+    code: ClassVar[str] = "U407"
+    is_loss: ClassVar[bool] = True
+    why: ClassVar[str] = "kv_cache={format} casts nothing: no attention is one operation of torch"
+    fix: ClassVar[str] = "Load the model with attn_implementation='sdpa', or leave kv_cache out"
+    format: str
+
+
+@dataclass(frozen=True)
+class NoCache(Diagnostic):
+    """No cache of codes can be made for a module.
+
+    It holds keys and values as the module's recipe casts them: at a constant scale for each
+    attention, whose module says by ``layer_idx`` which layer of the cache is its own.
+
+    Example: ``unitify.kv_cache(transform(model, recipe="fp8"))``.
+    Fix: transform a decoder of transformers with a recipe that has a ``kv_cache``.
+    """
+
+    code: ClassVar[str] = "U408"
+    why: ClassVar[str] = "there is no cache of codes for {where}: {problem}"
+    fix: ClassVar[str] = "Transform a decoder of transformers with recipe='fp8,kv_cache=e4m3'"
+    problem: str
+
+
+@dataclass(frozen=True)
 class BoundMissed(Diagnostic):
     """An output does not keep ``min_sqnr``, even with every contraction in BF16.
 

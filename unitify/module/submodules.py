@@ -44,6 +44,15 @@ from unitify.recipe.choices import Choice
 Code = Callable[..., Any]
 
 
+class MakesCasts:
+    """An argument of calls that makes casts of the graph by itself, as a cache of codes does.
+
+    ``casts``: the values whose casts these are, by name.
+    """
+
+    casts: frozenset[str]
+
+
 class Owner(Protocol):
     """The module whose graph all submodules have a part of."""
 
@@ -145,7 +154,7 @@ class Submodules:
             if isinstance(flat, list):
                 return self._run_graph(module, graph, flat)
             why = partial(graph.call.misfit, flat)
-        if self._own_casts(path):
+        if self._own_casts(path) - _made_by(*args, *kwargs.values()):
             self._leave(path, why if isinstance(why, str) else why().message)
         return own(*args, **kwargs)
 
@@ -179,7 +188,7 @@ class Submodules:
         outer = self.tokens, self.left
         self.tokens, self.left = [] if is_as_recorded else None, {}
         try:
-            if why is not None and self._own_casts(""):
+            if why is not None and self._own_casts("") - _made_by(*args, *kwargs.values()):
                 found = why()
                 self._leave("", found.message, found)
             result = code(*args, **kwargs)
@@ -338,6 +347,11 @@ def _has(model: nn.Module, target: str) -> bool:
     except AttributeError:
         return False
     return True
+
+
+def _made_by(*arguments: Any) -> frozenset[str]:
+    """The casts that arguments make."""
+    return frozenset().union(*(a.casts for a in arguments if isinstance(a, MakesCasts)))
 
 
 def _is_of_weights(node: fx.Node) -> bool:

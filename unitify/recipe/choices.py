@@ -12,10 +12,10 @@ from fnmatch import fnmatchcase
 from torch import fx
 
 from unitify.capture.whole import Capture
-from unitify.diagnostics import Diagnostic, PatternUnmatched
+from unitify.diagnostics import Diagnostic, NothingCached, PatternUnmatched
 from unitify.formats.powers import exponent_of
 from unitify.formats.table import FORMATS, Format
-from unitify.recipe.cast import Cast
+from unitify.recipe.cast import Cast, Place
 from unitify.recipe.recipe import Recipe
 from unitify.rulebook.contractions import contraction_operands, is_contraction
 from unitify.rulebook.dimensions import shape_of
@@ -90,7 +90,11 @@ def flop_share(choices: Iterable[Choice], *, weights_only: bool = False, runs: s
     cast = sum(
         c.flops
         for c in counted
-        if c.forward and FORMATS[c.forward].bits <= 8 and (not runs or c.runs == runs)
+        # Where only a cache is cast, gradients are not.
+        if c.backward
+        and c.forward
+        and FORMATS[c.forward].bits <= 8
+        and (not runs or c.runs == runs)
     )
     return cast / total if total else float("nan")
 
@@ -101,6 +105,8 @@ class Patterns:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.matched: set[tuple[str, str]] = {("include", "*")}
+        #: Was an attention met whose keys and values the recipe casts for a cache?
+        self.is_cached = False
 
     def objection(self, names: Iterable[str]) -> str:
         """Why something with these names is left out; "" where it is not."""
@@ -118,14 +124,17 @@ class Patterns:
         return found
 
     def unmatched(self) -> tuple[Diagnostic, ...]:
-        """A diagnostic (U403) for every pattern that matched nothing."""
+        """A diagnostic for every pattern that matched nothing (U403), and for no cache (U407)."""
         given = [("include", p) for p in self.recipe.include]
         given += [("exclude", p) for p in self.recipe.exclude]
-        return tuple(
+        found: list[Diagnostic] = [
             PatternUnmatched(key=key, pattern=pattern)
             for key, pattern in given
             if (key, pattern) not in self.matched
-        )
+        ]
+        if self.recipe.kv_cache is not None and not self.is_cached:
+            found.append(NothingCached(format=self.recipe.kv_cache.name))
+        return tuple(found)
 
 
 def choose(
@@ -192,15 +201,30 @@ class _Chooser:
         weights = [n for n in operands if n not in self.from_input and self.weights[n]]
         forward, backward, reason = self._formats(node, rule, operands, weights)
         taken = None if self.recipe.values == "all" else contraction_operands(rule, node)
+        casts = self._casts(node, forward, backward, taken)
+        if self.recipe.kv_cache is not None and rule.cached:
+            held = self._cached(node, rule, operands, self.recipe.kv_cache)
+            reason = "its keys and values are kept in a cache" if held and not casts else reason
+            casts = tuple(held.get(c.place, c) for c in casts) or tuple(held.values())
         return Choice(
             value=node.name,
             operation=operation_name(node),
-            casts=self._casts(node, forward, backward, taken),
+            casts=casts,
             reason=reason,
             is_contraction=True,
             has_weight=bool(weights),
             flops=flops(node),
         )
+
+    def _cached(
+        self, node: fx.Node, rule: Rule, operands: list[fx.Node], format: Format
+    ) -> dict[Place, Cast]:
+        """Casts of the keys and values that a cache keeps, by place."""
+        if self.patterns.objection(self._names(node, operands)):
+            return {}
+        self.patterns.is_cached = True
+        made = self._casts(node, format.name, "", contraction_operands(rule, node))
+        return {cast.place: cast for cast in made if cast.place[1] in rule.cached}
 
     def _formats(
         self, node: fx.Node, rule: Rule, operands: list[fx.Node], weights: list[fx.Node]

@@ -16,7 +16,7 @@ from typing import Any
 
 from unitify.diagnostics import RecipeInvalid, UnitifyError, UnknownRecipe
 from unitify.formats.table import FORMATS
-from unitify.recipe.recipe import FP8, RECIPES, Recipe
+from unitify.recipe.recipe import FP8, OPTIONAL, RECIPES, Recipe
 
 
 def read_recipe(given: str | os.PathLike[str] | Mapping[str, Any] | Recipe | None) -> Recipe | None:
@@ -101,8 +101,8 @@ def _from_table(table: Mapping[str, Any], where: str, name: str | None = None) -
 
 def _from_plain(key: str, value: Any, where: str) -> Any:
     """A field from plain data: formats by name, lists as tuples."""
-    if key in ("forward", "backward", "branch_ends") and isinstance(value, str):
-        if value == "none" and key == "branch_ends":
+    if key in ("forward", "backward", *OPTIONAL) and isinstance(value, str):
+        if value == "none" and key in OPTIONAL:
             return None
         if value not in FORMATS:
             raise _invalid(where, f"{key} is {value!r}, which is none of: {', '.join(FORMATS)}")

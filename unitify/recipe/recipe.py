@@ -30,6 +30,8 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "center": ("none", "predicted", "measured"),
     "simulate": ("auto", True, False),
 }
+#: Formats that a recipe may leave out.
+OPTIONAL = ("branch_ends", "kv_cache")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ class Recipe:
     - ``values``: "contractions" casts the operands of linear, matmul and convolution, and the
       gradient of their result; "all" every stored value that depends on a weight, with its gradient
     - ``attention``: also cast contractions of two activations, as attention's own are
+    - ``kv_cache``: the format of keys and values of attention, which a model that generates keeps
+      in a cache; None leaves them as they are. Where the operands of attention are cast anyway,
+      these two are cast to this one
     - ``branch_ends``: another format for both directions of the last contraction of every residual
       branch (attention-out and FFN-down); None for the same as the others
     - ``include``, ``exclude``: patterns (``*``, ``?``, ``[…]``) of what to cast, and of what not.
@@ -74,6 +79,7 @@ class Recipe:
     backward: Format = E5M2
     values: str = "contractions"
     attention: bool = False
+    kv_cache: Format | None = None
     branch_ends: Format | None = None
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
@@ -110,9 +116,9 @@ class Recipe:
 
 def _problems(recipe: Recipe) -> list[str]:
     found = []
-    for name in ("forward", "backward", "branch_ends"):
+    for name in ("forward", "backward", *OPTIONAL):
         value = getattr(recipe, name)
-        if not (isinstance(value, Format) or (value is None and name == "branch_ends")):
+        if not (isinstance(value, Format) or (value is None and name in OPTIONAL)):
             found.append(f"{name} is {value!r}, not a format")
     for name, choices in CHOICES.items():
         if getattr(recipe, name) not in choices:
@@ -134,6 +140,11 @@ def _problems(recipe: Recipe) -> list[str]:
             found.append(f"{name} is {value!r}, not a power of two")
         elif value != 1.0 and recipe.scaling != scaling:
             found.append(f"{name} goes with scaling = {scaling!r}, not {recipe.scaling!r}")
+    cache = recipe.kv_cache
+    if isinstance(cache, Format) and (cache.dtype is None or cache.dtype.itemsize > 1):
+        found.append(f"kv_cache is {cache.name!r}, not a format of eight bits an element")
+    if cache is not None and recipe.values == "all":
+        found.append("kv_cache goes with values = 'contractions'")
     if recipe.is_chosen and (recipe.scaling != "unit" or recipe.values == "all"):
         keys = "headroom, center and min_sqnr"
         found.append(f"{keys} go with scaling = 'unit' and values = 'contractions'")

@@ -209,6 +209,7 @@ KEYS: Mapping[str, Reader] = {
     "true_gradient": _flag,
     "products": _names,
     "casts": _names,
+    "cached": _names,
     "inside": _text,
     "matmul": _matrix_product,
     "contracts": _table_of(lambda v: _text(v) if isinstance(v, str) else _integer(v)),

@@ -34,7 +34,7 @@ _EPSILON = "epsilon"
 _LISTED = {
     "linear": _VALUES, "channels": _TENSORS, "products": _TENSORS, "casts": _TENSORS,
     "corners": _VALUES, "elementwise": _TENSORS, "pads": (*_SIZES, "other"), "logits": _VALUES,
-    "weighs": _NUMBERS,
+    "weighs": _NUMBERS, "cached": _TENSORS,
 }  # fmt: skip
 _KEYED = {
     "terms": _VALUES, "backward": _VALUES, "parameters": _VALUES, "only": _EVERY, "sample": _EVERY,

@@ -68,6 +68,9 @@ def _products(row: Row) -> Iterator[Problem]:
     rule = row.rule
     if rule.inside and not rule.casts:
         yield Problem(("inside",), "it does nothing without casts")
+    for name in rule.cached:
+        if name not in rule.casts:
+            yield Problem(("cached", name), "it is none of the operands that may be cast")
     if rule.pads and (len(rule.linear) != 2 or rule.matmul is not None):
         yield Problem(("pads",), "it does nothing but for two linear operands without matmul")
     if rule.matmul is not None and {rule.matmul.left, rule.matmul.right} != set(rule.products):

@@ -88,7 +88,8 @@ class Rule:
     two and sums, where it does not say otherwise; none for other rows.
     ``casts``: the operands that a recipe may cast: ``products``, or those of an operation that
     holds several products. ``inside``: what else is multiplied, but arises within the operation,
-    where no cast reaches, in words.
+    where no cast reaches, in words. ``cached``: those that a model that generates makes once for
+    every position, and keeps for later calls.
     ``matmul``: how to read it as a product of matrices, where it is one.
     ``contracts``: operand → the dimension over which products are summed, or the argument whose
     last entry is it. Of others it is the last; of ``matmul``, and of a ``window``, it is known.
@@ -133,6 +134,7 @@ class Rule:
     products: tuple[str, ...] = ()
     casts: tuple[str, ...] = ()
     inside: str = ""
+    cached: tuple[str, ...] = ()
     matmul: MatrixProduct | None = None
     contracts: Mapping[str, int | str] = field(default_factory=dict)
     unit: bool = False

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,8 +18,11 @@ from unitify.checkpoint.files import mapped_shards
 from unitify.checkpoint.new_folder import sha256
 from unitify.diagnostics import FolderDamaged, UnitifyError
 from unitify.serve.export import CONTENTS, FORMAT, promised
+from unitify.serve.kv_cache import Cached
 from unitify.serve.layouts import LAYOUTS
 from unitify.serve.served import Served
+
+Row = TypeVar("Row", Served, Cached)
 
 
 def check_folder(folder: Path, source: Path | None = None) -> int:
@@ -36,11 +39,12 @@ def check_folder(folder: Path, source: Path | None = None) -> int:
     if source is None:
         return len(held)
     try:
-        layers = [_row(row) for row in document["layers"]]
+        layers = [_row(Served, row) for row in document["layers"]]
+        caches = [_row(Cached, row) for row in document["caches"]]
         layout = LAYOUTS[document["layout"]]
     except (TypeError, KeyError, AttributeError) as error:
         raise _damage(folder, f"{CONTENTS} tells of no layers ({error})") from None
-    placed = promised(mapped_shards(source), layers, layout)
+    placed = promised(mapped_shards(source), layers, caches, layout)
     expected = {p.name: p for promises in placed.values() for p in promises}
     for name in sorted(expected.keys() ^ held.keys()):
         problems.append(f"{name} is in one of the two alone")
@@ -54,8 +58,8 @@ def check_folder(folder: Path, source: Path | None = None) -> int:
     return len(held)
 
 
-def _row(row: Mapping[str, Any]) -> Served:
-    return Served(**{field.name: row[field.name] for field in fields(Served)})
+def _row(kind: type[Row], row: Mapping[str, Any]) -> Row:
+    return kind(**{field.name: row[field.name] for field in fields(kind)})
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -6,17 +6,32 @@ the folder runs.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unitify.checkpoint.pretrained import quiet
 from unitify.diagnostics import CheckpointUnreadable, UnitifyError
+from unitify.serve.kv_cache import kv_cache
 
 
-def continued(module: Any, folder: Path, prompt: str, max_new_tokens: int, sample: bool) -> str:
+@dataclass(frozen=True)
+class Continued:
+    """``text`` behind a prompt. ``clipped``: the share of what the cache of codes keeps that was
+    out of its range; None without such a cache.
+    """
+
+    text: str
+    clipped: float | None = None
+
+
+def continued(
+    module: Any, folder: Path, prompt: str, max_new_tokens: int, sample: bool
+) -> Continued:
     """What ``module`` writes behind ``prompt``: the likeliest tokens, or sampled ones.
 
-    ``folder``: config and tokenizer of its model.
+    ``folder``: config and tokenizer of its model. Where its recipe has a ``kv_cache``, keys and
+    values are kept as codes.
 
     Raises ``UnitifyError`` (U601) for a model that does not generate, and without a tokenizer.
     """
@@ -35,13 +50,17 @@ def continued(module: Any, folder: Path, prompt: str, max_new_tokens: int, sampl
         module.generation_config = settings
     given = tokenizer(prompt, return_tensors="pt")
     names = {"input_ids", "attention_mask"}
+    has_codes = module.recipe is not None and module.recipe.kv_cache is not None
+    cache = kv_cache(module) if has_codes else None
     made = module.generate(
         **{name: tensor for name, tensor in given.items() if name in names},
         max_new_tokens=max_new_tokens,
         do_sample=sample,
+        **({"past_key_values": cache} if cache is not None else {}),
     )[0]
     start = 0 if module.config.is_encoder_decoder else given["input_ids"].shape[1]
-    return str(tokenizer.decode(made[start:], skip_special_tokens=True))
+    text = tokenizer.decode(made[start:], skip_special_tokens=True)
+    return Continued(str(text), cache.clipped if cache is not None else None)
 
 
 def _unusable(folder: Path, problem: str) -> UnitifyError:

@@ -36,13 +36,15 @@ from unitify.diagnostics import (
 )
 from unitify.estimates import Estimates, Rms
 from unitify.estimating import check_scales, estimated
+from unitify.formats.table import E4M3
 from unitify.part import Part, parts_of
 from unitify.plan.bands import tolerance_of
 from unitify.plan.planner import plan
 from unitify.recipe.recipe import Recipe
 from unitify.rulebook.laws import is_scalable
 from unitify.rulebook.rule_table import RuleTable, load_rules
-from unitify.serve.layouts import LAYOUTS, Layout, config
+from unitify.serve.kv_cache import Cached, cached
+from unitify.serve.layouts import LAYOUTS, Layout, cache_scales, config
 from unitify.serve.mapped import mapped_model, recorded
 from unitify.serve.reopened import LEAST, check_reader, reopened
 from unitify.serve.served import Served, served
@@ -53,18 +55,20 @@ from unitify.version import __version__
 FORMATS = ("compressed-tensors", "fp8-dynamic", "fp8-block")
 #: What the folder says of itself.
 CONTENTS = "unitify.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Export:
     """What was written: the layers that are served, and how near its reader came to the source.
 
+    ``caches``: what attentions keep, where the recipe has a ``kv_cache``.
     ``sqnr``: signal to noise of the outputs in decibels; None where nobody looked. ``size``: bytes.
     """
 
     layout: str
     layers: tuple[Served, ...]
+    caches: tuple[Cached, ...]
     size: int
     sqnr: float | None = None
     notes: tuple[Diagnostic, ...] = field(default=())
@@ -124,16 +128,17 @@ def export(
     is_run = recipe.is_chosen or scales == "measured"
     recording = with_true_parameters(recorded(model, calls, runs=is_run))
     parts = _parts(recording, calls, scales, recipe, table)
-    layers = served(model, parts, recipe, table)
+    layers, caches = served(model, parts, recipe, table), cached(parts, table)
     layout = LAYOUTS[name]
     _check(layers, layout, name, model, weights)
-    placed = promised(shards, layers, layout)
-    request = _request(checkpoint, shards, layers, name)
+    _check_caches(caches)
+    placed = promised(shards, layers, caches, layout)
+    request = _request(checkpoint, shards, layers, caches, name)
     ignored = sorted(_linear_layers(model) - {each.layer for each in layers})
     with new_folder(output, request, resume=resume) as folder:
         total = _write(folder, placed, on_start)
         folder.copy(path for path in companions(checkpoint) if path.name != CONFIG)
-        folder.write(CONFIG, _config(checkpoint, layout, ignored))
+        folder.write(CONFIG, _config(checkpoint, layout, ignored, has_cache=bool(caches)))
         least = recipe.min_sqnr or LEAST
         sqnr = reopened(folder.partial, model, calls, least) if verify else None
         document = {
@@ -142,11 +147,12 @@ def export(
             "recipe": recipe.as_table(),
             "sqnr": sqnr,
             "layers": [_layer_row(each) for each in layers],
+            "caches": [asdict(each) for each in caches],
             "versions": {"unitify": __version__, "torch": torch.__version__},
             "sha256": folder.hashes(),
         }
         folder.write(CONTENTS, document)
-    return Export(name, layers, total, sqnr, notes)
+    return Export(name, layers, caches, total, sqnr, notes)
 
 
 def _write(
@@ -216,10 +222,26 @@ def _check(
         raise UnitifyError(*wrong)
 
 
+def _check_caches(caches: Iterable[Cached]) -> None:
+    """Raises ``UnitifyError`` (U614) where runtimes keep keys and values in no such format."""
+    problem = "runtimes keep keys and values in e4m3, not in {}"
+    wrong = [each for each in caches if each.format != E4M3.name]
+    if wrong:
+        raise UnitifyError(
+            *(NotFolded(value=w.attention, problem=problem.format(w.format)) for w in wrong)
+        )
+
+
 def promised(
-    shards: Mapping[str, Mapping[str, Tensor]], layers: Iterable[Served], layout: Layout
+    shards: Mapping[str, Mapping[str, Tensor]],
+    layers: Iterable[Served],
+    caches: Iterable[Cached],
+    layout: Layout,
 ) -> dict[str, list[Promise]]:
-    """What is to be written, by file: what the shards hold, with codes and scales of ``layers``."""
+    """What is to be written, by file: what the shards hold, with codes and scales of ``layers``.
+
+    The scales of ``caches`` stand in the first file.
+    """
     rows = {f"{each.layer}.weight": each for each in layers}
     placed: dict[str, list[Promise]] = {}
     for position, held in enumerate(shards.values(), 1):
@@ -231,6 +253,11 @@ def promised(
             else:
                 shape = tuple(tensor.shape)
                 promises.append(Promise(name, tensor.dtype, shape, partial(_as_it_is, tensor)))
+        if position == 1:
+            for each in caches:
+                for name, scale in cache_scales(each).items():
+                    shape = tuple(scale.shape)
+                    promises.append(Promise(name, scale.dtype, shape, partial(_as_it_is, scale)))
     return placed
 
 
@@ -261,9 +288,12 @@ def _linear_layers(model: nn.Module) -> set[str]:
     return {path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
-def _config(checkpoint: Path, layout: Layout, ignored: list[str]) -> dict[str, Any]:
+def _config(
+    checkpoint: Path, layout: Layout, ignored: list[str], *, has_cache: bool
+) -> dict[str, Any]:
     document: dict[str, Any] = json.loads((checkpoint / CONFIG).read_text("utf-8"))
-    document["quantization_config"] = config(layout, ignored, version("compressed-tensors"))
+    of = version("compressed-tensors")
+    document["quantization_config"] = config(layout, ignored, of, has_cache=has_cache)
     if layout.dtype:
         document["dtype"] = layout.dtype
     return document
@@ -275,13 +305,18 @@ def _layer_row(row: Served) -> dict[str, Any]:
 
 
 def _request(
-    checkpoint: Path, shards: Mapping[str, Any], layers: Iterable[Served], name: str
+    checkpoint: Path,
+    shards: Mapping[str, Any],
+    layers: Iterable[Served],
+    caches: Iterable[Cached],
+    name: str,
 ) -> dict[str, Any]:
     """What tells one export from another: the files that it is of, and every scale."""
     stats = {file: (checkpoint / file).stat() for file in shards}
     return {
         "files": {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()},
         "layers": [asdict(each) for each in layers],
+        "caches": [asdict(each) for each in caches],
         "layout": name,
         "version": __version__,
     }

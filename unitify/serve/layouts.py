@@ -18,6 +18,7 @@ from unitify.formats.blocks import in_blocks
 from unitify.formats.rounding import octave
 from unitify.formats.table import E4M3, FORMATS, MXFP4, MXFP8, NVFP4, BlockFormat, quantize
 from unitify.runtime.scaled_mm import encode
+from unitify.serve.kv_cache import Cached
 from unitify.serve.served import Served
 
 #: Rows and columns of a block that shares a scale.
@@ -166,8 +167,14 @@ LAYOUTS: Mapping[str, Layout] = {
 }  # fmt: skip
 
 
-def config(layout: Layout, ignored: list[str], version: str) -> dict[str, Any]:
-    """What ``quantization_config`` says."""
+def cache_scales(kept: Cached) -> dict[str, Tensor]:
+    """The tensors that stand for an attention's cache, by their names."""
+    path = f"{kept.attention}.".lstrip(".")
+    return {f"{path}k_scale": _one(kept.key), f"{path}v_scale": _one(kept.value)}
+
+
+def config(layout: Layout, ignored: list[str], version: str, *, has_cache: bool) -> dict[str, Any]:
+    """What ``quantization_config`` says. ``has_cache``: are there scales of keys and values?"""
     group = {"targets": ["Linear"], **layout.config, "output_activations": None}
     return {
         "quant_method": "compressed-tensors",
@@ -177,6 +184,6 @@ def config(layout: Layout, ignored: list[str], version: str) -> dict[str, Any]:
         "version": version,
         "config_groups": {"group_0": {**group, "format": layout.compression}},
         "ignore": ignored,
-        "kv_cache_scheme": None,
+        "kv_cache_scheme": dict(_PER_TENSOR) if has_cache else None,
         "global_compression_ratio": None,
     }

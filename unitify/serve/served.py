@@ -82,6 +82,9 @@ def served(
             if choice is None or (choice.forward in ("", "bf16", "fp16") and not choice.has_weight):
                 continue
             rule = rules[operation_name(node)]
+            if rule.cached and not choice.backward:
+                # Keys and values alone: ``kv_cache`` has their scales.
+                continue
             layer, problem = _layer(model, part.path, part.capture, node, rule, choice)
             if choice.forward in ("", "bf16", "fp16"):
                 if layer:
