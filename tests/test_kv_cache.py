@@ -25,9 +25,9 @@ from unitify.module.assembly import parts_in
 from unitify.recipe.choices import flop_share
 from unitify.recipe.reader import read_recipe
 from unitify.rulebook.rule_table import load_rules
+from unitify.serve.cached import cached
 from unitify.serve.checked import check_folder
 from unitify.serve.export import export
-from unitify.serve.kv_cache import cached
 from unitify.serve.mapped import mapped_model
 
 #: Nothing but keys and values.

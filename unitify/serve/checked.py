@@ -17,8 +17,8 @@ import torch
 from unitify.checkpoint.files import mapped_shards
 from unitify.checkpoint.new_folder import sha256
 from unitify.diagnostics import FolderDamaged, UnitifyError
+from unitify.serve.cached import Cached
 from unitify.serve.export import CONTENTS, FORMAT, promised
-from unitify.serve.kv_cache import Cached
 from unitify.serve.layouts import LAYOUTS
 from unitify.serve.served import Served
 

@@ -13,7 +13,7 @@ from unitify.formats.powers import exponent_of
 from unitify.formats.table import FORMATS
 from unitify.module.submodules import MakesCasts
 from unitify.runtime.scaled_mm import decode, encode
-from unitify.serve.kv_cache import Cached
+from unitify.serve.cached import Cached
 
 
 class CodedCache(DynamicCache, MakesCasts):  # type: ignore[misc]

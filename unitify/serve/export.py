@@ -43,7 +43,7 @@ from unitify.plan.planner import plan
 from unitify.recipe.recipe import Recipe
 from unitify.rulebook.laws import is_scalable
 from unitify.rulebook.rule_table import RuleTable, load_rules
-from unitify.serve.kv_cache import Cached, cached
+from unitify.serve.cached import Cached, cached
 from unitify.serve.layouts import LAYOUTS, Layout, cache_scales, config
 from unitify.serve.mapped import mapped_model, recorded
 from unitify.serve.reopened import LEAST, check_reader, reopened

@@ -18,7 +18,7 @@ from unitify.formats.blocks import in_blocks
 from unitify.formats.rounding import octave
 from unitify.formats.table import E4M3, FORMATS, MXFP4, MXFP8, NVFP4, BlockFormat, quantize
 from unitify.runtime.scaled_mm import encode
-from unitify.serve.kv_cache import Cached
+from unitify.serve.cached import Cached
 from unitify.serve.served import Served
 
 #: Rows and columns of a block that shares a scale.
