@@ -19,7 +19,7 @@ from unitify.rulebook.rule_table import load_rules
 from unitify.rulebook.schema import operation_name
 from unitify.runtime.cast import cast
 from unitify.runtime.fp8_linear import fp8_linear
-from unitify.runtime.scaled_mm import aligned, decode, encode, matmul, multiplies
+from unitify.runtime.scaled_mm import aligned, decode, encode, matmul, multiplies, of_codes
 
 FP8 = [E4M3, E5M2, E4M3FNUZ, E5M2FNUZ]
 RULES = load_rules()
@@ -52,15 +52,17 @@ def test_matmul(pair: tuple[Format, Format], shape: tuple[int, int, int]) -> Non
     m, k, n = shape
     a, b = integers(m, k), integers(n, k)
     codes = encode(a, pair[0]), encode(b, pair[1])
-    assert torch.equal(matmul(*codes, torch.float32), a @ b.t())
-    assert torch.equal(matmul(*codes, torch.float32, -3), a @ b.t() / 8)
+    for way in (matmul, of_codes):
+        assert torch.equal(way(*codes, torch.float32), a @ b.t())
+        assert torch.equal(way(*codes, torch.float32, -3), a @ b.t() / 8)
     assert torch.equal(matmul(*codes, torch.float64, -3), a.double() @ b.double().t() / 8)
 
 
 def test_transposed_codes_are_laid_out_anew() -> None:
     a, b = integers(24, 9), integers(24, 11)
-    result = matmul(encode(a, E5M2).t(), encode(b, E4M3).t(), torch.float32)
-    assert torch.equal(result, a.t() @ b)
+    for way in (matmul, of_codes):
+        result = way(encode(a, E5M2).t(), encode(b, E4M3).t(), torch.float32)
+        assert torch.equal(result, a.t() @ b)
 
 
 @pytest.mark.parametrize("rows", [False, True])

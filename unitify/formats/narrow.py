@@ -19,9 +19,27 @@ _library.define("narrow(Tensor x, ScalarType dtype) -> Tensor")
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
+def widened(codes: Tensor, dtype: torch.dtype) -> Tensor:
+    """The numbers that ``codes`` of a narrow type stand for, in ``dtype``.
+
+    The CPU converts E4M3 to wider types one by one. Its bits, moved to where FP16 has them, are
+    those of the number times 2^-8: that takes a fifth of the time (1M elements: 5.0 and 1.0 ms).
+    """
+    is_slow = codes.dtype == torch.float8_e4m3fn and codes.device.type == "cpu"
+    if not is_slow or type(codes) not in _PLAIN or torch._C._are_functorch_transforms_active():
+        return codes.to(dtype)
+    bits = codes.detach().view(torch.int8).to(torch.int16)
+    # The sign is bit 15, and has been copied to bit 14, which the exponent does not reach.
+    halves = bits.bitwise_left_shift_(7).bitwise_and_(~0x4000).view(torch.float16)
+    numbers = halves.to(torch.float32).mul_(2.0**8)
+    # 480 is what the code of NaN reads as: times this it is infinite, and 448 is not.
+    past = numbers * 2.0**119.15
+    return numbers.sub_(past.sub_(past)).to(dtype)
+
+
 def there_and_back(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``x`` converted to ``dtype``, and to its own type again."""
-    return x.to(dtype).to(x.dtype)
+    return widened(x.to(dtype), x.dtype)
 
 
 _library.impl("narrow", there_and_back, "CompositeExplicitAutograd")

@@ -176,6 +176,10 @@ def quantize(x: Tensor, format: Format, saturate: bool = True, axis: int = -1) -
     if not saturate and x.dtype == torch.float32 and format.dtype in _IEEE:
         return narrow(x, format.dtype)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    if saturate and format.nans and not format.infinities:
+        # NaN where x is not finite, else zero; subtracted, it leaves the sign of zeros.
+        rounded = _rounded(wide.clamp(-format.largest, format.largest), format)
+        return (rounded - (wide - wide)).to(x.dtype)
     if saturate or not format.nans:
         rounded = _rounded(wide.clamp(-format.largest, format.largest), format)
         is_special = wide.isinf()

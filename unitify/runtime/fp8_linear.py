@@ -35,7 +35,7 @@ from unitify.runtime.registered import (
     is_transformed,
     register,
 )
-from unitify.runtime.scaled_mm import DECODE, decode, encode, matmul
+from unitify.runtime.scaled_mm import DECODE, decode, encode, is_fast, matmul
 
 _ARGUMENTS = "Tensor x, Tensor weight, Tensor? bias, str forward, str backward, int[3] exponents"
 
@@ -131,6 +131,9 @@ def _gradients(ctx: Any, gradient: Tensor, factor: Tensor | None) -> tuple[Tenso
     of_x, of_weight, of_gradient = ctx.exponents
     format = FORMATS[ctx.backward_format]
     codes = encode(gradient.reshape(-1, gradient.shape[-1]), format, of_gradient, factor)
+    if not is_fast(codes.device, codes.dtype, right.dtype):
+        # Once for all that it is multiplied with.
+        codes = decode(codes, gradient.dtype)
     _, needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:4]
     tie_of_x, tie_of_weight = ctx.ties
     x = weight = bias = None

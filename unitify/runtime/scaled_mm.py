@@ -2,8 +2,8 @@
 
 Takes tensors in the model's own type, rounds them to 8-bit codes once, and multiplies the codes.
 The scale of a matmul is a constant: nothing looks for the largest element or reduces at run time.
-Where the device multiplies no codes, they are decoded to the model's type and multiplied there: the
-same terms, summed in another order.
+Where the device multiplies no codes, or is slow at it (a CPU), they are decoded to the model's type
+and multiplied there: the same terms, summed in another order.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unitify.formats.narrow import widened
 from unitify.formats.table import Format
 from unitify.runtime.onnx import dequantized_linearly, is_for_onnx
 from unitify.runtime.registered import below, register
@@ -33,14 +34,16 @@ def encode(x: Tensor, format: Format, exponent: int = 0, factor: Tensor | None =
         wide = wide * (factor * 2.0**-exponent)
     elif exponent:
         wide = wide * 2.0**-exponent
-    special = torch.inf if format.infinities else torch.nan
     within = wide.clamp(-format.largest, format.largest)
-    return torch.where(wide.isinf(), wide * special, within).to(format.dtype)
+    if format.infinities:
+        return torch.where(wide.isinf(), wide, within).to(format.dtype)
+    # NaN where x is not finite, else zero.
+    return (within - (wide - wide)).to(format.dtype)
 
 
 def decode(codes: Tensor, dtype: torch.dtype, exponent: int = 0) -> Tensor:
     """The numbers that ``codes`` stand for, times 2^exponent."""
-    numbers = codes.to(dtype)
+    numbers = widened(codes, dtype)
     return numbers * 2.0**exponent if exponent else numbers
 
 
@@ -71,14 +74,21 @@ def matmul(
 ) -> Tensor:
     """``a`` @ ``b``ᵀ · 2^exponent / ``factor`` for codes a [M, K] and b [N, K].
 
-    [M, N] in ``dtype``. Multiplies codes where ``multiplies`` says so. ``factor``: a power of two,
-    0-d; None for one.
+    [M, N] in ``dtype``. Either may be decoded already. ``factor``: a power of two, 0-d; None for
+    one.
     """
-    if dtype == torch.float64 or not multiplies(a.device, a.dtype, b.dtype):
+    if dtype == torch.float64 or not is_fast(a.device, a.dtype, b.dtype):
         result = decode(a, dtype) @ decode(b, dtype).t()
         if factor is not None:
             return result * (2.0**exponent / factor)
         return result * 2.0**exponent if exponent else result
+    return of_codes(a, b, dtype, exponent, factor)
+
+
+def of_codes(
+    a: Tensor, b: Tensor, dtype: torch.dtype, exponent: int = 0, factor: Tensor | None = None
+) -> Tensor:
+    """``matmul``, where the device ``multiplies`` codes."""
     rows, columns = a.shape[0], b.shape[0]
     a, b = aligned(a.contiguous(), rows=False), aligned(b.contiguous(), rows=True)
     scale = torch.full((), 2.0**exponent, dtype=torch.float32, device=a.device)
@@ -126,6 +136,14 @@ def multiplies(device: torch.device, left: torch.dtype, right: torch.dtype) -> b
         both_wide = left == right == torch.float8_e5m2
         return {left, right} <= fp8 and not both_wide and _capability(device.index) >= (8, 9)
     return False
+
+
+def is_fast(device: torch.device, left: torch.dtype, right: torch.dtype) -> bool:
+    """Does it multiply them, and faster than their numbers?
+
+    The CPU's kernel decodes element by element, for each product anew.
+    """
+    return device.type != "cpu" and multiplies(device, left, right)
 
 
 @cache
