@@ -51,9 +51,10 @@ lint: $(VENV)/.test ## Style and types alone
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-docs: $(VENV)/.test ## Write docs/codes.md and docs/rules.md from the code and the rules
+docs: $(VENV)/.test ## Write the pages that are made from code and rules: codes, rules, graphs
 	$(RUN) -m unitify.diagnostics > docs/codes.md
 	$(RUN) -m unitify.rule_trials > docs/rules.md
+	$(RUN) tests/graphs.py > docs/graphs.md
 
 site: $(VENV)/.test ## Build the documentation site into build/site; a link that leads nowhere fails
 	$(RUN) -m mkdocs build --strict --quiet
