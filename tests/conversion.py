@@ -94,7 +94,7 @@ def near_unit_plans() -> AbstractContextManager[Any]:
 
     By default most values have the scale at which they arrive.
     """
-    pipeline = importlib.import_module("unitify.transform")
+    pipeline = importlib.import_module("unitify.transforming")
     return mock.patch.object(pipeline, "carrier_of", return_value="narrow")
 
 

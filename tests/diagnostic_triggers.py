@@ -38,7 +38,7 @@ from unitify.rulebook.rule_table import load_rules
 from unitify.serve.export import export
 from unitify.serve.mapped import mapped_model
 from unitify.serve.reopened import reopened
-from unitify.verify.validation import validate
+from unitify.verifying.validation import validate
 
 X = torch.randn(4, 6)
 

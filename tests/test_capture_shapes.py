@@ -22,7 +22,7 @@ from unitify.measure.captured import measure
 from unitify.plan import plan
 from unitify.rewrite import rewrite
 from unitify.rulebook.rule_table import load_rules
-from unitify.verify.validation import validate
+from unitify.verifying.validation import validate
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "t5"])

@@ -12,7 +12,7 @@ from survey import surveyed
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.plan.fixed import fixed_values
 from unitify.verification import Verification
-from unitify.verify.running import verify_by_running
+from unitify.verifying.running import verify_by_running
 
 
 def verified(case: Conversion, module: UnitScaledModule, training: bool) -> Verification:

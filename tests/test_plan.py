@@ -22,7 +22,7 @@ from unitify.part import Part
 from unitify.plan.planner import plan
 from unitify.plan.scale_plan import Scale, ScalePlan, check_plan
 from unitify.rewrite import rewrite
-from unitify.verify.running import verify_by_running
+from unitify.verifying.running import verify_by_running
 
 exponents = st.integers(-120, 120)
 scales = st.builds(Scale.of_exponents, exponents, exponents)

@@ -25,7 +25,7 @@ from unitify.part import Part
 from unitify.plan.planner import plan
 from unitify.plan.scale_plan import Carrier, ScalePlan, check_plan
 from unitify.rewrite import rewrite
-from unitify.verify.validation import validate, validate_parameters
+from unitify.verifying.validation import validate, validate_parameters
 
 
 def many(examples: int) -> settings:

@@ -18,7 +18,7 @@ from unitify.module.unit_scaled import UnitScaledModule
 from unitify.part import Part
 from unitify.plan.scale_plan import CARRIERS, Scale, ScalePlan
 from unitify.rewrite import rewrite
-from unitify.verify.running import verify_by_running
+from unitify.verifying.running import verify_by_running
 
 RESCALE = torch.ops.unitify.rescale.default
 

@@ -20,7 +20,7 @@ from unitify.estimates import Rms
 from unitify.rule_trials import calls
 from unitify.rulebook.operation import Operation
 from unitify.rulebook.rule_table import load_rules
-from unitify.transform import estimate
+from unitify.transforming import estimate
 
 RULES = load_rules()
 DOMAINS = [(n, operand) for n, rule in RULES.items() for operand in rule.domain]

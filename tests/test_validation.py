@@ -27,7 +27,7 @@ from unitify.part import Part
 from unitify.plan.planner import plan
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.rewrite import rewrite
-from unitify.verify.validation import Checker, validate, validate_parameters
+from unitify.verifying.validation import Checker, validate, validate_parameters
 
 RESCALE = torch.ops.unitify.rescale.default
 #: Real models and the kinds of mutation tried on each; on ``Several`` all are.
@@ -351,7 +351,7 @@ def test_transform_refuses_a_wrong_graph(monkeypatch: pytest.MonkeyPatch) -> Non
         node.args = (node.args[0], node.args[1], node.args[2] * 2)
         return graph
 
-    monkeypatch.setattr(sys.modules["unitify.transform"], "rewrite", wrong)
+    monkeypatch.setattr(sys.modules["unitify.transforming"], "rewrite", wrong)
     with pytest.raises(unitify.UnitifyError) as caught:
         unitify.transform(nn.Linear(4, 4), (torch.randn(3, 4) * 2.0**9,), scales="measured")
     assert caught.value.code == "U502"

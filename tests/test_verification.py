@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import unitify
-from unitify.verify.comparison import compare, difference_of, same
+from unitify.verifying.comparison import compare, difference_of, same
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 

@@ -5,8 +5,6 @@ for is imported when it is first asked for.
 """
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import unitify.runtime as _runtime  # noqa: F401  (registers the operators of emitted graphs)
@@ -38,9 +36,9 @@ if TYPE_CHECKING:
     from unitify.scheme import UMuP as UMuP
     from unitify.scheme import UnitScheme as UnitScheme
     from unitify.serve.kv_cache import kv_cache as kv_cache
-    from unitify.transform import estimate as estimate
-    from unitify.transform import transform as transform
-    from unitify.transform import verify as verify
+    from unitify.transforming import estimate as estimate
+    from unitify.transforming import transform as transform
+    from unitify.transforming import verify as verify
     from unitify.verification import Verification as Verification
 
 #: Module → what of it is public here, as the type checker reads above.
@@ -63,7 +61,7 @@ _HOMES = {
     "report.model_report": "ModelReport",
     "scheme": "UMuP UnitScheme",
     "serve.kv_cache": "kv_cache",
-    "transform": "estimate transform verify",
+    "transforming": "estimate transform verify",
     "verification": "Verification",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
@@ -71,23 +69,14 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names.spli
 __all__ = sorted([*_HOME, "__version__", "optim"])
 
 
-class _Package(ModuleType):
-    def __getattr__(self, name: str) -> Any:
-        if name == "optim":
-            return importlib.import_module("unitify.optim")
-        if name not in _HOME:
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        found = getattr(importlib.import_module(f"unitify.{_HOME[name]}"), name)
-        self.__dict__[name] = found
-        return found
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Python puts a submodule into its package. ``transform`` and ``verify`` are functions.
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *__all__})
+def __getattr__(name: str) -> Any:
+    if name == "optim":
+        return importlib.import_module("unitify.optim")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found = getattr(importlib.import_module(f"unitify.{_HOME[name]}"), name)
+    return found
 
 
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -30,7 +30,7 @@ from unitify.recipe.reader import read_recipe
 from unitify.recipe.recipe import Recipe
 from unitify.report.report import Report, make_report
 from unitify.rulebook.rule_table import load_rules
-from unitify.transform import transform
+from unitify.transforming import transform
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from unitify.reparametrization import Reparametrization
 from unitify.rewrite import rewrite
 from unitify.rulebook.rule_table import load_rules
 from unitify.scheme.reparametrize import reparametrize
-from unitify.verify.running import is_faithful
+from unitify.verifying.running import is_faithful
 
 
 def rebuild(

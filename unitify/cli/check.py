@@ -197,7 +197,7 @@ def _outcome(
 
 def _transformed(found: Target, recipe: Recipe, scales: str, rules: list[Path]) -> Target:
     from unitify.capture.inputs import as_inputs
-    from unitify.transform import transform
+    from unitify.transforming import transform
 
     args, kwargs = as_inputs(found.model, found.batches[0]) if found.batches else ((), None)
     batches = list(found.batches) or None

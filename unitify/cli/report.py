@@ -107,7 +107,7 @@ def _transformed(
     advance: Callable[[str], None],
 ) -> UnitScaledModule:
     from unitify.capture.inputs import as_inputs
-    from unitify.transform import transform
+    from unitify.transforming import transform
 
     batches = list(opened.batches)
     args, kwargs = as_inputs(opened.model, batches[0]) if batches else ((), {})

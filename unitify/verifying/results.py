@@ -25,7 +25,7 @@ from unitify.capture.places import MISSING, PLAIN, Cell, cells
 from unitify.capture.state import State
 from unitify.capture.watching import HOOKS
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.verify.calls import Call
+from unitify.verifying.calls import Call
 
 #: Attributes that only a transformed module has: constants of recordings, and the code of islands.
 _OURS = ("captured_", "forward")

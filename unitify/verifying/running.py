@@ -34,12 +34,12 @@ from unitify.module.assembly import unscaled
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.rulebook.rule_table import RuleTable
 from unitify.verification import Difference, Verification
-from unitify.verify.calls import Call, calls_of
-from unitify.verify.comparison import compare
-from unitify.verify.results import asking_of, results_of, run
-from unitify.verify.underflow import underflowing_gradients
-from unitify.verify.validation import validate, validate_parameters
-from unitify.verify.yardstick import rounding_among, yardstick
+from unitify.verifying.calls import Call, calls_of
+from unitify.verifying.comparison import compare
+from unitify.verifying.results import asking_of, results_of, run
+from unitify.verifying.underflow import underflowing_gradients
+from unitify.verifying.validation import validate, validate_parameters
+from unitify.verifying.yardstick import rounding_among, yardstick
 
 
 def verify_module(

@@ -30,8 +30,8 @@ from unitify.module.unit_scaled import UnitScaledModule
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.rulebook.rule_table import RuleTable
 from unitify.rulebook.schema import named_arguments, nodes_of, operation_name
-from unitify.verify.comparison import difference_of
-from unitify.verify.equation import (
+from unitify.verifying.comparison import difference_of
+from unitify.verifying.equation import (
     Equation,
     Place,
     equation,

@@ -20,8 +20,8 @@ from unitify.capture.equality import strided
 from unitify.capture.execution import LossFunction
 from unitify.capture.tree import copy_of
 from unitify.verification import Difference
-from unitify.verify.calls import Call
-from unitify.verify.results import Asking, named, run
+from unitify.verifying.calls import Call
+from unitify.verifying.results import Asking, named, run
 
 #: The module's error may be this many times the model's. Both errors are draws of one distribution,
 #: and one may be small by luck.

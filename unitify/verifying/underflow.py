@@ -11,8 +11,8 @@ from torch.utils import _pytree as pytree
 
 from unitify.capture.execution import LossFunction
 from unitify.diagnostics import GradientsUnderflow
-from unitify.verify.calls import Call
-from unitify.verify.results import Asking, run
+from unitify.verifying.calls import Call
+from unitify.verifying.results import Asking, run
 
 #: A smaller share of subnormal elements weighs less than the rounding of the others.
 _NOTICEABLE = 0.01

@@ -44,7 +44,7 @@ from unitify.rulebook.rule_table import load_rules
 from unitify.scheme.options import UnitScheme, read_scheme
 from unitify.scheme.reparametrize import reparametrize
 from unitify.verification import Difference, Verification
-from unitify.verify.running import is_faithful, lost_by_recording, notes_on, verify_module
+from unitify.verifying.running import is_faithful, lost_by_recording, notes_on, verify_module
 
 #: Called after each stage with its name and what it made.
 StageObserver = Callable[[str, Any], None]
