@@ -34,7 +34,9 @@ def problem_of(text: str, path: Path) -> UnitifyError:
 
 def test_the_shipped_rows_are_checked() -> None:
     assert checked_rules() == RULES
-    assert all(re.fullmatch(r"rules/\w+\.toml:[1-9]\d*", r.place) for r in checked_rules().values())
+    assert all(
+        re.fullmatch(r"rules/\w+\.toml:[1-9]\d*", r.location) for r in checked_rules().values()
+    )
 
 
 def test_counts_are_those_of_the_language() -> None:
@@ -105,40 +107,40 @@ WRONG: dict[str, tuple[str, int, str]] = {
         "linear = ['self']\ndims = { one = 'two', two = '1' }\nterms = { out = 'one', self = '1' }",
         2, "'two' means nothing",
     ),
-    "a gradient in front": ("forward = { square = 'square(grad)' }", 1, "not known here"),
+    "a gradient in front": ("forward = { square = 'square(grad)' }", 1, "needs the gradient"),
     "moments where sizes count": (
         "linear = ['self']\nterms = { out = 'mean(self)', self = '1' }", 2, "mean(self)",
     ),
     "a key of law": ("law = { out = 'self', dimm = 'dim' }", 1, "no argument 'dimm'"),
-    "a type": ("law.out = 'self'\nonly = { dtype = ['torch.flaot32'] }", 2, "is no type"),
-    "no result": ("law = { self = 'self' }", 1, "nothing of its result"),
-    "a text for a list": ("linear = 'self'", 1, "no list"),
-    "a number for a formula": ("forward = { square = 1 }", 1, "no text"),
+    "a type": ("law.out = 'self'\nonly = { dtype = ['torch.flaot32'] }", 2, "is not a type"),
+    "no result": ("law = { self = 'self' }", 1, "the scale of its result"),
+    "a text for a list": ("linear = 'self'", 1, "not a list"),
+    "a number for a formula": ("forward = { square = 1 }", 1, "not text"),
     "a text for a flag": ("unit = 'yes'", 1, "neither true nor false"),
     "words": ("parameters = { self = 'gian' }", 1, "bias|gain|table"),
     "a domain": ("domain = { self = [1, 0] }", 1, "least and the greatest"),
     "dimensions": ("over = 'trailing'", 1, "trailing|argument"),
-    "coefficient alone": ("coefficient = '2'", 1, "nothing without linear"),
-    "window alone": ("linear = ['self']\nwindow = true", 2, "nothing without terms"),
-    "over alone": ("forward.square = '1'\nover = [0]", 2, "nothing is averaged"),
+    "coefficient alone": ("coefficient = '2'", 1, "no effect without linear"),
+    "window alone": ("linear = ['self']\nwindow = true", 2, "no effect without terms"),
+    "over alone": ("forward.square = '1'\nover = [0]", 2, "no average"),
     "average alone": ("forward.square = 'average(square(self))'", 1, "has no over"),
-    "backward alone": ("backward.self.square = 'square(grad)'", 1, "nothing without forward"),
+    "backward alone": ("backward.self.square = 'square(grad)'", 1, "no effect without forward"),
     "defaults alone": ("law.out = 'self'\ndefaults = { dim = '1' }", 2, "neither the law nor"),
-    "loss alone": ("loss = true", 1, "nothing without logits"),
-    "an unused name": ("forward.square = '1'\nwhere.unused = '2'", 2, "nothing names 'unused'"),
-    "an empty value": ("linear = []", 1, "no list with something in it"),
-    "two ways": ("elementwise = 'self'\nlinear = ['self']", 1, "linear gives the moments already"),
+    "loss alone": ("loss = true", 1, "no effect without logits"),
+    "an unused name": ("forward.square = '1'\nwhere.unused = '2'", 2, "no formula uses 'unused'"),
+    "an empty value": ("linear = []", 1, "not a list with entries"),
+    "two ways": ("elementwise = 'self'\nlinear = ['self']", 1, "linear already gives the moments"),
     "two squares": ("forward = { square = '1', rms = '1' }", 1, "one of square, rms and var"),
-    "uncounted": ("linear = ['self']\nterms = { out = '1' }", 2, "does not count those of 'self'"),
-    "names alike": ("where = { gm = '2', m = '1' }\nforward.square = 'gm + m'", 1, "one slip"),
-    "a sign apart": ("forward.square = '( - 2)'", 1, "apart from what it belongs to"),
+    "uncounted": ("linear = ['self']\nterms = { out = '1' }", 2, "no count for 'self'"),
+    "names alike": ("where = { gm = '2', m = '1' }\nforward.square = 'gm + m'", 1, "typing error"),
+    "a sign apart": ("forward.square = '( - 2)'", 1, "has a space after it"),
     "no spaces": ("where.n = '2'\nforward.square = 'n-2'", 2, "no spaces around"),
     "a sample's function": ("sample = { self = 'norml(4)', dim = 0 }", 1, "calls 'norml'"),
     "a sample's option": ("sample = { self = 'normal(4, rsm=1.0)', dim = 0 }", 1, "rsm"),
     "a sample's argument": ("sample = { slf = 'normal(4)', dim = 0 }", 1, "no argument 'slf'"),
-    "half a sample": ("sample = { self = 'normal(4)' }", 1, "gives no dim"),
-    "a parent": ("like = 'aten.cumsun.default'", 1, "no other row of this file"),
-    "itself": ("like = 'aten.cumsum.default'", 1, "no other row of this file"),
+    "half a sample": ("sample = { self = 'normal(4)' }", 1, "lacks dim"),
+    "a parent": ("like = 'aten.cumsun.default'", 1, "not another row of this file"),
+    "itself": ("like = 'aten.cumsum.default'", 1, "not another row of this file"),
 }  # fmt: skip
 
 
@@ -169,7 +171,7 @@ def test_an_overload_that_there_is_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["x = ", "[a\n", '["aten.exp.default"]\n["aten.exp.default"]\n'])
 def test_what_is_no_toml_has_a_line(text: str, tmp_path: Path) -> None:
     error = problem_of(text, tmp_path / "mine.toml")
-    assert re.search(r"mine\.toml:\d+\] .*no TOML", str(error))
+    assert re.search(r"mine\.toml:\d+\] .*not TOML", str(error))
 
 
 def test_lines_of_long_values(tmp_path: Path) -> None:

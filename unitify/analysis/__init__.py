@@ -1,1 +1,1 @@
-"""Second stage, without data: moments of every value and gradient by the rules."""
+"""Second stage, without data: moments of every value and gradient, predicted by the rules."""

@@ -1,4 +1,4 @@
-"""Estimates by analysis: moments carried through the graph by the rules, without data."""
+"""Estimates by analysis: the rules propagate moments through the graph, without data."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from unitify.rulebook.rule_table import RuleTable
 
 @dataclass(frozen=True)
 class Analysis:
-    """Estimates and, for every value, the step that led to them in each direction.
+    """Estimates, and the step that gave each of them, in both directions.
 
-    ``diagnostics``: operations whose moments were sampled or assumed, against what their rows say.
+    ``diagnostics``: operations whose moments were sampled or assumed although they have a row.
     """
 
     estimates: Estimates
@@ -36,8 +36,8 @@ def analyze(
 ) -> Analysis:
     """Predict the RMS of every value of ``capture`` and of its gradient.
 
-    ``weight_rms``: RMS of weight matrices that hold no data (meta device); the initializer's
-    range of a Hugging Face config, else fan_in^-1/2, where None.
+    ``weight_rms``: RMS of weight matrices without data (meta device). None takes the
+    ``initializer_range`` of a Hugging Face config, else fan_in^-1/2.
     """
     forward = ForwardMoments(capture, rules, weight_rms)
     backward, estimates = both_ways(forward, loss_fn)
@@ -47,7 +47,7 @@ def analyze(
 
 
 def fallen_back(forward: ForwardMoments, where: str) -> tuple[EstimateFellBack, ...]:
-    """One finding for each operation, direction and way, with the number of its nodes."""
+    """One diagnostic for each operation, direction and way, with the number of its nodes."""
     found: dict[tuple[str, str, str], list[str]] = {}
     for one in forward.fallbacks:
         found.setdefault((one.operation, one.direction, one.way), []).append(one.reason)
@@ -63,7 +63,7 @@ def fallen_back(forward: ForwardMoments, where: str) -> tuple[EstimateFellBack, 
 def both_ways(
     forward: ForwardMoments, loss_fn: LossFunction | None = None
 ) -> tuple[BackwardMoments, Estimates]:
-    """Run ``forward``, and moments of gradients back through it; the RMS that both find."""
+    """Predict moments forward, then those of gradients backward. Gives the RMS of both, too."""
     forward.run()
     backward = BackwardMoments(forward, loss_fn)
     backward.run()

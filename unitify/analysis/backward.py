@@ -32,7 +32,7 @@ class BackwardMoments:
         self.of = forward
         self.loss_fn = loss_fn
         self.grads: dict[fx.Node, Results] = {}
-        #: Over which dimensions the gradient of a value sums to zero.
+        #: The dimensions over which the gradient of a value sums to zero.
         self.balances: dict[fx.Node, Balance] = {}
         self.steps: dict[str, list[Step]] = {}
         self.differentiable = _differentiable(forward.capture)
@@ -137,7 +137,7 @@ class BackwardMoments:
     def _balance(
         self, operation: Operation, rule: Rule | None, operands: dict[str, Any], name: str
     ) -> Balance:
-        """What is known of the gradient of one operand, by the row or from the result's."""
+        """The balance of the gradient of one operand, by the row or from that of the result."""
         known = balance_by_rule(operation, rule, name)
         balance = self.balances.get(operation.node)
         if known is not None or balance is None:
@@ -166,7 +166,7 @@ class BackwardMoments:
             try:
                 return self._by_rule(operation, rule, operands, grads, wanted, position), way
             except RuntimeError as error:
-                # As in the forward direction: what cannot run on moments runs on samples.
+                # As in the forward direction: an operation that rejects moments runs on samples.
                 reason = first_line(error)
         operands = {n: m for n, m in operands.items() if n in operation.operands}
         try:
@@ -205,7 +205,7 @@ class BackwardMoments:
             name = rule.elementwise
             _, slope = quadrature(lambda x: operation({name: x}), operands[name])
             return {name: [Moment(slope.mean * first.mean, slope.square * first.square)]}
-        # An operand without a formula gets no gradient (it lends its shape or type).
+        # An operand without a formula gets no gradient (only its shape or type is used).
         return {
             n: [formula_gradient(operation, rule, operands, n, first, seed)]
             for n in wanted

@@ -1,10 +1,10 @@
-"""Gradients that sum to zero over some dimensions, and what that leaves of others.
+"""Gradients that sum to zero over some dimensions, and gradients that are zero for that reason.
 
-A function that does not change when all elements along some dimensions move together (a softmax, a
-norm in train mode, an attention in its keys) hands back a gradient whose sum over these dimensions
-is zero. So is the gradient of a bias that is added along them: what is measured there is rounding.
-A row's ``balanced`` names such operands. What other operations make of the property is tried on one
-draw of their operands: it holds for numbers in general position or not at all.
+Some functions do not change when all elements along some dimensions move together (a softmax, a
+norm in train mode, an attention in its keys). Their gradient sums to zero over these dimensions.
+So the gradient of a bias that is added along them is zero, and a run measures only rounding there.
+A row's ``balanced`` names such operands. For other operations the property is tested on one draw
+of their operands: for random numbers it holds always or never.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from unitify.rulebook.operation import Operation
 from unitify.rulebook.refusal import refusals
 from unitify.rulebook.rule_table import Rule
 
-#: Dimensions, counted from the end, over which a gradient sums to zero, jointly. None of them: the
-#: gradient itself is zero. None: nothing is known.
+#: Dimensions, counted from the end, over which a gradient sums to zero, jointly. An empty set: the
+#: gradient itself is zero. None: unknown.
 Balance = frozenset[int] | None
-#: Sums that are this small beside what is summed are zero, in double precision.
+#: A sum this small relative to its terms is zero: float64 rounds at 1e-16, and sums of up to
+#: ``_LARGE`` terms add a few digits.
 _ROUNDING = 1e-9
-#: Beyond this many elements nothing is tried.
+#: Larger operands and results are not tested, to bound the time.
 _LARGE = 2**16
 
 
 def balance_by_rule(operation: Operation, rule: Rule | None, name: str) -> Balance:
-    """What the row says of the gradient of one operand, whatever the result's is."""
+    """The balance that the row gives for the gradient of one operand."""
     said = rule.balanced.get(name) if rule is not None else None
     if rule is None or said is None:
         return None
@@ -47,9 +48,9 @@ def balance_by_rule(operation: Operation, rule: Rule | None, name: str) -> Balan
 def passed_on(
     operation: Operation, name: str, operands: Mapping[str, Any], balance: frozenset[int]
 ) -> Balance:
-    """What is known of the gradient of one operand if the result's has this balance.
+    """The balance of the gradient of one operand, for this balance of the result's gradient.
 
-    ``operands``: moments of all of them, by name.
+    ``operands``: moments of all operands, by name.
     """
     if not isinstance(operation.operands.get(name), fx.Node):
         return None

@@ -1,7 +1,7 @@
-"""Numbers that a rule's ``dims`` may name and that no shape tells: they take a function to count.
+"""Counts that a rule's ``dims`` may name and that do not follow from shapes alone.
 
-Each is computed from an ``Operation`` (its shapes, its numbers, the masks and indices that the
-example leads to) and the moments of its operands.
+Each is a function of an ``Operation`` (its shapes, its numbers, the masks and indices of the
+example) and the moments of its operands.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from unitify.rulebook.extremes import LIMIT
 from unitify.rulebook.operation import Operation
 from unitify.rulebook.schema import named_arguments
 
-#: Queries are told apart into this many groups of neighbors.
+#: Queries are averaged within this many groups of neighbors: one number a query would make the
+#: moments of an attention as large as its result.
 _GROUPS = 8
 
 
 def attended_keys(operation: Operation, operands: Mapping[str, Any]) -> Tensor:
-    """How many keys an attention mask leaves to attend to, by query: [queries, 1], or [1, 1].
+    """The number of keys that an attention mask allows, by query: [queries, 1], or [1, 1].
 
-    Over batches and heads, and over neighbors among many queries, it is the harmonic mean, because
-    uniform attention over k keys divides the variance by k.
+    It is the harmonic mean over batches, heads and groups of queries, because uniform attention
+    over k keys divides the variance by k.
     """
     queries, keys = operation.shape("query")[-2], operation.shape("key")[-2]
     mask = operation.number("attn_mask")
@@ -49,27 +50,27 @@ def attended_keys(operation: Operation, operands: Mapping[str, Any]) -> Tensor:
 
 
 def overlaps(operation: Operation, _operands: Mapping[str, Any]) -> float:
-    """Pairs (window position, place in the window) that meet the image and not its padding.
+    """Pairs (window position, tap) that fall on the image and not on its padding.
 
     For one channel of one image, over all spatial dimensions.
     """
     return math.prod(
         sum(
-            0 <= position * w.stride - w.padding + place * w.dilation < w.image
+            0 <= position * w.stride - w.padding + tap * w.dilation < w.image
             for position in range(w.positions)
-            for place in range(w.kernel)
+            for tap in range(w.kernel)
         )
         for w in _windows(operation)
     )
 
 
 def positions(operation: Operation, _operands: Mapping[str, Any]) -> float:
-    """Positions of the window: the elements of a convolution's output plane."""
+    """Positions of the window: the elements of one channel of a convolution's output."""
     return math.prod(w.positions for w in _windows(operation))
 
 
-def places(operation: Operation, _operands: Mapping[str, Any]) -> float:
-    """Elements of the image plane that the window moves over."""
+def pixels(operation: Operation, _operands: Mapping[str, Any]) -> float:
+    """Pixels of the image over which the window moves, in one channel."""
     return math.prod(w.image for w in _windows(operation))
 
 
@@ -86,9 +87,9 @@ class _Window:
 
 
 def _windows(operation: Operation) -> list[_Window]:
-    """Spatial dimensions of a convolution, a pool, or a change between image and columns.
+    """Spatial dimensions of a convolution, a pool, an im2col or a col2im.
 
-    A transposed convolution moves its window over the output.
+    The window of a transposed convolution moves over its output.
     """
     arguments = named_arguments(operation.node)
     first = next(iter(arguments))
@@ -124,25 +125,25 @@ def _windows(operation: Operation) -> list[_Window]:
 
 
 def _each(value: Any, count: int) -> list[Any]:
-    """One number a spatial dimension, from a number or a list; empty from an empty list."""
+    """One number a spatial dimension, from a number or a list; an empty list stays empty."""
     if isinstance(value, list | tuple):
         return list(value) * count if len(value) == 1 else list(value)
     return [value] * count
 
 
 def targets(operation: Operation, _operands: Mapping[str, Any]) -> float:
-    """Class targets that count: all but those that equal ``ignore_index``."""
+    """The number of class targets other than ``ignore_index``."""
     target = operation.number("target")
     if isinstance(target, Tensor) and not target.is_floating_point():
         return float((target != operation.number("ignore_index")).sum().clamp_min(1))
     return float(math.prod(operation.shape("target")))
 
 
-#: Name in a rule file → how it is counted.
+#: Name in a rule file → the function that counts it.
 COUNTS: dict[str, Callable[[Operation, Mapping[str, Any]], float | Tensor]] = {
     "attended_keys": attended_keys,
     "overlaps": overlaps,
-    "places": places,
+    "pixels": pixels,
     "positions": positions,
     "targets": targets,
 }

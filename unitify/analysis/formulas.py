@@ -31,7 +31,7 @@ def formula_forward(operation: Operation, rule: Rule, operands: Mapping[str, Mom
 def formula_statistics(
     operation: Operation, rule: Rule, operands: Mapping[str, Moment], name: str
 ) -> Moment:
-    """Moments of one operand, by the row's ``statistics``, from the operands that these name."""
+    """Moments of one operand, by the row's ``statistics`` of other operands."""
     mean, square = _evaluated(operation, rule, rule.statistics[name], operands)
     shape = operation.shape(name)
     return Moment(fit(mean, shape), fit(square, shape))
@@ -47,9 +47,9 @@ def formula_gradient(
 ) -> Moment:
     """Moments of the gradient of one operand, by the row's ``backward``.
 
-    What is the same all along a dimension (the row's ``common``) is drawn. A ``broadcast`` row
-    states them for an element of the result: they are summed over the dimensions along which the
-    operand was broadcast.
+    The part that elements along a dimension share (the row's ``common``) is drawn at random. The
+    formulas of a ``broadcast`` row hold for an element of the result, and are summed over the
+    dimensions along which the operand was broadcast.
     """
     moments = rule.backward[name]
     mean, square = _evaluated(operation, rule, moments, {**operands, "grad": grad})
@@ -71,7 +71,7 @@ def _with_common(
     found: Moment,
     seed: int,
 ) -> Moment:
-    """``found`` whose mean holds one draw of what all elements along a dimension share."""
+    """``found``, with one draw of the shared part added to its mean."""
     common = rule.common[name]
     var = torch.minimum(_evaluated(operation, rule, common.var, operands)[0], found.var)
     shape = list(operation.shape(name))
@@ -83,7 +83,7 @@ def _with_common(
 
 
 def _along_channels(shape: tuple[int, ...], ndim: int) -> tuple[int, ...]:
-    """``shape`` (one entry) as that of an operand along dimension 1 of ``ndim``."""
+    """``shape``, of one entry, moved to dimension 1 of ``ndim`` dimensions."""
     return (*shape, *[1] * (ndim - 2)) if len(shape) == 1 else shape
 
 
@@ -114,7 +114,7 @@ def _laid(moment: Moment, ndim: int) -> Moment:
 def formula_values(
     operation: Operation, rule: Rule, operands: Mapping[str, Moment]
 ) -> dict[str, Any]:
-    """Numbers that the formulas of a row may name, for this node; arrays where a count is one."""
+    """Numbers that the formulas of a row may name at this node. A count may be an array."""
     values: dict[str, Any] = symbol_values(operation.node)
     for name, argument in named_arguments(operation.node).items():
         if isinstance(argument, fx.Node) and name not in values:
@@ -157,12 +157,12 @@ class Over:
 
 
 def over_dimensions(operation: Operation, rule: Rule) -> Over:
-    """What ``average`` and ``largest`` run over at this node."""
+    """The dimensions of ``average`` and ``largest`` at this node."""
     return Over(tuple(_over(operation, rule, len(_widest(operation)))))
 
 
 def _widest(operation: Operation) -> tuple[int, ...]:
-    """The shape of the operand with most dimensions."""
+    """The shape of the operand with the most dimensions."""
     shapes = [operation.shape(n) for n in operation.operands if _is_tensor(operation, n)]
     return max(shapes, key=len, default=())
 
@@ -191,7 +191,7 @@ def _over(operation: Operation, rule: Rule, ndim: int) -> list[int]:
         if argument is None or not listed:
             listed = list(range(ndim))
     if any(not -ndim <= d < ndim for d in listed):
-        raise CannotRun(f"it has {ndim} dimensions, not those that its row averages over")
+        raise CannotRun(f"it has {ndim} dimensions, and its row averages over others")
     return [d if d < 0 else d - ndim for d in listed]
 
 

@@ -1,8 +1,8 @@
 """Moments of every value of a graph, from its inputs and parameters to its outputs.
 
-Each operation's row in the rule table says how: by counting or running its sums
-(``linear_moments``), by quadrature (``moments``), by formula (``formula_moments``), or on samples
-(``sampled_moments``). What is not floating (sizes, masks, indices) is computed as it is.
+Each operation's row in the rule table chooses the way: count or run its sums (``linear``),
+``quadrature``, ``formulas``, or samples (``sampled``). Sizes, masks and indices are computed as
+they are.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from unitify.analysis.moments import (
 from unitify.analysis.quadrature import quadrature
 from unitify.analysis.ranges import EVERYTHING, range_of
 from unitify.analysis.running_statistics import running_statistics
-from unitify.analysis.sampled import observed, pooled, repetitions, sampled_results, told_apart
+from unitify.analysis.sampled import observed, pooled, repetitions, sampled_results, varying
 from unitify.capture.whole import Capture
 from unitify.rulebook.dimensions import hint, shape_of
 from unitify.rulebook.extremes import extreme_values, holds_mask
@@ -37,16 +37,16 @@ from unitify.rulebook.refusal import first_line
 from unitify.rulebook.rule_table import Rule, RuleTable
 from unitify.rulebook.schema import named_arguments, operation_name
 
-#: One entry a result of an operation; None for a result that is not floating.
+#: One entry for each result of an operation; None for a result that is not floating.
 Results = list["Moment | None"]
-#: Numbers that the moments of all values of a graph may take together, in either direction; and
-#: those of one value: its channels, apart for some dozen positions.
+#: The most numbers that the moments of all values of a graph may hold, in each direction (256 MB
+#: in float64), and the most for one value: its channels at some dozen positions.
 MEMORY, ONE = 2**25, 2**15
 
 
 @dataclass(frozen=True)
 class Step:
-    """How one RMS was derived: ``inputs`` holds the RMS of the values that it follows from.
+    """How one RMS was derived. ``inputs``: the RMS of the values that it follows from.
 
     ``way``: given, exact, run, quadrature, formula, sampled, assumed, or running statistics.
     """
@@ -58,9 +58,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Fallback:
-    """An operation whose moments are not what its row says they are: ``sampled`` or ``assumed``.
+    """An operation whose moments do not follow its row: they are ``sampled`` or ``assumed``.
 
-    ``direction``: "forward" or "backward". ``reason``: what the operation refused, in its words.
+    ``direction``: "forward" or "backward". ``reason``: the operation's error message.
     """
 
     operation: str
@@ -70,7 +70,7 @@ class Fallback:
 
 
 class ForwardMoments:
-    """Moments of every floating value; plain values of everything else."""
+    """Moments of every floating value, and the values of all others."""
 
     def __init__(self, capture: Capture, rules: RuleTable, weight_rms: float | None) -> None:
         self.capture = capture
@@ -78,11 +78,11 @@ class ForwardMoments:
         self.weight_rms = weight_rms
         self.moments: dict[fx.Node, Results] = {}
         self.known: dict[fx.Node, Any] = {}
-        #: RMS of weights, whose moments are not kept.
+        #: RMS of weights. Their moments are as large as they are, and not kept.
         self.weights: dict[fx.Node, float] = {}
         self.steps: dict[str, Step] = {}
         self.ways: dict[fx.Node, str] = {}
-        #: In both directions, one a node.
+        #: Those of both directions, one a node.
         self.fallbacks: list[Fallback] = []
         self.elements = min(MEMORY // max(len(capture.graph.nodes), 1), ONE)
         self.masks = extreme_values(capture.graph, rules, capture.example, capture.attribute)
@@ -102,14 +102,14 @@ class ForwardMoments:
                 self._call(node, position)
 
     def rms(self, node: fx.Node) -> float | None:
-        """Predicted RMS of ``node``; None where nothing is known."""
+        """Predicted RMS of ``node``; None where it is unknown."""
         if node in self.weights:
             return self.weights[node]
         moment = self.moment(node)
         return moment.rms if moment is not None else None
 
     def moment(self, node: fx.Node) -> Moment | None:
-        """What is known of a value; weights are read anew each time, they are large."""
+        """The moments of a value. Those of a weight are computed again for each call."""
         if node in self.moments:
             return self.moments[node][0]
         if node.op == "get_attr" and is_scalable(node):
@@ -182,7 +182,7 @@ class ForwardMoments:
         self._note(node, [moment], "run", {source.name: moment.rms})
 
     def _note(self, node: fx.Node, results: Results, way: str, inputs: Mapping[str, float]) -> None:
-        # Masks are counted element by element.
+        # ``attended_keys`` counts a mask element by element.
         self.moments[node] = [
             m if m is None or node in self.masks else limited(m, self.elements) for m in results
         ]
@@ -205,11 +205,11 @@ class ForwardMoments:
             else:
                 self.known[node] = operation()
         except RuntimeError:
-            # An integer nobody can know without data (an index beyond, an empty selection).
+            # This integer depends on data (an index out of range, an empty selection).
             self.known[node] = None
 
     def operands(self, operation: Operation, rule: Rule | None) -> dict[str, Any]:
-        """Moments of the floating operands, and of what a rule's formula treats as one."""
+        """Moments of the floating operands, and of others that a rule's formula names."""
         found: dict[str, Any] = {}
         row = rule or self.rules.get(operation_name(operation.node))
         domain = row.domain if row is not None else {}
@@ -261,7 +261,7 @@ class ForwardMoments:
             if rule is not None and rule.forward is not None:
                 return [formula_forward(operation, rule, operands)], "formula"
         except RuntimeError as error:
-            # The operation cannot run on moments (it wants another type or layout): sample it.
+            # The operation rejects moments (it needs another type or layout): sample it.
             reason = first_line(error)
         return self._sample(operation, operands, position, reason)
 
@@ -273,7 +273,7 @@ class ForwardMoments:
         results: Results,
         way: str,
     ) -> Results:
-        """The (only) result with what is known of its range."""
+        """The only result, with its range."""
         first = results[0] if len(results) == 1 else None
         if rule is None or first is None or way not in ("run", "formula", "sampled"):
             return results
@@ -284,14 +284,14 @@ class ForwardMoments:
         return results if found == EVERYTHING else [first.within(*found)]
 
     def fall_back(self, operation: Operation, direction: str, way: str, reason: str) -> None:
-        """Note that moments are not what a row says."""
+        """Note that moments do not follow the row."""
         name = operation_name(operation.node)
         self.fallbacks.append(Fallback(name, direction, way, reason))
 
     def _runs(self, operation: Operation, rule: Rule) -> bool:
-        """Is a linear operation run as it is? One with a formula is if the model alone says how.
+        """Is a linear operation run on moments? One with a formula is, where no input decides.
 
-        An embedding of positions is known row by row; of the user's tokens, only on average.
+        An embedding of positions is known row by row, one of the user's tokens only on average.
         """
         return rule.forward is None or not any(
             n in self.from_inputs for n in operation.node.all_input_nodes if not is_scalable(n)
@@ -300,7 +300,7 @@ class ForwardMoments:
     def _sample(
         self, operation: Operation, operands: dict[str, Any], position: int, reason: str = ""
     ) -> tuple[Results, str]:
-        """``reason``: why the row is not followed; "" where it says nothing of moments."""
+        """``reason``: why the row is not followed; "" where it gives no moments."""
         operands = {n: m for n, m in operands.items() if n in operation.operands}
         try:
             repeated = [
@@ -316,7 +316,7 @@ class ForwardMoments:
             self.fall_back(operation, "forward", "sampled", reason)
         self.known[operation.node] = repeated[0]
         shapes = operation.result_shapes
-        apart = [told_apart(operands, s) for s in shapes]
+        apart = [varying(operands, s) for s in shapes]
         return [
             _observed_or_none(values, a)
             for values, a in zip(zip(*repeated, strict=True), apart, strict=True)
@@ -324,13 +324,13 @@ class ForwardMoments:
 
 
 def _exactly_or_none(value: Any) -> Moment | None:
-    """Moments of a computed tensor; None for what is not floating."""
+    """Moments of a computed tensor; None if it does not float."""
     is_floating = isinstance(value, Tensor) and value.is_floating_point()
     return compressed(exactly(value)) if is_floating else None
 
 
 def _observed_or_none(values: Sequence[Any], apart: list[int]) -> Moment | None:
-    """Moments of samples, apart along these dimensions; None for what is not floating."""
+    """Moments of samples, separate along the dimensions ``apart``; None if they do not float."""
     if not isinstance(values[0], Tensor) or not values[0].is_floating_point():
         return None
     return pooled([observed(value, apart) for value in values])
@@ -341,5 +341,5 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def linear_names(rule: Rule, operands: Mapping[str, Any]) -> list[str]:
-    """Operands that are multiplied or added: those that the row counts terms for."""
+    """Operands that are multiplied or added: those for which the row counts terms."""
     return [n for n in operands if n in rule.linear or n in rule.terms]

@@ -4,10 +4,10 @@ For y = Σ a·x·w with independent x and w,
 
     E[y] = f(E[x], E[w]),    Var[y] = a·(f(E[x²], E[w²]) − f(E[x]², E[w]²)),
 
-where f is the operation and a its constant coefficient; gradients use its transpose (its
-vector-Jacobian product) in the same way. Where nothing but one number is known of every
-operand, the count of products does (``terms`` of the rule). An operation that only selects
-(where, scatter, pad) is linear in all operands at once; the same two lines hold for it.
+where f is the operation and a its constant coefficient. Gradients follow in the same way from its
+transpose (its vector-Jacobian product). Where the moments of every operand are uniform, the count
+of products is enough (``terms`` of the rule). An operation that only selects (where, scatter, pad)
+is linear in all operands at once, and the same formulas hold.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from unitify.rulebook.dimensions import evaluate
 from unitify.rulebook.operation import Operation
 from unitify.rulebook.rule_table import Rule
 
-#: Beyond this many elements an operand of which one number is known is counted and not expanded.
+# Larger arrays are not built, to bound time and memory; terms are counted instead.
+#: The most elements of a uniform operand that is expanded.
 _LARGE = 2**22
-#: Beyond this many elements the gradient of an operand is counted: one number is wanted of it.
+#: The most elements of an operand whose gradient is computed on arrays.
 _HUGE = 2**24
-#: Beyond this many elements a uniform gradient through a view is not followed place by place.
+#: The most elements of a view through which a uniform gradient is followed.
 _MOVED = 2**18
 
 
@@ -89,10 +90,10 @@ def linear_gradient(
 def summed_gradient(
     operation: Operation, rule: Rule, operands: Operands, name: str, grads: list[Moment]
 ) -> list[Moment] | None:
-    """One number for the gradient of a parameter; None where no count of terms tells it.
+    """One number for the gradient of a parameter; None where it does not follow from ``terms``.
 
-    It is a product of two vectors for each term, whose mean squares multiply, if the terms are
-    alike: known along the channels alone.
+    Each term is a product of two numbers, whose mean squares multiply. The terms must be alike,
+    so moments may vary along one dimension only.
     """
     is_list = any(isinstance(m, list) for m in operands.values())
     if name not in rule.terms or is_list or len(grads) > 1:
@@ -104,14 +105,14 @@ def summed_gradient(
 
 
 def _typical(moment: Moment) -> Moment:
-    """An element with the mean squares of the whole, and of its mean."""
+    """Uniform moments: the mean of the squares, and the RMS of the means."""
     shape = (1,) * moment.mean.dim()
     mean = moment.mean.square().mean().sqrt().double().reshape(shape)
     return Moment(mean, moment.square.mean().double().reshape(shape))
 
 
 def repeats(operation: Operation, rule: Rule) -> bool:
-    """Is the gradient of the (only) operand that of the result, once for each that was summed?"""
+    """Does a sum over one operand give each summed element the gradient of the result?"""
     if len(rule.linear) != 1 or "out" not in rule.terms or rule.linear[0] not in rule.terms:
         return False
     values = formula_values(operation, rule, {})
@@ -126,7 +127,7 @@ def _is_counted(
     target: str | None = None,
     grad: Moment | None = None,
 ) -> bool:
-    """Would running on arrays take too large ones, for what a count tells as well?"""
+    """Would a run need arrays that are too large, while a count gives the same?"""
     if not rule.terms or any(isinstance(m, list) for m in operands.values()):
         return False
     sizes = {n: math.prod(operation.shape(n)) for n in operands}
@@ -148,7 +149,7 @@ def _all_uniform(operands: Operands) -> bool:
 
 
 def _counts(operation: Operation, rule: Rule, name: str) -> tuple[float, float]:
-    """How many products are summed into an element, and the constant on each."""
+    """The number of products summed into an element, and the coefficient of each."""
     values = formula_values(operation, rule, {})
     return evaluate(rule.terms[name], values), evaluate(rule.coefficient, values)
 

@@ -1,12 +1,12 @@
-"""Moments of a tensor's elements, and how formulas and quadrature carry them on.
+"""Moments of a tensor's elements, and formulas on them.
 
-A ``Moment`` holds E[x] and E[x²] as arrays that broadcast to the tensor's shape: a dimension
-of size one means that all positions along it are alike. A weight is known exactly (its
-mean square is its square), an activation per channel where weights told its channels apart,
-and everything is one number where nothing is known.
+A ``Moment`` holds E[x] and E[x²] as arrays that broadcast to the tensor's shape. A dimension
+of size one means that all positions along it are alike. A weight is known element by element (its
+mean square is its square). An activation is known per channel where weights make its channels
+differ. Otherwise one number holds for the whole tensor.
 
-Elements are taken to be independent. Where a function is applied to them they are normal, or, if
-the range of a value is known, of the distribution of that range (``quadrature``).
+Elements are assumed to be independent. Where a function is applied to them, they are assumed to be
+normal, or to have the distribution of their range where one is known (``quadrature``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from unitify.rulebook.refusal import CannotRun
 
-#: Beyond this many elements what is known is held in single precision.
+#: Moments of more elements than this are held in float32, to halve their memory.
 _LARGE = 2**16
 
 
@@ -29,7 +29,7 @@ _LARGE = 2**16
 class Moment:
     """E[x] and E[x²] of a tensor's elements, as arrays that broadcast to its shape.
 
-    No element is known to be below ``low`` or above ``high``.
+    Every element is between ``low`` and ``high``.
     """
 
     mean: Tensor
@@ -49,17 +49,17 @@ class Moment:
 
     @property
     def is_uniform(self) -> bool:
-        """Is one number known for the whole tensor?"""
+        """Do the same moments hold for the whole tensor?"""
         return self.mean.numel() == 1 and self.square.numel() == 1
 
     def uniform(self) -> Moment:
-        """The moments of an element drawn from anywhere in the tensor."""
+        """The moments of an element at a random position of the tensor."""
         shape = (1,) * self.mean.dim()
         mean, square = self.mean.mean().reshape(shape), self.square.mean().reshape(shape)
         return replace(self, mean=mean, square=square)
 
     def within(self, low: float, high: float) -> Moment:
-        """The same elements, of which no one is outside of this range either."""
+        """The same moments, with the range narrowed to ``low`` and ``high``."""
         return replace(self, low=max(self.low, low), high=min(self.high, high))
 
     def times(self, factor: float) -> Moment:
@@ -78,7 +78,7 @@ def number(value: float, ndim: int = 0) -> Moment:
 
 
 def gaussian(mean: float, rms: float, ndim: int = 0) -> Moment:
-    """A tensor of which only mean and RMS are known."""
+    """The moments of a tensor with only a mean and an RMS."""
     shape = (1,) * ndim
     return Moment(
         torch.full(shape, float(mean), dtype=torch.float64),
@@ -87,7 +87,7 @@ def gaussian(mean: float, rms: float, ndim: int = 0) -> Moment:
 
 
 def exactly(tensor: Tensor) -> Moment:
-    """A tensor whose every element is known."""
+    """The moments of a tensor whose elements are known."""
     dtype = torch.float32 if tensor.numel() > _LARGE else torch.float64
     values = tensor.detach().to(device="cpu", dtype=dtype)
     if not bool(values.sum().isfinite()):
@@ -97,19 +97,19 @@ def exactly(tensor: Tensor) -> Moment:
 
 
 def from_parts(mean: Tensor, var: Tensor) -> Moment:
-    """From mean and variance."""
+    """The moments of a mean and a variance."""
     return Moment(mean, var + mean * mean)
 
 
 def add(a: Moment, b: Moment) -> Moment:
-    """The sum of two independent tensors of one shape."""
+    """The moments of the sum of two independent tensors of one shape."""
     return from_parts(a.mean + b.mean, a.var + b.var)
 
 
 def realized(moment: Moment, shape: tuple[int, ...], seed: int) -> Moment:
-    """One draw of a tensor, as if it were known: what is made of its copies has much in common.
+    """One draw of a tensor as exact moments, for copies that are correlated.
 
-    Its mean square is that of the moment, exactly.
+    The mean square of the draw is exactly that of ``moment``.
     """
     generator = torch.Generator().manual_seed(seed)
     noise = moment.var.sqrt() * torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -119,7 +119,7 @@ def realized(moment: Moment, shape: tuple[int, ...], seed: int) -> Moment:
 
 
 def fit(array: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """``array`` made to broadcast to ``shape``: dimensions that cannot are averaged away."""
+    """``array``, averaged over the dimensions that do not broadcast to ``shape``."""
     while array.dim() > len(shape):
         array = array.mean(0)
     while array.dim() < len(shape):
@@ -131,7 +131,7 @@ def fit(array: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def compress(array: Tensor) -> Tensor:
-    """Keep one position of every dimension along which all positions are equal."""
+    """One position of every dimension along which all positions are equal."""
     for dimension in range(array.dim()):
         if array.shape[dimension] <= 1:
             continue
@@ -143,7 +143,7 @@ def compress(array: Tensor) -> Tensor:
 
 
 def limited(moment: Moment, elements: int) -> Moment:
-    """At most ``elements`` numbers: dimensions along which least differs are averaged away."""
+    """At most ``elements`` numbers: averages over the dimensions that vary least."""
     mean, square = torch.broadcast_tensors(moment.mean, moment.square)
     while square.numel() > elements:
         kept = [d for d, size in enumerate(square.shape) if size > 1]
@@ -156,7 +156,7 @@ def limited(moment: Moment, elements: int) -> Moment:
 
 
 def compressed(moment: Moment) -> Moment:
-    """The same moments with the dimensions along which nothing differs at size one."""
+    """The same moments, with size one along the dimensions in which they do not vary."""
     return replace(moment, mean=compress(moment.mean), square=compress(moment.square))
 
 
@@ -171,9 +171,9 @@ def evaluate_moments(
 ) -> Tensor:
     """A formula on arrays.
 
-    ``operands``: what ``mean(x)``, ``rms(x)``, ``var(x)`` and ``square(x)`` refer to; ``values``:
-    every other name; ``functions``: what those of the row's own names do, on arrays (dimensions
-    are integers).
+    ``operands``: the moments for ``mean(x)``, ``rms(x)``, ``var(x)`` and ``square(x)``;
+    ``values``: every other name; ``functions``: ``average``, ``largest`` and so on, on arrays
+    (dimensions are integers).
     """
 
     def walk(node: sympy.Expr) -> Tensor:
@@ -187,7 +187,7 @@ def evaluate_moments(
         if name in _OF_OPERAND:
             operand = str(node.args[0])
             if operand not in operands:
-                raise CannotRun(f"nothing is known of {operand}")
+                raise CannotRun(f"the moments of {operand} are unknown")
             return _OF_OPERAND[name](operands[operand])
         if name == "average":
             return functions[name](walk(node.args[0]), *(int(a) for a in node.args[1:]))

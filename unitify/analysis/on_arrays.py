@@ -1,7 +1,7 @@
-"""An operation that sums products, run on arrays of moments in place of its operands.
+"""Runs an operation that sums products on arrays of moments instead of its operands.
 
-Takes an operation, its rule and the moments of its operands; gives what the operation makes of any
-part of these, forward, and its transpose of the same part of gradients.
+Takes an operation, its rule and the moments of its operands. Gives the operation of any part of
+these (means, squares), and its transpose of the same part of gradients.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from unitify.rulebook.rule_table import Rule
 
 #: Moments by argument name; a list for an argument that is a list of tensors.
 Operands = Mapping[str, "Moment | list[Moment]"]
-#: Beyond this many elements operands are multiplied in single precision.
+#: Operands of more elements than this are multiplied in float32, for speed.
 _SINGLE = 2**16
-#: So many pixels in a row tell what a window does to any more, if it reaches over half of them.
+#: A larger image with equal pixels is cut to this size, or to twice the window: most pixels lie
+#: inside, and each edge keeps its share.
 _EXTENT = 16
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A dimension that is run with one row: its size, and the dimension of the result it is."""
+    """A dimension that runs with one row: its size, and the dimension of the result."""
 
     size: int
     result: int
@@ -40,9 +41,9 @@ class _Row:
 class Run:
     """The operation on arrays of moments.
 
-    A uniform dimension that only repeats rows (the tokens of a linear layer) is run with one row;
-    a gradient that sums over those rows is multiplied by their number. An image of which all pixels
-    are alike is run at a smaller size.
+    A uniform dimension that only repeats rows (the tokens of a linear layer) runs with one row, and
+    a gradient that sums over these rows is multiplied by their number. An image whose pixels are
+    all alike runs at a smaller size.
     """
 
     def __init__(
@@ -58,13 +59,13 @@ class Run:
         large = any(m.mean.numel() > _SINGLE for m in operands.values() if isinstance(m, Moment))
         self.dtype = torch.float32 if large else torch.float64
         self.dense = False
-        # What a weight receives is a sum over all pixels.
+        # The gradient of a weight is a sum over all pixels.
         in_full = target and target != rule.linear[0]
         self.extents = {} if in_full or not rule.window else self._extents(rule)
         self.rows = {n: self._free_rows(n, rule) for n in self.linear} if rule.terms else {}
 
     def forward(self, part: Callable[[Moment], Tensor]) -> list[Tensor]:
-        """What the operation makes of this part of all operands."""
+        """The results of the operation on this part of all operands."""
         found = self._or_dense(
             lambda: [r.double() for r in _listed(self.operation(self._arrays(part, added=True)))]
         )
@@ -75,11 +76,11 @@ class Run:
     def backward(
         self, name: str, part: Callable[[Moment], Tensor], grads: list[Tensor]
     ) -> list[Tensor]:
-        """What its transpose makes of ``grads`` for one operand, and this part of the others."""
+        """The gradient of one operand, from ``grads`` and this part of the other operands."""
         return self._or_dense(lambda: self._backward(name, part, grads))
 
     def _or_dense(self, run: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """``run()``; again with dense operands where a view refuses expanded ones."""
+        """``run()``; again with dense operands where a view rejects expanded ones."""
         try:
             return run()
         except RuntimeError:
@@ -92,7 +93,7 @@ class Run:
         self, name: str, part: Callable[[Moment], Tensor], grads: list[Tensor]
     ) -> list[Tensor]:
         if len(self.linear) == 1:
-            # The gradient of a sum does not depend on what was summed: its own rows count.
+            # The gradient of a sum does not depend on its terms, so its own rows count.
             for rows in self.rows.values():
                 for dimension, row in list(rows.items()):
                     if any(g.shape[row.result] != 1 for g in grads):
@@ -144,7 +145,7 @@ class Run:
         return [shape]
 
     def _extents(self, rule: Rule) -> dict[str, dict[int, int]]:
-        """Smaller images, where all pixels of the image of a window are alike."""
+        """Smaller sizes for an image whose pixels are all alike, by dimension."""
         image, weight = rule.linear
         moment, shape = self.operands[image], self.operation.shape(image)
         if not isinstance(moment, Moment):
@@ -167,7 +168,7 @@ class Run:
         return expanded.contiguous() if self.dense else expanded
 
     def _free_rows(self, name: str, rule: Rule) -> dict[int, _Row]:
-        """Uniform dimensions of an operand that reappear, alone, as a dimension of the result."""
+        """Uniform dimensions of an operand that are, unmixed, dimensions of the result."""
         held = self.operands[name]
         moments = held if isinstance(held, list) else [held]
         shapes = {n: self._shapes(n) for n in self.operands}
@@ -193,7 +194,7 @@ class Run:
         return free
 
     def _result_shape(self, shapes: Mapping[str, list[list[int]]]) -> tuple[int, ...]:
-        """The shape of the (only) result for operands of these shapes; () where it cannot be."""
+        """The shape of the only result for operands of these shapes; () where they do not fit."""
         blanks: dict[str, Any] = {}
         for name, listed in shapes.items():
             tensors = [torch.empty(shape, device="meta") for shape in listed]
@@ -214,7 +215,7 @@ def _listed(result: Any) -> list[Tensor]:
 
 
 def _averaged_to(array: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The array with dimensions that were run with one row averaged down to one."""
+    """The array, averaged over the dimensions that ran with one row."""
     for dimension, size in enumerate(shape):
         if array.shape[dimension] not in (1, size):
             array = array.mean(dimension, keepdim=True)

@@ -1,11 +1,11 @@
 """Moments of a function of one operand, and of its derivative, by the midpoint rule.
 
-The elements are normal. Where a bound of the operand's range is near (a square, an exponential or a
-probability has one), their distribution has that range: a gamma distribution from one bound on, a
-beta distribution between two. The square of a normal number is of the first kind exactly.
+The elements are assumed to be normal. Where a bound of the operand's range is near (that of a
+square, an exponential or a probability), they have a gamma distribution from one bound on, or a
+beta distribution between two. The square of a normal number has exactly a gamma distribution.
 
-The midpoint rule converges as fast as Gauss-Hermite for smooth functions and does not mind a kink
-(relu) or a jump (its derivative).
+For smooth functions the midpoint rule converges as fast as Gauss-Hermite. It also handles a kink
+(relu) and a jump (its derivative).
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from unitify.rulebook.refusal import refusals
 
 #: Half-width in standard deviations; the normal has 1e-15 of its mass outside.
 _REACH = 8.0
-#: A bound further from the mean than this many standard deviations says nothing.
+#: A bound further from the mean than this many standard deviations is ignored: a normal number
+#: exceeds it once in 30,000.
 _NEAR = 4.0
-#: Mass at either end of a distribution with a range that is left out: among some thousand elements
-#: there is none, and a function may have its pole there.
+#: The mass that is left out at each end of a bounded distribution. Tensors of some thousand
+#: elements have none there, and a function may have its pole there.
 _RARE = 1e-4
-#: The least shape parameter; with less, nearly all elements are equal.
+#: The least shape parameter of a gamma or beta. Below it nearly all elements lie at a bound.
 _LEAST = 0.02
 
 
@@ -62,9 +63,9 @@ def quadrature(function: Callable[[Tensor], Tensor], x: Moment) -> tuple[Moment,
 
 
 def near_bounds(x: Moment) -> tuple[float, float] | None:
-    """The bounds of x that its elements come near to; an infinite one is not near. None if none is.
+    """The range of x, with far bounds as infinities; None where no bound is near.
 
-    A range that leaves no room around the mean is none.
+    None, too, for a mean on a bound.
     """
     std = x.var.sqrt()
     low = x.low if bool((x.mean - x.low < _NEAR * std).any()) else -math.inf
@@ -77,7 +78,7 @@ def near_bounds(x: Moment) -> tuple[float, float] | None:
 def distribution(mean: Tensor, std: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
     """Parameters of the distribution with these bounds.
 
-    Beta's α and β between two; gamma's shape and scale from one (towards the other side).
+    α and β of a beta between two bounds; shape and scale of a gamma from one bound on.
     """
     if math.isfinite(low) and math.isfinite(high):
         share = (mean - low) / (high - low)
@@ -91,9 +92,9 @@ def distribution(mean: Tensor, std: Tensor, low: float, high: float) -> tuple[Te
 
 
 def _ranged_nodes(mean: Tensor, std: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """Points, and each one's share of the mass, along a further last dimension.
+    """Points and their shares of the mass, along an additional last dimension.
 
-    Equally spaced in log x (gamma) or in the logit (beta), where the densities are smooth.
+    They are equally spaced in log x (gamma) or in the logit (beta), where densities are smooth.
     """
     first, second = (p.unsqueeze(-1) for p in distribution(mean, std, low, high))
     steps = (torch.arange(n := _node_count(mean.numel()), dtype=torch.float64) + 0.5) / n
@@ -115,9 +116,9 @@ def _ranged_nodes(mean: Tensor, std: Tensor, low: float, high: float) -> tuple[T
 
 
 def _log_quantile(shape: Tensor) -> Tensor:
-    """log of about the ``_RARE`` quantile of a standard gamma distribution.
+    """log of the ``_RARE`` quantile of a standard gamma distribution, approximately.
 
-    Its power law near zero, or Wilson and Hilferty's cube, whichever is the larger.
+    The larger of its power law near zero and the approximation of Wilson and Hilferty (1931).
     """
     power = (math.log(_RARE) + torch.lgamma(shape + 1)) / shape
     cube = 1 - 1 / (9 * shape) - 3.72 / (3 * shape.sqrt())
@@ -137,23 +138,23 @@ def _on_points(function: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Te
 def _extreme(
     function: Callable[[Tensor], Tensor], points: Tensor, value: Tensor, sign: float
 ) -> float:
-    """The greatest value of ``sign`` · f, as f; looked for around the point that has it."""
+    """The value of f where ``sign`` · f is greatest, refined around the best of the points."""
     count = points.shape[-1]
     best = int((sign * value).argmax())
     found = float(value.flatten()[best])
-    row, place = points.reshape(-1, count)[best // count], best % count
-    left, right = float(row[max(place - 1, 0)]), float(row[min(place + 1, count - 1)])
+    row, index = points.reshape(-1, count)[best // count], best % count
+    left, right = float(row[max(index - 1, 0)]), float(row[min(index + 1, count - 1)])
     for _ in range(3 if left < right else 0):
         closer = torch.linspace(left, right, 33, dtype=torch.float64)
         values = sign * _finite(function(closer).double())
-        place = int(values.argmax())
-        found = sign * max(sign * found, float(values[place]))
-        left, right = float(closer[max(place - 1, 0)]), float(closer[min(place + 1, 32)])
+        index = int(values.argmax())
+        found = sign * max(sign * found, float(values[index]))
+        left, right = float(closer[max(index - 1, 0)]), float(closer[min(index + 1, 32)])
     return found
 
 
 def normal_nodes(count: int) -> tuple[Tensor, Tensor]:
-    """Midpoints on ±``_REACH`` standard deviations, and their share of the normal's mass."""
+    """Midpoints on ±``_REACH`` standard deviations, and their shares of the normal mass."""
     step = 2 * _REACH / count
     z = (torch.arange(count, dtype=torch.float64) + 0.5) * step - _REACH
     weights = torch.exp(-0.5 * z * z)
@@ -166,8 +167,8 @@ def _finite(values: Tensor) -> Tensor:
 
 
 def _node_count(elements: int) -> int:
-    """Quadrature nodes: many where few elements ask for them, a hundred thousand in all.
+    """Quadrature nodes an element: about a hundred thousand for all elements together.
 
-    The worst case is a kink amid the fewest nodes, half a standard deviation apart: within 1 %.
+    The error is largest for a kink between the fewest nodes, half a standard deviation apart: 1 %.
     """
     return int(min(1024, max(32, 2**17 // max(elements, 1))))

@@ -1,8 +1,8 @@
-"""The range of an operation's result, from those of its operands.
+"""The range of an operation's result, from the ranges of its operands.
 
-A function of one operand has that of its values (``quadrature``). Here: what only moves or sums
-elements of one operand, and operations whose extremes are at the corners of their operands' ranges
-(a row's ``corners``), such as sums and products.
+``quadrature`` finds the range of a function of one operand. This file finds that of operations
+that only move or sum elements of one operand, and of those whose extremes lie at the corners of
+their operands' ranges (a row's ``corners``), such as sums and products.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EVERYTHING: Range = (-math.inf, math.inf)
 
 
 def range_of(operation: Operation, rule: Rule, operands: Mapping[str, Any]) -> Range:
-    """Bounds that no element of the (only) result is beyond; infinite where nothing is known."""
+    """Bounds on every element of the only result; infinite where unknown."""
     if rule.corners:
         held = {n: m for n in rule.corners if isinstance(m := operands.get(n), Moment)}
         return _at_corners(operation, rule, held) if len(held) == len(rule.corners) else EVERYTHING
@@ -35,7 +35,7 @@ def range_of(operation: Operation, rule: Rule, operands: Mapping[str, Any]) -> R
             values = formula_values(operation, rule, {})
             terms = evaluate(rule.terms["out"], values) * evaluate(rule.coefficient, values)
             low, high = moment.low * terms, moment.high * terms
-            # With less than one term there are zeros beside what was moved.
+            # With less than one term an element, some elements are zero.
             return (low, high) if terms >= 1 else (min(moment.low, 0.0), max(moment.high, 0.0))
     return EVERYTHING
 

@@ -1,7 +1,7 @@
 """Running statistics: moments of values that a trained model keeps in its buffers.
 
-A batch norm keeps the mean and variance of its input. So the buffers of a trained model say what
-its activations are like, without data. A row's ``statistics`` says how to read them.
+A batch norm keeps the mean and variance of its input. So the buffers of a trained model give
+moments of its activations without data. A row's ``statistics`` has the formulas.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from unitify.rulebook.schema import named_arguments, operation_name
 
 
 def running_statistics(capture: Capture, rules: RuleTable) -> dict[fx.Node, tuple[fx.Node, Moment]]:
-    """Value → the operation that keeps statistics of it, and the moments by these."""
+    """Value → the operation that keeps its statistics, and the moments from these."""
     found: dict[fx.Node, tuple[fx.Node, Moment]] = {}
     for node in capture.graph.nodes:
         rule = rules.get(operation_name(node)) if node.op == "call_function" else None
@@ -32,7 +32,7 @@ def running_statistics(capture: Capture, rules: RuleTable) -> dict[fx.Node, tupl
 
 
 def _kept(capture: Capture, node: fx.Node, rule: Rule) -> dict[str, Moment]:
-    """The statistics that the operation keeps; empty while they have their initial values."""
+    """The statistics in an operation's buffers; empty while they have their initial values."""
     kept: dict[str, Moment] = {}
     for name in rule.initial:
         argument = named_arguments(node)[name]

@@ -1,7 +1,7 @@
-"""Moments of a softmax's weights over independent normal logits, as integrals over one variable.
+"""Moments of a softmax over independent normal logits, as integrals over one variable.
 
-With Z = Σ exp(x) and 1/Zᵏ = ∫ tᵏ⁻¹ exp(−tZ) dt / (k−1)!, an expectation over n logits is a single
-integral of products of one-dimensional expectations E[exp(jx − t eˣ)], and exact.
+With Z = Σ exp(x) and 1/Zᵏ = ∫ tᵏ⁻¹ exp(−tZ) dt / (k−1)!, an expectation over n logits is one
+integral of products of one-dimensional expectations E[exp(jx − t eˣ)]. This is exact.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from torch import Tensor
 
 from unitify.analysis.quadrature import normal_nodes
 
-#: Above this many different pairs of arguments, results are interpolated; as many are integrated
-#: at once.
+#: The most pairs of arguments that are integrated without interpolation, and the pairs that are
+#: integrated at once (their arrays take a few megabytes).
 _FEW, _AT_ONCE = 4, 64
-#: log2 of what counts as zero, such as the Jacobian of one logit.
+#: log2 of a number that counts as zero, such as the Jacobian of one logit.
 _NOTHING = -100.0
-#: Points an octave of either argument at which they then are computed; and those that have been.
+#: Grid points an octave of each argument, and the integrals at points that were computed.
 _DENSITY = 4
 _COMPUTED: dict[tuple[str, float, float], float] = {}
-#: Steps of the integrals over log t and over x, for logits of variance up to this; and beyond.
+#: Steps of the integrals over log t and over x, for logits of variance up to ``_USUAL``, and above.
 _USUAL, _STEPS = 4.0, ((128, 64), (384, 192))
 #: j → tʲ E[exp(jx − t eˣ)] at every t.
 Moments = Callable[[int], Tensor]
@@ -38,8 +38,8 @@ def participation(var: Tensor, count: Tensor) -> Tensor:
 def jacobian(var: Tensor, count: Tensor) -> Tensor:
     """E‖diag(p) − p pᵀ‖², Frobenius, of the same softmax: Σ p² − 2 Σ p³ + (Σ p²)².
 
-    The mean square of the logits' gradients, summed over them, where those of the weights are
-    independent and of unit RMS. Zero for one logit, and where one wins.
+    This is the sum of the mean squares of the logits' gradients, where the gradients of the
+    probabilities are independent and of unit RMS. It is zero for one logit, and where one wins.
     """
     return _by_rows(_jacobian, var, count)
 
@@ -56,7 +56,7 @@ def _jacobian(moments: Moments, n: Tensor) -> Tensor:
 
 
 def _by_rows(integrand: Callable[[Moments, Tensor], Tensor], var: Tensor, count: Tensor) -> Tensor:
-    """∫ of ``integrand`` over log t for every pair; of many pairs, between points of a grid."""
+    """∫ of ``integrand`` over log t for every pair; interpolated on a grid for many pairs."""
     var, count = torch.broadcast_tensors(var.double(), count.double())
     pairs = var.flatten(), count.flatten()
     if var.numel() <= _FEW:
@@ -70,10 +70,10 @@ def _by_rows(integrand: Callable[[Moments, Tensor], Tensor], var: Tensor, count:
 def _interpolated(
     integrand: Callable[[Moments, Tensor], Tensor], var: Tensor, count: Tensor
 ) -> Tensor:
-    """In logarithms, bilinear: within half a percent, as both functions are smooth in both."""
-    place = torch.stack([var.clamp(1e-12, 1e4), count], 1).log2() * _DENSITY
-    corner = place.floor()
-    share = place - corner
+    """Bilinear interpolation of logarithms: within half a percent, as the functions are smooth."""
+    point = torch.stack([var.clamp(1e-12, 1e4), count], 1).log2() * _DENSITY
+    corner = point.floor()
+    share = point - corner
     total = torch.zeros_like(var)
     for step in ((0, 0), (0, 1), (1, 0), (1, 1)):
         at = torch.tensor(step, dtype=torch.float64)
@@ -84,7 +84,7 @@ def _interpolated(
 
 
 def _points(integrand: Callable[[Moments, Tensor], Tensor], points: Tensor) -> Tensor:
-    """log2 of the integral at points of the grid, each computed once in a run of the program."""
+    """log2 of the integral at grid points. Each point is computed once a process."""
     keys = [(integrand.__name__, *point) for point in points.tolist()]
     missing = [i for i, key in enumerate(keys) if key not in _COMPUTED]
     for start in range(0, len(missing), _AT_ONCE):
@@ -100,7 +100,7 @@ def _integral(integrand: Callable[[Moments, Tensor], Tensor], var: Tensor, count
     steps, nodes = _STEPS[float(width.max()) > _USUAL]
     z, weights = normal_nodes(nodes)
     x = width.sqrt() * z
-    # The integrand lives around t ≈ 1/Z: between one winning logit and n average ones.
+    # The integrand is large around t ≈ 1/Z: between one winning logit and n average ones.
     low = -(2 * width + 8 * width.sqrt() + n.log() + 12)
     high = 8 * width.sqrt() + 6
     share = torch.linspace(0, 1, steps + 1, dtype=torch.float64).reshape(1, -1, 1)

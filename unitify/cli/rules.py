@@ -126,8 +126,8 @@ def _table(found: list[Row]) -> Table:
 def _line(verdict: Verdict) -> Text:
     from rich.text import Text
 
-    place = f"{verdict.place}: " if verdict.place and not verdict.holds else ""
-    line = Text(f"{place}{verdict.operation}: ")
+    where = f"{verdict.location}: " if verdict.location and not verdict.holds else ""
+    line = Text(f"{where}{verdict.operation}: ")
     if verdict.holds:
         tried = f"law {verdict.law} times to the last bit, {verdict.moments} moments"
         line.append("holds", style="green").append(f" ({tried})" if verdict.law else "")

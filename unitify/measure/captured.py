@@ -26,7 +26,7 @@ def measure(
 ) -> Estimates:
     """RMS of every floating value and of the gradient that reaches it, over ``batches``.
 
-    ``batches``: lists of flat inputs; the capture's own example where None.
+    ``batches``: lists of flat inputs; None takes the capture's example.
     Raises ``UnitifyError`` (U003) for an empty list.
     """
     tally = Tally()
@@ -40,7 +40,7 @@ def measure_into(
     batches: Iterable[list[Any]] | None = None,
     loss_fn: LossFunction | None = None,
 ) -> None:
-    """Show ``tally`` every floating value and gradient over ``batches``, as ``measure`` does."""
+    """Count every floating value and gradient over ``batches`` into ``tally``."""
     given = [list(capture.example)] if batches is None else batches
     count = 0
     with unchanged(capture.model):
@@ -57,7 +57,7 @@ def _measure_one(
     parameters = leaf_parameters(capture)
 
     def run(leaves: list[Any]) -> None:
-        # Where an input refuses a gradient there are several runs, of the same values.
+        # An input that cannot have a gradient makes several runs, of the same values.
         output = run_captured(capture, leaves, parameters, tally.observe)
         differentiate(output, [*parameters.values(), *leaves], loss_fn)
 

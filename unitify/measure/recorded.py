@@ -1,7 +1,7 @@
-"""Estimates of a recording by measurement: of its one graph, or of islands in their places.
+"""Estimates of a recording by measurement: of its one graph, or of islands within the model.
 
-An island alone would have a unit gradient at its outputs; what reaches it in the model may be
-octaves away. So the model's own code runs on the batches, and every island in it runs its graph.
+An island run alone would have a unit gradient at its outputs. Within the model that gradient may
+differ by octaves. So the model's own code runs on the batches, and every island runs its graph.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def measure_recorded(
     """RMS of every value and of its gradient over ``calls`` of the model, by part.
 
     A part that no call reaches (the graph of the other mode, a branch that is not taken) is
-    measured alone on the inputs it was recorded on, and so is every island of a model whose own
-    backward pass refuses to run.
+    measured alone, on its recorded inputs. So is every island of a model whose own backward pass
+    fails.
 
-    Raises ``UnitifyError``: U003 without calls, U104 and U111 for one that no recording holds for.
+    Raises ``UnitifyError``: U003 without calls; U104 and U111 for a call that fits no recording.
     """
     calls = list(calls)
     if any(path_of(name) for name in recording.parts):
@@ -80,7 +80,7 @@ def _measure_islands(
     except UnitifyError:
         raise
     except Exception:
-        # Whatever code of the model's own may raise; ``verify`` runs it and says what it finds.
+        # The model's own code may raise anything. ``verify`` runs it again and reports the error.
         tallies = {name: Tally() for name in parts}
     return {
         name: tallies[name].estimates(captured) if tallies[name].elements else measure(captured)
@@ -95,7 +95,7 @@ def _graphs_in_place(
     leaves: Mapping[str, dict[str, Tensor]],
     tallies: Mapping[str, Tally],
 ) -> Iterator[None]:
-    """Inside, the module of every island runs the captured graph of its mode, and is counted."""
+    """A context in which every island runs the captured graph of its mode, and is counted."""
     paths = dict.fromkeys(path_of(name) for name in parts)
     with contextlib.ExitStack() as stack:
         for path in paths:

@@ -1,7 +1,7 @@
-"""What tensors of a run are counted into: sums of squares and, where asked for, magnitudes.
+"""``Tally`` counts the tensors of a run: sums of squares and, on request, magnitudes.
 
-For measuring, checks, reports, headroom and monitors alike. Sums stay on the device of the tensors,
-so that no device waits; they are read when all is counted.
+Measurement, checks, reports, headroom and monitors use it. Sums stay on the device of the tensors
+and are read at the end, so that no device waits.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from unitify.estimates import Estimates, Rms
 from unitify.formats.magnitudes import Magnitudes, counted, from_counts
 from unitify.rulebook.laws import is_scalable
 
-#: What was counted: the name of a value, and 0 for that or 1 for its gradient.
+#: The name of a value, and 0 for the value or 1 for its gradient.
 Key = tuple[str, int]
 
 
 class Tally:
     """Sums by (value, direction). ``counts_magnitudes``: a histogram of each as well.
 
-    ``only``: what is counted; everything where None.
+    ``only``: the keys that are counted; None counts all.
     """
 
     def __init__(self, counts_magnitudes: bool = False, only: Container[Key] | None = None) -> None:
@@ -35,7 +35,7 @@ class Tally:
         self.counts: dict[Key, Tensor] = {}
 
     def observe(self, node: fx.Node, value: Any) -> None:
-        """Count a result as its node is run, and its gradient when that arrives."""
+        """Count the result of a node, and its gradient when that arrives."""
         if not is_scalable(node) or not isinstance(value, Tensor):
             return
         self.add(node.name, 0, value)
@@ -59,12 +59,12 @@ class Tally:
             self.counts[key] = self.counts[key] + counts if key in self.counts else counts
 
     def rms(self, name: str, direction: int) -> float | None:
-        """Root mean square of all that was counted; None for nothing."""
+        """Root mean square of all counted tensors; None without any."""
         count = self.elements.get((name, direction), 0)
         return math.sqrt(float(self.squares[name, direction]) / count) if count else None
 
     def estimates(self, capture: Capture) -> Estimates:
-        """What was counted, for every floating value of ``capture``."""
+        """The RMS of every floating value of ``capture`` and of its gradient."""
         return {
             node.name: Rms(self.rms(node.name, 0), self.rms(node.name, 1))
             for node in capture.graph.nodes
@@ -72,5 +72,5 @@ class Tally:
         }
 
     def magnitudes(self) -> dict[Key, Magnitudes]:
-        """Of everything that was counted."""
+        """The histogram of every key."""
         return {key: from_counts(counts) for key, counts in self.counts.items()}

@@ -16,7 +16,7 @@ from unitify.rulebook.rule_table import Rule
 from unitify.rulebook.schema import named_arguments, nodes_of
 
 #: An argument's name, and the index among the nodes in it.
-Place = tuple[str, int]
+Slot = tuple[str, int]
 #: The coefficient of each operand's exponent, and of the result's, in another exponent.
 Multiples = Mapping[fx.Node, float]
 
@@ -33,54 +33,54 @@ class LinearLaw:
     """
 
     output: Multiples
-    operands: Mapping[Place, Multiples]
+    operands: Mapping[Slot, Multiples]
     true_gradient: bool
-    halved: tuple[fx.Node, Place, Multiples] | None = None
+    halved: tuple[fx.Node, Slot, Multiples] | None = None
 
 
 def linear_law(rule: Rule | None, node: fx.Node) -> LinearLaw:
     """The law of ``node``; its operands are restored where no law holds for all scales."""
     arguments = named_arguments(node)
-    places = {
+    slots = {
         (name, index): operand
         for name, argument in arguments.items()
         for index, operand in enumerate(nodes_of(argument))
         if is_scalable(operand)
     }
     none = factors(rule, node, lambda _: 0)
-    asked = {o: factors(rule, node, _one(o)) for o in places.values()}
+    asked = {o: factors(rule, node, _one(o)) for o in slots.values()}
     own = factors(rule, node, lambda _: 0, _ASKED)
     if none.restored or any(found.restored for found in asked.values()):
-        restored = {place: {operand: 1.0} for place, operand in places.items()}
+        restored = {slot: {operand: 1.0} for slot, operand in slots.items()}
         return LinearLaw({}, restored, none.true_gradient)
     asked.setdefault(node, own)
     output = {o: found.output / _ASKED for o, found in asked.items() if found.output}
-    operands = {place: _at(place, asked) for place in places}
-    return LinearLaw(output, operands, none.true_gradient, _halved(rule, places, output))
+    operands = {slot: _at(slot, asked) for slot in slots}
+    return LinearLaw(output, operands, none.true_gradient, _halved(rule, slots, output))
 
 
 def _one(asked: fx.Node) -> Callable[[fx.Node], int]:
     return lambda operand: _ASKED if operand is asked else 0
 
 
-def _at(place: Place, asked: Mapping[fx.Node, Factors]) -> Multiples:
-    found = {operand: factors.operands.get(place, 0) for operand, factors in asked.items()}
+def _at(slot: Slot, asked: Mapping[fx.Node, Factors]) -> Multiples:
+    found = {operand: factors.operands.get(slot, 0) for operand, factors in asked.items()}
     return {operand: exponent / _ASKED for operand, exponent in found.items() if exponent}
 
 
 def _halved(
-    rule: Rule | None, places: Mapping[Place, fx.Node], output: Multiples
-) -> tuple[fx.Node, Place, Multiples] | None:
+    rule: Rule | None, slots: Mapping[Slot, fx.Node], output: Multiples
+) -> tuple[fx.Node, Slot, Multiples] | None:
     law = rule.law if rule is not None else None
     has_root = any(not multiple.is_integer() for multiple in output.values())
     if law is None or not (law.even or has_root):
         return None
     wanted = law.even or law.output
-    place = next(place for name in wanted for place in places if place[0] == name)
+    slot = next(slot for name in wanted for slot in slots if slot[0] == name)
     if not law.even:
-        return places[place], place, output
+        return slots[slot], slot, output
     halves: dict[fx.Node, float] = {}
-    for (name, _), operand in places.items():
+    for (name, _), operand in slots.items():
         if name in law.even:
             halves[operand] = halves.get(operand, 0.0) + float(law.even[name]) / 2
-    return places[place], place, halves
+    return slots[slot], slot, halves

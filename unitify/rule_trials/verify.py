@@ -25,14 +25,14 @@ SEEDS = {torch.float32: (0, 1, 2), torch.float64: (3,), torch.bfloat16: (4,)}
 class Verdict:
     """What became of one row.
 
-    - ``place``: the file and line of the row
+    - ``location``: the file and line of the row
     - ``law``: how often the law was tried and held to the last bit; 0 where the row has no sample
     - ``moments``: how many mean squares were predicted within the limit
     - ``problems``: what does not hold, a line each; ``notes``: what was not tried, and why
     """
 
     operation: str
-    place: str = ""
+    location: str = ""
     law: int = 0
     moments: int = 0
     problems: tuple[str, ...] = ()
@@ -56,19 +56,19 @@ def verify_row(rule: Rule) -> Verdict:
     """Try one row. Whatever goes wrong is a problem of the row, not an exception."""
     if find_operation(rule.operation) is None:
         problem = "torch has no operation of this name"
-        return Verdict(rule.operation, rule.place, problems=(problem,))
+        return Verdict(rule.operation, rule.location, problems=(problem,))
     if not rule.sample:
-        return Verdict(rule.operation, rule.place, notes=("it has no sample to be tried on",))
+        return Verdict(rule.operation, rule.location, notes=("it has no sample to be tried on",))
     try:
         law, of_law, notes = _law(rule)
         moments, of_moments = _moments(rule)
     except (ExpressionError, RuntimeError, TypeError, ValueError, KeyError, IndexError) as error:
         first = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        return Verdict(rule.operation, rule.place, problems=(f"it cannot be run: {first[0]}",))
+        return Verdict(rule.operation, rule.location, problems=(f"it cannot be run: {first[0]}",))
     if not is_predicted(rule):
         notes.append("its moments are sampled, not predicted")
     problems = (*of_law, *of_moments)
-    return Verdict(rule.operation, rule.place, law, moments, problems, tuple(notes))
+    return Verdict(rule.operation, rule.location, law, moments, problems, tuple(notes))
 
 
 def _law(rule: Rule) -> tuple[int, list[str], list[str]]:

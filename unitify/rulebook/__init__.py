@@ -1,1 +1,1 @@
-"""What is known of operations: the rule table, and a row read at a node of a graph."""
+"""Facts about operations: the rule table, and a row of it applied to a node of a graph."""

@@ -1,7 +1,7 @@
-"""How a contraction is split at the mean of an operand: f(x, w) = f(x − mean, w) + f(mean, w).
+"""A contraction split at the mean of an operand: f(x, w) = f(x − mean, w) + f(mean, w).
 
-Takes the node of a contraction and its rule; says which operand has a mean, along which axis, and
-what f(mean, w) is. It is one row, if zeros around an image are put there first.
+Takes the node of a contraction and its rule. Gives the operand that has a mean, its axis, and
+f(mean, w), which is one row. An image is padded before it is centered.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from unitify.rulebook.schema import named_arguments
 class Centering:
     """How a contraction is split.
 
-    ``operand``, ``weight``: names of arguments; ``axis``: the operand's channels. Of matrices,
-    ``is_transposed``: is the weight [N, K]? Of an image, ``padding``: the argument that asks for
-    zeros around it, "" for matrices.
+    ``operand``, ``weight``: names of arguments; ``axis``: the operand's channels. For matrices,
+    ``is_transposed``: is the weight [N, K]? For an image, ``padding``: the argument that holds the
+    padding; "" for matrices.
     """
 
     operand: str
@@ -36,7 +36,7 @@ class Centering:
 
 
 def centering(rule: Rule, node: fx.Node) -> Centering | None:
-    """How ``node`` is split; None where it cannot be."""
+    """How to split ``node``; None where it cannot be split."""
     arguments = named_arguments(node)
     if rule.matmul is not None:
         matmul = rule.matmul
@@ -47,13 +47,13 @@ def centering(rule: Rule, node: fx.Node) -> Centering | None:
         return None
     operand, weight = rule.linear
     found = Centering(operand, weight, 1, padding=rule.pads)
-    # An image without a batch has its channels elsewhere.
+    # The channels of an image without a batch are dimension 0.
     is_batched = _rank(arguments[found.operand]) == _rank(arguments[found.weight])
     return found if is_batched else None
 
 
 def padding(how: Centering, node: fx.Node) -> list[int]:
-    """Zeros that ``node`` puts in front of and behind each dimension of an image."""
+    """The padding of ``node``: zeros before and after each dimension of an image."""
     if not how.padding:
         return []
     arguments = named_arguments(node)
@@ -61,7 +61,7 @@ def padding(how: Centering, node: fx.Node) -> list[int]:
 
 
 def reach(how: Centering, node: fx.Node) -> list[int]:
-    """How many places of an image the window of ``node`` reaches over, in each direction."""
+    """The extent of the window of ``node`` in each dimension of an image, in pixels."""
     arguments = named_arguments(node)
     taps = shape_of(arguments[how.weight].meta["val"])[2:]
     dilation = _spread(_listed(arguments.get("dilation", 1)), len(taps))
@@ -71,7 +71,7 @@ def reach(how: Centering, node: fx.Node) -> list[int]:
 def row(
     how: Centering, node: fx.Node, arguments: Mapping[str, Any], mean: Tensor, weight: Tensor
 ) -> Tensor:
-    """What ``node`` makes of the mean, without what it adds. ``arguments``: of the call."""
+    """f(mean, weight) of ``node`` without its bias. ``arguments``: those of the call."""
     if not how.padding:
         return F.linear(mean, weight if how.is_transposed else weight.t())
     image = mean.reshape(1, -1, *[1] * (weight.dim() - 2)).expand(1, -1, *reach(how, node))

@@ -1,7 +1,7 @@
-"""The operands of a contraction at one node of a graph: what its casts round.
+"""The operands of a contraction at one node of a graph: its casts round these.
 
-Takes a node and its rule. A row's ``casts`` names arguments. A list among them may also hold
-vectors that are added (the biases of a recurrent layer); only its matrices are multiplied.
+Takes a node and its rule. A row's ``casts`` names arguments. One of them may be a list that also
+holds vectors, which are added (the biases of a recurrent layer). Only its matrices are multiplied.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from unitify.rulebook.laws import holds_tensors, is_scalable
 from unitify.rulebook.rule_table import Rule
 from unitify.rulebook.schema import named_arguments, nodes_of
 
-#: An argument's name, the index among the nodes in it, and the node.
+#: The name of an argument, the index of a node in it, and the node.
 Operand = tuple[str, int, fx.Node]
 
 
 def is_contraction(rule: Rule | None, node: fx.Node) -> bool:
-    """Is the node a contraction with a floating result (or results)?"""
+    """Is the node a contraction with a floating result?"""
     has_operands = rule is not None and bool(rule.casts)
     return has_operands and (is_scalable(node) or holds_tensors(node))
 
@@ -35,7 +35,7 @@ def contraction_operands(rule: Rule, node: fx.Node) -> list[Operand]:
 
 
 def contracted(rule: Rule, node: fx.Node, name: str, operand: fx.Node) -> int:
-    """The dimension of an operand over which ``node`` sums, counted from the end."""
+    """The dimension of ``operand`` over which ``node`` sums, negative as in Python."""
     dimensions = len(shape_of(operand.meta["val"]))
     axis = rule.contracts.get(name, _usual_axis(rule, node, name))
     if isinstance(axis, str):
@@ -45,12 +45,12 @@ def contracted(rule: Rule, node: fx.Node, name: str, operand: fx.Node) -> int:
 
 
 def made_over(rule: Rule, node: fx.Node) -> int:
-    """The dimension of the result over which the contractions of its gradient sum, likewise."""
+    """The dimension of the result over which the backward pass sums, negative as in Python."""
     return _usual_axis(rule, node, "") if rule.window else -1
 
 
 def _usual_axis(rule: Rule, node: fx.Node, name: str) -> int:
-    """The dimension that is summed where the row names none: channels of images, else the last."""
+    """The dimension that is summed by default: the channels of an image, else the last."""
     if rule.window:
         ranks = [len(shape_of(n.meta["val"])) for _, _, n in contraction_operands(rule, node)]
         return 1 - max(ranks)

@@ -1,4 +1,4 @@
-"""Sizes of a node's operands and result as numbers: what ``dims`` and defaults are made of."""
+"""Sizes of a node's operands and result as numbers, from which ``dims`` and defaults follow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unitify.rulebook.schema import named_arguments
 
 
 def hint(size: Any) -> int:
-    """A size as a number: its value in the example, where it is symbolic."""
+    """A size as a number. A symbolic one has its value in the example."""
     if isinstance(size, int):
         return size
     found = getattr(size.node, "hint", None)
@@ -28,7 +28,7 @@ def shape_of(value: Any) -> tuple[int, ...]:
 
 
 def symbol_values(node: fx.Node) -> dict[str, float]:
-    """Every number that a formula of this node's row may name: shapes, counts, arguments."""
+    """The numbers that formulas of this node's row may name: shapes, counts and arguments."""
     found: dict[str, float] = {}
 
     def describe(name: str, value: Any) -> None:
@@ -86,7 +86,7 @@ def evaluate(expression: sympy.Expr, values: Mapping[str, float]) -> float:
 
 
 def evaluate_default(expression: sympy.Expr, node: fx.Node) -> float:
-    """What stands for an argument that was left at None."""
+    """The value that an argument has where the call passes None."""
     values = symbol_values(node)
     tensor = node.meta["val"]
     tensor = _first_tensor(tensor)

@@ -1,22 +1,22 @@
 """The language of rule files: text → monomials, formulas (sympy) and sample arguments.
 
-Text from a file is never evaluated: Python's own parser reads it, a whitelist of syntax nodes
-lets through arithmetic on known names, and objects are built from what is left.
+Text from a file is never evaluated. Python's own parser reads it, a whitelist of syntax nodes
+admits arithmetic on known names, and objects are built from these.
 
 Names in a formula:
 
 - ``mean(x)``, ``rms(x)``, ``var(x)`` and ``square(x)`` (mean of x²) of an operand ``x``, or of
   ``grad``, the gradient that arrives at the output
 - ``average(e)``: the mean of ``e`` over the dimensions that the operation normalizes (the row's
-  ``over``); ``average(e, -2)`` over that dimension; ``largest(e)`` the maximum in their place;
-  ``over.numel``, how many elements that is
+  ``over``); ``average(e, -2)``: over dimension -2; ``largest(e)``: the maximum over ``over``;
+  ``over.numel``: the number of elements in ``over``
 - ``participation(var, n)``: E[Σ p²] of a softmax over n logits of variance ``var``;
   ``jacobian(var, n)``: E[Σ (∂p/∂x)²] over all pairs
 - the row's ``dims``; numeric arguments of the operation by name
 - ``sqrt``, ``exp``, ``log``, ``erf``, ``minimum``, ``maximum``
 
-Spaces stand around ``+``, ``-``, ``*`` and ``/``, and none after a sign: without this, a formula
-that has lost a name (``n - 2``) could still be one.
+Binary ``+``, ``-``, ``*`` and ``/`` have spaces around them, and a sign has none after it. Without
+this rule, ``n - 2`` that lost its ``n`` would still be a formula.
 """
 
 from __future__ import annotations
@@ -54,12 +54,11 @@ _FUNCTIONS: dict[str, tuple[Any, int, float]] = {
     "minimum": (sympy.Min, 2, math.inf),
     "maximum": (sympy.Max, 2, math.inf),
 }
-#: Names in ``dims`` that take a function to count (``analysis.counts``), and the arguments of an
-#: operation that are counted from.
+#: Names in ``dims`` that a function counts (``analysis.counts``), and the arguments that it needs.
 COUNTED: Mapping[str, tuple[str, ...]] = {
     "attended_keys": ("query", "key", "attn_mask", "is_causal"),
     "overlaps": ("stride", "padding"),
-    "places": ("stride", "padding"),
+    "pixels": ("stride", "padding"),
     "positions": ("stride", "padding"),
     "targets": ("target", "ignore_index"),
 }
@@ -86,11 +85,11 @@ _SPACED = re.compile(r"[()]* [-+*/] [()]*")
 
 
 def _parse_spaced(text: str) -> ast.expr:
-    """Parsed, with signs and operators where a missing name would show."""
+    """The parsed text. Its spaces must show where a name is missing."""
     tree = _parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.UnaryOp) and text[node.col_offset + 1].isspace():
-            raise ExpressionError(f"a sign of {text!r} is apart from what it belongs to")
+            raise ExpressionError(f"a sign in {text!r} has a space after it")
         if isinstance(node, ast.BinOp) and not isinstance(node.op, ast.Pow):
             between = text[node.left.end_col_offset : node.right.col_offset]
             has_names = any(isinstance(n, ast.Name) for n in ast.walk(node))
@@ -197,7 +196,7 @@ def _called(
     if not least <= len(arguments) <= most:
         raise ExpressionError(f"{name} in {text!r} has {len(arguments)} arguments")
     if name in MOMENTS and not isinstance(written[0], ast.Name):
-        raise ExpressionError(f"{name} in {text!r} is not of an operand")
+        raise ExpressionError(f"{name} in {text!r} takes the name of an operand")
     if function is AVERAGE and not all(a.is_Integer for a in arguments[1:]):
         raise ExpressionError(f"a dimension of {name} in {text!r} is not an integer")
     return function(*arguments)

@@ -1,9 +1,9 @@
 """Values that carry masking constants (``-inf``, ``finfo.min``): never rescaled.
 
-A constant near the end of the number format has no room for a factor. It is followed from
-where it enters through every operation that runs on stored operands, up to one that restores.
-Nor has what it is multiplied with: a mask of ones that is stored as twos, times ``finfo.min``, is
-infinite before any factor can make up for it.
+A constant near the end of the number format has no room for a factor. We follow it from where it
+enters, through every operation that runs on stored operands, to one that restores true scale.
+A value multiplied by such a constant keeps scale one, too. A mask of ones that is stored as twos,
+times ``finfo.min``, is infinite before any factor can correct it.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from unitify.rulebook.laws import holds_tensors, is_scalable
 from unitify.rulebook.rule_table import Rule, RuleTable
 from unitify.rulebook.schema import named_arguments, nodes_of, operation_name
 
-#: A number at least this large in magnitude is a mask, not a quantity; in a format that does not
-#: reach so far, one in the last two octaves.
+#: A number at least this large in magnitude counts as a masking constant; in a format of less
+#: range, one in the last two octaves. ``finfo.min`` of bfloat16 and float32 is near 2^128, and a
+#: true value of 2^100 has no finite square in either.
 LIMIT = 2.0**100
 
 
 @dataclass(frozen=True)
 class Extremes:
-    """``values``: nodes whose values may hold a masking constant, or are multiplied with one.
+    """``values``: nodes whose values may hold a masking constant, or are multiplied by one.
 
-    ``met``: those that are multiplied, and the products. A gradient that is stored near unit RMS,
-    times ``finfo.min``, is infinite where the true one, which is smaller, is not.
+    ``met``: those that are multiplied by one, and the products. Their gradients stay true: one
+    stored near unit RMS, times ``finfo.min``, may be infinite where the smaller true one is not.
     """
 
     values: frozenset[fx.Node]
@@ -48,10 +49,10 @@ def extreme_values(
 def extremes(
     graph: fx.Graph, rules: RuleTable, inputs: Iterable[Any], attribute: Callable[[str], Any]
 ) -> Extremes:
-    """Where masking constants are in ``graph``.
+    """Find the masking constants of ``graph``.
 
-    ``inputs``: the example's flat inputs, ``attribute``: what a ``get_attr`` node names; a mask
-    among inputs, buffers and constants shows by its contents.
+    ``inputs``: the example's flat inputs; ``attribute``: gives the tensor of a ``get_attr`` node.
+    A mask among inputs, buffers and constants is recognized by its contents.
     """
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     extreme = {n for n, value in zip(placeholders, inputs, strict=False) if holds_mask(value)}
@@ -77,7 +78,7 @@ def extremes(
 
 
 def _met_as_stored(rule: Rule | None, arguments: Mapping[str, Any]) -> Iterator[fx.Node]:
-    """The operands that a constant meets at their own scales, not at that of the result."""
+    """The operands that are multiplied at their own scales, not at that of the result."""
     if rule is None or rule.law is None or "out" in rule.law.output:
         return
     for name, argument in arguments.items():

@@ -13,9 +13,9 @@ from unitify.rulebook.operation import Operation
 
 
 def flops(node: fx.Node) -> int:
-    """Multiplications and additions of one forward call, at the example's sizes.
+    """FLOPs (multiplications and additions) of one forward call, at the example's sizes.
 
-    ``torch.utils.flop_counter`` counts them: contractions alone, and masked elements too.
+    ``torch.utils.flop_counter`` counts them: those of contractions only, masked elements included.
     """
     operation = Operation(node, {n: _number(n.meta.get("val")) for n in node.all_input_nodes})
 
@@ -32,8 +32,8 @@ def flops(node: fx.Node) -> int:
 
 
 def _number(value: Any) -> Any:
-    """What a number of the graph is at the example's sizes; masks and the like are left out."""
+    """The value of a number in the graph at the example's sizes; None for a tensor."""
     if isinstance(value, torch.SymInt | int):
         return hint(value)
-    # A mode flag stands before a probability: evaluation drops nothing.
+    # Any other number is a dropout probability; the count does not depend on it.
     return None if isinstance(value, torch.Tensor) else 0.0

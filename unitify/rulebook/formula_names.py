@@ -1,4 +1,4 @@
-"""The names in a formula, and names that a slip would exchange."""
+"""The names in a formula, and names that a typing error would confuse."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _MOMENT_FUNCTIONS = frozenset(MOMENTS.values())
 class Named:
     """What a formula names.
 
-    ``symbols``: numbers (an operand of which it has moments is none); ``moments``: ``mean(x)`` and
-    its like, as (text, x); ``averaged``: what runs over the row's ``over``; ``applied``: every call
-    that takes moments to mean something.
+    ``symbols``: numbers (``x`` within ``mean(x)`` is not one); ``moments``: ``mean(x)``, ``rms(x)``
+    and so on, as (text, x); ``averaged``: calls that run over the row's ``over``; ``applied``:
+    every call whose value needs moments.
     """
 
     symbols: frozenset[str]
@@ -30,7 +30,7 @@ class Named:
 
 @lru_cache(maxsize=4096)
 def named_in(formula: sympy.Expr) -> Named:
-    """What ``formula`` names. Formulas recur within rows and from row to row."""
+    """The names in ``formula``. Cached, because formulas recur within rows and across rows."""
     symbols: set[str] = set()
     walk = sympy.preorder_traversal(formula)
     for part in walk:
@@ -48,13 +48,13 @@ def named_in(formula: sympy.Expr) -> Named:
 
 
 def one_slip_apart(first: str, second: str) -> bool:
-    """Does leaving out a character, or exchanging two neighbors, make one name of the other?"""
+    """Does one missing character, or two exchanged neighbors, turn one name into the other?"""
     return first in slips(second) or second in slips(first)
 
 
 def slips(name: str) -> set[str]:
-    """What a name becomes with one character left out, or two neighbors exchanged."""
-    places = range(len(name))
-    left_out = {name[:i] + name[i + 1 :] for i in places}
-    exchanged = {name[:i] + name[i + 1 : i + 2] + name[i] + name[i + 2 :] for i in places}
+    """The name with one character left out, or with two neighbors exchanged, in every way."""
+    indices = range(len(name))
+    left_out = {name[:i] + name[i + 1 :] for i in indices}
+    exchanged = {name[:i] + name[i + 1 : i + 2] + name[i] + name[i + 2 :] for i in indices}
     return (left_out | exchanged) - {name}

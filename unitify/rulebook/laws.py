@@ -1,7 +1,7 @@
-"""A rule's law applied to one node: which factors its operands, numbers and result need.
+"""A rule's law applied to one node: the factors of its operands, numbers and result.
 
-All scales are log2 integers here. Pure functions of a rule, a node and its operands' scales;
-the planner asks for arrival scales, the rewriter emits what the planner decided.
+Pure functions of a rule, a node and its operands' scales. All scales are integers, log2. The
+planner chooses scales by these functions, and the rewriter emits the factors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Factors:
     """f(x…) = 2^output · f̂(2^operands[i] · x̂i …), numeric arguments times 2^numbers[name].
 
     ``operands``: log2 factor by (argument name, index in that argument's list of nodes).
-    ``true_gradient``: the backward pass asks for the result's gradient at true scale, too.
+    ``true_gradient``: the backward pass needs the result's gradient at true scale, too.
     """
 
     output: int
@@ -37,13 +37,13 @@ class Factors:
 
 
 def is_scalable(node: Any) -> bool:
-    """Does the node hold a real floating-point tensor, a value that can carry a scale?"""
+    """Is the node's value a real floating-point tensor, which can carry a scale?"""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def holds_tensors(node: fx.Node) -> bool:
-    """Does the node hold a tuple or list with a floating-point tensor in it?"""
+    """Is the node's value a tuple or list with a floating-point tensor in it?"""
     value = node.meta.get("val")
     return isinstance(value, list | tuple) and any(
         isinstance(v, torch.Tensor) and v.is_floating_point() for v in value
@@ -53,7 +53,7 @@ def holds_tensors(node: fx.Node) -> bool:
 def factors(rule: Rule | None, node: fx.Node, scale: Exponent, chosen: int = 0) -> Factors:
     """The factors for ``node`` when its operands arrive at 2^``scale``.
 
-    ``chosen``: log2 of the result's own scale, which aligning laws ask for.
+    ``chosen``: log2 of the result's own scale, which aligning laws need.
     """
     arguments = named_arguments(node)
     law = rule.law if rule is not None else None
@@ -62,15 +62,15 @@ def factors(rule: Rule | None, node: fx.Node, scale: Exponent, chosen: int = 0) 
         found = _by_law(law, arguments, scale, chosen)
     if found is None:
         found = restoring(arguments, scale)
-    # What has no row may do anything with a gradient, and a complex operand has no scale of its
-    # own, so that its gradient must be true.
+    # The backward pass of an operation without a row may be anything. A complex operand has no
+    # scale, so its gradient must be true.
     if rule is None or rule.true_gradient or _takes_complex(arguments):
         found = replace(found, true_gradient=True)
     return found
 
 
 def restoring(arguments: Mapping[str, Any], scale: Exponent) -> Factors:
-    """Every operand back at true scale: right for every operation that exists."""
+    """Factors that bring every operand back to true scale: right for every operation."""
     operands = {
         (name, index): scale(operand)
         for name, argument in arguments.items()
@@ -81,7 +81,7 @@ def restoring(arguments: Mapping[str, Any], scale: Exponent) -> Factors:
 
 
 def is_complex(node: Any) -> bool:
-    """Does the node hold a complex tensor, which is differentiable but carries no scale?"""
+    """Is the node's value a complex tensor, which has a gradient but no scale?"""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return isinstance(value, torch.Tensor) and value.is_complex()
 
@@ -105,13 +105,13 @@ def _by_law(law: Law, arguments: Mapping[str, Any], scale: Exponent, chosen: int
     for name, argument in arguments.items():
         nodes = [n for n in nodes_of(argument) if is_scalable(n)]
         if nodes:
-            # A list of tensors stands for their product, as in einsum.
+            # A list of tensors counts as their product, as in einsum.
             delivered[name] = sum(scale(n) for n in nodes)
     operands: dict[tuple[str, int], int] = {}
     output = _exponent(law.output, delivered, arguments)
     parity = _exponent(law.even, delivered, arguments)
     if output is None or (parity is not None and parity % 2):
-        # A root of an odd power of two: one factor of two goes back to the first operand.
+        # A root of an odd power of two: the first operand takes one factor of two back.
         first = next(name for name in law.even or law.output if name in delivered)
         operands[first, 0] = 1
         delivered[first] -= 1

@@ -1,7 +1,7 @@
-"""One node of a captured graph as a function that can be called on arrays of our own.
+"""One node of a captured graph as a function of arrays.
 
-Analysis runs operations on moments instead of values: a matmul on mean squares, a transpose on
-means. Sizes are those of the example, integer operands those that the example leads to.
+Analysis calls it with moments instead of values: a matmul with mean squares, a transpose with
+means. Sizes and integer operands are those of the example.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from unitify.rulebook.schema import named_arguments
 
 @dataclass(frozen=True)
 class Operation:
-    """A node with every argument that is not a floating tensor known.
+    """A node whose only unknown arguments are floating tensors.
 
-    ``known``: what those arguments are, by node (sizes, flags, masks, indices).
+    ``known``: the others by node (sizes, flags, masks, indices).
     """
 
     node: fx.Node
@@ -59,7 +59,7 @@ class Operation:
     def __call__(self, replaced: Mapping[str, Any] = MappingProxyType({})) -> Any:
         """Run the operation with floating operands replaced by name.
 
-        Raises ``CannotRun`` where it does not take them.
+        Raises ``CannotRun`` where the operation does not accept them.
         """
         arguments = {
             name: replaced[name] if name in replaced else self._known(argument)
@@ -85,7 +85,7 @@ class Operation:
 
 
 def call_by_name(node: fx.Node, arguments: Mapping[str, Any]) -> Any:
-    """Call the target of ``node`` with arguments by their schema's names."""
+    """Call the target of ``node`` with arguments by the names in its schema."""
     target: Any = node.target
     schema = getattr(target, "_schema", None)
     if schema is None:
@@ -101,5 +101,5 @@ def call_by_name(node: fx.Node, arguments: Mapping[str, Any]) -> Any:
 
 
 def on_cpu(value: Any) -> Any:
-    """A copy of a tensor on the CPU (a graph may write into integers); anything else as it is."""
+    """A copy of a tensor on the CPU, as a graph may write into integers; else ``value`` itself."""
     return value.detach().cpu().clone() if isinstance(value, Tensor) else value

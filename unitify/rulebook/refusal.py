@@ -1,24 +1,24 @@
-"""What an operation refuses, told apart from what is wrong in the code that runs it."""
+"""Errors of an operation on arguments that it does not accept, apart from errors of our code."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 
-#: What operations raise when they want another type, layout or size than they were given.
+#: Operations raise these for a type, layout or size that they do not accept.
 _REFUSALS = (RuntimeError, TypeError, ValueError, IndexError)
 
 
 class CannotRun(RuntimeError):
-    """An operation does not take what it was run on, or nobody knows what it needs without data.
+    """An operation does not accept its operands, or depends on data that is not there.
 
-    torch says the same by a plain ``RuntimeError`` where sizes do not fit.
+    torch raises a plain ``RuntimeError`` where sizes do not fit.
     """
 
 
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
-    """Around a call of an operation alone: whatever it raises is ``CannotRun``."""
+    """A context for the call of an operation alone: any error in it becomes ``CannotRun``."""
     try:
         yield
     except CannotRun:
@@ -28,6 +28,6 @@ def refusals() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, on one line."""
+    """The first line of an exception's message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -1,7 +1,7 @@
-"""Residual branches x + f(x), found from the graph and the rules alone, not from names.
+"""Residual branches x + f(x), found from the graph and the rules, not from names.
 
-Takes a graph and the rules; gives its residual sums in order, and the last contractions of their
-branches. A walk never goes further back than the skip, and never over a node twice.
+Takes a graph and the rules. Gives its residual sums in order, and the last contractions of their
+branches. A walk stops at the skip, and visits no node twice.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from unitify.rulebook.schema import operation_name
 
 @dataclass(frozen=True)
 class Residual:
-    """``add`` = ``skip`` + ``branch``, where ``branch`` was made from what ``skip`` holds.
+    """``add`` = ``skip`` + ``branch``, where ``branch`` is computed from ``skip``.
 
-    ``origin``: what the branch was made from: the skip itself, or, where several branches of one
+    ``origin``: the input of the branch. It is the skip itself or, where several branches of one
     value are added one by one (x + f(x) + g(x)), that value.
     ``is_pointwise``: does the value reach the sum through the branch without any contraction?
     Then the sum is a function of the value element by element (x + x³, a gated state).
@@ -56,7 +56,7 @@ def residuals(graph: fx.Graph, rules: RuleTable) -> tuple[Residual, ...]:
 def branches(
     graph: fx.Graph, found: tuple[Residual, ...]
 ) -> Iterator[tuple[Residual, list[fx.Node]]]:
-    """Each residual with the nodes of its branch; of branches within others the inner one has them.
+    """Each residual with the nodes of its branch. A nested branch keeps its nodes for itself.
 
     Linear in the size of the graph.
     """
@@ -79,8 +79,8 @@ def branches(
 def branch_ends(graph: fx.Graph, rules: RuleTable) -> frozenset[fx.Node]:
     """The last contractions of every residual branch, before it is added.
 
-    In a transformer these are the projection out of attention and the one down to the model's
-    width.
+    In a transformer these are the output projection of attention and the down projection of the
+    MLP.
     """
     order = {node: i for i, node in enumerate(graph.nodes)}
     contractions = _contractions(graph, rules)
@@ -95,19 +95,19 @@ def _contractions(graph: fx.Graph, rules: RuleTable) -> set[fx.Node]:
 
 
 def _made(graph: fx.Graph, rules: RuleTable) -> set[fx.Node]:
-    """Values that have a shape, at most, from another: the state that a recurrence starts with."""
+    """Values that take only a shape from another, such as the first state of a recurrence."""
     return {n for n in graph.nodes if (r := rules.get(operation_name(n))) and r.creates}
 
 
 def _is_sum(rule: Rule | None) -> bool:
-    """Is every operand brought to the result's scale, and none of them merely selected?"""
+    """Does the operation bring every operand to the result's scale, and add instead of select?"""
     return (
         rule is not None and rule.law is not None and ("out" in rule.law.output and not rule.linear)
     )
 
 
 def _origin(skip: fx.Node, found: Mapping[fx.Node, Residual]) -> fx.Node:
-    """The value to whose branches only one more is added."""
+    """The input of the branches that ``skip`` already sums; ``skip`` where it sums none."""
     while skip in found and len(skip.users) == 1:
         skip = found[skip].skip
     return skip
@@ -139,7 +139,7 @@ def _is_made_from(
 def _upstream(
     node: fx.Node, source: fx.Node, order: Mapping[fx.Node, int], stops: set[fx.Node]
 ) -> set[fx.Node]:
-    """What ``node`` was made from, back to ``source`` and not beyond ``stops``."""
+    """The ancestors of ``node``, back to ``source`` and not beyond ``stops``."""
     found: set[fx.Node] = set()
     pending = [node]
     while pending:

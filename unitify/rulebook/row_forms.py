@@ -1,6 +1,6 @@
 """The keys of a row of a rule file, and the form of the value of each.
 
-A reader takes a value as TOML gives it and gives what ``Rule`` holds; ``RowError`` says why not.
+A reader turns a value of TOML into a field of ``Rule``, or raises ``RowError``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Reader = Callable[[Any], Any]
 
 
 class RowError(ExpressionError):
-    """A value is not of the form that its key asks for; ``path``: the keys below that one."""
+    """A value has not the form that its key requires. ``path``: the keys below that one."""
 
     def __init__(self, text: str, path: tuple[str, ...] = ()) -> None:
         super().__init__(text)
@@ -27,13 +27,13 @@ class RowError(ExpressionError):
 
 
 def close_to(name: str, others: Iterable[str]) -> str:
-    """A hint at the name that may have been meant; "" without one."""
+    """``; did you mean …?`` with the most similar name; "" without one."""
     close = difflib.get_close_matches(name, others, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def known(table: Mapping[str, Any], key: str, what: str) -> Any:
-    """What a table has under a key that it must have."""
+    """The value of ``key`` in a table. Raises ``RowError`` for any other key."""
     if key not in table:
         raise RowError(f"{what} has no key {key!r}{close_to(key, table)}")
     return table[key]
@@ -41,7 +41,7 @@ def known(table: Mapping[str, Any], key: str, what: str) -> Any:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise RowError(f"{value!r} is no text")
+        raise RowError(f"{value!r} is not text")
     return value
 
 
@@ -53,13 +53,13 @@ def _flag(value: Any) -> bool:
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RowError(f"{value!r} is no number")
+        raise RowError(f"{value!r} is not a number")
     return float(value)
 
 
 def _integer(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise RowError(f"{value!r} is no integer")
+        raise RowError(f"{value!r} is not an integer")
     return value
 
 
@@ -70,10 +70,10 @@ def _formula(value: Any) -> sympy.Expr:
 def _list_of(read: Reader) -> Reader:
     def read_list(value: Any) -> tuple[Any, ...]:
         if not isinstance(value, list | tuple) or not value:
-            raise RowError(f"{value!r} is no list with something in it")
+            raise RowError(f"{value!r} is not a list with entries")
         found = tuple(read(item) for item in value)
         if any(item in found[:i] for i, item in enumerate(found)):
-            raise RowError(f"{value!r} says something twice")
+            raise RowError(f"{value!r} has an entry twice")
         return found
 
     return read_list
@@ -82,7 +82,7 @@ def _list_of(read: Reader) -> Reader:
 def _table_of(read: Reader) -> Reader:
     def read_table(value: Any) -> dict[str, Any]:
         if not isinstance(value, Mapping) or not value:
-            raise RowError(f"{value!r} is no table with something in it")
+            raise RowError(f"{value!r} is not a table with keys")
         found = {}
         for name, item in value.items():
             try:
@@ -113,21 +113,21 @@ def _table_with(keys: Mapping[str, Reader]) -> Reader:
 def _matching(pattern: str) -> Reader:
     def read(value: Any) -> str:
         if not re.fullmatch(pattern, _text(value)):
-            raise RowError(f"{value!r} is not of the form {pattern}")
+            raise RowError(f"{value!r} does not match {pattern}")
         return str(value)
 
     return read
 
 
 def _either(first: Reader, second: Reader) -> Reader:
-    """A list is read by the first, everything else by the second."""
+    """The first reader for a list, the second for everything else."""
     return lambda value: (first if isinstance(value, list | tuple) else second)(value)
 
 
 def _law(value: Any) -> dict[str, Any]:
     found: dict[str, Any] = _table_of(parse_monomial)(value)
     if "out" not in found:
-        raise RowError("a law says nothing of its result (out)")
+        raise RowError("a law needs the scale of its result (out)")
     return found
 
 
@@ -135,7 +135,7 @@ def _named_formulas(value: Any) -> dict[str, sympy.Expr]:
     found: dict[str, sympy.Expr] = _table_of(_formula)(value)
     for name in found:
         if not name.isidentifier():
-            raise RowError(f"{name!r} is no name", (name,))
+            raise RowError(f"{name!r} is not a name", (name,))
     return found
 
 
@@ -146,7 +146,7 @@ def _moments(value: Any) -> Moments:
     given = _MOMENT(value)
     mean = given.pop("mean", sympy.S.Zero)
     if len(given) != 1:
-        raise RowError("moments have one of square, rms and var, beside a mean")
+        raise RowError("moments need exactly one of square, rms and var, and may have a mean")
     ((name, formula),) = given.items()
     squares = {"square": formula, "rms": formula**2, "var": formula + mean**2}
     return Moments(mean, squares[name])
@@ -158,14 +158,14 @@ _COMMON = _table_with({"along": _list_of(_integer), "var": _formula})
 def _common(value: Any) -> Common:
     found = _COMMON(value)
     if len(found) != 2:
-        raise RowError("what is in common has a var, and dimensions along which it is")
+        raise RowError("common needs a var and the dimensions along which elements share it")
     return Common(found["along"], Moments(found["var"], found["var"]))
 
 
 def _domain(value: Any) -> tuple[float, float]:
     found = _list_of(_number)(value)
     if len(found) != 2 or not found[0] < found[1]:
-        raise RowError(f"{value!r} is not the least and the greatest number")
+        raise RowError(f"{value!r} is not a list of the least and the greatest number")
     return found[0], found[1]
 
 
@@ -175,7 +175,7 @@ _MATRIX_PRODUCT = re.compile(r"(\w+) @ (\w+)(\.T)?(?: \+ (\w+))?")
 def _matrix_product(value: Any) -> MatrixProduct:
     found = _MATRIX_PRODUCT.fullmatch(_text(value))
     if found is None:
-        raise RowError(f"{value!r} is not of the form 'left @ right.T + bias'")
+        raise RowError(f"{value!r} does not match 'left @ right.T + bias'")
     left, right, transposed, bias = found.groups()
     return MatrixProduct(left, right, transposed is not None, bias)
 

@@ -1,4 +1,4 @@
-"""On which line of a TOML file each key stands: what a message about a row points at."""
+"""The line of each key of a TOML file, for messages about a row."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Path = tuple[str, ...]
 
 
 def lines_of(text: str) -> dict[Path, int]:
-    """Path of keys → the line, from 1, on which the statement that gives it begins.
+    """Path of keys → the first line (from 1) of its statement.
 
-    A statement is a header or a key with its value; TOML's own parser says where it is complete.
+    A statement is a header, or a key with its value. TOML's own parser finds where it ends.
     """
     found: dict[Path, int] = {}
     inside: Path = ()
@@ -35,7 +35,7 @@ def lines_of(text: str) -> dict[Path, int]:
 
 
 def line_of(lines: Mapping[Path, int], path: Path) -> int:
-    """The line of a path, or of as much of it as stands in the file; 0 for nothing of it."""
+    """The line of a path, or of its longest prefix in the file; 0 without one."""
     for length in range(len(path), 0, -1):
         if path[:length] in lines:
             return lines[path[:length]]
@@ -43,7 +43,7 @@ def line_of(lines: Mapping[Path, int], path: Path) -> int:
 
 
 def failing_line(error: tomllib.TOMLDecodeError, text: str) -> int:
-    """Where TOML itself is broken."""
+    """The line at which TOML's parser failed."""
     found = re.search(r"\(at line (\d+)", str(error))
     return int(found.group(1)) if found else max(len(text.splitlines()), 1)
 

@@ -1,7 +1,7 @@
-"""Does every name in a row mean something? Checked against the arguments of its operation.
+"""Checks every name in a row against the arguments of its operation.
 
-Takes a ``Row`` and the arguments by name; gives problems. What a name may be depends on its place:
-an operand, a number, one of the row's own ``dims`` and shorthands, a count, a word of the language.
+Takes a ``Row`` and the arguments by name; gives problems. Each key allows some kinds of names: an
+operand, a number, one of the row's own ``dims`` and shorthands, a count, a word of the language.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _NUMBERS = ("number", "any")
 _VALUES = (*_TENSORS, *_NUMBERS)
 _SIZES = ("numbers", "any")
 _EVERY = (*_TENSORS, "number", "numbers", "type", "other")
-_WORDS = {_TENSORS: "operand", _NUMBERS: "number", _VALUES: "operand or number", _SIZES: "list"}
+_WORDS = {_TENSORS: "tensor", _NUMBERS: "number", _VALUES: "tensor or number", _SIZES: "list"}
 _SIZE = re.compile(r"(\w+)\.(?:numel|ndim|shape\[-?\d+\])")
 _EPSILON = "epsilon"
 
-#: Keys whose values, or whose own keys, are names of arguments: of which kind.
+#: The kinds of arguments that each key may name: in a list, and as keys of a table.
 _LISTED = {
     "linear": _VALUES, "channels": _TENSORS, "products": _TENSORS, "casts": _TENSORS,
     "corners": _VALUES, "elementwise": _TENSORS, "pads": (*_SIZES, "other"), "logits": _VALUES,
@@ -45,7 +45,7 @@ _KEYED = {
 
 
 def unknown_names(row: Row, arguments: Mapping[str, Argument]) -> Iterator[Problem]:
-    """Names that are none, or not of the kind that their place asks for."""
+    """Names that mean nothing, or not a kind that their key allows."""
     yield from _Names(row, arguments).problems()
 
 
@@ -72,7 +72,7 @@ class _Names:
             hint = close_to(name, self.arguments)
             yield Problem(path, f"the operation has no argument {name!r}{hint}")
         elif found.kind not in kinds:
-            yield Problem(path, f"{name!r} is no {_WORDS.get(kinds, 'argument of this kind')}")
+            yield Problem(path, f"{name!r} is not a {_WORDS.get(kinds, 'argument of this kind')}")
 
     def _of_keys(self) -> Iterator[Problem]:
         for key, kinds in _LISTED.items():
@@ -93,7 +93,7 @@ class _Names:
                     yield from self._argument(("matmul",), operand, _TENSORS)
 
     def _words(self) -> Iterator[Problem]:
-        """Arguments and dims that are named within a text."""
+        """Arguments and dims within a text, such as "trailing:normalized_shape"."""
         if isinstance(self.rule.over, str):
             kind, _, name = self.rule.over.partition(":")
             if kind != "except":
@@ -109,14 +109,14 @@ class _Names:
             if name in self.arguments and self.arguments[name].kind == "type":
                 for value in values:
                     if value != "None" and not _is_type(value):
-                        yield Problem(("only", name), f"{value!r} is no type, as torch.float32 is")
+                        yield Problem(("only", name), f"{value!r} is not a type like torch.float32")
         if self.rule.width is not None and self.rule.width not in self.rule.dims:
-            yield Problem(("width",), f"{self.rule.width!r} is none of the row's dims")
+            yield Problem(("width",), f"{self.rule.width!r} is not one of the row's dims")
         for operand in self.rule.statistics:
             both = _both(self.rule.statistics[operand])
             named = {name for f in both for _, name in named_in(f).moments}
             for name in sorted(named - self.rule.initial.keys()):
-                yield Problem(("statistics", operand), f"initial does not say when {name!r} tells")
+                yield Problem(("statistics", operand), f"initial has no value for {name!r}")
 
     # -- monomials ------------------------------------------------------------------------
 
@@ -153,7 +153,7 @@ class _Names:
             yield from self._plain(("defaults", name), formula, {_EPSILON})
 
     def _own_name(self, key: str, name: str) -> Iterator[Problem]:
-        """A name that the row gives: no other one is it, or is one slip away from it."""
+        """Problems of a name that the row defines: taken, or one typing error from another."""
         others = self.numbers | COUNTED.keys() | {_EPSILON}
         own = [*self.rule.dims, *self.row.where]
         earlier = own[: own.index(name)] if own.count(name) == 1 else own
@@ -161,21 +161,21 @@ class _Names:
             if other == name:
                 yield Problem((key, name), f"{name!r} is the name of something else")
             elif one_slip_apart(name, other):
-                text = f"{name!r} and {other!r} are one slip apart; one needs another name"
+                text = f"{name!r} and {other!r} are one typing error apart; rename one"
                 yield Problem((key, name), text)
 
     def _countable(self, path: tuple[str, ...], formula: sympy.Expr) -> Iterator[Problem]:
         for name in sorted(named_in(formula).symbols & COUNTED.keys()):
             missing = [a for a in COUNTED[name] if a not in self.arguments]
             if missing:
-                text = f"{name!r} is counted of {', '.join(missing)}, which the operation has not"
+                text = f"{name!r} needs arguments that the operation lacks: {', '.join(missing)}"
                 yield Problem(path, text)
 
     def _plain(
         self, path: tuple[str, ...], formula: sympy.Expr, names: Iterable[str]
     ) -> Iterator[Problem]:
         for applied in named_in(formula).applied:
-            yield Problem(path, f"{applied} is none of the numbers that shapes and arguments tell")
+            yield Problem(path, f"{applied} is not a number of shapes and arguments")
         yield from self._symbols(path, formula, {*names})
 
     def _symbols(
@@ -190,11 +190,11 @@ class _Names:
                 kinds = (*_TENSORS, "numbers") if name.endswith(".numel") else _TENSORS
                 yield from self._argument(path, size.group(1), kinds)
         if formula.has(sympy.zoo, sympy.nan, sympy.oo):
-            yield Problem(path, f"{formula} is no finite number")
+            yield Problem(path, f"{formula} is not a finite number")
         defaults = self.rule.law.defaults if self.rule.law is not None else {}
         for name in sorted(named_in(formula).symbols & self.numbers - names):
             if self.arguments[name].is_optional and name not in defaults:
-                yield Problem(path, f"{name!r} may be None; defaults does not say what it is then")
+                yield Problem(path, f"{name!r} may be None, and defaults has no value for it")
 
     # -- formulas of moments --------------------------------------------------------------
 
@@ -226,10 +226,10 @@ class _Names:
             if name != "grad":
                 yield from self._argument(path, name, ("tensor", *_NUMBERS))
             elif not gradient:
-                yield Problem(path, f"{applied} is of the gradient, which is not known here")
+                yield Problem(path, f"{applied} needs the gradient, which only backward has")
         if self.rule.over is None:
             for applied in named_in(formula).averaged:
-                yield Problem(path, f"{applied} runs over nothing: the row has no over")
+                yield Problem(path, f"{applied} needs dimensions: the row has no over")
         yield from self._symbols(path, formula, names)
 
     def _sample(self) -> Iterator[Problem]:
@@ -238,7 +238,7 @@ class _Names:
             return
         missing = [n for n, a in self.arguments.items() if a.is_needed and n not in given]
         if missing:
-            yield Problem(("sample",), f"it gives no {', '.join(missing)}")
+            yield Problem(("sample",), f"it lacks {', '.join(missing)}")
         variants = self.row.keys.get("variants", ())
         for key, table in (("sample", given), *(("variants", v) for v in variants)):
             for name, value in table.items():

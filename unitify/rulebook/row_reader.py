@@ -1,7 +1,7 @@
-"""A row of a rule file read into a ``Rule``: every key is known and of its form.
+"""Reads a row of a rule file into a ``Rule``: every key must be known and have its form.
 
-Takes a mapping as TOML gives it; gives a ``Row``. Whether names in it mean anything, and every key
-does something, is for ``row_names`` and ``row_use`` to say.
+Takes a mapping as TOML gives it; gives a ``Row``. ``row_names`` checks the names in it, and
+``row_use`` that every key does something.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from unitify.rulebook.rule import Common, Law, Moments, Rule
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a row, and the keys under which it stands."""
+    """A problem of a row, and the path of keys to it."""
 
     path: tuple[str, ...]
     text: str
@@ -29,8 +29,8 @@ class Problem:
 class Row:
     """A row as it was read.
 
-    ``keys``: what it holds, with what it took over from another row; ``where``: its shorthands by
-    name, as they are written. ``rule`` has them replaced by what they stand for.
+    ``keys``: its keys, with those taken from another row by ``like``; ``where``: its shorthands by
+    name, as they are written. In ``rule`` the shorthands are expanded.
     """
 
     keys: Mapping[str, Any]
@@ -39,9 +39,9 @@ class Row:
 
 
 def read_row(operation: str, row: Any) -> tuple[Row | None, list[Problem]]:
-    """The row of an operation, or what is wrong with its form."""
+    """The row of an operation, or the problems of its form."""
     if not isinstance(row, Mapping):
-        return None, [Problem((), "it is no table of keys")]
+        return None, [Problem((), "it is not a table")]
     problems: list[Problem] = []
     found: dict[str, Any] = {}
     for key, value in row.items():
@@ -74,7 +74,7 @@ def _summed_products(found: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _replaced(where: Mapping[str, sympy.Expr]) -> dict[sympy.Symbol, sympy.Expr]:
-    """Shorthands with those before them replaced."""
+    """Shorthands, with earlier ones expanded in them."""
     meant: dict[sympy.Symbol, sympy.Expr] = {}
     for name, formula in where.items():
         meant[sympy.Symbol(name)] = formula.xreplace(meant)

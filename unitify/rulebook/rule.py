@@ -1,4 +1,4 @@
-"""A row of the rule table as the engine reads it: ``Rule``, one operation.
+"""``Rule``: a row of the rule table, for one operation.
 
 Frozen values, made by ``row_reader`` from a row of a file. Knows no file, no graph and no scale.
 """
@@ -20,9 +20,9 @@ class Law:
 
     ``output`` and ``factors`` are monomials in the operands' forward scales (and in ``out``, the
     scale chosen for the result). Factors of numeric arguments multiply the number.
-    ``even``: a monomial that must have an even exponent (so must a root's operand); one factor of
-    two is given back to its first operand otherwise. ``only``: argument values for which the
-    law holds (restored otherwise). ``defaults``: formulas that stand for an argument left at None.
+    ``even``: a monomial that must have an even exponent, as the operand of a root must; where it is
+    odd, its first operand takes one factor of two back. ``only``: argument values for which the law
+    holds; others restore. ``defaults``: formulas for arguments that the call passes as None.
     """
 
     output: Monomial
@@ -34,9 +34,9 @@ class Law:
 
 @dataclass(frozen=True)
 class Moments:
-    """What a value or gradient is distributed like: formulas for its mean and mean square.
+    """Formulas for the mean and the mean square, E[x] and E[x²], of a value or a gradient.
 
-    ``mean`` and ``square`` (E[x²]) may use the operands' moments; gradients also ``grad``'s.
+    They may use the operands' moments; those of a gradient also the moments of ``grad``.
     """
 
     mean: sympy.Expr
@@ -45,7 +45,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Common:
-    """What all elements of a gradient along some dimensions share: formulas of its variance."""
+    """The part that all elements of a gradient along some dimensions share, by its variance."""
 
     along: tuple[int, ...]
     var: Moments
@@ -68,52 +68,52 @@ class MatrixProduct:
 class Rule:
     """One operation: its law, and one of four ways to predict moments.
 
-    - ``linear``: linear in each of these operands; ``terms``: number of products summed into an
+    - ``linear``: linear in each of these operands. ``terms``: the number of products summed into an
       element of the output and of each operand's gradient (operands of ``terms`` that are not
-      ``linear`` are added); every product is multiplied by ``coefficient``. Without ``terms`` the
-      operation is run on moments: one that selects, or whose sums no shape tells. ``window``: it
-      sums over neighbors, so that only dimension 0 repeats rows; ``pads``: the argument that says
-      how many zeros are put around the image first, in each direction
+      ``linear`` are added). ``coefficient`` multiplies every product. Without ``terms`` the
+      operation runs on moments: it selects, or no shape gives the length of its sums. ``window``:
+      it sums over neighbors, so only dimension 0 repeats rows. ``pads``: the argument that holds
+      the padding of an image, in each direction
     - ``elementwise``: a function of this operand alone, element by element: by quadrature
     - ``forward``/``backward``: formulas; ``channels`` names their operands along dimension 1
-    - none of these: the operation is run on samples drawn from its operands' moments
+    - none of these: the operation runs on samples drawn from its operands' moments
 
-    ``over``: the dimensions that ``average(…)`` in a formula runs over: a tuple, "trailing:ARG" (as
-    many trailing ones as ARG has entries), "argument:ARG" (those listed in ARG) or "except:1".
+    ``over``: the dimensions of ``average(…)`` in a formula: a tuple, "trailing:ARG" (as many
+    trailing ones as ARG has entries), "argument:ARG" (those listed in ARG) or "except:1".
     ``broadcast``: ``backward`` formulas are per element of the output, and summed over the
     dimensions along which the operand was broadcast; False where they are final.
     ``true_gradient``: the backward kernel is not linear in the gradient to the last bit, so the
     gradient is restored before it, like the operands of a restoring operation.
-    ``products``: the operands whose products are summed: the ``linear`` ones of a row that has
-    two and sums, where it does not say otherwise; none for other rows.
+    ``products``: the operands whose products are summed. By default the two ``linear`` ones of a
+    row that sums; none for other rows.
     ``casts``: the operands that a recipe may cast: ``products``, or those of an operation that
-    holds several products. ``inside``: what else is multiplied, but arises within the operation,
-    where no cast reaches, in words. ``cached``: those that a model that generates makes once for
-    every position, and keeps for later calls.
-    ``matmul``: how to read it as a product of matrices, where it is one.
+    holds several products. ``inside``: other operands of products, in words; they arise within the
+    operation, where no cast reaches. ``cached``: operands that a model computes once for every
+    position, and keeps for later calls, when it generates.
+    ``matmul``: the operation as a product of matrices, where it is one.
     ``contracts``: operand → the dimension over which products are summed, or the argument whose
-    last entry is it. Of others it is the last; of ``matmul``, and of a ``window``, it is known.
-    ``unit``: does a unit scaling scheme bring the result to unit RMS by a multiplier? So it does
-    with contractions; rows of other kinds say so. ``parameters``: what a parameter in the place
-    of an operand is: "bias", "gain" or "table" (of embeddings); operands of products are matrices.
-    ``logits``: the operand of a softmax, or the number that multiplies logits inside of an
-    attention, whose logits are sums of ``width`` products. ``loss``: is the softmax that of a loss,
-    not of an attention?
-    ``creates``: the result has at most its shape and type from an operand, and none of its values.
+    last entry names it. The default is the last one, or what ``matmul`` or ``window`` implies.
+    ``unit``: does a unit scaling scheme bring the result to unit RMS by a multiplier? It always
+    does for contractions. ``parameters``: operand → the role of a parameter there: "bias", "gain"
+    or "table" (of embeddings); operands of products are matrices.
+    ``logits``: the operand of a softmax, or the number that multiplies the logits within an
+    attention. Such logits are sums of ``width`` products. ``loss``: does the softmax belong to a
+    loss, not to an attention?
+    ``creates``: the result takes at most shape and type from an operand, but no values.
     ``weighs``: the number that multiplies the second term of a sum.
     ``statistics``: operand → formulas of its moments from running statistics, which other operands
-    hold. ``initial``: such an operand → its value before training, of which nothing follows.
-    ``domain``: operand → the numbers, least and greatest, between which it has to be.
-    ``corners``: the operands of an operation that has its extremes where each of them has one of
-    its own: one that is monotone in each of them, or linear.
-    ``balanced``: operand → the dimensions over which its gradient sums to zero, because moving all
-    elements along them together changes nothing: a tuple, "over", or "over if ARG".
-    ``common``: operand → what the elements of its gradient have in common, beside ``backward``,
-    which holds for one of them alone.
-    ``sample``: arguments on which the row is tested; ``variants``: more of them, as changes to it.
-    ``replaces``: does the row mean to stand in the place of another one for its operation?
-    ``file`` and ``line``: where the row is written, for people; they mean nothing else. The line of
-    a shipped row is 0 unless it was asked for.
+    hold. ``initial``: such an operand → its value before training, which says nothing about data.
+    ``domain``: operand → the least and the greatest number that it may hold.
+    ``corners``: operands at whose extremes the result has its own extremes, because it is monotone
+    or linear in each of them.
+    ``balanced``: operand → the dimensions over which its gradient sums to zero, because a shift
+    of all elements along them changes nothing: a tuple, "over", or "over if ARG".
+    ``common``: operand → the part that elements of its gradient share. ``backward`` holds for a
+    single element.
+    ``sample``: arguments on which the row is tested; ``variants``: further ones, as changes to it.
+    ``replaces``: may the row replace another one for its operation?
+    ``file`` and ``line``: where the row is written, for people only. The line of a shipped row is 0
+    unless ``checked_rules`` read it.
     """
 
     operation: str
@@ -158,20 +158,20 @@ class Rule:
     line: int = field(default=0, compare=False)
 
     @property
-    def place(self) -> str:
-        """``rules/loss.toml:12``, or "" for a row that no file holds."""
+    def location(self) -> str:
+        """``rules/loss.toml:12``, or "" for a row that is not from a file."""
         return f"{self.file}:{self.line}" if self.line else self.file
 
     @property
     def moves(self) -> bool:
-        """Does the result hold elements of one operand, as they are and at its scale?"""
+        """Does the result hold elements of one operand, unchanged and at its scale?"""
         power = tuple(self.law.output.items()) if self.law is not None else ()
         is_its_own = len(power) == 1 and power[0][0] != "out" and power[0][1] == 1
         return is_its_own and self.terms.get("out") == 1 and self.coefficient == 1
 
     @property
     def kind(self) -> str:
-        """The law in words, for tables alone: multilinear, homogeneous, aligning, …"""
+        """The law in words, for tables only: multilinear, homogeneous, aligning, …"""
         if self.law is None:
             return "restoring"
         if "out" in self.law.output:

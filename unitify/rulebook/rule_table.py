@@ -1,10 +1,10 @@
-"""The rule table: ``rules/*.toml`` and a user's own files read into frozen rows, one an operation.
+"""The rule table: ``rules/*.toml`` and the user's own files as frozen rows, one an operation.
 
-Takes TOML files, gives ``RuleTable``: operation name → ``Rule``. Knows no graph and no scale.
-An operation without a row has no law (it is restored to true scale) and sampled moments.
+Takes TOML files; gives a ``RuleTable``: operation name → ``Rule``. Knows no graph and no scale.
+An operation without a row has no law (its operands are restored to true scale) and sampled moments.
 
-A row of a user's is checked against its operation as it is loaded. The shipped ones are read at
-every start and so are checked by a test, and by ``unitify rules verify``.
+A user's row is checked against its operation when it is loaded. A test and ``unitify rules verify``
+check the shipped rows, so that a start stays fast.
 """
 
 from __future__ import annotations
@@ -48,11 +48,10 @@ __all__ = [
 def load_rules(extra: Iterable[str | Path | Mapping[str, Any]] = ()) -> RuleTable:
     """The shipped rules, then ``extra`` files or mappings.
 
-    A row for an operation that has one already says ``replaces = true``, unless it is the same.
+    A second, different row for an operation needs ``replaces = true``.
 
-    Raises ``UnitifyError``, with file and line of everything that is wrong: U001 for what is no
-    list of files; U201 for what is not a rule, or means nothing to the operation; U205 for an
-    operation that torch does not know.
+    Raises ``UnitifyError`` with file and line of every problem: U001 where ``extra`` is not a list
+    of files and mappings; U201 for an invalid row; U205 for an operation unknown to torch.
     """
     table = dict(_shipped())
     is_list = isinstance(extra, Iterable) and not isinstance(extra, str | Mapping)
@@ -68,13 +67,13 @@ def load_rules(extra: Iterable[str | Path | Mapping[str, Any]] = ()) -> RuleTabl
 
 
 def checked_rules() -> RuleTable:
-    """The shipped rules, checked like a user's, and with the lines on which they stand."""
+    """The shipped rules, checked like a user's, with their lines in the files."""
     return _together(_read(rows, is_checked=True) for rows in _files())
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows as TOML gives them. ``text``: of the file that they are from; "" without one."""
+    """Rows as TOML gives them. ``text``: that of their file; "" without one."""
 
     rows: Mapping[str, Any]
     file: str = ""
@@ -115,12 +114,12 @@ def _opened(path: Path) -> _Rows:
         return _Rows(tomllib.loads(text), str(path), text)
     except tomllib.TOMLDecodeError as error:
         where = f"{path}:{failing_line(error, text)}"
-        problem = f"the file is no TOML: {error}"
+        problem = f"the file is not TOML: {error}"
         raise UnitifyError(RuleInvalid(where=where, operation=path.name, problem=problem)) from None
 
 
 def _read(held: _Rows, *, is_checked: bool, before: RuleTable | None = None) -> RuleTable:
-    """The rows of one source. ``before``: those that it would replace."""
+    """The rows of one source. ``before``: the rows of earlier sources."""
     table: dict[str, Rule] = {}
     wrong: list[tuple[str, Problem]] = []
     unknown: list[str] = []
@@ -162,10 +161,10 @@ def _checked(operation: str, read: Row, before: Rule | None) -> Iterable[Problem
     yield from unknown_names(read, arguments)
     yield from idle(read, arguments)
     if before is None and read.rule.replaces:
-        yield Problem(("replaces",), "it does nothing: the operation has no other row")
+        yield Problem(("replaces",), "it has no effect: the operation has no other row")
     elif before not in (None, read.rule) and not read.rule.replaces:
-        place = f" ({before.place})" if before is not None and before.place else ""
-        yield Problem((), f"the operation has another row{place}; replaces = true puts this first")
+        where = f" ({before.location})" if before is not None and before.location else ""
+        yield Problem((), f"the operation has another row{where}; replaces = true replaces it")
 
 
 def _said(problem: Problem) -> str:
@@ -173,9 +172,9 @@ def _said(problem: Problem) -> str:
 
 
 def _expanded(rows: Mapping[str, Any], row: Any) -> tuple[Any, list[Problem]]:
-    """The row with ``like`` filled in: it takes over another row of its file and changes keys.
+    """The row with ``like`` filled in: the keys of another row of its file, then its own.
 
-    An empty value takes a key of that row back.
+    An empty value removes a key of that row.
     """
     if not isinstance(row, Mapping) or "like" not in row:
         return row, []
@@ -185,10 +184,10 @@ def _expanded(rows: Mapping[str, Any], row: Any) -> tuple[Any, list[Problem]]:
         parent = rows.get(name) if isinstance(name, str) else None
         if not isinstance(parent, Mapping) or name in seen:
             hint = close_to(str(name), rows)
-            return None, [Problem(("like",), f"{name!r} is no other row of this file{hint}")]
+            return None, [Problem(("like",), f"{name!r} is not another row of this file{hint}")]
         seen.append(name)
         idle_keys = [k for k, v in filled.items() if v in ("", [], {}) and k not in parent]
         if idle_keys and "like" not in parent:
-            return None, [Problem((k,), "there is nothing to take back") for k in idle_keys]
+            return None, [Problem((k,), "there is no key to remove") for k in idle_keys]
         filled = {**parent, **filled}
     return {k: v for k, v in filled.items() if v not in ("", [], {})}, []

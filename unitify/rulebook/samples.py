@@ -1,7 +1,7 @@
-"""Sample operands, as the rows of the rule table describe them.
+"""Sample operands of the rows of the rule table.
 
-``normal(48, 64, mean=0.3)`` in a row becomes a ``Sample``: a shape, the moments that it is drawn
-with, and how to draw it. Numbers, lists and quoted text stand for themselves.
+``normal(48, 64, mean=0.3)`` in a row becomes a ``Sample``: a shape, the moments of its elements,
+and a function that draws it. Numbers, lists and quoted text are plain values.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from unitify.rulebook.expressions import parse_sample
 
 @dataclass(frozen=True)
 class Sample:
-    """A tensor to be drawn: its shape, and E[x] and E[x²] of its elements.
+    """A random tensor: its shape, and E[x] and E[x²] of its elements.
 
-    ``make`` gives the tensor for a random generator, in float64 where it is floating.
-    ``grad``: may its gradient be asked for?
+    ``make`` draws the tensor by a generator, in float64 where it is floating.
+    ``grad``: can it have a gradient?
     """
 
     shape: tuple[int, ...]
@@ -46,7 +46,7 @@ class Sample:
 def parse_arguments(sample: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a row's ``sample``: ``Sample`` for a tensor, plain values otherwise.
 
-    Raises ``ExpressionError`` for text that is no sample argument.
+    Raises ``ExpressionError`` for text that is not a sample argument.
     """
     return {name: _parsed(value) for name, value in sample.items()}
 
@@ -120,7 +120,7 @@ def well_conditioned(count: int, size: int) -> Sample:
 
 
 def ascending(count: int) -> Sample:
-    """Numbers in growing order, around zero."""
+    """Numbers in ascending order, around zero."""
     values = torch.linspace(-1.0, 1.0, count, dtype=torch.float64)
     return Sample((count,), 0.0, float(values.square().mean()), lambda _: values.clone())
 
@@ -185,7 +185,7 @@ def dtype(name: str) -> torch.dtype:
     return found
 
 
-#: What a row's sample may call.
+#: The functions that a row's sample may call.
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "normal": normal,
     "uniform": uniform,

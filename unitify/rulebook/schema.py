@@ -1,7 +1,7 @@
-"""Operations and their arguments by name: of torch's registry, or of a Python function.
+"""Operations and their arguments by name, from torch's registry or from a Python function.
 
-An operator has a schema. A Python function has its signature, and positions name what that leaves
-unnamed.
+An operator has a schema. A Python function has its signature. Arguments without a name there are
+named by position.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from torch._ops import OpOverload
 class Argument:
     """One argument of an operation.
 
-    ``kind``: what it takes: "tensor", "tensors" (a list of them), "number", "numbers" (a list),
-    "type" (of elements), "other" (text, a device), or "any" (of a Python function).
-    ``is_needed``: must a call give it? ``is_optional``: may it be None?
+    ``kind``: "tensor", "tensors" (a list), "number", "numbers" (a list), "type" (of elements),
+    "other" (text, a device), or "any" (of a Python function).
+    ``is_needed``: must a call pass it? ``is_optional``: may it be None?
     """
 
     name: str
@@ -34,7 +34,7 @@ class Argument:
 
 
 def find_operation(name: str) -> Callable[..., Any] | None:
-    """The operation that graphs name so: an operator, or a function of an imported module."""
+    """The operation of this name in a graph: an operator, or a function of an imported module."""
     found: Any = torch.ops
     try:
         for part in name.split("."):
@@ -52,7 +52,7 @@ def find_operation(name: str) -> Callable[..., Any] | None:
 
 
 def overloads_of(name: str) -> tuple[str, ...]:
-    """Full names of the operators that share all of ``name`` but its last part."""
+    """Full names of the operators that differ from ``name`` only in the last part."""
     space, _, rest = name.partition(".")
     packet = getattr(getattr(torch.ops, space, None), rest.partition(".")[0], None)
     listed = packet.overloads() if isinstance(packet, torch._ops.OpOverloadPacket) else ()
@@ -89,7 +89,7 @@ def _of_schema(argument: Any) -> Argument:
 
 @cache
 def _parameters(function: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
-    """The named parameters of a Python function; none where it does not tell."""
+    """The named parameters of a Python function; none where it has no signature."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
@@ -98,14 +98,14 @@ def _parameters(function: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
 
 
 def _positions(target: Any, count: int) -> list[str]:
-    """Names of the first ``count`` positional arguments of what has no schema."""
+    """Names of the first ``count`` positional arguments of a Python function."""
     parameters = _parameters(target) if callable(target) else ()
     named = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
     return [named[i] if i < len(named) else str(i) for i in range(count)]
 
 
 def operation_name(node: fx.Node) -> str:
-    """The name under which the rule table knows an operation, such as ``aten.add.Tensor``."""
+    """The name of an operation in the rule table, such as ``aten.add.Tensor``."""
     if isinstance(node.target, OpOverload):
         return str(node.target)
     return _name(node.target) if callable(node.target) else str(node.target)
@@ -118,7 +118,7 @@ def _name(function: Callable[..., Any]) -> str:
 
 
 def named_arguments(node: fx.Node) -> dict[str, Any]:
-    """Every argument of a call; with the defaults of a schema."""
+    """Every argument of a call, with the defaults of its schema."""
     if not isinstance(node.target, OpOverload):
         given = zip(_positions(node.target, len(node.args)), node.args, strict=True)
         return {**dict(given), **node.kwargs}
@@ -134,7 +134,7 @@ def named_arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def set_argument(node: fx.Node, name: str, value: Any) -> None:
-    """Give the argument ``name`` of a call another value."""
+    """Replace the argument ``name`` of a call."""
     if isinstance(node.target, OpOverload):
         names = [a.name for a in node.target._schema.arguments]
         position = names.index(name)
