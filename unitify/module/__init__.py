@@ -1,1 +1,1 @@
-"""``UnitScaledModule``: what the pipeline returns, of one graph or of several."""
+"""``UnitScaledModule``: the result of the pipeline, with one graph or several."""

@@ -1,4 +1,4 @@
-"""A module that takes over a model's own ``Parameter`` objects."""
+"""A module with the model's own ``Parameter`` objects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from unitify.module.unit_scaled import UnitScaledModule
 def adopt_parameters(model: nn.Module, module: UnitScaledModule) -> None:
     """Put the ``Parameter`` objects of ``model`` into ``module``.
 
-    They keep their values where ``module`` holds those; else they take over what it holds.
+    They keep their values where these equal those of ``module``; else they take its values.
     """
     keeps = module.plan.weights == "true" and not module.scheme
     held = dict(module.named_parameters(remove_duplicate=False))

@@ -1,8 +1,8 @@
-"""``AssembledModule``: a model some of whose modules run as transformed graphs, each a part.
+"""``AssembledModule``: a model whose islands run as transformed graphs, each a part.
 
-The Python code of the model stays: a copy of it holds the stored weights, and the ``forward`` of
-each island's module calls the island's graph. Hooks, attributes and methods of every module are
-there as before, and parameters have their names.
+A copy of the model holds the stored weights and runs the model's Python code. The ``forward`` of
+each island calls its graph. Every module keeps its hooks, attributes and methods, and parameters
+keep their names.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from unitify.recipe.choices import Choice
 
 
 class AssembledModule(UnitScaledModule):
-    """A ``UnitScaledModule`` of several graphs. ``parts``: each as a module of its own, by name.
+    """A ``UnitScaledModule`` of several graphs. ``parts``: a module for each, by name.
 
     ``plan.values`` names values ``part/value``; ``plan.parameters`` has the names of the whole
-    model. Its ``graph`` is the call of ``host``, the model around the parts.
+    model. ``graph`` is one call of ``host``, the model around the parts.
     """
 
     host: nn.Module
@@ -57,7 +57,7 @@ class AssembledModule(UnitScaledModule):
         for path in dict.fromkeys(paths):
             module = host.get_submodule(path)
             if not path and all(part.capture.has_hooks for part in parts):
-                # They are in the graphs.
+                # The graphs contain these hooks.
                 share_hooks(nn.Module(), host)
             graphs = [part for name, part in self.parts.items() if path_of(name) == path]
             GraphForward(module, _Island(graphs))
@@ -65,7 +65,7 @@ class AssembledModule(UnitScaledModule):
         for name, part in self.parts.items():
             if first.setdefault(path_of(name), part) is part:
                 part.divide()
-            # Of several graphs of one module the first has those of its submodules.
+            # Graphs of the same module share the submodules of the first.
             part._submodules = first[path_of(name)]._submodules
         for name, part in self.parts.items():
             part.watch(host, path_of(name))
@@ -81,12 +81,12 @@ class AssembledModule(UnitScaledModule):
 
     @property
     def original(self) -> nn.Module:
-        """The copy of the model that this module stands for; it holds stored weights."""
+        """The copy of the model, which holds stored weights."""
         return self.host
 
     @property
     def casts(self) -> tuple[Choice, ...]:
-        """What the recipe does with every value of every part, as ``part/value``."""
+        """The choice of the recipe for every value of every part, as ``part/value``."""
         return tuple(
             replace(choice, value=value_name(name, choice.value))
             for name, part in self.parts.items()
@@ -94,7 +94,7 @@ class AssembledModule(UnitScaledModule):
         )
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """One call: the model's own code, with the graphs of its islands."""
+        """One call of the model's own code, with the graphs of its islands."""
         with switched_off(self._caching):
             return call_of(self.host)(*args, **kwargs)
 
@@ -117,7 +117,7 @@ class AssembledModule(UnitScaledModule):
 def assemble(
     model: nn.Module, parts: Sequence[Part], diagnostics: tuple[Diagnostic, ...] = ()
 ) -> AssembledModule:
-    """The module of ``parts`` around a copy of ``model``, whose weights become stored ones."""
+    """The module of ``parts`` within a copy of ``model``, whose weights become stored ones."""
     host = copy_of(model)
     install(parts[0].capture.made, host)
     scales = joined({part.name: part.plan for part in parts}, host).parameters
@@ -128,7 +128,7 @@ def assemble(
 
 
 def build(part: Part) -> UnitScaledModule:
-    """The module of one whole graph: copies of the model's parameters, over their scales."""
+    """The module of one whole graph, with copies of the model's parameters over their scales."""
     captured = part.capture
     memo: dict[int, Any] = {}
     root = copy_of(captured.model, memo)
@@ -138,7 +138,7 @@ def build(part: Part) -> UnitScaledModule:
             parameter.div_(part.plan.parameters[name].fwd)
     for target, constant in captured.constants.items():
         if isinstance(constant, torch.Tensor):
-            # What the model holds the module holds, too, and not a second time.
+            # A constant that the model itself holds is the same tensor in the module.
             held = memo.get(id(constant), constant)
             root.register_buffer(target, held, persistent=False)
         else:
@@ -157,9 +157,9 @@ def module_of(
     scales: str = "",
     diagnostics: tuple[Diagnostic, ...] = (),
 ) -> UnitScaledModule:
-    """The module of a recording, of one graph or around several; ``parts``: its rewritten ones.
+    """The module of a recording, with one graph or several; ``parts``: the rewritten parts.
 
-    ``scales``: where their plans come from; ``diagnostics``: beside those of the recording.
+    ``scales``: the source of their plans; ``diagnostics``: in addition to those of the recording.
     """
     if recorded.whole is not None:
         module = build(parts[0])
@@ -171,13 +171,13 @@ def module_of(
 
 
 def unscaled(model: nn.Module, captures: Mapping[str, Capture]) -> AssembledModule:
-    """``model`` with its captured graphs in the places of its islands, every scale one."""
+    """``model`` whose islands run their captured graphs, with every scale one."""
     parts = parts_of(captures)
     return assemble(model, [replace(p, graph=copy.deepcopy(p.graph)) for p in parts])
 
 
 def parts_in(module: UnitScaledModule) -> tuple[Part, ...]:
-    """The parts that ``module`` runs, as it is now: its plans, graphs and casts."""
+    """The present parts of ``module``: their plans, graphs and casts."""
     return tuple(
         Part(name, part.capture, part.plan, part.graph, choices=part._casts)
         for name, part in module.parts.items()
@@ -185,7 +185,7 @@ def parts_in(module: UnitScaledModule) -> tuple[Part, ...]:
 
 
 def joined(plans: Mapping[str, ScalePlan], model: nn.Module) -> ScalePlan:
-    """One plan of all parts' plans: values as ``part/value``, parameters of the whole model."""
+    """All parts' plans as one: values as ``part/value``, parameters of the whole model."""
     first = parameter_aliases(model)
     one = next(iter(plans.values()))
     scales: dict[str, Scale] = {}
@@ -214,7 +214,7 @@ def joined(plans: Mapping[str, ScalePlan], model: nn.Module) -> ScalePlan:
 
 
 def plan_of(plan: ScalePlan, part: str, captured: Capture) -> ScalePlan:
-    """What of a joined plan is the plan of one part."""
+    """The plan of one part, out of a joined plan."""
     path = path_of(part)
 
     def own(scales: Mapping[str, Scale]) -> dict[str, Scale]:
@@ -244,17 +244,17 @@ def _call_of_host() -> fx.Graph:
 
 
 def call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The module's own call. An interpreter has no keyword inputs: it has a list of nothing."""
+    """The module's own call. An interpreter passes a list instead of empty keyword arguments."""
     return module(*args, **dict(kwargs))
 
 
 def _attach(host: nn.Module, part: Part) -> UnitScaledModule:
-    """The part as a module on the weights of its place in ``host``."""
+    """The part as a module on the weights of its submodule of ``host``."""
     captured = part.capture
     module = host.get_submodule(part.path)
     for target, constant in captured.constants.items():
         if hasattr(module, target):
-            continue  # A copy of an assembled module has them already.
+            continue  # A copy of an assembled module already has them.
         if isinstance(constant, torch.Tensor):
             module.register_buffer(target, constant, persistent=False)
         else:
@@ -263,7 +263,7 @@ def _attach(host: nn.Module, part: Part) -> UnitScaledModule:
 
 
 class _Island:
-    """Runs an island's module: by the graph that holds for a call, or else by its own code."""
+    """Runs an island: by the graph that holds for a call, else by its own code."""
 
     def __init__(self, graphs: list[UnitScaledModule]) -> None:
         self.graphs = graphs
@@ -289,11 +289,11 @@ class _Island:
             refused = refused or (part, flat)
         if refused is not None:
             return refused[0].run_own(refused[1], own, args, kwargs)
-        # No graph is of the module's mode.
+        # No graph has the module's mode.
         first = self.graphs[0]
         first.training = module.training
         return first.run_own(first._other_mode(), own, args, kwargs)
 
     def copied_apart(self, module: nn.Module) -> None:
-        """Say that a copy of ``module`` alone has no graph."""
+        """Warn that a copy of ``module`` alone has no graph."""
         self.graphs[0].copied_apart()

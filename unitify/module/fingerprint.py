@@ -1,7 +1,7 @@
-"""The fingerprint of a plan, in state dicts of weights that mean something under it alone.
+"""The fingerprint of a plan, in state dicts of stored weights and codes.
 
-True weights are the original's, and their state dicts hold nothing else. Stored weights and codes
-go with the scales at which they were stored; a state dict of them says which those are.
+Stored weights and codes are valid only with the scales at which they were stored. Their state dict
+identifies these scales by a fingerprint. State dicts of true weights have none.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ KEY = "unitify_fingerprint"
 
 
 def fingerprint(plan: ScalePlan, codes: Iterable[Choice] = ()) -> Tensor:
-    """SHA-256 of all that stored weights depend on, 32 bytes: the scales of parameters.
+    """SHA-256, as 32 bytes, of the scales of parameters, on which stored weights depend.
 
-    ``codes``: the choices by which weights became codes; their units then count, too.
+    ``codes``: the choices by which weights became codes. Their units are included, too.
     """
     decides: dict[str, Any] = {
         "parameters": {n: list(s.exponents) for n, s in plan.parameters.items()}
@@ -43,13 +43,13 @@ def fingerprint(plan: ScalePlan, codes: Iterable[Choice] = ()) -> Tensor:
 def check_fingerprint(
     expected: Tensor | None, state_dict: MutableMapping[str, Any], prefix: str, names: Iterable[str]
 ) -> None:
-    """Take the fingerprint out of ``state_dict``; is it the ``expected`` one (None for none)?
+    """Remove the fingerprint from ``state_dict``, and compare it with ``expected`` (None: none).
 
-    ``names``: of the tensors that a module would load, below ``prefix``. A state dict with none of
-    them holds no weights of it.
+    ``names``: the tensors that a module would load, below ``prefix``. A state dict without any of
+    them is not checked.
 
-    Raises ``UnitifyError``: U017 for stored weights where true ones belong, or the reverse; U018
-    for those of another plan.
+    Raises ``UnitifyError``: U017 for stored weights instead of true ones, or the reverse; U018 for
+    those of another plan.
     """
     found = state_dict.pop(prefix + KEY, None)
     if expected is None and found is None:

@@ -1,7 +1,7 @@
-"""Weights held as codes: what a graph casts of its weights alone, it can be given cast already.
+"""Weights held as codes: casts of frozen weights are done once, not at every call.
 
 Takes a graph with casts and its attributes; gives a graph that reads codes, and the codes. Results
-are the same to the bit: what was rounded at every call was rounded to these numbers.
+are bitwise the same, because every call rounded the weights to these numbers.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from unitify.runtime.scaled_mm import DECODE
 
 @dataclass(frozen=True)
 class Folded:
-    """A graph whose weights are codes, and the codes by the names under which it reads them."""
+    """A graph that reads codes of weights, and the codes by name."""
 
     graph: fx.Graph
     codes: Mapping[str, Tensor]
 
 
 def hold_codes(module: Any) -> Any:
-    """``module``, with codes in place of the cast weights of its parts that take no gradient.
+    """``module``, with codes instead of the cast weights that take no gradient.
 
-    Where nothing takes one, nothing is left of the backward pass in its graphs. Parameters that no
-    graph uses any more go.
+    A graph in which nothing takes a gradient loses all of its backward pass. Parameters that no
+    graph uses any more are removed.
     """
     parts = list(module.parts.values())
     used = {id(p) for part in parts for p in part._used_parameters()}
@@ -59,9 +59,9 @@ def fold(
     is_weight: Callable[[str], bool],
     trains: bool,
 ) -> Folded:
-    """``graph`` with every cast of weights alone done once.
+    """``graph``, with casts of values that depend on weights alone replaced by their codes.
 
-    ``attribute``: what a ``get_attr`` node names; ``is_weight``: is that a frozen parameter?
+    ``attribute``: gives the tensor of a ``get_attr`` node; ``is_weight``: is it a frozen parameter?
     ``trains``: will there be a backward pass?
     """
     made = fx.Graph()
@@ -81,11 +81,11 @@ class _Folder:
         is_weight: Callable[[str], bool],
     ) -> None:
         self.graph, self.attribute = graph, attribute
-        #: Node made from weights alone → the first of them.
+        #: Node that depends on weights alone → the first of them.
         self.weights: dict[fx.Node, str] = {}
         self.is_weight = is_weight
         self.codes: dict[str, Tensor] = {}
-        #: The name of codes that are there already, by what they are codes of.
+        #: The names of existing codes, by the value, format and exponent of which they are codes.
         self.names: dict[Any, str] = {}
 
     def visit(self, node: fx.Node) -> None:
@@ -100,7 +100,7 @@ class _Folder:
         elif operation_name(node) == "unitify.cast.default" and node.args[0] in self.weights:
             self._cast(node)
         elif operation_name(node) == "unitify.uncenter.default" and node.args[1] in self.weights:
-            # What a contraction makes of a mean is constant, too.
+            # The contraction of a mean is constant, too.
             offset: Any = node.args[1]
             name = f"{node.name}_offset"
             self.codes[name] = self._value(offset)
@@ -143,7 +143,7 @@ class _Folder:
             return self.graph.get_attr(self.names[key])
 
     def _value(self, node: fx.Node) -> Tensor:
-        """A node made from weights alone, computed."""
+        """The value of a node that depends on weights alone."""
         own = fx.Graph()
         needed: dict[fx.Node, None] = {}
         pending = [node]
@@ -171,7 +171,7 @@ def _coded(x: Tensor, format: Format, exponent: int, saturate: bool) -> Tensor:
 
 
 def _origin(node: fx.Node) -> tuple[Any, ...]:
-    """What a node's value is: the node itself, behind rescales that change gradients alone."""
+    """The node before rescales that change only gradients, and so have its value."""
     while operation_name(node) == "unitify.rescale.default" and node.args[1] == 1.0:
         node = node.args[0]  # type: ignore[assignment]
     if node.op == "get_attr":

@@ -1,8 +1,8 @@
-"""Weights that FSDP2 gathers as codes: a quarter of the bytes, and nothing to agree on.
+"""Weights that FSDP2 gathers as codes: a quarter of the bytes, and no amax to reduce.
 
-A weight that a module casts is rounded where it lies, before it is sent; its scale is a constant
-of the plan, so that no largest element is looked for in any process. What arrives are numbers that
-the cast leaves as they are. Shards, gradients and optimizers stay as wide as they were.
+Each process rounds its shard of a cast weight before the all-gather. The scale is a constant of the
+plan, so processes need not agree on a largest element. The cast then leaves the gathered numbers
+unchanged. Shards, gradients and optimizer states keep their types.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from unitify.module.unit_scaled import UnitScaledModule
 from unitify.rulebook.schema import named_arguments, operation_name
 from unitify.runtime.scaled_mm import decode, encode
 
-#: What a cast of a weight does: the name of its format, and the exponent of its scale.
+#: The rounding of a weight: the name of a format, and the exponent (log2) of its scale.
 Rounding = tuple[str, int]
 
 _PRODUCTS = ("unitify.fp8_linear.default", "unitify.fp8_linear.watched")
 _CASTS = ("unitify.cast.default", "unitify.cast.watched")
-#: What ``fully_shard`` makes a shard with; its results are as their operand is.
+#: The operations by which ``fully_shard`` makes a shard. Their results keep the operand's rounding.
 _OF_SHARDS = frozenset(
     getattr(torch.ops.aten, name)
     for name in (
@@ -36,11 +36,10 @@ _OF_SHARDS = frozenset(
 
 
 def gather_codes_(module: UnitScaledModule) -> UnitScaledModule:
-    """Let ``fully_shard``, called on ``module`` after this, gather codes of the weights it casts.
+    """Let a later ``fully_shard`` of ``module`` gather codes of the weights that it casts.
 
-    Those are weights all of whose uses are one cast to an 8-bit format by a constant. Results and
-    gradients are bitwise those without this. A module whose scales ``rebase_`` is to change has to
-    be given to this, and to ``fully_shard``, after that.
+    These are weights whose uses all are the same cast to an 8-bit format. Results and
+    gradients are bitwise the same. Call ``rebase_`` before this, not after.
 
     Raises ``UnitifyError`` (U020) where there is no such weight.
     """
@@ -64,7 +63,7 @@ def gather_codes_(module: UnitScaledModule) -> UnitScaledModule:
 
 
 def _rounding(weight: fx.Node, user: fx.Node) -> Rounding | None:
-    """How ``user`` rounds ``weight``; None where it takes it as it is."""
+    """How ``user`` rounds ``weight``; None where it does not."""
     given = named_arguments(user) if operation_name(user) in (*_PRODUCTS, *_CASTS) else {}
     if operation_name(user) in _PRODUCTS and weight not in (given["x"], given["bias"]):
         return given["forward"], given["exponents"][1]
@@ -78,7 +77,7 @@ def _rounding(weight: fx.Node, user: fx.Node) -> Rounding | None:
 class GatheredAsCodes(Tensor):
     """A weight, or a shard of one, of which ``fully_shard`` gathers codes.
 
-    ``held``: its numbers. ``format``, ``exponent``: what they are rounded to.
+    ``held``: its numbers. ``format``, ``exponent``: their rounding for the all-gather.
     """
 
     held: Tensor
@@ -123,15 +122,15 @@ class GatheredAsCodes(Tensor):
         return pytree.tree_map_only(Tensor, lambda t: cls(t, *rounding), result)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """In a file it is the tensor that the model's own would be."""
+        """A file holds the plain tensor."""
         return self.held.__reduce_ex__(protocol)
 
     def fsdp_pre_all_gather(
         self, mesh: Any, outer_size: Any, outer_stride: Any, module: Any, mp_policy: Any
     ) -> tuple[tuple[Tensor, ...], Any]:
-        """What is sent: codes, as bytes, of as many rows in every process."""
+        """The codes to send, as bytes, with the same number of rows in every process."""
         format, exponent = self.rounding
-        # As it would be sent without this, and rounded then.
+        # The type in which FSDP2 would send it, then rounded.
         sent = self.held.to(mp_policy.param_dtype or self.dtype)
         codes = encode(sent, FORMATS[format], exponent).view(torch.uint8)
         missing = -(-outer_size[0] // mesh.size()) - codes.shape[0]
@@ -142,7 +141,7 @@ class GatheredAsCodes(Tensor):
     def fsdp_post_all_gather(
         self, gathered: tuple[Tensor, ...], _: Any, dtype: torch.dtype, *, out: Any = None
     ) -> Any:
-        """The weight that what arrived stands for."""
+        """The weight of the gathered codes."""
         format, exponent = self.rounding
         codes = gathered[0].view(FORMATS[format].dtype)  # type: ignore[arg-type]
         whole = decode(codes, dtype, exponent)

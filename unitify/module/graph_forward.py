@@ -1,4 +1,4 @@
-"""``GraphForward``: what a module runs in the place of its own ``forward``."""
+"""``GraphForward``: the ``forward`` of a submodule, which runs a graph instead of its own code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unitify.diagnostics import NotPickled, UnitifyError
 
 
 class Runs(Protocol):
-    """What decides how a call of a module is run, and runs it."""
+    """Decides how to run a call of a module, and runs it."""
 
     def run(
         self,
@@ -25,15 +25,15 @@ class Runs(Protocol):
         ...
 
     def copied_apart(self, module: nn.Module) -> None:
-        """Say what a copy of ``module`` alone, which runs its own code, leaves out."""
+        """Warn of the casts that a copy of ``module`` alone leaves out, as it runs its own code."""
         ...
 
 
 class GraphForward:
-    """A ``forward`` that lets ``runs`` run each call of ``module``.
+    """A ``forward`` that passes each call of ``module`` to ``runs``.
 
-    It stands in the module's own namespace, so that the module keeps its class, its hooks run
-    around it, and whoever wraps or calls the module has it run.
+    It is an attribute of the module, not of its class. So the module keeps its class, its hooks run
+    around the call, and wrappers of the module call it, too.
     """
 
     def __init__(self, module: nn.Module, runs: Runs) -> None:
@@ -43,17 +43,17 @@ class GraphForward:
         self.__signature__ = inspect.signature(self.own)
 
     def put_in(self) -> None:
-        """Stand in the module's own namespace, in the place of another of the same kind."""
+        """Become the ``forward`` attribute of the module, or replace another ``GraphForward``."""
         before = vars(self.module).get("forward")
         if isinstance(before, GraphForward) and type(before.runs) is type(self.runs):
             before.take_out(self.module)
-        #: What stood there before.
+        #: The attribute before.
         self.replaced = vars(self.module).get("forward")
         self.module.__dict__["forward"] = self
 
     @property
     def own(self) -> Any:
-        """The module's own code, which is that of its class now."""
+        """The module's own code: that of its present class."""
         if self.replaced is not None:
             return self.replaced
         return type(self.module).forward.__get__(self.module)
@@ -63,13 +63,13 @@ class GraphForward:
         return self.runs.run(self.module, self.own, args, kwargs)
 
     def take_out(self, module: nn.Module) -> None:
-        """Let the module, or a copy that was given this too, run its own code again."""
+        """Remove this from the module, or from its copy, so that it runs its own code again."""
         del module.__dict__["forward"]
         if self.replaced is not None:
             module.__dict__["forward"] = self.replaced
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """Of a copy of the module alone: its own code, on its own weights."""
+        """The ``forward`` of a copy of the module alone: its own code, on its own weights."""
         self.runs.copied_apart(self.module)
         copied = memo.get(id(self.module))
         if copied is None or self.replaced is not None:
@@ -81,7 +81,7 @@ class GraphForward:
 
 
 def own_code_again(tree: nn.Module) -> None:
-    """Take every ``GraphForward`` out of ``tree``: its modules run their own code."""
+    """Remove every ``GraphForward`` from ``tree``, so that its modules run their own code."""
     for module in tree.modules():
         forward = vars(module).get("forward")
         if isinstance(forward, GraphForward):

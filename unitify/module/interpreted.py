@@ -1,8 +1,8 @@
-"""How an interpreter of a transformed module's graph calls it: as the module is called.
+"""Lets an interpreter of a transformed module's graph call it like the module.
 
-``torch.export`` does not call a graph module; it interprets the graph on what it was given, keyword
-inputs as positions. The graph is flat. A ``CodeGen`` may say what stands between a call and the
-graph, so that an interpretation takes the original's arguments and returns its type.
+``torch.export`` does not call a graph module. It interprets the graph on the arguments, with
+keywords as positions. Our graph is flat. A ``CodeGen`` converts between a call and the graph, so an
+interpretation takes the original's arguments and returns its type.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch.fx.graph import CodeGen
 
 
 def as_first_called(kind: type) -> None:
-    """Take away what generating code put around the call of a subclass of a module's own class.
+    """Remove the call wrapper that code generation put on a subclass of a module's class.
 
-    Frameworks give a module such a class (``fully_shard``). Each of two wrappers would call the
+    Frameworks give a module such a subclass (``fully_shard``). The two wrappers would call each
     other.
     """
     wrapped = [k for k in kind.__mro__ if "_wrapped_call" in vars(k)]
@@ -25,7 +25,7 @@ def as_first_called(kind: type) -> None:
 
 
 class OwnCall(CodeGen):
-    """Plain code for the graph itself; ``flatten`` and ``unflatten`` around an interpretation."""
+    """Plain code for the graph, with ``flatten`` and ``unflatten`` around an interpretation."""
 
     def __init__(
         self, flatten: Callable[[Sequence[Any]], list[Any]], unflatten: Callable[[Any], Any]
@@ -38,9 +38,9 @@ class OwnCall(CodeGen):
         return self.flatten(values)
 
     def process_outputs(self, outputs: Any) -> Any:
-        """The original's type of result, from flat results."""
+        """Flat results in the original's type."""
         return self.unflatten(outputs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CodeGen:
-        """A graph alone has no call but its own: the module that takes the copy gives it one."""
+        """A plain ``CodeGen``: the module that takes the copy of the graph sets its own."""
         return CodeGen()

@@ -1,9 +1,8 @@
-"""What a graph was recorded with: is it still what it was?
+"""The Python state that a recording depends on: has it changed?
 
-A recording holds the numbers, flags, containers and methods that the model's code read. Whoever
-turns one on the finished module (``dropout.p = 0``), or around it (a global, a switch of torch),
-means the code to read it. So each call looks whether all of them are as they were, which takes some
-50 ns each.
+A recording contains the numbers, flags, containers and methods that the model's code read. A user
+who changes one on the finished module (``dropout.p = 0``), or around it (a global, a flag of
+torch), expects an effect. So each call compares all of them, in about 50 ns each.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from unitify.capture.places import MISSING, Location, is_array, is_same
 from unitify.capture.surroundings import Answers, Read, layout
 from unitify.module.types import Types
 
-#: Containers with more entries are compared by their number alone.
+#: Containers with more entries are compared by their length alone, to bound the time of a call.
 _MANY = 256
-#: Hooks on every module that there is. Those that are registered later fire in code alone.
+#: Global hooks on modules. One that is registered after the recording is not in the graph.
 _GLOBAL_HOOKS = {
     name: held
     for name, held in vars(torch.nn.modules.module).items()
@@ -35,25 +34,25 @@ _GLOBAL_HOOKS = {
 
 
 class _Names:
-    """Names, each in its namespace. One list a column: a look is a loop that runs in C."""
+    """Names in namespaces, with their values. One list a column, so a comparison loops in C."""
 
     def __init__(self) -> None:
         self.namespaces: list[Any] = []
         self.names: list[Any] = []
         self.held: list[Any] = []
         self.places: list[Any] = []
-        #: Has an equal container taken the place of another, as ``torch.export`` does it?
+        #: Did an equal container replace another one? ``torch.export`` does that.
         self.is_exchanged = False
 
     def add(self, namespace: Any, name: Any, held: Any, where: Any) -> None:
-        """``where``: how to say it."""
+        """``where``: the name for messages."""
         self.namespaces.append(namespace)
         self.names.append(name)
         self.held.append(held)
         self.places.append(where)
 
     def turned(self) -> Any:
-        """Where the first one is said that is another now; an equal number is the same."""
+        """``where`` of the first changed value; None without one. Equal numbers are the same."""
         try:
             now = map(getitem, self.namespaces, self.names)
             if all(map(is_, now, self.held)):
@@ -72,13 +71,13 @@ class _Names:
 
 
 class Knobs:
-    """What the graph of a tree of modules holds, and what it was.
+    """The state that the graph of a tree of modules depends on, and its recorded values.
 
-    ``reads``: what the code of modules reads. ``left``: where calls leave something. ``part``: the
-    module on whose tensors the graph runs, if not the tree. ``before``: those of what this one is a
-    copy of; what was turned there is turned here; ``had_weights``: and did all of its parameters
-    have to be there? ``within``: of the submodule at this path alone,
-    whose own hooks run around its graph.
+    ``reads``: the state that the code of modules reads. ``left``: locations that calls write.
+    ``part``: the module on whose tensors the graph runs, if not the tree. ``before``: the state of
+    the module of which this is a copy; its changes count here, too. ``had_weights``: did that
+    module need all of its parameters? ``within``: only the submodule at this path, whose own hooks
+    run around its graph.
     """
 
     def __init__(
@@ -105,18 +104,18 @@ class Knobs:
         left: Sequence[Location],
         within: str,
     ) -> None:
-        """Note what everything is now."""
-        #: Names that are there, and names that are not.
+        """Note the present values."""
+        #: Names that exist, and names that do not.
         self.present, self.absent = _Names(), _Names()
-        #: A question, the answer, how to say it.
+        #: A function, its result, and its name for messages.
         self.questions: list[tuple[Callable[[], Any], Any, Any]] = []
-        #: A list, its entries; any other container, how many it has; an array, its numbers.
+        #: Lists with their entries, other containers with their lengths, arrays with their bytes.
         self.lists: list[tuple[Any, list[Any], Any]] = []
         self.sized: list[Any] = []
         self.sizes: list[int] = []
         self.sized_places: list[Any] = []
         self.arrays: list[tuple[Any, bytes, Any]] = []
-        #: Modules and their classes; the names under which their tables have a tensor.
+        #: Modules and their classes, and the names of their tensors.
         self.modules = list(top.modules())
         self.kinds = [type(module) for module in self.modules]
         self.tensors = _Names()
@@ -127,7 +126,7 @@ class Knobs:
             try:
                 self._note_read(tree, read)
             except (LookupError, AttributeError, TypeError):
-                continue  # Not in the tree: no one finds it there.
+                continue  # It is not in the tree, so code cannot read it there.
         for name, hooks in _GLOBAL_HOOKS.items() if top is tree or len(self.modules) > 1 else ():
             self._enter(hooks, f"torch.nn.modules.module.{name}")
         for path, module in top.named_modules(prefix=within):
@@ -141,7 +140,7 @@ class Knobs:
         if isinstance(module, torch.jit.ScriptModule):
             return
         if not isinstance(module, fx.GraphModule):
-            # Its code is made of its graph, where torch likes as late as at its first call.
+            # Its class gets code generated from its graph, possibly at the first call.
             self._note_class(type(module), "forward", forward)
         for table in (module._parameters, module._buffers):
             for name, tensor in table.items():
@@ -164,7 +163,7 @@ class Knobs:
             self._note_class(type(tree.get_submodule(read.root)), key, read)
 
     def _note_trait(self, tree: nn.Module, read: Location) -> None:
-        """What a tensor is asked about itself."""
+        """Note a property of a tensor (shape, type, layout)."""
         table, name = place(Location(read.root, read.steps[:-1]), tree)
         trait = read.steps[-1].key
 
@@ -183,7 +182,7 @@ class Knobs:
         self._enter(held, where)
 
     def _note_class(self, kind: type, name: str, where: Any) -> None:
-        """A name that was read may be the class's, or that of one before or behind it."""
+        """Note a name in every class of the MRO, because any of them may define it."""
         for base in kind.__mro__:
             if base in (nn.Module, object):
                 return
@@ -212,10 +211,10 @@ class Knobs:
                     self._note(value, key, _then(where, key))
 
     def turned(self, has_weights: bool = True, by_autocast: bool = True) -> str | None:
-        """The first that is another than it was, as it prints; None where all are the same.
+        """The name of the first changed value; None where nothing changed.
 
-        ``has_weights``: every parameter has to be there. ``by_autocast``: does what it does to
-        types count, or is the graph run under it?
+        ``has_weights``: must every parameter exist? ``by_autocast``: does a change of types by
+        autocast count, or does the graph run under it?
         """
         changed = self.types.changed()
         if changed is not None and (by_autocast or changed != "autocast"):
@@ -224,7 +223,7 @@ class Knobs:
         return None if found is None else str(found)
 
     def turned_attribute(self, has_weights: bool = True) -> Any:
-        """The first that is another than it was, number types aside."""
+        """The first changed value other than number types; None without one."""
         return next(self._turned(has_weights), None)
 
     def _turned(self, has_weights: bool) -> Iterator[Any]:
@@ -259,7 +258,7 @@ class Knobs:
             if array.tobytes() != numbers:
                 yield where
         if self.present.is_exchanged:
-            # From now on the containers that are there are what may be turned.
+            # From now on the new containers are watched.
             self._look()
 
     def _lacking(self) -> Iterator[Any]:
@@ -271,7 +270,10 @@ class Knobs:
 
 @lru_cache(maxsize=4096)
 def _runs_as(now: Hashable, kind: Hashable) -> bool:
-    """Has a class what ``kind`` has, but for what every module has? A wrapped block's has."""
+    """Does a class have the members of ``kind``, apart from those of ``nn.Module``?
+
+    The class of a wrapped block (``fully_shard``) does.
+    """
     if now is kind:
         return True
     assert isinstance(now, type)
@@ -285,7 +287,7 @@ def _runs_as(now: Hashable, kind: Hashable) -> bool:
 
 
 def reads_by_path(reads: Mapping[Location | Read, frozenset[str]]) -> dict[str, list[Any]]:
-    """What is read inside of each submodule, from what is read with the paths of its readers."""
+    """Path of a submodule → the reads within it, from reads with the paths of their readers."""
     found: dict[str, dict[Any, None]] = {}
     for read, readers in reads.items():
         for reader in readers:
@@ -296,7 +298,7 @@ def reads_by_path(reads: Mapping[Location | Read, frozenset[str]]) -> dict[str, 
 
 
 def turned_now(knobs: Knobs, has_weights: bool, by_autocast: bool) -> str | None:
-    """``knobs.turned``; compiled code asks once, as it is compiled."""
+    """``knobs.turned``. Compiled code evaluates it once, when it is compiled."""
     if torch.compiler.is_compiling():
         compiled: str | None = _turned_once(knobs, has_weights, by_autocast)
         return compiled
@@ -309,7 +311,7 @@ def _turned_once(knobs: Knobs, has_weights: bool, by_autocast: bool) -> str | No
 
 
 def _are_alike(a: Any, b: Any) -> bool:
-    """Are these the same, or containers of one type with the same contents?"""
+    """Are these the same object, or containers of one type with the same contents?"""
     if a is b or is_same(a, b):
         return True
     if type(a) is not type(b) or not isinstance(a, dict | list | tuple | deque):
@@ -326,6 +328,6 @@ def _then(where: Any, key: Any) -> Any:
 
 
 def _is_equal(now: Any, answer: Any) -> bool:
-    """Are two answers equal that are another object each time (a device, a tuple)?"""
+    """Are two results equal that are a new object each time (a device, a tuple)?"""
     is_plain = isinstance(answer, torch.device | torch.dtype | tuple)
     return is_plain and type(now) is type(answer) and bool(now == answer)

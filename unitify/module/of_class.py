@@ -1,9 +1,9 @@
-"""The class of a transformed module: one of the model's class, too.
+"""The class of a transformed module: a subclass of the model's class, too.
 
-Code that asks for a class, or calls a method of it, finds the model's. A method runs on the module,
-so that a call in it (``self(...)``) runs the graph. Attributes are the model's. Where unitify has a
-name that the model has, too (``plan``), the module's is unitify's; the model's own code finds the
-model's: its methods then run on a view of the model whose calls are the module's.
+``isinstance`` and methods of the model's class work on the module. A method runs on the module, so
+a call in it (``self(...)``) runs the graph. Attributes are the model's. Where unitify and the model
+both use a name (``plan``), the module has unitify's. The model's own methods find the model's: they
+run on a view of the model that passes calls to the module.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import nn
 
 
 def class_of(kind: type, model: nn.Module, own: Collection[str]) -> type:
-    """A class of its own for one module: a ``kind`` that is of the class of ``model``.
+    """A class for one module: a subclass of ``kind`` and of the class of ``model``.
 
-    ``own``: the names that a ``kind`` has and a module of torch has not.
+    ``own``: the names that ``kind`` adds to a module of torch.
     """
     of = type(model)
     if issubclass(kind, of) or isinstance(model, torch.jit.ScriptModule):
@@ -26,10 +26,10 @@ def class_of(kind: type, model: nn.Module, own: Collection[str]) -> type:
     names = [n for n in dict.fromkeys(_names(of)) if n not in own]
     has_names_of_ours = any(n in own for n in (*_names(of), *vars(model), *model._modules))
     namespace: dict[str, Any] = {n: _OfModel(of, n, has_names_of_ours) for n in names}
-    # A property of the model's class would stand before what the module itself has.
+    # A property of the model's class would hide an attribute of the module.
     namespace |= dict.fromkeys(n for n in _names(of) if n in own and not hasattr(kind, n))
     namespace |= {"__module__": of.__module__, "__qualname__": of.__qualname__}
-    # Whoever makes another of this class means the model's: slices of a ``Sequential``.
+    # ``type(self)(...)`` must make a model: a slice of a ``Sequential`` does that.
     namespace["__new__"] = _plain(of)
     made: type = type(of)(of.__name__, (kind, of), namespace)  # type: ignore[misc]
     return made
@@ -43,14 +43,14 @@ def _plain(of: type) -> Any:
 
 
 def _names(of: type) -> Iterator[str]:
-    """What a class of modules has that not every module has."""
+    """The names that a class of modules adds to ``nn.Module``."""
     for base in of.__mro__:
         if base not in nn.Module.__mro__:
             yield from (n for n in vars(base) if not hasattr(nn.Module, n) and n[:2] != "__")
 
 
 class _OfModel:
-    """A name of the model's class: what the model itself has in its place, else the class's."""
+    """A name of the model's class: the model's own attribute, else that of the class."""
 
     def __init__(self, of: type, name: str, has_names_of_ours: bool) -> None:
         self.of, self.name, self.has_names_of_ours = of, name, has_names_of_ours
@@ -78,12 +78,12 @@ class _OfModel:
 
 
 class _View:
-    """The model behind ``module``, of its class and in its namespace; called, ``module`` runs."""
+    """A view of the model of ``module``, with its class and attributes. A call runs ``module``."""
 
     module: Any
 
     def __init_subclass__(cls) -> None:
-        """No subclass that the model's class should know of."""
+        """Do not call the hook of the model's class."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.module.training = self.training  # type: ignore[attr-defined]

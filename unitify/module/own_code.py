@@ -1,4 +1,4 @@
-"""A module's own code on the weights that a transformed module holds."""
+"""Runs a module's own code on the weights of a transformed module."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def run_own_code(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """``code``, which is that of ``module``, on true weights.
+    """Call ``code``, the code of ``module``, with true weights.
 
-    ``scales``: those of stored parameters, by name; their gradients come back in stored units.
+    ``scales``: those of stored parameters, by name. Their gradients are in stored units.
     """
     if not scales:
         return code(*args, **kwargs)
@@ -44,7 +44,7 @@ def run_own_code(
 
 
 def tell(lost: Diagnostic, kind: Hashable, told: set[Hashable]) -> None:
-    """Warn of what a call by the model's own code leaves out, once for each ``kind`` of call."""
+    """Warn once for each ``kind`` of call of what a call by the model's own code leaves out."""
     if torch.compiler.is_compiling():
         _tell_compiler(str(lost))
     elif kind not in told:
@@ -54,5 +54,5 @@ def tell(lost: Diagnostic, kind: Hashable, told: set[Hashable]) -> None:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _tell_compiler(lost: str) -> None:
-    """Compiled code tells once, as it is compiled."""
+    """Compiled code warns once, when it is compiled."""
     warnings.warn(UnitifyWarning(lost), stacklevel=2)

@@ -1,8 +1,8 @@
-"""A submodule's own graph: what of a whole graph one call of it made, between true values.
+"""A submodule's own graph: the part of the whole graph that one call of the submodule computed.
 
-Takes a graph whose values are all true, and a ``Region`` of its recording; gives the graph of that
-region alone, with the submodule's own names of attributes. There is none where more than the result
-leaves the call: a value that code outside uses, a write into something of another module.
+Takes a graph whose values are all true, and a ``Region`` of its recording. Gives the graph of that
+region alone, with the submodule's names of attributes. There is none where a call has an effect
+besides its result: a value that code outside uses, or a write into another module.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _UNCENTER = torch.ops.unitify.uncenter.default
 
 
 class NoPiece(Exception):
-    """A region that no graph of its own can hold; the message says why."""
+    """A region cannot have a graph of its own; the message says why."""
 
 
 @dataclass(frozen=True)
 class Piece:
     """The graph of one region.
 
-    Its placeholders are the leaves of the region's arguments, and behind them ``constants``, which
-    the whole graph reads as attributes. ``results``: the name of the value that each result is, ""
-    for a constant. ``computes_sizes``: does it hold for sizes that only the whole graph knows of?
+    Its placeholders are the leaves of the region's arguments, then ``constants``, which the whole
+    graph reads as attributes. ``results``: the value of each result by name, "" for a constant.
+    ``computes_sizes``: does it depend on sizes that only the whole graph computes?
     """
 
     graph: fx.Graph
@@ -44,7 +44,7 @@ class Piece:
     computes_sizes: bool
 
     def text(self) -> str:
-        """What it computes, whatever its values are called."""
+        """The graph as text, independent of the names of its values."""
         return "\n".join([text_of(self.graph), str(self.leaves), str(self.constants)])
 
 
@@ -55,13 +55,13 @@ def piece_of(
     own_name: Callable[[str], str | None],
     constants: Collection[str],
 ) -> Piece:
-    """The part of ``graph`` that ``region`` is.
+    """The part of ``graph`` that computes ``region``.
 
-    ``recorded``: the names of the values that its recording had. ``own_name``: the submodule's name
-    of an attribute of the whole; None where it has none. ``constants``: what ``graph`` reads beside
-    the model's own attributes.
+    ``recorded``: the names of all values of the recording. ``own_name``: the submodule's name for
+    an attribute of the whole; None where it has none. ``constants``: attributes that ``graph``
+    reads and the model does not have.
 
-    Raises ``NoPiece``.
+    Raises ``NoPiece`` where there is none.
     """
     return _Cutter(graph, region, recorded, own_name, constants).piece()
 
@@ -79,9 +79,9 @@ class _Cutter:
         self.own_name, self.constants = own_name, constants
         self.nodes: dict[str, fx.Node] = {node.name: node for node in graph.nodes}
         self.made = fx.Graph()
-        #: Node of the whole graph → what stands for it here.
+        #: Node of the whole graph → its node here.
         self.placed: dict[fx.Node, fx.Node] = {}
-        #: Sizes of what is given, by what torch knows each as; those that are used.
+        #: Sizes of arguments by their symbols, and those that are used.
         self.sizes: dict[str, tuple[fx.Node, int]] = {}
         self.measured: dict[fx.Node, tuple[fx.Node, int]] = {}
         self.inside: dict[fx.Node, None] = {}
@@ -120,7 +120,7 @@ class _Cutter:
         return Piece(self.made, self._leaves(), tuple(self.used), tuple(names), self.computes_sizes)
 
     def _leaves(self) -> tuple[Leaf, ...]:
-        """How each flat input is to be; by the name of its argument where that is all of it."""
+        """Each flat input, with its argument's name where it is the whole argument."""
         found = self.region.leaves
         whole = len(self.region.arguments) == len(found)
         names = self.region.arguments if whole else [f"input_{i}" for i in range(len(found))]
@@ -128,7 +128,7 @@ class _Cutter:
 
     def _give(self, holder: fx.Node, leaf: Any) -> None:
         if not isinstance(leaf, Named) or leaf.name not in self.nodes:
-            return  # A constant, or what nothing uses.
+            return  # A constant, or an unused input.
         node = self.nodes[leaf.name]
         holder.meta = dict(node.meta)
         for stand in stands_for(node):
@@ -137,14 +137,14 @@ class _Cutter:
             self.sizes.setdefault(str(size), (holder, dimension))
 
     def _outside(self, name: str) -> fx.Node:
-        """The node that a user outside of the region takes for a value."""
+        """The node that users outside the region read for a value."""
         if name not in self.nodes:
-            raise NoPiece(f"the graph holds {name} no more")
+            raise NoPiece(f"the graph no longer has {name}")
         node = self.nodes[name]
         return node if node in self.placed else stands_for(node)[-1]
 
     def _collect(self, wanted: list[fx.Node]) -> None:
-        """Everything that ``wanted`` is made of."""
+        """Collect the ancestors of ``wanted``."""
         pending = list(wanted)
         while pending:
             node = pending.pop()
@@ -168,20 +168,20 @@ class _Cutter:
             if target not in self.used:
                 self.used.append(target)
         elif self.own_name(target) is None:
-            raise NoPiece(f"it uses {target}, which is not its own")
+            raise NoPiece(f"it uses {target} of another module")
 
     def _size(self, node: fx.Node) -> list[fx.Node]:
-        """A size that code outside has found: it is one of what is given, or made of such."""
+        """The nodes of a size that code outside computed: a size of an argument, or from such."""
         known = self.sizes.get(str(node.meta["val"]))
         if known is None and node.target is not _SIZE:
             return node.all_input_nodes
         if known is None:
-            raise NoPiece(f"it uses the size {node.name}, which nothing that it is given has")
+            raise NoPiece(f"it uses the size {node.name}, which no argument has")
         self.measured[node] = known
         return []
 
     def _writes(self) -> None:
-        """Writes into the submodule's own buffers, those at the end of the whole graph, too."""
+        """Writes into the submodule's own buffers, also those at the end of the whole graph."""
         for node in self.graph.nodes:
             written = written_arguments(node)
             if not written:
@@ -213,10 +213,10 @@ class _Cutter:
                 continue
             for user in node.users:
                 if user not in self.inside and user.name not in self.region.nodes:
-                    raise NoPiece(f"{name} leaves it beside its result")
+                    raise NoPiece(f"code outside uses {name}, which is not its result")
 
     def _is_given(self, node: fx.Node) -> bool:
-        """Is it what the call was given, handed back by an operation? The caller has it, too."""
+        """Is it an argument that an operation returns unchanged? The caller has it, too."""
         while is_handed_back(node) and node not in self.placed:
             node = node.all_input_nodes[0]
         return node in self.placed and node.name not in self.region.nodes
@@ -236,9 +236,9 @@ class _Cutter:
 
 
 def stands_for(node: fx.Node) -> list[fx.Node]:
-    """``node`` and what stands for it, as its users see it: casts of its gradient, means put back.
+    """``node`` and the nodes after it that replace it: casts of its gradient, added means.
 
-    The last one is what a user outside of its operation takes.
+    Users outside its operation read the last one.
     """
     found = [node]
     while (behind := next((u for u in found[-1].users if _stands(u, found[-1])), None)) is not None:

@@ -1,8 +1,8 @@
-"""A module whose weights have other number types than those it was recorded in.
+"""A module whose weights changed their number types after it was recorded.
 
-It is recorded again, in the types of a call, and runs that recording from then on: the graph of a
-transformed module is always one of the types that its weights have. ``module`` stands for a
-``UnitScaledModule`` of one graph throughout.
+It is recorded again, in the types of a call, and runs that recording from then on. So the graph of
+a transformed module always has the types of its weights. ``module`` is a ``UnitScaledModule`` of
+one graph throughout.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from unitify.module.graph_forward import own_code_again
 from unitify.module.types import Types, to_record
 from unitify.runtime.registered import is_transformed
 
-#: What of a module is of one recording.
+#: The attributes of a module that belong to one recording.
 _OF_ONE = (
     "plan",
     "capture",
@@ -29,20 +29,20 @@ _OF_ONE = (
     "_casts",
     "verification",
 )
-#: The same, of how it runs.
+#: Those of them that run it.
 _RUNNING = ("_knobs", "_submodules", "_undivided", "graph")
 
 
 def record_anew(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Give ``module`` a graph for the types that its weights have in this call, if it has none.
+    """Give ``module`` a graph for the types of its weights in this call, if it has none.
 
-    Where no recording can be made it keeps the graph that it has, and finds that out itself.
+    Where no recording can be made it keeps its graph. The call then finds that the types changed.
     """
     if module._again is None or module.is_inference:
         return
     types: Types = module.__dict__["_knobs"].types
     if (changed := types.changed()) is not None:
-        # Not while a compiler traces; and not to be decorated so, which loads the compiler.
+        # A compiler must not trace this. A decorator would load the compiler at import.
         torch.compiler.disable(_exchange)(module, types, changed, args, kwargs)
 
 
@@ -78,13 +78,13 @@ def _exchange(
 
 
 def _taken(module: Any) -> dict[str, Any]:
-    """What of ``module`` is of its present recording."""
+    """The attributes of ``module`` that belong to its present recording."""
     held = {name: getattr(module, name) for name in (*_OF_ONE, *_RUNNING)}
     return held | {"constants": _constants(module)}
 
 
 def _constants(module: Any) -> dict[str, Any]:
-    """What a recording, or its casts, brought into the root of a module."""
+    """Tensors and modules that a recording, or its casts, added to the root of a module."""
     tree, model = module._tree, module.capture.model
     held = {**tree._buffers, **tree._modules}
     own = {*model._buffers, *model._modules}
@@ -122,7 +122,7 @@ def _put(module: Any, found: dict[str, Any]) -> None:
 def _recording(
     module: Any, example: tuple[tuple[Any, ...], dict[str, Any]]
 ) -> dict[str, Any] | None:
-    """A recording in the types of a call, on the example; None where none can be made."""
+    """A recording on the example, in the types of a call; None where it fails."""
     assert module._again is not None
     capture = module.capture
     model = to_record(module._tree, capture.aliases, capture.has_hooks)
@@ -134,14 +134,14 @@ def _recording(
             made = module._again(model, *example)
     except UnitifyError:
         return None
-    # Of several graphs each runs at its own place in the model's code, which ours are not.
+    # Several graphs would be called from the model's code, which this module does not run.
     return {**_taken(made), "_knobs": None} if list(made.parts) == [""] else None
 
 
 def _example(
     module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """The example of the recording in the types of a call; None for a call of another form."""
+    """The recorded example, in the types of a call; None for a call of another structure."""
     call = module.capture.call
     try:
         given = bind(call.signature, args, kwargs)

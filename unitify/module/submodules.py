@@ -1,9 +1,8 @@
 """The submodules of a transformed module, each with a graph of its own.
 
-Where all values of a plan are true, what passes between submodules is what passes between those of
-the model. Then each submodule that the recording called runs its own part of the graph when it is
-called, and the module can run its own code around them: after one was wrapped, replaced or hooked.
-Graphs are cut out when they are first needed.
+Where all values of a plan are true, submodules exchange the same values as in the model. Then a
+call of a submodule runs its own part of the graph, and the module can run its own code around them
+(after one was wrapped, replaced or hooked). Each part is cut out when it is first needed.
 """
 
 from __future__ import annotations
@@ -45,16 +44,16 @@ Code = Callable[..., Any]
 
 
 class MakesCasts:
-    """An argument of calls that makes casts of the graph by itself, as a cache of codes does.
+    """An argument of calls that does casts of the graph itself, as a cache of codes does.
 
-    ``casts``: the values whose casts these are, by name.
+    ``casts``: the names of the values that it casts.
     """
 
     casts: frozenset[str]
 
 
 class Owner(Protocol):
-    """The module whose graph all submodules have a part of."""
+    """The module of whose graph each submodule runs a part."""
 
     graph: fx.Graph
     capture: Capture
@@ -69,7 +68,7 @@ class Owner(Protocol):
 
 @dataclass(frozen=True)
 class _Graph:
-    """A submodule's own graph as code, and how it is called. ``names``: of the casts' tokens."""
+    """A submodule's own graph as code, and how to call it. ``names``: of the casts' tokens."""
 
     code: Code
     call: CallSignature
@@ -80,39 +79,39 @@ class _Graph:
 
 
 class _Whole:
-    """What is known of one graph of an owner, found when it is first asked for."""
+    """Facts about one graph of an owner, each computed when it is first needed."""
 
     def __init__(self, owner: Owner) -> None:
         self.graph = owner.graph
         self.plain = unwatched(owner.graph)
         self.originals = {node.name: node for node in owner.capture.graph.nodes}
-        #: What it reads beside the model's own attributes: constants of the recording, means, codes
-        #: of weights, which may be those of another module that is tied to this one.
+        #: Attributes that it reads and the model does not have: constants of the recording, means,
+        #: and codes of weights, which may belong to another module with a tied weight.
         self.constants = frozenset(
             target
             for target in (str(n.target) for n in self.plain.nodes if n.op == "get_attr")
             if target in owner.capture.constants or not _has(owner.capture.model, target)
         )
-        #: By path: the graph of a submodule, or why it has none; casts in its own code alone.
+        #: By path: the graph of a submodule, or why it has none; casts outside its submodules.
         self.graphs: dict[str, _Graph | str] = {}
         self.own_casts: dict[str, frozenset[str]] = {}
         self.has_casts: dict[str, bool] = {}
-        #: The unit of each flat result, and the casts by results.
+        #: The unit of each flat result, and the casts behind each set of results.
         self.arrivals: tuple[Units, Mapping[frozenset[int], tuple[str, ...]]] | None = None
 
 
 class Submodules:
-    """Runs the calls of the submodules of ``owner``, by parts of its graph as that is now."""
+    """Runs the calls of the submodules of ``owner``, by parts of its present graph."""
 
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
-        #: What the code of each submodule reads, by path.
+        #: The state that the code of each submodule reads, by path.
         self.knobs: dict[str, Knobs] = {}
-        #: What casts told in the call of the module that is running: none runs where it is None.
+        #: The tokens of casts in the running call of the module; None while none runs.
         self.tokens: list[tuple[str, Tensor]] | None = None
         #: The modules that ran their own code in that call, without their casts, and why.
         self.left: dict[str, str] | None = None
-        #: Kinds of calls of which that was told.
+        #: Kinds of calls with a warning so far.
         self.told: set[Hashable] = set()
         self._known: _Whole | None = None
         self._paths: dict[nn.Module, str] = {}
@@ -122,9 +121,9 @@ class Submodules:
                 self._paths[owner._tree.get_submodule(path)] = path
 
     def install(self) -> None:
-        """From now on, calls of the submodules come here."""
+        """Send calls of the submodules to ``run``, from now on."""
         for module in self._paths:
-            # The same as before, where a module returns to a recording that it had.
+            # A module that returns to an earlier recording keeps its ``GraphForward``.
             forward = self._forwards.get(module)
             if forward is None:
                 self._forwards[module] = GraphForward(module, self)
@@ -136,7 +135,7 @@ class Submodules:
     def run(
         self, module: nn.Module, own: Code, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """A call of a submodule: its graph where it holds for the call, else its own code."""
+        """A call of a submodule: by its graph where that holds for the call, else by its code."""
         path = self._paths[module]
         if not self._has_casts(path):
             return own(*args, **kwargs)
@@ -146,9 +145,9 @@ class Submodules:
         if isinstance(graph, str):
             why = graph
         elif (found := self._turned(path)) is not None:
-            why = f"{found} is not what it was"
+            why = f"{found} has changed"
         elif mode is not None and module.training != (mode == "train"):
-            why = f"its graph is that of {mode} mode"
+            why = f"its graph is for {mode} mode"
         else:
             flat = graph.call.fitted(args, kwargs)
             if isinstance(flat, list):
@@ -178,12 +177,13 @@ class Submodules:
         why: Callable[[], Diagnostic] | None = None,
         is_as_recorded: bool = True,
     ) -> Any:
-        """A call of the whole module by ``code``, its own, around the graphs of submodules.
+        """A call of the whole module by its own ``code``, around the graphs of submodules.
 
-        ``why`` it is not the graph's. Where it ``is_as_recorded`` all casts are told how large
-        gradients arrive at its results; else those of each submodule, at that one's results.
+        ``why``: the reason that it does not run the graph. Where the call ``is_as_recorded``, all
+        casts get the size of the gradients that arrive at its results; else each submodule's casts
+        get that at its own results.
 
-        Raises ``UnitifyError`` where code would have to read codes: what ``why`` finds, else U117.
+        Raises ``UnitifyError`` where the code would have to read codes: ``why``, else U117.
         """
         outer = self.tokens, self.left
         self.tokens, self.left = [] if is_as_recorded else None, {}
@@ -205,7 +205,7 @@ class Submodules:
         return pytree.tree_unflatten(arrived(leaves, units[: len(leaves)], casts, tokens), spec)
 
     def _arrivals(self) -> tuple[Units, Mapping[frozenset[int], tuple[str, ...]]]:
-        """Of the whole graph: the unit of each flat result, and its casts by results."""
+        """The unit of each flat result of the whole graph, and the casts behind sets of results."""
         whole, capture, plan = self._whole(), self.owner.capture, self.owner.plan
         if whole.arrivals is None:
             (end,) = (n for n in capture.graph.nodes if n.op == "output")
@@ -217,15 +217,15 @@ class Submodules:
     # -- what a call leaves out -----------------------------------------------------------
 
     def _turned(self, path: str) -> str | None:
-        """What the code of a submodule reads that is not what it was; None for nothing."""
+        """The first changed value that the code of a submodule reads; None without one."""
         owner = self.owner
         return turned_now(self.knobs[path], not owner.is_inference, owner._again is not None)
 
     def _leave(self, path: str, reason: str, refused: Diagnostic | None = None) -> None:
-        """Note that the module at ``path`` runs its own code, without the casts that it has.
+        """Note that the module at ``path`` runs its own code, without its casts.
 
-        Raises ``UnitifyError`` where weights are codes, which no code can read: what ``refused``
-        the call, else U117.
+        Raises ``UnitifyError`` where weights are codes, which its code cannot read: ``refused``,
+        else U117.
         """
         name = path or type(self.owner.capture.model).__name__
         if self.owner.is_inference and self._casts_weights(path):
@@ -236,7 +236,7 @@ class Submodules:
             self._tell(left)
 
     def _tell(self, left: Mapping[str, str]) -> None:
-        """Say which modules ran their own code in a call, once for each kind of call."""
+        """Warn which modules ran their own code in a call, once for each kind of call."""
         if not left:
             return
         (name, reason), *others = left.items()
@@ -245,12 +245,12 @@ class Submodules:
         tell(lost, tuple(left), self.told)
 
     def _casts_weights(self, path: str) -> bool:
-        """Are there weights among what the code of a module itself casts?"""
+        """Does a module cast weights outside its submodules?"""
         originals = self._whole().originals
         return any(_is_of_weights(originals[name]) for name in self._own_casts(path))
 
     def _has_casts(self, path: str) -> bool:
-        """Is its graph another than its code? Values are true in both."""
+        """Does its graph have casts, or another function, that its code lacks?"""
         whole, capture = self._whole(), self.owner.capture
         if path not in whole.has_casts:
             cast = {choice.value for choice in self.owner._casts if choice.is_cast}
@@ -260,7 +260,7 @@ class Submodules:
         return whole.has_casts[path]
 
     def _own_casts(self, path: str) -> frozenset[str]:
-        """Casts in the graph of a module that are in none of its submodules' graphs."""
+        """Casts in the graph of a module, outside its submodules."""
         known, regions = self._whole().own_casts, self.owner.capture.regions
         if path not in known:
             own = regions.recorded
@@ -275,7 +275,7 @@ class Submodules:
         return known[path]
 
     def copied_apart(self, module: nn.Module) -> None:
-        """Say that a copy of ``module`` alone has no graph."""
+        """Warn that a copy of ``module`` alone has no graph."""
         path = self._paths[module]
         if self._own_casts(path):
             self._leave(path, "it is a copy of a submodule alone")
@@ -305,11 +305,11 @@ class Submodules:
         regions = capture.regions.of(path)
         pieces = [self._piece(region) for region in regions]
         if any(piece.text() != pieces[0].text() for piece in pieces):
-            raise NoPiece("it is called several times, each time as another graph")
+            raise NoPiece("its calls have different graphs")
         piece, region = pieces[0], regions[0]
         sizes = [size for leaf in piece.leaves for size in leaf.shape or ()]
         if piece.computes_sizes and any(not str(size).isalnum() for size in sizes):
-            raise NoPiece("it computes with sizes that are themselves computed")
+            raise NoPiece("it uses sizes that the whole graph computes")
         by_result = _once([whole.originals.get(name) for name in piece.results], plan)
         of = TokenGraph(piece.graph, {}, {})
         if is_watched(whole.graph):
@@ -321,7 +321,7 @@ class Submodules:
             region.signature, region.arguments, region.given.spec, region.result.spec,
             piece.leaves, guards,
         )  # fmt: skip
-        # The attributes are those of the module that the code is called with.
+        # The code gets its attributes from the module with which it is called.
         module = fx.GraphModule(nn.Module(), fx.Graph())
         module.graph = of.returning()
         return _Graph(
@@ -350,12 +350,12 @@ def _has(model: nn.Module, target: str) -> bool:
 
 
 def _made_by(*arguments: Any) -> frozenset[str]:
-    """The casts that arguments make."""
+    """The casts that arguments do themselves."""
     return frozenset().union(*(a.casts for a in arguments if isinstance(a, MakesCasts)))
 
 
 def _is_of_weights(node: fx.Node) -> bool:
-    """Does a cast of this value, or of a product's operands, read a weight?"""
+    """Does a cast of this value, or of a contraction's operands, read a weight?"""
     return any(_reads_weight(operand) for operand in [node, *node.all_input_nodes])
 
 
@@ -365,7 +365,7 @@ def _reads_weight(node: fx.Node) -> bool:
 
 
 def _once(values: list[fx.Node | None], plan: ScalePlan) -> list[float | None]:
-    """The unit of each result, of one that stands there twice the first time."""
+    """The unit of each result; None for a repeated one."""
     return [
         None if value is None or value in values[:i] else unit_of(value, plan)
         for i, value in enumerate(values)
@@ -373,7 +373,7 @@ def _once(values: list[fx.Node | None], plan: ScalePlan) -> list[float | None]:
 
 
 def _as_known(own: Guards, whole: tuple[Guards, ...]) -> Guards:
-    """The guards of a region; of the whole it is known which conditions make no difference."""
+    """The guards of a region, without conditions that make no difference for the whole."""
     known = {
         (guards.small[position].place, size)
         for guards in whole

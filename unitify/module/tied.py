@@ -1,6 +1,6 @@
-"""Tied parameters stay tied when a state dict is loaded with ``assign=True``.
+"""Keeps tied parameters tied when a state dict is loaded with ``assign=True``.
 
-Each name is then given a tensor of its own. A graph reads one tensor for all of them.
+torch then assigns one tensor to each name. A graph reads one tensor for all of them.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ def ties_of(tree: nn.Module) -> dict[str, str]:
 
 
 def check_ties(ties: Mapping[str, str], state_dict: Mapping[str, Any], prefix: str) -> None:
-    """Does ``state_dict`` hold the same numbers under all names of a tensor?
+    """Check that ``state_dict`` has the same numbers under all names of a tied parameter.
 
-    Raises ``UnitifyError`` (U603).
+    Raises ``UnitifyError`` (U603) where it has not.
     """
     for name, first in ties.items():
         own, other = state_dict.get(prefix + name), state_dict.get(prefix + first)
         if own is None or other is None or own is other:
             continue
         if own.shape != other.shape or not (own.is_meta or torch.equal(own, other)):
-            problem = f"{name} and {first} are one parameter, and two tensors are given"
+            problem = f"{name} and {first} are one parameter, but have two different tensors"
             raise UnitifyError(KeysDiffer(problem=problem))
 
 
 def tie(tree: nn.Module, ties: Mapping[str, str], before: Mapping[str, nn.Parameter]) -> None:
-    """Put one parameter under all names of ``ties``: the one that is not as ``before``.
+    """Put one parameter under all names of ``ties``: the one that differs from ``before``.
 
-    ``before``: by first name.
+    ``before``: the parameters before the load, by first name.
     """
     for first in dict.fromkeys(ties.values()):
         names = [first, *(name for name, of in ties.items() if of == first)]
@@ -49,5 +49,5 @@ def tie(tree: nn.Module, ties: Mapping[str, str], before: Mapping[str, nn.Parame
 
 
 def tied_again(module: Any, _keys: Any) -> None:
-    """After a state dict was loaded: names of one parameter hold one."""
+    """Tie parameters again, after a state dict was loaded."""
     tie(module._tree, *module.__dict__.pop("_tied"))

@@ -1,8 +1,8 @@
-"""The number types that a graph was recorded in: are they still those of the weights?
+"""The number types of a recording: are they still those of the weights?
 
-A recording holds for its types: tensors that the model's code makes, and what it asks of a type,
-lie in the graph. ``module.bfloat16()``, or a framework that hands out the weights of a call in
-another type, means the code to see that type.
+A recording holds for its types only, because the graph contains tensors that the model's code
+created, and its decisions about types. After ``module.bfloat16()``, or under a framework that
+passes the weights of a call in another type, the code must see that type.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from unitify.capture.tree import copy_of
 from unitify.capture.watching import without_hooks
 from unitify.module.graph_forward import own_code_again
 
-#: Names that no tensor has.
+#: Names of types that belong to no tensor.
 _AROUND = ("new tensors", "autocast")
 
 
 def _device(tree: nn.Module) -> str:
-    """The type of device on which a tree computes."""
+    """The device type of a tree."""
     return next((p.device.type for p in tree.parameters()), "cpu")
 
 
 def _surroundings(device: str) -> dict[str, torch.dtype]:
-    """What else decides the types of a call: the type of new tensors, and that of ``autocast``.
+    """Other types that decide those of a call: that of new tensors, and that of ``autocast``.
 
-    That to float16 is left out: a graph of float32 keeps gradients that the model itself loses.
+    Autocast to float16 is left out: a graph in float32 keeps gradients that the model would lose.
     """
     found = {"new tensors": torch.get_default_dtype()}
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
@@ -40,9 +40,9 @@ def _surroundings(device: str) -> dict[str, torch.dtype]:
 
 
 class Types:
-    """The number types of a tree's parameters and buffers, and of what surrounds a call.
+    """The number types of a tree's parameters and buffers, and those around a call.
 
-    ``recorded``: each by name; those that the tree has now where None.
+    ``recorded``: each by name; None takes the present types.
     """
 
     def __init__(self, tree: nn.Module, recorded: Mapping[str, torch.dtype] | None = None) -> None:
@@ -56,7 +56,7 @@ class Types:
             recorded |= _surroundings(_device(tree))
         self.recorded = recorded
         self.surroundings = {n: recorded[n] for n in _AROUND if n in recorded}
-        #: The namespace of a module, a name in it, what type it had, and its whole name.
+        #: The namespace of a module, a name in it, its recorded type, and the full name.
         self.places: list[tuple[dict[str, Any], str, torch.dtype, str]] = []
         for name, dtype in recorded.items():
             path, _, own = name.rpartition(".")
@@ -64,9 +64,9 @@ class Types:
                 self.places.append((vars(tree.get_submodule(path)), own, dtype, name))
 
     def changed(self) -> str | None:
-        """What has another type now, a tensor or what surrounds a call; None where all are alike.
+        """The first name with another type now, a tensor's or one around a call; None without one.
 
-        A tensor that is not there any more has none.
+        A tensor that no longer exists does not count.
         """
         for namespace, own, dtype, name in self.places:
             held = namespace["_parameters"].get(own)
@@ -80,14 +80,14 @@ class Types:
         return next(n for n in _AROUND if around.get(n) != self.surroundings.get(n))
 
     def now(self) -> dict[str, torch.dtype]:
-        """The types as they are."""
+        """The present types."""
         found = {name: _held(namespace, own) for namespace, own, _, name in self.places}
         present = {n: t.dtype for n, t in found.items() if t is not None}
         return {**present, **_surroundings(_device(self.tree))}
 
 
 def _held(namespace: dict[str, Any], name: str) -> Tensor | None:
-    """A tensor of a module, wherever in it: some frameworks turn parameters into attributes."""
+    """A tensor of a module. Some frameworks turn parameters into plain attributes."""
     held = namespace["_parameters"].get(name)
     if held is None:
         held = namespace["_buffers"].get(name)
@@ -95,9 +95,9 @@ def _held(namespace: dict[str, Any], name: str) -> Tensor | None:
 
 
 def to_record(tree: nn.Module, names: Mapping[str, str], has_hooks: bool) -> nn.Module:
-    """A copy of ``tree`` on copies of its weights as they are, with parameters under ``names``.
+    """A copy of ``tree`` with copies of its present weights, and parameters under ``names``.
 
-    ``has_hooks``: do the tree's own hooks belong to what is to be recorded?
+    ``has_hooks``: does the recording include the tree's own hooks?
     """
     memo: dict[int, Any] = {}
     for name in names:

@@ -1,7 +1,7 @@
-"""Calls of submodules whose module has one graph alone, since values between them are scaled.
+"""Calls of submodules of a module with a single graph, whose values between submodules are scaled.
 
 A method of the model's class may call a submodule itself, as ``generate`` calls an encoder. The
-submodule then runs its own code on true weights, and says what that leaves out.
+submodule then runs its own code on true weights, with a warning about the casts that it lacks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from unitify.recipe.choices import Choice
 
 
 class Owner(Protocol):
-    """The module whose one graph its submodules are part of."""
+    """The module whose graph contains its submodules."""
 
     capture: Capture
     plan: ScalePlan
@@ -31,7 +31,7 @@ class Owner(Protocol):
 
 
 class Undivided:
-    """Runs the calls of the submodules of ``owner`` that come from outside its graph."""
+    """Runs calls of the submodules of ``owner`` from outside its graph."""
 
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
@@ -44,9 +44,9 @@ class Undivided:
                 self._paths[owner._tree.get_submodule(path)] = path
 
     def install(self) -> None:
-        """From now on, calls of the submodules come here."""
+        """Send calls of the submodules to ``run``, from now on."""
         for module in self._paths:
-            # The same as before, where a module returns to a recording that it had.
+            # A module that returns to an earlier recording keeps its ``GraphForward``.
             forward = self._forwards.get(module)
             if forward is None:
                 self._forwards[module] = GraphForward(module, self)
@@ -55,7 +55,7 @@ class Undivided:
 
     @contextlib.contextmanager
     def inside(self) -> Iterator[None]:
-        """The model's code runs on true weights, and what it leaves out is known."""
+        """A context in which the model's code runs on true weights, without further warnings."""
         before, self._is_inside = self._is_inside, True
         try:
             yield
@@ -76,16 +76,16 @@ class Undivided:
             return run_own_code(module, own, self._scales(module), args, kwargs)
 
     def copied_apart(self, module: nn.Module) -> None:
-        """Say what a copy of ``module`` alone leaves out.
+        """Warn of the casts that a copy of ``module`` alone leaves out.
 
-        Raises ``UnitifyError`` (U117) where it would hold weights that its code does not take.
+        Raises ``UnitifyError`` (U117) where its weights are stored, which its code cannot use.
         """
         is_stored = bool(self._scales(module))
         reason = f"it is a copy of a submodule alone{', with stored weights' * is_stored}"
         self._leave(self._paths[module], reason, is_refused=is_stored)
 
     def _scales(self, module: nn.Module) -> dict[str, Scale]:
-        """Those of stored parameters, by their names in ``module``."""
+        """The scales of stored parameters, by their names in ``module``."""
         if self.owner.plan.weights != "stored":
             return {}
         known = {id(p): name for name, p in self.owner._tree.named_parameters()}

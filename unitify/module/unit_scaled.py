@@ -40,35 +40,35 @@ from unitify.verification import Verification
 class UnitScaledModule(WatchesTree, fx.GraphModule):
     """The same function and the same gradients as the model, with tensors near unit scale.
 
-    Called like the original; returns the original's type. Parameters have its names. Parameters,
-    inputs, outputs and their gradients are true. With ``plan.weights`` "stored" a parameter p is
-    held as p / ``plan.parameters[name].fwd`` and receives the gradient g / ``.bwd``.
+    It is called like the original, and returns its type. Parameters have the original's names.
+    Parameters, inputs, outputs and their gradients are true. With ``plan.weights`` "stored" a
+    parameter p is held as p / ``plan.parameters[name].fwd`` and gets the gradient g / ``.bwd``.
     """
 
-    #: What ``capture`` knows such a module by.
+    #: ``capture`` recognizes such a module by this.
     IS_TRANSFORMED: ClassVar[bool] = True
     plan: ScalePlan
     capture: Capture
     diagnostics: tuple[Diagnostic, ...]
-    #: What is cast, and what verification found before the casts; None for neither.
+    #: The recipe, and the result of verification before the casts; None without one.
     recipe: Recipe | None = None
-    #: Where the scales of the plan come from: "measured" or "analysis"; "" where nobody knows.
+    #: The source of the plan's scales: "measured" or "analysis"; "" where unknown.
     scales: str = ""
     _casts: tuple[Choice, ...] = ()
-    #: Are cast weights held as codes? There is no running of the model's own code then.
+    #: Are cast weights held as codes? The model's own code cannot run then.
     is_inference: bool = False
     verification: Verification | None = None
-    #: What the graph runs on: the modules, parameters and buffers, and nothing else.
+    #: The modules, parameters and buffers on which the graph runs.
     _tree: nn.Module
 
     def __new__(cls, root: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """An instance of a class of its own, which is that of ``root``, too."""
+        """An instance of a new class, which is also a subclass of that of ``root``."""
         return object.__new__(class_of(cls, root, _OWN | _OF_A_GRAPH))
 
     def __init_subclass__(cls) -> None:
-        """No subclass that the model's class should know of."""
+        """Do not call the hook of the model's class."""
 
-    #: What a class puts around its calls is in the graph.
+    #: The graph contains any wrapper of the model's ``__call__``.
     __call__ = nn.Module.__call__
 
     def __init__(
@@ -87,7 +87,7 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
 
     def _take_tree(self, root: nn.Module) -> None:
         """The modules, parameters and buffers of ``root``, in its order; not copies."""
-        # No class initializes it: the model's would make another model.
+        # No ``__init__`` runs: the model's would make another model.
         self.__dict__.update(vars(fx.GraphModule(nn.Module(), fx.Graph())))
         share_tables(root, self)
         self.__dict__.update(_tree=root, _caching=caching_configs(root), _told=set())
@@ -95,7 +95,7 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
         self.training = root.training
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """What this class has is its own, also where the model has a child of that name."""
+        """Names of this class are its own, even if the model has a child of that name."""
         if name in _OWN or name in _OF_A_GRAPH:
             object.__setattr__(self, name, value)
             return
@@ -107,30 +107,30 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
             self._tree.training = value
 
     def _is_model_s(self, name: str) -> bool:
-        """Is it an attribute of the model, neither one of torch's own nor a tensor or submodule?"""
+        """Is it a plain attribute of the model, not torch's, a tensor's or a submodule's?"""
         tree = self.__dict__.get("_tree")
         return tree is not None and name in vars(tree) and name not in _OF_EVERY_MODULE
 
     def __getattr__(self, name: str) -> Any:
-        """What the model has under a name; ``report`` where it has nothing of that name."""
+        """The model's attribute; ``report`` where the model has none of that name."""
         if self._is_model_s(name):
             return vars(self._tree)[name]
-        # Not while the model's own are registered, which asks whether a name is free.
+        # A model's own ``report`` has priority, also while torch registers it.
         held = (self._modules, self._parameters, self._buffers) if name == "report" else ()
         if held and "diagnostics" in self.__dict__ and not any(name in table for table in held):
-            # It stands behind this file: it is loaded when somebody asks.
+            # ``report`` imports this file, so it is imported on demand.
             from unitify.report.of_module import report
 
             return MethodType(report, self)
         return super().__getattr__(name)
 
     def recompile(self) -> Any:
-        """Generate the flat forward from the graph; calls go through the original signature."""
+        """Generate the flat forward from the graph. Calls have the original signature."""
         if "capture" in self.__dict__:
             self._graph.set_codegen(OwnCall(self._flat_inputs, self.capture.call.unflatten))
         code = super().recompile()
         as_first_called(type(self))
-        # An attribute of the instance: no code that was compiled around another graph is used.
+        # An attribute of the instance, so that code compiled for another graph is not used.
         self.__dict__["_flat_forward"] = type(self).forward
         if "capture" in self.__dict__:
             self._take_signature(self.capture.call.signature)
@@ -155,7 +155,7 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
 
     @contextlib.contextmanager
     def running(self, run: Callable[..., tuple[Any, ...]]) -> Iterator[None]:
-        """Inside, ``run(tree, *flat inputs)`` takes the place of the graph."""
+        """A context in which ``run(tree, *flat inputs)`` replaces the graph."""
         own = self.__dict__["_flat_forward"]
         self.__dict__["_flat_forward"] = run
         try:
@@ -165,7 +165,7 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call with the original's arguments: by the graph where it holds for the call, else by
-        the model's own code, as ``run_own`` says.
+        the model's own code (``run_own``).
         """
         record_anew(self, args, kwargs)
         reason: Reason | None = self._turned()
@@ -181,11 +181,11 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
     def fitted(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> list[Any] | OneModeOnly | Refusal:
-        """The flat inputs of the graph for a call, or why it is not for it."""
+        """The flat inputs of the graph for a call, or why the graph does not hold for it."""
         return self._other_mode() or self.capture.call.fitted(args, kwargs)
 
     def run_flat(self, flat: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The call of which ``flat`` are the flat inputs."""
+        """The call with these flat inputs."""
         call, results = self.capture.call, self.flat_forward(*flat)
         if call.effects:
             call.leave(results, self._tree, bind(call.signature, args, kwargs))
@@ -203,7 +203,7 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
         return self
 
     def _other_mode(self) -> OneModeOnly | None:
-        """What is said in the mode that the graph does not hold for; None in its own."""
+        """The diagnostic for a mode for which the graph does not hold; None in its own mode."""
         mode = self.capture.mode
         if mode is None or self.training == (mode == "train"):
             return None
@@ -213,19 +213,19 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
         return next(notes, alone)
 
     def _flat_inputs(self, values: Sequence[Any]) -> list[Any]:
-        """Flat inputs from the values of the captured call's arguments, in their order."""
+        """Flat inputs from the values of the call's arguments, in the signature's order."""
         if (other := self._other_mode()) is not None:
             raise UnitifyError(other)
         return self.capture.call.flatten_values(values)
 
     @property
     def parts(self) -> Mapping[str, UnitScaledModule]:
-        """The modules that hold one graph each, by name: this one alone, for most models."""
+        """The modules with one graph each, by name: for most models only this one."""
         return {"": self}
 
     @property
     def original(self) -> nn.Module:
-        """The model that this module stands for."""
+        """The original model."""
         return self.capture.model
 
     @property
@@ -241,9 +241,9 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
         choices: tuple[Choice, ...],
         constants: Mapping[str, torch.Tensor],
     ) -> None:
-        """Run ``graph``, this module's own with the casts of ``choices``, from now on.
+        """Run ``graph`` from now on: this module's graph with the casts of ``choices``.
 
-        ``constants``: what it reads beside the module's own attributes, by name.
+        ``constants``: further attributes that it reads, by name.
         """
         for name, constant in constants.items():
             self.register_buffer(name, constant, persistent=False)
@@ -251,27 +251,27 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
         self.graph = graph
 
     def to_inference(self) -> UnitScaledModule:
-        """A copy for the forward pass alone, whose cast weights are held as codes.
+        """A copy for the forward pass only, whose cast weights are held as codes.
 
-        A weight in an 8-bit format takes a quarter of the memory of float32. Results are those of
-        this module to the bit. Weights that are also used as they are (an embedding that is the
-        head, too) are held beside their codes. Codes are buffers, named after weight and format;
-        state dicts of the original do not fit any more.
+        A weight in an 8-bit format takes a quarter of the memory of float32. Results are bitwise
+        those of this module. A weight with uses that are not cast (an embedding tied to the head)
+        is held beside its codes. Codes are buffers, named after weight and format, so state dicts
+        of the original no longer fit.
         """
         made: UnitScaledModule = hold_codes(copy.deepcopy(self).eval().requires_grad_(False))
         return made
 
     def to_frozen(self) -> UnitScaledModule:
-        """A copy whose cast weights are held as codes where they take no gradient; the rest trains.
+        """A copy whose cast weights are codes where they take no gradient; the rest trains.
 
-        For adapters on a frozen model: put them into the model, transform it, and train this.
-        Outputs and gradients are those of this module to the bit; see ``to_inference`` for codes.
+        For adapters on a frozen model: add them to the model, transform it, and train the copy.
+        Outputs and gradients are bitwise those of this module; see ``to_inference`` for codes.
         """
         made: UnitScaledModule = hold_codes(copy.deepcopy(self))
         return made
 
     def get_submodule(self, target: str) -> nn.Module:
-        """The original's submodule of this path; the module itself for ""."""
+        """The original's submodule at this path; the module itself for ""."""
         return self._tree.get_submodule(target) if target else self
 
     def get_parameter(self, target: str) -> nn.Parameter:
@@ -313,10 +313,10 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
         raise UnitifyError(NotPickled(where=type(self.original).__name__))
 
 
-#: Attributes that every module, also one of a graph, has; those that one of a graph has.
+#: Attributes of every ``fx.GraphModule``, and those that a plain module does not have.
 _OF_EVERY_MODULE = frozenset(vars(fx.GraphModule(nn.Module(), fx.Graph())))
 _OF_A_GRAPH = _OF_EVERY_MODULE - frozenset(vars(nn.Module()))
-#: Attributes that a module of this class has and a plain one has not.
+#: Attributes that this class adds to a plain module.
 _OWN = frozenset(UnitScaledModule.__annotations__) | (
     frozenset(dir(UnitScaledModule)) - frozenset(dir(nn.Module))
 )

@@ -1,4 +1,4 @@
-"""A transformed module whose model is watched: what it runs when that is not what it was."""
+"""A transformed module that watches its model: how it runs when the model's state has changed."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ from unitify.module.submodules import Submodules
 from unitify.module.undivided import Undivided
 from unitify.module.weights import HoldsWeights
 
-#: Why a call is not the graph's: something was turned, or no recording takes it.
+#: Why a call does not run the graph: state has changed, or no recording holds for the call.
 Reason = AttributeTurned | OneModeOnly | Refusal
 
 
 class WatchesTree(HoldsWeights):
-    """The part of a transformed module that looks whether its graph is still the model."""
+    """The part of a transformed module that checks that its graph still is the model."""
 
     capture: Capture
     graph: fx.Graph
-    #: Runs the submodules' own graphs, where there are such.
+    #: Runs the submodules' own graphs, where they have some.
     _submodules: Submodules | None = None
-    #: Runs the submodules' own code, where they have none.
+    #: Runs the submodules' own code, where they have no graphs.
     _undivided: Undivided | None = None
     _again: Callable[..., Any] | None = None  # as ``retyping`` calls it
-    #: Configs that ask for generation caches, which the graph does not return.
+    #: Configs with ``use_cache``; the graph does not return generation caches.
     _caching: list[Any]
-    #: Kinds of calls of which it was told what they leave out.
+    #: Kinds of calls with a warning so far.
     _told: set[Hashable]
 
     def _attribute(self, target: str) -> Any:
@@ -59,13 +59,14 @@ class WatchesTree(HoldsWeights):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """A call by ``code``, the model's own, which is not the graph's for ``reason``.
+        """A call by the model's own ``code`` instead of the graph, for ``reason``.
 
-        Where values are true, submodules run their graphs in it. What is lost is told once for each
-        kind of call. Without casts that is scales alone: results are the model's.
+        Where values are true, submodules run their graphs in it. A warning, once for each kind of
+        call, names the casts that are lost. Without casts, only scales are lost: results are the
+        model's.
 
-        Raises ``UnitifyError``: U103, U104 or U111 for a call that no recording takes where all
-        casts would be left out; ``reason`` or U117 where the code would have to read codes.
+        Raises ``UnitifyError``: U103, U104 or U111 for a call for which no recording holds, where
+        all casts would be lost; ``reason`` or U117 where the code would have to read codes.
         """
         with switched_off(self._caching):
             return self._run_own(reason, code, args, kwargs)
@@ -78,7 +79,7 @@ class WatchesTree(HoldsWeights):
         if not is_as_recorded and self._casts and submodules is None:
             raise UnitifyError(self._finding(reason))
         if self.is_inference and self.__dict__["_knobs"].types.changed() is not None:
-            submodules = None  # Codes are of one type: neither graphs nor code run in another.
+            submodules = None  # Codes have one type: neither graphs nor code run in another.
         if submodules is not None:
             why = None if reason is None else partial(self._finding, reason)
             return submodules.run_around(code, args, kwargs, why, is_as_recorded)
@@ -103,9 +104,9 @@ class WatchesTree(HoldsWeights):
         return self.capture.call.misfit(reason) if isinstance(reason, tuple) else reason
 
     def copied_apart(self) -> None:
-        """Say that a copy of the tree alone runs the model's own code.
+        """Warn that a copy of the tree alone runs the model's own code.
 
-        Raises ``UnitifyError`` (U117) where that cannot: its weights are not what the code takes.
+        Raises ``UnitifyError`` (U117) for stored weights and codes, which that code cannot use.
         """
         name = type(self.capture.model).__name__
         found = CastsLeftOut(where=name, module=name, reason="it is a copy of a submodule alone")
@@ -117,7 +118,7 @@ class WatchesTree(HoldsWeights):
     def divide(self) -> None:
         """Give each submodule a graph of its own, where values are true.
 
-        All graphs of a tree do so before any of them is watched: it puts a ``forward`` there.
+        Call it for all graphs of a tree before ``watch``, because it sets ``forward`` attributes.
         """
         if self.plan.is_true:
             self._submodules, self._undivided = Submodules(self), None
@@ -127,9 +128,9 @@ class WatchesTree(HoldsWeights):
             self._undivided.install()
 
     def watch(self, tree: nn.Module, path: str = "", like: WatchesTree | None = None) -> None:
-        """From now on, what the code of ``tree`` reads is to stay as it was.
+        """Watch the state that the code of ``tree`` reads, from now on.
 
-        ``path``: where in it this module's own tree is. ``like``: what this is a copy of.
+        ``path``: that of this module's own tree in it. ``like``: the module that this one copies.
         """
         reads = {read: who for read, who in self.capture.reads.items() if self._counts(read)}
         left = [effect.location for effect in self.capture.call.effects]
@@ -145,12 +146,12 @@ class WatchesTree(HoldsWeights):
         self.__dict__["_knobs"] = Knobs(tree, reads, left, self._tree, before, "", had)
 
     def _counts(self, read: Any) -> bool:
-        """Not whether there is to be a cache, where there was: the graph returns none."""
+        """Is the value watched? ``use_cache`` is not: the graph returns no cache."""
         is_cache = isinstance(read, Location) and read.steps[-1].key == "use_cache"
         return not (is_cache and self._caching)
 
     def _turned(self) -> AttributeTurned | None:
-        """What was turned since then, if anything; compiled code was asked as it was compiled."""
+        """The first change since ``watch``; None without one. Compiled code checked it once."""
         knobs: Knobs | None = self.__dict__.get("_knobs")
         if knobs is None:
             return None

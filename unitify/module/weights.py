@@ -1,4 +1,4 @@
-"""What a transformed module's state dict holds: true weights, or stored ones with a fingerprint."""
+"""State dicts of a transformed module: true weights, or stored ones with a fingerprint."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class HoldsWeights(nn.Module):
 
     @property
     def casts(self) -> tuple[Choice, ...]:
-        """What the recipe does with every value, and why; empty without a recipe."""
+        """The choice of the recipe for every value, and why; empty without a recipe."""
         return self._casts
 
     def _fingerprint(self) -> torch.Tensor | None:
-        """Of stored weights and of codes; None where all that is held is true."""
+        """The fingerprint for stored weights and codes; None for true weights."""
         if self.is_inference:
             return fingerprint(self.plan, self.casts)
         return fingerprint(self.plan) if self.plan.weights == "stored" else None
@@ -43,9 +43,9 @@ class HoldsWeights(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any
     ) -> None:
-        """Of this module; torch calls it for each submodule in turn.
+        """Load the tensors of this module itself; torch calls it for each submodule in turn.
 
-        Raises ``UnitifyError``: U017 or U018 for weights that mean something else here.
+        Raises ``UnitifyError``: U017 or U018 for weights that need other scales.
         """
         own = dict(self.named_parameters()) if self.is_inference else {}
         names = self.plan.parameters.keys() - own.keys()
@@ -60,8 +60,8 @@ class HoldsWeights(nn.Module):
     def original_state_dict(self) -> dict[str, torch.Tensor]:
         """A copy of the true weights and buffers under the original's names.
 
-        With true weights ``state_dict`` holds the same. With a scheme the original is the true
-        model that the scheme made, ``capture.model``.
+        With true weights ``state_dict`` holds the same. With a scheme, the original is the true
+        model of the scheme, ``capture.model``.
 
         Raises ``UnitifyError`` (U603) after ``to_inference``, where weights are codes.
         """
@@ -75,7 +75,7 @@ class HoldsWeights(nn.Module):
     def load_original_state_dict(
         self, state_dict: Mapping[str, torch.Tensor], strict: bool = True
     ) -> None:
-        """Take over true weights and buffers, as the original would.
+        """Load true weights and buffers, as the original would.
 
         With true weights ``load_state_dict`` does the same.
 
@@ -97,7 +97,7 @@ class HoldsWeights(nn.Module):
 
     def _check_weights(self) -> None:
         if self.is_inference:
-            problem = "the module was made by to_inference and holds codes in place of weights"
+            problem = "to_inference made this module, and its weights are codes"
             raise UnitifyError(KeysDiffer(problem=problem))
 
     def _is_scaled(self, name: str) -> bool:

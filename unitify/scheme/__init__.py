@@ -1,4 +1,4 @@
-"""A stage in front of the pipeline: unit scaling and u-μP, as constants of another true model."""
+"""A stage before the pipeline: unit scaling and u-μP, as constants of another true model."""
 
 from unitify.scheme.options import UMuP, UnitScheme
 

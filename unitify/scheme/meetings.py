@@ -1,7 +1,7 @@
-"""Where a value meets itself again without a contraction in between.
+"""Operations in which two paths from one value meet, without a contraction in between.
 
-So it does in a normalization or an activation written by hand (x · σ(x), x − mean(x)), and where a
-state is moved by a gate. A multiplier inside would change what the whole computes, not its scale.
+A normalization or an activation written by hand (x · σ(x), x − mean(x)) is one, and a gated state.
+A multiplier on one of the paths would change the function, not its scale.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Rules = Mapping[fx.Node, "Rule | None"]
 def find_meetings(
     nodes: Sequence[fx.Node], values: Values, rules: Rules
 ) -> tuple[frozenset[fx.Node], frozenset[fx.Node]]:
-    """The operations at which values meet, and what lies inside: from where they part to there.
+    """The operations at which paths meet, and the values inside: between the split and there.
 
-    ``values``: the operands of each node that are neither weights nor constants. A source (a sum of
-    contractions, an input, a table) is one bit, so that sets of them are integers.
+    ``values``: the operands of each node that are neither weights nor constants. Each source (a sum
+    of contractions, an input, a table) is one bit, so a set of sources is an integer.
     """
     sources: dict[fx.Node, int] = {}
     meetings: list[fx.Node] = []
@@ -69,7 +69,7 @@ def _inside(
 def _parting(
     first: fx.Node, second: fx.Node, order: Mapping[fx.Node, int], values: Values, rules: Rules
 ) -> fx.Node | None:
-    """The latest value that both were made from without a contraction in between."""
+    """The latest value from which paths without a contraction lead to both."""
     sides: dict[fx.Node, int] = {first: 1}
     sides[second] = sides.get(second, 0) | 2
     pending = [(-order[n], n) for n in sides]

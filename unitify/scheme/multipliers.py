@@ -1,7 +1,6 @@
 """The constants of a scheme: weights of sums, numbers inside operations, multipliers of results.
 
-Operations, and which of them are brought to unit RMS, are the rules'; their RMS is the analysis':
-weights are standard normal, inputs have unit RMS, and a value goes on as its multiplier leaves it.
+The rules say which results are brought to unit RMS. ``Sweep`` finds the multipliers.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ def _numbers(
     scheme: UnitScheme,
     read: Structure,
 ) -> dict[str, float]:
-    """Numbers inside of an operation: how it weighs its second term, by what it divides logits."""
+    """Numbers inside an operation: the weight of a sum's second term, the divisor of logits."""
     if rule is None:
         return {}
     if weighted is not None:

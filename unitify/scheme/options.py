@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from unitify.diagnostics import UnitifyError, UnknownOption
 
-#: What a field may be, where it is one of a few words.
+#: The values of each field that takes one of a few words.
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "init": ("normal", "normalize", "keep"),
     "biases": ("zero", "keep"),
@@ -18,7 +18,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "logits": ("1/sqrt(d)", "1/d"),
     "attention": ("length", "none"),
 }
-#: What a parameter may be said to be.
+#: The roles of a parameter.
 ROLES = ("embedding", "hidden", "readout", "gain", "bias", "other")
 
 
@@ -26,25 +26,24 @@ ROLES = ("embedding", "hidden", "readout", "gain", "bias", "other")
 class UnitScheme:
     """Unit scaling (Blake et al. 2023, arXiv 2303.11257), as a true model.
 
-    - ``init``: weights are drawn from N(0, 1) ("normal"), are the model's own divided by their RMS
-      ("normalize"), or stay as they are ("keep"); ``biases``: "zero" or "keep". Gains become one;
-      parameters of no known role keep what they have
+    - ``init``: weights are drawn from N(0, 1) ("normal"), or divided by their RMS ("normalize"), or
+      kept ("keep"); ``biases``: "zero" or "keep". Gains become one. Parameters of no known role
+      keep their values
     - ``residual``: weights of x + f(x): "running-mean" gives every branch and the input an equal
-      share of the variance, "fixed" gives a branch the share ``tau`` (``attention_tau`` where it is
-      an attention), "u-mup" has u-μP's rule, "default" leaves the sum as it is
+      share of the variance; "fixed" gives a branch the share ``tau`` (an attention
+      ``attention_tau``); "u-mup" is the rule of u-μP; "default" leaves the sum as it is
     - ``logits``: q·k is multiplied by "1/sqrt(d)" or "1/d"
     - ``attention``: "length" brings its result to unit RMS for the example's length, or for
-      ``tokens``, the mean number of tokens that are no padding; "none" does not. Either way the
-      multiplier is a constant of the graph: what the module computes of a token does not depend on
-      how many are decoded at a time
-    - ``alpha_…``: multipliers, one by default: of embeddings; of what an activation function, an
-      attention's softmax and the loss's softmax are shown; of residual branches against the
-      embedding, of attention branches against the others; of the readout
+      ``tokens``, the mean number of tokens without padding; "none" does not. The multiplier is a
+      constant of the graph, so results do not depend on how many tokens are decoded at a time
+    - ``alpha_…``: multipliers, one by default: of embeddings; of the operands of an activation
+      function, an attention's softmax and the loss's softmax; of residual branches relative to the
+      embedding, of attention branches relative to the others; of the readout
     - ``activation_alphas``: pattern of module paths or values → ``alpha_ffn_act`` there
-    - ``roles``: pattern of parameter names → role, where the graph does not tell;
-      ``depth``: residual branches of a stack, where it is not what the graph shows
+    - ``roles``: pattern of parameter names → role, where the graph does not determine it;
+      ``depth``: the number of residual branches of a stack, if not that of the graph
 
-    Raises ``UnitifyError`` (U001) for values that a scheme cannot have.
+    Raises ``UnitifyError`` (U001) for invalid values.
     """
 
     name: ClassVar[str] = "unit"
@@ -96,7 +95,7 @@ class UnitScheme:
             raise UnitifyError(*problems)
 
     def as_table(self) -> dict[str, Any]:
-        """The fields that are not at their default, as plain data."""
+        """The fields that differ from their defaults, as plain data."""
         plain = type(self)()
         held = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {
@@ -110,8 +109,8 @@ class UnitScheme:
 class UMuP(UnitScheme):
     """u-μP (Blake et al. 2024, arXiv 2407.17465): unit scaling whose learning rate transfers.
 
-    The options of ``UnitScheme``. The readout is multiplied by 1/fan_in and logits of an attention
-    by 1/d; ``unitify.optim.param_groups`` gives learning rates their factors of width and depth.
+    The options of ``UnitScheme``. The readout is multiplied by 1/fan_in, and logits of an attention
+    by 1/d. ``unitify.optim.param_groups`` multiplies learning rates by factors of width and depth.
     """
 
     name: ClassVar[str] = "u-mup"
@@ -124,7 +123,7 @@ SCHEMES: Mapping[str, type[UnitScheme]] = {kind.name: kind for kind in (UnitSche
 
 
 def read_scheme(given: str | UnitScheme) -> UnitScheme | None:
-    """The scheme of a name, or a scheme as it is; None for "preserve".
+    """The scheme of a name, or ``given`` itself; None for "preserve".
 
     Raises ``UnitifyError`` (U001) for anything else.
     """

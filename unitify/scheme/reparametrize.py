@@ -1,7 +1,7 @@
-"""``reparametrize``: a captured model becomes another true model, that of a unit scaling scheme.
+"""``reparametrize``: turns a captured model into another true model, that of a unit scaling scheme.
 
-A stage in front of the pipeline: weights are drawn anew, and every multiplier is a constant of the
-graph, an operation like those of the model. What follows treats the result as any captured model.
+A stage before the pipeline. Weights are drawn again, and every multiplier is a constant of the
+graph, like the operations of the model. Later stages treat the result as any captured model.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _MUL = torch.ops.aten.mul.Tensor
 
 
 class ReparametrizedModel(nn.Module):
-    """The true model of a scheme: the graph of its capture, run as it is, on unit weights.
+    """The true model of a scheme: the graph of its capture, on unit weights.
 
-    Parameters have the names of the model that it was made from, and it is called like it.
+    It has the parameter names and the call signature of the original model.
     """
 
     def __init__(self, tree: nn.Module) -> None:
@@ -53,16 +53,16 @@ class ReparametrizedModel(nn.Module):
 
     @property
     def captures(self) -> Mapping[str, Capture]:
-        """Its graph, by part: two where train and eval mode are two graphs."""
+        """Its graph by part: two where train and eval mode have different graphs."""
         captures: Mapping[str, Capture] = self.__dict__["_captures"]
         return captures
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """One call with the original's arguments, in the mode that the model is in."""
+        """One call with the original's arguments, in the model's present mode."""
         mode = "train" if self.training else "eval"
         fitting = [c for c in self.captures.values() if c.mode in (None, mode)]
         capture = (fitting or list(self.captures.values()))[0]
-        # On the tensors of this module, which may be a copy of the one that was captured.
+        # Run on the tensors of this module, which may be a copy of the captured one.
         capture = replace(capture, model=self)
         return run_captured(capture, capture.flat_inputs(args, kwargs))
 
@@ -72,13 +72,13 @@ def reparametrize(
     scheme: UnitScheme | Mapping[str, Reparametrization] | None,
     rules: RuleTable,
 ) -> Recording:
-    """The recording of the true model that ``scheme`` makes of ``recording``; as it is for None.
+    """The recording of the true model of ``scheme``; ``recording`` itself for None.
 
-    ``scheme``: a scheme, whose constants are chosen here, and whose weights are drawn from torch's
-    global generator; or constants that were chosen before, by part, which leave weights alone.
+    ``scheme``: a scheme, whose constants are chosen here, and whose weights are drawn by torch's
+    global generator; or constants that were chosen before, by part, which keep the weights.
 
-    Raises ``UnitifyError``: U701 where the model is not captured whole, U301 where constants do not
-    belong to its graph.
+    Raises ``UnitifyError``: U701 where the model is not captured whole; U301 where constants do not
+    fit its graph.
     """
     if not scheme:
         return recording
@@ -110,7 +110,7 @@ def reparametrize(
 def _notes(
     recording: Recording, scheme: UnitScheme, chosen: Mapping[str, Reparametrization]
 ) -> list[Diagnostic]:
-    """Patterns that match nothing; for u-μP, what keeps its learning rate from transferring."""
+    """Notes on patterns that match nothing, and on what prevents u-μP's transfer."""
     capture = next(iter(recording.parts.values()))
     where = type(recording.model).__name__
     notes: list[Diagnostic] = [
@@ -135,7 +135,7 @@ def _initialize(model: nn.Module, chosen: Reparametrization, options: UnitScheme
         if parameter.is_meta:
             continue
         if role in DRAWN and options.init == "normal":
-            # A row of zeros stands for no token at all, and stays one.
+            # A row of zeros is the padding token's, and stays zero.
             blank = (parameter == 0).all(-1) if role == "embedding" else torch.tensor(False)
             drawn = torch.randn(parameter.shape).to(parameter)
             parameter.copy_(drawn.masked_fill(blank.unsqueeze(-1), 0.0))
@@ -154,11 +154,11 @@ def _rms(tensor: Tensor) -> float:
 def with_constants(capture: Capture, chosen: Reparametrization) -> Capture:
     """``capture`` with the constants of a scheme in its graph. Every node keeps its name.
 
-    Raises ``UnitifyError`` (U301) where the graph has no value of a name in ``chosen``.
+    Raises ``UnitifyError`` (U301) where the graph lacks a value of ``chosen``.
     """
     named = {*chosen.outputs, *chosen.operands, *chosen.numbers}
     if strange := named - {node.name for node in capture.graph.nodes}:
-        problem = f"the scheme's {sorted(strange)[0]} is no value of it"
+        problem = f"it has no value {sorted(strange)[0]} of the scheme"
         raise UnitifyError(PlanMismatch(problem=problem))
     graph = fx.Graph()
     made: dict[fx.Node, fx.Node] = {}
@@ -181,7 +181,7 @@ def with_constants(capture: Capture, chosen: Reparametrization) -> Capture:
 
 
 def with_gradients(capture: Capture, rms: Mapping[str, float]) -> Capture:
-    """``capture`` whose scheme, if it has one, knows the RMS of its parameters' gradients."""
+    """``capture``, with the RMS of parameters' gradients added to its scheme, if it has one."""
     made = capture.reparametrization
     return capture if made is None else replace(capture, reparametrization=made.with_gradients(rms))
 

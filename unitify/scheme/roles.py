@@ -1,4 +1,4 @@
-"""What each parameter is for: read off the operations that use it, whose rules say so."""
+"""The role of each parameter, from the rules of the operations that use it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def parameter_roles(
 ) -> dict[str, str]:
     """First name of every parameter → its role, as ``ParameterRole`` lists them.
 
-    ``given``: patterns of names → roles, which come first. A tied embedding is an embedding.
+    ``given``: patterns of names → roles, which have priority. A tied embedding is an embedding.
     """
     uses: dict[str, set[str]] = {name: set() for name in capture.aliases.values()}
     for node, name in read.weights.items():
@@ -52,14 +52,14 @@ def _uses(
             yield "readout" if user in read.readouts else "hidden"
             continue
         kind = rule.parameters.get(name, "other") if rule is not None else "other"
-        # What is added and differs along more than one dimension is a table (of positions).
+        # An addend that varies along more than one dimension is a table (of positions).
         varies = sum(size > 1 for size in tensor.shape) > 1
         is_table = kind == "table" or (kind == "bias" and varies and not is_view(rule))
         yield "embedding" if is_table else kind
 
 
 def _role(tensor: torch.Tensor, uses: set[str]) -> str:
-    """The one role of a parameter; a use that no rule knows keeps it as it is."""
+    """The one role of a parameter. A use that no rule knows makes it "other"."""
     for role in ("embedding", "hidden", "readout", "other", "gain", "bias"):
         if role in uses:
             return role

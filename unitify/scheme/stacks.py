@@ -25,8 +25,8 @@ class Stack:
 def stacks(graph: fx.Graph, read: Structure) -> tuple[Stack, ...]:
     """The residual sums of a graph by trunk.
 
-    A sum continues the trunk that its skip comes from; what its branch brings in besides (an
-    encoder's output) is no part of it.
+    A sum continues the trunk of its skip. Other inputs of its branch (an encoder's output) do not
+    belong to the trunk.
     """
     by_add = {residual.add: residual for residual, _ in read.sums}
     level: dict[fx.Node, int] = {}
@@ -54,7 +54,7 @@ def stacks(graph: fx.Graph, read: Structure) -> tuple[Stack, ...]:
 
 
 def weighted_sums(stack: Stack, scheme: UnitScheme) -> list[WeightedSum]:
-    """The weights of every sum of a stack: one variance in, one variance out.
+    """The weights of every sum of a stack, which keep unit variance.
 
     A branch of amplitude ratio t to its skip gets t/√(1 + t²), the skip 1/√(1 + t²).
     """
@@ -68,7 +68,7 @@ def weighted_sums(stack: Stack, scheme: UnitScheme) -> list[WeightedSum]:
 
 
 def _running_mean(scheme: UnitScheme, before: tuple[str, ...], kind: str, _depth: int) -> float:
-    """τ_l = 1/(l + 1): the l-th branch gets as much as the input and each branch before it."""
+    """τ_l = 1/(l + 1): the l-th branch has the share of the input and of each earlier branch."""
     return _alpha(scheme, kind) / math.sqrt(len(before) + 1)
 
 
@@ -84,7 +84,7 @@ def _alpha(scheme: UnitScheme, kind: str) -> float:
 
 
 def _u_mup(scheme: UnitScheme, before: tuple[str, ...], kind: str, depth: int) -> float:
-    """The amplitude ratio of Blake et al. 2024, appendix on the residual scheme."""
+    """The amplitude ratio of Blake et al. 2024 (arXiv 2407.17465), appendix on residuals."""
     ratio = scheme.alpha_res_attn_ratio
     other = scheme.alpha_res * math.sqrt(2 / (1 + ratio**2))
     amplitude = {"attention": ratio * other, "other": other}

@@ -1,7 +1,7 @@
-"""Facts about the values of a graph that a scheme rests on, each found in one pass over the graph.
+"""The facts about a graph on which a scheme rests, each found in one pass over it.
 
-Takes a capture and the rules, gives a frozen ``Structure``. Which operation does what is in the
-rules; here only how values meet.
+Takes a capture and the rules; gives a frozen ``Structure``. The rules describe operations. This
+file describes how values are connected.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from unitify.scheme.meetings import find_meetings
 
 @dataclass(frozen=True)
 class Structure:
-    """What of a graph a scheme changes, and where.
+    """The values of a graph that a scheme changes.
 
-    - ``weights``: value → the parameter that it is, seen through views
+    - ``weights``: value → the parameter of which it is a view
     - ``active``: values that depend on a parameter or a floating input; ``inputs``: those of them
-      that depend on no parameter; ``fixed``: on no input, weights made of weights
-    - ``sums``: residual sums, with the nodes of their branches; ``attentions``: those with one
-    - ``meetings``, ``inside``: as ``find_meetings`` has them; what is inside keeps its size
-    - ``absolute``: values that some consumer takes at face value (it adds a number, or takes a
+      that depend on no parameter; ``fixed``: on no input (weights computed from weights)
+    - ``sums``: residual sums, with the nodes of their branches; ``attentions``: the sums whose
+      branch is an attention
+    - ``meetings``, ``inside``: those of ``find_meetings``; values inside keep their size
+    - ``absolute``: values with a consumer that depends on their size (it adds a number, or takes a
       logarithm, or it is the caller)
-    - ``in_loss``: values that nothing but a single number (a loss) is made of, without a product
-    - ``passed_on``: values whose only consumer multiplies by a number or adds on: its result is
-      brought to unit RMS in their place
-    - ``logits``: values that a softmax over products of activations is taken of
-    - ``readouts``: products with a weight that no other such product follows, in no branch
+    - ``in_loss``: values that lead to a single number (a loss) only, without a product
+    - ``passed_on``: values whose only consumer multiplies them by a number or adds to them; the
+      consumer's result is brought to unit RMS instead
+    - ``logits``: operands of a softmax over products of activations
+    - ``readouts``: products with a weight outside of branches, without a further such product
     """
 
     weights: Mapping[fx.Node, str]
@@ -59,7 +60,7 @@ def structure(capture: Capture, rules: RuleTable) -> Structure:
 
 
 def is_view(rule: Rule | None) -> bool:
-    """Does the operation hand on the elements of its one operand?"""
+    """Is the operation a view: does it only move the elements of its one operand?"""
     return rule is not None and rule.moves and len(rule.linear) == 1
 
 
@@ -87,7 +88,7 @@ class _Reader:
         self.weights: dict[fx.Node, str] = {}
         self.active: set[fx.Node] = set()
         self.trained: set[fx.Node] = set()
-        #: What depends on the contents of an input (and not on its size alone).
+        #: Values that depend on the contents of an input, not only on its size.
         self.given: set[fx.Node] = set()
         for node in self.nodes:
             self._trace(node)
@@ -97,7 +98,7 @@ class _Reader:
         found = tuple(r for r in found if adds(self.rule[r.add]))
         values = {n: self._values(n) if n in self.active else [] for n in self.nodes}
         meetings, inside = find_meetings(self.nodes, values, self.rule)
-        # A candidate less the state, which a gate then moves, is no residual sum.
+        # The difference within a gated state is not a residual sum.
         found = tuple(r for r in found if r.add not in inside and not r.is_pointwise)
         sums = tuple((r, frozenset(held)) for r, held in branches(self.capture.graph, found))
         adding = {r.add for r, _ in sums}
@@ -119,7 +120,7 @@ class _Reader:
         )
 
     def _trace(self, node: fx.Node) -> None:
-        """What is a parameter, and what depends on one or on a floating input?"""
+        """Note whether ``node`` is a parameter, or depends on one or on a floating input."""
         sizes = (torch.SymInt, torch.SymFloat, int, float)
         is_tensor = not isinstance(node.meta.get("val"), sizes)
         if node.op == "placeholder" or any(n in self.given for n in node.all_input_nodes):
@@ -160,7 +161,7 @@ class _Reader:
         )
 
     def _attentions(self) -> tuple[frozenset[fx.Node], set[fx.Node]]:
-        """Values that are logits of an attention, and the nodes by which attentions are known."""
+        """The logits of attentions, and the nodes that identify an attention."""
         from_product: dict[fx.Node, bool] = {}
         logits: set[fx.Node] = set()
         softmaxes: set[fx.Node] = set()

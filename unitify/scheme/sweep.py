@@ -1,7 +1,7 @@
 """One sweep of moments through a graph: the multiplier that gives each result its RMS.
 
-Operations, and which of them are brought to unit RMS, are the rules'; their RMS is the analysis':
-weights are standard normal, inputs have unit RMS, and a value goes on as its multiplier leaves it.
+The rules say which results are brought to unit RMS. The analysis predicts their RMS: weights are
+standard normal, inputs have unit RMS, and each value is multiplied before its consumers see it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from unitify.rulebook.schema import named_arguments, nodes_of, operation_name
 from unitify.scheme.options import UMuP, UnitScheme
 from unitify.scheme.structure import Structure, adds, is_view, multiplies_by_number
 
-#: A multiplier this close to one buys nothing: no estimate is better.
+#: A multiplier this close to one is left out: estimates have errors as large.
 _NEGLIGIBLE = 0.05
 #: Roles whose parameters have unit variance.
 DRAWN = ("embedding", "hidden", "readout")
@@ -41,7 +41,7 @@ def weights_in_order(node: fx.Node, weighted: WeightedSum, read: Structure) -> t
 
 
 class Sweep(ForwardMoments):
-    """Moments with multipliers: ``outputs`` and ``fan_in`` are what it finds."""
+    """Moments with multipliers. It finds ``outputs`` (multipliers of results) and ``fan_in``."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Sweep(ForwardMoments):
         return self.rules.get(operation_name(node))
 
     def _operand_multipliers(self) -> dict[str, dict[str, float]]:
-        """What activation functions and the softmax of a loss are shown."""
+        """Multipliers of the operands of activation functions and of a loss's softmax."""
         found: dict[str, dict[str, float]] = {}
         for node in self.capture.graph.nodes:
             rule = self._rule(node)
@@ -90,7 +90,7 @@ class Sweep(ForwardMoments):
         return self.scheme.alpha_ffn_act
 
     def _logit_targets(self) -> dict[fx.Node, float]:
-        """The RMS of an attention's logits, at the value that can be given it."""
+        """The RMS of an attention's logits, at the value whose multiplier sets it."""
         found: dict[fx.Node, float] = {}
         for logit in self.read.logits:
             node = logit
@@ -105,7 +105,7 @@ class Sweep(ForwardMoments):
         return found
 
     def _width(self, node: fx.Node) -> float:
-        """How many products are summed into a logit; zero where no shape tells."""
+        """The number of products summed into a logit; zero where shapes do not give it."""
         while node.op == "call_function":
             rule = self._rule(node)
             if rule is not None and rule.products:
@@ -127,7 +127,7 @@ class Sweep(ForwardMoments):
         return count
 
     def _weights_of(self, node: fx.Node) -> set[str]:
-        """The parameters that a contraction multiplies with."""
+        """The parameters among the operands of a contraction."""
         rule = self._rule(node)
         if rule is None or not rule.products or not rule.linear:
             return set()
@@ -184,7 +184,7 @@ class Sweep(ForwardMoments):
     def _attribute(self, node: fx.Node) -> None:
         super()._attribute(node)
         if isinstance(self.known.get(node), bool):
-            # Constants do not depend on the mode that the model happens to be in.
+            # Constants must not depend on the model's present mode.
             self.known[node] = True
 
     def _weight(self, node: fx.Node) -> Moment:
@@ -204,7 +204,7 @@ class Sweep(ForwardMoments):
         return (exactly(tensor).rms if keeps else 1.0) or 1.0
 
     def operands(self, operation: Operation, rule: Rule | None) -> dict[str, Any]:
-        """Moments of the operands, as their multipliers leave them."""
+        """Moments of the operands, multiplied."""
         found = super().operands(operation, rule)
         for name, multiplier in self.operand_multipliers.get(operation.node.name, {}).items():
             found[name] = _times(found[name], multiplier)
@@ -213,7 +213,7 @@ class Sweep(ForwardMoments):
     def _note(self, node: fx.Node, results: Results, way: str, inputs: Mapping[str, float]) -> None:
         value = node.meta.get("val")
         if node in self.read.inputs and node not in self.extreme and isinstance(value, Tensor):
-            # What is made of inputs alone counts as an input.
+            # A value computed from inputs alone counts as an input.
             results = [gaussian(0.0, 1.0, value.dim())]
         multiplier = self._multiplier(node, results)
         if abs(multiplier - 1) > _NEGLIGIBLE:
@@ -237,7 +237,7 @@ class Sweep(ForwardMoments):
         rms = first.rms if first is not None else 0.0
         if weights:
             plain = unit * math.prod(self._drawn_rms(self.capture.attribute(n)) for n in weights)
-            # A step of a recurrence has the multiplier of every other step.
+            # All steps of a recurrence have the same multiplier.
             is_reused = any(self.uses[name] > 1 for name in weights)
             rms = plain if is_reused or abs(rms - plain) < _NEGLIGIBLE * plain else rms
         if not rms > 0 or not math.isfinite(rms):
@@ -245,7 +245,7 @@ class Sweep(ForwardMoments):
         return self._target(node, rule, weights, unit) / rms * self._padding(node, rule)
 
     def _target(self, node: fx.Node, rule: Rule | None, weights: set[str], unit: float) -> float:
-        """The RMS that the result of an operation is given."""
+        """The RMS to which the result of an operation is brought."""
         if node in self.targets:
             return self.targets[node]
         if any(self.roles[name] == "readout" for name in weights) or (
@@ -256,7 +256,7 @@ class Sweep(ForwardMoments):
         return self.scheme.alpha_emb if rule is not None and self._is_embedding(rule) else 1.0
 
     def _padding(self, node: fx.Node, rule: Rule | None) -> float:
-        """An attention over ``tokens`` keys: the variance of a mean of n values goes as 1/n."""
+        """The correction for ``tokens`` keys: the variance of a mean of n values is 1/n."""
         if rule is None or not rule.width or self.scheme.tokens is None:
             return 1.0
         operation = Operation(node, self.known)
@@ -269,7 +269,7 @@ class Sweep(ForwardMoments):
         return math.sqrt(counted / attended)
 
     def _unit_rms(self, node: fx.Node) -> float:
-        """The root of how many products are summed: the RMS of the result for unit operands."""
+        """√(number of products summed): the RMS of the result for unit operands."""
         rule = self._rule(node)
         assert rule is not None
         operation = Operation(node, self.known)
@@ -277,7 +277,7 @@ class Sweep(ForwardMoments):
 
 
 def _units(operation: Operation, rule: Rule) -> dict[str, Any]:
-    """Standard normal operands, and nothing added."""
+    """Moments of standard normal operands, and zeros for what is added."""
     named: dict[str, Any] = {}
     for name in linear_names(rule, operation.operands):
         argument = operation.operands[name]
