@@ -105,7 +105,7 @@ def test_magnitudes_and_losses_are_of_the_true_and_of_the_stored_value() -> None
 def test_without_batches_the_inputs_of_the_recording_are_measured() -> None:
     measured, given = residual_report(False).numerics, residual_report().numerics
     assert measured.values == given.values
-    assert "inputs of the recording" in measured.notes[-1]
+    assert "the recorded inputs" in measured.notes[-1]
 
 
 def test_without_data_a_normal_distribution_is_assumed() -> None:
@@ -289,7 +289,7 @@ def test_a_model_keeps_a_child_of_that_name() -> None:
 def test_a_scheme_says_which_model_is_the_original() -> None:
     model = nn.Sequential(nn.Linear(16, 16))
     numerics = unitify.transform(model, (batch(),), scheme="unit").report().numerics
-    assert "that the scheme made" in numerics.notes[0]
+    assert "the true model of the scheme" in numerics.notes[0]
 
 
 def test_codes_in_place_of_weights_change_no_value() -> None:

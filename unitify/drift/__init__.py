@@ -1,1 +1,1 @@
-"""While a module trains: scales watched, and chosen anew."""
+"""During training: a monitor of scales, and a rebase that chooses them again."""

@@ -1,7 +1,7 @@
-"""What the values of a module are now, at true scale: its captures, and a run of them.
+"""The present true values of a module: its captures on present weights, and a run of them.
 
-Takes a transformed module as it is; gives the captures of its parts around the weights of now, and
-shows every true value and gradient of a run to a tally. Nothing of the module changes.
+Takes a transformed module. Gives the captures of its parts on the present weights, and counts every
+true value and gradient of a run into a tally. The module does not change.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from unitify.plan.scale_plan import Scale
 
 
 def true_capture(part: UnitScaledModule) -> Capture:
-    """The capture of a part around its weights and buffers of now, at true scale."""
+    """The capture of a part on its present weights and buffers, at true scale."""
     model = copy_of(part._tree)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -50,7 +50,7 @@ def measure_running(
     batches: Iterable[Any],
     loss_fn: LossFunction | None = None,
 ) -> None:
-    """Show each part's tally its true values and gradients as ``module`` runs, without casts.
+    """Run ``module`` without casts, and count each part's true values and gradients into its tally.
 
     Raises ``UnitifyError`` (U003) without batches.
     """

@@ -1,8 +1,8 @@
 """``monitor``: how far the values of a module in training have drifted from unit scale.
 
-Every N calls a module runs its own graph node by node, and each value and gradient that it
-holds is read: RMS as stored, and which share of it the format of its cast cannot hold. Readings
-go to anything that has ``add_scalar`` and to a file of JSON lines.
+Every N calls the module runs its graph node by node. The monitor reads each value and gradient:
+its stored RMS, and the share of its elements outside the range of its cast's format. Readings go
+to any object with ``add_scalar``, and to a file of JSON lines.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from unitify.runtime.cast import amax_factor
 
 
 class Writer(Protocol):
-    """TensorBoard's ``SummaryWriter``, or what stands for it."""
+    """TensorBoard's ``SummaryWriter``, or an object like it."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any:
         """Note ``scalar_value`` under ``tag``."""
@@ -44,11 +44,11 @@ class Writer(Protocol):
 class Reading:
     """One value or gradient at one step. Shares are of its non-zero elements, in [0, 1].
 
-    Where casts multiply gradients by what brings those that arrive to their planned size, every
-    gradient is read so. ``rms``: root mean square as stored; of true weights, over the scale at
-    which casts round them. ``underflow``: what the format of its cast holds as zero
-    or as a subnormal number; ``saturation``: what lies beyond its largest number. None where the
-    value is not cast, and no format was asked for.
+    ``rms``: root mean square as stored; that of a true weight is divided by the scale of its cast.
+    ``underflow``: the share that is zero or subnormal in the format of its cast; ``saturation``:
+    the share beyond the format's largest number. None where the value is not cast, and ``monitor``
+    had no ``format``. Where casts adapt to the size of the gradients that arrive, every gradient is
+    read with that factor.
     """
 
     rms: float
@@ -58,7 +58,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Record:
-    """All readings of one call. ``step``: which call that was, from zero."""
+    """All readings of one call. ``step``: the number of the call, from zero."""
 
     step: int
     forward: Mapping[str, Reading]
@@ -66,7 +66,7 @@ class Record:
 
     @property
     def outside(self) -> float:
-        """Share of readings, zeros aside, whose RMS is not within [1/2, 2]."""
+        """The share of non-zero readings whose RMS is not within [1/2, 2]."""
         found = [r.rms for side in (self.forward, self.backward) for r in side.values() if r.rms]
         return sum(not 0.5 <= rms <= 2.0 for rms in found) / len(found) if found else 0.0
 
@@ -91,22 +91,22 @@ def monitor(
 ) -> Monitor:
     """Read every value of ``module`` each ``every`` calls, from the first one on.
 
-    - ``module``: what ``transform`` made, or a module around it. A compiled one is passed as
-      ``torch.compile`` returned it: the calls that are read run eagerly.
-    - ``writer``: anything with ``add_scalar(tag, value, step)``
+    - ``module``: a transformed module, or a module around one. Pass a compiled module as
+      ``torch.compile`` returned it; the calls that are read run eagerly.
+    - ``writer``: an object with ``add_scalar(tag, value, step)``
     - ``path``: a file to which each record is appended as a line of JSON
-    - ``format``: of what is not cast, a ``Format`` or its name; shares are read of casts alone
-      where None
-    - ``rules``: as ``transform`` was given
+    - ``format``: a ``Format``, or its name, for values that are not cast; None reads shares of
+      cast values only
+    - ``rules``: those passed to ``transform``
 
-    Calls with gradients enabled are counted (every micro-batch is one). A record is complete when
-    the backward pass that follows its call is; results and gradients are those of any other call.
+    Calls with gradients enabled count (each micro-batch is one). A record is complete at the end of
+    the backward pass after its call. Results and gradients are those of any other call.
 
-    A call that is read costs about two eager ones (1.6 to 2.2 measured on language models of width
-    256 and 64); the others two Python hooks, which is not measurable.
+    A call that is read costs about two eager calls (1.6 to 2.2, measured on language models of
+    width 256 and 64). Other calls cost two Python hooks, which is not measurable.
 
-    Raises ``UnitifyError``: U001 for an option that cannot be, U009 where nothing is transformed,
-    U606 where ``path`` cannot be written.
+    Raises ``UnitifyError``: U001 for an invalid option; U009 where nothing is transformed; U606
+    where ``path`` cannot be written.
     """
     if every < 1:
         raise _unknown("every", every, "1, 2, …")
@@ -134,7 +134,7 @@ def _opened(path: str | os.PathLike[str] | None) -> TextIO | None:
 
 
 class Monitor:
-    """What ``monitor`` returns: ``latest`` is the last complete record; ``close`` ends it."""
+    """The result of ``monitor``. ``latest``: the last complete record; ``close`` ends it."""
 
     latest: Record | None = None
 
@@ -165,7 +165,7 @@ class Monitor:
         self.close()
 
     def close(self) -> None:
-        """Write what is read so far, and leave the module as it was."""
+        """Write the readings so far, and remove the monitor from the module."""
         self._finish()
         for handle in self.handles:
             handle.remove()
@@ -192,7 +192,7 @@ class Monitor:
         self.stack.close()
 
     def _finish(self) -> None:
-        """Make a record of what is pending, and hand it on."""
+        """Make a record of the pending call, and write it."""
         pending, self.pending = self.pending, None
         if pending is None:
             return
@@ -208,7 +208,7 @@ class Monitor:
 def _plain(record: Record) -> dict[str, Any]:
     def plain(readings: Mapping[str, Reading]) -> dict[str, dict[str, float | None]]:
         return {
-            # JSON has no NaN and no infinity: they are null.
+            # JSON has no NaN and no infinity; both are null.
             value: {
                 name: n if math.isfinite(n) else None
                 for name, n in asdict(reading).items()
@@ -228,20 +228,20 @@ class _Pending:
 
     step: int
     finish: Callable[[], None]
-    #: Of what is stored, and of what is about to be cast, by the names that ``watched`` gives.
+    #: Tallies of stored values and of operands of casts, by the names in ``watched``.
     stored: Tally = field(default_factory=Tally)
     cast: Tally = field(default_factory=lambda: Tally(counts_magnitudes=True))
     #: A watch and the name of the value.
     watched: dict[tuple[Watch, str], str] = field(default_factory=dict)
     handles: list[Any] = field(default_factory=list)
     is_ending: bool = False
-    #: By part: what its casts multiply gradients by in the backward pass that is under way.
+    #: Part → the factor by which its casts multiply gradients in the running backward pass.
     factors: dict[str, Tensor] = field(default_factory=dict)
 
     def runner(
         self, graph: fx.Graph, part: str, found: Mapping[str, list[Watch]]
     ) -> Callable[..., Any]:
-        """What runs in place of the graph of ``part``."""
+        """The function that runs instead of the graph of ``part``."""
 
         def observe(node: fx.Node, value: Any) -> None:
             if node.target is JOIN and value.requires_grad:
@@ -265,7 +265,7 @@ class _Pending:
         return run
 
     def on_size(self, part: str) -> Callable[[Tensor], None]:
-        """A hook that keeps the factor for gradients of a part, as its casts will find it."""
+        """A hook that keeps the factor that the casts of a part will use for gradients."""
 
         def hook(size: Tensor) -> None:
             self.factors[part] = factor_of(size)
@@ -286,7 +286,7 @@ class _Pending:
         return hook
 
     def add(self, watch: Watch, name: str, tensor: Tensor) -> None:
-        """Count ``tensor`` as what ``watch`` says of the value ``name``."""
+        """Count ``tensor`` for the value ``name``, in the units of ``watch``."""
         key = self.watched.setdefault((watch, name), str(len(self.watched)))
         if watch.format is None:
             self.stored.add(key, 0, tensor)
@@ -296,7 +296,7 @@ class _Pending:
         self.cast.add(key, 0, tensor)
 
     def record(self) -> Record:
-        """What was counted, as readings."""
+        """The counts as a record."""
         for handle in self.handles:
             handle.remove()
         magnitudes = self.cast.magnitudes()
@@ -319,7 +319,7 @@ class _Pending:
 
 
 def _reading(rms: float, casts: list[tuple[float, Loss]]) -> Reading:
-    """``casts``: of each the non-zero elements, and what its format loses of them."""
+    """One reading. ``casts``: for each, the non-zero elements and the loss of its format."""
     if not casts:
         return Reading(rms)
     total = math.fsum(count for count, _ in casts) or 1.0

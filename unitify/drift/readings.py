@@ -1,7 +1,7 @@
-"""What there is to read of a module's graph: values, gradients, and the casts of both.
+"""What a monitor reads at each node of a module's graph: values, gradients, and casts of both.
 
-Takes a part of a module; gives, by node of its graph, which results are values of the original
-and in which units, and which are about to be cast to which format. Nothing is run here.
+Takes a part of a module. Gives, by node, the values of the original among the results, with their
+units, and the formats of the casts that follow. Nothing runs here.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _INSERTED = ("unitify.rescale.default", "unitify.cast.default", "unitify.center.
 
 @dataclass(frozen=True)
 class Watch:
-    """One thing to read of a node's result x, or of the gradient that reaches it.
+    """One reading of a node's result x, or of its gradient.
 
-    Of x · 2^``exponent`` what ``format`` cannot hold, or the RMS where that is None; with ``amax``
-    of x times the factor that its cast finds.
+    It is the share of x · 2^``exponent`` outside the range of ``format``, or its RMS for None.
+    With ``amax``, x is multiplied by the factor that its cast finds.
     """
 
     value: str
@@ -41,9 +41,9 @@ class Watch:
 def watches(
     part: UnitScaledModule, format: Format | None, rules: RuleTable
 ) -> dict[str, list[Watch]]:
-    """Name of a node of ``part.graph`` → what to read there.
+    """Name of a node of ``part.graph`` → its readings.
 
-    ``format``: read shares of values and directions that nothing casts in this format.
+    ``format``: the format for shares of values and gradients that are not cast.
     """
     units = stored_units(part, rules)
     graph = unwatched(part.graph)
@@ -62,10 +62,10 @@ def watches(
 
 
 def stored_units(part: UnitScaledModule, rules: RuleTable) -> dict[str, tuple[int, int]]:
-    """log2 of what turns the result of a node, and its gradient, into the value as it is stored.
+    """Name of a node → log2 of the factors from its result and gradient to those as stored.
 
-    An operation leaves its result in units of its own, which a rescale may follow. A true weight is
-    read in its unit, at which casts round it.
+    A rescale may follow an operation, whose result then has other units. A true weight is read in
+    its unit, in which casts round it.
     """
     scales = {name: scale.exponents for name, scale in part.plan.values.items()}
     weights = true_weights(part.capture)
@@ -93,7 +93,7 @@ def stored_units(part: UnitScaledModule, rules: RuleTable) -> dict[str, tuple[in
 
 
 def _casts(graph: fx.Graph, values: Mapping[str, Any]) -> dict[str, list[Watch]]:
-    """By node whose result, or whose result's gradient, is cast next."""
+    """Name of a node → readings of the casts of its result, or of its gradient."""
     found: dict[str, list[Watch]] = {}
     seen: set[tuple[str, Watch]] = set()
 
@@ -112,7 +112,7 @@ def _casts(graph: fx.Graph, values: Mapping[str, Any]) -> dict[str, list[Watch]]
 
 
 def _source(node: fx.Node, values: Mapping[str, Any]) -> str | None:
-    """The value that a node holds, whatever was inserted between."""
+    """The value of a node, seen through inserted operations."""
     while node.name not in values and operation_name(node) in _INSERTED:
         inner = node.args[0]
         assert isinstance(inner, fx.Node)
@@ -121,7 +121,7 @@ def _source(node: fx.Node, values: Mapping[str, Any]) -> str | None:
 
 
 def _rounded(node: fx.Node) -> list[tuple[fx.Node, str, str, int, bool]]:
-    """What a node rounds: (whose result or gradient, direction, format, exponent, amax)."""
+    """The roundings of a node: (node, direction, format, exponent, amax)."""
     if operation_name(node) == "unitify.cast.default":
         given = named_arguments(node)
         amax = bool(given.get("amax"))

@@ -1,8 +1,8 @@
-"""``rebase_``: a module in training, moved to scales chosen anew.
+"""``rebase_``: new scales for a module in training.
 
-Scales are chosen before training, and weights move. A rebase measures every value of the
-module as it is now and plans again: the constants of its graph are others then, and nothing else.
-In float32 the next step is bitwise the one that would have been taken.
+Scales are chosen before training, but weights change. A rebase measures the present values of the
+module and plans again. It replaces constants of the graph, and nothing else. In float32 the next
+step is bitwise the one without a rebase.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from unitify.rulebook.rule_table import RuleTable, load_rules
 
 @dataclass(frozen=True)
 class Rebase:
-    """What a rebase moved. ``values``: how many values of the graphs have another scale."""
+    """The result of a rebase. ``values``: the number of values with a new scale."""
 
     values: int
 
@@ -49,25 +49,25 @@ def rebase_(
     loss_fn: LossFunction | None = None,
     rules: Iterable[Any] = (),
 ) -> Rebase:
-    """Plan ``module`` anew from what its values are now, in place, without changing its training.
+    """Choose new scales from the present values of ``module``, in place. Training does not change.
 
-    - ``module``: what ``transform`` made, or a module around it; called between two steps.
-    - ``batches``: inputs of calls, as for ``transform``; each is run forward and backward. Buffers,
-      ``.grad`` and random state are as before afterwards.
-    - ``scales``: "measured" on the batches, or "analysis" of the weights, which takes none. "auto"
-      measures, without batches on the inputs of the recording.
-    - ``loss_fn``, ``rules``: as ``transform`` was given.
+    - ``module``: a transformed module, or a module around one. Call this between two steps.
+    - ``batches``: inputs of calls, as for ``transform``. Each runs forward and backward. Buffers,
+      ``.grad`` and random state are restored afterwards.
+    - ``scales``: "measured" on the batches, or "analysis" of the weights, without batches. "auto"
+      measures on the batches, else on the recorded inputs.
+    - ``loss_fn``, ``rules``: those passed to ``transform``
 
-    Parameters, gradients, optimizers and checkpoints stay as they are: stored weights keep the
-    scales at which they are held. CastGraph are placed anew by the module's recipe.
+    Parameters, gradients, optimizers and checkpoints do not change: stored weights keep their
+    scales. Casts are inserted again by the module's recipe.
 
-    Raises ``UnitifyError``, having changed nothing: U003 without batches, U009 where nothing that
-    can be trained is transformed.
+    Raises ``UnitifyError``, without any change: U003 without batches; U009 where no module that can
+    train is transformed.
     """
     check_scales(scales)
     wholes = [whole for whole in transformed(module) if not whole.is_inference]
     if not wholes:
-        raise UnitifyError(NothingTransformed(module="a module for inference alone"))
+        raise UnitifyError(NothingTransformed(module="a module for inference only"))
     table = load_rules(rules)
     modules = [part for whole in wholes for part in whole.parts.values()]
     captures = [true_capture(part) for part in modules]
@@ -91,7 +91,7 @@ def rebase_(
 
 
 def transformed(module: nn.Module) -> list[UnitScaledModule]:
-    """The transformed modules in ``module``, whatever wraps them.
+    """The transformed modules in ``module``, within any wrappers.
 
     Raises ``UnitifyError`` (U009) where there is none.
     """
@@ -108,7 +108,7 @@ def _measured(
     batches: Iterable[Any],
     loss_fn: LossFunction | None,
 ) -> list[Estimates]:
-    """True RMS of every value of every part, as ``module`` runs without its casts."""
+    """True RMS of every value of every part, from runs of ``module`` without its casts."""
     tallies = [Tally() for _ in parts]
     measure_running(module, parts, captures, tallies, batches, loss_fn)
     return [t.estimates(captured) for t, captured in zip(tallies, captures, strict=True)]
@@ -117,8 +117,8 @@ def _measured(
 def _planned(parts: list[Part], whole: UnitScaledModule, rules: RuleTable) -> list[Part]:
     """``parts`` with new plans.
 
-    One that was not run keeps its scales, its twin's parameters aside; one with the recipe of a
-    baseline has none to choose.
+    A part that did not run keeps its scales, except those of parameters that it shares. A part with
+    a baseline recipe has no scales to choose.
     """
 
     def is_kept(part: Part) -> bool:
@@ -139,7 +139,7 @@ def _planned(parts: list[Part], whole: UnitScaledModule, rules: RuleTable) -> li
 
 
 def _as_held(chosen: ScalePlan, held: ScalePlan, captured: Capture) -> ScalePlan:
-    """``chosen`` with parameters at the scales that they have; at the new ones they are cast."""
+    """``chosen``, with parameters stored at their old scales and cast at the new ones."""
     scales = {
         node.name: held.parameters[parameter]
         for node in captured.graph.nodes
@@ -156,7 +156,7 @@ def _as_held(chosen: ScalePlan, held: ScalePlan, captured: Capture) -> ScalePlan
 
 @dataclass(frozen=True)
 class _Chosen:
-    """A part's new plan and graph, ready to be taken, and that graph with the recipe's casts."""
+    """A part with its new plan and graph, and that graph with the recipe's casts."""
 
     whole: UnitScaledModule
     module: UnitScaledModule
@@ -166,7 +166,7 @@ class _Chosen:
     @staticmethod
     def of(whole: UnitScaledModule, part: Part, rules: RuleTable) -> _Chosen:
         module = whole.parts[part.name]
-        # On the weights that the module holds, which are others than those of now at true scale.
+        # On the module's stored weights, not on the true ones of the capture.
         made = replace(
             part, capture=module.capture, graph=rewrite(module.capture, part.plan, rules)
         )
@@ -175,7 +175,7 @@ class _Chosen:
         return _Chosen(whole, module, made, casts)
 
     def adopt(self) -> int:
-        """Let the part run by the new plan. Returns how many of its values have a new scale."""
+        """Let the part run by the new plan. Returns the number of values with a new scale."""
         held, new = self.module.plan, self.part.plan
         changed = sum(new.wanted(name) != held.wanted(name) for name in held.values)
         self.module.plan = new

@@ -1,18 +1,18 @@
 """Train a transformed module with the hyperparameters of the original.
 
-With true weights, the default of ``transform``, plain torch does that: any optimizer on
-``module.parameters()``, any clipping, any schedule. Here is what a scheme's learning rates and
-``weights="stored"`` need beside it; of a module of true weights each function returns or does what
-plain torch would.
+With true weights, the default of ``transform``, plain torch is enough: any optimizer on
+``module.parameters()``, any clipping, any schedule. Only a scheme's learning rates and
+``weights="stored"`` need the functions of this package. For true weights each of them does what
+plain torch would do.
 
-A stored parameter p is held as p̂ = p/fwd and receives ĝ = g/bwd. Every quantity that an optimizer
-keeps is a product of powers of the two, so the original trajectory is kept, bit for bit, once
-each hyperparameter is given in the units in which the optimizer meets it: ``UNITS`` lists them.
+A stored parameter p is held as p̂ = p/fwd and gets the gradient ĝ = g/bwd. Every quantity of an
+optimizer is a product of powers of the two. So the trajectory is bitwise the original's if each
+hyperparameter is converted to the optimizer's units, which ``UNITS`` lists.
 
 Learning-rate schedulers that multiply (``LambdaLR``, ``StepLR``, ``ExponentialLR``, ``LinearLR``,
-``PolynomialLR``, ``CosineAnnealingLR`` down to zero) keep it, too. Schedulers that set absolute
+``PolynomialLR``, ``CosineAnnealingLR`` to zero) need no conversion. Schedulers that set absolute
 rates need one for each group: ``OneCycleLR(optimizer, learning_rates(optimizer, 0.1), …)``.
-``CosineAnnealingLR`` takes one ``eta_min`` for all groups, which must be zero for this reason.
+``CosineAnnealingLR`` has one ``eta_min`` for all groups, so it must be zero.
 """
 
 from unitify.optim.groups import (

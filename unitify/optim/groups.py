@@ -1,6 +1,6 @@
-"""Parameter groups and clipping in the units in which parameters are held.
+"""Parameter groups and gradient clipping in the units of stored parameters.
 
-With true weights those are the original's, and plain torch does the same.
+With true weights these are the original's units, and plain torch does the same.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from unitify.scheme.rates import learning_rate_factor
 
 
 def scales_of(module: nn.Module) -> dict[str, Scale]:
-    """Name → ``Scale`` of every parameter of ``module``, whatever wraps its transformed parts.
+    """Name → ``Scale`` of every parameter of ``module``, within any wrappers.
 
-    A tied parameter is there once, under its first name; one outside transformed parts is at one,
-    and so is every true one.
+    A tied parameter has one entry, under its first name. True parameters, and those outside
+    transformed parts, have scale one.
 
     Raises ``UnitifyError`` (U019) where stored parameters have other names than in their plan.
     """
@@ -47,7 +47,7 @@ def scales_of(module: nn.Module) -> dict[str, Scale]:
 
 
 def _check_names(part: UnitScaledModule) -> None:
-    """Whatever wraps or replaces stored parameters hides which scale each of them has."""
+    """Check that no wrapper renamed stored parameters, whose scales are found by name."""
     if part.plan.weights == "true" or part.is_inference:
         return
     held = {name for name, _ in part.named_parameters(remove_duplicate=False)}
@@ -58,18 +58,18 @@ def _check_names(part: UnitScaledModule) -> None:
 
 
 def has_stored_weights(module: nn.Module) -> bool:
-    """Has ``module``, or a module in it, parameters at scales of their own?"""
+    """Does ``module``, or a module in it, have stored parameters?"""
     parts = [m for m in module.modules() if isinstance(m, UnitScaledModule)]
     return any(part.plan.weights == "stored" for part in parts)
 
 
 def has_scheme(module: nn.Module) -> bool:
-    """Did a scheme make ``module``, or a module in it, which has learning rates of its own?"""
+    """Is ``module``, or a module in it, the model of a scheme, which has its own learning rates?"""
     return any(isinstance(part, UnitScaledModule) and part.scheme for part in module.modules())
 
 
 def rates_of(module: nn.Module, row: OptimizerUnits) -> tuple[dict[str, float], set[str]]:
-    """Name → what a scheme multiplies a parameter's learning rate by; and names of u-μP's."""
+    """Name → a scheme's factor of a parameter's learning rate; and the names under u-μP."""
     is_gradient_step = row.units["lr"] == Units(-1, 1)
     inside: dict[int, float] = {}
     transferred: set[int] = set()
@@ -97,26 +97,25 @@ def param_groups(
     independent_decay: bool = True,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """Groups for ``optimizer_class`` that train ``module`` as ``options`` would the original.
+    """Groups with which ``optimizer_class`` trains ``module`` as ``options`` would the original.
 
-    With true weights, the default of ``transform``, they are what plain torch takes: ``params`` as
-    given, with ``options``. Only stored weights, and the learning rates of a scheme, need more.
+    With true weights, the default of ``transform``, they are plain torch's: ``params`` with
+    ``options``. Only stored weights, and the learning rates of a scheme, need more.
 
-    ``options``: the hyperparameters of the original (``lr``, ``weight_decay``, ``betas``, …); what
-    is left out has the optimizer's default. ``params``: groups as torch knows them, each with
-    ``"params"`` (parameters of ``module``, or (name, parameter) pairs) and overrides; all
-    parameters where None. ``units``: a row for an optimizer that ``UNITS`` does not have.
+    ``options``: the hyperparameters of the original (``lr``, ``weight_decay``, ``betas``, …); the
+    others have the optimizer's defaults. ``params``: groups as in torch, each with ``"params"``
+    (parameters of ``module``, or (name, parameter) pairs) and overrides; None takes all parameters.
+    ``units``: a row for an optimizer that is not in ``UNITS``.
 
-    Of a module of a scheme ``lr`` is the one rate that is tuned, on unit weights: each parameter's
+    For the model of a scheme, ``lr`` is the one tuned rate, for unit weights. Each parameter's rate
     is multiplied by its factor (``scheme.rates``). ``independent_decay``: with u-μP the decay of a
-    step is ``weight_decay`` itself (times what a schedule makes of ``lr``), not ``lr`` times it.
-    Warns (U704) if it is not.
+    step is ``weight_decay`` times the factor of the schedule, not times ``lr``. False warns (U704).
 
-    Each group of those holds ``params`` (in the order of ``module.parameters()``),
-    ``param_names``, every hyperparameter that depends on a scale, the other options as given and
-    ``lr_factor`` (see ``learning_rates``).
+    Each group then has ``params`` (in the order of ``module.parameters()``), ``param_names``, every
+    hyperparameter that depends on a scale, the other options and ``lr_factor`` (see
+    ``learning_rates``).
 
-    Raises ``UnitifyError``: U007 for an optimizer that is not known, U001 for an unknown option.
+    Raises ``UnitifyError``: U007 for an unknown optimizer; U001 for an unknown option.
     """
     defaults = _defaults(optimizer_class)
     given_groups: Iterable[Mapping[str, Any]] = (
@@ -162,7 +161,7 @@ def param_groups(
 
 
 def _is_decoupled(row: OptimizerUnits, hyperparameters: Mapping[str, Any]) -> bool:
-    """Is the weight decay of a step a multiple of the parameter, and no part of the gradient?"""
+    """Is weight decay decoupled: subtracted from the parameter, not added to the gradient?"""
     units = dict(row.units)
     for flag, replaced in row.when.items():
         if hyperparameters.get(flag):
@@ -193,9 +192,9 @@ def _tensors(params: Any) -> Iterator[Tensor]:
 def _scaled_options(
     row: OptimizerUnits, hyperparameters: Mapping[str, Any], scale: Scale
 ) -> tuple[dict[str, Any], tuple[float, ...]]:
-    """The hyperparameters that depend on the scale; their factors (equal ones share a group).
+    """The hyperparameters that depend on the scale, and their factors (equal ones share a group).
 
-    ``lr_factor`` is among the first: what a learning rate is multiplied by.
+    ``lr_factor``, the factor of a learning rate, is among the hyperparameters.
     """
     units = dict(row.units)
     for flag, replaced in row.when.items():
@@ -214,7 +213,7 @@ def _scaled_options(
 
 
 def _defaults(optimizer_class: type[Optimizer]) -> dict[str, Any]:
-    """Options of the class and of the bases that its ``**kwargs`` reach; ``...`` has no default."""
+    """Options of the class, and of the bases of its ``**kwargs``. ``...``: one without default."""
     found: dict[str, Any] = {}
     for base in optimizer_class.__mro__:
         if base is Optimizer or "__init__" not in vars(base):
@@ -232,7 +231,7 @@ def _defaults(optimizer_class: type[Optimizer]) -> dict[str, Any]:
 def _unknown(
     optimizer_class: type[Optimizer], defaults: Mapping[str, Any], options: Mapping[str, Any]
 ) -> list[Diagnostic]:
-    """A finding for every option that the class does not have."""
+    """A diagnostic for every option that the class does not have."""
     where, known = optimizer_class.__name__, ", ".join(defaults)
     return [
         UnknownOption(where=where, option=where, value=name, choices=known)
@@ -248,7 +247,7 @@ def _check_options(
     options: Mapping[str, Any],
     asked: Mapping[str, Any],
 ) -> None:
-    """Groups may carry keys of the user's own; options may not."""
+    """Check ``options``. Groups, unlike options, may have further keys of the user."""
     where = optimizer_class.__name__
     problems = _unknown(optimizer_class, defaults, options)
     for name, value in asked.items():
@@ -263,9 +262,9 @@ def _check_options(
 
 
 def learning_rates(groups: Optimizer | Iterable[Mapping[str, Any]], lr: float) -> list[float]:
-    """The absolute learning rate ``lr`` of the original in the units of each group, in their order.
+    """The original's absolute learning rate ``lr`` in the units of each group, in their order.
 
-    With true weights that is ``lr`` for all, but for a scheme's rates.
+    With true weights and without a scheme, it is ``lr`` for all.
 
     For schedulers that take a list of rates: ``OneCycleLR(optimizer, max_lr=learning_rates(…))``.
     """
@@ -274,15 +273,15 @@ def learning_rates(groups: Optimizer | Iterable[Mapping[str, Any]], lr: float) -
     return [lr * float(group.get("lr_factor", 1.0)) for group in groups]
 
 
-#: Norms that commute with a power of two to the last bit; others are taken of true gradients.
+#: Norms that commute bitwise with a power of two; others are computed from true gradients.
 _EXACT_NORMS = (1.0, 2.0, float("inf"))
 
 
 @torch.no_grad()
 def total_norm(module: nn.Module, norm_type: float = 2.0) -> Tensor:
-    """The norm of all true gradients of ``module``, as of one vector; 0-d.
+    """The norm of all true gradients of ``module`` as one vector, a 0-d tensor.
 
-    Parameters without gradient are left out. Zero where there is no gradient at all.
+    Parameters without gradient are left out. The norm is zero without any gradient.
     """
     norm_type = float(norm_type)
     scales = scales_of(module)
@@ -313,9 +312,11 @@ def clip_grad_norm_(
 ) -> Tensor:
     """Scale all gradients so that the norm of the true ones is at most ``max_norm``.
 
-    As ``torch.nn.utils.clip_grad_norm_`` on the original. Returns the norm before clipping, 0-d.
+    Like ``torch.nn.utils.clip_grad_norm_`` on the original. Returns the norm before clipping, a 0-d
+    tensor.
 
-    Raises ``RuntimeError``, as torch does, for a norm that is not finite if asked to.
+    Raises ``RuntimeError``, as torch does, for a norm that is not finite if
+    ``error_if_nonfinite``.
     """
     norm = total_norm(module, norm_type)
     if error_if_nonfinite and not bool(torch.isfinite(norm)):

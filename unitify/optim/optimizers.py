@@ -1,8 +1,8 @@
-"""In which units an optimizer meets each of its hyperparameters: the table behind ``optim``.
+"""The units of each optimizer's hyperparameters: the table behind ``optim``.
 
-A parameter p is stored as p̂ = p/fwd and receives ĝ = g/bwd. Every quantity that an optimizer
-keeps is a product of powers of the two; a row lists by which ones a hyperparameter is multiplied so
-that the optimizer takes the original's step, divided by fwd.
+A parameter p is stored as p̂ = p/fwd and gets the gradient ĝ = g/bwd. Every quantity of an
+optimizer is a product of powers of the two. A row lists the powers by which each hyperparameter
+is multiplied, so that the optimizer takes the original's step, divided by fwd.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from unitify.plan.scale_plan import Scale
 
 
 class Units(NamedTuple):
-    """What a hyperparameter is multiplied by: fwd to the power ``fwd`` times bwd to ``bwd``."""
+    """The factor of a hyperparameter: fwd to the power ``fwd``, times bwd to the power ``bwd``."""
 
     fwd: int
     bwd: int
@@ -33,9 +33,9 @@ class Units(NamedTuple):
 class OptimizerUnits:
     """The units of an optimizer's hyperparameters, by name.
 
-    ``when``: further units that replace the first where a flag (a hyperparameter, too) is set.
-    ``unscaled``: hyperparameters that must have the value given here, because the optimizer reads
-    them outside of its groups.
+    ``when``: units that replace the first where a flag (itself a hyperparameter) is set.
+    ``unscaled``: hyperparameters that must have this value, because the optimizer reads them
+    outside its groups.
     """
 
     units: Mapping[str, Units]
@@ -47,7 +47,7 @@ _COUPLED = Units(1, -1)  # decay · p joins g
 _DECOUPLED = Units(1, 0)  # the step is divided by fwd, lr · decay is not
 #: The step is a multiple of the gradient.
 _GRADIENT_STEP = {"lr": Units(-1, 1), "weight_decay": _COUPLED}
-#: The step is normalized: g over the root of its mean square (plus eps), or its sign.
+#: The step is normalized: g over the root of its mean square (plus eps), or the sign of g.
 _NORMALIZED_STEP = {"lr": Units(-1, 0), "weight_decay": _COUPLED, "eps": Units(0, -1)}
 _DECOUPLED_FLAG = {"decoupled_weight_decay": {"weight_decay": _DECOUPLED}}
 
@@ -63,23 +63,23 @@ UNITS: Mapping[type[Optimizer], OptimizerUnits] = {
     torch.optim.Adagrad: OptimizerUnits(
         _NORMALIZED_STEP, unscaled={"initial_accumulator_value": 0}
     ),
-    # Both running averages, of g² and of the steps' squares, are kept in units of bwd².
+    # Both running averages, of g² and of squared steps, are in units of bwd².
     torch.optim.Adadelta: OptimizerUnits({**_GRADIENT_STEP, "eps": Units(0, -2)}),
     torch.optim.SparseAdam: OptimizerUnits({"lr": Units(-1, 0), "eps": Units(0, -1)}),
     torch.optim.Rprop: OptimizerUnits({"lr": Units(-1, 0), "step_sizes": Units(-1, 0)}),
     torch.optim.Muon: OptimizerUnits({**_NORMALIZED_STEP, "weight_decay": _DECOUPLED}),
 }
 
-#: Optimizers that no choice of hyperparameters keeps exact, and why.
+#: Optimizers that are not exact for any choice of hyperparameters, and why.
 _NOT_EXACT: Mapping[type[Optimizer], str] = {
     torch.optim.RAdam: "its first steps are not normalized and its later ones are, under one lr",
-    torch.optim.Adafactor: "its first eps bounds g² at one place and g at another",
+    torch.optim.Adafactor: "its first eps bounds g² and g, which have different units",
     torch.optim.LBFGS: "it takes inner products over all parameters, whose scales differ",
 }
 
 
 def units_of(optimizer_class: type[Optimizer]) -> OptimizerUnits:
-    """The row of the nearest base class that ``UNITS`` knows.
+    """The row of the nearest base class in ``UNITS``.
 
     Raises ``UnitifyError`` (U007) where there is none, or where no row can be exact.
     """
@@ -90,7 +90,7 @@ def units_of(optimizer_class: type[Optimizer]) -> OptimizerUnits:
             reason = _NOT_EXACT[base]
             break
     else:
-        reason = "the units of its hyperparameters are not known"
+        reason = "the units of its hyperparameters are unknown"
     known = ", ".join(sorted(c.__name__ for c in UNITS))
     name = optimizer_class.__name__
     raise UnitifyError(OptimizerUnsupported(where=name, optimizer=name, reason=reason, known=known))

@@ -1,1 +1,1 @@
-"""What a conversion did, for people and for files."""
+"""Reports of a conversion: for a terminal, a page and files."""

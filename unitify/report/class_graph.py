@@ -1,4 +1,4 @@
-"""The graph of scale classes as plain values: what ``plan.scale_classes`` found, by number."""
+"""The graph of ``plan.scale_classes`` as plain values, with classes by number."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def class_graph(
 ) -> tuple[tuple[ScaleClass, ...], tuple[Crossing, ...]]:
     """Scale classes of all parts, and the rescales between them by index of the classes.
 
-    Graphs are written anew without casts, which would stand between a rescale and its use.
+    The graphs are rewritten without casts, which would separate a rescale from its use.
     """
     classes: list[ScaleClass] = []
     crossings: list[Crossing] = []

@@ -1,7 +1,7 @@
-"""``Numerics`` as plain data: the JSON beside a report, and what its page shows.
+"""``Numerics`` as plain data: the JSON file of a report, and the data of its page.
 
-The layout stands in docs/report.md and changes only with ``SCHEMA``. Numbers have five digits;
-there is no NaN and no infinity in JSON, so that either is null.
+docs/report.md describes the layout, which changes only with ``SCHEMA``. Numbers have five digits.
+JSON has no NaN and no infinity; both are null.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from unitify.report.numerics import (
 )
 from unitify.version import __version__
 
-#: What the file says it is, and the version of its layout.
+#: The kind of the file, and the version of its layout.
 KIND, SCHEMA = "unitify-report", 1
 
 
 def document(numerics: Numerics) -> dict[str, Any]:
-    """Everything that a report knows, ready for ``json.dumps``."""
+    """All data of a report, for ``json.dumps``."""
     sources = _Sources()
     return {
         "kind": KIND,
@@ -83,7 +83,7 @@ def document(numerics: Numerics) -> dict[str, Any]:
 
 
 def dumps(numerics: Numerics) -> str:
-    """The document as compact JSON, a value a line."""
+    """The document as compact JSON, one value a line."""
     held = document(numerics)
     rows = ",\n".join(json.dumps(value, separators=(",", ":")) for value in held["values"])
     text = json.dumps({**held, "values": []}, separators=(",", ":"))
@@ -188,7 +188,7 @@ def _format(name: str) -> dict[str, Any]:
 
 
 def _drift(records: Iterable[Record]) -> dict[str, Any] | None:
-    """Readings by value, one number a record: null where there is none, or it is zero."""
+    """Readings by value, one number for each record: null where it is missing or zero."""
     records = tuple(records)
     if not records:
         return None

@@ -1,4 +1,4 @@
-"""What ``unitify.monitor`` wrote of a training, read back: a file of JSON lines → records."""
+"""Reads the file of ``unitify.monitor``: JSON lines → records."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def read_drift(path: str | os.PathLike[str]) -> tuple[Record, ...]:
         try:
             records.append(_record(json.loads(line)))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _unreadable(path, f"line {number} is no record ({error})") from None
+            raise _unreadable(path, f"line {number} is not a record ({error})") from None
     if not records:
-        raise _unreadable(path, "it holds no record")
+        raise _unreadable(path, "it has no record")
     return tuple(records)
 
 

@@ -1,8 +1,8 @@
 """The main figure of a report for print: log2 RMS of every value in the order of the graph.
 
-Takes ``Numerics``; gives an SVG or PNG file: values above gradients, the original beside the
-transformed graph, against the range of the recipe's formats. After the figure of Blake et al. 2023
-(arXiv 2303.11257). Drawn by matplotlib, which needs no browser; nothing of pyplot's state is used.
+Takes ``Numerics``; gives an SVG or PNG file. Values are above gradients, and the original is beside
+the transformed graph, with the range of the recipe's formats. After the figure of Blake et al. 2023
+(arXiv 2303.11257). matplotlib draws it, which needs no browser; pyplot's global state is not used.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from unitify.diagnostics import PackageMissing, UnitifyError
 from unitify.formats.table import FORMATS, Format
 from unitify.report.numerics import DIRECTIONS, GRAPHS, Numerics, Value
 
-#: Points across a panel up to which every value is one; modules are folded beyond.
+#: The most points across a panel. With more values, modules are folded.
 MOST = 400
-#: Names of modules below a panel.
+#: The most names of modules below a panel.
 NAMED = 7
-#: Inches, and dots an inch in a PNG file.
+#: Width and height in inches, and dots an inch in a PNG file.
 SIZE, RESOLUTION = (7.2, 4.5), 200
 #: Okabe and Ito 2008, as on the page.
 INK = {"original": "#c4530d", "transformed": "#0a6aa6"}
@@ -32,20 +32,20 @@ UNIT, RANGE, SUBNORMAL, LINE = "#cfe8df", "#eceef1", "#f6f7f8", "#9aa0a6"
 
 @dataclass(frozen=True)
 class Group:
-    """Values beside one another: one, or those of a folded module."""
+    """One value, or the values of a folded module."""
 
     path: str
     values: tuple[Value, ...]
 
     def logs(self, direction: str, graph: str) -> list[float]:
-        """log2 RMS of those that have one and hold no mask."""
+        """log2 RMS of the values that have one; masks are left out."""
         sides = [v.side(direction) for v in self.values if v.kind != "mask"]
         found = [side.rms if graph == "original" else side.stored for side in sides]
         return [math.log2(rms) for rms in found if rms and math.isfinite(rms)]
 
 
 def folded(values: Iterable[Value], most: int = MOST) -> list[Group]:
-    """Every value by itself, or stretches within one module, as deep as ``most`` of them allow."""
+    """Groups of one value, or folded modules, as deep as ``most`` groups allow."""
     values = list(values)
     if len(values) <= most:
         return [Group(v.module, (v,)) for v in values]
@@ -100,7 +100,7 @@ def figure(numerics: Numerics, format: str) -> bytes:
 
 
 def writer(format: str) -> Callable[[Numerics], bytes]:
-    """What makes a file of a ``format``."""
+    """The function that makes a file of a ``format``."""
     return lambda numerics: figure(numerics, format)
 
 
@@ -131,7 +131,7 @@ def _panel(panel: Any, groups: list[Group], direction: str, graph: str, format: 
 
 
 def _name_modules(panel: Any, groups: list[Group]) -> None:
-    """Names of the longest stretches within one module."""
+    """Name the modules with the longest runs of values."""
     values = [group.values[0] for group in groups]
     runs: list[Group] = []
     for depth in range(1, 8):
@@ -156,7 +156,7 @@ def _name_modules(panel: Any, groups: list[Group]) -> None:
 
 
 def _short(path: str) -> str:
-    """The end of a module's path that tells it from its neighbors: layer.3, or 3.attention."""
+    """The end of a module's path that distinguishes it from its neighbors: layer.3, 3.attention."""
     parts = path.split(".")
     numbers = [index for index, part in enumerate(parts) if part.isdigit()]
     if not numbers:
@@ -165,5 +165,5 @@ def _short(path: str) -> str:
         text = ".".join(parts[-2:])
     else:
         text = f"{parts[numbers[-1]]}.{parts[-1]}"
-    # Dollar signs would be read as formulas.
+    # matplotlib reads text between dollar signs as a formula.
     return (text if len(text) <= 16 else f"{text[:15]}…").replace("$", r"\$")

@@ -2,7 +2,7 @@
 
     module ─► analyze ─► measure ─► choices ─► signal to noise ─► values
 
-Nothing of the module changes. What cannot be said is named in ``notes``.
+The module does not change. ``notes`` names what is missing, and why.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from unitify.rulebook.rule_table import RuleTable
 
 @dataclass(frozen=True)
 class Known:
-    """What a report is made with beside the module. ``batches``: inputs of calls to measure on."""
+    """The inputs of a report other than the module. ``batches``: inputs of calls to measure on."""
 
     rules: RuleTable
     batches: tuple[Any, ...] = ()
@@ -48,7 +48,7 @@ class Known:
 
 
 def gather(module: UnitScaledModule, known: Known) -> Numerics:
-    """What every value of ``module`` is like, in the original and as transformed.
+    """The numerics of every value of ``module``, in the original and as transformed.
 
     Raises ``UnitifyError`` where the module cannot be called with a batch.
     """
@@ -57,7 +57,7 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
     captures = {name: _capture(part) for name, part in module.parts.items()}
     analyses = {n: analyze(c, known.rules, _loss(n, known)) for n, c in captures.items()}
     if module.scheme:
-        notes.append("the original shown here is the true model that the scheme made")
+        notes.append("the original shown here is the true model of the scheme")
     batches = known.batches
     tallies = {name: Tally(counts_magnitudes=True) for name in captures}
     is_measured = all(capture.holds_weights for capture in captures.values())
@@ -65,7 +65,7 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
         batches = ()
         notes.append("nothing was measured: the weights are on the meta device")
     elif not batches:
-        notes.append("measured on the inputs of the recording, as no others were given")
+        notes.append("measured on the recorded inputs, because no batches were given")
         for name, capture in captures.items():
             measure_into(tallies[name], capture, None, _loss(name, known))
     else:
@@ -124,7 +124,7 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
 
 
 def _far_apart(values: tuple[Value, ...]) -> list[str]:
-    """What there is to say of values whose two figures have little to do with each other."""
+    """A note on values whose predicted and measured RMS differ by more than ``FAR`` octaves."""
     sides = [(v.name, v.side(direction)) for v in values for direction in DIRECTIONS]
     far = dict.fromkeys(n for n, side in sides if far_apart(side.predicted, side.measured))
     if not far:
@@ -137,7 +137,7 @@ def _far_apart(values: tuple[Value, ...]) -> list[str]:
 
 
 def _capture(part: UnitScaledModule) -> Capture:
-    """Around the weights of now; the capture's own where the part holds no such weights."""
+    """The capture around the present weights; the original one where these are codes."""
     return part.capture if part.is_inference or _is_empty(part) else true_capture(part)
 
 
@@ -146,14 +146,14 @@ def _is_empty(module: UnitScaledModule) -> bool:
 
 
 def _loss(part: str, known: Known) -> LossFunction | None:
-    """An island has a unit gradient at its outputs."""
+    """The loss of the whole model; an island has none, but a unit gradient at its outputs."""
     return None if path_of(part) else known.loss_fn
 
 
 def _flat(part: str, captures: Mapping[str, Capture], batches: tuple[Any, ...]) -> list[Any]:
-    """The inputs on which noise is measured: of the first batch, else of the example.
+    """The flat inputs for the measurement of noise: the first batch, else the example.
 
-    An island has its own.
+    An island uses its own example.
     """
     if not batches or path_of(part):
         return list(captures[part].example)

@@ -1,8 +1,8 @@
-"""``ModelReport``: the numerics of a model, and the forms in which people look at them.
+"""``ModelReport``: the numerics of a model, in several forms.
 
 print(report)              a summary
-report                     the same and the main figure, in a notebook
-report.save("report.html") the whole of it; also .json, .txt, .svg and .png
+report                     the summary and the main figure, in a notebook
+report.save("report.html") everything; also .json, .txt, .svg and .png
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WIDTH = 100
 
 @dataclass(frozen=True)
 class ModelReport:
-    """What ``module.report()`` returns."""
+    """The result of ``module.report()``."""
 
     numerics: Numerics
 
@@ -45,23 +45,22 @@ class ModelReport:
         return notebook_html(self.numerics)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything that the report knows, as plain data (docs/report.md states the layout)."""
+        """All data of the report as plain values (docs/report.md describes the layout)."""
         return document(self.numerics)
 
     def rendered(self, format: str) -> bytes:
-        """The report in one of the formats of ``save``. Raises as that does."""
+        """The report in one of the formats of ``save``, with the same errors."""
         return WRITERS[format](self.numerics)
 
     def save(self, path: str | os.PathLike[str], format: str | None = None) -> tuple[Path, ...]:
-        """Write the report to ``path``; returns the files that were written.
+        """Write the report to ``path``. Returns the files that were written.
 
-        ``format``: html, json, text, svg or png; by the name's suffix where None. A page is written
-        with a JSON file of the same name beside it. A file that is there is replaced, but not a
-        JSON file beside the page that is no report.
+        ``format``: html, json, text, svg or png; None takes it from the suffix. A page also gets a
+        JSON file of the same name beside it. Existing files are replaced, except a JSON file beside
+        the page that is not a report.
 
-        Raises ``UnitifyError``: U001 for another format, U005 where a package for it is missing,
-        U605 where the JSON file beside would replace another file, U606 where nothing can be
-        written.
+        Raises ``UnitifyError``: U001 for another format; U005 where a package for it is missing;
+        U605 where the JSON file would replace another file; U606 where a file cannot be written.
         """
         target = Path(path)
         chosen = format_of(target, format)
@@ -83,7 +82,7 @@ def _text(numerics: Numerics) -> bytes:
     return str(ModelReport(numerics)).encode()
 
 
-#: Format → what writes it.
+#: Format → the function that makes the file.
 WRITERS: Mapping[str, Callable[[Numerics], bytes]] = {
     "html": page,
     "json": lambda numerics: dumps(numerics).encode(),
@@ -103,9 +102,9 @@ SUFFIXES = {
 
 
 def format_of(path: Path | None, format: str | None = None) -> str:
-    """The format asked for, else that of the name's suffix; text without a name.
+    """``format``, else that of the suffix of ``path``; text without a path.
 
-    Raises ``UnitifyError`` (U001) for one that there is not.
+    Raises ``UnitifyError`` (U001) for an unknown format.
     """
     chosen = format or ("text" if path is None else SUFFIXES.get(path.suffix.lower(), path.suffix))
     if chosen not in WRITERS:
@@ -115,7 +114,7 @@ def format_of(path: Path | None, format: str | None = None) -> str:
 
 
 def check_replaceable(beside: Path) -> None:
-    """Raises ``UnitifyError`` (U605) where a file is there that is not the JSON of a report."""
+    """Raises ``UnitifyError`` (U605) where ``beside`` exists and is not the JSON of a report."""
     if not os.path.lexists(beside):
         return
     try:

@@ -1,6 +1,6 @@
-"""What a notebook shows of a report: figures of the whole model, and the main figure as an image.
+"""A report in a notebook: numbers of the whole model, and the main figure as an image.
 
-Small enough to be kept in a notebook; the page itself is a file of its own.
+It is small, because a notebook file contains it. The page is a separate file.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The numerics of a model as plain frozen values: what a report shows.
+"""The numerics of a model as plain frozen values: the contents of a report.
 
-Everything is in units of the original ("true"): RMS, magnitudes and gradients as the original
-holds them. What the transformed module stores is that divided by a power of two, whose exponent
-stands beside it. ``gathering`` makes these values; ``document`` writes them as JSON.
+RMS, magnitudes and gradients are true: as the original holds them. The transformed module stores
+them divided by a power of two, whose exponent is given. ``gathering`` makes these values;
+``document`` writes them as JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from unitify.report.origins import Origin
 from unitify.report.report import is_unit
 from unitify.rule_trials.listing import Row
 
-#: What is compared in a report.
+#: The graphs that a report compares, and the directions.
 GRAPHS = ("original", "transformed")
 DIRECTIONS = ("forward", "backward")
 #: Signal to quantization noise in decibels, by graph; None without any noise.
@@ -30,15 +30,15 @@ Ratios = Mapping[str, float | None]
 
 @dataclass(frozen=True)
 class Side:
-    """A value in the forward pass, or the gradient that reaches it in the backward pass.
+    """A value in the forward pass, or its gradient in the backward pass.
 
     - ``predicted``, ``measured``: true RMS by analysis and on batches; None where there is none
     - ``exponent``: log2 of the scale: stored RMS = true RMS / 2^exponent
-    - ``magnitudes``: as measured on batches, of the true value
-    - ``losses``: graph → format → what that format loses of it, as measured, else of a normal
-      distribution of the predicted RMS
-    - ``cast``: the format that the recipe casts it to; "" for none
-    - ``steps``: the derivation; the contributions that are added up, for a gradient
+    - ``magnitudes``: histogram of the true value, measured on batches
+    - ``losses``: graph → format → the share that the format loses: measured, else that of a normal
+      distribution with the predicted RMS
+    - ``cast``: the format to which the recipe casts it; "" for none
+    - ``steps``: the derivation; for a gradient, the terms of its sum
     """
 
     predicted: float | None = None
@@ -51,7 +51,7 @@ class Side:
 
     @property
     def rms(self) -> float | None:
-        """True RMS: as measured where it was, else as predicted."""
+        """True RMS: measured, else predicted."""
         return self.measured if self.measured is not None else self.predicted
 
     @property
@@ -62,14 +62,14 @@ class Side:
 
 @dataclass(frozen=True)
 class Value:
-    """One floating-point value of the graph, which is an input, a parameter or a result.
+    """One floating-point value of the graph: an input, a parameter or a result.
 
     ``kind``: "input", "parameter", "buffer", "mask" (it carries masking constants) or "result".
-    ``module``: path of the module that it was made in. ``parameter``: a parameter's own name.
-    ``is_true_weight``: a parameter that stays true on purpose, or made of such alone.
+    ``parameter``: the name of a parameter. ``is_true_weight``: is it a parameter that stays true on
+    purpose, or computed from such parameters alone?
     ``restored``: why its operands return to true scale: "no rule", "law", or "" where they do not.
-    ``contraction``: the contraction whose result (or one of whose results) it is; "" for others.
-    ``sqnr``: as measured, with the casts of the recipe everywhere before it; empty without noise.
+    ``contraction``: the contraction of which it is a result; "" for others.
+    ``sqnr``: measured, with all casts of the recipe before it; empty without noise.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Value:
 
     @property
     def module(self) -> str:
-        """Path of the module that it was made in; "" for the model itself."""
+        """Path of the module that computes it; "" for the model itself."""
         return self.origin.module
 
     def side(self, direction: str) -> Side:
@@ -97,7 +97,7 @@ class Value:
 
 @dataclass(frozen=True)
 class ScaleClass:
-    """Values that share a scale and reach each other without a rescale. Exponents are log2."""
+    """Values that share a scale, connected without a rescale. Exponents are log2."""
 
     values: tuple[str, ...]
     forward: int
@@ -106,7 +106,7 @@ class ScaleClass:
 
 @dataclass(frozen=True)
 class Crossing:
-    """``uses`` of a value of one class by another, through a rescale; exponents of its factors."""
+    """A rescale between two classes, with the exponents of its factors and the number of uses."""
 
     source: int
     target: int
@@ -117,12 +117,12 @@ class Crossing:
 
 @dataclass(frozen=True)
 class Numerics:
-    """What every value of a model is like, in the original and as transformed.
+    """The numerics of every value of a model, in the original and as transformed.
 
-    ``recipe``: whose casts are shown; ``is_applied``: does the module have them? (They are shown
-    as what "fp8" would do otherwise.) ``choices``: what it does with every value. ``batches``: how
-    many were measured. ``exact``: bitwise the original before casts; None where nobody looked.
-    ``notes``: what could not be said, and why.
+    ``recipe``: the recipe whose casts are shown; ``is_applied``: does the module have them? (A
+    module without a recipe is shown with the casts of "fp8".) ``choices``: one for every value.
+    ``batches``: the number of measured batches. ``exact``: bitwise the original before casts; None
+    where it was not verified. ``notes``: what is missing, and why.
     """
 
     model: str
@@ -145,14 +145,14 @@ class Numerics:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def unit_share(self, direction: str, graph: str) -> tuple[int, int]:
-        """(How many values have an RMS in the unit band, how many have one at all).
+        """(Number of values with an RMS in the unit band, number of values with an RMS).
 
-        Weights that stay true on purpose are not counted: ``true_weights`` says how many.
+        Weights that stay true on purpose are not counted; ``true_weights`` is their number.
         """
         sides = [value.side(direction) for value in self.values if not value.is_true_weight]
         found = [side.rms if graph == "original" else side.stored for side in sides if side.rms]
         return sum(is_unit(rms) for rms in found if rms), len(found)
 
     def true_weights(self, direction: str) -> int:
-        """How many weights with an RMS stay true on purpose."""
+        """The number of weights with an RMS that stay true on purpose."""
         return sum(bool(v.side(direction).rms) for v in self.values if v.is_true_weight)

@@ -1,4 +1,4 @@
-"""``report``: the report of a transformed module, as it is now."""
+"""``report``: the report of a transformed module in its present state."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def report(
     rules: Iterable[Any] = (),
     drift: str | os.PathLike[str] | None = None,
 ) -> ModelReport:
-    """What every value of ``module`` is like, in the original and as transformed.
+    """The numerics of every value of ``module``, in the original and as transformed.
 
-    - ``batches``: inputs of calls, as for ``transform``; each is run forward and backward, and RMS,
-      magnitudes and noise are measured on them; on the inputs of the recording without any. On
-      the meta device all is predicted.
-    - ``loss_fn``, ``rules``: as ``transform`` was given
+    - ``batches``: inputs of calls, as for ``transform``. Each runs forward and backward, and RMS,
+      magnitudes and noise are measured. Without batches, the recorded inputs are used. On the meta
+      device everything is predicted.
+    - ``loss_fn``, ``rules``: those passed to ``transform``
     - ``drift``: a file that ``unitify.monitor`` wrote
 
-    Weights are those of now: a module in training is reported as it is. Nothing of it changes.
+    The report uses the present weights, also during training. It does not change the module.
 
-    Raises ``UnitifyError``: U104 for a batch that the module cannot take, U609 for a file of
-    readings that is none.
+    Raises ``UnitifyError``: U104 for a batch that does not fit the module; U609 for a file without
+    readings.
     """
     known = Known(
         rules=load_rules(rules),

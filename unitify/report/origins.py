@@ -1,4 +1,4 @@
-"""Where a value comes from: its module, and the line of source that made it, with its neighbors.
+"""The origin of a value: its module, and the source line that computes it, with its neighbors.
 
 Takes a node of a captured graph; gives ``Origin``. Files are read, never run.
 """
@@ -14,15 +14,15 @@ from torch import fx
 
 from unitify.capture.source import frames_of, module_of, without_torch
 
-#: Lines of source shown above and below the one that made a value.
+#: Source lines shown above and below the one that computes a value.
 AROUND = 2
 
 
 @dataclass(frozen=True)
 class Origin:
-    """``module``: path ("" for the model itself) and ``kind``, its class. ``file``: absolute.
+    """``module``: its path ("" for the model itself); ``kind``: its class. ``file``: absolute.
 
-    ``shown``: the file as people write it, from the working folder or the package. ``excerpt``:
+    ``shown``: the file relative to the working folder or to the folder of packages. ``excerpt``:
     source lines from ``first`` on; empty where the file cannot be read.
     """
 
@@ -36,7 +36,7 @@ class Origin:
 
 
 def origin_of(node: fx.Node, part: str = "") -> Origin:
-    """The origin of a node's result. ``part``: path of the island that the graph is of."""
+    """The origin of a node's result. ``part``: the path of the graph's island."""
     path, kind = module_of(node)
     if node.op == "get_attr":
         path = str(node.target).rpartition(".")[0]
@@ -53,7 +53,7 @@ def origin_of(node: fx.Node, part: str = "") -> Origin:
 
 
 def shown(file: str) -> str:
-    """A file from the working folder, or from the folder of packages that it is installed in."""
+    """A file relative to the working folder, or to the folder of its installed package."""
     path = Path(file)
     for index, part in enumerate(path.parts):
         if part in ("site-packages", "dist-packages"):

@@ -1,8 +1,8 @@
-"""The page of a report: one HTML file that holds everything it shows, and asks for nothing.
+"""The page of a report: one HTML file that contains everything, and requests nothing.
 
-Takes ``Numerics``; gives bytes. Numbers and the plotting library lie in the file compressed, in
-base64, so that no name of a checkpoint is ever part of the markup; what the template writes is
-escaped. The page's own policy forbids every request, and every script but the one written here.
+Takes ``Numerics``; gives bytes. Data and the plotting library are compressed and in base64, so no
+name of a checkpoint is ever part of the markup. The template escapes all text. The page's own
+policy forbids every request, and every script but ours.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from unitify.report.summary import losses, lowest_ratio
 from unitify.version import __version__
 
 STYLES = ("colors", "page", "controls", "tables", "panel", "narrow")
-#: The scripts of the page, in the order in which they use one another.
+#: The scripts of the page, in the order of their use.
 SCRIPTS = (
     "base", "unpack", "model", "theme", "tooltip", "folding", "figures", "scales", "exponents",
     "grid", "value_cells", "losses", "agreement", "noise", "values_table", "classes", "casts",
     "drift", "findings", "details", "start",
 )  # fmt: skip
-#: The classes of the signs in figures, and what they stand for.
+#: CSS classes of the marks in figures, and their legend.
 LEGEND = (
     ("original", "original"),
     ("transformed", "transformed"),
@@ -45,7 +45,7 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Tile:
-    """A figure of the whole model: before and after, or one that has no before."""
+    """A number of the whole model, after the transformation and, where it exists, before."""
 
     what: str
     after: str
@@ -82,7 +82,7 @@ def page(numerics: Numerics) -> bytes:
 
 @cache
 def environment() -> Environment:
-    """The templates of reports; whatever is put into them is escaped."""
+    """The templates of reports. They escape all text."""
     loader = PackageLoader("unitify.report", "templates")
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
 
@@ -134,13 +134,13 @@ def _template(name: str) -> str:
 
 
 def _packed(text: str) -> str:
-    """gzip in base64, without a time of day."""
+    """gzip in base64, without a time stamp."""
     return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
 
 
 @cache
 def _packed_plotly() -> str:
-    """The plotting library, as the package plotly brings it along."""
+    """The plotting library, from the package plotly."""
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:

@@ -1,7 +1,7 @@
-"""What a conversion did, as numbers: made from capture, estimates, plan and module.
+"""The numbers of a conversion.
 
-Takes what the stages handed on, gives ``Report``: frozen, plain, ready for ``report.json``.
-Nothing is printed here (``table`` does).
+Takes the module and its measured estimates; gives ``Report``: frozen, plain, for ``report.json``.
+``table`` prints it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ UNIT = (0.5, 2.0)
 
 @dataclass(frozen=True)
 class Share:
-    """How many of ``total`` values have an RMS in the unit band, at true and at stored scale.
+    """How many of ``total`` values have an RMS in the unit band, true (before) and stored (after).
 
-    Values that are zero or have no gradient are not counted, nor are the ``weights`` that stay true
-    on purpose, with what is made of them alone. ``outside``: the stored RMS of those that are not
-    in the band, by name.
+    Values that are zero or have no gradient are not counted. Nor are ``weights``, the number of
+    weights (and values from these alone) that stay true on purpose. ``outside``: the stored RMS of
+    values outside the band, by name.
     """
 
     total: int
@@ -49,9 +49,9 @@ class Report:
     """One conversion.
 
     ``exact``: bitwise the captured original before casts; None where it was not verified.
-    ``restored``: operations without a rule. ``fell_back``: those whose moments are not as their
-    rules say. ``left_out``: what else capture and transform noted.
-    ``casts``: what the recipe does with every value. ``seconds``: each stage's.
+    ``restored``: operations without a rule. ``fell_back``: those whose moments do not follow their
+    rules. ``left_out``: other diagnostics of capture and transform.
+    ``casts``: the choice of the recipe for every value. ``seconds``: the time of each stage.
     """
 
     model: str
@@ -103,9 +103,10 @@ class Report:
         }
 
     def flop_shares(self) -> dict[str, float]:
-        """Share of FLOPs on operands of at most eight bits, and multiplied so; none without any.
+        """Shares of FLOPs with operands of at most eight bits; empty without contractions.
 
-        Of "contractions" of all kinds, and of those with a "weight" alone.
+        They are those of all "contractions", of contractions with "weights", and of the latter in
+        real FP8 matmuls ("weights_on_fp8").
         """
         if self.recipe is None or not any(c.flops for c in self.casts):
             return {}
@@ -127,9 +128,9 @@ def make_report(
     *,
     seconds: Mapping[str, float] | None = None,
 ) -> Report:
-    """Sum up a conversion. ``measured``: RMS at true scale, as ``measure_recorded`` finds it.
+    """Sum up a conversion. ``measured``: true RMS, by ``measure_recorded``.
 
-    An operation is counted for every graph that holds it.
+    An operation counts once for every graph that contains it.
     """
     verification = module.verification
     parts = module.parts.values()
@@ -173,7 +174,7 @@ def unit_share(
 ) -> Share:
     """The share of values (``direction`` "forward") or gradients ("backward") in the unit band.
 
-    ``weights``: names of values that stay true on purpose.
+    ``weights``: the names of values that stay true on purpose.
     """
     before = after = total = true = 0
     outside: dict[str, float] = {}

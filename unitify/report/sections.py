@@ -1,4 +1,4 @@
-"""The parts of a report's page: their titles, and what a reader is told before each."""
+"""The sections of a report's page: their titles, and an introduction to each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page, which the script of its ``id`` fills. ``short``: in the bar above."""
+    """A section of the page, filled by the script of its ``id``. ``short``: a navigation label."""
 
     id: str
     short: str
@@ -28,22 +28,22 @@ SECTIONS = (
         id="exponents",
         short="Exponents",
         title="Exponents of the elements",
-        lead="How the magnitudes of each value are spread over powers of two. What lies below the "
-        "dotted line becomes zero in the format; what lies above the upper line saturates.",
+        lead="The distribution of the magnitudes of each value over powers of two. Elements below "
+        "the dotted line become zero in the format; elements above the upper line saturate.",
     ),
     Section(
         id="losses",
         short="Under- and overflow",
         title="Underflow and overflow",
-        lead="What each format would lose of each value, were it cast as the graph holds it. Worst "
-        "first.",
+        lead="The share of each value that each format would lose, if the value were cast as the "
+        "graph holds it. The worst are first.",
     ),
     Section(
         id="agreement",
         short="Prediction",
         title="Predicted and measured RMS",
         lead="The analysis knows the graph and the weights, but no data. Points off the diagonal "
-        "tell of a rule, or of a distribution, that it does not know.",
+        "are errors of a rule, or of its assumptions on distributions.",
     ),
     Section(
         id="noise",
@@ -56,32 +56,33 @@ SECTIONS = (
         id="values",
         short="Values",
         title="All values",
-        lead="log₂ RMS of values and of gradients (∂), true and as stored. Open a row for the line "
-        "of source that made it, its derivation and its rule.",
+        lead="log₂ RMS of values and of gradients (∂), true and stored. Open a row for its source "
+        "line, its derivation and its rule.",
     ),
     Section(
         id="classes",
         short="Scale classes",
         title="Scale classes and rescales",
-        lead="Values that share a scale, from left to right as they are computed, at the height of "
-        "their scale. Lines are the rescales that were inserted.",
+        lead="Values that share a scale, from left to right in the order of computation, at the "
+        "height of their scale. Lines are the inserted rescales.",
     ),
     Section(
         id="casts",
         short="Recipe",
-        title="What the recipe touches",
-        lead="What is cast, and for everything else why not.",
+        title="Casts of the recipe",
+        lead="The values that are cast, and the reason for every other value.",
     ),
     Section(
         id="drift",
         short="Drift",
         title="Drift in training",
-        lead="Scales are chosen once, and weights move. Stored RMS as the monitor read it.",
+        lead="Scales are chosen once, but weights change in training. This is the stored RMS that "
+        "the monitor measured.",
     ),
     Section(
         id="findings",
         short="Left out",
         title="Left out",
-        lead="What capture or the recipe could not keep.",
+        lead="Diagnostics of capture and of the recipe.",
     ),
 )

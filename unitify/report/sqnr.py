@@ -1,8 +1,7 @@
-"""Signal to noise of every value under a recipe's casts: of the original as it is, and transformed.
+"""Signal to noise of every value under a recipe's casts: in the original, and transformed.
 
-Takes a part with choices, and inputs; gives decibels by value and graph, from
-one run with casts and without. The original is cast as it is, at scale one; the transformed graph
-as its plan stores it.
+Takes a part with choices, and inputs. Gives decibels by value and graph, from one run with casts
+and one without. The original is cast at scale one, the transformed graph at the scales of its plan.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from unitify.rulebook.rule_table import RuleTable
 
 
 def not_shown(recipe: Recipe) -> str:
-    """Why noise under a recipe is not shown; "" where it is."""
+    """The reason that noise under a recipe is not shown; "" where it is."""
     if recipe.values == "all":
         return f"signal to noise is not shown for {recipe.name}, which casts stored values"
     if recipe.scaling == "amax":
@@ -32,7 +31,7 @@ def not_shown(recipe: Recipe) -> str:
 
 
 def signal_to_noise(part: Part, rules: RuleTable, inputs: list[Any]) -> dict[str, Ratios]:
-    """Decibels by graph of every value that noise reaches, by name. ``inputs``: flat ones."""
+    """Value → signal to noise in decibels by graph, where noise reaches it. ``inputs``: flat."""
     plain = part.with_casts(lambda cast: replace(cast, exponent=0, mean=()))
     plain = replace(plain, plan=uniform_plan(part.capture))
     casts = operand_casts(plain, rules), operand_casts(part, rules)

@@ -1,6 +1,6 @@
-"""``Numerics`` for a terminal: shares at unit scale, what formats lose, what is restored and cast.
+"""``Numerics`` for a terminal: shares at unit scale, losses of formats, restored and cast values.
 
-Takes a ``Numerics``, gives what ``rich`` prints; nothing is printed here.
+Takes ``Numerics``; gives an object that ``rich`` prints.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from rich.text import Text
 
 from unitify.report.numerics import DIRECTIONS, GRAPHS, Numerics, Value
 
-#: How many of the worst values are shown, and from which share of their elements on.
+#: The number of worst values that are shown, and the least lost share of their elements.
 WORST, LEAST = 8, 1e-4
 
 
 @dataclass(frozen=True)
 class Lost:
-    """What a format loses of one value or gradient in one of the graphs, as shares."""
+    """The shares that a format loses of one value or gradient, in one of the graphs."""
 
     value: Value
     direction: str
@@ -32,14 +32,14 @@ class Lost:
 
     @property
     def worst(self) -> float:
-        """The share that is lost outright."""
+        """The share that becomes zero or saturates."""
         return max(self.flushed, self.saturated)
 
 
 def losses(numerics: Numerics, graph: str) -> list[Lost]:
     """Losses of all values and gradients in the formats of the recipe, worst first.
 
-    Masks are left out: nothing casts them.
+    Masks are left out, because they are never cast.
     """
     formats = numerics.recipe.forward.name, numerics.recipe.backward.name
     found = [
@@ -53,7 +53,7 @@ def losses(numerics: Numerics, graph: str) -> list[Lost]:
 
 
 def summary(numerics: Numerics) -> Group:
-    """Figures of the whole model, then what loses most."""
+    """Numbers of the whole model, then the values that lose most."""
     table = Table(
         title=f"unitify · {numerics.model}", title_justify="left", show_header=False, box=None
     )
@@ -65,7 +65,7 @@ def summary(numerics: Numerics) -> Group:
 
 
 def facts(numerics: Numerics) -> Iterator[tuple[str, str]]:
-    """What a report says first, as pairs of text."""
+    """The numbers of the whole model, as pairs of texts."""
     yield "target", numerics.target or "a module"
     known = (
         f"measured on {numerics.batches} batch{'' if numerics.batches == 1 else 'es'}"

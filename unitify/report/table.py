@@ -15,7 +15,7 @@ _SHOWN = 4
 
 
 def report_table(report: Report) -> Table:
-    """Two columns: what, and how much of it."""
+    """Two columns: a name, and its number."""
     table = Table(title=f"unitify · {report.model}", title_justify="left", show_header=False)
     table.add_column("what", style="bold", no_wrap=True)
     table.add_column("figure", overflow="fold")
@@ -87,7 +87,7 @@ def _shares(report: Report) -> list[str]:
 
 
 def _reasons(casts: tuple[Choice, ...]) -> list[str]:
-    """One line for each reason: what is cast, what is kept, and how many values."""
+    """One line for each reason: cast or kept, and which values."""
     groups: dict[tuple[str, str], list[str]] = {}
     for choice in casts:
         kind = f"cast to {choice.forward}/{choice.backward}" if choice.is_cast else "kept"

@@ -1,7 +1,7 @@
-"""The values of one graph, in its order: everything that was found out about each, put together.
+"""The values of one graph in its order, each with all that the stages found.
 
-Takes a part, with what was measured and the recipe's choices, and its analysis; gives one ``Value``
-for each floating-point value. A parameter stands before its first use.
+Takes a part with measured estimates and choices, and its analysis. Gives one ``Value`` for each
+floating-point value. A parameter comes before its first use.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from unitify.rulebook.schema import operation_name
 
 @dataclass(frozen=True)
 class Gathered:
-    """What is known of one graph. ``part`` has the estimates that were measured, if any were."""
+    """The results of all stages for one graph. ``part`` has measured estimates, where there are."""
 
     part: Part
     analysis: Analysis
@@ -82,19 +82,19 @@ def ordered(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _casts(part: Part) -> dict[tuple[str, int], str]:
-    """The formats that each value (0) and gradient (1) is cast to, by name."""
+    """The formats to which each value (0) and gradient (1) is cast, by name."""
     nodes = {node.name: node for node in part.capture.graph.nodes}
     found: dict[tuple[str, int], dict[str, None]] = {}
     for cast in part.casts():
         node = nodes[cast.value]
-        # An operation of several results has a gradient at each of them.
+        # An operation with several results has a gradient for each of them.
         for held in [node] if is_scalable(node) else node.users:
             found.setdefault((held.name, int(cast.is_gradient)), {})[cast.format] = None
     return {key: ", ".join(formats) for key, formats in found.items()}
 
 
 def _contraction(part: Part, node: fx.Node, contractions: frozenset[str]) -> str:
-    """The contraction that a node is, or that it takes one result of."""
+    """The name of the contraction of which ``node`` is the result, or one of the results."""
     source = node.args[0] if node.op == "call_function" and node.args else None
     is_part = isinstance(source, fx.Node) and holds_tensors(source)
     name = source.name if isinstance(source, fx.Node) and is_part else node.name
@@ -142,7 +142,7 @@ def _losses(
 
 
 def _of_weight(part: Part, node: fx.Node, direction: int) -> Magnitudes | None:
-    """A parameter or buffer is known without running anything."""
+    """The magnitudes of a parameter or buffer, which need no run."""
     if direction or node.op != "get_attr":
         return None
     tensor = part.capture.attribute(str(node.target))
@@ -172,7 +172,7 @@ def _parameter(part: Part, node: fx.Node) -> str:
 
 
 def _restored(plan: ScalePlan, rules: RuleTable, node: fx.Node) -> str:
-    """Why the operands of an operation return to true scale; "" where they need not."""
+    """The reason that the operands of an operation return to true scale; "" where they do not."""
     if node.op != "call_function" or not any(is_scalable(n) for n in node.all_input_nodes):
         return ""
     rule = rules.get(operation_name(node))
