@@ -78,5 +78,5 @@ def test_what_cannot_write(source: Path, tmp_path: Path) -> None:
     refused = run("generate", tmp_path / "out", "the cat")
     assert refused.exit_code == 2
     assert "U601" in refused.stderr
-    assert "writes no text" in refused.stderr
+    assert "does not generate text" in refused.stderr
     assert run("generate", tmp_path / "nowhere", "the cat").exit_code == 2

@@ -1,4 +1,4 @@
-"""Number formats as data, rounding to them, and what they leave of a signal."""
+"""Number formats as data, rounding to them, and the signal to noise that remains."""
 
 from unitify.formats.signal_to_noise import best_scale, snr
 from unitify.formats.table import FORMATS, Format, quantize

@@ -1,7 +1,7 @@
-"""The RMS that a format holds well: where a normal distribution keeps nearly its best ratio.
+"""The band of RMS in which a format has nearly its best signal to noise on a normal distribution.
 
-Between two ends signal to noise hardly depends on the RMS; below, elements become subnormal
-numbers and zero; above, they are clipped.
+Within the band, signal to noise hardly depends on the RMS. Below it, elements become subnormal or
+zero. Above it, they saturate.
 """
 
 from __future__ import annotations
@@ -13,22 +13,21 @@ from functools import cache
 from unitify.formats.signal_to_noise import snr
 from unitify.formats.table import Format
 
-#: Steps an octave at which the ratio is looked at.
-_STEPS = 4
-#: Octaves around one in which the ends are looked for.
-_REACH = 40
+#: Steps of RMS an octave, and the octaves around RMS 1 that are searched: more than any format of
+#: up to eight bits spans.
+_STEPS, _REACH = 4, 40
 
 
 @dataclass(frozen=True)
 class Band:
-    """RMS from ``low`` to ``high``, in which ``format`` keeps ``best`` dB less what was allowed."""
+    """The RMS from ``low`` to ``high``; ``best``: the highest signal to noise in it, in dB."""
 
     low: float
     high: float
     best: float
 
     def octaves_outside(self, rms: float) -> float:
-        """How far an RMS lies below (negative) or above the band, log2; zero inside."""
+        """The distance of an RMS below (negative) or above the band, log2; zero inside."""
         if not rms > 0:
             return 0.0
         if rms < self.low:
@@ -38,7 +37,7 @@ class Band:
 
 @cache
 def band_of(format: Format, allowed: float) -> Band:
-    """Where a normal distribution keeps the format's best ratio less ``allowed`` decibels."""
+    """The band in which a normal distribution is within ``allowed`` dB of the format's best."""
     steps = range(-_REACH * _STEPS, _REACH * _STEPS + 1)
     found = {step: snr(format, 2.0 ** (step / _STEPS)) for step in steps}
     best = max(found.values())

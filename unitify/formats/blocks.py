@@ -1,4 +1,4 @@
-"""Tensors in blocks: pieces of one length along one dimension, laid along a last dimension.
+"""Tensors in blocks: pieces of one length along one dimension, as a new last dimension.
 
 Takes tensors, a length and a dimension; knows no format.
 """
@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 
 def in_blocks(x: Tensor, size: int, axis: int) -> Tensor:
-    """[.., blocks, ``size``], with ``axis`` of ``x`` in the place of the last; zeros fill the last.
+    """[.., blocks, ``size``]: ``x`` with ``axis`` moved last and split. Zeros fill the last block.
 
     A single number is a block, too.
     """

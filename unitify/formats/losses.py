@@ -1,7 +1,7 @@
-"""What a number format cannot hold of a value: underflow and overflow.
+"""The elements of a value outside the range of a format: underflow and overflow.
 
-Takes magnitudes that were measured, or an RMS; gives ``Loss``: shares of the non-zero elements. To
-nearest, a magnitude of at most half the smallest number becomes zero (ties to even).
+Takes measured magnitudes, or an RMS; gives ``Loss``: shares of the non-zero elements. A magnitude
+of at most half the smallest number rounds to zero (ties to even).
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from unitify.formats.magnitudes import Magnitudes
 from unitify.formats.table import BF16, E4M3, E5M2, FP16, Format
 
-#: The formats that every report judges by, from the most range to the least.
+#: The formats of every report, from the most range to the least.
 JUDGED = (BF16, FP16, E5M2, E4M3)
 
-#: From which share of its elements on a value is said to lose some.
+#: The share of lost elements from which a report counts a value as losing some.
 NOTABLE = 0.01
 
 
@@ -23,7 +23,7 @@ NOTABLE = 0.01
 class Loss:
     """Shares of the non-zero elements of a value, in [0, 1].
 
-    ``flushed`` to zero; ``subnormal``: held with fewer digits; ``saturated``: beyond the largest
+    ``flushed``: become zero; ``subnormal``: have fewer digits; ``saturated``: exceed the largest
     number.
     """
 
@@ -33,16 +33,16 @@ class Loss:
 
     @property
     def worst(self) -> float:
-        """The share that is lost outright, at either end."""
+        """The larger of the shares that become zero or saturate."""
         return max(self.flushed, self.saturated)
 
 
 def loss(format: Format, held: Magnitudes | float, scale: float = 1.0) -> Loss:
-    """What ``format`` loses of x / ``scale``.
+    """The loss of x / ``scale`` in ``format``.
 
-    ``held``: magnitudes of x, or its RMS where only that is known (a normal distribution is then
-    assumed). Between two bounds of measured magnitudes elements are taken to be spread evenly; the
-    ends of the 8-bit formats are such bounds, so that their shares are exact.
+    ``held``: magnitudes of x, or its RMS, for which a normal distribution is assumed. Elements
+    between two bounds of a histogram are assumed to be uniform. The ends of the 8-bit formats are
+    such bounds, so their shares are exact.
     """
 
     def below(bound: float, or_on: bool = False) -> float:

@@ -1,9 +1,8 @@
-"""How the magnitudes of a value lie on the exponents of floating-point numbers.
+"""The histogram of a value's magnitudes by exponent and four mantissa bits.
 
-Takes tensors; gives ``Magnitudes``: counts of |x| by sixteenths of each octave, which is where four
-mantissa bits change. What lies exactly on a bound is told apart from what lies between two:
-constants often do, and rounding treats them otherwise. A power of two moves it all by whole
-octaves, so that one histogram serves a true value and the stored one alike.
+Takes tensors; gives ``Magnitudes``: counts of |x| by sixteenths of each octave. Elements on a bound
+are counted apart from those between two, because constants often lie on one and round differently.
+A power of two moves the histogram by whole octaves, so it serves the true and the stored value.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from torch import Tensor
 
 #: Bounds an octave: 2^e · (1 + i/16).
 STEPS = 16
-#: Counts an octave: on each bound, and between it and the next.
-PLACES = 2 * STEPS
-#: Exponents that are told apart: what is smaller counts as zero, what is larger to the last one.
+#: Bins an octave: one on each bound, and one between it and the next.
+BINS = 2 * STEPS
+#: Exponents with bins. Smaller magnitudes count as zero, larger ones into the last bin.
 LOWEST, HIGHEST = -150, 128
-_COUNT = (HIGHEST - LOWEST) * PLACES
-#: Bits of a double: those behind the four digits of a bound, and what infinity is as an integer.
+_COUNT = (HIGHEST - LOWEST) * BINS
+#: Bits of a double: the number of those after four mantissa bits, and infinity as an integer.
 _FOLLOWING, _INFINITE = 48, 2047 << 52
 
 
@@ -31,8 +30,8 @@ _FOLLOWING, _INFINITE = 48, 2047 << 52
 class Magnitudes:
     """Counts of non-zero finite elements by magnitude, from exponent ``first`` (log2) on.
 
-    ``counts``: ``PLACES`` an octave, by turns on a bound and above it, where they are taken to be
-    spread evenly. ``zeros`` and ``special`` (infinite or NaN) are counted apart.
+    ``counts``: ``BINS`` an octave, alternately on a bound and above it, where elements are assumed
+    to be uniform. ``zeros`` and ``special`` (infinite or NaN) are separate.
     """
 
     first: int
@@ -42,20 +41,20 @@ class Magnitudes:
 
     @property
     def total(self) -> float:
-        """Non-zero finite elements."""
+        """The number of non-zero finite elements."""
         return math.fsum(self.counts)
 
     @cached_property
     def rms(self) -> float:
-        """Root mean square of the finite elements, within some percent."""
+        """Root mean square of the finite elements, within a few percent."""
         count, _, squares = (float(held[-1]) for held in self._sums)
         return math.sqrt(squares / count) if count else 0.0
 
     def octaves(self) -> tuple[float, ...]:
         """The share of non-zero elements in each octave, from ``first`` on."""
         total = self.total or 1.0
-        starts = range(0, len(self.counts), PLACES)
-        return tuple(math.fsum(self.counts[i : i + PLACES]) / total for i in starts)
+        starts = range(0, len(self.counts), BINS)
+        return tuple(math.fsum(self.counts[i : i + BINS]) / total for i in starts)
 
     def below(self, bound: float, or_on: bool = False) -> float:
         """The share of non-zero elements with |x| < ``bound``; ``or_on``: ≤."""
@@ -63,47 +62,47 @@ class Magnitudes:
             return 0.0
         mantissa, exponent = math.frexp(bound)
         # frexp gives [1/2, 1); an octave starts at 2^e with a mantissa in [1, 2).
-        place = (exponent - 1 - self.first + 2 * mantissa - 1) * STEPS
-        if place < 0:
+        position = (exponent - 1 - self.first + 2 * mantissa - 1) * STEPS
+        if position < 0:
             return 0.0
-        whole = int(place)
+        whole = int(position)
         count = math.fsum(self.counts[: 2 * whole])
-        if or_on or place > whole:
+        if or_on or position > whole:
             count += math.fsum(self.counts[2 * whole : 2 * whole + 1])
-        count += math.fsum(self.counts[2 * whole + 1 : 2 * whole + 2]) * (place - whole)
+        count += math.fsum(self.counts[2 * whole + 1 : 2 * whole + 2]) * (position - whole)
         return count / self.total
 
     def partial(self, bound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As ``signal_to_noise.Distribution`` says: the histogram, divided by its RMS."""
+        """Partial moments, as in ``signal_to_noise.Distribution``, of the histogram at RMS 1."""
         unit = self.rms or 1.0
         bounds, sums, total = self._bounds, self._sums, self.zeros + self.total or 1.0
         end = torch.minimum(bound * unit, bounds[-1])
-        place = (torch.bucketize(end, bounds, right=True) - 1).clamp(-1, len(bounds) - 2)
-        start = torch.where(place < 0, end, bounds[place])
-        density = torch.where(place < 0, 0.0, self._density[place])
+        index = (torch.bucketize(end, bounds, right=True) - 1).clamp(-1, len(bounds) - 2)
+        start = torch.where(index < 0, end, bounds[index])
+        density = torch.where(index < 0, 0.0, self._density[index])
 
         def moment(order: int) -> Tensor:
             inside = density * (end ** (order + 1) - start ** (order + 1)) / (order + 1)
-            found: Tensor = (sums[order][place + 1] + inside) / (total * unit**order)
+            found: Tensor = (sums[order][index + 1] + inside) / (total * unit**order)
             return found
 
         return moment(0), moment(1), moment(2)
 
     @cached_property
     def _bounds(self) -> Tensor:
-        octaves = range(self.first, self.first + len(self.counts) // PLACES)
+        octaves = range(self.first, self.first + len(self.counts) // BINS)
         held = [math.ldexp(1 + i / STEPS, e) for e in octaves for i in range(STEPS)]
         return torch.tensor([*held, math.ldexp(1.0, octaves.stop)], dtype=torch.float64)
 
     @cached_property
     def _density(self) -> Tensor:
-        """Elements between two bounds per unit of width."""
+        """Elements between two bounds, divided by their distance."""
         between = torch.tensor(self.counts[1::2], dtype=torch.float64)
         return between / self._bounds.diff()
 
     @cached_property
     def _sums(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Σ |x|^k for k of 0 to 2: of zeros alone, then up to each bound and on it."""
+        """Σ |x|^k for k of 0 to 2: for zeros alone, then up to and including each bound."""
 
         def of_order(order: int) -> Iterator[Tensor]:
             powers = self._bounds ** (order + 1) / (order + 1)
@@ -118,33 +117,33 @@ class Magnitudes:
 
 
 def magnitudes_of(tensor: Tensor) -> Magnitudes:
-    """Those of one tensor."""
+    """The magnitudes of one tensor."""
     return from_counts(counted(tensor))
 
 
 def counted(tensor: Tensor) -> Tensor:
-    """Counts to be added up: zeros, magnitudes from ``LOWEST`` on, special values.
+    """Counts that can be added: zeros, bins from exponent ``LOWEST`` on, special values.
 
-    On the tensor's device, without waiting for it. The bits of a double tell its place: exponent
-    and four digits, and whether any digit follows.
+    They are on the tensor's device, and need no synchronization. The bits of a double give its bin:
+    exponent, four mantissa bits, and whether any further bit is set.
     """
     bits = tensor.detach().flatten().double().abs().view(torch.int64)
     special = (bits >= _INFINITE).sum()
     bits = bits.clamp_max(_INFINITE)
     below = bits >> _FOLLOWING
     above = bits.add_((1 << _FOLLOWING) - 1) >> _FOLLOWING
-    place = below.add_(above).sub_(PLACES * (1023 + LOWEST) - 1).clamp_(0, _COUNT)
-    return torch.cat([torch.bincount(place, minlength=_COUNT + 1), special[None]])
+    index = below.add_(above).sub_(BINS * (1023 + LOWEST) - 1).clamp_(0, _COUNT)
+    return torch.cat([torch.bincount(index, minlength=_COUNT + 1), special[None]])
 
 
 def from_counts(held: Tensor) -> Magnitudes:
-    """What ``counted`` (or a sum of such) says."""
+    """The magnitudes of a result of ``counted``, or of a sum of these."""
     zeros, special = float(held[0]), float(held[-1])
     own = held[1:-1].double()
     own[-1] -= special
-    filled = own.nonzero() // PLACES
+    filled = own.nonzero() // BINS
     if not len(filled):
         return Magnitudes(0, (), zeros, special)
     first, last = int(filled[0]), int(filled[-1])
-    counts = own[first * PLACES : (last + 1) * PLACES].tolist()
+    counts = own[first * BINS : (last + 1) * BINS].tolist()
     return Magnitudes(first + LOWEST, tuple(counts), zeros, special)

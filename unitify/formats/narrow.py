@@ -1,8 +1,8 @@
-"""``unitify::narrow``: a tensor in a narrower type and back, where a compiler may not leave it out.
+"""``unitify::narrow``: conversion to a narrower type and back, which a compiler must not remove.
 
-A compiler that fuses kernels computes what is narrow in float32, and takes a conversion there and
-back for one that changes nothing. Here it is what changes the numbers. So a graph holds it as one
-operator, and Inductor is told to convert: at full speed, within the kernels of its neighbors.
+A compiler that fuses kernels computes narrow types in float32, and removes a conversion to one and
+back. Here this conversion rounds. So a graph has it as one operator, which Inductor lowers to real
+conversions, at full speed within fused kernels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, library
 _library = library.Library("unitify", "FRAGMENT")
 _library.define("narrow(Tensor x, ScalarType dtype) -> Tensor")
 
-#: Types of tensors that hold data and are not being recorded.
+#: Types of tensors with data; subclasses are used in recording.
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -38,7 +38,7 @@ def widened(codes: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def there_and_back(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x`` converted to ``dtype``, and to its own type again."""
+    """``x`` converted to ``dtype``, and back to its own type."""
     return widened(x.to(dtype), x.dtype)
 
 
@@ -47,7 +47,7 @@ NARROW: Any = torch.ops.unitify.narrow.default
 
 
 def narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``there_and_back``, also when it is recorded for a compiler."""
+    """``there_and_back``, as one operator where a compiler records it."""
     if type(x) in _PLAIN:
         return there_and_back(x, dtype)
     result: Tensor = NARROW(x, dtype)
@@ -55,7 +55,7 @@ def narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def lower_for_inductor() -> None:
-    """Tell Inductor what ``NARROW`` is; it has to be loaded."""
+    """Register the lowering of ``NARROW`` with Inductor, which must be loaded."""
     from torch._inductor import lowering
     from torch._inductor.virtualized import ops
 
@@ -66,7 +66,7 @@ def lower_for_inductor() -> None:
         own = x.get_dtype()
 
         def converted(element: Any) -> Any:
-            # Not in a type that is as good for computing: in this one.
+            # In ``dtype`` itself, not in the wider type in which Inductor computes.
             there = ops.to_dtype(element, dtype, src_dtype=own, use_compute_types=False)
             return ops.to_dtype(there, own, src_dtype=dtype, use_compute_types=False)
 

@@ -1,4 +1,4 @@
-"""Powers of two, as scales and factors are: whether a number is one, and of which exponent."""
+"""Powers of two, such as scales and factors: tests and exponents."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 
 def exponent_of(factor: float) -> int:
-    """log2 of a power of two, exactly; of another number, log2 of the next power below."""
+    """log2 of a power of two, exactly; for another number, log2 of the next lower power."""
     return math.frexp(factor)[1] - 1
 
 

@@ -1,7 +1,7 @@
-"""Rounding by arithmetic: to the numbers that a given count of mantissa bits leaves.
+"""Rounding by arithmetic to a given number of mantissa bits.
 
-Takes tensors and the two facts of a format that decide its spacing; knows neither the largest
-value of a format nor its special codes (``formats`` does). Infinities and NaN pass unchanged.
+Takes tensors, and the mantissa bits and least exponent of a format. It ignores the largest value
+and the special codes, which ``table`` handles. Infinities and NaN pass unchanged.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from torch import Tensor
 
 
 def octave(x: Tensor, lowest: int) -> Tensor:
-    """The largest power of two that no element's magnitude is below, element by element.
+    """The largest power of two up to the magnitude of each element.
 
-    2^``lowest`` for what is smaller, and for what is infinite or NaN. Of logarithms and
-    comparisons, which every compiler and exchange format has.
+    2^``lowest`` for smaller magnitudes, infinities and NaN. It uses logarithms and comparisons,
+    which every compiler and exchange format supports.
     """
     magnitude = x.abs()
     magnitude = torch.where(magnitude.isfinite(), magnitude, 0.0).clamp_min(2.0**lowest)
     power = torch.exp2(magnitude.log2().floor())
-    # A logarithm is rounded: next to a power of two it may be on the wrong side.
+    # Near a power of two a rounded logarithm may be on the wrong side.
     power = torch.where(power > magnitude, power / 2, power)
     return torch.where(magnitude - power >= power, power * 2, power)
 
@@ -33,6 +33,6 @@ def spacing(x: Tensor, mantissa_bits: int, min_exponent: int) -> Tensor:
 
 
 def round_nearest(x: Tensor, mantissa_bits: int, min_exponent: int) -> Tensor:
-    """``x`` rounded to the nearest number, to the one with an even last bit in a tie."""
+    """``x`` rounded to the nearest number, ties to an even last bit."""
     step = spacing(x, mantissa_bits, min_exponent)
     return (x / step).round() * step

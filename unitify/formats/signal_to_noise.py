@@ -1,10 +1,10 @@
-"""Signal to noise of a cast: how much of a distribution a format keeps, at which scale.
+"""Signal to noise of a cast, for a distribution, a format and a scale.
 
 Takes a format and the distribution of a tensor's elements; gives E[x²] over the mean square of the
-rounding error, in decibels. Nothing is sampled: between two midpoints every x becomes the same
-value v, and ∫ (x − v)² p(x) dx is exact from the first three partial moments of the density.
+rounding error, in decibels. It does not sample. All x between two midpoints round to the same
+value v, and ∫ (x − v)² p(x) dx follows exactly from the first three partial moments of the density.
 
-Blake et al. 2023 (arXiv 2303.11257, figure 2) draw these curves to show why RMS 1 is a good target.
+Blake et al. 2023 (arXiv 2303.11257, figure 2) show by these curves that RMS 1 is a good target.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from torch import Tensor
 
 from unitify.formats.table import BlockFormat, Format, quantize
 
-#: Mantissa bits up to which every number of a format is listed.
+#: The most mantissa bits for which every number of a format is listed.
 _LISTED = 7
-#: Steps an octave at which the largest element of a block is looked at.
+#: Steps an octave for the largest element of a block.
 _SHARES = 24
-#: A share of all blocks too small to count.
+#: A share of blocks that is small enough to be left out.
 _UNLIKELY = 1e-9
-#: Octaves below and above the RMS in which numbers are told apart.
+#: Octaves below and above the RMS in which numbers are listed. The power below, 2^-48, is less than
+#: the error of seven mantissa bits.
 _BELOW, _ABOVE = 24, 16
-#: How many octaves from RMS 1 a scale may bring a tensor.
+#: Octaves around RMS 1 in which a scale is searched.
 _OCTAVES = 20
-#: Decibels by which a scale may be worse than the best.
+#: Decibels by which a scale may be worse than the best: less than any difference of formats.
 _TOLERANCE = 0.1
 
 
 class Distribution(Protocol):
-    """Symmetric about zero, with E[x²] = 1."""
+    """A distribution that is symmetric about zero, with E[x²] = 1."""
 
     def partial(self, bound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """∫ p, ∫ x·p and ∫ x²·p from 0 to ``bound``, for the density p of |x|."""
@@ -45,7 +46,7 @@ class Distribution(Protocol):
 
 @dataclass(frozen=True)
 class GeneralizedNormal:
-    """The density ∝ exp(−|x/α|^power): 2 is the normal, 1 Laplace's; less has longer tails.
+    """The density ∝ exp(−|x/α|^power): normal for 2, Laplace for 1, longer tails below.
 
     Partial moments are regularized incomplete gamma functions of (bound/α)^power.
     """
@@ -54,7 +55,7 @@ class GeneralizedNormal:
 
     @staticmethod
     def of_kurtosis(kurtosis: float) -> GeneralizedNormal:
-        """The one whose E[x⁴]/E[x²]² is ``kurtosis`` (normal 3, Laplace 6), between 1.9 and 10⁴."""
+        """The one with E[x⁴]/E[x²]² = ``kurtosis`` (normal 3, Laplace 6), between 1.9 and 10⁴."""
         low, high = 0.2, 12.0
         for _ in range(60):
             middle = math.sqrt(low * high)
@@ -70,7 +71,7 @@ class GeneralizedNormal:
         return math.exp(five + one - 2 * three)
 
     def partial(self, bound: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As ``Distribution`` says."""
+        """Partial moments, as in ``Distribution``."""
         one, three = (math.lgamma(k / self.power) for k in (1, 3))
         width = math.exp((one - three) / 2)
         reach = (bound / width).pow(self.power)
@@ -90,8 +91,8 @@ NORMAL = GeneralizedNormal()
 def relative_error(format: Format, rms: float, distribution: Distribution = NORMAL) -> float:
     """E[(Q(x) − x)²] / E[x²] of elements of this RMS, cast to ``format``, saturating.
 
-    Of formats with many mantissa bits those beyond seven count by the rule of a uniform error: a
-    quarter of its mean square for each. Elements of a block are taken to be independent.
+    Each mantissa bit beyond seven divides the mean square of the error by four, as for a uniform
+    error. Elements of a block are assumed to be independent.
     """
     if not rms > 0:
         return 0.0
@@ -109,10 +110,10 @@ def relative_error(format: Format, rms: float, distribution: Distribution = NORM
 
 
 def _error_in_blocks(format: BlockFormat, rms: float, distribution: Distribution) -> float:
-    """The error given the largest element of a block, averaged over how large that is.
+    """The error for a given largest element of a block, averaged over that element.
 
-    With F for the distribution of |x| that is F(a)^size; the others have the density of those
-    below a.
+    With F for the distribution of |x|, the largest of a block is below a with probability
+    F(a)^size. The others have the density of |x| below it.
     """
     fine, own_weights = _largest(format.size, distribution, _SHARES**2)
     own = (_divided(fine, format.scales(fine * rms) / rms, format.element) - fine) ** 2
@@ -120,7 +121,7 @@ def _error_in_blocks(format: BlockFormat, rms: float, distribution: Distribution
     scales = format.scales(largest * rms) / rms
     values = format.element.values()
     ends = torch.cat([(values[1:] + values[:-1]) / 2, largest.new_tensor([torch.inf])])
-    # Of a block without a scale nothing is left.
+    # A block with scale zero becomes zero.
     ends = torch.where(scales[:, None] > 0, torch.outer(scales.clamp_min(1e-300), ends), torch.inf)
     below = distribution.partial(torch.minimum(ends, largest[:, None]))
     mass, first, second = (torch.nn.functional.pad(m, (1, 0)).diff() for m in below)
@@ -132,7 +133,7 @@ def _error_in_blocks(format: BlockFormat, rms: float, distribution: Distribution
 
 @lru_cache(maxsize=16)
 def _largest(size: int, distribution: Distribution, shares: int) -> tuple[Tensor, Tensor]:
-    """Magnitudes that the largest of ``size`` elements has, and how likely each is."""
+    """Magnitudes of the largest of ``size`` elements, and their probabilities."""
     steps = torch.arange(-_BELOW * shares, _ABOVE * shares + 1, dtype=torch.float64)
     met = distribution.partial(torch.exp2(steps / shares))[0].clamp_max(1.0) ** size
     likely = met.diff() > _UNLIKELY
@@ -150,15 +151,15 @@ def snr(format: Format, rms: float, distribution: Distribution = NORMAL) -> floa
 
 
 def decibels(relative: float) -> float:
-    """A noise-to-signal ratio of powers as a signal-to-noise ratio in decibels."""
+    """A noise-to-signal ratio of powers, as signal to noise in decibels."""
     return -10 * math.log10(relative) if relative > 0 else math.inf
 
 
 def best_scale(format: Format, rms: float, distribution: Distribution = NORMAL) -> float:
-    """The power of two s at which to cast elements of this RMS: s·Q(x/s) is nearest to x.
+    """The power of two s at which to cast elements of this RMS, so that s·Q(x/s) is near x.
 
-    Of the scales within a tenth of a decibel of the best the one that is nearest to 1 is taken:
-    the curve is flat over many octaves, and a scale that stays costs nothing.
+    It is the scale nearest to 1 among those within a tenth of a decibel of the best, because the
+    curve is flat over many octaves, and scale 1 costs nothing.
     """
     if not rms > 0:
         return 1.0
@@ -173,9 +174,9 @@ def best_scale(format: Format, rms: float, distribution: Distribution = NORMAL) 
 
 @cache
 def _cells(format: Format, low: int, high: int) -> tuple[Tensor, Tensor]:
-    """Numbers of a format between two exponents, and where the cell of each ends: halfway on.
+    """Numbers of a format between two exponents, and the upper end of each cell: the midpoint.
 
-    The last cell is that of everything beyond the largest number.
+    The last cell is that of all x beyond the largest number.
     """
     bits = min(format.mantissa_bits, _LISTED)
     part = replace(format, mantissa_bits=bits, min_exponent=low, max_exponent=high)

@@ -1,9 +1,9 @@
-"""Number formats, as data, and rounding to them.
+"""Number formats as data, and rounding to them.
 
 The table is that of Blake et al. 2023 (arXiv 2303.11257, table A.1), with INT8 for comparison.
-Of the two 8-bit families, (a) is that of Noune et al. 2022 (arXiv 2206.02915): no infinities, no
-negative zero, one NaN in its place; (b) that of Micikevicius et al. 2022 (arXiv 2209.05433, table
-1), in which E5 keeps the special codes of IEEE 754 and E4 gives up all but one NaN of each sign.
+Of the two 8-bit families, (a) is that of Noune et al. 2022 (arXiv 2206.02915): no infinities, and
+one NaN instead of negative zero; (b) that of Micikevicius et al. 2022 (arXiv 2209.05433, table 1),
+in which E5 has the special codes of IEEE 754, and E4 only one NaN of each sign.
 Formats in blocks are those of OCP's Microscaling (MX) specification 1.0 and NVIDIA's NVFP4
 (arXiv 2509.25149): small numbers, and a scale for each block of them.
 """
@@ -25,13 +25,13 @@ from unitify.formats.rounding import octave, round_nearest
 class Format:
     """One number format: a sign, an exponent and a mantissa, with subnormal numbers.
 
-    One without mantissa bits holds powers of two alone, as scales are: no sign, and no zero.
+    A format without mantissa bits has only powers of two, for scales: no sign and no zero.
 
-    - ``paper``: its name in the table of Blake et al. 2023; "" for one that is not there
-    - ``dtype``: torch's type for it; None where torch has none, or none that holds fractions
+    - ``paper``: its name in the table of Blake et al. 2023; "" if it is not there
+    - ``dtype``: torch's type; None where torch has none, or only one for integers
     - ``max_exponent``, ``min_exponent``: log2 of the largest and of the smallest normal binade
     - ``largest``: the largest finite value
-    - ``infinities``, ``nans``: how many codes stand for ±infinity and for NaN
+    - ``infinities``, ``nans``: the number of codes of ±infinity and of NaN
     """
 
     name: str
@@ -63,7 +63,7 @@ class Format:
     def values(self) -> Tensor:
         """Every finite number of the format from zero up, ascending, in float64.
 
-        Meant for formats of up to 19 bits: there are 2^(bits − 1) of them.
+        There are 2^(bits − 1) of them, so use it for formats of up to 19 bits.
         """
         exponents = torch.arange(self.min_exponent, self.max_exponent + 1, dtype=torch.float64)
         mantissas = torch.arange(2**self.mantissa_bits, dtype=torch.float64)
@@ -77,10 +77,10 @@ class Format:
 class BlockFormat(Format):
     """Blocks of ``size`` numbers of the format ``element``, each times a number of ``scale``.
 
-    A block lies along one dimension. Its scale is found from its largest element: a power of two
-    brings that into the largest binade of ``element``, any other scale to the largest number. What
-    is inherited tells the range of the products; digits, special codes and ``bits`` are those of an
-    element, and ``values`` are none.
+    A block lies along one dimension. Its scale follows from its largest element: a power of two
+    brings that into the largest binade of ``element``, any other scale to the largest number.
+    Exponents and ``largest`` are those of the products. Mantissa, special codes and ``bits`` are
+    those of an element. There are no ``values``.
     """
 
     element: Format
@@ -95,9 +95,9 @@ class BlockFormat(Format):
         return self.element.smallest_subnormal * least
 
     def scales(self, largest: Tensor) -> Tensor:
-        """The scale of blocks whose largest magnitude is ``largest``; zero where it rounds to that.
+        """The scale of blocks whose largest magnitude is ``largest``; zero where it rounds to zero.
 
-        Where the format of scales ends so do they.
+        Scales saturate at the range of their format.
         """
         if self.scale.mantissa_bits:
             return quantize(largest / self.element.largest, self.scale)
@@ -134,19 +134,19 @@ E5M2FNUZ = Format("e5m2fnuz", "FP8 E5 (a)", torch.float8_e5m2fnuz, 5, 2, 15, -15
 E5M2 = Format("e5m2", "FP8 E5 (b)", torch.float8_e5m2, 5, 2, 15, -14, 57344.0, 2, 6)
 E4M3FNUZ = Format("e4m3fnuz", "FP8 E4 (a)", torch.float8_e4m3fnuz, 4, 3, 7, -7, 240.0, 0, 1)
 E4M3 = Format("e4m3", "FP8 E4 (b)", torch.float8_e4m3fn, 4, 3, 8, -6, 448.0, 0, 2)
-#: The integers −127 … 127, as symmetric quantization uses them: one binade of normal numbers
-#: (64 … 127) above as many subnormal ones, all one apart.
+#: The integers −127 … 127 of symmetric quantization: one binade of normal numbers (64 … 127), and
+#: as many subnormal ones below, all at a distance of one.
 INT8 = Format("int8", "", None, 1, 6, 6, 6, 127.0, 0, 0)
-#: Torch has codes of this one in pairs alone, and converts none.
+#: torch has codes of this format only in pairs, and no conversion.
 E2M1 = Format("e2m1", "", None, 2, 1, 2, 0, 6.0, 0, 0)
-#: Scales of blocks alone.
+#: Only for scales of blocks.
 E8M0 = Format("e8m0", "", torch.float8_e8m0fnu, 8, 0, 127, -127, 2.0**127, 0, 1)
 MXFP8 = _blocks("mxfp8", E4M3, E8M0, 32)
 MXFP4 = _blocks("mxfp4", E2M1, E8M0, 32)
-#: Beside the scales of its blocks a tensor has one of its own, in float32, where it is cast.
+#: Besides the scales of its blocks, a cast tensor has one scale of its own, in float32.
 NVFP4 = _blocks("nvfp4", E2M1, E4M3, 16)
 
-#: Those that values are cast to, by name, from the most bits to the fewest.
+#: The formats of casts by name, from the most bits to the fewest.
 FORMATS = {
     f.name: f
     for f in (
@@ -155,21 +155,21 @@ FORMATS = {
 }  # fmt: skip
 
 
-#: Types to which torch converts as IEEE 754 does, infinities, NaN and overflow included.
+#: Types to which torch converts as in IEEE 754, including infinities, NaN and overflow.
 _IEEE = (torch.float16, torch.bfloat16)
 
 
 def quantize(x: Tensor, format: Format, saturate: bool = True, axis: int = -1) -> Tensor:
-    """``x`` rounded to ``format``, to nearest, ties to even, and held in its own type again.
+    """``x`` rounded to ``format``, to nearest, ties to even, in the type and shape of ``x``.
 
-    Saturates: finite values beyond the largest become the largest. Without ``saturate`` they
-    become infinity where they round to more than the largest (NaN in a format without infinity),
-    as in IEEE 754. INT8, which has no special codes, always saturates, and so do blocks; they lie
-    along ``axis``, and the last one ends where that does.
+    By default finite values beyond the largest number become that number. Without ``saturate`` they
+    become infinity where they round to more (NaN in a format without infinity), as in IEEE 754.
+    INT8, which has no special codes, always saturates, and so do blocks. Blocks lie along ``axis``,
+    and the last one may be shorter.
 
-    What was infinite or NaN before the cast stays visible: an infinity is kept where the format
-    has one, everything else of the kind is NaN, also in INT8, whose codes could not say so.
-    (Plain conversion would hide it: on the CPU infinity becomes the largest value of E4M3.)
+    Infinities and NaN stay visible. An infinity stays one where the format has it. Otherwise both
+    become NaN, also in INT8, which has no code for it. (A plain conversion would hide them: on the
+    CPU infinity becomes the largest value of E4M3.)
     """
     if isinstance(format, BlockFormat):
         return _in_blocks(x, format, axis)
@@ -191,10 +191,10 @@ def quantize(x: Tensor, format: Format, saturate: bool = True, axis: int = -1) -
 
 
 def _in_blocks(x: Tensor, format: BlockFormat, axis: int) -> Tensor:
-    """What remains after the last whole block is a block of its own.
+    """``x`` rounded in blocks. The rest after the last whole block is a shorter block.
 
-    Not one that is filled up: Inductor splits the loop over a dimension at the blocks' length, and
-    leaves out what is no multiple of it (torch 2.13, ``CppScheduling.try_loop_split``).
+    Padding it does not work: Inductor splits the loop over a dimension at the length of blocks, and
+    drops the rest (torch 2.13, ``CppScheduling.try_loop_split``).
     """
     moved = x.movedim(axis, -1) if x.dim() else x.reshape(1)
     remaining = moved.shape[-1] % format.size
@@ -212,14 +212,14 @@ def _by_blocks(blocks: Tensor, format: BlockFormat) -> Tensor:
     magnitudes = wide.abs()
     finite = torch.where(magnitudes.isfinite(), magnitudes, 0.0)
     scales = format.scales(finite.amax(-1, keepdim=True))
-    # Nothing is left of a block whose scale is zero, but for what is not finite.
+    # A block whose scale is zero becomes zero, apart from infinities and NaN.
     divided = wide / torch.where(scales > 0, scales, 1.0)
     return (quantize(divided, format.element) * scales).to(blocks.dtype)
 
 
 def _rounded(x: Tensor, format: Format) -> Tensor:
-    """``x``, all of it within the format's range, rounded."""
-    # Torch converts from float64 by way of float32, which rounds twice.
+    """``x`` rounded; all of it is within the format's range."""
+    # torch converts float64 to float32 first, which rounds twice.
     if format.dtype is not None and x.dtype == torch.float32:
         return narrow(x, format.dtype)
     return _by_arithmetic(x, format)

@@ -1,12 +1,12 @@
-"""``unitify::arrive`` and ``unitify::join``: how large the gradients are that arrive at outputs.
+"""``unitify::arrive`` and ``unitify::join``: the size of the gradients that arrive at outputs.
 
-A plan knows by how much each gradient is multiplied before it is rounded, if gradients arrive at
-the outputs as large as it assumes. Backward is linear in what arrives: a mean over more tokens or
-a loss scaler changes all gradients by one factor. So an output is handed on by ``arrive``, whose
-backward pass measures the gradient that arrives there, and gives its size to the casts that the
-output is made of: as the gradient of their tokens. Autograd adds the sizes up; ``join`` makes one
-factor of them for all casts that the same outputs are made of: a power of two, a tensor that no
-device waits for. Nothing but the rounding depends on it, so gradients are true at any factor.
+A plan scales each gradient before it is rounded, for an assumed size of the gradients at the
+outputs. The backward pass is linear in these: a mean over more tokens, or a loss scaler, multiplies
+all gradients by one factor. So each output passes through ``arrive``. Its backward pass measures
+the gradient that arrives, and sends its size to the casts before this output, as the gradient of
+their tokens. Autograd adds these sizes. ``join`` makes one factor of them for all casts before the
+same outputs: a power of two, in a tensor, without synchronization. Only the rounding depends on the
+factor, so gradients are true at any factor.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from unitify.runtime.registered import at_one_level, below, by_element, is_plain
 def size_of(gradient: Tensor, unit: float) -> Tensor:
     """The power of two, 0-d, nearest to the size of ``gradient`` / ``unit``; 0 where that is zero.
 
-    The size is √(mean · largest) of magnitudes: no less than the RMS, and the RMS where all are
-    alike. It takes no squares, which overflow and underflow at half of the range. Not finite where
-    an element is not.
+    The size is √(mean · largest) of magnitudes. It is at least the RMS, and equals it where all are
+    alike. It needs no squares, which overflow and underflow at half of the range. It is not finite
+    where an element is not.
     """
     mean, largest = _norm(gradient, 1.0) / gradient.numel(), _norm(gradient, torch.inf)
     (low, a), (high, b) = torch.frexp(mean), torch.frexp(largest)
-    # Whole octaves apart from the rest, so that sizes are as far apart as gradients are.
+    # Whole octaves are separate, so that 2^k times a gradient has exactly 2^k times the size.
     octaves = a + b
     half = torch.div(octaves, 2, rounding_mode="floor")
     rest = ((octaves - 2 * half) + torch.log2(low * high)) / 2
@@ -41,7 +41,7 @@ def size_of(gradient: Tensor, unit: float) -> Tensor:
 
 
 def factor_of(size: Tensor) -> Tensor:
-    """The power of two that brings a size to one, within an octave; one for 0 and not finite."""
+    """The power of two that brings a size to one, within an octave; one for 0, infinity and NaN."""
     octave = torch.frexp(size).exponent - 1
     factor = torch.exp2(-octave.to(torch.float32)).clamp(2.0**-100, 2.0**100)
     return torch.where(size.isfinite() & (size > 0), factor, 1.0)
@@ -57,7 +57,7 @@ class _Arrive(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, unit: float, x: Tensor, *tokens: Tensor) -> Tensor:
         ctx.unit, ctx.tokens = unit, len(tokens)
-        # No gradient stays no gradient: its size is not counted.
+        # A missing gradient stays None, so that its size is not counted.
         ctx.set_materialize_grads(False)
         made = x.detach() if is_plain(x) else below(_ARRIVE, x, list(tokens), unit)
         if forward_ad._current_level >= 0:
@@ -70,14 +70,14 @@ class _Arrive(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
         size = None
         if gradient is not None and gradient.numel():
-            # A constant: derivatives of a gradient do not go through its size.
+            # The size is a constant in second derivatives.
             with torch.no_grad():
                 size = size_of(gradient, ctx.unit)
         return None, gradient, *(size,) * ctx.tokens
 
     @staticmethod
     def jvp(ctx: Any, _: None, tangent: Tensor | None, *__: Any) -> Tensor:  # type: ignore[override]
-        # A tensor of its own: torch changes what it is handed.
+        # A copy, because torch writes into the result.
         return torch.zeros_like(ctx.kind) if tangent is None else tangent.clone()
 
 
@@ -115,7 +115,7 @@ _ARRIVE: Any = register(
     kernel=lambda x, tokens, unit: x.clone(),
     derivative=lambda x, tokens, unit: _arrive(unit, x, *tokens),
     batched=_batched_arrive,
-    # A compiler knows that nobody writes into it: it needs no copy.
+    # In a compiled graph nothing writes into the result, so it needs no copy.
     decomposition=lambda x, tokens, unit: x,
     sharded=lambda x, tokens, unit: by_element(*["whole"] * len(tokens), None)(x),
 )

@@ -1,9 +1,9 @@
-"""``unitify::cast``: a tensor rounded to a format and held in its own type, and so its gradient.
+"""``unitify::cast``: rounds a tensor to a format, in its own type, and its gradient to another.
 
-The gradient passes the rounding of the value unchanged (straight through) and may be rounded to a
-format of its own. ``unitify::cast.watched`` returns a token beside it: the gradient of that is a
-power of two by which the gradient is multiplied before it is rounded, and divided after
-(``runtime.arrive`` sends it).
+The gradient passes the rounding of the value unchanged (straight through), and may be rounded to a
+format of its own. ``unitify::cast.watched`` also returns a token, whose gradient is a power of two:
+the gradient of the value is multiplied by it before it is rounded, and divided after.
+``runtime.arrive`` sends that power.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _ARGUMENTS = (
 class Rounding:
     """How one direction of a cast rounds x: to 2^exponent · round(x / 2^exponent).
 
-    With ``amax`` the exponent is found at run time instead: the largest element is then in the
-    upper half of the format's range. ``saturate`` and ``axis`` as for ``quantize``.
+    With ``amax`` the exponent is found at run time, so that the largest element is in the highest
+    octave of the format. ``saturate`` and ``axis``: those of ``quantize``.
     """
 
     format: Format
@@ -40,8 +40,8 @@ class Rounding:
     axis: int = -1
 
     def __call__(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
-        """``x`` rounded, in its own type; ``factor``: a power of two by which it is multiplied
-        before, and divided after."""
+        """``x`` rounded, in its own type. ``factor``: a power of two that multiplies ``x`` before
+        the rounding, and divides it after."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         by = self.factor(wide, factor)
         how = self.format, self.saturate, self.axis
@@ -50,13 +50,13 @@ class Rounding:
         return (quantize(wide * by, *how) / by).to(x.dtype)
 
     def factor(self, x: Tensor, factor: Tensor | None = None) -> Tensor | float:
-        """By what ``x`` is multiplied before it is rounded."""
+        """The factor of ``x`` before it is rounded."""
         if self.amax:
             return amax_factor(x, self.format)
         return 2.0**-self.exponent if factor is None else factor * 2.0**-self.exponent
 
     def in_onnx(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
-        """The call, as ONNX says it."""
+        """The call in operators of ONNX."""
         scale = 1 / self.factor(x, factor)
         return quantized_linearly(x, self.format, scale, self.saturate)
 
@@ -64,7 +64,7 @@ class Rounding:
 def amax_factor(x: Tensor, format: Format) -> Tensor:
     """2^floor(log2(largest / max|x|)), 0-d: FP8-AMAX of Perez et al. 2023 (arXiv 2309.17224).
 
-    One for a tensor that is empty, all zero, or holds something that is not finite.
+    One for a tensor that is empty, all zero, or not finite.
     """
     if x.numel() == 0:
         return x.new_ones(())
@@ -74,12 +74,12 @@ def amax_factor(x: Tensor, format: Format) -> Tensor:
 
 
 def token_of(x: Tensor) -> Tensor:
-    """A token that goes with ``x``: a zero, 0-d."""
+    """A token for a cast of ``x``: a zero, 0-d."""
     return x.new_zeros((), dtype=torch.float32)
 
 
 class _Cast(torch.autograd.Function):
-    """A cast of ``given``; its gradient is rounded, and its tangent passes as it is."""
+    """A cast by ``given``. Its gradient is rounded, and its tangent passes unchanged."""
 
     @staticmethod
     def forward(ctx: Any, operator: Any, x: Tensor, *given: Any) -> Any:
@@ -103,7 +103,7 @@ class _Cast(torch.autograd.Function):
     def jvp(ctx: Any, _: None, tangent: Tensor | None, *rest: Any) -> Any:  # type: ignore[override]
         if tangent is None:
             return None
-        # A tensor of its own: torch changes what it is handed.
+        # A copy, because torch writes into the result.
         return (tangent.clone(), token_of(tangent)) if ctx.is_watched else tangent.clone()
 
 
@@ -111,7 +111,7 @@ _apply = at_one_level(_Cast)
 
 
 def _filled(*given: Any) -> tuple[Any, ...]:
-    """The arguments behind x; torch leaves out those at the end that have their defaults."""
+    """The arguments after x. torch omits those at the end that have their defaults."""
     return given + (0, 0, False, True, -1, None)[len(given) - 2 :]
 
 
@@ -134,7 +134,7 @@ def _kernel(x: Tensor, forward: str, *given: Any) -> Tensor:
 
 
 def _composed(x: Tensor, forward: str, *given: Any) -> Tensor:
-    """The cast, of torch's operators, or of those of ONNX where it is exported to that."""
+    """The cast in operators of torch, or in those of ONNX during such an export."""
     if not forward:
         return x
     rounding, factor = _rounding(forward, *given)
@@ -148,10 +148,10 @@ def _batched(
     *given, factor = _filled(*given)  # type: ignore[assignment]
     amax = given[4]
     if amax:
-        # A factor for each, by its own largest element.
+        # A factor for each tensor of the batch, from its own largest element.
         made = [_CAST(one, *given) for one in x.unbind(in_dims[0])]
         return torch.stack(made), 0
-    # In front, where no axis counts from.
+    # The batch dimension first, because ``axis`` counts from the end.
     x = x.unsqueeze(0) if in_dims[0] is None else x.movedim(in_dims[0], 0)
     if factor is None or in_dims[8] is None:
         return _CAST(x, *given, factor), 0
@@ -162,7 +162,7 @@ def _sharded(results: int) -> Any:
     def sharded(x: Any, *given: Any) -> Any:
         factor = "whole" if len(given) > 7 and given[7] is not None else None
         found = by_element(*[None] * 7, factor, results=results)(x)
-        # The largest element of all, or of a block, is not known where only a part is.
+        # One process does not know the largest element of the whole, or of a divided block.
         is_amax = len(given) > 4 and given[4]
         in_blocks = any(isinstance(FORMATS.get(name), BlockFormat) for name in given[:2])
         return found[:1] if is_amax or in_blocks else found
@@ -218,8 +218,8 @@ def cast(
 ) -> Tensor:
     """``x`` rounded to the format named ``forward``, its gradient to ``backward`` ("" for none).
 
-    The exponents, ``amax``, ``saturate`` and ``axis``, which is negative, are those of
-    ``Rounding``, for each direction; ``factor`` is that of the forward direction.
+    The exponents (log2), ``amax``, ``saturate`` and ``axis`` (negative) are those of ``Rounding``
+    in each direction; ``factor`` is that of the forward direction.
     """
     given = (forward, backward, forward_exponent, backward_exponent, amax, saturate, axis, factor)
     result: Tensor = _CAST(x, *given)

@@ -2,9 +2,9 @@
 
     f(x, w)  =  f(x − mean, w)  +  f(mean, w)
 
-The operands of the first term are rounded. The second term is not: it is one row, whatever the
-batch. Any mean gives the right result; one near the operand's leaves less to round. Both operators
-are made of torch's own.
+The operands of the first term are rounded. The second term is not: it is one row for any batch.
+Any mean gives the right result. A mean near the operand's own makes the deviation, and so the
+rounding, small. Both operators consist of torch's own.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _library.define("uncenter(Tensor y, Tensor offset) -> Tensor")
 
 
 def center(x: Tensor, mean: Tensor, padding: Sequence[int] = ()) -> Tensor:
-    """``x``, padded with zeros as ``torch.nn.functional.pad`` does, less ``mean``.
+    """``x``, padded with zeros as by ``torch.nn.functional.pad``, minus ``mean``.
 
-    Padding comes first: a zero outside of an image is no more at the mean than one inside.
+    Padding comes first, because the padding of the original is zero, not the mean.
     """
     return (F.pad(x, list(padding)) if padding else x) - mean
 

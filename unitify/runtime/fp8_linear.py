@@ -1,16 +1,16 @@
-"""``unitify::fp8_linear``: a linear layer whose three matmuls take FP8 operands.
+"""``unitify::fp8_linear``: a linear layer whose three matmuls have FP8 operands.
 
     output           x · wᵀ + bias        forward format × forward format
     gradient of x    g · w                backward format × forward format
     gradient of w    gᵀ · x               backward format × forward format
 
 g is the gradient of the output, rounded once. Codes are kept for the backward pass, in a quarter
-of the memory of float32. ``unitify::fp8_linear.watched`` returns a token beside the
-output, as ``runtime.cast`` has it.
+of the memory of float32. ``unitify::fp8_linear.watched`` also returns a token, like
+``cast.watched``.
 
-It stands for casts around a matmul. Transforms of ``torch.func``, forward-mode differentiation,
-distributed tensors and second derivatives run these casts and that matmul: the same numbers,
-multiplied in the model's own type.
+The operator replaces casts around a matmul. Transforms of ``torch.func``, forward-mode
+differentiation, distributed tensors and second derivatives run these casts and that matmul: the
+same numbers, multiplied in the model's own type.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _ARGUMENTS = "Tensor x, Tensor weight, Tensor? bias, str forward, str backward, 
 
 
 def _codes(x: Tensor, format: str, exponent: int) -> Tensor:
-    """Codes of ``x``; codes stay what they are."""
+    """Codes of ``x``; codes are returned unchanged."""
     return x if x.dtype == FORMATS[format].dtype else encode(x, FORMATS[format], exponent)
 
 
@@ -67,9 +67,9 @@ def _kernel(
 
 
 class _Ties(torch.autograd.Function):
-    """Zeros in the shapes of x and the weight, which take no memory, with their derivatives.
+    """Zeros in the shapes of x and the weight, with their derivatives, in no memory.
 
-    Codes are numbers without a derivative; codes of x plus its tie have that of x.
+    Codes have no derivative. The sum of codes of x and its tie has that of x.
     """
 
     @staticmethod
@@ -109,8 +109,8 @@ class _FP8Linear(torch.autograd.Function):
             if is_plain(x):
                 made = _output(left, right, bias, x, exponents[0] + exponents[1])
                 return made, token_of(x)
-        # While a graph is recorded it stays one operator, which brings its backward pass along.
-        # Codes are written down a second time; a compiler sees that they are the same.
+        # A recorded graph has one operator, with its backward pass. It computes the codes a second
+        # time; a compiler finds that they are the same.
         result = below(operator, x, weight, bias, forward, backward, exponents)
         return result if operator is _WATCHED else (result, token_of(x))
 
@@ -149,7 +149,7 @@ def _gradients(ctx: Any, gradient: Tensor, factor: Tensor | None) -> tuple[Tenso
 
 
 def _wide_gradients(ctx: Any, gradient: Tensor, factor: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The same, of operations that can be differentiated again."""
+    """The same gradients by differentiable operations, for second derivatives."""
     left, right = ctx.saved_tensors
     tie_of_x, tie_of_weight = ctx.ties
     of_x, of_weight, of_gradient = ctx.exponents
@@ -169,7 +169,7 @@ _apply = at_one_level(_FP8Linear)
 
 
 def _derivative(is_watched: bool) -> Callable[..., Any]:
-    """The operator, differentiable: as itself, or as the casts and the matmul it stands for."""
+    """The differentiable operator: itself, or the casts and the matmul that it replaces."""
 
     def derivative(
         x: Tensor,
@@ -230,10 +230,10 @@ def fp8_linear(
     backward: str,
     exponents: Sequence[int] = (0, 0, 0),
 ) -> Tensor:
-    """``x`` [.., K] · ``weight`` [N, K]ᵀ + ``bias`` [N], rounded as two casts before it would.
+    """``x`` [.., K] · ``weight`` [N, K]ᵀ + ``bias`` [N], with the rounding of two casts before it.
 
-    ``weight`` may hold codes already. ``exponents``: of x, weight and gradient, as for
-    ``runtime.cast.Rounding``.
+    ``weight`` may hold codes. ``exponents``: those of ``runtime.cast.Rounding`` (log2), for x,
+    weight and gradient.
     """
     result: Tensor = _OPERATOR(x, weight, bias, forward, backward, exponents)
     return result

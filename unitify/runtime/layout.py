@@ -1,9 +1,8 @@
-"""A tensor times a number, laid out in memory exactly as it was.
+"""A tensor times a number, in the same memory layout.
 
-Kernels round differently for other memory layouts: a vectorized loop against a strided one, a
-matrix product on aligned rows against misaligned ones. So what a rescale hands on has the sizes,
-the strides and the alignment of what it was given: expanded dimensions stay expanded, gaps stay
-gaps, windows that overlap still do.
+Kernels round differently for different layouts: in vectorized and strided loops, and on aligned
+and misaligned rows of a matrix product. So the result of a rescale has the sizes, the strides and
+the alignment of its operand. Expanded dimensions stay expanded, and overlapping windows overlap.
 """
 
 from __future__ import annotations
@@ -17,34 +16,34 @@ _ALIGNMENT_ELSEWHERE = 256
 
 
 def scaled(x: Tensor, factor: float) -> Tensor:
-    """``x · factor`` in memory of its own, in the strides and the alignment of ``x``."""
+    """``x · factor`` in new memory, with the strides and the alignment of ``x``."""
     if x.layout is not torch.strided:
         return torch.mul(x, factor)
     offset = _misalignment(x)
     if offset == 0 and torch._prims_common.is_non_overlapping_and_dense_or_false(x):
         result = torch.mul(x, factor)
-        # What is written for dimensions of size one does not matter to ``mul``, but to matmul.
+        # ``mul`` may change the strides of dimensions of size one, which matter to a matmul.
         return result if result.stride() == x.stride() else _restrided(result, x)
     return _laid_out(x, factor, offset)
 
 
 def _misalignment(x: Tensor) -> int:
-    """Elements between an aligned address and the first element of ``x``."""
+    """The number of elements between an aligned address and the first element of ``x``."""
     offset = x.storage_offset()
     if not isinstance(offset, int):
-        return 0  # A free size while a graph is recorded: no address, either.
+        return 0  # Recording with free sizes has no addresses.
     return offset % max(1, _ALIGNMENT.get(x.device.type, _ALIGNMENT_ELSEWHERE) // x.element_size())
 
 
 def _laid_out(x: Tensor, factor: float, offset: int) -> Tensor:
-    """The general case: into new storage, of which only the part that ``x`` covers is written."""
+    """The general case: new storage, of which only the part that ``x`` covers is written."""
     compact = x
     for dimension, (size, stride) in enumerate(zip(x.size(), x.stride(), strict=True)):
         if stride == 0 and size > 1:
             compact = compact.narrow(dimension, 0, 1)
     overlaps = _overlaps(compact)
     if overlaps:
-        # Windows share elements: scale the memory under them instead, once.
+        # Windows share elements: scale the memory under them, once.
         compact = compact.as_strided((_extent(compact),), (1,), compact.storage_offset())
     storage = torch.empty(_extent(compact) + offset, dtype=x.dtype, device=x.device)
     result = storage.as_strided(compact.size(), compact.stride(), offset)
@@ -57,14 +56,14 @@ def _restrided(result: Tensor, like: Tensor) -> Tensor:
 
 
 def _extent(x: Tensor) -> int:
-    """Elements of memory from the first to the last one of ``x``."""
+    """The number of elements in memory from the first to the last one of ``x``."""
     if x.numel() == 0:
         return 0
     return 1 + sum((size - 1) * s for size, s in zip(x.size(), x.stride(), strict=True))
 
 
 def _overlaps(x: Tensor) -> bool:
-    """Do two indices lead to one element (apart from expanded dimensions)?"""
+    """Do two indices refer to one element (apart from expanded dimensions)?"""
     extent = 1
     for stride, size in sorted(zip(x.stride(), x.size(), strict=True)):
         if size > 1:

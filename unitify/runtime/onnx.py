@@ -1,7 +1,7 @@
-"""Casts in the words of ONNX: ``QuantizeLinear`` and ``DequantizeLinear``, which runtimes know.
+"""Casts in operators of ONNX: ``QuantizeLinear`` and ``DequantizeLinear``, which runtimes support.
 
-``torch.onnx.export`` takes operators that it does not know apart. While it does, a cast to FP8 is
-such a pair in place of arithmetic. Scales are powers of two, and zero points are zero.
+``torch.onnx.export`` decomposes unknown operators. Then a cast to FP8 becomes such a pair instead
+of arithmetic. Scales are powers of two, and zero points are zero.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from unitify.formats.table import Format
 
-#: The first version of ONNX that has FP8.
+#: The first opset of ONNX with FP8.
 _VERSION = 19
 
 
 def is_for_onnx(dtype: torch.dtype | None) -> bool:
-    """Is it ONNX that a graph is exported to, and ``dtype`` one of the FP8 types?"""
+    """Is a graph being exported to ONNX, and is ``dtype`` one of the FP8 types?"""
     is_fp8 = dtype is not None and dtype.is_floating_point and dtype.itemsize == 1
     return is_fp8 and torch.onnx.is_in_onnx_export()
 
@@ -26,10 +26,10 @@ def is_for_onnx(dtype: torch.dtype | None) -> bool:
 def quantized_linearly(
     x: Tensor, format: Format, scale: float | Tensor, saturate: bool = True
 ) -> Tensor:
-    """scale · round(x / scale), in the type of ``x``; what is special stays as in ``quantize``."""
+    """scale · round(x / scale), in the type of ``x``; infinities and NaN as in ``quantize``."""
     wide = x.to(torch.float32)
     if saturate:
-        # ONNX saturates infinities as well. So its own saturation stays off.
+        # ONNX would saturate infinities, too, so its own saturation stays off.
         limit = format.largest * scale
         wide = torch.where(wide.isinf(), wide, wide.clamp(-limit, limit))  # type: ignore[arg-type]
     assert format.dtype is not None
@@ -53,7 +53,7 @@ def _node(
 ) -> Tensor:
     if not isinstance(scale, Tensor):
         scale = torch.full((), scale, dtype=torch.float32, device=x.device)
-    # The type of the codes is that of the zero point.
+    # The zero point gives the type of the codes.
     zero = torch.zeros((), dtype=stored, device=x.device)
     made: Tensor = torch.onnx.ops.symbolic(
         name, (x, scale, zero), attributes, dtype=returned, shape=x.shape, version=_VERSION

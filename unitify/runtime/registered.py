@@ -1,9 +1,8 @@
-"""How an operator of ours becomes one of torch's: a schema, what it does, and its derivatives.
+"""Registers our operators with torch: a schema, a kernel, and derivatives.
 
-Registered so, it survives export, Dynamo and AOT autograd with its backward pass, Inductor fuses it
-through a decomposition, and the transforms of ``torch.func`` take it as they take torch's own. Each
-of those runs it at levels, one for each transform: a ``Function`` is applied at one level, and
-``below`` calls the operator again for what is under it.
+A registered operator passes export, Dynamo and AOT autograd with its backward pass. Inductor fuses
+its decomposition, and the transforms of ``torch.func`` support it. Each transform is a level: a
+``Function`` is applied at one level, and ``below`` calls the operator for the levels under it.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ _library = library.Library("unitify", "FRAGMENT")
 #: Our operators in terms of torch's own; ``register`` adds a row for each.
 _DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
 
-#: How each operator takes tensors that are spread over processes: see ``register``.
+#: The placements of distributed tensors that each operator supports: see ``register``.
 SHARDINGS: dict[Any, Callable[..., Any]] = {}
 
-#: One placement of an operand or a result: the dimension along which it is spread, or a word.
+#: One placement of an operand or a result: the dimension that is sharded, or a word.
 Placement = int | str | None
 
-#: Types of tensors that hold data and are not being recorded.
+#: Types of tensors with data; subclasses are used in recording.
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -45,17 +44,17 @@ def register(
     decomposition: Callable[..., Any] | None = None,
     sharded: Callable[..., list[tuple[list[Placement], list[Placement]]]] | None = None,
 ) -> Any:
-    """The operator ``unitify::schema``, ready to be called.
+    """Register the operator ``unitify::schema``, and return it.
 
-    - ``kernel``: its results, from tensors that hold data, or would
+    - ``kernel``: computes its results, also on meta and fake tensors
     - ``derivative``: the same, differentiable at one level: see ``at_one_level``
-    - ``batched``: as ``torch.library.register_vmap`` takes it; where None, ``derivative`` calls
-      nothing but operators that have one
-    - ``decomposition``: what a compiler fuses; the kernel where None
-    - ``sharded``: which placements of the results go with which of the operands, from an operator's
-      arguments: a dimension along which a tensor is spread over processes, "whole" in each of them,
-      "partial" for what is still to be added up; None for an argument that is no tensor. Where
-      None, ``derivative`` calls nothing but operators that have one
+    - ``batched``: the argument of ``torch.library.register_vmap``; None where ``derivative``
+      calls only operators that have one
+    - ``decomposition``: for compilers; None takes the kernel
+    - ``sharded``: gives, for an operator's arguments, pairs of placements of the results and of the
+      operands: the sharded dimension of a distributed tensor, "whole" for a replicated one,
+      "partial" for terms of a sum; None for an argument that is not a tensor. None where
+      ``derivative`` calls only operators that have one
     """
     name = schema.split("(")[0]
     _library.define(schema)
@@ -80,22 +79,22 @@ def register(
 
 
 def by_element(*rest: Placement, results: int = 1) -> Callable[..., Any]:
-    """What takes each element of its first operand by itself, for ``sharded`` of ``register``.
+    """``sharded`` of ``register``, for an operator that is elementwise in its first operand.
 
-    ``rest``: of the operands after it, and of the results after the first.
+    ``rest``: the placements of the other operands. ``results``: the number of results.
     """
 
     def sharded(x: Any, *_: Any) -> list[tuple[list[Placement], list[Placement]]]:
         wholes: list[Placement] = ["whole"] * (results - 1)
-        places: list[Placement] = ["whole", *range(x.ndim)]
-        return [([place, *wholes], [place, *rest]) for place in places]
+        placements: list[Placement] = ["whole", *range(x.ndim)]
+        return [([placement, *wholes], [placement, *rest]) for placement in placements]
 
     return sharded
 
 
 def _decompose(operator: Any, into: Callable[..., Any]) -> None:
     _DECOMPOSITIONS[operator] = into
-    # Torch's own table, in which ``torch.onnx.export`` looks up what it does not know.
+    # torch's own table, in which ``torch.onnx.export`` looks up unknown operators.
     torch._decomp.register_decomposition(operator)(into)
 
 
@@ -103,23 +102,23 @@ _decompose(NARROW, there_and_back)
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """The operators of transformed modules in terms of torch's own, as a table of decompositions.
+    """A table of decompositions of our operators into torch's own.
 
-    A program without them needs no unitify to run::
+    A decomposed program runs without unitify::
 
         program = torch.export.export(module, args).run_decompositions(unitify.decompositions())
         torch.export.save(program, "model.pt2")
 
-    Such a program is the forward pass: its gradients are rounded and scaled as torch's own are.
-    ``torch.onnx.export`` and Inductor know the table already.
+    Use it for the forward pass only: its gradients lack our scales and rounding.
+    ``torch.onnx.export`` and Inductor use the table automatically.
     """
     return dict(_DECOMPOSITIONS)
 
 
 def at_one_level(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """``function.apply`` for the level of a transform at which it is called, or for no transform.
+    """``function.apply`` at the present level of transforms, or without a transform.
 
-    ``Function.apply`` starts at the top; from within a dispatch it would not come back here.
+    ``Function.apply`` starts at the top level, which would skip this level within a dispatch.
     """
     apply = super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
@@ -133,7 +132,7 @@ def at_one_level(function: type[torch.autograd.Function]) -> Callable[..., Any]:
 
 
 def below(operator: Any, *args: Any) -> Any:
-    """``operator`` without its derivative at this level, but with those of the levels under it."""
+    """``operator`` without its derivative at this level, but with those of lower levels."""
     register_shardings()
     with torch._C._AutoDispatchBelowAutograd():
         if not is_transformed():
@@ -148,25 +147,25 @@ def is_transformed() -> bool:
 
 
 def is_plain(x: Tensor) -> bool:
-    """Is this call of nobody's concern? Then it need not go through the dispatcher again."""
+    """Is ``x`` a plain tensor, outside of transforms? Then the dispatcher is not needed again."""
     return type(x) in _PLAIN and not torch._C._are_functorch_transforms_active()
 
 
 def is_batch_of_gradients(x: Tensor) -> bool:
     """Is ``x`` one of the gradients of ``torch.autograd.grad(…, is_grads_batched=True)``?
 
-    That is no transform of ``torch.func``, and knows fewer of torch's operators.
+    This is not a transform of ``torch.func``, and supports fewer operators.
     """
     return torch._C._functorch.is_legacy_batchedtensor(x)
 
 
 def is_spread(x: Tensor) -> bool:
-    """Is ``x`` spread over processes?"""
+    """Is ``x`` a distributed tensor?"""
     return any(kind.__module__.startswith("torch.distributed.tensor") for kind in type(x).__mro__)
 
 
 def register_shardings() -> None:
-    """Let operators take tensors that are spread over processes, if there may be any."""
+    """Register the placements of distributed tensors, once torch's module for them is loaded."""
     if SHARDINGS and "torch.distributed.tensor" in sys.modules:
         from torch.distributed.tensor import Partial, Replicate, Shard
         from torch.distributed.tensor.experimental import register_sharding
@@ -188,21 +187,21 @@ def register_shardings() -> None:
 
 
 def register_decompositions() -> None:
-    """Let Inductor fuse our operators into their neighbors, if Inductor is loaded.
+    """Let Inductor fuse our operators with their neighbors, if Inductor is loaded.
 
-    It need not be when this module is imported. Every compilation first runs a graph on tensors
-    without data, so the kernels of our operators call this in time.
+    Inductor may be loaded after this module. Each compilation first runs a graph on tensors without
+    data, so the kernels of our operators call this in time.
     """
     inductor = sys.modules.get("torch._inductor.decomposition")
     if inductor is None and "torch._inductor" in sys.modules:
         inductor = importlib.import_module("torch._inductor.decomposition")
-    # What remains of casts is lowered: taken apart, it would be no more than a conversion.
+    # ``NARROW`` has a lowering. Inductor would remove its decomposition, a conversion and back.
     table = {operator: into for operator, into in _DECOMPOSITIONS.items() if operator != NARROW}
     if inductor is None or table.keys() <= inductor.decompositions.keys():
         return
     inductor.decompositions.update(table)
     lower_for_inductor()
-    # Inductor keeps a copy of the table once something else has been compiled. Its caches on disk
-    # know an operator by its name, whatever an older version of ours had made of it.
+    # Inductor may have copied the table in an earlier compilation. Its caches on disk identify an
+    # operator by name only, so our version is part of their keys.
     inductor.fast_random_decomps.cache_clear()
     torch.compiler.config.cache_key_tag += f" unitify {__version__}"

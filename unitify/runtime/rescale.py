@@ -1,4 +1,4 @@
-"""``unitify::rescale``: a tensor times a number, its gradient times another."""
+"""``unitify::rescale``: a tensor times a number, and its gradient times another."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ class _Rescale(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, forward: float, backward: float) -> Tensor:
         ctx.factors = forward, backward
-        # No gradient stays no gradient: an optimizer tells it from zero.
+        # A missing gradient stays None, because optimizers treat zeros differently.
         ctx.set_materialize_grads(False)
         if is_plain(x):
-            # The same memory in a tensor that is no view: views that a Function returns cannot be
-            # written.
+            # The same memory, but not a view: views that a Function returns cannot be written.
             return x.detach() if forward == 1.0 else scaled(x, forward)
         result: Tensor = below(_OPERATOR, x, forward, backward)
         return result
@@ -31,12 +30,12 @@ class _Rescale(torch.autograd.Function):
         if gradient is None:
             return None, None, None
         forward, backward = ctx.factors
-        # A gradient of a gradient is in the units of a value again: it takes the forward factor.
+        # The gradient of a gradient has the units of a value, so its factor is the forward one.
         return _OPERATOR(gradient, backward, forward), None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, *_: None) -> Tensor | None:  # type: ignore[override]
-        # A tangent is in the units of its value, and so is the gradient of either.
+        # A tangent has the units of its value, and their gradients have the same units, too.
         return None if tangent is None else _OPERATOR(tangent, *ctx.factors)
 
 
@@ -56,12 +55,12 @@ _OPERATOR = register(
     derivative=at_one_level(_Rescale),
     batched=_batched,
     decomposition=_multiplied,
-    # Sums may be added up after the multiplication.
+    # Partial sums may be added after the multiplication.
     sharded=lambda x, *_: [*by_element(None, None)(x), (["partial"], ["partial", None, None])],
 )
 
 
 def rescale(x: Tensor, forward: float, backward: float) -> Tensor:
-    """``x · forward``, whose incoming gradient is multiplied by ``backward`` instead."""
+    """``x · forward``; its gradient is multiplied by ``backward`` instead."""
     result: Tensor = _OPERATOR(x, forward, backward)
     return result

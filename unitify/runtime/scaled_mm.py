@@ -1,9 +1,9 @@
-"""Matmuls of FP8 matrices: codes, one multiplication, and what runs where.
+"""Matmuls of FP8 matrices: encoding, multiplication, decoding.
 
-Takes tensors in the model's own type, rounds them to 8-bit codes once, and multiplies the codes.
-The scale of a matmul is a constant: nothing looks for the largest element or reduces at run time.
-Where the device multiplies no codes, or is slow at it (a CPU), they are decoded to the model's type
-and multiplied there: the same terms, summed in another order.
+Tensors in the model's own type are rounded to 8-bit codes once, and the codes are multiplied. The
+scale of a matmul is a constant, so there is no amax reduction at run time. Where the device has no
+FP8 matmul, or a slow one (a CPU), codes are decoded to the model's type and multiplied there: the
+same terms, summed in another order.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from unitify.formats.table import Format
 from unitify.runtime.onnx import dequantized_linearly, is_for_onnx
 from unitify.runtime.registered import below, register
 
-#: FP8 matrix units multiply blocks of this many elements.
+#: FP8 matmuls need sizes that are a multiple of this.
 BLOCK = 16
 
 
 def encode(x: Tensor, format: Format, exponent: int = 0, factor: Tensor | None = None) -> Tensor:
     """The codes of ``factor`` · ``x`` / 2^exponent, in the type of ``format``.
 
-    As ``quantize`` rounds it. ``factor``: a power of two, 0-d; None for one.
+    It rounds like ``quantize``. ``factor``: a power of two, 0-d; None for one.
     """
     assert format.dtype is not None
     wide = x.to(torch.float32)
@@ -42,7 +42,7 @@ def encode(x: Tensor, format: Format, exponent: int = 0, factor: Tensor | None =
 
 
 def decode(codes: Tensor, dtype: torch.dtype, exponent: int = 0) -> Tensor:
-    """The numbers that ``codes`` stand for, times 2^exponent."""
+    """The numbers of ``codes``, times 2^exponent."""
     numbers = widened(codes, dtype)
     return numbers * 2.0**exponent if exponent else numbers
 
@@ -74,8 +74,8 @@ def matmul(
 ) -> Tensor:
     """``a`` @ ``b``ᵀ · 2^exponent / ``factor`` for codes a [M, K] and b [N, K].
 
-    [M, N] in ``dtype``. Either may be decoded already. ``factor``: a power of two, 0-d; None for
-    one.
+    The result is [M, N] in ``dtype``. Either may be decoded already. ``factor``: a power of two, 0-d;
+    None for one.
     """
     if dtype == torch.float64 or not is_fast(a.device, a.dtype, b.dtype):
         result = decode(a, dtype) @ decode(b, dtype).t()
@@ -95,15 +95,15 @@ def of_codes(
     if factor is not None:
         scale = scale / factor
     one = torch.ones((), dtype=torch.float32, device=a.device)
-    # The second operand is asked for column by column, which is what bᵀ is.
+    # The second operand must be column-major, as bᵀ is.
     result = _multiplied(a, b.t(), scale, one, dtype)
     return result[:rows, :columns] if b.shape[0] != columns else result
 
 
 def aligned(codes: Tensor, rows: bool) -> Tensor:
-    """``codes`` [R, C] with zeros added until C, and R where ``rows``, is a multiple of BLOCK.
+    """``codes`` [R, C], padded with zeros so that C (and R for ``rows``) is a multiple of BLOCK.
 
-    Zero has the code zero in every format, and adds nothing to a sum.
+    The code of zero is zero in every format, and adds nothing to a sum.
     """
     right = -codes.shape[1] % BLOCK
     below = -codes.shape[0] % BLOCK if rows else 0
@@ -126,8 +126,8 @@ def _multiplied(
 def multiplies(device: torch.device, left: torch.dtype, right: torch.dtype) -> bool:
     """Does ``device`` multiply matrices of codes of these two types?
 
-    The CPU does, of any FP8 types; NVIDIA's from compute capability 8.9 on, of E4M3 and E5M2, but
-    not E5M2 by E5M2. Elsewhere nothing is assumed.
+    The CPU does for all FP8 types. GPUs of NVIDIA do from compute capability 8.9 on, for E4M3 and
+    E5M2, except E5M2 by E5M2. For other devices the answer is no.
     """
     fp8 = {torch.float8_e4m3fn, torch.float8_e5m2}
     if device.type == "cpu":

@@ -1,8 +1,7 @@
-"""``unitify::written``: a tensor with a part of it overwritten, as a value of its own.
+"""``unitify::written``: a tensor with a part of it overwritten, as a new value.
 
-Torch itself writes: into a copy that nobody else reads, through the views by which the part was
-reached. So any view can be written through, and the gradients are those of the same write in
-place, to the last bit and in the same memory layout.
+torch itself writes into a private copy, through the same views. So any view is supported, and the
+gradients are bitwise those of the same write in place, in the same memory layout.
 """
 
 from __future__ import annotations
@@ -26,11 +25,10 @@ _CONSTANTS = (torch.dtype, torch.layout, torch.memory_format)
 
 
 def view_text(operation: Any, arguments: Sequence[Any], index: int | None) -> list[Any] | None:
-    """One view as the text of ``written`` holds it; None for an argument that no text can hold.
+    """One view as text for ``written``; None where an argument cannot be text.
 
-    ``arguments`` stand behind the tensor itself; ``index`` says which, of several results. A
-    mapping ``{"size": k}`` or ``{"other": k}`` stands for the ``k``-th of the operands ``sizes``
-    or ``others``.
+    ``arguments``: those after the tensor itself; ``index``: which of several results. A mapping
+    ``{"size": k}`` or ``{"other": k}`` refers to the ``k``-th operand of ``sizes`` or ``others``.
     """
     try:
         return [str(operation), [_text(a) for a in arguments], index]
@@ -84,7 +82,7 @@ def _written(
     for operation, arguments, index in _parsed(views):
         shown = operation(part, *(_value(a, sizes, others or ()) for a in arguments))
         if index is not None:
-            # Autograd lets nobody write into one of several views: this is the same memory.
+            # Autograd forbids a write into one of several views, but allows one into this alias.
             one = shown[index]
             shown = part.as_strided(one.size(), one.stride(), one.storage_offset())
         part = shown

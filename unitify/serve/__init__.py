@@ -1,1 +1,1 @@
-"""Checkpoints for runtimes: a model's weights as codes and scales, written for other programs."""
+"""Checkpoints for runtimes: a model's weights as codes and scales, for other programs."""

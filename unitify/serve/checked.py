@@ -1,7 +1,7 @@
-"""``check_folder``: is a written folder as it was written, and is it of its source?
+"""``check_folder``: is a written folder undamaged, and does it match its source?
 
-Hashes tell the first. For the second every tensor is made again from the source and compared with
-what the folder holds, byte by byte, one at a time.
+Hashes show damage. To compare with the source, every tensor is made again and compared byte by
+byte, one at a time.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Row = TypeVar("Row", Served, Cached)
 
 
 def check_folder(folder: Path, source: Path | None = None) -> int:
-    """How many tensors ``folder`` holds; ``source``: the folder that it was made of.
+    """Check ``folder``, and return the number of its tensors. ``source``: its original folder.
 
-    Raises ``UnitifyError``: U607 with everything that is not as it was written, or not of
+    Raises ``UnitifyError``: U607 with everything that changed since it was written, or differs from
     ``source``; U601 for a source that cannot be read.
     """
     document = _contents(folder)
@@ -43,16 +43,16 @@ def check_folder(folder: Path, source: Path | None = None) -> int:
         caches = [_row(Cached, row) for row in document["caches"]]
         layout = LAYOUTS[document["layout"]]
     except (TypeError, KeyError, AttributeError) as error:
-        raise _damage(folder, f"{CONTENTS} tells of no layers ({error})") from None
+        raise _damage(folder, f"{CONTENTS} has no valid layers ({error})") from None
     placed = promised(mapped_shards(source), layers, caches, layout)
     expected = {p.name: p for promises in placed.values() for p in promises}
     for name in sorted(expected.keys() ^ held.keys()):
-        problems.append(f"{name} is in one of the two alone")
+        problems.append(f"{name} is in only one of folder and source")
     for name, promise in expected.items():
         if name in held:
             made, found = promise.make(), held[name]
             if made.dtype != found.dtype or not torch.equal(_bytes(made), _bytes(found)):
-                problems.append(f"{name} is not what the source makes")
+                problems.append(f"{name} differs from that of the source")
     if problems:
         raise UnitifyError(*(FolderDamaged(path=str(folder), problem=p) for p in problems))
     return len(held)
@@ -70,13 +70,13 @@ def _contents(folder: Path) -> dict[str, Any]:
     try:
         document = json.loads((folder / CONTENTS).read_text("utf-8"))
     except FileNotFoundError:
-        raise _damage(folder, f"there is no {CONTENTS} in it") from None
+        raise _damage(folder, f"it has no {CONTENTS}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise _damage(folder, f"{CONTENTS} is not JSON ({error})") from None
     is_ours = isinstance(document, dict) and document.get("format") == FORMAT
     hashes = document.get("sha256") if is_ours else None
     if not (isinstance(hashes, dict) and all(isinstance(h, str) for h in hashes.values())):
-        raise _damage(folder, f"{CONTENTS} is not of the format {FORMAT}")
+        raise _damage(folder, f"{CONTENTS} has not the format {FORMAT}")
     found: dict[str, Any] = document
     return found
 
@@ -84,12 +84,12 @@ def _contents(folder: Path) -> dict[str, Any]:
 def _damaged(folder: Path, hashes: Mapping[str, str]) -> Iterator[str]:
     for name, digest in hashes.items():
         if Path(name).name != name:
-            yield f"{name} lies outside of it"
+            yield f"{name} is outside the folder"
         elif not (folder / name).is_file() or sha256(folder / name) != digest:
-            yield f"{name} is missing or not as it was written"
+            yield f"{name} is missing or has changed"
     for path in sorted(folder.iterdir()):
         if path.name != CONTENTS and path.name not in hashes:
-            yield f"{path.name} was not written with it"
+            yield f"{path.name} was added later"
 
 
 def _damage(folder: Path, problem: str) -> UnitifyError:

@@ -1,6 +1,6 @@
-"""Text continued by a module of a folder that ``unitify convert`` wrote.
+"""Generates text with a module from a folder that ``unitify convert`` wrote.
 
-The folder's own tokenizer and generation settings are used. Nothing is downloaded, and no code of
+It uses the folder's own tokenizer and generation settings. Nothing is downloaded, and no code of
 the folder runs.
 """
 
@@ -17,8 +17,8 @@ from unitify.serve.kv_cache import kv_cache
 
 @dataclass(frozen=True)
 class Continued:
-    """``text`` behind a prompt. ``clipped``: the share of what the cache of codes keeps that was
-    out of its range; None without such a cache.
+    """``text`` after a prompt. ``clipped``: the share of elements of the cache of codes that
+    saturated; None without such a cache.
     """
 
     text: str
@@ -28,23 +28,23 @@ class Continued:
 def continued(
     module: Any, folder: Path, prompt: str, max_new_tokens: int, sample: bool
 ) -> Continued:
-    """What ``module`` writes behind ``prompt``: the likeliest tokens, or sampled ones.
+    """The text of ``module`` after ``prompt``, by greedy decoding or, for ``sample``, by sampling.
 
-    ``folder``: config and tokenizer of its model. Where its recipe has a ``kv_cache``, keys and
-    values are kept as codes.
+    ``folder``: has the config and tokenizer of its model. Where the recipe has a ``kv_cache``, keys
+    and values are kept as codes.
 
     Raises ``UnitifyError`` (U601) for a model that does not generate, and without a tokenizer.
     """
     import transformers
 
     if not getattr(module, "can_generate", bool)():
-        raise _unusable(folder, f"its model, a {type(module).__name__}, writes no text")
+        raise _unusable(folder, f"its model, a {type(module).__name__}, does not generate text")
     try:
         with quiet(transformers):
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise _unusable(folder, f"no tokenizer can be read from it ({first})") from error
+        raise _unusable(folder, f"its tokenizer cannot be read ({first})") from error
     if (folder / "generation_config.json").is_file():
         settings = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
         module.generation_config = settings

@@ -2,7 +2,7 @@
 
     open ─► record ─► estimate ─► plan ─► choose ─► fold ─► write ─► reopen
 
-Weights stay in their files: they are read where an estimate needs them, and once to be written.
+Weights stay in their files. They are read where an estimate needs them, and once to be written.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ from unitify.serve.served import Served, served
 from unitify.serve.shards import INDEX, OnBytes, Promise, index, write_shard
 from unitify.version import __version__
 
-#: What ``--format`` may be, beside "unitify".
+#: The values of ``--format`` other than "unitify".
 FORMATS = ("compressed-tensors", "fp8-dynamic", "fp8-block")
-#: What the folder says of itself.
+#: The file that describes the folder, and the version of its layout.
 CONTENTS = "unitify.json"
 FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Export:
-    """What was written: the layers that are served, and how near its reader came to the source.
+    """A written export: its layers in eight bits or fewer, and its error.
 
-    ``caches``: what attentions keep, where the recipe has a ``kv_cache``.
-    ``sqnr``: signal to noise of the outputs in decibels; None where nobody looked. ``size``: bytes.
+    ``caches``: the scales of keys and values, where the recipe has a ``kv_cache``.
+    ``sqnr``: signal to noise of the outputs in decibels; None where not verified. ``size``: bytes.
     """
 
     layout: str
@@ -75,7 +75,7 @@ class Export:
 
 
 def layout_of(name: str, recipe: Recipe) -> str:
-    """The layout of a ``--format``: "compressed-tensors" is that of the recipe's operands.
+    """The layout of a ``--format``. "compressed-tensors" takes the one of the recipe's formats.
 
     Raises ``UnitifyError`` (U614) where there is none.
     """
@@ -103,14 +103,14 @@ def export(
 ) -> Export:
     """Write the model of a Hugging Face folder to the new folder ``output``, in a layout.
 
-    ``inputs``, ``scales`` and ``rules`` are those of ``convert``, but that "auto" is "analysis":
-    weights stay in their files, and the model is not run. ``verify``: open what was
-    written with its reader, and compare the outputs. ``resume``: go on from what an interrupted run
-    of the same call left. ``on_start`` takes the bytes to write, and returns a function that takes
+    ``inputs``, ``scales`` and ``rules`` are those of ``convert``, except that "auto" is "analysis":
+    weights stay in their files, and the model does not run. ``verify``: open the written folder
+    with its reader, and compare the outputs. ``resume``: continue after an interrupted run of the
+    same call. ``on_start`` takes the number of bytes to write, and returns a function that takes
     the bytes written since its last call.
 
-    Raises ``UnitifyError``: those of ``convert``, U614 for what does not fold, U615 for a folder
-    that its reader does not read right. Nothing is written then.
+    Raises ``UnitifyError``: those of ``convert``; U614 for casts that do not fold; U615 for a
+    folder whose reader gives other outputs. Nothing is written then.
     """
     check_scales(scales)
     check_absent(output)
@@ -118,7 +118,7 @@ def export(
     name = layout_of(format, recipe)
     shards = mapped_shards(checkpoint)
     if not (checkpoint / CONFIG).is_file():
-        problem = "there is no config.json in it, which runtimes read"
+        problem = "it has no config.json, which runtimes need"
         raise UnitifyError(CheckpointUnreadable(path=str(checkpoint), problem=problem))
     weights = {name: tensor for shard in shards.values() for name, tensor in shard.items()}
     model, notes = mapped_model(checkpoint, weights)
@@ -158,7 +158,7 @@ def export(
 def _write(
     folder: Folder, placed: Mapping[str, list[Promise]], on_start: Callable[[int], OnBytes]
 ) -> int:
-    """Write all files of weights, and return how many bytes they hold."""
+    """Write all files of weights, and return their size in bytes."""
     total = sum(p.size for promises in placed.values() for p in promises)
     on_bytes = on_start(total)
     for file, promises in placed.items():
@@ -173,7 +173,7 @@ def _write(
 def _parts(
     recording: Recording, calls: list[Inputs], scales: str, recipe: Recipe, rules: RuleTable
 ) -> list[Part]:
-    """Parts with plans that leave values true, and what the recipe does with each value."""
+    """Parts with plans that leave values true, and with the choices of the recipe."""
     is_run = scales == "measured"
     if is_run:
         known = estimated(recording, scales, calls, None, rules).parts
@@ -191,7 +191,7 @@ def _parts(
 
 
 def _predicted(capture: Capture, rules: RuleTable) -> Estimates:
-    """RMS of every value; who serves has no gradients."""
+    """The predicted RMS of every value, without gradients."""
     moments = ForwardMoments(capture, rules, None)
     moments.run()
     nodes = (node for node in capture.graph.nodes if is_scalable(node))
@@ -205,15 +205,15 @@ def _check(
     model: nn.Module,
     weights: Mapping[str, Tensor],
 ) -> None:
-    """Raises ``UnitifyError`` (U614) where the layout does not hold a layer."""
+    """Raises ``UnitifyError`` (U614) where the layout does not support a layer."""
     wrong = []
     for each in layers:
         weight = weights.get(f"{each.layer}.weight")
         problem = ""
         if each.format not in layout.formats:
-            problem = f"{name} holds no {each.format}"
+            problem = f"{name} does not support {each.format}"
         elif weight is None:
-            problem = "the checkpoint has its weight under another name"
+            problem = "its weight has another name in the checkpoint"
         elif weight.shape[1] % layout.multiple:
             problem = f"its width {weight.shape[1]} is not divisible by {layout.multiple}"
         if problem:
@@ -223,7 +223,7 @@ def _check(
 
 
 def _check_caches(caches: Iterable[Cached]) -> None:
-    """Raises ``UnitifyError`` (U614) where runtimes keep keys and values in no such format."""
+    """Raises ``UnitifyError`` (U614) where runtimes do not support the format of a cache."""
     problem = "runtimes keep keys and values in e4m3, not in {}"
     wrong = [each for each in caches if each.format != E4M3.name]
     if wrong:
@@ -238,9 +238,9 @@ def promised(
     caches: Iterable[Cached],
     layout: Layout,
 ) -> dict[str, list[Promise]]:
-    """What is to be written, by file: what the shards hold, with codes and scales of ``layers``.
+    """The tensors to write, by file: those of the shards, with codes and scales of ``layers``.
 
-    The scales of ``caches`` stand in the first file.
+    The scales of ``caches`` are in the first file.
     """
     rows = {f"{each.layer}.weight": each for each in layers}
     placed: dict[str, list[Promise]] = {}
@@ -266,7 +266,7 @@ def _as_it_is(tensor: Tensor) -> Tensor:
 
 
 def _coded(name: str, weight: Tensor, row: Served, layout: Layout) -> list[Promise]:
-    """Promises of what stands for a weight, all made when the first of them is asked for."""
+    """Promises of the tensors of a weight. All are made when the first one is needed."""
     shapes = layout.made(torch.empty(weight.shape, device="meta"), row)
     made: dict[str, Tensor] = {}
 
@@ -300,7 +300,7 @@ def _config(
 
 
 def _layer_row(row: Served) -> dict[str, Any]:
-    """A layer, with the window of its input's scale."""
+    """A layer as a row of ``CONTENTS``, with the window of its input's scale."""
     return {**asdict(row), "window": list(row.window), "margin": round(row.margin, 2)}
 
 
@@ -311,7 +311,7 @@ def _request(
     caches: Iterable[Cached],
     name: str,
 ) -> dict[str, Any]:
-    """What tells one export from another: the files that it is of, and every scale."""
+    """The identity of an export, for ``resume``: its source files, and every scale."""
     stats = {file: (checkpoint / file).stat() for file in shards}
     return {
         "files": {file: [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()},

@@ -1,8 +1,8 @@
-"""How a served layer lies in a checkpoint: the tensors that stand for a weight, and their config.
+"""Layouts of a layer in a checkpoint: the tensors of its weight, and their config.
 
 The layouts are those of compressed-tensors, which vLLM, SGLang and transformers read. Scales are
-powers of two where the format lets them be: runtimes may hold them in bfloat16. A scale of one
-number has the shape [1]; loaders refuse [].
+powers of two where the format allows it, because runtimes may hold them in bfloat16. A scale of one
+number has the shape [1]; loaders reject [].
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from unitify.runtime.scaled_mm import encode
 from unitify.serve.cached import Cached
 from unitify.serve.served import Served
 
-#: Rows and columns of a block that shares a scale.
+#: Rows and columns of a tile with one scale, which readers of "fp8-block" require.
 _TILE = 128
+#: The least exponent of a scale: that of normal numbers in bfloat16 and float32.
 _LEAST = -126
 
 
@@ -30,10 +31,10 @@ _LEAST = -126
 class Layout:
     """One layout.
 
-    ``formats``: of the recipe's operands that it holds. ``config``: what quantization_config says
-    of weights and inputs. ``made``: weight in float32 [N, K] and its row → tensors by the ending
-    that they have after the layer's path. ``multiple``: of a layer's width. ``dtype``: the type in
-    which the rest of the model has to run, because readers decode to it; "" for that of the source.
+    ``formats``: the formats of operands that it supports. ``config``: quantization_config of
+    weights and inputs. ``made``: weight in float32 [N, K] and its row → tensors by the end of their
+    names after the layer's path. ``multiple``: a divisor of a layer's width. ``dtype``: the type in
+    which the rest of the model must run, because readers decode to it; "" for that of the source.
     """
 
     formats: frozenset[str]
@@ -63,7 +64,7 @@ def _static(weight: Tensor, row: Served) -> dict[str, Tensor]:
 
 
 def _room(largest: Tensor) -> Tensor:
-    """The least power of two that brings a largest magnitude into the range of E4M3."""
+    """The least power of two by which to divide a magnitude to bring it into the range of E4M3."""
     ratio = largest / E4M3.largest
     below = octave(ratio, _LEAST)
     return torch.where(below < ratio, below * 2, below)
@@ -83,7 +84,7 @@ def _tiles(weight: Tensor, row: Served) -> dict[str, Tensor]:
 
 
 def _blocks(weight: Tensor, format: BlockFormat) -> tuple[Tensor, Tensor]:
-    """Numbers of the elements' format, and scales [N, K / size]."""
+    """Numbers in the elements' format [N, K], and scales [N, K / size]."""
     blocks = in_blocks(weight, format.size, -1)
     scales = format.scales(blocks.abs().amax(-1))
     divided = blocks / torch.where(scales > 0, scales, 1.0).unsqueeze(-1)
@@ -91,7 +92,7 @@ def _blocks(weight: Tensor, format: BlockFormat) -> tuple[Tensor, Tensor]:
 
 
 def _packed(numbers: Tensor) -> Tensor:
-    """Two codes of E2M1 a byte, the first in the low half."""
+    """Two codes of E2M1 in each byte, the first in the low half."""
     values = FORMATS["e2m1"].values().float()
     codes = torch.bucketize(numbers.abs(), values) + numbers.signbit() * len(values)
     low, high = codes.to(torch.uint8).unflatten(-1, (-1, 2)).unbind(-1)
@@ -110,7 +111,7 @@ def _nvfp4(weight: Tensor, row: Served) -> dict[str, Tensor]:
     return {
         "weight_packed": _packed(numbers),
         "weight_scale": encode(scales, E4M3),
-        # Of these two the runtime wants the reciprocals.
+        # Runtimes take the reciprocals of these two.
         "weight_global_scale": _one(1 / row.weight),
         "input_global_scale": _one(1 / row.input),
     }
@@ -138,8 +139,8 @@ _FP4 = _args(
 _E4M3 = frozenset({"e4m3"})
 _PER_TENSOR = _args(8, "tensor")
 
-#: By name. "fp8" and those in blocks follow the recipe; the others find scales of inputs at run
-#: time, and those of weights from the weights.
+#: Layouts by name. "fp8" and those in blocks have the recipe's scales. The others compute scales of
+#: inputs at run time, and those of weights from the weights.
 LAYOUTS: Mapping[str, Layout] = {
     "fp8": Layout(
         _E4M3, "float-quantized",
@@ -168,18 +169,18 @@ LAYOUTS: Mapping[str, Layout] = {
 
 
 def cache_scales(kept: Cached) -> dict[str, Tensor]:
-    """The tensors that stand for an attention's cache, by their names."""
+    """The scales of an attention's cache, by the names of their tensors."""
     path = f"{kept.attention}.".lstrip(".")
     return {f"{path}k_scale": _one(kept.key), f"{path}v_scale": _one(kept.value)}
 
 
 def config(layout: Layout, ignored: list[str], version: str, *, has_cache: bool) -> dict[str, Any]:
-    """What ``quantization_config`` says. ``has_cache``: are there scales of keys and values?"""
+    """``quantization_config``. ``has_cache``: are there scales of keys and values?"""
     group = {"targets": ["Linear"], **layout.config, "output_activations": None}
     return {
         "quant_method": "compressed-tensors",
         "format": layout.compression,
-        # Without this line loaders take codes for numbers.
+        # Without this key loaders read codes as numbers.
         "quantization_status": "compressed",
         "version": version,
         "config_groups": {"group_0": {**group, "format": layout.compression}},

@@ -1,7 +1,7 @@
-"""A Hugging Face model on the memory-mapped files of its folder: nothing is read until it is used.
+"""A Hugging Face model on the memory-mapped files of its folder: no tensor is read before its use.
 
 Takes a folder; gives a model whose parameters are the tensors in the files. Where names or types in
-the files are not the model's own, transformers reads it, into memory.
+the files differ from the model's, transformers reads it into memory.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from unitify.diagnostics import Diagnostic
 def mapped_model(
     folder: Path, weights: Mapping[str, Tensor]
 ) -> tuple[nn.Module, tuple[Diagnostic, ...]]:
-    """The model of ``folder`` in eval mode, on ``weights``, which are those of its files; notes.
+    """The model of ``folder`` in eval mode, on the ``weights`` of its files; and notes.
 
-    Raises ``UnitifyError`` as ``read_pretrained`` does.
+    Raises ``UnitifyError`` like ``read_pretrained``.
     """
     with _parameters_on_meta():
         model = from_config(folder, weights)
@@ -40,13 +40,13 @@ def mapped_model(
     tie: Any = getattr(model, "tie_weights", None)
     if tie is not None:
         tie()
-    # Who serves takes no gradients.
+    # An export needs no gradients.
     return model.requires_grad_(False), ()
 
 
 @contextlib.contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """What modules register as parameters has no memory; buffers have."""
+    """A context in which new parameters are on the meta device; buffers are not."""
     register = nn.Module.register_parameter
 
     def registered(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
@@ -62,11 +62,11 @@ def _parameters_on_meta() -> Iterator[None]:
 
 
 def recorded(model: nn.Module, calls: Sequence[Inputs], *, runs: bool) -> Recording:
-    """The recording of ``model``, made on the meta device: no weight is read, and none is copied.
+    """The recording of ``model`` on the meta device: no weight is read or copied.
 
-    One that ``runs`` afterwards (its values are measured, or casts are tried) is made where the
-    weights are, and so is that of a model that does not run without numbers, or whose graph holds
-    tensors of its own. Raises ``UnitifyError`` as ``record`` does.
+    It is made on the weights for one that ``runs`` afterwards (values are measured, or casts are
+    tried), for a model that does not run on the meta device, and for a graph with tensors of its
+    own. Raises ``UnitifyError`` like ``record``.
     """
     if len(calls) == 1 and not runs:
         made = _recorded_on_meta(model, calls[0])
@@ -76,12 +76,12 @@ def recorded(model: nn.Module, calls: Sequence[Inputs], *, runs: bool) -> Record
 
 
 def _recorded_on_meta(model: nn.Module, call: Inputs) -> Recording | None:
-    """The recording of one call; None where it cannot stand for that on the weights."""
+    """The recording of one call on the meta device; None where it is not valid on the weights."""
     try:
         with _on_meta(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             made = record(model, *pytree.tree_map_only(Tensor, lambda t: t.to("meta"), call))
-    except Exception:  # whatever a model does with numbers that are not there
+    except Exception:  # A model may raise anything on the meta device.
         return None
     whole = made.whole
     if whole is None or whole.made or any(isinstance(c, Tensor) for c in whole.constants.values()):
@@ -91,7 +91,7 @@ def _recorded_on_meta(model: nn.Module, call: Inputs) -> Recording | None:
 
 @contextlib.contextmanager
 def _on_meta(model: nn.Module) -> Iterator[None]:
-    """Parameters and buffers of ``model`` are empty; it has its own again afterwards."""
+    """A context in which parameters and buffers of ``model`` are on the meta device."""
     memo: dict[int, Tensor] = {}
     held: list[tuple[dict[str, Any], str, Tensor]] = []
     for module in model.modules():

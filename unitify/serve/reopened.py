@@ -1,7 +1,7 @@
-"""A written folder opened by its own reader, and what came out compared with the source.
+"""Opens a written folder with its own reader, and compares the outputs with those of the source.
 
-Loading without a complaint proves nothing: readers take codes for numbers, or scales for weights
-that they do not know, in silence. So the outputs are compared.
+Loading without an error proves nothing: readers may silently read codes as numbers, or ignore
+scales. So the outputs are compared.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from unitify.checkpoint.pretrained import quiet
 from unitify.diagnostics import PackageMissing, ReaderDiffers, UnitifyError
 from unitify.formats.signal_to_noise import decibels
 
-#: Decibels below which a folder is refused where the recipe asks for none. A scale that a reader
-#: does not find, or takes for another, leaves less than four.
+#: The least signal to noise of a folder in decibels, without one in the recipe. A missing or wrong
+#: scale leaves less than four (tests/test_serve.py).
 LEAST = 6.0
 
 
 def check_reader() -> None:
-    """Raises ``UnitifyError`` (U005) where the reader of such folders is not installed."""
+    """Raises ``UnitifyError`` (U005) where the reader of these folders is not installed."""
     if importlib.util.find_spec("compressed_tensors") is None:
         purpose = "writing and reading checkpoints for runtimes"
         raise UnitifyError(PackageMissing(package="compressed-tensors", purpose=purpose))
 
 
 def reopened(folder: Path, model: nn.Module, calls: Iterable[Inputs], least: float) -> float:
-    """Signal to noise of the outputs of ``folder`` against those of ``model``, in decibels.
+    """Signal to noise of the outputs of ``folder``, relative to those of ``model``, in decibels.
 
     Raises ``UnitifyError`` (U615) where it is below ``least``, or the reader fails.
     """
     import transformers
 
     try:
-        # compressed-tensors draws bars of its own.
+        # compressed-tensors prints progress bars.
         with quiet(transformers), contextlib.redirect_stderr(io.StringIO()):
             opened: Any = type(model).from_pretrained(folder, local_files_only=True)  # type: ignore[attr-defined]
             signal = noise = 0.0
@@ -61,7 +61,7 @@ def reopened(folder: Path, model: nn.Module, calls: Iterable[Inputs], least: flo
         raise UnitifyError(ReaderDiffers(path=str(folder), problem=problem)) from error
     found = decibels(noise / signal) if math.isfinite(noise) and signal else -math.inf
     if found < least:
-        problem = f"what its reader computes has {found:.1f} dB of signal to noise, not {least:g}"
+        problem = f"the outputs of its reader have {found:.1f} dB of signal to noise, not {least:g}"
         raise UnitifyError(ReaderDiffers(path=str(folder), problem=problem))
     return found
 

@@ -1,8 +1,7 @@
-"""What of a model's casts folds into the scales of a checkpoint: linear layers, and their scales.
+"""Folds a model's casts into the scales of a checkpoint: linear layers, and their scales.
 
-A runtime runs its own code of the model, on codes and the scales beside them. So a cast folds where
-it is of an operand of a linear layer, by a constant that is a power of two. Everything else that a
-recipe does to the numbers is refused.
+A runtime runs its own code of the model, on codes and their scales. So a cast folds if it is that
+of an operand of a linear layer, by a constant power of two. Any other cast of a recipe is an error.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from unitify.recipe.recipe import Recipe
 from unitify.rulebook.rule_table import Rule, RuleTable
 from unitify.rulebook.schema import named_arguments, operation_name
 
-#: Decibels that a scale may lose.
+#: Decibels that a scale may lose against the best one; a window is as wide as this allows.
 _LOST = 0.1
 
 
 @dataclass(frozen=True)
 class Served:
-    """A linear layer that is served in a format; value = scale × what is stored.
+    """A linear layer in a format of few bits; value = scale × stored value.
 
-    ``layer``: the module's path. ``weight``, ``input``: scales, powers of two. ``group``: layers
-    that take the same input in one module; runtimes make one matmul of these, with one scale.
-    ``rms``: of the input, as it was estimated; 0 where it was not.
+    ``layer``: the module's path. ``weight``, ``input``: scales, powers of two. ``group``: layers of
+    one module with the same input; runtimes fuse these into one matmul, with one scale.
+    ``rms``: the estimated RMS of the input; 0 without one.
     """
 
     layer: str
@@ -46,16 +45,16 @@ class Served:
 
     @property
     def window(self) -> tuple[float, float]:
-        """Scales of the input that lose less than a tenth of a decibel, the least and the greatest.
+        """The least and the greatest scale of the input that loses less than a tenth of a decibel.
 
-        Of an input that is normally distributed with the RMS that was estimated.
+        The input is assumed to be normal, with its estimated RMS.
         """
         band = band_of(FORMATS[self.format], _LOST)
         return self.rms / band.high, self.rms / band.low
 
     @property
     def margin(self) -> float:
-        """How many octaves the scale of the input is inside of its window; negative outside."""
+        """Octaves between the scale of the input and the nearer end of its window; < 0 outside."""
         if not self.rms:
             return 0.0
         low, high = self.window
@@ -67,10 +66,10 @@ def served(
 ) -> tuple[Served, ...]:
     """The layers whose contractions are cast, in order of their paths.
 
-    Raises ``UnitifyError`` (U614), with everything that does not fold.
+    Raises ``UnitifyError`` (U614) with every cast that does not fold.
     """
     if recipe.scaling != "unit" or recipe.values != "contractions" or not recipe.saturate:
-        problem = "its scales are no constants of operands alone, saturating"
+        problem = "it has casts other than saturating ones of operands at constant scales"
         raise UnitifyError(NotFolded(value=recipe.name, problem=problem))
     found: list[Served] = []
     wrong: list[NotFolded] = []
@@ -83,7 +82,7 @@ def served(
                 continue
             rule = rules[operation_name(node)]
             if rule.cached and not choice.backward:
-                # Keys and values alone: ``kv_cache`` has their scales.
+                # Only keys and values are cast; ``kv_cache`` has their scales.
                 continue
             layer, problem = _layer(model, part.path, part.capture, node, rule, choice)
             if choice.forward in ("", "bf16", "fp16"):
@@ -98,7 +97,7 @@ def served(
         wrong.append(NotFolded(value=recipe.name, problem="no linear layer is cast"))
     for group in {each.group for each in found} & kept.keys():
         layer = next(each.layer for each in found if each.group == group)
-        problem = f"{kept[group]}, which takes the same input, is not cast"
+        problem = f"{kept[group]}, which has the same input, is not cast"
         wrong.append(NotFolded(value=layer, problem=problem))
     if wrong:
         raise UnitifyError(*wrong)
@@ -112,7 +111,7 @@ def _layer(
     matmul = rule.matmul
     weight = named_arguments(node)[matmul.right] if matmul is not None else None
     if matmul is None or not isinstance(weight, fx.Node) or weight.op != "get_attr":
-        return "", "it is no contraction with a weight as the model holds it"
+        return "", "it is not a contraction with a weight of the model"
     first = capture.aliases.get(str(weight.target))
     names = [f"{path}.{n}".strip(".") for n, of in capture.aliases.items() if of == first]
     layers = [n.removesuffix(".weight") for n in names if n.endswith(".weight")]
@@ -123,7 +122,7 @@ def _layer(
         return layer, "its operand is cast around a mean (center = 'none' folds)"
     others = [name for name in names if name != f"{layer}.weight"]
     if others or len(weight.users) > 1:
-        return layer, f"its weight is also {', '.join(others) or 'taken elsewhere'}"
+        return layer, f"its weight is also {', '.join(others) or 'used elsewhere'}"
     return layer, ""
 
 
@@ -156,7 +155,7 @@ def _served(
 
 
 def _once(found: Iterable[Served]) -> list[Served]:
-    """A layer that is called several times has the scales that hold the most."""
+    """One entry for each layer; one with several calls has the largest scales."""
     layers: dict[str, Served] = {}
     for each in found:
         other = layers.get(each.layer, each)

@@ -1,7 +1,7 @@
-"""safetensors files written tensor by tensor.
+"""Writes safetensors files tensor by tensor.
 
-Takes what is to be written as promises: a name, a type, a shape, and a function that makes the
-tensor when its turn comes. No more than one is in memory.
+Takes tensors as promises: a name, a type, a shape, and a function that makes the tensor when it is
+written. Only one of them is in memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
-#: Types by the names that safetensors has for them.
+#: Types → their names in safetensors.
 _TYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.int64: "I64",
@@ -30,7 +30,7 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Promise:
-    """A tensor to be written: what its header says, and how it is made."""
+    """A tensor to write: its entry in the header, and the function that makes it."""
 
     name: str
     dtype: torch.dtype
@@ -51,7 +51,7 @@ OnBytes = Callable[[int], None]
 
 
 def write_shard(path: Path, promises: Sequence[Promise], on_bytes: OnBytes) -> str:
-    """Write one file, and return its SHA-256. There is no file of this name until it is whole."""
+    """Write one file, and return its SHA-256. It has a temporary name until it is complete."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for promise in promises:
@@ -83,7 +83,7 @@ def write_shard(path: Path, promises: Sequence[Promise], on_bytes: OnBytes) -> s
 
 
 def index(placed: Mapping[str, Sequence[Promise]]) -> dict[str, Any]:
-    """The index of shards: which file holds which tensor."""
+    """The index of shards: tensor → file."""
     total = sum(promise.size for promises in placed.values() for promise in promises)
     names = {p.name: file for file, promises in placed.items() for p in promises}
     return {"metadata": {"total_size": total}, "weight_map": names}
