@@ -268,7 +268,7 @@ def test_a_converted_folder(run: Run, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "drift is not judged" not in result.stdout
     result = run("./out", "--model", "factories:mlp", "--scales", "analysis")
-    assert "drift is not judged: the plan is of other scales" in result.stdout
+    assert "drift is not judged: the plan has other scales" in result.stdout
     # The plan that was written is the one of now.
     plan = tmp_path / "out" / "plan.json"
     same = CliRunner().invoke(app, ["check", "factories:mlp", "--plan", str(plan), "--exit-zero"])

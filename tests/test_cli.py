@@ -391,4 +391,4 @@ def test_explain_an_unknown_value(run: Run) -> None:
 def test_explain_needs_a_whole_folder(run: Run, weights: Path) -> None:
     assert error_of(run("explain", "linear", "none")).startswith("error: U607")
     run("convert", weights, "--model", "factories:mlp", "-o", "out")
-    assert "it names no model" in error_of(run("explain", "linear", "out"))
+    assert "it describes no model" in error_of(run("explain", "linear", "out"))

@@ -1,1 +1,1 @@
-"""Checkpoints read, converted folders written and loaded; nothing in them is run."""
+"""Reads checkpoints, and writes and loads converted folders. No code in them runs."""

@@ -1,8 +1,7 @@
-"""Weights that a recipe casts, as the codes that its casts make of them: a byte each.
+"""Weights that a recipe casts, held as the codes of these casts: one byte each.
 
-A weight that nothing but casts to one FP8 format at one scale reads is held by these codes;
-rounding what they stand for again changes nothing. Takes a module; gives, by name, how its weights
-are coded.
+A weight is held as codes if casts to one FP8 format at one scale are its only uses. Decoding and
+rounding again changes nothing. Takes a module; gives the coding of its weights, by name.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class Coded:
     dtype: str
 
     def checked(self) -> Coded:
-        """Itself; ``KeyError`` or ``ValueError`` where it is none that could have been written."""
+        """Itself. Raises ``KeyError`` or ``ValueError`` where it is not valid."""
         type_of_codes = FORMATS[self.format].dtype
         dtype = getattr(torch, self.dtype, None)
         is_float = isinstance(dtype, torch.dtype) and dtype.is_floating_point
@@ -45,12 +44,12 @@ class Coded:
         return encode(weight, FORMATS[self.format], self.exponent)
 
     def weight(self, codes: Tensor) -> Tensor:
-        """What codes stand for."""
+        """The weight of codes."""
         return decode(codes, torch.float32, self.exponent).to(getattr(torch, self.dtype))
 
 
 def coded_weights(module: UnitScaledModule) -> dict[str, Coded]:
-    """The weights of ``module`` that its casts alone read, by the first name that each has."""
+    """The weights of ``module`` that only its casts use, by their first names."""
     recipe = module.recipe
     if recipe is None or recipe.scaling != "unit" or not recipe.saturate or module.scheme:
         return {}
@@ -65,9 +64,9 @@ def coded_weights(module: UnitScaledModule) -> dict[str, Coded]:
 
 
 def _uses(part: Part) -> Iterator[tuple[str, Coded | None]]:
-    """Every use of a weight: as which codes, or as it is."""
+    """Every use of a weight: its codes, or None for the weight itself."""
     capture = part.capture
-    # The weight of an operand with a mean meets that mean as it is.
+    # An operand with a mean: the contraction of the mean uses the weight itself.
     choices = [choice for choice in part.choices if choice.is_contraction and not choice.mean]
     casts = {cast.place: cast for choice in choices for cast in choice.casts}
     for user in capture.graph.nodes:
@@ -87,10 +86,10 @@ def _coded(node: fx.Node, format: str, exponent: int) -> Coded | None:
 
 
 def encoded(weights: Mapping[str, Tensor], coded: Mapping[str, Coded]) -> dict[str, Tensor]:
-    """``weights`` with codes in the place of those that are coded."""
+    """``weights``, with codes for those in ``coded``."""
     return {n: coded[n].codes(t) if n in coded else t for n, t in weights.items()}
 
 
 def decoded(weights: Mapping[str, Tensor], coded: Mapping[str, Coded]) -> dict[str, Tensor]:
-    """``weights`` with what codes stand for in their place."""
+    """``weights``, with the decoded weights for those in ``coded``."""
     return {n: coded[n].weight(t) if n in coded else t for n, t in weights.items()}

@@ -1,7 +1,7 @@
-"""Folders of ``torch.distributed.checkpoint``, read in one process, and nothing in them is run.
+"""Reads folders of ``torch.distributed.checkpoint`` in one process. No code in them runs.
 
-Torch unpickles their list of contents without a question; here nothing but the classes of that list
-is let through. Tensors are read with ``weights_only=True``; what else a folder holds is left.
+torch unpickles their list of contents without a check. This file admits only the classes of that
+list. Tensors are read with ``weights_only=True``; other contents of the folder are not read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from unitify.diagnostics import CheckpointUnreadable, UnitifyError, UnsafeCheckp
 
 CONTENTS = ".metadata"
 
-#: What the list of contents is made of. Types of torch are allowed beside these.
+#: The classes of the list of contents. Types of torch are allowed, too.
 _ALLOWED = {
     "torch.distributed.checkpoint.metadata": {
         "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties", "TensorStorageMetadata",
@@ -36,7 +36,7 @@ _ALLOWED = {
 
 
 def read_distributed(folder: Path) -> dict[str, Any]:
-    """The tensors of the folder as they were saved: dicts in dicts.
+    """The tensors of the folder in nested dicts, as they were saved.
 
     Raises ``UnitifyError``: U601 for a folder that cannot be read, U602 for one with pickled code.
     """
@@ -48,7 +48,7 @@ def read_distributed(folder: Path) -> dict[str, Any]:
     }
     try:
         load(tensors, storage_reader=_Reader(folder, contents), no_dist=True)
-    except (Exception, CheckpointException) as error:  # a broken file may raise anything
+    except (Exception, CheckpointException) as error:  # A broken file may raise anything.
         problem = f"its tensors cannot be read ({type(error).__name__}: {error})"
         raise UnitifyError(
             CheckpointUnreadable(path=str(folder), problem=problem.splitlines()[0])
@@ -64,7 +64,7 @@ def read_distributed(folder: Path) -> dict[str, Any]:
 
 
 class _Reader(FileSystemReader):
-    """Torch's reader, with the list of contents that was read already."""
+    """torch's reader, with a list of contents that is already read."""
 
     def __init__(self, folder: Path, contents: Metadata) -> None:
         super().__init__(folder)
@@ -83,7 +83,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _RefusedError(Exception):
-    """The list of contents names something else."""
+    """The list of contents names another class."""
 
 
 def _contents(folder: Path) -> Metadata:
@@ -94,8 +94,8 @@ def _contents(folder: Path) -> Metadata:
         assert isinstance(contents, Metadata)
     except _RefusedError as refused:
         raise UnitifyError(UnsafeCheckpoint(path=str(path), problem=str(refused))) from None
-    except Exception as error:  # as the tensors
-        problem = f"it lists no contents of a distributed checkpoint ({type(error).__name__})"
+    except Exception as error:  # A broken file may raise anything.
+        problem = f"its list of contents cannot be read ({type(error).__name__})"
         raise UnitifyError(CheckpointUnreadable(path=str(path), problem=problem)) from None
     contents.storage_meta = contents.storage_meta or StorageMeta()
     return contents

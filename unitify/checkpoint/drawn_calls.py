@@ -1,4 +1,4 @@
-"""The calls that the module of a converted folder was recorded in, drawn anew from outlines."""
+"""Random calls for the recordings of a converted folder, drawn from the outlines in it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from unitify.diagnostics import InputsNeeded, UnitifyError
 def drawn_calls(
     calls: Sequence[Outline], model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None
 ) -> list[Inputs]:
-    """One call for each recording. ``args`` and ``kwargs``: those of the first, where given.
+    """One call for each recording. ``args`` and ``kwargs``: those of the first, if any.
 
-    Raises ``UnitifyError`` (U002) for a call with values that an outline does not keep.
+    Raises ``UnitifyError`` (U002) for a call with values that an outline does not hold.
     """
     given = as_inputs(model, args)
     first = [(given[0], {**given[1], **(kwargs or {})})]
@@ -31,13 +31,13 @@ def drawn_calls(
         raise UnitifyError(
             InputsNeeded(
                 where=type(model).__name__,
-                reason=f"the folder keeps no {error.args[0]}, which the conversion was given",
+                reason=f"the conversion used a {error.args[0]}, which the folder does not hold",
                 call="unitify.load(DIR, model, (x,))",
             )
         ) from None
 
 
 def sizes_by_name(call: Outline, model: nn.Module) -> Any:
-    """What the first recording left free, as ``dynamic_shapes`` of ``rebuild``."""
+    """The free sizes of the first recording, as ``dynamic_shapes`` of ``rebuild``."""
     sizes = sizes_of(call)
     return bind(inspect.signature(model.forward), *sizes) if isinstance(sizes, tuple) else sizes

@@ -1,8 +1,8 @@
-"""State dicts from files and folders, read without running anything that they may hold.
+"""Reads state dicts from files and folders. No code in them runs.
 
 Takes a ``.safetensors`` or a ``.pt`` file, shards with their index, or a folder of
-``torch.distributed.checkpoint``; gives names and tensors. A pickle is read by
-``torch.load(weights_only=True)`` and never in any other way.
+``torch.distributed.checkpoint``; gives names and tensors. A pickle is read only by
+``torch.load(weights_only=True)``.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from unitify.diagnostics import (
 
 _PICKLED = {".pt", ".pth", ".bin", ".ckpt"}
 _INDEX = ".index.json"
-#: What a folder of PEFT holds in place of a model.
+#: The config of an adapter in a folder of PEFT, which has no model.
 _ADAPTER = "adapter_config.json"
 
 
 def read_state_dicts(path: Path) -> dict[str, StateDict]:
-    """Every state dict of a checkpoint, on the CPU, by the entry that holds it ("": all of it).
+    """Every state dict of a checkpoint, on the CPU, by the entry that holds it ("": the whole).
 
-    Raises ``UnitifyError``: U601 for what is missing, truncated or holds no state dict, U602 for
-    what holds code, U611 for the folder of an adapter.
+    Raises ``UnitifyError``: U601 for a missing or broken file, and for one without a state dict;
+    U602 for a file with code; U611 for the folder of an adapter.
     """
     if not path.exists():
         raise _unreadable(path, "there is no such file")
@@ -57,7 +57,7 @@ def read_state_dicts(path: Path) -> dict[str, StateDict]:
 
 
 def check_no_adapter(folder: Path) -> None:
-    """Raises ``UnitifyError`` (U611) for the folder of an adapter, which has no model in it."""
+    """Raises ``UnitifyError`` (U611) for the folder of an adapter, which contains no model."""
     config = folder / _ADAPTER
     if not config.is_file():
         return
@@ -69,7 +69,7 @@ def check_no_adapter(folder: Path) -> None:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files of a checkpoint that hold weights, in order of their names."""
+    """The files of weights of a checkpoint, in order of their names."""
     if path.is_file() and not path.name.endswith(_INDEX):
         return [path]
     folder = path if path.is_dir() else path.parent
@@ -83,7 +83,7 @@ def _read_folder(folder: Path) -> dict[str, StateDict]:
 
 
 def _found(folder: Path) -> tuple[Path | None, Path]:
-    """Its index where it has one; else its only file of weights, safetensors before pickles."""
+    """The index and the folder; without an index, None and the only file of weights."""
     indices = sorted(folder.glob(f"*{_INDEX}"), key=lambda p: ".safetensors" not in p.name)
     if indices:
         return indices[0], folder
@@ -96,9 +96,9 @@ def _found(folder: Path) -> tuple[Path | None, Path]:
 
 
 def mapped_shards(folder: Path) -> dict[str, StateDict]:
-    """The tensors of a folder by the file that holds them, memory-mapped: read when they are used.
+    """The tensors of a folder by file, memory-mapped: they are read when they are used.
 
-    Raises ``UnitifyError`` as ``read_state_dicts`` does.
+    Raises ``UnitifyError`` like ``read_state_dicts``.
     """
     check_no_adapter(folder)
     index, file = _found(folder)
@@ -113,14 +113,14 @@ def mapped_shards(folder: Path) -> dict[str, StateDict]:
 def mapped_weights(path: Path) -> dict[str, Any]:
     """The tensors of a folder, or of a file with one state dict, memory-mapped.
 
-    Raises ``UnitifyError`` as ``read_state_dicts`` does.
+    Raises ``UnitifyError`` like ``read_state_dicts``.
     """
     shards = mapped_shards(path) if path.is_dir() else read_state_dicts(path)
     return {name: tensor for shard in shards.values() for name, tensor in shard.items()}
 
 
 def _placed(index: Path) -> tuple[dict[str, str], list[str]]:
-    """Names by the file that holds them, and the files, all of which lie beside the index."""
+    """Name → its file, and the files, which must be beside the index."""
     try:
         placed = json.loads(index.read_text("utf-8"))["weight_map"]
         files = sorted(set(placed.values()))
@@ -154,26 +154,26 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_pickled(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
-    except Exception as error:  # a broken file may raise anything on its way through the unpickler
+    except Exception as error:  # The unpickler may raise anything for a broken file.
         if refused := _refused(path, str(error)):
             raise UnitifyError(UnsafeCheckpoint(path=str(path), problem=refused)) from None
         raise _unreadable(path, f"not a whole state dict ({_first_line(error)})") from None
 
 
 def _is_archive(path: Path) -> bool:
-    """Is it a pickle as torch has written them since 1.6, whose tensors can be mapped?"""
+    """Is it a zip archive, as torch writes since 1.6, whose tensors can be mapped?"""
     return zipfile.is_zipfile(path)
 
 
 def _refused(path: Path, message: str) -> str:
-    """What torch refused to unpickle; empty where the file is merely broken."""
+    """The name that torch refused to unpickle; "" where the file is only broken."""
     for line in message.splitlines():
         if "TorchScript" in line:
             return "a TorchScript archive"
         if "GLOBAL" in line or "Unsupported class" in line or "Trying to" in line:
             return line.strip().removeprefix("WeightsUnpickler error: ").split(" was not an")[0]
         if "Unsupported operand" in line and path.read_bytes()[:1] == b"\x80":
-            return "a pickle that torch.save did not write"
+            return "a pickle not from torch.save"
     return ""
 
 

@@ -1,6 +1,6 @@
-"""A model filled with the weights of a checkpoint: with all of them, unless names are allowed.
+"""Fills a model with the weights of a checkpoint: with all of them, unless names may differ.
 
-Takes a model and the state dicts of a checkpoint; gives notes on what was done to fit the two.
+Takes a model and the state dicts of a checkpoint; gives notes on what was changed to make them fit.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Allowed:
         return _matching(names, self.missing)
 
     def unexpected_of(self, names: Iterable[str]) -> tuple[str, ...]:
-        """Those of ``names`` that may be too many."""
+        """Those of ``names`` that may be unexpected."""
         return _matching(names, self.unexpected)
 
 
@@ -50,16 +50,16 @@ def fill(
     path: str = "",
     allowed: Allowed = NOTHING,
 ) -> tuple[Diagnostic, ...]:
-    """Give ``model`` the weights of one of the state dicts ``given``, which have their entries.
+    """Load one of the state dicts ``given``, which are named by their entries, into ``model``.
 
-    Prefixes that wrappers put before names are taken away, codes of eight bits are multiplied by
-    their scales, and the average of an ``AveragedModel`` is taken, each only where every name then
-    fits. Notes say so, and what was allowed to differ.
+    Prefixes of wrappers are removed from names, codes of eight bits are multiplied by their scales,
+    and the average of an ``AveragedModel`` is used, each only if it makes every name fit. Notes
+    report these changes, and names that were allowed to differ.
 
-    Raises ``UnitifyError``: U603 where names, shapes or types differ, U613 where several of the
-    state dicts fit, U204 for weights that are not finite.
+    Raises ``UnitifyError``: U603 where names, shapes or types differ; U613 where several state
+    dicts fit; U204 for weights that are not finite.
     """
-    # An optimizer keeps a few tensors for each parameter, in an entry of its own.
+    # The entry of an optimizer has several tensors for each parameter.
     most = max(map(len, given.values()))
     large = {entry: held for entry, held in given.items() if 2 * len(held) >= most}
     found = [_best(model, entry, held, allowed) for entry, held in large.items()]
@@ -82,7 +82,7 @@ def fill(
 
 
 def differs(found: Fit, where: str) -> KeysDiffer:
-    """What does not fit, with the options by which names may be missing or too many."""
+    """The diagnostic for names that do not fit, with the options that allow them."""
     if found.differing:
         return KeysDiffer(where=where, problem=found.problem)
     options = [f"--allow-missing {pattern!r}" for pattern in _patterns(found.missing)]
@@ -94,18 +94,18 @@ def differs(found: Fit, where: str) -> KeysDiffer:
 def adapted(
     path: str, *done: str, kept: Iterable[str] = (), left_out: Iterable[str] = ()
 ) -> tuple[Diagnostic, ...]:
-    """Notes on what was done to a checkpoint. ``kept``: names that it lacks."""
+    """Notes on changes to a checkpoint. ``kept``: names that it lacks; ``left_out``: others."""
     changes = [*done]
     if names := ", ".join(kept):
-        changes.append(f"not in it, and left as the model made them: {names}")
+        changes.append(f"not in it, and left at the model's initial values: {names}")
     if names := ", ".join(left_out):
-        changes.append(f"not of the model, and left out: {names}")
+        changes.append(f"not in the model, and left out: {names}")
     return tuple(CheckpointAdapted(where=path, what=what) for what in changes)
 
 
 @dataclass(frozen=True)
 class _Reading:
-    """One way to read a state dict, how it fits a model, and what of that is allowed."""
+    """One way to read a state dict, how it fits a model, and which differences are allowed."""
 
     entry: str
     state_dict: StateDict
@@ -116,12 +116,12 @@ class _Reading:
 
     @property
     def count(self) -> int:
-        """How much does not fit."""
+        """The number of names that do not fit."""
         return len(self.found.missing) + len(self.found.unexpected) + len(self.found.differing)
 
     @property
     def refused(self) -> Fit:
-        """What does not fit, and is not allowed."""
+        """The differences that are not allowed."""
         return Fit(
             tuple(name for name in self.found.missing if name not in self.missing),
             tuple(name for name in self.found.unexpected if name not in self.unexpected),
@@ -130,12 +130,12 @@ class _Reading:
 
     @property
     def is_right(self) -> bool:
-        """Is all that does not fit allowed?"""
+        """Are all differences allowed?"""
         return self.refused == Fit()
 
 
 def _best(model: nn.Module, entry: str, given: StateDict, allowed: Allowed) -> _Reading:
-    """The reading of which least does not fit, and that is allowed; of equals the first."""
+    """The allowed reading, if any, with the fewest differences; the first of equals."""
     ignored = allowed.unexpected_of(given)
     readings: list[_Reading] = []
     for state_dict, done in _readings(model, without(given, ignored)):
@@ -162,7 +162,7 @@ def _readings(model: nn.Module, given: StateDict) -> Iterator[tuple[StateDict, t
 
 
 def _patterns(names: Iterable[str]) -> Iterator[str]:
-    """Patterns of all ``names``, few of them: each of what one submodule holds."""
+    """A few patterns that match all ``names``: one for each submodule."""
     firsts: dict[str, list[str]] = {}
     for name in sorted(names):
         firsts.setdefault(name.split(".")[0], []).append(name)

@@ -1,4 +1,4 @@
-"""Weights stored as codes of eight bits beside their scales, as numbers again."""
+"""Decodes weights that a checkpoint stores as codes of eight bits beside their scales."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from unitify.checkpoint.state_dict import StateDict
 
-#: What follows a weight's name in that of its scale, the multiplier of its codes.
+#: The endings that turn a weight's name into that of its scale, which multiplies its codes.
 _SCALES = ("_scale", "_scale_inv")
-#: Rows and columns that share a scale, where scales are given by blocks.
+#: Rows and columns of a block with one scale, as in DeepSeek-V3.
 _BLOCK = 128
 
 
 def dequantized(given: StateDict, dtype: torch.dtype) -> tuple[dict[str, object], tuple[str, ...]]:
-    """``given`` with codes times scales, rounded to ``dtype``, in place of both; and their names.
+    """``given`` with weights in ``dtype`` instead of codes and scales, and the names of these.
 
-    Codes without a scale, or with one of a shape that nothing explains, stay.
+    Codes without a scale, or with one of an unknown shape, stay.
     """
     made = dict(given)
     names = []
@@ -43,7 +43,7 @@ def _scales(given: StateDict, name: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _spread(scale: Tensor, shape: torch.Size) -> Tensor | None:
-    """One scale for all, one a row, or one a block; None for anything else."""
+    """The scale of each element, from one for all, one a row or one a block; None otherwise."""
     if scale.numel() == 1:
         return scale.reshape(())
     if scale.numel() == shape[0] and scale.shape in ((shape[0],), (shape[0], 1)):

@@ -1,12 +1,12 @@
 """The folder that ``unitify convert`` writes, and ``load``, which reads it back.
 
-    model.safetensors   the module's weights: the original's true ones, or the codes that its casts
-                        make of them; a tied tensor once
-    plan.json           scales (log2), recipe, versions, SHA-256 of what decides the function
-    report.json         what a reader wants to know
+    model.safetensors   the module's weights: true ones, or the codes of its casts; a tied tensor
+                        once
+    plan.json           scales (log2), recipe, versions, SHA-256 of all that decides the function
+    report.json         the report
     huggingface/        config and tokenizer of a Hugging Face model
 
-The config lies in a folder of its own: a scheme's weights are not those of the model it describes.
+The config is in a separate folder, because a scheme's weights do not fit the model it describes.
 """
 
 from __future__ import annotations
@@ -75,18 +75,18 @@ def write(
     source: Mapping[str, Any] | None = None,
     companions: Iterable[Path] = (),
 ) -> None:
-    """Write ``module`` to the new folder ``path``, whole or not at all.
+    """Write ``module`` to the new folder ``path``, completely or not at all.
 
-    Raises ``UnitifyError``: U605 where it exists, U606 where it cannot be written.
+    Raises ``UnitifyError``: U605 where it exists; U606 where it cannot be written.
     """
     with new_folder(path) as folder:
         _write_files(folder, module, report, versions or {}, source or {}, companions)
 
 
 def read(path: Path) -> Converted:
-    """Read a converted folder, checking every hash.
+    """Read a converted folder, and check every hash.
 
-    Raises ``UnitifyError`` (U607 where it is not as it was written, U301 for a plan that is none).
+    Raises ``UnitifyError``: U607 where it changed since it was written; U301 for an invalid plan.
     """
     document = _read_plan(path)
     hashes = document.get("sha256")
@@ -95,10 +95,10 @@ def read(path: Path) -> Converted:
         problem = f"{PLAN} has the format {found}, and this version of unitify reads {FORMAT}"
         raise _damaged(path, problem)
     if hashes.get(PLAN) != _digest_of_plan(document):
-        raise _damaged(path, f"{PLAN} is not as it was written")
+        raise _damaged(path, f"{PLAN} has changed")
     for name, digest in hashes.items():
         if name != PLAN and (not (path / name).is_file() or sha256(path / name) != digest):
-            raise _damaged(path, f"{name} is missing or not as it was written")
+            raise _damaged(path, f"{name} is missing or has changed")
     codes = _codes(path, document.get("codes", {}))
     return Converted(
         path=path,
@@ -126,12 +126,12 @@ def load(
 ) -> UnitScaledModule:
     """The module in a folder that ``unitify convert`` wrote.
 
-    ``model``: a model of the class that was converted; its weights do not matter. It may be left
-    out for a Hugging Face model, whose config lies in the folder. Example inputs are drawn as the
-    folder tells of those of the conversion, where none are given.
+    ``model``: a model of the converted class; its weights do not matter. A Hugging Face model needs
+    none, because its config is in the folder. Without example inputs, they are drawn with the
+    shapes of the conversion's.
 
-    Raises ``UnitifyError``: U607 where a hash differs, U301, U302 or U603 where plan or weights do
-    not belong to the model, U002 where the folder cannot tell its inputs.
+    Raises ``UnitifyError``: U607 where a hash differs; U301, U302 or U603 where plan or weights do
+    not fit the model; U002 where the folder does not describe its inputs.
     """
     found = read(Path(path))
     built = skeleton(found, model)
@@ -155,14 +155,14 @@ def load(
 
 
 def skeleton(found: Converted, model: nn.Module | None) -> nn.Module:
-    """``model``, or the one that the folder's config describes.
+    """``model``, or the one of the folder's config.
 
     Raises ``UnitifyError`` (U607) where there is none.
     """
     if model is not None:
         return model
     if found.huggingface is None:
-        raise _damaged(found.path, "it names no model: pass one")
+        raise _damaged(found.path, "it describes no model: pass one")
     return from_config(found.huggingface, found.weights)
 
 
@@ -194,7 +194,7 @@ def _write_files(
 
 
 def _digest_of_plan(document: Mapping[str, Any]) -> str:
-    """The hash of everything in plan.json but itself, whatever its layout."""
+    """The hash of the data in plan.json without the hash itself, independent of its layout."""
     hashes = {k: v for k, v in document["sha256"].items() if k != PLAN}
     text = json.dumps({**document, "sha256": hashes}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -203,9 +203,9 @@ def _digest_of_plan(document: Mapping[str, Any]) -> str:
 def write_weights(
     path: Path, state_dict: Mapping[str, Tensor], coded: Mapping[str, Coded] | None = None
 ) -> dict[str, Coded]:
-    """safetensors holds no tensor twice: a tied name is noted in the header.
+    """Write a file of weights. Returns those that were written as codes.
 
-    Which of them were written as codes.
+    safetensors holds no tensor twice, so tied names are in the header.
     """
     first: dict[Any, str] = {}
     tied: dict[str, str] = {}
@@ -216,7 +216,7 @@ def write_weights(
             tied[name] = first[place]
             continue
         first[place] = name
-        # A copy: tensors that overlap in memory (views of one buffer) are stored apart.
+        # A copy, because tensors that overlap in memory (views of one buffer) are separate here.
         tensors[name] = tensor.detach().clone().contiguous()
     met = {name: how for name, how in (coded or {}).items() if name in tensors}
     metadata = {"format": "pt", "tied": json.dumps(tied)}
@@ -239,7 +239,7 @@ def _codes(path: Path, rows: Any) -> dict[str, Coded]:
     try:
         return {name: Coded(**row).checked() for name, row in rows.items()}
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise _damaged(path, f"its codes are none ({error})") from None
+        raise _damaged(path, f"its codes are invalid ({error})") from None
 
 
 def _casts(path: Path, rows: Any) -> tuple[Choice, ...] | None:
@@ -250,7 +250,7 @@ def _casts(path: Path, rows: Any) -> tuple[Choice, ...] | None:
             Choice(**{**row, "casts": tuple(_cast(cast) for cast in row["casts"])}) for row in rows
         )
     except (TypeError, KeyError) as error:
-        raise _damaged(path, f"its casts are none ({error})") from None
+        raise _damaged(path, f"its casts are invalid ({error})") from None
 
 
 def _cast(row: Mapping[str, Any]) -> Cast:
@@ -263,7 +263,7 @@ def _read_plan(path: Path) -> dict[str, Any]:
     try:
         document = json.loads((path / PLAN).read_text("utf-8"))
     except FileNotFoundError:
-        raise _damaged(path, f"there is no {PLAN} in it") from None
+        raise _damaged(path, f"it has no {PLAN}") from None
     except (OSError, ValueError) as error:
         raise _damaged(path, f"{PLAN} is not JSON ({error})") from None
     if not isinstance(document, dict):

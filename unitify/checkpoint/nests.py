@@ -1,4 +1,4 @@
-"""State dicts inside what a training script saved: beside an optimizer, or below further names."""
+"""Finds the state dicts in the file of a training script: beside an optimizer's, or nested."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 from unitify.checkpoint.state_dict import StateDict
 from unitify.diagnostics import CheckpointUnreadable, UnitifyError
 
-#: Entries of a state dict that torch lets modules make of anything.
+#: Entries of a state dict that need not be tensors, and the depth to which dicts are searched.
 _EXTRA = "_extra_state"
 _DEEPEST = 3
 
 
 def state_dicts_in(loaded: Any, path: Path) -> dict[str, StateDict]:
-    """Every state dict in ``loaded``, by the entry that holds it; "" for one that is all of it.
+    """Every state dict in ``loaded``, by the entry that holds it; "" for ``loaded`` itself.
 
     Raises ``UnitifyError`` (U601) where there is none.
     """

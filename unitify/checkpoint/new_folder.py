@@ -1,7 +1,8 @@
-"""``new_folder``: a folder that is there whole or not at all.
+"""``new_folder``: writes a folder completely or not at all.
 
-It is made beside its place, as ``.NAME.partial``, and renamed when everything is in it. One process
-at a time makes it. What an interruption leaves is kept where a run of the same request can resume.
+It is made as ``.NAME.partial`` beside its final path, and renamed when it is complete. Only one
+process at a time makes it. After an interruption it is kept if a run of the same request can
+resume.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _PROGRESS = "progress.json"
 
 
 def check_absent(path: Path) -> None:
-    """Raises ``UnitifyError`` where ``path`` exists (U605) or cannot be made (U606)."""
+    """Raises ``UnitifyError`` where ``path`` exists (U605) or cannot be written (U606)."""
     if os.path.lexists(path):
         raise UnitifyError(OutputExists(path=str(path)))
     above = next(p for p in path.absolute().parents if p.exists())
@@ -42,12 +43,12 @@ def sha256(path: Path) -> str:
 def new_folder(
     path: Path, request: Mapping[str, Any] | None = None, *, resume: bool = False
 ) -> Iterator[Folder]:
-    """Inside, a folder to write into; behind, ``path`` is there with all of it, or does not exist.
+    """A context with a folder to write into. Afterwards ``path`` is complete, or does not exist.
 
-    ``request``: what is being written, to know it again; an interrupted run leaves its files for
-    one with ``resume``. None: it leaves nothing.
+    ``request``: identifies the contents, so that a run with ``resume`` can continue an interrupted
+    one. None: an interrupted run leaves nothing.
 
-    Raises ``UnitifyError``: U605 where ``path`` exists, U606 where it cannot be written, U617 where
+    Raises ``UnitifyError``: U605 where ``path`` exists; U606 where it cannot be written; U617 where
     another process is writing it.
     """
     check_absent(path)
@@ -73,7 +74,7 @@ def new_folder(
 
 @contextlib.contextmanager
 def _leaving(partial: Path, lock: Path, is_kept: bool) -> Iterator[None]:
-    """Leave nothing after a refusal, and after an interruption only what ``is_kept``."""
+    """A context that removes ``partial`` after an error, and after an interruption if not kept."""
     try:
         yield
     except BaseException as error:
@@ -85,13 +86,13 @@ def _leaving(partial: Path, lock: Path, is_kept: bool) -> Iterator[None]:
 
 
 class Folder:
-    """A folder in the making, at ``partial``."""
+    """An incomplete folder, at ``partial``."""
 
     def __init__(self, partial: Path, request: Mapping[str, Any], resume: bool) -> None:
         self.partial = partial
         text = json.dumps(request, sort_keys=True)
         self.request = hashlib.sha256(text.encode()).hexdigest()
-        #: Files that are whole, with their SHA-256.
+        #: Complete files, with their SHA-256.
         self.done: dict[str, str] = self._begun() if resume else {}
         if not self.done:
             shutil.rmtree(partial, ignore_errors=True)
@@ -99,7 +100,7 @@ class Folder:
         self._note()
 
     def _begun(self) -> dict[str, str]:
-        """Files of an interrupted run of the same request that are whole."""
+        """Complete files of an interrupted run of the same request."""
         try:
             noted = json.loads((self.partial / _PROGRESS).read_text("utf-8"))
         except (OSError, ValueError):
@@ -118,7 +119,7 @@ class Folder:
         self.write(_PROGRESS, {"request": self.request, "done": self.done})
 
     def once(self, name: str, write: Callable[[Path], str]) -> bool:
-        """Make a file by ``write``, which returns its SHA-256, unless an earlier run has.
+        """Make a file by ``write``, which returns its SHA-256, unless an earlier run did.
 
         Returns whether it was made now.
         """
@@ -129,20 +130,20 @@ class Folder:
         return True
 
     def write(self, name: str, document: Any, *, sort_keys: bool = False) -> None:
-        """Write JSON, at once or not at all."""
+        """Write a JSON file, completely or not at all."""
         text = json.dumps(document, indent=1, sort_keys=sort_keys) + "\n"
         partial = self.partial / f"{name}.partial"
         partial.write_text(text, "utf-8")
         os.rename(partial, self.partial / name)
 
     def copy(self, files: Iterable[Path], below: str = "") -> None:
-        """Copy files beside the others, or into a folder of its own."""
+        """Copy files into the folder, or into the folder ``below`` in it."""
         for file in files:
             (self.partial / below).mkdir(exist_ok=True)
             shutil.copyfile(file, self.partial / below / file.name)
 
     def hashes(self) -> dict[str, str]:
-        """The SHA-256 of every file that is there, by its path below the folder."""
+        """The SHA-256 of every file, by its path in the folder."""
         files = sorted(p for p in self.partial.rglob("*") if p.is_file() and p.name != _PROGRESS)
         names = {p: p.relative_to(self.partial).as_posix() for p in files}
         return {name: self.done.get(name) or sha256(p) for p, name in names.items()}

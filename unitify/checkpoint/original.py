@@ -1,6 +1,6 @@
-"""From a converted folder back to what it was made of: model, weights, files.
+"""From a converted folder back to its original: model, weights, files.
 
-Takes ``Converted``; compares, or gives what it holds in the place of the original.
+Takes ``Converted``; gives the original, or compares it with a checkpoint.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from unitify.module.fingerprint import KEY
 
 
 def true_model(found: Converted, model: nn.Module | None = None) -> nn.Module:
-    """The original model again, with its true weights. ``model`` as for ``load``; it is filled.
+    """The original model with its true weights, loaded into ``model``, as for ``load``.
 
-    Where casts left codes the weights are what these stand for.
+    Weights that are codes are decoded.
 
-    Raises ``UnitifyError`` (U603, U607), and U705 where a scheme made another model of it.
+    Raises ``UnitifyError``: U603 or U607; U705 for the model of a scheme.
     """
     true = true_weights(found)
     built = skeleton(found, model)
@@ -33,45 +33,44 @@ def true_model(found: Converted, model: nn.Module | None = None) -> nn.Module:
 
 
 def true_weights(found: Converted) -> dict[str, Tensor]:
-    """The weights of a folder at true scale; codes have become what they stand for.
+    """The weights of a folder at true scale, with codes decoded.
 
-    Raises ``UnitifyError`` (U705) where a scheme made another model of it.
+    Raises ``UnitifyError`` (U705) for the model of a scheme.
     """
     if found.scheme:
         raise UnitifyError(NoOriginal(path=str(found.path)))
     scales, made = found.plan.parameters, dict[int, Tensor]()
     for name, tensor in found.weights.items():
-        # A tied tensor stays one.
+        # A tied tensor stays tied.
         if id(tensor) not in made:
             made[id(tensor)] = tensor * scales[name].fwd if name in scales else tensor
     return {name: made[id(tensor)] for name, tensor in found.weights.items() if name != KEY}
 
 
 def check_source(found: Converted, source: Mapping[str, Tensor]) -> None:
-    """Is a folder of these weights, bit for bit, and codes those of them?
+    """Check that the weights of a folder are bitwise those of ``source``, or their codes.
 
-    Raises ``UnitifyError`` (U607) with every tensor that is not, or that only one of the two holds.
+    Raises ``UnitifyError`` (U607) with every tensor that differs, or that only one of them has.
     """
     true = true_weights(found)
-    # Checkpoints hold a tied tensor under one of its names.
+    # A checkpoint has a tied tensor under one of its names.
     shared = {id(true[name]) for name in true.keys() & source.keys()}
     alone = sorted(n for n in true.keys() ^ source.keys() if id(true.get(n)) not in shared)
-    problems = [f"{name} is in one of the two alone" for name in alone]
+    problems = [f"{name} is in only one of folder and source" for name in alone]
     for name in sorted(true.keys() & source.keys()):
         given, how = source[name], found.codes.get(name)
         given = how.weight(how.codes(given)) if how is not None else given
         if not (given.dtype == true[name].dtype and torch.equal(given, true[name])):
-            problems.append(f"{name} is not what the source makes")
+            problems.append(f"{name} differs from that of the source")
     if problems:
         raise UnitifyError(*(FolderDamaged(path=str(found.path), problem=p) for p in problems))
 
 
 def write_original(found: Converted, path: Path) -> None:
-    """Write the checkpoint that ``found`` was converted from to the new folder ``path``.
+    """Write the original checkpoint of ``found`` to the new folder ``path``.
 
-    Bit for bit: its tensors, its config and its tokenizer. Raises ``UnitifyError``: U616 where
-    casts left codes of its weights, U705 where a scheme made another model, U605 and U606 as
-    ``write``.
+    Its tensors, its config and its tokenizer are bitwise the original's. Raises ``UnitifyError``:
+    U616 where weights are codes; U705 for the model of a scheme; U605 and U606 like ``write``.
     """
     true = true_weights(found)
     if found.codes:

@@ -1,7 +1,6 @@
-"""Models from local Hugging Face folders: ``config.json`` names the class, the weights lie beside.
+"""Models from local Hugging Face folders: ``config.json`` names the class; weights are beside it.
 
-Nothing is downloaded and no code of the folder runs. ``transformers`` is imported only here,
-and only when asked for.
+Nothing is downloaded, and no code of the folder runs. ``transformers`` is imported on demand.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from unitify.diagnostics import (
 )
 
 CONFIG = "config.json"
-#: What ``from_pretrained`` tells of.
+#: The kinds of keys in the loading info of ``from_pretrained``.
 _KINDS = ("missing", "unexpected", "mismatched")
 
-#: Files that belong to a model beside its weights.
+#: Files of a model other than its weights.
 _COMPANIONS = (
     CONFIG, "generation_config.json", "tokenizer*", "*vocab*", "merges.txt", "*.model",
     "special_tokens_map.json", "added_tokens.json", "chat_template*", "preprocessor_config.json",
@@ -40,10 +39,10 @@ _COMPANIONS = (
 def read_pretrained(
     folder: Path, allowed: Allowed = NOTHING
 ) -> tuple[nn.Module, tuple[Diagnostic, ...]]:
-    """The model of a folder with its weights, in eval mode as transformers hands it out; notes.
+    """The model of a folder with its weights, in eval mode like that of transformers; and notes.
 
-    Raises ``UnitifyError``: U005 without transformers, U601 and U602 for a folder that cannot be
-    read, U603 where weights are missing or left over, U204 for weights that are not finite.
+    Raises ``UnitifyError``: U005 without transformers; U601 and U602 for a folder that cannot be
+    read; U603 where weights are missing or unexpected; U204 for weights that are not finite.
     """
     model_class, transformers = _model_class(folder)
     try:
@@ -52,7 +51,7 @@ def read_pretrained(
                 folder,
                 local_files_only=True,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are in the loading info, and refused below
+                ignore_mismatched_sizes=True,  # The loading info has them; they are refused below.
             )
     except pickle.UnpicklingError as error:
         problem = str(error).splitlines()[0]
@@ -74,7 +73,7 @@ def read_pretrained(
 
 
 def from_config(folder: Path, weights: Mapping[str, Tensor]) -> nn.Module:
-    """The model of a folder with fresh weights of the types that ``weights`` have, in eval mode.
+    """The model of a folder with new weights of the types of ``weights``, in eval mode.
 
     Raises ``UnitifyError`` (U005, U601).
     """
@@ -83,12 +82,12 @@ def from_config(folder: Path, weights: Mapping[str, Tensor]) -> nn.Module:
         with quiet(transformers):
             config = model_class.config_class.from_pretrained(folder, local_files_only=True)
             dtypes = (w.dtype for w in weights.values() if w.is_floating_point())
-            # As from_pretrained chooses it.
+            # The choice of ``from_pretrained``.
             dtype = config.dtype or next(dtypes, None)
             model = _as_module(model_class._from_config(config, dtype=dtype))
     except Exception as error:
         raise _unreadable(folder, f"{type(error).__name__}: {_first_line(error)}") from error
-    # Some tensors are kept in float32, whatever the type of the model is.
+    # transformers keeps some tensors in float32 in a model of any type.
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name in weights:
             tensor.data = tensor.data.to(weights[name].dtype)
@@ -107,7 +106,7 @@ def _model_class(folder: Path) -> tuple[Any, Any]:
     try:
         config = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise _unreadable(folder, "there is no config.json in it") from None
+        raise _unreadable(folder, "it has no config.json") from None
     except (OSError, ValueError) as error:
         raise _unreadable(path, f"not JSON ({_first_line(error)})") from None
     try:
@@ -122,14 +121,14 @@ def _model_class(folder: Path) -> tuple[Any, Any]:
     base = transformers.PreTrainedModel
     if not (isinstance(found, type) and issubclass(found, base)):
         problem = f"transformers {transformers.__version__} has no model {names[0]}"
-        own = "; code that a folder brings along is never run" if "auto_map" in config else ""
+        own = "; code in a folder is never run" if "auto_map" in config else ""
         raise _unreadable(path, problem + own)
     return found, transformers
 
 
 @contextlib.contextmanager
 def quiet(transformers: Any) -> Iterator[None]:
-    """No progress bars and no warnings of transformers: what matters is in our own findings."""
+    """A context without progress bars and warnings of transformers; we report what matters."""
     log = transformers.utils.logging
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity(log.CRITICAL)
@@ -143,7 +142,7 @@ def quiet(transformers: Any) -> Iterator[None]:
 
 
 def _name(key: Any) -> str:
-    """A key that ``from_pretrained`` tells of: a name, or (name, its shape, the model's)."""
+    """The name in a key of the loading info: a name, or (name, its shape, the model's)."""
     return key if isinstance(key, str) else str(key[0])
 
 

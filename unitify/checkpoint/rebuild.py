@@ -1,8 +1,7 @@
-"""``rebuild``: a module again from a model of the right class, its weights and a plan.
+"""``rebuild``: makes a module again from a model of its class, its weights and its plan.
 
-The pipeline without its estimates: capture, check the plan, rewrite. A pair
-``(module.state_dict(), module.plan)`` can be pickled and handed to ``rebuild``; the result is
-bitwise the module that it came from.
+It is the pipeline without estimates: capture, check the plan, rewrite. The pair
+``(module.state_dict(), module.plan)`` can be pickled. The result is bitwise the same module.
 """
 
 from __future__ import annotations
@@ -50,18 +49,17 @@ def rebuild(
     recording_seconds: float | None = RECORDING_SECONDS,
     rules: Iterable[Any] = (),
 ) -> UnitScaledModule:
-    """The module that ``state_dict`` and ``plan`` were taken from.
+    """The module with this ``state_dict`` and ``plan``.
 
-    ``model``: a model of the class that was transformed; its weights do not matter, and are not
-    changed. ``state_dict``: true weights or stored ones, as the plan has them. ``example_inputs``,
-    ``batches`` and the options are those of ``transform``; with a ``recipe`` its casts are there
-    again.
-    ``casts``: ``module.casts``, which recipes need that choose by what they see (``fp8-auto``).
-    ``scheme``: ``module.scheme``, where the module was made by one.
+    ``model``: a model of the transformed class; its weights do not matter, and do not change.
+    ``state_dict``: true weights, or stored ones of the plan. ``example_inputs``, ``batches`` and
+    the options are those of ``transform``. A ``recipe`` inserts its casts again.
+    ``casts``: ``module.casts``, needed for recipes that choose by data (``fp8-auto``).
+    ``scheme``: ``module.scheme``, for the module of a scheme.
 
-    Raises ``UnitifyError``: U001 for a plan that is none, U401 or U402 for such a recipe, U301 or
-    U302 where the plan does not belong to the model, U603 where the weights do not, U017 or U018
-    for weights that were not stored under the plan.
+    Raises ``UnitifyError``: U001 for a plan of another type; U401 or U402 for an invalid recipe;
+    U301 or U302 where the plan does not fit the model; U603 where the weights do not; U017 or U018
+    for weights that were stored under another plan.
     """
     if not isinstance(plan, ScalePlan):
         choices = "module.plan, unitify.ScalePlan.from_json(…)"
@@ -73,7 +71,7 @@ def rebuild(
     seconds = recording_seconds
     recorded = record(model, args, kwargs, dynamic_shapes, further, seconds)
     if recorded.whole is not None and all("/" in value for value in plan.values):
-        # Its recording as a whole was found to lose something; those of submodules did not.
+        # The recording of the whole model was not exact, unlike those of its submodules.
         recorded = record(model, args, kwargs, dynamic_shapes, further, seconds, is_faithful)
     if plan.weights == "true":
         recorded = with_true_parameters(recorded)
@@ -91,10 +89,10 @@ def rebuild(
 
 
 def take_over(module: UnitScaledModule, state_dict: Mapping[str, Tensor]) -> None:
-    """Load weights; a module on the meta device receives memory first.
+    """Load weights. A module on the meta device gets memory first.
 
-    Raises ``UnitifyError`` (U603) where names, shapes or types differ, and where a buffer that no
-    state dict holds is on the meta device.
+    Raises ``UnitifyError`` (U603) where names, shapes or types differ, and for a buffer on the meta
+    device that state dicts do not contain.
     """
     held = {name: tensor for name, tensor in state_dict.items() if name != KEY}
     check_fitting(module._tree, held, same_types=True)
@@ -105,19 +103,19 @@ def take_over(module: UnitScaledModule, state_dict: Mapping[str, Tensor]) -> Non
 
 
 def check_held(module: nn.Module, missing: Iterable[str] = ()) -> None:
-    """Does a state dict without the names ``missing`` hold all of ``module`` that has no memory?
+    """Check that a state dict without ``missing`` has all tensors of ``module`` on the meta device.
 
-    Raises ``UnitifyError`` (U603).
+    Raises ``UnitifyError`` (U603) where it has not.
     """
     loaded = module.state_dict().keys() - set(missing)
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if tensor.is_meta and name not in loaded:
-            problem = f"{name} is on the meta device and no state dict holds it"
+            problem = f"{name} is on the meta device, and state dicts do not contain it"
             raise UnitifyError(KeysDiffer(problem=problem))
 
 
 def materialize(module: nn.Module) -> None:
-    """Empty memory in place of meta tensors; tied tensors stay one."""
+    """Replace meta tensors by empty ones; tied tensors stay tied."""
     made: dict[int, Tensor] = {}
     for child in module.modules():
         for held in (child._parameters, child._buffers):

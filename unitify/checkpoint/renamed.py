@@ -1,4 +1,4 @@
-"""State dicts under other names: what a wrapper of the model put before them is taken away."""
+"""State dicts with other names: removes the prefixes that wrappers of a model add."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 from unitify.checkpoint.state_dict import StateDict
 
-#: Names of submodules that wrappers of torch put between any two of a path.
+#: Names of submodules that torch's wrappers insert anywhere in a path.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-#: What ``torch.optim.swa_utils.AveragedModel`` counts, beside the model that is its ``module``.
+#: The counter of ``torch.optim.swa_utils.AveragedModel``, whose ``module`` is the model.
 _AVERAGED = "n_averaged"
 
 
 def renamings(given: StateDict) -> Iterator[tuple[StateDict, tuple[str, ...]]]:
-    """``given`` as it is, then with fewer and fewer of its names' beginnings; and what was done."""
+    """``given``, then with more and more of its names' prefixes removed; each with its changes."""
     done: tuple[str, ...] = ()
     if _AVERAGED in given and all(n == _AVERAGED or n.startswith("module.") for n in given):
         yield given, ()
-        done = (f"the average of {int(given[_AVERAGED])} steps was taken",)
+        done = (f"the average of {int(given[_AVERAGED])} steps was used",)
         given = without(given, [_AVERAGED])
     for rename, taken in ((str, ""), (_without_wrappers, "names of wrappers")):
         if taken and all(rename(name) == name for name in given):
@@ -28,11 +28,11 @@ def renamings(given: StateDict) -> Iterator[tuple[StateDict, tuple[str, ...]]]:
             renamed = _renamed(given, rename, start)
             removed = " and ".join(filter(None, (taken, f"the prefix {start!r}" if start else "")))
             if len(renamed) == len(given):
-                yield renamed, (*done, f"{removed} was taken from its names") if removed else done
+                yield renamed, (*done, f"{removed} removed from its names") if removed else done
 
 
 def without(given: StateDict, names: Iterable[str]) -> StateDict:
-    """``given`` without some of its entries; as it is where it is without any."""
+    """``given`` without the entries ``names``; ``given`` itself where it has none of them."""
     left = set(names)
     kept = {name: value for name, value in given.items() if name not in left}
     return _with_metadata(kept, getattr(given, "_metadata", None)) if left else given
@@ -43,7 +43,7 @@ def _without_wrappers(name: str) -> str:
 
 
 def _starts(names: list[str]) -> Iterator[str]:
-    """What all names begin with, up to each dot."""
+    """The common prefixes of all names, up to each dot."""
     yield ""
     paths = [name.split(".")[:-1] for name in names]
     start = ""
@@ -68,7 +68,7 @@ def _renamed(given: StateDict, rename: Callable[[str], str], start: str) -> Stat
 
 
 def _with_metadata(given: dict[str, Any], metadata: Any) -> StateDict:
-    """``given`` with the versions of modules that torch keeps beside a state dict."""
+    """``given`` with the versions of modules that torch keeps in a state dict."""
     made: OrderedDict[str, Any] = OrderedDict(given)
     if metadata is not None:
         made._metadata = metadata  # type: ignore[attr-defined]

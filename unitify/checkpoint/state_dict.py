@@ -1,8 +1,8 @@
-"""Does a state dict fit a module? Names, shapes and types, all findings at once.
+"""Checks whether a state dict fits a module: names, shapes and types, all at once.
 
-Torch itself answers, by loading into a copy of the module on the meta device: hooks and methods
-with which a module takes over older names run as they do when it is loaded. Nothing is guessed: a
-name may be missing only where a tied name of the same tensor is there.
+torch itself loads it into a copy of the module on the meta device. So hooks and methods by which a
+module accepts older names run as in a real load. Nothing is guessed: a name may be missing only
+where the state dict has a tied name of the same tensor.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ StateDict = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Fit:
-    """How a state dict fits a module: names that are missing or too many, and what differs."""
+    """How a state dict fits a module: missing and unexpected names, and differing tensors."""
 
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
@@ -35,7 +35,7 @@ class Fit:
 
     @property
     def problem(self) -> str:
-        """All of that in a line; empty where nothing is."""
+        """All differences on one line; "" without any."""
         problems = [
             *_listed("missing", self.missing),
             *_listed("unexpected", self.unexpected),
@@ -45,10 +45,10 @@ class Fit:
 
 
 def fit(module: nn.Module, given: StateDict, *, same_types: bool = False) -> Fit:
-    """How ``given`` fits ``module``, which is left alone.
+    """How ``given`` fits ``module``, which does not change.
 
-    A tensor may have a narrower type than the module's (it is then held exactly), never a
-    wider one; with ``same_types`` it has the module's.
+    A tensor may have a narrower type than the module's, which holds it exactly, but not a wider
+    one. With ``same_types`` it must have the module's.
     """
     loading = _Loading(module, given)
     held = dict(_tensors(module))
@@ -59,31 +59,31 @@ def fit(module: nn.Module, given: StateDict, *, same_types: bool = False) -> Fit
             differing += _mismatch(name, held[name], tensor, same_types)
             other = first.setdefault(id(held[name]), name)
             if not _same(tensor, loading.met[other]):
-                differing.append(f"{name} and {other} are one tensor of the model, two are given")
+                differing.append(f"{name} and {other} differ, but are one tensor of the model")
     missing = [n for n in loading.missing if n not in held or id(held[n]) not in first]
     return Fit(tuple(missing), tuple(loading.unexpected), tuple(differing))
 
 
 def check_fitting(module: nn.Module, given: StateDict, *, same_types: bool = False) -> None:
-    """Is ``given`` all that ``module`` takes, and nothing else?
+    """Check that ``given`` fits ``module``.
 
-    Raises ``UnitifyError`` (U603), naming what is missing, unexpected or differs.
+    Raises ``UnitifyError`` (U603) with names that are missing, unexpected or differ.
     """
     if problem := fit(module, given, same_types=same_types).problem:
         raise UnitifyError(KeysDiffer(problem=problem))
 
 
 def check_finite(module: nn.Module) -> None:
-    """Is every parameter finite, and every buffer free of NaN (a mask may hold ``-inf``)?
+    """Check that parameters are finite, and buffers free of NaN (a mask may hold ``-inf``).
 
-    Raises ``UnitifyError`` (U204), one finding a tensor.
+    Raises ``UnitifyError`` with one U204 for each tensor that is not.
     """
     findings = []
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
             continue
         held = tensor.detach()
-        # Types of eight bits have no tests of their own.
+        # torch has no ``isfinite`` for types of eight bits.
         held = held.float() if held.itemsize == 1 else held
         bad = ~torch.isfinite(held) if isinstance(tensor, nn.Parameter) else torch.isnan(held)
         if count := int(bad.sum()):
@@ -93,7 +93,7 @@ def check_finite(module: nn.Module) -> None:
 
 
 class _Loading:
-    """What torch does with a state dict: what it takes, under which names, and what it misses."""
+    """A load by torch: the tensors that it uses, by name, and the names that it misses."""
 
     def __init__(self, module: nn.Module, given: StateDict) -> None:
         self.met: dict[str, Tensor] = {}
@@ -106,7 +106,7 @@ class _Loading:
                 noted = functools.partial(self._load_one, part, part._load_from_state_dict)
                 part.__dict__["_load_from_state_dict"] = noted
         with warnings.catch_warnings():
-            # That nothing is copied to the meta device.
+            # torch warns that a copy to the meta device does nothing.
             warnings.simplefilter("ignore")
             try:
                 twin.load_state_dict(given, strict=False)
@@ -119,7 +119,7 @@ class _Loading:
         *_, self.missing, self.unexpected, errors = rest
         before = len(errors)
         load(state_dict, prefix, *rest)
-        # After its hooks: these are the names and tensors that it took.
+        # After its hooks, these are the names and tensors of the load.
         own = {**part._parameters, **part._buffers}
         for name in own:
             tensor = state_dict.get(prefix + name)
@@ -139,7 +139,7 @@ def _on_meta(module: nn.Module) -> nn.Module:
 
 
 def without_numbers(tensor: Tensor) -> Tensor:
-    """A tensor on the meta device like ``tensor``; a parameter, of a parameter."""
+    """A tensor on the meta device like ``tensor``; for a parameter, a parameter."""
     empty = torch.empty_like(tensor.detach(), device="meta")
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(empty, requires_grad=tensor.requires_grad)
@@ -147,7 +147,7 @@ def without_numbers(tensor: Tensor) -> Tensor:
 
 
 def _tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    """Every parameter and buffer, under every name that it has."""
+    """Every parameter and buffer, under each of its names."""
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)
 
@@ -176,7 +176,7 @@ def _mismatch(name: str, expected: Tensor, given: Tensor, same_types: bool) -> l
         return []
     if _is_narrower(given.dtype, expected.dtype) and not same_types:
         return []
-    codes = "; its numbers are codes, and nothing tells their scale" if _is_code(given) else ""
+    codes = "; its numbers are codes without a scale" if _is_code(given) else ""
     return [f"{name} is {_type(given)}, the model's {_type(expected)}{codes}"]
 
 

@@ -1,7 +1,7 @@
-"""Functions that a command line names as ``package.module:name``.
+"""Functions named ``package.module:name`` on a command line.
 
-Imports from the working folder and the installed packages, calls the function without
-arguments, and checks what it returned. Whatever goes wrong is U604, on one line.
+Imports a function from the working folder or the installed packages, calls it without arguments,
+and checks its result. Any failure is U604, on one line.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def build_model(target: str) -> nn.Module:
 def input_batches(target: str) -> list[Batch]:
     """The batches that the function ``target`` returns; the first one is the example.
 
-    A tensor, a tuple or a mapping is one batch; a list holds a tuple or a mapping a batch (one of
-    tensors might be meant as either).
+    A tensor, a tuple or a mapping is one batch. A list has a tuple or a mapping for each batch (a
+    list of tensors would be ambiguous).
 
-    Raises ``UnitifyError`` (U604 for anything else, U003 for an empty list).
+    Raises ``UnitifyError``: U604 for anything else; U003 for an empty list.
     """
     result = _call(target)
     batches = result if isinstance(result, list) else [result]
@@ -54,10 +54,10 @@ def input_batches(target: str) -> list[Batch]:
 
 
 def import_target(target: str) -> Callable[[], Any]:
-    """The callable that ``package.module:name`` names.
+    """The callable named ``package.module:name``.
 
-    The working folder is put at the front of the import path, as ``python -m`` does.
-    Raises ``UnitifyError`` (U604).
+    The working folder comes first in the import path, as with ``python -m``.
+    Raises ``UnitifyError`` (U604) where there is none.
     """
     module_name, colon, name = target.partition(":")
     if not (module_name and colon and name):
@@ -79,9 +79,9 @@ def import_target(target: str) -> Callable[[], Any]:
 
 
 def import_libraries(modules: Iterable[str]) -> None:
-    """Import modules for what they register with torch; they are named as ``import`` has them.
+    """Import modules by their dotted names, so that they register operators with torch.
 
-    Raises ``UnitifyError`` (U207).
+    Raises ``UnitifyError`` (U207) where one fails.
     """
     _look_here()
     for module in modules:
@@ -108,7 +108,7 @@ def _call(target: str) -> Any:
 
 
 def _failed(target: str, problem: str, error: BaseException | None = None) -> UnitifyError:
-    """``error``: what the user's code raised; the line that did is named."""
+    """The error to raise. ``error``: that of the user's code, whose line is named."""
     frames = frames_of_failure(error.__traceback__) if error is not None else ()
     own = [frame for frame in frames if frame.file not in (__file__, importlib.__file__)]
     own = [frame for frame in own if not frame.file.startswith("<frozen")]

@@ -1,7 +1,7 @@
-"""The command line: ``unitify COMMAND``, a file each.
+"""The command line ``unitify COMMAND``, with one file for each command.
 
-Every failure that a user can cause is one coded line on stderr and exit status 2. Tables go to
-stdout, progress to stderr where that is a terminal; ``NO_COLOR`` is honored.
+Every failure that a user can cause is one line with a code on stderr, and exit status 2. Tables go
+to stdout, and progress to stderr if that is a terminal. ``NO_COLOR`` is honored.
 """
 
 from unitify.cli import check, convert, explain, export, generate, report, rules

@@ -1,4 +1,4 @@
-"""The application that the commands register with, and its own options."""
+"""The application with which the commands register, and its own options."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _options(
         ),
     ] = False,
     traceback: Annotated[
-        bool, typer.Option("--traceback", help="Show the whole traceback of an error.")
+        bool, typer.Option("--traceback", help="Show the traceback of an error.")
     ] = False,
 ) -> None:
     """The options of ``unitify`` itself."""

@@ -48,58 +48,60 @@ def check(
         str,
         _option(
             metavar="auto|measured|analysis",
-            help="Judge what is measured on the inputs where weights hold data; or always; or what "
-            "is predicted. --transformed takes its scales from there, too.",
+            help="Judge measured RMS (auto: if weights hold data) or predicted RMS. The scales of "
+            "--transformed come from the same.",
         ),
     ] = "auto",
     recipe: Annotated[
         str | None,
-        _option(metavar="RECIPE", help="What is cast: that of [tool.unitify], else fp8."),
+        _option(
+            metavar="RECIPE", help="The casts; by default the recipe of pyproject.toml, else fp8."
+        ),
     ] = None,
     format: Annotated[
         str | None,
         _option(
             metavar="F[/B]",
-            help="Judge every stored tensor so: e4m3, e4m3/e5m2, or unit for unit RMS.",
+            help="Judge every stored tensor by this: e4m3, e4m3/e5m2, or unit for unit RMS.",
         ),
     ] = None,
     values: Annotated[
         str | None,
-        _option(metavar="stored|cast", help="All stored tensors, or those alone that are cast."),
+        _option(metavar="stored|cast", help="All stored tensors, or only those that are cast."),
     ] = None,
     plan: Annotated[
         Path | None,
-        _option(metavar="FILE", help="A committed plan.json, which a plan made now has to equal."),
+        _option(metavar="FILE", help="A committed plan.json, which a new plan must equal."),
     ] = None,
     select: Annotated[
-        Texts, _option(metavar="CODE|PATTERN", help="Report these alone; repeatable.")
+        Texts, _option(metavar="CODE|PATTERN", help="Report only these; repeatable.")
     ] = [],  # noqa: B006  (typer copies it)
     ignore: Annotated[
         Texts, _option(metavar="CODE|PATTERN", help="Do not report these; repeatable.")
     ] = [],  # noqa: B006
     baseline: Annotated[
-        str | None, _option(metavar="FILE", help="Known findings [unitify-baseline.json].")
+        str | None, _option(metavar="FILE", help="Known findings (unitify-baseline.json).")
     ] = None,
     update_baseline: Annotated[
-        bool, typer.Option("--update-baseline", help="Make what is found known, and succeed.")
+        bool, typer.Option("--update-baseline", help="Add all findings to it, and succeed.")
     ] = False,
     exit_zero: Annotated[
-        bool, typer.Option("--exit-zero", help="Succeed whatever is found.")
+        bool, typer.Option("--exit-zero", help="Succeed with any findings.")
     ] = False,
     output_format: Annotated[
         Texts,
         _option(
             metavar="FORMAT[=FILE]",
-            help="text, json, sarif, github, junit, markdown; repeatable [text].",
+            help="text, json, sarif, github, junit, markdown; repeatable (default: text).",
         ),
     ] = [],  # noqa: B006
     output_file: Annotated[
         Path | None,
-        _option(metavar="FILE", help="Where the format without a file of its own goes."),
+        _option(metavar="FILE", help="The file of a format that names none."),
     ] = None,
     rules: RuleFiles = [],  # noqa: B006
 ) -> None:
-    """Find every tensor that a number format would not hold, and the line that makes it.
+    """Find every tensor that a number format cannot hold, and the line that computes it.
 
     Exit status: 0 nothing found, 1 something found, 2 wrong usage or an error.
     """
@@ -190,7 +192,7 @@ def _outcome(
         on_step=advance,
     )
     if planned and not comparison.drift:
-        note = f"drift is not judged: the plan is of other scales; check with --scales {planned}"
+        note = f"drift is not judged: the plan has other scales; check with --scales {planned}"
         outcome = dataclasses.replace(outcome, notes=(*outcome.notes, note))
     return outcome
 

@@ -22,24 +22,22 @@ def convert(
             "shards, or one of torch.distributed.checkpoint.",
         ),
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to make.")
-    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The new folder.")],
     model: Factory = None,
     inputs: InputsFunction = None,
     recipe: Annotated[
         str | None,
         typer.Option(
             metavar="RECIPE",
-            help="Where casts go: fp8, fp8,exclude=lm_head or a .toml file; else that of "
-            "[tool.unitify] in ./pyproject.toml.",
+            help="The casts: fp8, fp8,exclude=lm_head or a .toml file; by default the recipe of "
+            "./pyproject.toml.",
         ),
     ] = None,
     scales: Annotated[
         str,
         typer.Option(
             metavar="auto|measured|analysis",
-            help="Measured in a run where weights hold data; or always, or predicted.",
+            help="Measured in a run (auto: if weights hold data), or predicted.",
         ),
     ] = "auto",
     rules: RuleFiles = [],  # noqa: B006  (typer copies it)
@@ -47,8 +45,8 @@ def convert(
         list[str],
         typer.Option(
             metavar="PATTERN",
-            help="Names that the checkpoint may lack, such as 'head.*': they stay as the model "
-            "makes them; repeatable.",
+            help="Names that the checkpoint may lack, such as 'head.*'; they keep the model's "
+            "initial values; repeatable.",
         ),
     ] = [],  # noqa: B006
     allow_unexpected: Annotated[
@@ -62,31 +60,31 @@ def convert(
         str,
         typer.Option(
             metavar="FORMAT",
-            help="unitify, which holds everything; or for runtimes: compressed-tensors (in the "
-            "layout of the recipe: fp8, mxfp8, mxfp4, nvfp4), fp8-dynamic, fp8-block.",
+            help="unitify, which is complete; or for runtimes: compressed-tensors (the recipe's "
+            "layout: fp8, mxfp8, mxfp4, nvfp4), fp8-dynamic, fp8-block.",
         ),
     ] = "unitify",
     to: Annotated[
         str | None,
         typer.Option(
-            metavar="original", help="Write the checkpoint that the folder CKPT was made of again."
+            metavar="original", help="Write the original checkpoint of the converted folder CKPT."
         ),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on from what an interrupted run of the same call left."),
+        typer.Option("--resume", help="Continue after an interrupted run of the same call."),
     ] = False,
     verify: Annotated[
         bool,
         typer.Option(
-            help="Compare the result with the original: bitwise before casts; for a runtime as "
-            "its reader opens it."
+            help="Compare the result with the original: bitwise before casts; for a runtime, by "
+            "the outputs of its reader."
         ),
     ] = True,
     recording_seconds: Annotated[
         float | None,
         typer.Option(
-            metavar="S", help="A recording that takes longer is made with fewer free sizes [120]."
+            metavar="S", help="Longer recordings are repeated with fewer free sizes (default: 120)."
         ),
     ] = None,
 ) -> None:

@@ -25,7 +25,7 @@ def explain(
     inputs: InputsFunction = None,
     rules: RuleFiles = [],  # noqa: B006  (typer copies it)
 ) -> None:
-    """Say what a diagnostic means, or how the scale of a value was derived."""
+    """Explain a diagnostic, or the derivation of a value's scale."""
 
     from rich.console import Console
 
@@ -42,7 +42,7 @@ def explain(
 def _derivation(
     name: str, folder: Path | None, model: str | None, inputs: str | None, rules: list[Path]
 ) -> str:
-    """From a converted folder, a factory, or a folder whose model the factory builds."""
+    """The derivation from a converted folder, a factory, or a folder with a factory."""
 
     from unitify.capture.inputs import as_inputs
     from unitify.checkpoint.drawn_calls import drawn_calls

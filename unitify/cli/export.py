@@ -14,7 +14,7 @@ from unitify.cli.terminal import bytes_bar, reported
 def export_for_runtime(
     checkpoint: Path, output: Path, recipe: Any, format: str, *, model: str | None, **options: Any
 ) -> None:
-    """Write a folder for a runtime, and print what was written."""
+    """Write a folder for a runtime, and print a summary."""
     from rich.console import Console
     from rich.table import Table
 
@@ -46,16 +46,16 @@ def export_for_runtime(
         console.print(table)
     console.print(f"layout {made.layout}: {len(made.layers)} layers, {made.size:,} bytes")
     if made.sqnr is not None:
-        console.print(f"its reader computes the source's outputs at {made.sqnr:.1f} dB")
+        console.print(f"outputs of its reader: {made.sqnr:.1f} dB of signal to noise")
     console.print(f"written to {output}", highlight=False, soft_wrap=True)
 
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What unitify convert wrote.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A converted folder.")],
     source: Annotated[
         Path | None,
-        typer.Option(metavar="CKPT", help="What it was made of: every tensor is compared."),
+        typer.Option(metavar="CKPT", help="Its source; every tensor is compared."),
     ] = None,
 ) -> None:
     """Check a converted folder against its hashes, and against its source."""
@@ -72,5 +72,5 @@ def verify(
                 check_source(found, mapped_weights(source))
         else:
             count = check_folder(folder, source)
-    of = f", and of {source}" if source is not None else ""
-    typer.echo(f"{folder}: {count} tensors, as they were written{of}")
+    of = f", and equal to those of {source}" if source is not None else ""
+    typer.echo(f"{folder}: {count} tensors, unchanged{of}")

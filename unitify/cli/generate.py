@@ -15,17 +15,15 @@ from unitify.cli.terminal import reported
 
 @app.command()
 def generate(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What unitify convert wrote.")],
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to go on from.")],
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, metavar="N", help="How many tokens at most.")
-    ] = 64,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A converted folder.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="The most tokens.")] = 64,
     sample: Annotated[
-        bool, typer.Option("--sample", help="Draw tokens, in place of the likeliest.")
+        bool, typer.Option("--sample", help="Sample tokens, instead of greedy decoding.")
     ] = False,
     rules: RuleFiles = [],  # noqa: B006  (typer copies it)
 ) -> None:
-    """Write on from a prompt, with the casts of a converted language model, and its cache."""
+    """Continue a prompt with a converted language model, its casts and its cache."""
     from unitify.checkpoint.folder import HUGGINGFACE, load
     from unitify.diagnostics import UnitifyWarning
     from unitify.serve.continued import continued
@@ -38,6 +36,6 @@ def generate(
         if issubclass(told.category, UnitifyWarning):
             typer.echo(f"warning: {told.message}", err=True)
     if made.clipped is not None:
-        share = f"{made.clipped:.2%} of keys and values were out of the range of the cache's codes"
+        share = f"{made.clipped:.2%} of keys and values saturated in the cache"
         typer.echo(share, err=True)
     typer.echo(made.text)

@@ -18,8 +18,8 @@ InputsFunction = Annotated[
     typer.Option(
         "--inputs",
         metavar="pkg.module:function",
-        help="Returns example inputs: a tensor, a tuple, a dict, or a list of tuples or dicts "
-        "(batches).",
+        help="A function that returns example inputs: a tensor, a tuple, a dict, or a list of "
+        "tuples or dicts (batches).",
     ),
 ]
 Imports = Annotated[

@@ -29,35 +29,40 @@ def report(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Where to; text goes to the terminal."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The file; text goes to the terminal without one.",
+        ),
     ] = None,
     format: Annotated[
         str | None,
-        typer.Option(metavar="html|json|text|svg|png", help="By the suffix of FILE if left out."),
+        typer.Option(metavar="html|json|text|svg|png", help="By default that of FILE's suffix."),
     ] = None,
     model: Factory = None,
     inputs: InputsFunction = None,
     recipe: Annotated[
         str | None,
-        typer.Option(metavar="RECIPE", help="Whose casts to show; as for `unitify convert`."),
+        typer.Option(metavar="RECIPE", help="The casts to show, as for `unitify convert`."),
     ] = None,
     scales: Annotated[
         str,
         typer.Option(
             metavar="auto|measured|analysis",
-            help="Measured in a run where weights hold data; or always, or predicted.",
+            help="Measured in a run (auto: if weights hold data), or predicted.",
         ),
     ] = "auto",
     rules: RuleFiles = [],  # noqa: B006  (typer copies it)
     drift: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="What unitify.monitor wrote of a training."),
+        typer.Option(metavar="FILE", help="Readings of unitify.monitor."),
     ] = None,
     verify: Annotated[
         bool, typer.Option(help="Compare the transformed model bitwise with the original.")
     ] = True,
 ) -> None:
-    """Show what every value of a model is like, in the original and as transformed."""
+    """Show the numerics of every value of a model, in the original and as transformed."""
 
     from rich.console import Console
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from unitify.rule_trials.verify import Verdict
 
 rules_app = typer.Typer(
-    help="List the rule table; verify rows of it, or of a file of your own; begin a new one.",
+    help="List the rule table, verify rows of it or of your own file, or begin a new row.",
     invoke_without_command=True,
 )
 app.add_typer(rules_app, name="rules")
@@ -56,14 +56,14 @@ def rules(
 def verify_rules(
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="[FILE]", help="A rule file of your own; the shipped rows if none."),
+        typer.Argument(metavar="[FILE]", help="Your own rule file; without one, the shipped rows."),
     ] = None,
     only: Pattern = "*",
     imports: Imports = [],  # noqa: B006
 ) -> None:
-    """Try rows on samples: laws to the last bit, moments within four standard errors.
+    """Test rows on samples: laws bitwise, moments within four standard errors.
 
-    Exit status: 0 if all hold, 1 if one does not, 2 for a file that holds no rules.
+    Exit status: 0 if all hold, 1 if one does not, 2 for an invalid file.
     """
     from rich.console import Console
 
@@ -90,11 +90,12 @@ def verify_rules(
 def new_rule(
     operation: Annotated[str, typer.Argument(metavar="OPERATION", help="aten.cumsum.default")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Else it is printed.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The file; else the terminal."),
     ] = None,
     imports: Imports = [],  # noqa: B006
 ) -> None:
-    """Write a rule file to start from, which verifies as it is."""
+    """Write a first row for an operation, which already verifies."""
     from unitify.checkpoint.new_folder import check_absent
     from unitify.checkpoint.targets import import_libraries
     from unitify.rule_trials.skeleton import skeleton
@@ -129,7 +130,7 @@ def _line(verdict: Verdict) -> Text:
     where = f"{verdict.location}: " if verdict.location and not verdict.holds else ""
     line = Text(f"{where}{verdict.operation}: ")
     if verdict.holds:
-        tried = f"law {verdict.law} times to the last bit, {verdict.moments} moments"
+        tried = f"law bitwise in {verdict.law} trials, {verdict.moments} moments"
         line.append("holds", style="green").append(f" ({tried})" if verdict.law else "")
     else:
         line.append("does not hold", style="bold red").append(f": {'; '.join(verdict.problems)}")

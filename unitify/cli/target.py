@@ -1,4 +1,4 @@
-"""What ``check`` and ``report`` are pointed at: a factory, or a folder."""
+"""The targets of ``check`` and ``report``: a factory, or a folder."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from unitify.diagnostics import CheckpointUnreadable, UnitifyError
 
 @dataclass(frozen=True)
 class Target:
-    """A model that is there, and how it is called.
+    """A model, and how to call it.
 
-    ``entry``: the line that names it. ``batches``: inputs of calls, the first of them the example;
-    none where none were given, and the model's own way of being called has to be inferred.
+    ``entry``: the source line of its factory. ``batches``: inputs of calls, of which the first is
+    the example; without any, the inputs are inferred from the model.
     """
 
     model: nn.Module
@@ -37,12 +37,12 @@ def read_target(
     inputs: str | None = None,
     rules: Iterable[Any] = (),
 ) -> Target:
-    """Build what ``target`` names.
+    """Build the model named ``target``.
 
-    ``model``: the factory of a converted folder that names none. ``inputs``: a function that
-    returns example inputs, as for ``unitify convert``.
+    ``model``: the factory for a converted folder without a Hugging Face config. ``inputs``: a
+    function that returns example inputs, as for ``unitify convert``.
 
-    Raises ``UnitifyError``: U002 without inputs, U6xx for what cannot be read.
+    Raises ``UnitifyError``: U002 without inputs; U6xx for files that cannot be read.
     """
     batches = tuple(input_batches(inputs)) if inputs is not None else ()
     path = Path(target)
@@ -53,7 +53,7 @@ def read_target(
     if path.is_dir():
         return Target(read_pretrained(path)[0], batches, Frame(str(path / "config.json"), 1))
     if ":" not in target:
-        problem = "there is no such folder; a factory is written package.module:name"
+        problem = "there is no such folder; a factory has the form package.module:name"
         raise UnitifyError(CheckpointUnreadable(path=target, problem=problem))
     return Target(build_model(target), batches, _definition(target))
 

@@ -1,4 +1,4 @@
-"""What every command does to a terminal: failures on one line each, a bar while it works."""
+"""The terminal output of every command: errors on one line each, and progress bars."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ SHOWS_TRACEBACK: ContextVar[bool] = ContextVar("SHOWS_TRACEBACK", default=False)
 
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
-    """A ``UnitifyError`` as one line a finding on stderr, and exit status 2.
+    """A context that prints a ``UnitifyError`` as one line a diagnostic, with exit status 2.
 
-    With ``unitify --traceback`` the whole traceback stands in front of it. So ends any other
-    exception: it is a bug of ours, and no finding.
+    ``unitify --traceback`` prints the traceback first. Any other exception is a bug of ours, and
+    has a traceback, too.
     """
     from rich.console import Console
 
     with warnings.catch_warnings():
-        # What torch and transformers warn of on the way is theirs; ours is in the report.
+        # Hide warnings of torch and transformers. Ours are in the report.
         warnings.simplefilter("ignore")
         disabled = logging.root.manager.disable
         logging.disable(logging.CRITICAL)
@@ -53,7 +53,7 @@ def reported() -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress_bar(names: tuple[str, ...]) -> Iterator[Callable[[str], None]]:
-    """A bar over the stages, gone when they are done; yields what each stage calls at its end."""
+    """A transient bar over the stages. Yields a function to call at the end of each stage."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -73,7 +73,7 @@ def progress_bar(names: tuple[str, ...]) -> Iterator[Callable[[str], None]]:
 
 @contextlib.contextmanager
 def bytes_bar() -> Iterator[Callable[[int], Callable[[int], None]]]:
-    """A bar over bytes, with the time that is left; yields what is told how many are to come."""
+    """A bar over bytes, with the remaining time. Yields a function that takes the total number."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
