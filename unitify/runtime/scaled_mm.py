@@ -74,8 +74,8 @@ def matmul(
 ) -> Tensor:
     """``a`` @ ``b``ᵀ · 2^exponent / ``factor`` for codes a [M, K] and b [N, K].
 
-    The result is [M, N] in ``dtype``. Either may be decoded already. ``factor``: a power of two, 0-d;
-    None for one.
+    The result is [M, N] in ``dtype``. Either operand may be decoded already. ``factor``: a power of
+    two, 0-d; None for one.
     """
     if dtype == torch.float64 or not is_fast(a.device, a.dtype, b.dtype):
         result = decode(a, dtype) @ decode(b, dtype).t()
