@@ -171,6 +171,15 @@ def test_a_recording_that_takes_long_has_fewer_free_sizes(
         assert_same_call(model, module, torch.randn(7, 4, 5, 8))
 
 
+def test_the_same_sizes_are_not_freed_twice(clock: Clock) -> None:
+    """Of two dimensions the first two are all."""
+    model, x = Slow(1, clock), torch.randn(3, 8)
+    with pytest.warns(unitify.UnitifyWarning, match="batch sizes stay free"):
+        module = unitify.transform(model, (x,), recording_seconds=600.0)
+    assert len(clock) == 2
+    assert_same_call(model, module, torch.randn(7, 8))
+
+
 def test_without_a_limit_it_takes_as_long_as_it_takes(clock: Clock) -> None:
     x = torch.randn(3, 4, 5, 8)
     module = unitify.transform(Slow(2, clock), (x,), recording_seconds=None)

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
 from unitify.capture.signature import Leaf
 from unitify.diagnostics import FrozenDimension
 
@@ -29,12 +32,17 @@ class Free:
         return ("no sizes", "batch sizes", "batch sizes and lengths")[self.count]
 
 
-def fewer_and_fewer(dynamic_shapes: Any) -> Iterator[Any]:
-    """Free sizes to try, in order: those asked for, then fewer, at last none."""
+def fewer_and_fewer(dynamic_shapes: Any, inputs: Any) -> Iterator[Any]:
+    """Free sizes to try, in order: those asked for, then fewer, at last none.
+
+    Of ``inputs`` with two dimensions (tokens) batch sizes and lengths are all sizes.
+    """
     yield dynamic_shapes
     if dynamic_shapes is not None:
         if dynamic_shapes == "auto":
-            yield from (Free(2), Free(1))
+            tensors = (leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))
+            most = max((tensor.dim() for tensor in tensors), default=0)
+            yield from (Free(count) for count in (2, 1) if count < most)
         yield Free(0)
 
 

@@ -150,7 +150,7 @@ def _captured(
     kwargs: dict[str, Any],
     how: How,
 ) -> Capture:
-    shapes = fewer_and_fewer(how.dynamic_shapes)
+    shapes = fewer_and_fewer(how.dynamic_shapes, (args, kwargs))
     free = next(shapes)
     notes: list[Diagnostic] = []
     signature = inspect.signature(model.forward)
