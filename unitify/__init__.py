@@ -1,7 +1,7 @@
 """unitify: a PyTorch model in, the same function with every tensor near unit scale out.
 
-Importing the package registers the operators of emitted graphs, and no more: what a name stands
-for is imported when it is first asked for.
+An import of the package registers the operators of emitted graphs, and no more. The object of each
+public name is imported at its first use.
 """
 
 import importlib
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from unitify.transforming import verify as verify
     from unitify.verification import Verification as Verification
 
-#: Module → what of it is public here, as the type checker reads above.
+#: Module → its public names, the same as those for type checkers above.
 _HOMES = {
     "capture.whole": "Capture",
     "checkpoint.folder": "load",

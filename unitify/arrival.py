@@ -1,12 +1,12 @@
-"""Gradients at any scale: casts of gradients that get the size of the gradients that arrive.
+"""Gradients at any scale: casts of gradients that adapt to the size of the gradients that arrive.
 
     y = cast(x, '', 'e5m2', …)   ─►   y, token = cast.watched(x, '', 'e5m2', …)
     return y                     ─►   return arrive(y, [join([token])], unit of the gradient of y)
 
 The second form is for casts to formats with fewer octaves than the model's own type. It has the
-forward pass of the first form, and its gradients up to their rounding. Casts behind the same
-outputs are joined. No output is tied to a cast that it does not depend on: a backward pass from an
-output reaches the parameters that it reached before, and no more.
+forward pass of the first form, and its gradients up to their rounding. Casts before the same
+outputs are joined. An output is connected only with casts on which it depends, so a backward pass
+from it reaches the same parameters as without this.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def unit_of(value: fx.Node, plan: ScalePlan) -> float | None:
 class TokenGraph:
     """A graph with watched casts, and the token of each cast, by name.
 
-    ``casts``: names of casts, by the outputs that depend on them (positions among outputs with a
+    ``casts``: names of casts, by the outputs that depend on them (indices among outputs with a
     unit).
     """
 
@@ -61,14 +61,14 @@ class TokenGraph:
     casts: Mapping[frozenset[int], tuple[str, ...]]
 
     def returning(self) -> fx.Graph:
-        """The graph with the tokens behind its results, in their order."""
+        """The graph that returns the tokens after its results, in their order."""
         (end,) = (n for n in self.graph.nodes if n.op == "output")
         end.args = ((*end.args[0], *self.tokens.values()),)  # type: ignore[misc]
         return self.graph
 
 
 def with_tokens(graph: fx.Graph, units: Units) -> TokenGraph:
-    """``graph`` with watched casts of gradients, whose tokens go nowhere yet."""
+    """``graph`` with watched casts of gradients, whose tokens are not used yet."""
     (end,) = (n for n in graph.nodes if n.op == "output")
     outputs = _outputs(end, units)
     groups = _groups(graph, outputs)
@@ -132,7 +132,7 @@ def arrived(
     casts: Mapping[frozenset[int], tuple[str, ...]],
     tokens: Sequence[tuple[str, Tensor]],
 ) -> list[Any]:
-    """The flat ``results`` of code that called watched casts, as ``watched`` would return them.
+    """The flat ``results`` of code with watched casts, passed through ``arrive``.
 
     ``units``: of each result; None without a gradient. ``tokens``: those of the casts, by name.
     """
@@ -183,7 +183,7 @@ def unwatched(graph: fx.Graph) -> fx.Graph:
 
 
 def _named(node: fx.Node, name: str, taken: set[str]) -> fx.Node:
-    """``node`` under a name that no other has; not by ``_rename``, which gives none twice."""
+    """``node`` under a unique name. ``_rename`` would also avoid names of removed nodes."""
     while name in taken:
         name += "_"
     taken.add(name)

@@ -2,7 +2,7 @@
 
     read ─► transform ─► measure ─► report ─► write
 
-The command line calls this and prints what comes back.
+The command line calls this, and prints the result.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from unitify.transforming import transform
 
 @dataclass(frozen=True)
 class Source:
-    """A model with the weights of a checkpoint, and where they came from.
+    """A model with the weights of a checkpoint, and their origin.
 
-    ``files``: SHA-256 of every file of weights, by name. ``notes``: what was done to them.
-    ``companions``: config and tokenizer.
+    ``files``: SHA-256 of every file of weights, by name. ``notes``: changes to the weights.
+    ``companions``: files of config and tokenizer.
     """
 
     model: nn.Module
@@ -49,7 +49,7 @@ class Source:
 
 
 def stages(verify: bool = True, recipe: Recipe | None = None) -> tuple[str, ...]:
-    """The stages of ``convert`` in order, as ``on_stage`` hears of them when each is done."""
+    """The names of the stages of ``convert``, in the order of the calls of ``on_stage``."""
     checked = ("verify",) if verify else ()
     casting = ("cast",) if recipe is not None else ()
     estimated = ("estimate",) if recipe is None or recipe.scaling == "unit" else ()
@@ -75,9 +75,9 @@ def convert(
     ``checkpoint``: a local Hugging Face folder, or weights for the module that the factory
     ``model`` ("package.module:factory") returns: a ``.safetensors`` or ``.pt`` file, a folder of
     shards, or one of ``torch.distributed.checkpoint``. ``allowed``: names that may be missing or
-    too many. ``inputs`` names a function that returns the example: a tensor, a tuple, a dict, or a
-    list of tuples and dicts (batches; the first is the example, all are measured).
-    ``recording_seconds``: as for ``transform``.
+    unexpected. ``inputs``: the name of a function that returns the example: a tensor, a tuple, a
+    dict, or a list of tuples and dicts (batches; the first is the example, all are measured).
+    ``recording_seconds``: that of ``transform``.
 
     Raises ``UnitifyError``; nothing is written then.
     """
@@ -87,7 +87,7 @@ def convert(
     casts = read_recipe(recipe)
     rules = tuple(rules)
     source = read_source(checkpoint, model, allowed)
-    # After the model's own module, which may register the operations that the rules are of.
+    # After the model's own module, which may register the operations of the rules.
     table = load_rules(rules)
     batches = input_batches(inputs) if inputs is not None else None
     args, kwargs = as_inputs(source.model, batches[0]) if batches else ((), {})
@@ -105,7 +105,7 @@ def convert(
         on_stage=clock.done,
     )
     module.diagnostics = (*source.notes, *module.diagnostics)
-    # The yardstick of the report is what is measured, whatever the scales were chosen from.
+    # The report uses measured RMS, even where the scales were predicted.
     if module.scales == "measured":
         measured = {part.name: part.estimates for part in clock.made["estimate"].parts}
     else:
@@ -131,7 +131,7 @@ def convert(
 
 
 def read_source(checkpoint: Path, model: str | None, allowed: Allowed = NOTHING) -> Source:
-    """The model that a checkpoint and, where it is given, the factory ``model`` describe.
+    """The model of a checkpoint, made by the factory ``model`` where that is given.
 
     Raises ``UnitifyError`` (U004, U005, U204, U6xx).
     """
@@ -164,7 +164,7 @@ def _digests(checkpoint: Path) -> dict[str, str]:
 
 
 class _Clock:
-    """Seconds and result of every stage that is done."""
+    """Seconds and result of every finished stage."""
 
     def __init__(self, on_stage: Callable[[str], None] | None) -> None:
         self.on_stage = on_stage

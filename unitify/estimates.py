@@ -1,4 +1,4 @@
-"""The immutable table between estimation and planning: value → RMS, both directions."""
+"""The table between estimation and planning: value → RMS, in both directions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rms:
-    """Root mean square of a value and of the gradient that reaches it, at true scale.
+    """Root mean square of a value and of its gradient, at true scale.
 
-    None where there is none: a value without gradient, or one that was not estimated.
+    None for a value without gradient, and where it was not estimated.
     """
 
     forward: float | None = None

@@ -1,4 +1,4 @@
-"""RMS of every value of a recording: by a run, or by analysis where there is nothing to run.
+"""RMS of every value of a recording, from a run, or from analysis where weights hold no data.
 
 Recording ─► measure | analyze ─► Estimated
 """
@@ -29,17 +29,17 @@ from unitify.rulebook.extremes import extreme_values
 from unitify.rulebook.refusal import first_line
 from unitify.rulebook.rule_table import RuleTable
 
-#: Where scales come from. "auto" measures where weights hold data, and analyses elsewhere.
+#: The sources of scales. "auto" measures where weights hold data, and predicts elsewhere.
 SCALES = ("auto", "measured", "analysis")
-#: Octaves between what was measured and what was predicted of a value that are worth a word.
+#: A note names values whose measured and predicted RMS differ by more octaves than this.
 FAR = 4.0
 
 
 @dataclass(frozen=True)
 class Estimated:
-    """Parts with estimates, and what these are: ``scales`` is "measured" or "analysis".
+    """Parts with estimates, and their source: ``scales`` is "measured" or "analysis".
 
-    ``diagnostics``: what was estimated otherwise than ``scales`` or the rules say.
+    ``diagnostics``: estimates that do not follow ``scales`` or the rules.
     """
 
     parts: tuple[Part, ...]
@@ -48,7 +48,7 @@ class Estimated:
 
 
 def check_scales(scales: str) -> None:
-    """Raises ``UnitifyError`` (U001) for what is none of ``SCALES``."""
+    """Raises ``UnitifyError`` (U001) where ``scales`` is not one of ``SCALES``."""
     if scales not in SCALES:
         raise UnitifyError(UnknownOption(option="scales", value=scales, choices=", ".join(SCALES)))
 
@@ -60,10 +60,10 @@ def estimated(
     loss_fn: LossFunction | None,
     rules: RuleTable,
 ) -> Estimated:
-    """Estimates of every value of ``recorded``. ``calls``: what the model is run on, if it is.
+    """Estimates of every value of ``recorded``. ``calls``: the inputs of a run.
 
-    Raises ``UnitifyError``: U001 as ``check_scales``, U003 where there is no call to run, U102
-    where one does not run.
+    Raises ``UnitifyError``: U001 like ``check_scales``; U003 for a run without calls; U102 for a
+    call that fails.
     """
     if measures(scales, recorded.parts.values()):
         return _measured(recorded, calls, loss_fn, rules)
@@ -78,21 +78,21 @@ def estimated(
 
 
 def measures(scales: str, captures: Iterable[Capture]) -> bool:
-    """Does ``scales`` ask for a run of ``captures``? Raises as ``check_scales``."""
+    """Does ``scales`` need a run of ``captures``? Raises like ``check_scales``."""
     check_scales(scales)
     return scales == "measured" or (scales == "auto" and all(map(can_run, captures)))
 
 
 def can_run(capture: Capture) -> bool:
-    """Is there anything to run: weights that hold data, and are the model's own?
+    """Is a run useful: do weights hold data, and are they the model's own?
 
-    A scheme draws new ones; those that it drew once say no more than what they are drawn from.
+    A scheme draws weights. Their distribution is known, so a run would add nothing.
     """
     return capture.reparametrization is None and capture.holds_weights
 
 
 def far_apart(predicted: float | None, measured: float | None) -> bool:
-    """Do two figures of one RMS differ by more than ``FAR`` octaves?"""
+    """Do two estimates of one RMS differ by more than ``FAR`` octaves?"""
     if not (predicted and measured and math.isfinite(predicted) and math.isfinite(measured)):
         return False
     return abs(math.log2(predicted) - math.log2(measured)) > FAR
@@ -123,7 +123,7 @@ def _measured(
 
 
 def _not_finite(captured: Capture, estimates: Estimates, rules: RuleTable) -> list[str]:
-    """Values that came out infinite or NaN, but for those that carry masks."""
+    """Values that were infinite or NaN in the run, except those that carry masks."""
     lost = [
         name
         for name, rms in estimates.items()
@@ -146,5 +146,5 @@ def _mended(measured: Rms, predicted: Rms) -> Rms:
 
 
 def _loss(part: Part, loss_fn: LossFunction | None) -> LossFunction | None:
-    """What an island gives is not what a loss takes: a unit gradient reaches it."""
+    """The loss of the whole model; an island has none, but a unit gradient at its outputs."""
     return None if part.path else loss_fn

@@ -1,7 +1,7 @@
-"""``unitify explain``: what a diagnostic means, and how a value came by its scale.
+"""``unitify explain``: the meaning of a diagnostic, and the derivation of a value's scale.
 
-The derivation of a value is the analysis read backwards: its RMS, the rule and the formula that
-gave it, the values that it was made from, and so on towards inputs and parameters.
+The derivation reads the analysis backwards: the RMS of a value, its rule and formula, its operands,
+and so on to inputs and parameters.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from unitify.rulebook.laws import is_scalable
 from unitify.rulebook.rule_table import RuleTable, load_rules
 from unitify.rulebook.schema import operation_name
 
-#: How many values a derivation shows on its way back to inputs and parameters.
+#: The most values of a derivation.
 LONGEST = 12
 
 
 def explain_code(code: str) -> str:
-    """A diagnostic's own page: what it means, an example, a fix.
+    """The text on a diagnostic: its meaning, an example, a fix.
 
-    Raises ``UnitifyError`` (U006) for a code that does not exist.
+    Raises ``UnitifyError`` (U006) for an unknown code.
     """
     known = all_diagnostics()
     if code not in known:
@@ -59,12 +59,12 @@ def explain_value(
     chosen: ScalePlan | None = None,
     rules: Iterable[Any] = (),
 ) -> str:
-    """How the scale of the value ``name`` of ``model`` was derived, down to the source line.
+    """The derivation of the scale of the value ``name`` of ``model``, with its source line.
 
-    ``name``: as in the plan, ``part/value`` in an island; or a parameter's.
-    ``chosen``: a plan that was made before; where None that of a run, or of the analysis where
-    weights hold no data. The derivation is the analysis', and what was measured stands beside it.
-    Raises ``UnitifyError`` (U203) for a name that the graph does not hold.
+    ``name``: that in the plan (``part/value`` in an island), or a parameter's.
+    ``chosen``: an existing plan; None makes one, from a run or, where weights hold no data, from
+    analysis. The derivation is that of the analysis, with measured RMS beside it.
+    Raises ``UnitifyError`` (U203) for a name that is not in the graph.
     """
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
@@ -87,7 +87,7 @@ def explain_value(
 
 
 def _find(parts: Mapping[str, Capture], name: str) -> tuple[str, fx.Node]:
-    """The part and node of a value, by its own name or by that of the parameter that it holds."""
+    """The part and node of a value, by its own name or by that of its parameter."""
     known: dict[str, tuple[str, fx.Node]] = {}
     for part, captured in parts.items():
         inside = f"{path_of(part)}." if path_of(part) else ""
@@ -129,7 +129,7 @@ def _derivation(
             fallen = (d for d in analysis.diagnostics if d.operation == operation)
             lines += [f"      {d.code} {d.message}" for d in fallen]
     steps = analysis.backward.get(node.name, ())
-    lines += ["", f"backward, {len(steps)} contribution{'' if len(steps) == 1 else 's'} added up:"]
+    lines += ["", f"backward, the sum of {len(steps)} term{'' if len(steps) == 1 else 's'}:"]
     lines += [f"  {step_text('gradient', step)}" for step in steps]
     return lines
 
@@ -143,7 +143,7 @@ def _title(node: fx.Node) -> str:
 
 
 def _origin(node: fx.Node) -> list[str]:
-    """Module path and the innermost source line that is not torch's own, as capture recorded."""
+    """The module path and the innermost source line outside torch, as recorded by capture."""
     lines = []
     path, kind = module_of(node)
     if kind:
@@ -156,7 +156,7 @@ def _origin(node: fx.Node) -> list[str]:
 
 
 def _ancestors(node: fx.Node, analysis: Analysis) -> list[fx.Node]:
-    """The value and what it was made from, nearest first."""
+    """The value and its ancestors, nearest first."""
     found = [node]
     for current in found:
         for operand in current.all_input_nodes:
@@ -168,7 +168,7 @@ def _ancestors(node: fx.Node, analysis: Analysis) -> list[fx.Node]:
 
 
 def step_text(name: str, step: Step) -> str:
-    """One step of a derivation: RMS, by what means, from which RMS of which values."""
+    """One step of a derivation: the RMS, its way, and the values and RMS from which it follows."""
     operands = ", ".join(f"{operand} ({rms:.4g})" for operand, rms in step.inputs.items())
     source = f" from {operands}" if operands else ""
     return f"{name}: rms {step.rms:.4g} ({step.way}){source}"

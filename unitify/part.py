@@ -23,14 +23,14 @@ from unitify.recipe.choices import Choice
 
 @dataclass(frozen=True)
 class Part:
-    """A captured graph, and what the stages have found and chosen for it.
+    """A captured graph, and the results of the stages for it.
 
-    - ``name``: the path of its submodule, "" for the whole model. A further recording of the same
-      submodule has ``@2``, ``@3`` behind it
+    - ``name``: the path of its submodule, "" for the whole model. Further recordings of the same
+      submodule end in ``@2``, ``@3``
     - ``plan``: every scale is one until a plan is chosen
-    - ``graph``: on stored values; that of the capture until it is rewritten
-    - ``estimates``: RMS of every value; empty where nobody estimated
-    - ``choices``: what a recipe does with every value; empty before the cast stage
+    - ``graph``: the rewritten graph; that of the capture before
+    - ``estimates``: RMS of every value; empty before the estimate stage
+    - ``choices``: the choice of a recipe for every value; empty before the cast stage
     """
 
     name: str
@@ -42,7 +42,7 @@ class Part:
 
     @property
     def path(self) -> str:
-        """The path of the submodule that this part is a recording of."""
+        """The path of this part's submodule."""
         return path_of(self.name)
 
     def casts(self) -> tuple[Cast, ...]:
@@ -50,17 +50,17 @@ class Part:
         return tuple(cast for choice in self.choices for cast in choice.casts)
 
     def with_casts(self, change: Callable[[Cast], Cast]) -> Part:
-        """The part with ``change`` of every cast in the place of it."""
+        """The part with every cast replaced by ``change`` of it."""
         choices = (replace(c, casts=tuple(map(change, c.casts))) for c in self.choices)
         return replace(self, choices=tuple(choices))
 
     def exponent(self, cast: Cast) -> int:
-        """log2 of what the true value, or its true gradient, is divided by to be rounded."""
+        """log2 of the scale by which a cast divides the true value, or its true gradient."""
         return self.plan.unit(cast.value).exponents[cast.is_gradient] + cast.exponent
 
 
 def parts_of(captures: Mapping[str, Capture]) -> tuple[Part, ...]:
-    """The parts of a recording: every scale is one."""
+    """The parts of a recording, with every scale one."""
     return tuple(
         Part(name, capture, uniform_plan(capture), capture.graph)
         for name, capture in captures.items()

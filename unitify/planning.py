@@ -1,7 +1,7 @@
 """``planned``: the scales of every part.
 
 Parts with estimates ─► plan ─► parts with plans. Recordings of one module share the scales of its
-parameters: those that the first of them chose.
+parameters. The plan of the first one decides them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from unitify.scheme.reparametrize import with_gradients
 
 @dataclass(frozen=True)
 class Planned:
-    """Parts with plans, and what the user should know of these."""
+    """Parts with plans, and diagnostics on these."""
 
     parts: tuple[Part, ...]
     diagnostics: tuple[Diagnostic, ...]
@@ -39,7 +39,7 @@ def planned(
     placement: Placement,
     carrier: Carrier,
 ) -> Planned:
-    """A plan for each of ``parts`` by its estimates; the options are those of ``plan``."""
+    """A plan for each of ``parts`` from its estimates; the options are those of ``plan``."""
     done: list[Part] = []
     notes: list[Diagnostic] = []
     for part in parts:
@@ -53,15 +53,15 @@ def planned(
 
 
 def uniformly_planned(parts: Iterable[Part], loss_scale: float) -> Planned:
-    """The plan of a baseline for each of ``parts``: no scale is chosen by estimates."""
+    """The plan of a baseline for each of ``parts``, without estimates."""
     found = (replace(part, plan=uniform_plan(part.capture, loss_scale)) for part in parts)
     return Planned(tuple(found), ())
 
 
 def agreed(part: Part, others: Iterable[Part]) -> Part:
-    """``part`` with the parameters' scales of the first of ``others`` that is of the same module.
+    """``part``, with the parameters' scales of the first of ``others`` of the same module.
 
-    Of true parameters it is their units that the two have in common.
+    For true parameters, their units are shared.
     """
     first = next((other for other in others if other.path == part.path), None)
     return part if first is None else replace(part, plan=_shared(part, first))
@@ -86,19 +86,19 @@ def _shared(part: Part, first: Part) -> ScalePlan:
 
 
 def placement_of(recipe: Recipe | None, *, has_scheme: bool) -> Placement:
-    """Where values are near unit RMS if nobody says.
+    """The default placement.
 
-    Products that are cast by scales of the plan need no more than their operands near unit RMS.
+    Contractions that are cast by scales of the plan need only their operands near unit RMS.
     """
     is_narrow = recipe is not None and (recipe.values, recipe.scaling) == ("contractions", "unit")
     return "casts" if is_narrow and not has_scheme else "everywhere"
 
 
 def carrier_of(model: nn.Module, recipe: Recipe | None, weights: Weights) -> Carrier:
-    """Values are narrow where a recipe casts all of them to a format of fewer octaves.
+    """The carrier of values: narrow where a recipe casts all of them to a format of less range.
 
-    So they are with stored weights, which are for modules that are kept in such a format, and in
-    a model that is.
+    It is narrow, too, for stored weights, which are for modules in such a format, and for a model
+    in float16.
     """
     if weights == "stored" or any(p.dtype == torch.float16 for p in model.parameters()):
         return "narrow"

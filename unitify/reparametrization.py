@@ -1,6 +1,6 @@
-"""What a unit scaling scheme made of a model: constants of its graph, and roles of parameters.
+"""The result of a unit scaling scheme: constants of the graph, and roles of parameters.
 
-Plain frozen values: chosen once, applied again by ``rebuild``, written to plan.json.
+Plain frozen values. They are chosen once, applied again by ``rebuild``, and written to plan.json.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from unitify.diagnostics import PlanMismatch, UnitifyError
 
 @dataclass(frozen=True)
 class ParameterRole:
-    """What a parameter is for, as the graph shows it.
+    """The role of a parameter, from the graph.
 
-    - ``role``: "embedding" (a table, read by index or added as it is), "hidden" or "readout" (an
-      operand of products; the last one before an output), "gain", "bias", or "other" (left alone)
-    - ``fan_in``: products summed into an element of the result; zero where nothing is summed
-    - ``fan_out``: elements made from one, for an embedding its width
-    - ``depth``: residual branches of the stack that it is in; zero outside
-    - ``gradient``: RMS of its gradient as first planned, a power of two; one where none was
+    - ``role``: "embedding" (a table, read by index or added), "hidden" or "readout" (an operand of
+      products; a readout is the last one before an output), "gain", "bias", or "other" (unchanged)
+    - ``fan_in``: the number of products summed into an element of the result; zero without sums
+    - ``fan_out``: the number of results from one element; the width of an embedding
+    - ``depth``: the number of residual branches of its stack; zero outside
+    - ``gradient``: RMS of its gradient in the first plan, a power of two; one without a plan
     """
 
     role: str
@@ -36,7 +36,7 @@ class ParameterRole:
 class WeightedSum:
     """A residual sum skip · x + branch · f(x).
 
-    ``index`` among the ``depth`` branches of its stack; ``kind``: "attention" or "other".
+    ``index``: its own among the ``depth`` branches of its stack; ``kind``: "attention" or "other".
     """
 
     value: str
@@ -49,11 +49,11 @@ class WeightedSum:
 
 @dataclass(frozen=True)
 class Reparametrization:
-    """The constants that make a captured graph the true model of a scheme. Comparable, JSON-ready.
+    """The constants that make a captured graph the true model of a scheme.
 
-    - ``scheme``: its name; ``options``: its fields that are not at their default
-    - ``outputs``: value → what the result is multiplied by; ``operands``: value → argument → what
-      the operand is multiplied by; ``numbers``: value → argument → the number in its place
+    - ``scheme``: its name; ``options``: its fields that differ from their defaults
+    - ``outputs``: value → the multiplier of the result; ``operands``: value → argument → the
+      multiplier of the operand; ``numbers``: value → argument → the number that replaces it
     - ``parameters``: name → role; ``sums``: the residual sums
     """
 
@@ -66,7 +66,7 @@ class Reparametrization:
     sums: tuple[WeightedSum, ...] = ()
 
     def with_gradients(self, rms: Mapping[str, float]) -> Reparametrization:
-        """The same with the RMS of parameters' gradients, by name."""
+        """The same, with the RMS of parameters' gradients."""
         known = {n: replace(r, gradient=rms.get(n, 1.0)) for n, r in self.parameters.items()}
         return replace(self, parameters=known)
 
@@ -84,9 +84,9 @@ class Reparametrization:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Reparametrization:
-        """What ``to_json`` wrote.
+        """The inverse of ``to_json``.
 
-        Raises ``UnitifyError`` (U301) for anything else.
+        Raises ``UnitifyError`` (U301) for other data.
         """
         try:
             return Reparametrization(
@@ -107,9 +107,9 @@ class Reparametrization:
         count = Counter(role.role for role in self.parameters.values())
         lines = [f"{self.scheme}: " + ", ".join(f"{n} {role}" for role, n in count.items())]
         for name, role in self.parameters.items():
-            place = f", one of {role.depth} branches" if role.depth else ""
+            stack = f", one of {role.depth} branches" if role.depth else ""
             fans = f" {role.fan_in:g} → {role.fan_out:g}" if role.fan_in else ""
-            lines.append(f"  {role.role:9} {name}{fans}{place}")
+            lines.append(f"  {role.role:9} {name}{fans}{stack}")
         for one in self.sums:
             lines.append(
                 f"  {one.value} = {one.skip:.4g} · skip + {one.branch:.4g} · branch "

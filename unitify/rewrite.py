@@ -5,10 +5,10 @@ For an operation y = f(x1 … xn) with f(x…) = c·f̂(r1·x̂1 … rn·x̂n) t
     operand i:  rescale(x̂i, forward = ri, backward = c·ri·bwd(y) / (fwd(xi)·bwd(xi)))
     result:     rescale(f̂(…), forward = c / fwd(y), backward = 1)
 
-and nothing else. It is right for any scales that the plan may hold, and for any units g in which an
-operation receives its gradient: the result's backward factor is bwd(y) / g, and g stands for bwd(y)
-at operands. g is one where a backward kernel is not linear in the gradient to the last bit (or
-nothing is known of it), and 1 / c on a wide carrier (``ScalePlan.received``).
+and nothing else. It is right for any scales of a plan, and for any units g in which an operation
+receives its gradient: the result's backward factor is then bwd(y) / g, and g replaces bwd(y) at
+operands. g is one where a backward kernel is not linear in the gradient to the last bit (or is
+unknown), and 1 / c on a wide carrier (``ScalePlan.received``).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _RESCALE = torch.ops.unitify.rescale.default
 def rewrite(capture: Capture, plan: ScalePlan, rules: RuleTable) -> fx.Graph:
     """The graph of ``capture`` on stored values, as a new graph.
 
-    Every node of the original keeps its name; what is inserted is ``unitify::rescale``.
+    Every node of the original keeps its name. Only ``unitify::rescale`` is inserted.
     """
     return _Rewriter(capture, plan, rules).run()
 
@@ -49,9 +49,9 @@ class _Rewriter:
         self.rules = rules
         self.exponents = {name: scale.exponents for name, scale in plan.values.items()}
         self.graph = fx.Graph()
-        #: Original node → emitted node that holds its stored value.
+        #: Original node → emitted node with its stored value.
         self.stored: dict[fx.Node, fx.Node] = {}
-        #: Original node → log2 of the units in which its operation leaves its result (or results).
+        #: Original node → log2 of the units in which its operation leaves its results.
         self.units: dict[fx.Node, int] = {}
         #: Original node → log2 of the units in which its operation receives gradients.
         self.gradient_units: dict[fx.Node, int] = {}
@@ -73,7 +73,7 @@ class _Rewriter:
     def _emit(self, node: fx.Node) -> None:
         source = node.args[0] if node.args else None
         if isinstance(source, fx.Node) and holds_tensors(source) and is_scalable(node):
-            # One result of several: it leaves its operation in the operation's own units.
+            # One of several results of an operation, in the operation's units.
             made = self._copy(node)
             forward = self.units[source] - self._fwd(node)
             backward = self._bwd(node) - self.gradient_units[source]
@@ -112,9 +112,9 @@ class _Rewriter:
                     wanted.append(((name, index), operand, forward, backward))
         rescaled = {operand for _, operand, f, b in wanted if f or b}
         times = Counter(operand for _, operand, _, _ in wanted)
-        # Autograd adds up the contributions of one node in the order of its operands, and visits
-        # later nodes first. So a value that is taken twice keeps its order of summation only if
-        # all its rescales are there, and made last operand first.
+        # Autograd adds the gradients from one node in the order of its operands, and visits later
+        # nodes first. So the gradients of a value that is used twice are added in the same order
+        # only if all its rescales exist, and are made last operand first.
         for position, operand, forward, backward in reversed(wanted):
             is_ordered = times[operand] > 1 and operand in rescaled
             replaced[position] = self._rescale(
@@ -168,7 +168,7 @@ class _Rewriter:
 
 
 def _with_node(argument: Any, index: int, node: fx.Node) -> Any:
-    """``argument`` with its ``index``-th node exchanged for ``node``."""
+    """``argument`` with its ``index``-th node replaced by ``node``."""
     if isinstance(argument, fx.Node):
         return node
     count = -1

@@ -46,7 +46,7 @@ from unitify.scheme.reparametrize import reparametrize
 from unitify.verification import Difference, Verification
 from unitify.verifying.running import is_faithful, lost_by_recording, notes_on, verify_module
 
-#: Called after each stage with its name and what it made.
+#: Called after each stage with its name and its result.
 StageObserver = Callable[[str, Any], None]
 
 
@@ -71,51 +71,50 @@ def transform(
 ) -> UnitScaledModule:
     """The same function as ``model``, with tensors of both passes near unit RMS where it matters.
 
-    - ``example_inputs``, ``example_kwargs``: what the model is called with, for capture; inferred
-      where the model tells, and drawn. Scales are measured on them.
-    - ``loss_fn(output)``: where gradients start; else at a scalar in the output, else at a unit
-      gradient of every output.
+    - ``example_inputs``, ``example_kwargs``: a call of the model, for capture and to measure
+      scales. Left out, they are inferred from the model where possible, and drawn at random.
+    - ``loss_fn(output)``: the start of the backward pass; else a scalar in the output, else a unit
+      gradient at every output.
     - ``scheme``: "preserve" keeps the model's function and weights. "unit" and "u-mup" make another
-      model of it, for training from scratch: new unit weights, and constants in the graph by which
-      every operation's result has unit RMS (``UnitScheme`` and ``UMuP`` have options). Gradients
-      are true ones of that model, which is ``module.capture.model``.
-    - ``scales``: "measured" takes RMS from one forward and backward run on each of ``batches`` (the
-      example inputs where there are none); "analysis" predicts it. "auto" measures where weights
-      hold data, and predicts on the meta device and for a scheme, which draws new weights;
-      ``module.scales`` says which it was. A batch for which the recording of the example does not
-      hold (it lies on the other side of a branch on a size, say) is recorded, too, whatever
-      ``scales`` is, and the module runs the recording that holds for a call.
-    - ``recipe``: what to cast, as ``recipe.read_recipe`` takes it: a name ("fp8"), a name
-      with changes ("fp8,exclude=lm_head"), a table, a TOML file, a ``Recipe``; None casts nothing.
-    - ``dynamic_shapes``: "auto" leaves every size free that the model leaves free; else as for
+      model, for training from scratch: new unit weights, and constants in the graph by which every
+      operation's result has unit RMS (``UnitScheme`` and ``UMuP`` have options). Gradients are the
+      true ones of that model, ``module.capture.model``.
+    - ``scales``: "measured" takes RMS from a forward and backward run on each of ``batches`` (by
+      default the example inputs); "analysis" predicts it. "auto" measures where weights hold data,
+      and predicts on the meta device and for a scheme, which draws new weights. ``module.scales``
+      is the source. A batch for which the recording does not hold (on the other side of a branch
+      on a size, say) is always recorded, too. The module runs the recording that holds for a call.
+    - ``recipe``: the casts, in any form of ``recipe.read_recipe``: a name ("fp8"), a name with
+      changes ("fp8,exclude=lm_head"), a table, a TOML file, a ``Recipe``; None casts nothing.
+    - ``dynamic_shapes``: "auto" keeps every size free that is free in the model; else that of
       ``torch.export.export``.
-    - ``weights``: "true" leaves parameters and their gradients as the original has them: state
-      dicts, optimizers, clipping and schedules are the original's, whatever the plan. "stored"
-      divides each parameter by a scale of its own, for weights that are kept in a narrow format
-      without masters; ``unitify.optim`` then has the optimizer's options.
-    - ``placement``: "everywhere" holds every value near unit RMS: within a factor of two, and every
-      gradient, where a recipe (FP16) casts all values; within six octaves otherwise, since float32
-      and bfloat16 hold any scale, and gradients follow their values.
-      "casts" leaves values true and brings them there where they are cast; what passes between
-      submodules is true then, and each can be called, wrapped or replaced. None: "casts" for
-      recipes that cast contractions by scales of the plan (FP8), else "everywhere".
-    - ``recording_seconds``: how long a recording with free sizes may take; one that takes longer is
-      made again with fewer free sizes. None: as long as it takes.
+    - ``weights``: "true" keeps parameters and their gradients as in the original, and so state
+      dicts, optimizers, clipping and schedules. "stored" divides each parameter by a scale of its
+      own, for weights in a narrow format without master weights; ``unitify.optim`` then converts
+      the optimizer's options.
+    - ``placement``: "everywhere" brings every value near unit RMS. Where a recipe (FP16) casts all
+      values, that is within a factor of two, for gradients, too. Otherwise it is within six
+      octaves, because float32 and bfloat16 hold any scale, and gradients follow their values.
+      "casts" leaves values true, and scales them within casts. Then values between submodules are
+      true, and each submodule can be called, wrapped or replaced. None: "casts" for recipes that
+      cast contractions by scales of the plan (FP8), else "everywhere".
+    - ``recording_seconds``: the most time of a recording with free sizes. A longer one is repeated
+      with fewer free sizes. None: no limit.
     - ``verify``: compare bitwise with the original, before any cast.
-    - ``inplace``: the module takes over the model's own ``Parameter`` objects. With true weights of
-      the model itself they keep their values, and the two share them; else they hold stored
-      weights, or those of the scheme, and the model itself is used up.
-    - ``rules``: rule files or mappings beside the shipped ones.
-    - ``on_stage(name, made)`` is called after each stage, with what the stage made: "capture" and
+    - ``inplace``: the module gets the model's own ``Parameter`` objects. With true weights and
+      without a scheme, they keep their values, and the model still works. Otherwise they get stored
+      weights, or those of the scheme, and the model is no longer valid.
+    - ``rules``: rule files or mappings in addition to the shipped ones.
+    - ``on_stage(name, made)`` is called after each stage with its result: "capture" and
       "reparametrize" with a ``Recording``, "estimate" with an ``Estimated``, "plan" with a
       ``Planned``, the others with the module or its ``Verification``.
 
-    Warns (``UnitifyWarning``) of what is not kept: submodules left alone, one mode, checkpointing,
-    a pattern of the recipe that matches nothing.
+    Warns (``UnitifyWarning``) of what is not kept: submodules that are not transformed, a graph for
+    one mode, checkpointing, a pattern of the recipe that matches nothing.
 
-    Raises ``UnitifyError``: U001 for an option that is not known, U002 without inputs, U101 to U109
-    from capture, U401 to U404 from the recipe, U110, U501 or U502 where the result is not the
-    model, U701 for a scheme without the whole graph.
+    Raises ``UnitifyError``: U001 for an invalid option; U002 without inputs; U101 to U109 from
+    capture; U401 to U404 from the recipe; U110, U501 or U502 where the result is not the model;
+    U701 for a scheme without the whole graph.
     """
     done = _observer(on_stage)
     casts, asked = read_recipe(recipe), read_scheme(scheme)
@@ -144,7 +143,7 @@ def transform(
             calls = [(args, kwargs)] if batches is None else further
             known = estimated(recorded, scales, calls, loss_fn, table)
             done("estimate", known)
-            # Drawn inputs tell of data about as well as analysis does.
+            # Drawn inputs are about as good an estimate of data as analysis.
             tolerance = tolerance_of(known.scales == "measured" and has_data)
             plans = planned(known.parts, table, tolerance, where, carrier)
         else:
@@ -164,7 +163,7 @@ def transform(
         others = _of_further_recordings(recorded, further)
         result = verify_module(recorded.model, module, table, args, kwargs, loss_fn, further=others)
         if not result.is_accepted and lost_by_recording(recorded.model, module, args, kwargs):
-            # What the whole recording lost, those of submodules may have kept.
+            # The recordings of submodules may be exact where that of the whole is not.
             apart = record(
                 model, args, kwargs, dynamic_shapes, further, recording_seconds, is_faithful
             )
@@ -213,7 +212,7 @@ def _observer(on_stage: StageObserver | None) -> StageObserver:
 
 
 def _of_further_recordings(recorded: Recording, calls: list[Inputs]) -> list[Inputs]:
-    """For each further recording of the whole model a call that it was made of."""
+    """For each further recording of the whole model, a call for which it holds."""
     found: list[Inputs] = []
     for name, captured in recorded.parts.items():
         if name and not path_of(name):
@@ -227,7 +226,7 @@ def _named(differences: tuple[Difference, ...]) -> str:
 
 
 def _flat(name: str, recorded: Recording, calls: list[Inputs]) -> list[list[Any]]:
-    """Flat inputs of a part; an island has the inputs that it received."""
+    """Flat inputs of a part; an island has those of its recording."""
     if path_of(name):
         return [list(recorded.parts[name].example)]
     return flat_calls(recorded.parts, name, calls)
@@ -268,11 +267,11 @@ def verify(
 ) -> Verification:
     """Is ``module`` bitwise ``model``? Derives every factor again, then runs both under ``seed``.
 
-    ``module``: what ``transform`` made, or a module around it; its graphs are run as they are, not
-    as they were compiled. ``rules``: those that it was transformed with. What differs is in the
-    ``Verification``.
+    ``module``: a transformed module, or a module around one. Its graphs run eagerly, not compiled.
+    ``rules``: those passed to ``transform``. The ``Verification`` has every difference.
 
-    Raises ``UnitifyError``: U009 where ``module`` is no transformed one, U002 and U102 for inputs.
+    Raises ``UnitifyError``: U009 where ``module`` contains no transformed one; U002 and U102 for
+    inputs.
     """
     transformed = next((m for m in module.modules() if isinstance(m, UnitScaledModule)), None)
     if transformed is None:

@@ -1,4 +1,4 @@
-"""What a comparison of the transformed module with the original found. Plain values."""
+"""The result of a comparison of the transformed module with the original, as plain values."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from unitify.diagnostics import Diagnostic
 class Difference:
     """One result that differs: its name, the largest absolute and relative difference.
 
-    ``is_underflow``: no element differs by as much as the smallest normal number of the type, and
-    only those differ that are so small in the original that what is below that number reaches their
-    last digit. The format rounds it to fixed steps, so that power-of-two scaling is not exact
-    there, and there alone.
+    ``is_underflow``: every difference is below the smallest normal number of the type, and only
+    elements differ whose last digit in the original is below that number. Subnormal numbers have a
+    fixed spacing, so scaling by a power of two is not exact there, and only there.
     """
 
     name: str
@@ -28,15 +27,15 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verification:
-    """Is the module the model? Every result of the model itself was compared with the module's.
+    """Is the module the model? Every result of the model was compared with the module's.
 
-    ``exact``: all of them are bitwise the same. ``compared``: how many there were, over all
-    ``calls`` that were made of both (a call is named by its mode and its inputs). ``differences``:
-    what differs by more than rounding. ``rounding``: what differs, and is as near to the original
-    in double precision as the original is (``verify.yardstick``). ``underflows``: what differs by
-    less than the smallest normal number. ``refused``: calls that the module refuses by a code, and
-    the code. ``findings``: what validation without running found. ``notes``: what the model's own
-    numbers show.
+    ``exact``: all results are bitwise the same. ``compared``: the number of results in all
+    ``calls`` of both (a call is named by its mode and its inputs). ``differences``: results that
+    differ by more than rounding. ``rounding``: results that differ, but are as near to the original
+    in double precision as the original itself (``verify.yardstick``). ``underflows``: results that
+    differ by less than the smallest normal number. ``refused``: calls that the module refuses, with
+    the code. ``findings``: diagnostics of the validation without a run. ``notes``: diagnostics of
+    the model's own numbers.
     """
 
     exact: bool
@@ -51,10 +50,10 @@ class Verification:
 
     @property
     def rounded_otherwise(self) -> tuple[Difference, ...]:
-        """All that differs and is accepted."""
+        """All accepted differences."""
         return self.rounding + self.underflows
 
     @property
     def is_accepted(self) -> bool:
-        """Is there nothing but rounding between the two?"""
+        """Do the two differ by rounding only?"""
         return not (self.differences or self.findings)

@@ -117,7 +117,7 @@ function agreementView() {
   });
 }
 
-// Of very many pairs only those off the diagonal are points; the rest are a density.
+// With very many pairs, only those off the diagonal are points. The others are a density.
 function pointsAndDensity(held, name, index) {
   const common = { xaxis: `x${name}`, yaxis: `y${name}`, meta: index };
   const isMany = held.length > MANY_POINTS;

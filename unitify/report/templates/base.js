@@ -1,5 +1,5 @@
-// Elements, numbers and text. Text reaches the page through text nodes alone: names come from
-// checkpoints, and are never read as HTML.
+// Elements, numbers and text. Text is always in text nodes, because names come from checkpoints and
+// must never be read as HTML.
 
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -24,7 +24,7 @@ function signed(number) {
   return String(number).replace("-", MINUS);
 }
 
-// Three significant digits, without a trail of zeros.
+// Three significant digits, without trailing zeros.
 function digits(number, count = 3) {
   if (number === null || number === undefined) return "–";
   if (number === 0) return "0";

@@ -1,4 +1,4 @@
-// What the recipe touches, and why the rest is not: values by reason.
+// Casts of the recipe, and the reasons for all other values: values by reason.
 
 const LISTED = 120;
 

@@ -1,5 +1,5 @@
-// Scale classes: values that share a scale, and the rescales between them. Across is the order of
-// the graph, up is the exponent of the scale.
+// Scale classes: values that share a scale, and the rescales between them. The x axis is the order
+// of the graph, the y axis is the exponent of the scale.
 
 const MOST_CLASSES = 320;
 
@@ -133,7 +133,7 @@ function classesView() {
     library.react(plot, traces, layout, CONFIG);
     say.replaceChildren(
       `${plural(nodes.length, "class", "classes")}, ${plural(edges.length, "rescale")} between them. `,
-      "Filled: cast by the recipe. Diamond: holds the result of a restored operation. Larger: more values.",
+      "Filled: cast by the recipe. Diamond: has the result of a restored operation. Larger: more values.",
     );
     if (plot.dataset.listens) return;
     plot.dataset.listens = "yes";

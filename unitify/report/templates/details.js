@@ -1,4 +1,4 @@
-// One value: its numbers, the line of source that made it, how its RMS was derived, and its rule.
+// One value: its numbers, its source line, the derivation of its RMS, and its rule.
 
 const panel = document.getElementById("details");
 let opener = null;
@@ -148,7 +148,7 @@ function sourceOf(value) {
   ].filter(Boolean);
 }
 
-// The analysis read backwards: one step, and the values that it was made from, each a link.
+// The analysis read backwards: one step, with a link to each of its operands.
 function derivationOf(value) {
   const step = ([way, result, sources], what) => {
     const from = Object.entries(sources);
@@ -174,7 +174,7 @@ function derivationOf(value) {
       { class: "steps" },
       ...forward.steps.map((held) => step(held, "RMS")),
       ...(backward.steps.length > 1
-        ? [element("li", {}, `gradient: ${backward.steps.length} contributions added up`)]
+        ? [element("li", {}, `gradient: the sum of ${backward.steps.length} terms`)]
         : []),
       ...backward.steps.map((held) => step(held, "gradient")),
     ),
@@ -242,7 +242,7 @@ function ruleOf(value) {
     element(
       "p",
       {},
-      "There is none: its operands return to true scale, and its moments come from running it on samples.",
+      "It has none: its operands return to true scale, and its moments are those of samples.",
     ),
   ];
 }

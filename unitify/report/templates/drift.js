@@ -1,4 +1,4 @@
-// What a monitor saw of a training: how stored RMS moved away from one.
+// The readings of a monitor: the drift of stored RMS from one.
 
 function driftView() {
   const host = section("drift");
@@ -18,7 +18,7 @@ function driftView() {
     class: "figure",
     id: "drift-figure",
     role: "group",
-    "aria-label": "Stored RMS in the course of a training",
+    "aria-label": "Stored RMS during training",
   });
   const way = directionPicker((chosen) => {
     direction = chosen;

@@ -1,6 +1,6 @@
 // The exponents of the elements of every value: a column of a heat map for each slot.
 
-// How many octaves below the smallest number of the format are still shown.
+// The octaves that are shown below the smallest number of the format.
 const FAR = 20;
 
 function exponentsView() {
@@ -71,7 +71,7 @@ function exponentsView() {
         ["magnitude", `2^${signed(point.y - 0.5)} … 2^${signed(point.y + 0.5)}`],
         ["share", percent(point.z)],
         ["values", column.values.length > 1 ? count(column.values.length) : ""],
-        ["", column.values[0][direction].octaves ? "as measured" : "a normal distribution is assumed"],
+        ["", column.values[0][direction].octaves ? "measured" : "a normal distribution is assumed"],
         ["graph", graph],
       ]);
     });

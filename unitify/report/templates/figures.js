@@ -1,4 +1,4 @@
-// What the figures through the graph have in common: four panels (forward above backward, original
+// The common parts of the figures through the graph: four panels (forward above backward, original
 // beside transformed) on one axis of slots, and the ranges of the formats behind them.
 
 const PANELS = [
@@ -126,13 +126,13 @@ function tickStep([low, high]) {
   return [1, 2, 4, 8, 16, 32].find((step) => (high - low) / step <= 9) ?? 64;
 }
 
-// Plotly reads a little HTML in its texts.
+// Plotly interprets some HTML in its texts.
 function plain(text) {
   return text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 }
 
-// Stretches of slots within one module, {x, text, length}, as deep as there is room for lines
-// between them. Where one of them is most of the figure, names are those of a level below.
+// Runs of slots within one module, {x, text, length}, as deep as there is room for lines between
+// them. Where one of them is most of the figure, names are those of the next level.
 function slotRuns(slots, [low, high]) {
   const inSight = slots
     .map((slot, x) => ({ x, path: slot.node ? slot.node.path : slot.within }))
@@ -158,7 +158,7 @@ function isNarrow() {
   return innerWidth < 700;
 }
 
-// Those that are long are named first; none so near to another that their names would overlap.
+// The longest are named first. None is so near to another that their names would overlap.
 function slotTicks({ names }, [low, high]) {
   const apart = (high - low) * (isNarrow() ? 3 : 1) * TICK_DISTANCE;
   const named = [];
@@ -183,7 +183,7 @@ function runsOf(places, depth) {
   return runs;
 }
 
-// The end of a path that tells it from its neighbors: layer.3, or 3.attention inside of it.
+// The end of a path that distinguishes it from its neighbors: layer.3, or 3.attention within it.
 function shortPath(parts) {
   const number = parts.findLastIndex((part) => /^\d+$/.test(part));
   const final = parts[parts.length - 1];
@@ -266,7 +266,7 @@ function rangeLabels(direction, name, isRight) {
   ];
 }
 
-// The y range of a direction: all of both graphs, and the range of the format as far as it is near.
+// The y range of a direction: all of both graphs, and the near part of the format's range.
 function spanOf(logarithms, direction) {
   const { largest, subnormal } = bounds(shownFormat[direction]);
   const low = logarithms.reduce((a, b) => Math.min(a, b), -2);
@@ -274,7 +274,7 @@ function spanOf(logarithms, direction) {
   return [Math.min(low, Math.max(subnormal, low - 12)) - 1, Math.max(high, Math.min(largest, high + 12)) + 1];
 }
 
-// Draws when it is first seen, and again at each change of theme or folding.
+// Draws when it becomes visible, and again at each change of theme or folding.
 function figure(host, draw) {
   let isSeen = false;
   const redraw = () => {
@@ -293,7 +293,7 @@ function figure(host, draw) {
   return redraw;
 }
 
-// Values or gradients? ``picked`` is told which.
+// A switch between values and gradients. ``picked`` gets the choice.
 function directionPicker(picked) {
   return element(
     "select",

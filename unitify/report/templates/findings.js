@@ -1,4 +1,4 @@
-// What was left out, with its code, and what the report could not say.
+// Diagnostics with their codes, and notes of the report.
 
 function findingsView() {
   const rows = report.findings.map((finding) =>
@@ -21,7 +21,7 @@ function findingsView() {
     element(
       "p",
       { class: "note" },
-      `Made by ${versions}. The JSON file beside this page holds every number of it.`,
+      `Made by ${versions}. The JSON file beside this page has all its numbers.`,
     ),
   );
 }

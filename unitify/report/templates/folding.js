@@ -1,7 +1,7 @@
-// The values as a tree of modules. What is folded is one slot of a figure, what is not is a slot
-// for each value. All figures share what is folded.
+// The values as a tree of modules. A folded module is one slot of a figure; otherwise each value is
+// one. All figures share the folding.
 
-// Slots that a figure starts with at most, and columns that it draws at most: more are joined.
+// The most slots of a figure at the start, and the most columns that it draws: more are joined.
 const FIRST_SLOTS = 260;
 const MOST_COLUMNS = 360;
 
@@ -38,7 +38,7 @@ function buildTree() {
   openUpTo(FIRST_SLOTS);
 }
 
-// Unfolds level by level, as long as no more than ``limit`` slots come of it.
+// Unfolds level by level, up to ``limit`` slots.
 function openUpTo(limit) {
   open.clear();
   open.add("");
@@ -97,7 +97,7 @@ function columnTitle(column) {
   return `${shownName(first)} … ${shownName(final)}`;
 }
 
-// The tree as a list of buttons: an outline that the keyboard reaches.
+// The tree as a list of buttons, for the keyboard.
 function foldingOutline() {
   const list = element("ul", { class: "outline", role: "tree", "aria-label": "Modules" });
   const draw = () => {

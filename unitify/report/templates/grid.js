@@ -1,10 +1,10 @@
-// A table of any length: only the rows in sight are in the page. Sorting, searching and moving
-// about work by keyboard; a screen reader hears which row of how many it is on.
+// A table of any length: only visible rows are in the page. Sorting, searching and moving work by
+// keyboard. A screen reader gets the number of the row and of all rows.
 
 const ROW = 34;
 
 // ``columns``: {label, group, get(row), show(row), numeric, width, note}. ``tools``: further filters, each
-// {node, keeps(row)}. Returns what redraws it.
+// {node, keeps(row)}. Returns a function that redraws it.
 function grid(host, { label, columns, rows, opened, search, sort, tools = [], rowClass }) {
   let shown = rows;
   let order = sort ?? null;
@@ -161,7 +161,7 @@ function grid(host, { label, columns, rows, opened, search, sort, tools = [], ro
   return { update, replace: (others) => ((rows = others), update()) };
 }
 
-// A row above the heads, for neighbors that belong together; none where there are none.
+// A row above the heads that groups neighbors; none without groups.
 function groupsOf(columns) {
   if (!columns.some((column) => column.group)) return null;
   const cells = [];
@@ -177,14 +177,14 @@ function groupsOf(columns) {
   return element("tr", { class: "groups" }, ...cells.map(({ cell }) => cell));
 }
 
-// Empty last, whatever the direction.
+// Empty cells last, in both directions.
 function compared(a, b, sign) {
   const [none, other] = [a === null || a === undefined, b === null || b === undefined];
   if (none || other) return none - other;
   return sign * (typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b);
 }
 
-// A filter that is a switch.
+// A filter with a switch.
 function filterSwitch(text, test, changed, isOn = false) {
   const box = element("input", { type: "checkbox", checked: isOn, onchange: () => changed() });
   return {

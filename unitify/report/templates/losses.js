@@ -1,4 +1,4 @@
-// What the formats lose: a summary by format, then every value and gradient, worst first.
+// Losses of the formats: a summary by format, then every value and gradient, worst first.
 
 const NOTABLE = 0.01;
 
@@ -43,7 +43,7 @@ function lossesView() {
     },
   ];
   const isCast = filterSwitch(
-    "only what the recipe casts",
+    "only casts of the recipe",
     (row) => Boolean(row.value[row.direction].cast),
     () => table.update(),
   );
@@ -72,7 +72,7 @@ function lossRows() {
     );
 }
 
-// By format and direction: how many values lose more than a hundredth of their elements.
+// By format and direction: the number of values that lose more than 1 % of their elements.
 function formatSummary() {
   const cell = (format, direction, graph) => {
     const losses = report.values
@@ -86,7 +86,7 @@ function formatSummary() {
   return element(
     "table",
     { class: "matrix" },
-    element("caption", {}, "How many lose more than 1 % of their elements to zero or beyond the range"),
+    element("caption", {}, "Values that lose more than 1 % of their elements, to zero or beyond the range"),
     element(
       "thead",
       {},

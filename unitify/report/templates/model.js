@@ -1,5 +1,4 @@
-// The report's JSON as the views use it. Everything is in true units; what is stored is that
-// divided by 2^exponent.
+// The report's JSON for the views. All values are true; the stored ones are divided by 2^exponent.
 
 const GRAPHS = ["original", "transformed"];
 const DIRECTIONS = ["forward", "backward"];
@@ -21,7 +20,7 @@ function rms(side) {
   return side.measured ?? side.predicted;
 }
 
-// log2 of the RMS as a graph holds it; null for zero, and where there is none.
+// log2 of the RMS in a graph; null for zero, and where there is none.
 function logRms(value, direction, graph) {
   const side = value[direction];
   const found = rms(side);
@@ -49,7 +48,7 @@ function sourceLine(value) {
   return (source.excerpt[source.line - source.first] ?? "").trim();
 }
 
-// The share of the elements in each octave: as measured, else of a normal distribution.
+// The share of the elements in each octave: measured, else that of a normal distribution.
 function octaves(side) {
   if (side.octaves && side.octaves.shares.length) return side.octaves;
   const found = rms(side);
@@ -64,7 +63,7 @@ function octaves(side) {
   return { first, shares };
 }
 
-// Abramowitz and Stegun 7.1.26; good to 1.5e-7, which is more than a color shows.
+// Abramowitz and Stegun 7.1.26, with an error of 1.5e-7, which no color shows.
 function erf(x) {
   const t = 1 / (1 + 0.3275911 * x);
   const sum = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t;

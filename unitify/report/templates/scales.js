@@ -6,7 +6,7 @@ function scalesView() {
     class: "figure",
     id: "scales-figure",
     role: "group",
-    "aria-label": "log2 RMS of every value and gradient; the table of all values holds the same numbers",
+    "aria-label": "log2 RMS of every value and gradient; the table of all values has the same numbers",
   });
   const say = element("p", { class: "note", "aria-live": "polite" });
   let zoomed = null;
@@ -102,7 +102,7 @@ function columnTooltip(event, column, { direction, graph }) {
     ["log₂ RMS", `${log2Text(found[0])} … ${log2Text(found[found.length - 1])}`],
     ["median", log2Text(median(found))],
     ["outside unit", count(found.filter((logarithm) => !isUnit(logarithm)).length)],
-    ["", column.node ? "click to unfold" : "zoom in to tell apart"],
+    ["", column.node ? "click to unfold" : "zoom in to separate"],
   ]);
 }
 

@@ -28,7 +28,7 @@ start().catch((error) => {
       element(
         "p",
         { class: "empty", role: "alert" },
-        `This report could not be drawn (${error.message}). It needs a browser of 2024 or later; the JSON file beside it holds the same numbers.`,
+        `This report could not be drawn (${error.message}). It needs a browser of 2024 or later; the JSON file beside it has the same numbers.`,
       ),
     );
   throw error;

@@ -1,8 +1,8 @@
-// Light and dark: the system's choice until somebody switches. Figures take their colors from CSS.
+// Light and dark: the system's choice until the user switches. Figures take their colors from CSS.
 
 const themeListeners = [];
 
-// What a color is under the theme of now: the browser resolves it.
+// A color in the present theme, resolved by the browser.
 const probe = document.createElement("span");
 
 function color(name) {

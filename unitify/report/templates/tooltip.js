@@ -26,7 +26,7 @@ function hideTooltip() {
   tooltip.hidden = true;
 }
 
-// What a tooltip says of one value in one direction and graph.
+// The tooltip of one value in one direction and graph.
 function valueRows(value, direction, graph) {
   const side = value[direction];
   const stored = graph === "transformed";

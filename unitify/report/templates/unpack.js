@@ -1,4 +1,4 @@
-// What is large lies in the page compressed, in base64, and is unpacked when it is needed.
+// Large data is compressed in the page, in base64, and unpacked when it is needed.
 
 async function unpacked(id) {
   const packed = atob(document.getElementById(id).textContent);

@@ -1,4 +1,4 @@
-// Cells that several tables have in common.
+// Cells of several tables.
 
 function valueLink(value) {
   return element(
@@ -8,7 +8,7 @@ function valueLink(value) {
   );
 }
 
-// An operation with several results is a name alone: each result is a value of its own.
+// An operation with several results has only a name: each result is a value.
 function nameLink(name) {
   return valueByName.has(name) ? valueLink(valueByName.get(name)) : element("code", {}, name);
 }
