@@ -273,7 +273,7 @@ def _(path: Path) -> Found:
     with warnings.catch_warnings(record=True) as found:
         module(X)
     assert "U115" in str(found[0].message)
-    return [module._turned()]
+    return [module._changed()]
 
 
 @triggers("U116")

@@ -191,7 +191,7 @@ def test_meta() -> None:
     assert torch.equal(module(batch(0)[0]), net(3)(batch(0)[0]))
 
 
-def test_a_copy_knows_what_was_turned() -> None:
+def test_a_copy_knows_what_was_changed() -> None:
     """It was recorded with what the attribute was before, as the module was."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 8))

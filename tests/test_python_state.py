@@ -17,7 +17,7 @@ from truth import assert_true_to, call, differences
 
 import unitify
 
-#: What is turned makes a difference to a graph that holds values near unit RMS.
+#: The changes make a difference to a graph that holds values near unit RMS.
 pytestmark = pytest.mark.usefixtures("near_unit")
 
 
@@ -476,10 +476,10 @@ def test_containers_that_were_passed_in(kind: type[Linear]) -> None:
             assert torch.equal(mine[key], theirs[key])
 
 
-# -- knobs ---------------------------------------------------------------------------------------
+# -- settings --------------------------------------------------------------------------------------
 
 
-class Knobs(Linear):
+class Settings(Linear):
     def __init__(self) -> None:
         super().__init__()
         self.temperature, self.drop = 1.0, nn.Dropout(0.5)
@@ -497,7 +497,7 @@ def _set(name: str, value: Any) -> Callable[[nn.Module], None]:
     return lambda model: setattr(model, name, value)
 
 
-TURNS: dict[str, Callable[[Any], None]] = {
+CHANGES: dict[str, Callable[[Any], None]] = {
     "number": _set("temperature", 0.25),
     "dropout": lambda m: [_set("p", 0.0)(k) for k in m.modules() if isinstance(k, nn.Dropout)],
     "dict": lambda m: m.options.update(shift=2.0),
@@ -509,20 +509,20 @@ TURNS: dict[str, Callable[[Any], None]] = {
 }
 
 
-@pytest.mark.parametrize("name", TURNS)
-def test_a_knob_that_is_turned_takes_effect(name: str) -> None:
-    model = Knobs()
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_setting_takes_effect(name: str) -> None:
+    model = Settings()
     module = unitify.transform(model, (x(),))
     assert not differences(model, module, (x(),))
     for one in (model, module):
-        TURNS[name](one)
+        CHANGES[name](one)
     with pytest.warns(unitify.UnitifyWarning, match="U115"):
         assert not differences(model, module, (x(),))
 
 
-def test_a_knob_of_a_module_for_inference_is_refused() -> None:
+def test_a_changed_setting_of_a_module_for_inference_is_refused() -> None:
     options: Any = {"recipe": "fp8,multiple=1", "placement": "everywhere"}
-    module = unitify.transform(Knobs(), (x(),), **options).to_inference()
+    module = unitify.transform(Settings(), (x(),), **options).to_inference()
     module(x())
     module.get_submodule("drop").p = 0.1
     with pytest.raises(unitify.UnitifyError, match=r"U115 drop\.p"):
@@ -530,7 +530,7 @@ def test_a_knob_of_a_module_for_inference_is_refused() -> None:
 
 
 def test_what_the_code_does_not_read_may_be_set() -> None:
-    module = unitify.transform(Knobs(), (x(),))
+    module = unitify.transform(Settings(), (x(),))
     module.tag = "mine"
     module.get_submodule("inner").in_features = 3
     with warnings.catch_warnings():
@@ -538,10 +538,10 @@ def test_what_the_code_does_not_read_may_be_set() -> None:
         module(x())
 
 
-def test_a_copy_has_knobs_of_its_own() -> None:
+def test_a_copy_has_settings_of_its_own() -> None:
     import copy
 
-    model = Knobs()
+    model = Settings()
     module = unitify.transform(model, (x(),))
     other = copy.deepcopy(module)
     other.temperature = 0.25

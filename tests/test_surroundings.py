@@ -21,7 +21,7 @@ from truth import differences
 
 import unitify
 
-#: What is turned makes a difference to a graph that holds values near unit RMS.
+#: The changes make a difference to a graph that holds values near unit RMS.
 pytestmark = pytest.mark.usefixtures("near_unit")
 
 FLAG = 1.0
@@ -119,7 +119,7 @@ def _gain_of_a_closure() -> tuple[Any, Any]:
         return m.inner(x) * gain
 
     @contextlib.contextmanager
-    def turned() -> Iterator[None]:
+    def changed() -> Iterator[None]:
         nonlocal gain
         gain = 3.0
         try:
@@ -127,7 +127,7 @@ def _gain_of_a_closure() -> tuple[Any, Any]:
         finally:
             gain = 1.0
 
-    return forward, turned
+    return forward, changed
 
 
 #: A forward, and what makes its surroundings others.
@@ -169,14 +169,14 @@ def _module() -> Any:
 
 @pytest.mark.parametrize("name", AROUND)
 def test_what_is_read_around_a_model_takes_effect(name: str) -> None:
-    forward, turned = AROUND[name]
+    forward, changed = AROUND[name]
     model = model_of(forward)
     module = unitify.transform(model, (x(),))
     assert set(module.parts) == {""}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not differences(model, module, (x(),))
-    with turned(), pytest.warns(unitify.UnitifyWarning, match="U115"):
+    with changed(), pytest.warns(unitify.UnitifyWarning, match="U115"):
         assert not differences(model, module, (x(),))
     if name != "list":
         with warnings.catch_warnings():

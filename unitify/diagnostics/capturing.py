@@ -194,7 +194,7 @@ class CaptureDiffers(Diagnostic):
 
 
 @dataclass(frozen=True)
-class AttributeTurned(Diagnostic):
+class AttributeChanged(Diagnostic):
     """Something that the model's code reads has changed since the model was recorded.
 
     It is an attribute, a global, a variable of the environment, or a switch of torch such as

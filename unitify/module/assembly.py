@@ -280,8 +280,8 @@ class _Island:
         for part in self.graphs:
             if part.capture.mode not in (None, "train" if module.training else "eval"):
                 continue
-            if (turned := part._turned()) is not None:
-                return part.run_own(turned, own, args, kwargs)
+            if (changed := part._changed()) is not None:
+                return part.run_own(changed, own, args, kwargs)
             flat = part.capture.call.fitted(args, kwargs)
             if isinstance(flat, list):
                 part.training = module.training

@@ -43,16 +43,16 @@ def run_own_code(
     return torch.func.functional_call(_Call(module, code), true, args, kwargs, tie_weights=True)
 
 
-def tell(lost: Diagnostic, kind: Hashable, told: set[Hashable]) -> None:
+def warn_once(lost: Diagnostic, kind: Hashable, warned: set[Hashable]) -> None:
     """Warn once for each ``kind`` of call of what a call by the model's own code leaves out."""
     if torch.compiler.is_compiling():
-        _tell_compiler(str(lost))
-    elif kind not in told:
-        told.add(kind)
+        _warn_compiled(str(lost))
+    elif kind not in warned:
+        warned.add(kind)
         warnings.warn(UnitifyWarning(str(lost)), stacklevel=6)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _tell_compiler(lost: str) -> None:
+def _warn_compiled(lost: str) -> None:
     """Compiled code warns once, when it is compiled."""
     warnings.warn(UnitifyWarning(lost), stacklevel=2)

@@ -30,7 +30,7 @@ _OF_ONE = (
     "verification",
 )
 #: Those of them that run it.
-_RUNNING = ("_knobs", "_submodules", "_undivided", "graph")
+_RUNNING = ("_recorded_state", "_submodules", "_undivided", "graph")
 
 
 def record_anew(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -40,7 +40,7 @@ def record_anew(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
     """
     if module._again is None or module.is_inference:
         return
-    types: Types = module.__dict__["_knobs"].types
+    types: Types = module.__dict__["_recorded_state"].types
     if (changed := types.changed()) is not None:
         # A compiler must not trace this. A decorator would load the compiler at import.
         torch.compiler.disable(_exchange)(module, types, changed, args, kwargs)
@@ -53,7 +53,7 @@ def _exchange(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> None:
-    if module.__dict__["_knobs"].turned_attribute() is not None or is_transformed():
+    if module.__dict__["_recorded_state"].changed_attribute() is not None or is_transformed():
         return
     known: dict[Any, dict[str, Any] | None] = module.__dict__.setdefault("_recordings", {})
     now = types.now()
@@ -109,7 +109,7 @@ def _put(module: Any, found: dict[str, Any]) -> None:
     own_code_again(tree)
     for name in _OF_ONE:
         setattr(module, name, found[name])
-    if found["_knobs"] is None:
+    if found["_recorded_state"] is None:
         module.divide()
         module.watch(tree)
     else:
@@ -135,7 +135,7 @@ def _recording(
     except UnitifyError:
         return None
     # Several graphs would be called from the model's code, which this module does not run.
-    return {**_taken(made), "_knobs": None} if list(made.parts) == [""] else None
+    return {**_taken(made), "_recorded_state": None} if list(made.parts) == [""] else None
 
 
 def _example(

@@ -33,8 +33,8 @@ from unitify.capture.signature import CallSignature, Misfit
 from unitify.capture.whole import Capture
 from unitify.diagnostics import CastsLeftOut, Diagnostic, UnitifyError
 from unitify.module.graph_forward import GraphForward
-from unitify.module.knobs import Knobs, turned_now
-from unitify.module.own_code import tell
+from unitify.module.own_code import warn_once
+from unitify.module.recorded_state import RecordedState, changed_now
 from unitify.module.regions import NoPiece, Piece, piece_of
 from unitify.plan.scale_plan import ScalePlan
 from unitify.recipe.choices import Choice
@@ -106,13 +106,13 @@ class Submodules:
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
         #: The state that the code of each submodule reads, by path.
-        self.knobs: dict[str, Knobs] = {}
+        self.states: dict[str, RecordedState] = {}
         #: The tokens of casts in the running call of the module; None while none runs.
         self.tokens: list[tuple[str, Tensor]] | None = None
         #: The modules that ran their own code in that call, without their casts, and why.
         self.left: dict[str, str] | None = None
         #: Kinds of calls with a warning so far.
-        self.told: set[Hashable] = set()
+        self.warned: set[Hashable] = set()
         self._known: _Whole | None = None
         self._paths: dict[nn.Module, str] = {}
         self._forwards: dict[nn.Module, GraphForward] = {}
@@ -144,7 +144,7 @@ class Submodules:
         why: str | partial[Misfit]
         if isinstance(graph, str):
             why = graph
-        elif (found := self._turned(path)) is not None:
+        elif (found := self._changed(path)) is not None:
             why = f"{found} has changed"
         elif mode is not None and module.training != (mode == "train"):
             why = f"its graph is for {mode} mode"
@@ -195,7 +195,7 @@ class Submodules:
             tokens, left = self.tokens, self.left
         finally:
             self.tokens, self.left = outer
-        self._tell(left)
+        self._warn(left)
         if not tokens:
             return result
         leaves, spec = pytree.tree_flatten(result)
@@ -216,10 +216,10 @@ class Submodules:
 
     # -- what a call leaves out -----------------------------------------------------------
 
-    def _turned(self, path: str) -> str | None:
+    def _changed(self, path: str) -> str | None:
         """The first changed value that the code of a submodule reads; None without one."""
         owner = self.owner
-        return turned_now(self.knobs[path], not owner.is_inference, owner._again is not None)
+        return changed_now(self.states[path], not owner.is_inference, owner._again is not None)
 
     def _leave(self, path: str, reason: str, refused: Diagnostic | None = None) -> None:
         """Note that the module at ``path`` runs its own code, without its casts.
@@ -233,16 +233,16 @@ class Submodules:
         left = {name: reason} if self.left is None else self.left
         left.setdefault(name, reason)
         if self.left is None:
-            self._tell(left)
+            self._warn(left)
 
-    def _tell(self, left: Mapping[str, str]) -> None:
+    def _warn(self, left: Mapping[str, str]) -> None:
         """Warn which modules ran their own code in a call, once for each kind of call."""
         if not left:
             return
         (name, reason), *others = left.items()
         module = f"{name} (and {len(others)} more)" if others else name
         lost = CastsLeftOut(where=name, module=module, reason=reason)
-        tell(lost, tuple(left), self.told)
+        warn_once(lost, tuple(left), self.warned)
 
     def _casts_weights(self, path: str) -> bool:
         """Does a module cast weights outside its submodules?"""

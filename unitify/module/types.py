@@ -57,18 +57,18 @@ class Types:
         self.recorded = recorded
         self.surroundings = {n: recorded[n] for n in _AROUND if n in recorded}
         #: The namespace of a module, a name in it, its recorded type, and the full name.
-        self.places: list[tuple[dict[str, Any], str, torch.dtype, str]] = []
+        self.tensors: list[tuple[dict[str, Any], str, torch.dtype, str]] = []
         for name, dtype in recorded.items():
             path, _, own = name.rpartition(".")
             if name not in _AROUND:
-                self.places.append((vars(tree.get_submodule(path)), own, dtype, name))
+                self.tensors.append((vars(tree.get_submodule(path)), own, dtype, name))
 
     def changed(self) -> str | None:
         """The first name with another type now, a tensor's or one around a call; None without one.
 
         A tensor that no longer exists does not count.
         """
-        for namespace, own, dtype, name in self.places:
+        for namespace, own, dtype, name in self.tensors:
             held = namespace["_parameters"].get(own)
             if held is None:
                 held = _held(namespace, own)
@@ -81,7 +81,7 @@ class Types:
 
     def now(self) -> dict[str, torch.dtype]:
         """The present types."""
-        found = {name: _held(namespace, own) for namespace, own, _, name in self.places}
+        found = {name: _held(namespace, own) for namespace, own, _, name in self.tensors}
         present = {n: t.dtype for n, t in found.items() if t is not None}
         return {**present, **_surroundings(_device(self.tree))}
 

@@ -15,7 +15,7 @@ from torch import nn
 from unitify.capture.whole import Capture
 from unitify.diagnostics import CastsLeftOut, UnitifyError
 from unitify.module.graph_forward import GraphForward
-from unitify.module.own_code import run_own_code, tell
+from unitify.module.own_code import run_own_code, warn_once
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.recipe.choices import Choice
 
@@ -35,7 +35,7 @@ class Undivided:
 
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
-        self.told: set[Hashable] = set()
+        self.warned: set[Hashable] = set()
         self._is_inside = False
         self._paths: dict[nn.Module, str] = {}
         self._forwards: dict[nn.Module, GraphForward] = {}
@@ -104,4 +104,4 @@ class Undivided:
         if is_refused or (loses and self.owner.is_inference):
             raise UnitifyError(lost)
         if loses:
-            tell(lost, path, self.told)
+            warn_once(lost, path, self.warned)

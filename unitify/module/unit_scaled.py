@@ -90,7 +90,7 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
         # No ``__init__`` runs: the model's would make another model.
         self.__dict__.update(vars(fx.GraphModule(nn.Module(), fx.Graph())))
         share_tables(root, self)
-        self.__dict__.update(_tree=root, _caching=caching_configs(root), _told=set())
+        self.__dict__.update(_tree=root, _caching=caching_configs(root), _warned=set())
         self.register_load_state_dict_post_hook(tied_again)  # type: ignore[no-untyped-call]
         self.training = root.training
 
@@ -168,7 +168,7 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
         the model's own code (``run_own``).
         """
         record_anew(self, args, kwargs)
-        reason: Reason | None = self._turned()
+        reason: Reason | None = self._changed()
         if reason is None:
             found = self.fitted(args, kwargs)
             if isinstance(found, list):
@@ -301,7 +301,7 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
         made.recipe, made._casts, made.verification = self.recipe, self._casts, self.verification
         made.is_inference, made._again = self.is_inference, self._again
         made.scales = self.scales
-        if "_knobs" in self.__dict__:
+        if "_recorded_state" in self.__dict__:
             made.divide()
             made.watch(root, like=self)
         if not self.capture.has_hooks:

@@ -16,7 +16,7 @@ from unitify.capture.places import Location
 from unitify.capture.signature import Refusal, kind_of
 from unitify.capture.whole import Capture
 from unitify.diagnostics import (
-    AttributeTurned,
+    AttributeChanged,
     CastsLeftOut,
     Diagnostic,
     OneModeOnly,
@@ -24,14 +24,14 @@ from unitify.diagnostics import (
     UnitifyError,
     UnitifyWarning,
 )
-from unitify.module.knobs import Knobs, reads_by_path, turned_now
-from unitify.module.own_code import run_own_code, tell
+from unitify.module.own_code import run_own_code, warn_once
+from unitify.module.recorded_state import RecordedState, changed_now, reads_by_path
 from unitify.module.submodules import Submodules
 from unitify.module.undivided import Undivided
 from unitify.module.weights import HoldsWeights
 
 #: Why a call does not run the graph: state has changed, or no recording holds for the call.
-Reason = AttributeTurned | OneModeOnly | Refusal
+Reason = AttributeChanged | OneModeOnly | Refusal
 
 
 class WatchesTree(HoldsWeights):
@@ -47,7 +47,7 @@ class WatchesTree(HoldsWeights):
     #: Configs with ``use_cache``; the graph does not return generation caches.
     _caching: list[Any]
     #: Kinds of calls with a warning so far.
-    _told: set[Hashable]
+    _warned: set[Hashable]
 
     def _attribute(self, target: str) -> Any:
         return operator.attrgetter(target)(self._tree)
@@ -75,10 +75,10 @@ class WatchesTree(HoldsWeights):
         self, reason: Reason | None, code: Callable[..., Any], args: Any, kwargs: Any
     ) -> Any:
         submodules = self._submodules
-        is_as_recorded = reason is None or isinstance(reason, AttributeTurned)
+        is_as_recorded = reason is None or isinstance(reason, AttributeChanged)
         if not is_as_recorded and self._casts and submodules is None:
             raise UnitifyError(self._finding(reason))
-        if self.is_inference and self.__dict__["_knobs"].types.changed() is not None:
+        if self.is_inference and self.__dict__["_recorded_state"].types.changed() is not None:
             submodules = None  # Codes have one type: neither graphs nor code run in another.
         if submodules is not None:
             why = None if reason is None else partial(self._finding, reason)
@@ -93,12 +93,12 @@ class WatchesTree(HoldsWeights):
         if self.is_inference:
             raise UnitifyError(self._finding(reason))
         kind = kind_of(reason) if isinstance(reason, tuple) else reason
-        if kind not in self._told:
+        if kind not in self._warned:
             found = self._finding(reason)
             name = type(self.capture.model).__name__
-            if not isinstance(found, AttributeTurned):
+            if not isinstance(found, AttributeChanged):
                 found = OwnCodeRuns(where=name, reason=f"{found.code} {found.message}")
-            tell(found, kind, self._told)
+            warn_once(found, kind, self._warned)
 
     def _finding(self, reason: Any) -> Diagnostic:
         return self.capture.call.misfit(reason) if isinstance(reason, tuple) else reason
@@ -134,26 +134,30 @@ class WatchesTree(HoldsWeights):
         """
         reads = {read: who for read, who in self.capture.reads.items() if self._counts(read)}
         left = [effect.location for effect in self.capture.call.effects]
-        before = like.__dict__["_knobs"] if like is not None else None
+        before = like.__dict__["_recorded_state"] if like is not None else None
         had = like is None or not like.is_inference
         if self._submodules is not None and self._submodules.owner is self:
             own = reads_by_path(reads)
-            held = like._submodules.knobs if like is not None and like._submodules else {}
+            held = like._submodules.states if like is not None and like._submodules else {}
             for name in self.capture.regions.paths:
                 full = f"{path}.{name}".strip(".")
-                knobs = Knobs(tree, own.get(full, ()), left, None, held.get(name), full, had)
-                self._submodules.knobs[name] = knobs
-        self.__dict__["_knobs"] = Knobs(tree, reads, left, self._tree, before, "", had)
+                state = RecordedState(
+                    tree, own.get(full, ()), left, None, held.get(name), full, had
+                )
+                self._submodules.states[name] = state
+        self.__dict__["_recorded_state"] = RecordedState(
+            tree, reads, left, self._tree, before, "", had
+        )
 
     def _counts(self, read: Any) -> bool:
         """Is the value watched? ``use_cache`` is not: the graph returns no cache."""
         is_cache = isinstance(read, Location) and read.steps[-1].key == "use_cache"
         return not (is_cache and self._caching)
 
-    def _turned(self) -> AttributeTurned | None:
+    def _changed(self) -> AttributeChanged | None:
         """The first change since ``watch``; None without one. Compiled code checked it once."""
-        knobs: Knobs | None = self.__dict__.get("_knobs")
-        if knobs is None:
+        state: RecordedState | None = self.__dict__.get("_recorded_state")
+        if state is None:
             return None
-        found = turned_now(knobs, not self.is_inference, self._again is not None)
-        return None if found is None else AttributeTurned(attribute=found)
+        found = changed_now(state, not self.is_inference, self._again is not None)
+        return None if found is None else AttributeChanged(attribute=found)

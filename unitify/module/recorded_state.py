@@ -40,7 +40,7 @@ class _Names:
         self.namespaces: list[Any] = []
         self.names: list[Any] = []
         self.held: list[Any] = []
-        self.places: list[Any] = []
+        self.where: list[Any] = []
         #: Did an equal container replace another one? ``torch.export`` does that.
         self.is_exchanged = False
 
@@ -49,9 +49,9 @@ class _Names:
         self.namespaces.append(namespace)
         self.names.append(name)
         self.held.append(held)
-        self.places.append(where)
+        self.where.append(where)
 
-    def turned(self) -> Any:
+    def changed(self) -> Any:
         """``where`` of the first changed value; None without one. Equal numbers are the same."""
         try:
             now = map(getitem, self.namespaces, self.names)
@@ -64,13 +64,13 @@ class _Names:
             if now is not self.held[index]:
                 if not is_same(now, self.held[index]):
                     if not _are_alike(now, self.held[index]):
-                        return self.places[index]
+                        return self.where[index]
                     self.is_exchanged = True
                 self.held[index] = now
         return None
 
 
-class Knobs:
+class RecordedState:
     """The state that the graph of a tree of modules depends on, and its recorded values.
 
     ``reads``: the state that the code of modules reads. ``left``: locations that calls write.
@@ -86,13 +86,13 @@ class Knobs:
         reads: Iterable[Location | Read],
         left: Sequence[Location] = (),
         part: nn.Module | None = None,
-        before: Knobs | None = None,
+        before: RecordedState | None = None,
         within: str = "",
         had_weights: bool = True,
     ) -> None:
         top = tree.get_submodule(within)
         self.types: Types = Types(part or top, None if before is None else before.types.recorded)
-        self.was_turned = None if before is None else before.turned_attribute(had_weights)
+        self.was_changed = None if before is None else before.changed_attribute(had_weights)
         self._look = partial(self._note_all, tree, top, reads, left, within)
         self._look()
 
@@ -113,7 +113,7 @@ class Knobs:
         self.lists: list[tuple[Any, list[Any], Any]] = []
         self.sized: list[Any] = []
         self.sizes: list[int] = []
-        self.sized_places: list[Any] = []
+        self.sized_where: list[Any] = []
         self.arrays: list[tuple[Any, bytes, Any]] = []
         #: Modules and their classes, and the names of their tensors.
         self.modules = list(top.modules())
@@ -205,12 +205,12 @@ class Knobs:
         elif isinstance(value, dict | list | set | deque):
             self.sized.append(value)
             self.sizes.append(len(value))
-            self.sized_places.append(where)
+            self.sized_where.append(where)
             if isinstance(value, dict) and len(value) <= _MANY:
                 for key in value:
                     self._note(value, key, _then(where, key))
 
-    def turned(self, has_weights: bool = True, by_autocast: bool = True) -> str | None:
+    def changed(self, has_weights: bool = True, by_autocast: bool = True) -> str | None:
         """The name of the first changed value; None where nothing changed.
 
         ``has_weights``: must every parameter exist? ``by_autocast``: does a change of types by
@@ -219,20 +219,20 @@ class Knobs:
         changed = self.types.changed()
         if changed is not None and (by_autocast or changed != "autocast"):
             return f"the type of {changed}"
-        found = self.turned_attribute(has_weights)
+        found = self.changed_attribute(has_weights)
         return None if found is None else str(found)
 
-    def turned_attribute(self, has_weights: bool = True) -> Any:
+    def changed_attribute(self, has_weights: bool = True) -> Any:
         """The first changed value other than number types; None without one."""
-        return next(self._turned(has_weights), None)
+        return next(self._changed(has_weights), None)
 
-    def _turned(self, has_weights: bool) -> Iterator[Any]:
-        if self.was_turned is not None:
-            yield self.was_turned
-        if (where := self.present.turned()) is not None:
+    def _changed(self, has_weights: bool) -> Iterator[Any]:
+        if self.was_changed is not None:
+            yield self.was_changed
+        if (where := self.present.changed()) is not None:
             yield where
         if any(map(contains, self.absent.namespaces, self.absent.names)):
-            yield self.absent.turned()
+            yield self.absent.changed()
         for question, answer, where in self.questions:
             try:
                 now = question()
@@ -252,7 +252,7 @@ class Knobs:
             if len(held) != len(entries) or not all(map(is_same, held, entries)):
                 yield where
         if [*map(len, self.sized)] != self.sizes:
-            sizes = zip(map(len, self.sized), self.sizes, self.sized_places, strict=True)
+            sizes = zip(map(len, self.sized), self.sizes, self.sized_where, strict=True)
             yield next(where for size, expected, where in sizes if size != expected)
         for array, numbers, where in self.arrays:
             if array.tobytes() != numbers:
@@ -263,7 +263,7 @@ class Knobs:
 
     def _lacking(self) -> Iterator[Any]:
         held = self.tensors
-        for table, name, where in zip(held.namespaces, held.names, held.places, strict=True):
+        for table, name, where in zip(held.namespaces, held.names, held.where, strict=True):
             if table.get(name) is None:
                 yield where
 
@@ -297,17 +297,17 @@ def reads_by_path(reads: Mapping[Location | Read, frozenset[str]]) -> dict[str, 
     return {path: list(held) for path, held in found.items()}
 
 
-def turned_now(knobs: Knobs, has_weights: bool, by_autocast: bool) -> str | None:
-    """``knobs.turned``. Compiled code evaluates it once, when it is compiled."""
+def changed_now(state: RecordedState, has_weights: bool, by_autocast: bool) -> str | None:
+    """``state.changed``. Compiled code evaluates it once, when it is compiled."""
     if torch.compiler.is_compiling():
-        compiled: str | None = _turned_once(knobs, has_weights, by_autocast)
+        compiled: str | None = _changed_once(state, has_weights, by_autocast)
         return compiled
-    return knobs.turned(has_weights, by_autocast)
+    return state.changed(has_weights, by_autocast)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _turned_once(knobs: Knobs, has_weights: bool, by_autocast: bool) -> str | None:
-    return knobs.turned(has_weights, by_autocast)
+def _changed_once(state: RecordedState, has_weights: bool, by_autocast: bool) -> str | None:
+    return state.changed(has_weights, by_autocast)
 
 
 def _are_alike(a: Any, b: Any) -> bool:
