@@ -145,11 +145,11 @@ def arrived(
         for group, names in casts.items()
         if (own := [token for name in names for token in by_name.get(name, ())])
     }
-    places = [i for i, unit in enumerate(units) if unit is not None]
-    for position, place in enumerate(places):
+    indices = [i for i, unit in enumerate(units) if unit is not None]
+    for position, index in enumerate(indices):
         own = [token for group, token in joined.items() if position in group]
-        if own and isinstance(found[place], Tensor):
-            found[place] = ARRIVE(found[place], own, units[place])
+        if own and isinstance(found[index], Tensor):
+            found[index] = ARRIVE(found[index], own, units[index])
     return found
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from unitify.capture.guards import Guards
-from unitify.capture.places import PLAIN
+from unitify.capture.reachable import PLAIN
 from unitify.capture.signature import Leaf, bind, leaf_shape
 
 torch.library.define(

@@ -24,7 +24,8 @@ import torch
 from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-Place = tuple[str, int]
+#: A file and a line of it.
+SourceLine = tuple[str, int]
 
 _TORCH = str(Path(torch.__file__).parent)
 _PACKAGE = str(Path(__file__).parent.parent)
@@ -48,13 +49,13 @@ class OutOfTime(BaseException):
 class Decisions:
     """Conditions on sizes that held while a model was recorded.
 
-    ``places``: each condition that torch guards, with the line of the user's code. ``layout``:
+    ``lines``: each condition that torch guards, with the line of the user's code. ``layout``:
     those that matter only for strides. ``by_code``: those that Python code decided, guarded or not.
     """
 
-    places: dict[sympy.Basic, Place | None] = field(default_factory=dict)
+    lines: dict[sympy.Basic, SourceLine | None] = field(default_factory=dict)
     layout: set[sympy.Basic] = field(default_factory=set)
-    by_code: dict[sympy.Basic, Place | None] = field(default_factory=dict)
+    by_code: dict[sympy.Basic, SourceLine | None] = field(default_factory=dict)
     #: Has the model's code ended? Later passes over the recording do not count.
     is_over: bool = False
 
@@ -94,13 +95,13 @@ def _evaluating(
         known = len(env.guards)
         result = original(env, expression, *args, **kwargs)
         if getattr(expression, "free_symbols", None):
-            asker, place, is_layout = _asker(sys._getframe(1))
+            asker, line, is_layout = _asker(sys._getframe(1))
             for guard in env.guards[known:]:
-                found.places.setdefault(guard.expr, place)
+                found.lines.setdefault(guard.expr, line)
                 if is_layout or found.is_over:
                     found.layout.add(guard.expr)
             if _is_code(asker) and not found.is_over:
-                found.by_code.setdefault(_holding(expression, result), place)
+                found.by_code.setdefault(_holding(expression, result), line)
         return result
 
     return evaluate_expr
@@ -124,11 +125,11 @@ def _comparing(
         # Decided because every size is positive.
         is_decided = outcome in (sympy.true, sympy.false) and isinstance(other, SymNode)
         if is_decided and node.expr != other.expr and _is_free(node.expr, other.expr):
-            asker, place, _ = _asker(sys._getframe(1))
+            asker, line, _ = _asker(sys._getframe(1))
             if _is_code(asker):
                 held = relation(node.expr, other.expr, evaluate=False)
                 is_so = outcome is sympy.true
-                found.by_code.setdefault(held if is_so else sympy.Not(held, evaluate=False), place)
+                found.by_code.setdefault(held if is_so else sympy.Not(held, evaluate=False), line)
         return result
 
     return compare
@@ -138,7 +139,7 @@ def _is_free(*expressions: sympy.Basic) -> bool:
     return any(expression.free_symbols for expression in expressions)
 
 
-def _asker(frame: FrameType | None) -> tuple[str, Place | None, bool]:
+def _asker(frame: FrameType | None) -> tuple[str, SourceLine | None, bool]:
     """The file that asks, the innermost line of the user's code, and: is it about strides?"""
     asker, is_layout = "", None
     while frame is not None:

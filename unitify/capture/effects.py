@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from unitify.capture.places import MISSING, PLAIN, Location, is_same, namespaces
+from unitify.capture.reachable import MISSING, PLAIN, Location, is_same, namespaces
 from unitify.capture.state import Change, State
 
 #: The root of locations in the inputs of a call, which are its arguments by name.
@@ -87,7 +87,7 @@ def leave(
     rest: Iterator[Any] = iter(values)
     for effect in effects:
         leaves = [next(rest) for _ in range(effect.spec.num_leaves)]
-        holder, key = place(effect.location, tree, inputs)
+        holder, key = holder_of(effect.location, tree, inputs)
         value = pytree.tree_unflatten(leaves, effect.spec)
         if isinstance(holder, list) and key == len(holder):
             holder.append(value)
@@ -95,7 +95,9 @@ def leave(
             holder[key] = value
 
 
-def place(location: Location, tree: nn.Module, inputs: Mapping[str, Any] = {}) -> tuple[Any, Any]:
+def holder_of(
+    location: Location, tree: nn.Module, inputs: Mapping[str, Any] = {}
+) -> tuple[Any, Any]:
     """The container of ``location`` in ``tree`` (or in the ``inputs``), and the key in it.
 
     Raises ``LookupError`` where the way does not exist.

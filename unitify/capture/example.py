@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from unitify.capture.exporting import without_cache
-from unitify.capture.places import PLAIN, cells
+from unitify.capture.reachable import PLAIN, cells
 from unitify.diagnostics import NothingCaptured, UnitifyError
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]

@@ -29,7 +29,7 @@ from unitify.capture.computed import Known
 from unitify.capture.eager_flags import as_in_eager
 from unitify.capture.effects import Effect, effects_of
 from unitify.capture.identity import Tensors, by_table
-from unitify.capture.places import Location
+from unitify.capture.reachable import Location
 from unitify.capture.recurrent import free_length
 from unitify.capture.signature import bind, unbind
 from unitify.capture.sizes import Free

@@ -18,7 +18,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._sympy.printers import PythonPrinter
 
 from unitify.capture.computed import Computed
-from unitify.capture.decisions import Decisions, Place
+from unitify.capture.decisions import Decisions, SourceLine
 
 #: torch assumes that every free size is at least this.
 _LEAST = 2
@@ -31,7 +31,7 @@ class Guard:
     """One condition on sizes as text, and the line that made it if torch knows one."""
 
     text: str
-    place: Place | None = None
+    line: SourceLine | None = None
 
 
 @dataclass(frozen=True)
@@ -146,13 +146,13 @@ def guards_of(
     always = _equalities(standing, env, decisions)
     for guard in env.guards:
         if guard.expr not in decisions.layout:
-            _add(always, known(guard.expr), decisions.places.get(guard.expr), standing)
+            _add(always, known(guard.expr), decisions.lines.get(guard.expr), standing)
     for condition in _ranges(env, standing) if with_ranges else ():
         _add(always, condition, None, standing)
-    small: dict[sympy.Basic, Place | None] = {}
-    for condition, place in decisions.by_code.items():
-        _add(small, known(condition), place, standing)
-    small = {condition: place for condition, place in small.items() if condition not in always}
+    small: dict[sympy.Basic, SourceLine | None] = {}
+    for condition, line in decisions.by_code.items():
+        _add(small, known(condition), line, standing)
+    small = {condition: line for condition, line in small.items() if condition not in always}
     # An expression with other sizes does not follow from these inputs.
     data = [c for c in computed if all(_of(known(e), standing) for e in c.sizes)]
     return Guards(
@@ -172,17 +172,17 @@ def _of(expression: Any, standing: Mapping[sympy.Symbol, sympy.Expr]) -> bool:
 
 def _equalities(
     standing: Mapping[sympy.Symbol, sympy.Expr], env: ShapeEnv, decisions: Decisions
-) -> dict[sympy.Basic, Place | None]:
+) -> dict[sympy.Basic, SourceLine | None]:
     """Sizes that torch writes in terms of others, each with the line that made them so."""
-    found: dict[sympy.Basic, Place | None] = {}
+    found: dict[sympy.Basic, SourceLine | None] = {}
     for symbol, expression in standing.items():
         if expression != symbol and not expression.is_number:
             made = (g.expr for g in env.guards if symbol in g.expr.free_symbols)
-            place = next((decisions.places.get(e) for e in made if isinstance(e, sympy.Eq)), None)
+            line = next((decisions.lines.get(e) for e in made if isinstance(e, sympy.Eq)), None)
             # What is made of a size that nobody can look up holds for no call.
             is_known = _of(expression, standing)
             equality = sympy.Eq(symbol, expression, evaluate=False) if is_known else sympy.false
-            found[equality] = place
+            found[equality] = line
     return found
 
 
@@ -200,9 +200,9 @@ def _ranges(env: ShapeEnv, symbols: Iterable[sympy.Symbol]) -> list[sympy.Basic]
 
 
 def _add(
-    conditions: dict[sympy.Basic, Place | None],
+    conditions: dict[sympy.Basic, SourceLine | None],
     condition: Any,
-    place: Place | None,
+    line: SourceLine | None,
     standing: Mapping[sympy.Symbol, sympy.Expr],
 ) -> None:
     """Note a condition on free sizes of inputs; others are fixed, or known only at run time."""
@@ -211,16 +211,16 @@ def _add(
     replaced = {s: e for s, e in standing.items() if e != s and s in condition.free_symbols}
     condition = condition.xreplace(replaced)
     if condition.free_symbols:
-        conditions.setdefault(condition, place)
+        conditions.setdefault(condition, line)
 
 
 def _described(
-    conditions: Mapping[sympy.Basic, Place | None], names: Mapping[sympy.Symbol, sympy.Symbol]
+    conditions: Mapping[sympy.Basic, SourceLine | None], names: Mapping[sympy.Symbol, sympy.Symbol]
 ) -> tuple[Guard, ...]:
     printer = PythonPrinter()
     return tuple(
-        Guard(printer.doprint(condition.xreplace(names)), place)
-        for condition, place in conditions.items()
+        Guard(printer.doprint(condition.xreplace(names)), line)
+        for condition, line in conditions.items()
     )
 
 

@@ -23,10 +23,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from unitify.capture.effects import INPUTS, place
+from unitify.capture.effects import INPUTS, holder_of
 from unitify.capture.example import copied, resampled, widened
 from unitify.capture.exporting import without_cache
-from unitify.capture.places import MISSING, PLAIN, Location, cells, is_array, is_same
+from unitify.capture.reachable import MISSING, PLAIN, Location, cells, is_array, is_same
 from unitify.capture.same_value import is_same_value
 from unitify.capture.state import Change, HookNumbers, State, drawn, kept, random_states, seeded
 from unitify.capture.surroundings import Read, noted
@@ -276,7 +276,7 @@ class _Observation:
         if change.location.root == INPUTS:
             return True
         try:
-            holder, _ = place(change.location, self.model)
+            holder, _ = holder_of(change.location, self.model)
         except (LookupError, AttributeError, TypeError):
             return False
         return holder is change.cell.container

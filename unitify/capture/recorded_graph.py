@@ -26,7 +26,7 @@ from unitify.capture.functional import remove_mutation
 from unitify.capture.guards import Guards, guards_of
 from unitify.capture.identity import view_of_own
 from unitify.capture.inline import inline_regions
-from unitify.capture.places import Location
+from unitify.capture.reachable import Location
 from unitify.capture.signature import Leaf, bind, leaf_of
 from unitify.capture.sizes import Free
 from unitify.diagnostics import (

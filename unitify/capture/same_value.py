@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from unitify.capture.equality import same
-from unitify.capture.places import is_same
+from unitify.capture.reachable import is_same
 
 
 def is_same_value(a: Any, b: Any) -> bool:

@@ -62,8 +62,8 @@ class CallSignature:
     guards: tuple[Guards, ...] = ()
     #: What a call leaves behind; the graph returns it after the result.
     effects: tuple[Effect, ...] = ()
-    #: Of each flat result the first place at which the recording returns the same tensor.
-    places: tuple[int, ...] = ()
+    #: For each flat result, the index of the first one that is the same tensor.
+    first_same: tuple[int, ...] = ()
 
     def describe(self) -> str:
         """All leaves, in order."""
@@ -115,7 +115,7 @@ class CallSignature:
 
     def _identical(self, results: Any) -> list[Any]:
         """The results, what is one tensor in the model being one here."""
-        return [results[i] for i in self.places] if self.places else list(results)
+        return [results[i] for i in self.first_same] if self.first_same else list(results)
 
     def leave(self, results: Any, tree: nn.Module, inputs: Mapping[str, Any]) -> None:
         """Put what a call leaves behind where it belongs, in the modules of ``tree`` and in the
@@ -163,12 +163,12 @@ class CallSignature:
             for leaf, value in zip(self.leaves, details, strict=True)
             if leaf.shape is not None
         )
-        place = problem.place
+        line = problem.line
         return OutsideGuards(
             guard=problem.text,
             sizes=sizes,
-            frames=() if place is None else (place,),
-            where="" if place is None else f"{place[0]}:{place[1]}",
+            frames=() if line is None else (line,),
+            where="" if line is None else f"{line[0]}:{line[1]}",
         )
 
 
@@ -195,14 +195,14 @@ def leaf_shape(value: torch.Tensor) -> tuple[int | str, ...]:
     return tuple(_extent(size) for size in value.shape)
 
 
-def first_places(graph: fx.Graph) -> tuple[int, ...]:
-    """Of each flat result of a graph the place of the first that is the same value."""
+def first_same(graph: fx.Graph) -> tuple[int, ...]:
+    """For each flat result of a graph, the index of the first one that is the same value."""
     (results,) = next(node for node in graph.nodes if node.op == "output").args
     assert isinstance(results, list | tuple)
     first: dict[Any, int] = {}
     return tuple(
-        first.setdefault(result, place) if isinstance(result, fx.Node) else place
-        for place, result in enumerate(results)
+        first.setdefault(result, index) if isinstance(result, fx.Node) else index
+        for index, result in enumerate(results)
     )
 
 
@@ -248,17 +248,17 @@ def unbind(
     kwargs: dict[str, Any],
     named: Mapping[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The call ``(args, kwargs)`` again, each value as ``named`` has it for what ``bind`` gave.
+    """The call ``(args, kwargs)`` with the values of ``named``, by the names of ``bind``.
 
-    What was positional stays so: some models look at how they are called.
+    Positional arguments stay positional, because some models check how they are called.
     """
-    places: list[str] = []
+    order: list[str] = []
     for name, value in signature.bind_partial(*args).arguments.items():
         if signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
-            places.extend(f"{name}_{i}" for i in range(len(value)))
+            order.extend(f"{name}_{i}" for i in range(len(value)))
         else:
-            places.append(name)
-    return tuple(named[name] for name in places), {name: named[name] for name in kwargs}
+            order.append(name)
+    return tuple(named[name] for name in order), {name: named[name] for name in kwargs}
 
 
 def _is_default(signature: inspect.Signature, name: str, value: Any) -> bool:

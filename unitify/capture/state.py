@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.hooks import RemovableHandle
 
 from unitify.capture.equality import same
-from unitify.capture.places import MISSING, Cell, Location, cells, is_array, is_same
+from unitify.capture.reachable import MISSING, Cell, Location, cells, is_array, is_same
 
 
 @dataclass(frozen=True)

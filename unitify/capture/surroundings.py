@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from unitify.capture.places import MISSING, PLAIN, Location, is_array, namespaces
+from unitify.capture.reachable import MISSING, PLAIN, Location, is_array, namespaces
 
 
 class Answers:
@@ -133,12 +133,12 @@ class _Ran:
 def noted(model: nn.Module, innermost: Innermost) -> Iterator[Surroundings]:
     """Note what the code inside reads. ``innermost``: the module that is running."""
     found = Surroundings()
-    places: dict[int, Location] = {}
+    locations: dict[int, Location] = {}
     for path, module in model.named_modules():
         for table in ("_parameters", "_buffers"):
             where = Location(path).then("attribute", table)
             for name, tensor in vars(module).get(table, {}).items():
-                places.setdefault(id(tensor), where.then("item", name))
+                locations.setdefault(id(tensor), where.then("item", name))
     ran: dict[types.CodeType, _Ran] = {}
     switches = _switches()
 
@@ -167,7 +167,7 @@ def noted(model: nn.Module, innermost: Innermost) -> Iterator[Surroundings]:
                 note((_asked(f"the context variable {variable.name}", variable.get),))
 
     before = sys.getprofile()
-    with _Traits(places, innermost, found):
+    with _Traits(locations, innermost, found):
         sys.setprofile(notice)
         try:
             yield found
@@ -184,23 +184,23 @@ class _Traits(TorchFunctionMode):
     """Notes what the model's code asks tensors about themselves."""
 
     def __init__(
-        self, places: Mapping[int, Location], innermost: Innermost, found: Surroundings
+        self, locations: Mapping[int, Location], innermost: Innermost, found: Surroundings
     ) -> None:
         super().__init__()
-        self.places, self.innermost, self.found = places, innermost, found
+        self.locations, self.innermost, self.found = locations, innermost, found
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         trait = _TRAITS.get(func)
         if trait is not None and _is_open(sys._getframe(1)):
-            place = self.places.get(id(args[0]))
-            if place is None:
+            location = self.locations.get(id(args[0]))
+            if location is None:
                 readers = self.found.layouts if trait == "layout" else set()
             elif trait == "grad":
-                readers = self.found.grads.setdefault(place, set())
+                readers = self.found.grads.setdefault(location, set())
             else:
-                of = place.then("attribute", trait)
+                of = location.then("attribute", trait)
                 readers = self.found.of_tensors.setdefault(of, set())
             readers.add(self.innermost())
         return func(*args, **(kwargs or {}))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
-from unitify.capture.places import cells
+from unitify.capture.reachable import cells
 
 _TABLES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 #: Objects of these types are shared. A copied hook would write into copies of the user's objects.

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unitify.capture.places import PLAIN, Location, cells
+from unitify.capture.reachable import PLAIN, Location, cells
 
 #: Attributes of every module that a graph follows, or that hold its tensors and submodules.
 FOLLOWED = frozenset(

@@ -26,7 +26,7 @@ from unitify.capture.example import distinct, doubled, in_order
 from unitify.capture.exporting import ExportError, without_cache
 from unitify.capture.modes import merge_modes
 from unitify.capture.outline import Outline, outline_of
-from unitify.capture.places import Location
+from unitify.capture.reachable import Location
 from unitify.capture.recorded_graph import (
     EXPECTED,
     How,
@@ -37,7 +37,7 @@ from unitify.capture.recorded_graph import (
 from unitify.capture.signature import (
     CallSignature,
     bind,
-    first_places,
+    first_same,
     laid_out,
     register_dataclasses,
 )
@@ -181,7 +181,7 @@ def _captured(
             laid_out(record.leaves, record.example) if how.asks_layout else record.leaves,
             record.guards,
             record.effects,
-            first_places(record.graph),
+            first_same(record.graph),
         )
         frozen = frozen_dimensions(record.leaves) if free == "auto" else []
         return Capture(

@@ -18,8 +18,8 @@ from typing import Any
 import torch.nn.modules.module
 from torch import Tensor, fx, nn
 
-from unitify.capture.effects import place
-from unitify.capture.places import MISSING, Location, is_array, is_same
+from unitify.capture.effects import holder_of
+from unitify.capture.reachable import MISSING, Location, is_array, is_same
 from unitify.capture.surroundings import Answers, Read, layout
 from unitify.module.types import Types
 
@@ -157,14 +157,14 @@ class RecordedState:
         if read.steps[0].key in ("_parameters", "_buffers"):
             self._note_trait(tree, read)
             return
-        container, key = place(read, tree)
+        container, key = holder_of(read, tree)
         self._note(container, key, read)
         if len(read.steps) == 1 and key not in container:
             self._note_class(type(tree.get_submodule(read.root)), key, read)
 
     def _note_trait(self, tree: nn.Module, read: Location) -> None:
         """Note a property of a tensor (shape, type, layout)."""
-        table, name = place(Location(read.root, read.steps[:-1]), tree)
+        table, name = holder_of(Location(read.root, read.steps[:-1]), tree)
         trait = read.steps[-1].key
 
         def ask() -> Any:

@@ -375,10 +375,10 @@ def _once(values: list[fx.Node | None], plan: ScalePlan) -> list[float | None]:
 def _as_known(own: Guards, whole: tuple[Guards, ...]) -> Guards:
     """The guards of a region, without conditions that make no difference for the whole."""
     known = {
-        (guards.small[position].place, size)
+        (guards.small[position].line, size)
         for guards in whole
         for position, size in guards.immaterial
     }
-    pairs = [(i, guard, place, size) for i, guard in enumerate(own.small) for place, size in known]
-    immaterial = {(i, size) for i, guard, place, size in pairs if guard.place == place}
+    pairs = [(i, guard, line, size) for i, guard in enumerate(own.small) for line, size in known]
+    immaterial = {(i, size) for i, guard, line, size in pairs if guard.line == line}
     return replace(own, immaterial=own.immaterial | immaterial)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import fx, nn
 
 from unitify.capture.exporting import switched_off
-from unitify.capture.places import Location
+from unitify.capture.reachable import Location
 from unitify.capture.signature import Refusal, kind_of
 from unitify.capture.whole import Capture
 from unitify.diagnostics import (

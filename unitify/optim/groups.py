@@ -128,7 +128,7 @@ def param_groups(
     row = units if units is not None else units_of(optimizer_class)
     names = {id(p): name for name, p in module.named_parameters()}
     scales, (rates, transferred) = scales_of(module), rates_of(module, row)
-    place = {id(p): index for index, p in enumerate(module.parameters())}
+    order = {id(p): index for index, p in enumerate(module.parameters())}
     groups: list[dict[str, Any]] = []
     for given in given_groups:
         own = {
@@ -142,7 +142,7 @@ def param_groups(
             if not (independent_decay and is_decoupled):
                 warn_of_losses([DecayNotIndependent(optimizer=optimizer_class.__name__)])
         for parameter in sorted(
-            _tensors(given["params"]), key=lambda p: place.get(id(p), len(place))
+            _tensors(given["params"]), key=lambda p: order.get(id(p), len(order))
         ):
             name = names.get(id(parameter), "")
             rate = rates.get(name, 1.0)

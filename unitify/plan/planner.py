@@ -207,14 +207,14 @@ class _Statement:
             return
         law = self.laws[node]
         left = self._sum(law.output)
-        operands = {place: self._sum(parts) for place, parts in law.operands.items()}
+        operands = {slot: self._sum(parts) for slot, parts in law.operands.items()}
         if law.halved is not None:
-            first, place, whole = law.halved
+            first, slot, whole = law.halved
             given_back = self.program.variable(0, 1)
             taken = self.program.variable(-_FAR, _FAR)
             self.program.equal(self._sum(whole) - whole[first] * given_back - taken)
             left -= law.output.get(first, 0.0) * given_back
-            operands[place] += given_back
+            operands[slot] += given_back
         if holds_tensors(node):
             # Its results are rescaled one by one; it is not.
             self.program.equal(self.forward[node] - left)

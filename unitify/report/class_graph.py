@@ -26,10 +26,10 @@ def class_graph(
     crossings: list[Crossing] = []
     for part in parts:
         found = scale_classes(rewrite(part.capture, part.plan, rules), part.plan)
-        place = {node: len(classes) + i for i, node in enumerate(found.nodes)}
+        number = {node: len(classes) + i for i, node in enumerate(found.nodes)}
         classes += [_class(part.name, found, node) for node in found.nodes]
         uses = Counter(
-            (place[a], place[b], exponent_of(d["forward"]), exponent_of(d["backward"]))
+            (number[a], number[b], exponent_of(d["forward"]), exponent_of(d["backward"]))
             for a, b, d in found.edges(data=True)
         )
         crossings += [Crossing(*edge, uses=count) for edge, count in uses.items()]

@@ -95,15 +95,15 @@ class _Sources:
 
     def __init__(self) -> None:
         self.found: list[dict[str, Any]] = []
-        self.place: dict[tuple[str, int], int] = {}
+        self.index: dict[tuple[str, int], int] = {}
 
     def number(self, value: Value) -> int | None:
         origin = value.origin
         if not origin.file:
             return None
         key = origin.file, origin.line
-        if key not in self.place:
-            self.place[key] = len(self.found)
+        if key not in self.index:
+            self.index[key] = len(self.found)
             self.found.append(
                 {
                     "file": origin.file,
@@ -113,7 +113,7 @@ class _Sources:
                     "excerpt": list(origin.excerpt),
                 }
             )
-        return self.place[key]
+        return self.index[key]
 
 
 def _value(value: Value, sources: _Sources) -> dict[str, Any]:

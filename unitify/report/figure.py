@@ -113,8 +113,8 @@ def _panel(panel: Any, groups: list[Group], direction: str, graph: str, format: 
     wide = [(x, min(found), max(found)) for x, found in logs if len(found) > 1]
     ink, width = INK[graph], min(max(160 / len(groups), 0.6), 4)
     if wide:
-        places, lows, highs = zip(*wide, strict=True)
-        panel.vlines(places, lows, highs, color=ink, alpha=0.4, lw=width)
+        positions, lows, highs = zip(*wide, strict=True)
+        panel.vlines(positions, lows, highs, color=ink, alpha=0.4, lw=width)
     size = min(max(450 / len(groups), 1.6), 3.6)
     medians = [statistics.median(found) for _, found in logs]
     panel.plot([x for x, _ in logs], medians, "o", color=ink, ms=size, mew=0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unitify.capture.equality import same, strided
-from unitify.capture.places import is_array
+from unitify.capture.reachable import is_array
 from unitify.verification import Difference
 
 

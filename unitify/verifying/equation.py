@@ -24,7 +24,7 @@ from unitify.rulebook.rule_table import Law, Rule
 from unitify.rulebook.schema import named_arguments, nodes_of
 
 #: An operand of a call: the argument's name, and the index among the nodes in that argument.
-Place = tuple[str, int]
+Slot = tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Equation:
 
     units: int
     gradient: int
-    operands: Mapping[Place, int]
+    operands: Mapping[Slot, int]
     numbers: Mapping[str, tuple[Any, int]]
 
 
@@ -86,15 +86,15 @@ def _forward(
     own = scales.get(node.name, Scale()).exponents[0]
     is_true = rule is None or rule.true_gradient or any(is_complex(n) for n in operands.values())
     forward = {
-        place: scales.get(operand.name, Scale()).exponents[0] if is_real(operand) else None
-        for place, operand in operands.items()
+        slot: scales.get(operand.name, Scale()).exponents[0] if is_real(operand) else None
+        for slot, operand in operands.items()
     }
     law = rule.law if rule is not None else None
     if law is not None and (is_real(node) or holds_several(node)) and _applies(law, arguments):
         found = _Reading(node, law, arguments, forward, own).equation()
         if found is not None:
             return found, is_true
-    restored = {place: scale for place, scale in forward.items() if scale is not None}
+    restored = {slot: scale for slot, scale in forward.items() if scale is not None}
     return Equation(0, 0, restored, {}), is_true
 
 
@@ -114,7 +114,7 @@ class _Reading:
         node: fx.Node,
         law: Law,
         arguments: Mapping[str, Any],
-        forward: Mapping[Place, int | None],
+        forward: Mapping[Slot, int | None],
         own: int,
     ) -> None:
         self.node, self.law, self.arguments, self.forward = node, law, arguments, forward
@@ -127,7 +127,7 @@ class _Reading:
 
     def equation(self) -> Equation | None:
         """None where a factor is no power of two, or would stand at an integer tensor."""
-        operands = {place: 0 for place, scale in self.forward.items() if scale is not None}
+        operands = {slot: 0 for slot, scale in self.forward.items() if scale is not None}
         halved = self._odd_operand()
         if halved is not None:
             operands[halved, 0] = 1
@@ -138,19 +138,19 @@ class _Reading:
         numbers: dict[str, tuple[Any, int]] = {}
         for name, monomial in self.law.factors.items():
             argument = self.arguments.get(name)
-            places = [place for place in self.forward if place[0] == name]
+            slots = [slot for slot in self.forward if slot[0] == name]
             if isinstance(argument, fx.Node) and not isinstance(
                 argument.meta.get("val"), torch.Tensor
             ):
-                places = []
-            for place in places:
-                alone = self.forward[place]
-                factor = self._log2(monomial, {name: self._delivered(place, halved)})
+                slots = []
+            for slot in slots:
+                alone = self.forward[slot]
+                factor = self._log2(monomial, {name: self._delivered(slot, halved)})
                 if factor is None or (factor and alone is None):
                     return None
                 if alone is not None:
-                    operands[place] = factor
-            if not places:
+                    operands[slot] = factor
+            if not slots:
                 factor = self._log2(monomial)
                 if factor is None:
                     return None
@@ -160,8 +160,8 @@ class _Reading:
                         numbers[name] = (number, factor)
         return Equation(units, 0, operands, numbers)
 
-    def _delivered(self, place: Place, halved: str | None) -> int:
-        return (self.forward[place] or 0) - (place == (halved, 0))
+    def _delivered(self, slot: Slot, halved: str | None) -> int:
+        return (self.forward[slot] or 0) - (slot == (halved, 0))
 
     def _odd_operand(self) -> str | None:
         """The operand that takes a factor of two back, where a root would split it."""

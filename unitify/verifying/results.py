@@ -21,7 +21,7 @@ from unitify.capture.equality import same
 from unitify.capture.example import copied
 from unitify.capture.execution import LossFunction, backward_starts, unchanged
 from unitify.capture.exporting import without_cache
-from unitify.capture.places import MISSING, PLAIN, Cell, cells
+from unitify.capture.reachable import MISSING, PLAIN, Cell, cells
 from unitify.capture.state import State
 from unitify.capture.watching import HOOKS
 from unitify.module.unit_scaled import UnitScaledModule

@@ -33,7 +33,7 @@ from unitify.rulebook.schema import named_arguments, nodes_of, operation_name
 from unitify.verifying.comparison import difference_of
 from unitify.verifying.equation import (
     Equation,
-    Place,
+    Slot,
     equation,
     holds_several,
     is_complex,
@@ -218,14 +218,14 @@ class Checker:
             yield from self._path(operand, given, expected, f"operand {name} of {node.name}")
 
     def _operand_factor(
-        self, node: fx.Node, place: Place, operand: fx.Node, found: Equation | None
+        self, node: fx.Node, slot: Slot, operand: fx.Node, found: Equation | None
     ) -> Factor | None:
         """(ri, c·ri·g / (fwd·bwd)); None for an operand that has no scale."""
         if not (is_real(operand) or is_complex(operand)):
             return None
         if found is None:
             return _ONE
-        r = found.operands.get(place, 0)
+        r = found.operands.get(slot, 0)
         is_buffer = operand.target in self.true - self.capture.aliases.keys() and not (
             self.capture.attribute(str(operand.target)).requires_grad
         )
@@ -321,8 +321,8 @@ class Checker:
             uses = (use for o, use in zip(before, after, strict=True) if o is operand)
             own = [self._steps(use)[0][skipped:] for use in uses]
             if any(own):
-                places = [self.position[steps[-1]] if steps else -1 for steps in own]
-                if -1 in places or places != sorted(set(places), reverse=True):
+                positions = [self.position[steps[-1]] if steps else -1 for steps in own]
+                if -1 in positions or positions != sorted(set(positions), reverse=True):
                     yield _wrong(operand.name, f"its uses by {node.name} sum up in another order")
 
 
@@ -360,13 +360,13 @@ def _shape(argument: Any) -> Any:
     return type(argument), argument
 
 
-def _differs(value: str, place: str, held: Factor, expected: Factor) -> Diagnostic:
+def _differs(value: str, where: str, held: Factor, expected: Factor) -> Diagnostic:
     parts: Iterable[str] = (
         f"{direction} factor 2^{a}, expected 2^{b}"
         for direction, a, b in zip(("forward", "backward"), held, expected, strict=True)
         if a != b
     )
-    return _wrong(value, f"{place}: {'; '.join(parts)}")
+    return _wrong(value, f"{where}: {'; '.join(parts)}")
 
 
 def _wrong(value: str, problem: str) -> Diagnostic:
