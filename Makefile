@@ -53,7 +53,7 @@ lint: $(VENV)/.test ## Style and types alone
 
 docs: $(VENV)/.test ## Write the pages that are made from code and rules: codes, rules, graphs
 	$(RUN) -m unitify.diagnostics > docs/codes.md
-	$(RUN) -m unitify.rule_trials > docs/rules.md
+	$(RUN) -m unitify.rule_trials docs/rules
 	$(RUN) tests/graphs.py > docs/graphs.md
 
 site: $(VENV)/.test ## Build the documentation site into build/site; a link that leads nowhere fails

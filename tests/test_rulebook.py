@@ -1,4 +1,4 @@
-"""``unitify rules``: listed, verified on samples, extended, and the page that is written of it."""
+"""``unitify rules``: listed, verified on samples, extended, and the pages of the rule table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from unitify.cli import app
 from unitify.rule_trials.listing import row, rule_texts
-from unitify.rule_trials.page import page
+from unitify.rule_trials.page import LONGEST, pages
 from unitify.rule_trials.skeleton import skeleton
 from unitify.rule_trials.verify import verify, verify_row
 from unitify.rulebook.rule_table import load_rules
@@ -23,13 +23,16 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["rules", *arguments], env={"COLUMNS": "200"})
 
 
-def test_the_page_is_written_anew() -> None:
-    assert (ROOT / "docs" / "rules.md").read_text("utf-8") == page(), "run `make docs`"
+def test_the_pages_are_current() -> None:
+    files = (ROOT / "docs" / "rules").iterdir()
+    assert {file.name: file.read_text("utf-8") for file in files} == pages(), "run `make docs`"
 
 
-def test_every_row_is_on_the_page() -> None:
-    lines = {line.split("`")[1] for line in page().splitlines() if line.startswith("| `")}
-    assert lines == set(RULES)
+def test_every_row_is_on_a_page_and_no_cell_is_long() -> None:
+    lines = [line for text in pages().values() for line in text.splitlines()]
+    cells = [line.split(" | ") for line in lines if line.startswith("| `")]
+    assert sorted(row[0].strip("| `") for row in cells) == sorted(RULES)
+    assert max(len(cell) for row in cells for cell in row) <= LONGEST
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
-"""``python -m unitify.rule_trials``: the rule table as one page of Markdown."""
+"""``python -m unitify.rule_trials docs/rules``: the rule table as pages of Markdown."""
 
-from unitify.rule_trials.page import page
+import sys
+from pathlib import Path
 
-print(page(), end="")
+from unitify.rule_trials.page import write
+
+write(Path(sys.argv[1]))
