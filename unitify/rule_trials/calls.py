@@ -1,4 +1,4 @@
-"""One operation as a graph of its own: what rows of the rule table are verified on.
+"""One operation as a graph, on which rows of the rule table are verified.
 
 The sampled operands of a row become parameters (floating) and buffers of a bare module, so that
 they can carry scales like the parameters of a model.
@@ -44,7 +44,7 @@ class Call:
 
 
 def overload(operation: str) -> Any:
-    """``aten.add.Tensor`` as the operation that it names."""
+    """The operation named, say, ``aten.add.Tensor``."""
     found = find_operation(operation)
     assert found is not None, operation
     return found
@@ -57,7 +57,7 @@ def drawn(rule: Rule, sample: Mapping[str, Any], seed: int, dtype: torch.dtype) 
 
 
 def tensors_of(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Drawn tensors by the names under which ``call`` holds them."""
+    """Drawn tensors by their names in the graph of ``call``."""
     found: dict[str, Tensor] = {}
     for name, value in arguments.items():
         items = {f"{name}_{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {}

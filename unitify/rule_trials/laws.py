@@ -18,7 +18,7 @@ from unitify.rewrite import rewrite
 from unitify.rule_trials.calls import Call, call, drawn, run
 from unitify.rulebook.rule_table import Rule, RuleTable
 
-#: Octaves up to which scales are drawn, in either direction.
+#: The most octaves of a random scale, in both directions.
 _LIMIT = 6
 
 
@@ -53,7 +53,7 @@ def differences(
     dtype: torch.dtype,
     rules: RuleTable | None = None,
 ) -> list[str]:
-    """What is not bitwise that of the plain operation, under random scales."""
+    """Results that are not bitwise those of the plain operation, under random scales."""
     made = call(rule, drawn(rule, sample, seed, dtype), seed)
     plan = random_plan(made, seed)
     expected = outputs_and_gradients(made, made.capture.graph, made.floating, seed)
@@ -93,7 +93,7 @@ def random_plan(made: Call, seed: int) -> ScalePlan:
 def outputs_and_gradients(
     made: Call, graph: Any, floating: Mapping[str, Tensor], seed: int
 ) -> dict[str, Tensor]:
-    """Results of a graph, and the gradients of its operands for normal ones of the results."""
+    """Results of a graph, and gradients of its operands, for normal gradients of the results."""
     held = {
         n: t.detach().requires_grad_(made.tensors[n].requires_grad)
         for n, t in {**made.tensors, **floating}.items()

@@ -1,4 +1,4 @@
-"""A row of the rule table as a reader wants it: its law and its formulas, as text."""
+"""A row of the rule table as text: its law and its formulas."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from unitify.rulebook.rule_table import Moments, Rule
 
 @dataclass(frozen=True)
 class Row:
-    """One rule in words. ``law``: how it runs on scaled operands; ``forward``, ``backward``:
-    what it does to RMS; ``file``: where it is written.
+    """One rule as text. ``law``: its scale of the result and factors of operands; ``forward``,
+    ``backward``: its prediction of RMS; ``file``: its file.
     """
 
     operation: str
@@ -32,7 +32,7 @@ def rows(rules: Iterable[Rule]) -> list[Row]:
 
 
 def row(rule: Rule) -> Row:
-    """One rule in words."""
+    """One rule as text."""
     forward, backward = _moments(rule)
     return Row(
         operation=rule.operation,
@@ -46,7 +46,7 @@ def row(rule: Rule) -> Row:
 
 
 def rule_texts(rule: Rule | None) -> list[str]:
-    """Lines on how an operation runs and how its result is distributed; None: without a rule."""
+    """Lines on the law of an operation and the moments of its result; None: without a rule."""
     if rule is None:
         return ["no rule: restored to true scale"]
     held = row(rule)
@@ -116,5 +116,5 @@ def _moment_text(moments: Moments) -> str:
 
 
 def formula_text(formula: sympy.Expr) -> str:
-    """A formula on one line, as sympy prints it, with the field's signs."""
+    """A formula on one line, as sympy prints it, with ``^`` and ``·``."""
     return str(sympy.sstr(formula)).replace("**", "^").replace("*", " · ")

@@ -1,4 +1,4 @@
-"""Operations of a graph that have no row in the rule table: they run at true scale."""
+"""Operations of a graph without a row in the rule table, which run at true scale."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The moments of a row: predicted against sampled, without a tolerance.
 
-Operands are drawn as the row's sample declares, many times; the operation runs forward and
-backward with a normal gradient. Mean squares of results and gradients must agree with the
-prediction within a few standard errors.
+Operands are drawn many times, by the row's sample. The operation runs forward, and backward with a
+normal gradient. Mean squares of results and gradients must agree with the prediction within
+``LIMIT`` standard errors.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from unitify.rulebook.rule_table import Rule
 from unitify.rulebook.samples import Sample, parse_arguments
 
 SEEDS = range(32)
-#: Standard errors within which a prediction holds.
+#: Standard errors within which a prediction holds: a right one fails once in 16,000.
 LIMIT = 4.0
-#: Mean squares are taken in float64, of float32 results: contractions round by about this.
+#: The relative error of a mean square in float64, because contractions in float32 round.
 ROUNDING = 1e-5
 
 #: Mean squares over the seeds by (value, direction).
@@ -32,12 +32,12 @@ Sampled = Mapping[tuple[str, str], list[float]]
 
 
 def is_predicted(rule: Rule) -> bool:
-    """Does the row say how its results are distributed, and on what to try it?"""
+    """Does the row predict moments, and have a sample?"""
     return bool(rule.sample and (rule.linear or rule.elementwise or rule.forward))
 
 
 class Declared(ForwardMoments):
-    """Operands are known by their declared moments alone, not by the values in one draw."""
+    """Operands have the moments of their samples, not the values of one draw."""
 
     def __init__(self, made: Call, rule: Rule) -> None:
         super().__init__(made.capture, {rule.operation: rule}, weight_rms=None)
@@ -49,7 +49,7 @@ class Declared(ForwardMoments):
 
 
 class FromNormal(BackwardMoments):
-    """Gradients start as independent normal numbers at every result."""
+    """The backward pass starts with independent normal gradients at every result."""
 
     def _start(self, output: fx.Node) -> None:
         for node in output.all_input_nodes:
@@ -59,7 +59,7 @@ class FromNormal(BackwardMoments):
 
 
 def declared(rule: Rule) -> dict[str, Sample]:
-    """The samples of a row by the names that ``call`` gives the operands."""
+    """The samples of a row by the names of the operands in ``call``."""
     found: dict[str, Sample] = {}
     for name, value in parse_arguments(rule.sample).items():
         items = {f"{name}_{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {}
@@ -70,9 +70,7 @@ def declared(rule: Rule) -> dict[str, Sample]:
 
 
 def predicted(rule: Rule) -> tuple[dict[str, Rms], str, list[Fallback]]:
-    """Predicted RMS of every value of the row's graph, the way in which it was, and what was not
-    as the row says.
-    """
+    """Predicted RMS of every value of the row's graph, the way of the prediction, and fallbacks."""
     made = call(rule, drawn(rule, rule.sample, 0, torch.float32))
     forward = Declared(made, rule)
     forward.run()
@@ -127,7 +125,7 @@ def mean_square(tensor: Tensor) -> float:
 def z_scores(
     estimates: Mapping[str, Rms], found: Sampled, factor: float = 1.0
 ) -> dict[tuple[str, str], float]:
-    """How many standard errors sampled mean squares are from (factor × predicted RMS)²."""
+    """The distance of sampled mean squares from (factor × predicted RMS)², in standard errors."""
     scores: dict[tuple[str, str], float] = {}
     for (name, direction), values in found.items():
         rms = getattr(estimates[name], direction) or 0.0

@@ -1,4 +1,4 @@
-"""A row to start from, for an operation that has none."""
+"""A first row for an operation that has none."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _HEAD = """\
 #
 #     {schema}
 #
-# As it stands the operation is restored: it runs on true operands, which is always right, and its
-# moments are sampled. `unitify rules verify FILE` says whether what you add holds; then pass the
-# file as rules=["FILE"] or --rules FILE. The grammar is in docs/design.md.
+# This row restores: the operation runs on true operands, which is always right, and its moments are
+# sampled. Add keys, check them by `unitify rules verify FILE`, and pass the file as rules=["FILE"]
+# or --rules FILE. docs/design.md describes the grammar.
 """
 
-#: What a schema does not say of its tensors, but their names do.
+#: Samples for tensors that must be integers or truth values, by their names. Schemas do not say.
 _INTEGERS = {
     "mask": '"booleans(16, 16)"',
     "condition": '"booleans(16, 16)"',
@@ -31,14 +31,14 @@ _INTEGERS = {
 
 
 def skeleton(operation: str) -> str:
-    """A rule file with one row for ``operation``, which verifies as it is.
+    """A rule file with one row for ``operation``, which already verifies.
 
     Raises ``UnitifyError`` (U205) where torch has no operator of this name.
     """
     found = find_operation(operation)
     if not isinstance(found, OpOverload):
         close = close_to(operation, overloads_of(operation))
-        hint = close or "; operators are written as aten.cumsum.default"
+        hint = close or "; a name looks like aten.cumsum.default"
         raise UnitifyError(OperationUnknown(operation=operation, hint=hint))
     schema = found._schema
     tensors = [a.name for a in schema.arguments if str(a.type) == "Tensor"]
@@ -52,7 +52,7 @@ def skeleton(operation: str) -> str:
         *(["replaces = true"] if operation in load_rules() else []),
         "# How it runs on scaled operands. Homogeneous of degree one:",
         f'# law         = {{ out = "{first}" }}',
-        "# What it does to moments: one of these ways.",
+        "# How moments follow: one of these ways.",
         f'# elementwise = "{first}"',
         f'# forward     = {{ mean = "mean({first})", square = "square({first})" }}',
         f'# backward    = {{ {first} = {{ mean = "mean(grad)", square = "square(grad)" }} }}',

@@ -1,6 +1,6 @@
-"""``verify``: does a row of the rule table hold? Its law bitwise, its moments against samples.
+"""``verify``: tests a row of the rule table. Its law must hold bitwise, its moments on samples.
 
-The same trials as those of unitify's own tests, on any row: one that a user wrote, too.
+These are the trials of unitify's own tests, for any row, also the user's.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from unitify.rulebook.expressions import ExpressionError
 from unitify.rulebook.rule_table import Rule, RuleTable
 from unitify.rulebook.schema import find_operation
 
-#: Seeds under which the law is tried, by type.
+#: Type → the seeds of trials of the law.
 SEEDS = {torch.float32: (0, 1, 2), torch.float64: (3,), torch.bfloat16: (4,)}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one row.
+    """The result for one row.
 
     - ``location``: the file and line of the row
-    - ``law``: how often the law was tried and held to the last bit; 0 where the row has no sample
-    - ``moments``: how many mean squares were predicted within the limit
-    - ``problems``: what does not hold, a line each; ``notes``: what was not tried, and why
+    - ``law``: the number of trials in which the law held bitwise; 0 where the row has no sample
+    - ``moments``: the number of mean squares that agree with the prediction
+    - ``problems``: failures, a line each; ``notes``: trials that were left out, and why
     """
 
     operation: str
@@ -40,12 +40,12 @@ class Verdict:
 
     @property
     def holds(self) -> bool:
-        """Is nothing wrong with it?"""
+        """Did all trials hold?"""
         return not self.problems
 
 
 def verify(rules: RuleTable, patterns: Iterable[str] = ("*",)) -> Iterator[Verdict]:
-    """A verdict on every row whose operation matches one of ``patterns``, in order of the names."""
+    """The verdict on every row whose operation matches one of ``patterns``, sorted by name."""
     patterns = list(patterns)
     for operation in sorted(rules):
         if any(fnmatchcase(operation, pattern) for pattern in patterns):
@@ -53,18 +53,18 @@ def verify(rules: RuleTable, patterns: Iterable[str] = ("*",)) -> Iterator[Verdi
 
 
 def verify_row(rule: Rule) -> Verdict:
-    """Try one row. Whatever goes wrong is a problem of the row, not an exception."""
+    """Test one row. Any exception becomes a problem of the row."""
     if find_operation(rule.operation) is None:
         problem = "torch has no operation of this name"
         return Verdict(rule.operation, rule.location, problems=(problem,))
     if not rule.sample:
-        return Verdict(rule.operation, rule.location, notes=("it has no sample to be tried on",))
+        return Verdict(rule.operation, rule.location, notes=("it has no sample",))
     try:
         law, of_law, notes = _law(rule)
         moments, of_moments = _moments(rule)
     except (ExpressionError, RuntimeError, TypeError, ValueError, KeyError, IndexError) as error:
         first = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        return Verdict(rule.operation, rule.location, problems=(f"it cannot be run: {first[0]}",))
+        return Verdict(rule.operation, rule.location, problems=(f"it does not run: {first[0]}",))
     if not is_predicted(rule):
         notes.append("its moments are sampled, not predicted")
     problems = (*of_law, *of_moments)
@@ -82,7 +82,7 @@ def _law(rule: Rule) -> tuple[int, list[str], list[str]]:
                 wrong = differences(rule, sample, seed, dtype)
                 held += not wrong
                 if wrong:
-                    problems.append(f"the law gives other bits in {', '.join(wrong)} of {sample}")
+                    problems.append(f"the law is not bitwise in {', '.join(wrong)} of {sample}")
     return held, list(dict.fromkeys(problems)), notes
 
 
@@ -92,7 +92,7 @@ def _moments(rule: Rule) -> tuple[int, list[str]]:
     estimates, _, fallbacks = predicted(rule)
     found = sampled(rule)
     problems = [
-        f"its {one.direction} moments are {one.way}, not as it says: {one.reason}"
+        f"its {one.direction} moments are {one.way}, not predicted: {one.reason}"
         for one in fallbacks
     ]
     for (name, direction), score in z_scores(estimates, found).items():
