@@ -24,8 +24,8 @@ from unitify.rulebook.laws import is_scalable
 from unitify.rulebook.rule_table import RuleTable
 from unitify.rulebook.schema import named_arguments, operation_name
 
-#: The least decibels by which the mean square of an operand has to fall. A mean costs a
-#: subtraction, and may be off on other data; 2 dB is a third of a mantissa bit.
+#: The least decibels by which a mean must lower the mean square of an operand: a third of a
+#: mantissa bit. A mean costs a subtraction, and may be off on other data (``examples.ptq``).
 WORTH = 2.0
 
 #: Value and axis → mean and mean square of each channel.

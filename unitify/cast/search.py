@@ -41,9 +41,10 @@ from unitify.rulebook.schema import named_arguments, operation_name
 #: Octaves that are tried: up to where the largest element saturates by 4, and down by 14. E4M3 has
 #: 15 octaves of normal numbers, so that a scale further down leaves nothing of an operand.
 _UP, _DOWN = 4, 14
-#: Octaves by which the RMS on other inputs is assumed to differ, one standard deviation.
+#: The standard deviation in octaves of the RMS on other inputs, an assumption. ``examples.ptq``
+#: shows its effect ("measured, headroom").
 OCTAVES = 1.0
-#: Decibels by which the expected error may be above the least.
+#: Decibels by which the expected error may be above the least; the middle of such scales is taken.
 _TOLERANCE = 0.1
 #: The most elements of an operand that are tried, and the fewest positions.
 _ELEMENTS, _POSITIONS = 2**16, 32

@@ -29,7 +29,7 @@ _CODE = re.compile(r"U\d{0,3}")
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits beyond which a tensor is a finding.
+    """The limits beyond which a tensor is a finding. docs/results/check.md counts false alarms.
 
     - ``noise``: decibels of signal to noise that the range of a format may cost (3 is half the
       power)

@@ -30,7 +30,8 @@ _UNLIKELY = 1e-9
 _BELOW, _ABOVE = 24, 16
 #: Octaves around RMS 1 in which a scale is searched.
 _OCTAVES = 20
-#: Decibels by which a scale may be worse than the best: less than any difference of formats.
+#: Decibels by which a scale may be worse than the best. The curve is flat over some octaves
+#: (docs/results/formats.md), so this leaves a choice.
 _TOLERANCE = 0.1
 
 

@@ -20,7 +20,7 @@ from unitify.rulebook.extremes import extremes
 from unitify.rulebook.rule_table import RuleTable
 
 #: Half the width, in octaves, of the band of a narrow value: of a measured RMS, and of a predicted
-#: one, which may be off by half an octave.
+#: one, which may be off by half an octave (docs/results/estimates.md).
 TOLERANCE, PREDICTED_TOLERANCE = 1.0, 0.5
 #: The same on a wide carrier. FP16 would hold eight octaves below and nine above such a value. With
 #: six, at most one operation in ten has a rescale in the models of docs/results/rescales.md.

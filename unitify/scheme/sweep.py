@@ -27,7 +27,7 @@ from unitify.rulebook.schema import named_arguments, nodes_of, operation_name
 from unitify.scheme.options import UMuP, UnitScheme
 from unitify.scheme.structure import Structure, adds, is_view, multiplies_by_number
 
-#: A multiplier this close to one is left out: estimates have errors as large.
+#: A multiplier within this of one is left out: an RMS in [1/2, 2] counts as unit.
 _NEGLIGIBLE = 0.05
 #: Roles whose parameters have unit variance.
 DRAWN = ("embedding", "hidden", "readout")

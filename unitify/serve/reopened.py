@@ -24,7 +24,7 @@ from unitify.diagnostics import PackageMissing, ReaderDiffers, UnitifyError
 from unitify.formats.signal_to_noise import decibels
 
 #: The least signal to noise of a folder in decibels, without one in the recipe. A missing or wrong
-#: scale leaves less than four (tests/test_serve.py).
+#: scale leaves less than four.
 LEAST = 6.0
 
 
