@@ -45,6 +45,17 @@ def as_in_eager() -> Iterator[None]:
             setattr(compiler, question, function)
 
 
+@contextlib.contextmanager
+def as_compiled() -> Iterator[None]:
+    """Inside, code takes the branches that it takes while it is compiled; nothing is compiled."""
+    held = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = held
+
+
 class _Nothing:
     """A class of no tensor at all."""
 
