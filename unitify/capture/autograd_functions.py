@@ -40,7 +40,7 @@ class Lost:
 class Noted:
     """What a recording met. ``functions``: autograd functions, and hooks on gradients.
     ``saved_hooks``: did hooks pack saved tensors? ``as_compiled``: did the model's code hear that
-    it is being compiled? ``computed``: data that it asked for and that follows from sizes.
+    it is being compiled? ``computed``: data that it read and that follows from sizes.
     """
 
     functions: dict[str, Lost] = field(default_factory=dict)

@@ -36,7 +36,7 @@ _CONSTANTS = (*PLAIN, torch.dtype, torch.device)
 
 @dataclass(frozen=True)
 class Named:
-    """A value of the graph, by name, as it stands in the arguments or the result of a call."""
+    """A value of the graph, by name, in the arguments or the result of a call."""
 
     name: str
 
@@ -136,7 +136,7 @@ class _Call:
 
 @dataclass
 class Calls:
-    """The calls that a recording saw, each with what stands beside the tensors in the marks."""
+    """The calls of a recording, each with the contents of its marks other than tensors."""
 
     found: list[_Call] = field(default_factory=list)
 

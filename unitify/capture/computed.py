@@ -45,7 +45,7 @@ class Computed:
 
 
 class Known(TorchFunctionMode):
-    """Inside, code that asks for data that follows from sizes gets it, and the answer is noted."""
+    """A context in which code can read data that follows from sizes; each result is noted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ def _computed(tensor: Tensor, reading: Callable[[Tensor], Any]) -> Computed | No
 
 
 def _ancestors(node: fx.Node) -> list[fx.Node]:
-    """The node and all that it is made of, down to sizes, in order."""
+    """The node and its ancestors, down to sizes, in order."""
     found: set[fx.Node] = set()
     stack = [node]
     while stack:

@@ -1,7 +1,7 @@
 """Prepares example inputs for a recording, and lazy modules for their first call.
 
 A recording would fix sizes of one and zero, and merge two arguments that are one tensor. Such
-inputs are exchanged for inputs that stand for any others.
+inputs are exchanged for inputs that are typical of others.
 """
 
 from __future__ import annotations

@@ -196,7 +196,7 @@ _LOGGERS = (
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in _LOGGERS]
-    # Whoever asked for these logs gets them.
+    # A user who enabled these logs gets them.
     muted = [log for log in loggers if not (log.disabled or log.isEnabledFor(logging.INFO))]
     for log in muted:
         log.disabled = True

@@ -80,7 +80,7 @@ class _Rewriter:
         self.seen: dict[fx.Node, int] = {}
         #: View → the node that last stood for it.
         self.shown: dict[fx.Node, fx.Node] = {}
-        #: Values that stand for others: a returned operand, a tensor whose sizes were changed.
+        #: Values that replace others: a returned operand, a tensor whose sizes were changed.
         self.same: dict[fx.Node, fx.Node] = {}
         #: In-place operations that were removed.
         self.gone: dict[fx.Node, None] = {}
@@ -151,7 +151,7 @@ class _Rewriter:
             self.own.setdefault(group.root, []).append(node)
 
     def _chain(self, node: fx.Node, start: fx.Node | None = None) -> Chain:
-        """The views from ``start`` (the root, if None) to ``node``, as autograd takes them anew."""
+        """The views from ``start`` (the root, if None) to ``node``, as autograd repeats them."""
         chain = self.aliases.chain(node, start)
         last = max((i for i, (view, _) in enumerate(chain) if is_address(view)), default=None)
         if last is None:
@@ -185,7 +185,7 @@ class _Rewriter:
         return self.shown[node]
 
     def _held(self, node: fx.Node) -> fx.Node | None:
-        """The node that holds what ``node`` holds now; None for a view that is to be taken anew."""
+        """The node with the present value of ``node``; None for a view that must be repeated."""
         node = self._tensor(node)
         group = self.aliases.group.get(node)
         if group is None or group.root not in self.written:

@@ -179,7 +179,7 @@ def _equalities(
         if expression != symbol and not expression.is_number:
             made = (g.expr for g in env.guards if symbol in g.expr.free_symbols)
             line = next((decisions.lines.get(e) for e in made if isinstance(e, sympy.Eq)), None)
-            # What is made of a size that nobody can look up holds for no call.
+            # A condition on a size that no argument has cannot be checked in a call.
             is_known = _of(expression, standing)
             equality = sympy.Eq(symbol, expression, evaluate=False) if is_known else sympy.false
             found[equality] = line

@@ -46,7 +46,7 @@ class Tensors:
 
     @staticmethod
     def of(model: nn.Module) -> Tensors:
-        """The tensors that stand in the tables of ``model`` now."""
+        """The tensors that are in the tables of ``model`` now."""
         tables: dict[int, Table] = {}
         names: dict[int, str] = {}
         for path, module in model.named_modules():
@@ -121,7 +121,7 @@ def view_of_own(
 ) -> fx.Node | None:
     """A node for ``constant`` as a view of the model's own tensor with the same storage.
 
-    It stands in front of ``node``, the constant. None where no own tensor has that storage. The
+    It is inserted before ``node``, the constant. None where no own tensor has that storage. The
     view has no history, because an object that shares a parameter's storage was detached from it.
     """
     if constant.layout != torch.strided or constant.is_meta:

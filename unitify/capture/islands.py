@@ -56,7 +56,7 @@ _FURTHER = re.compile(r"@\d+$")
 
 @dataclass(frozen=True)
 class Recording:
-    """The captures that stand for ``model``, by part.
+    """The captures of ``model``, by part.
 
     A part is named by the path of its submodule ("" for the whole model), and by ``@2``, ``@3``
     after it where that has further recordings: of the other mode, or for other sizes.
@@ -74,7 +74,7 @@ class Recording:
 
 
 def path_of(part: str) -> str:
-    """The path of the submodule that a part stands for."""
+    """The path of a part's submodule."""
     return _FURTHER.sub("", part)
 
 

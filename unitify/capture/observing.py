@@ -219,7 +219,7 @@ class _Observation:
         if not once:
             return {}
         held = {where: _now(change) for where, change in once.items()}
-        # A tensor with a history is made of parameters, and trains them.
+        # A tensor with a history depends on parameters, and trains them.
         trained = {where: once[where] for where, value in held.items() if _has_history(value)}
         self.before.put_back()
         self._switch()

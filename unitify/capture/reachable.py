@@ -75,7 +75,7 @@ class Location:
         return self.root == other.root and other.steps[: len(self.steps)] == self.steps
 
     def names_tensor(self, target: str) -> bool:
-        """Is this the entry of a module's tables that ``target``, a dotted name, stands for?"""
+        """Is this the entry of a module's tables with the dotted name ``target``?"""
         path, _, name = target.rpartition(".")
         keys = [step.key for step in self.steps]
         return self.root == path and keys in ([name], ["_buffers", name], ["_parameters", name])

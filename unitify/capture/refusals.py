@@ -1,4 +1,4 @@
-"""Writes that no value can stand for: which, and why."""
+"""Writes that cannot become values: which, and why."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Refusals:
     def _reason(self, node: fx.Node, tensor: fx.Node) -> str | None:
         group, now = self.aliases.group[tensor], self.position[node]
         if group.unknown is not None:
-            return f"{group.unknown.name} shares its memory, in a way that no view tells"
+            return f"{group.unknown.name} shares its memory, but is not a known view of it"
         if any(n in self.changed and self.position[n] < now for n in group.members):
             return "its sizes were changed in place before"
         if _is_overlapping(tensor):

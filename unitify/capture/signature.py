@@ -181,7 +181,7 @@ def kind_of(refusal: Refusal) -> Hashable:
 
 
 def leaf_of(node: fx.Node, argument: Any, value: Any) -> Leaf:
-    """The flat input that a placeholder of a recording stands for; ``value``: the example's."""
+    """The flat input of a placeholder of a recording; ``value``: the example's."""
     if isinstance(argument, ConstantArgument):
         return Leaf(argument.name, None, None, argument.value)
     held = node.meta["val"]

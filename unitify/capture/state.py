@@ -88,7 +88,7 @@ class State:
     """All that a model, and the inputs of a call, can reach at one moment.
 
     ``entries``: of each container. ``contents``: copies of the numbers of buffers and other
-    tensors and arrays, of parameters only where asked for; states of generators.
+    tensors and arrays, of parameters only on request; states of generators.
     """
 
     model: nn.Module

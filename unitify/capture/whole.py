@@ -135,7 +135,7 @@ def capture(
     is_auto = how.dynamic_shapes == "auto" or isinstance(how.dynamic_shapes, Free)
     larger = doubled(args, kwargs) if is_auto else None
     if larger is not None:
-        # A recording fixes a size of one. A batch of two stands for any other.
+        # A recording fixes a size of one. A batch of two keeps the size free.
         with contextlib.suppress(UnitifyError):
             found = _captured(model, *larger, how)
             # A model with another branch for one element has to be recorded with one.

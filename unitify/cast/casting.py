@@ -31,7 +31,7 @@ from unitify.rulebook.rule_table import RuleTable
 
 @dataclass(frozen=True)
 class CastGraph:
-    """A graph with casts, the recipe that asked for them, and the choice for each value.
+    """A graph with casts, their recipe, and the choice for each value.
 
     ``constants``: the means of operands that the graph reads, by name.
     """
@@ -75,7 +75,7 @@ def cast_module(
     evidence: Evidence | None = None,
     made: Iterable[Choice] | None = None,
 ) -> tuple[Diagnostic, ...]:
-    """Cast ``parts`` by ``recipe``, and let ``module``, which was made of them, run the result.
+    """Cast ``parts`` by ``recipe``, and let ``module``, which consists of them, run the result.
 
     ``made``: choices to repeat, named as in ``module.casts``. Returns what the user should know.
 

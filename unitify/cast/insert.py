@@ -1,4 +1,4 @@
-"""Inserts casts: the one stage that loses precision, and only where a recipe asks for it.
+"""Inserts casts: the one stage that loses precision, and only where a recipe casts.
 
 Takes a part with choices; gives a copy of its graph with ``unitify::cast`` nodes. The operands of a
 contraction are cast in front of it. The gradient of its result is cast behind it. With ``values =

@@ -112,7 +112,7 @@ def without_codes(graph: fx.Graph, capture: Capture, rules: RuleTable) -> fx.Gra
 
 
 def _is_padded(contraction: fx.Node) -> bool:
-    """Does padding stand in front of the contraction, beside the mean subtraction?"""
+    """Does the mean subtraction also pad the operand of the contraction?"""
     casts = (n.args[0] for n in contraction.all_input_nodes if n.target is _CAST)
     return any(isinstance(n, fx.Node) and n.target is CENTER and n.args[2] for n in casts)
 

@@ -91,7 +91,7 @@ def from_input(capture: Capture) -> set[fx.Node]:
 
 
 def known_nodes(capture: Capture, rules: RuleTable) -> set[fx.Node]:
-    """Values with running statistics, and those made of them without a contraction."""
+    """Values with running statistics, and values that follow from these without a contraction."""
     found: set[fx.Node] = set(running_statistics(capture, rules))
     varying = from_input(capture)
     for node in capture.graph.nodes:

@@ -3,7 +3,7 @@
 A loss divided by a million makes every gradient of a model too small. Each gradient is a finding,
 but one line is to blame. In the forward pass a cause is a value whose operands are in range. In the
 backward pass it is a gradient whose consumers' gradients are in range. A tensor that is far worse
-than everything it is made of is a cause, too.
+than all its operands is a cause, too.
 """
 
 from __future__ import annotations

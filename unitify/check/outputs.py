@@ -87,7 +87,7 @@ def rendered(outcome: Outcome, format: str) -> str:
         text = as_github(outcome)
         return f"{text}\n" if text else ""
     if format == "junit":
-        from unitify.check.junit import as_junit  # its library is loaded where it is asked for
+        from unitify.check.junit import as_junit  # Its library is loaded on demand.
 
         return as_junit(outcome)
     if format == "markdown":

@@ -73,5 +73,5 @@ def _of_module(module: UnitScaledModule, recipe: Recipe, rules: RuleTable) -> Su
         replace(part, capture=true_capture(own))
         for part, own in zip(held, module.parts.values(), strict=True)
     )
-    # The user's code is what surrounds islands, or the model that a single graph was made of.
+    # The user's code is that around islands, or the original model of a single graph.
     return Subject(module.original, parts, recipe, module.diagnostics, module)

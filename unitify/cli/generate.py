@@ -32,9 +32,9 @@ def generate(
         module = load(folder, rules=rules)
         warnings.simplefilter("always", UnitifyWarning)
         made = continued(module, folder / HUGGINGFACE, prompt, max_new_tokens, sample)
-    for told in found:
-        if issubclass(told.category, UnitifyWarning):
-            typer.echo(f"warning: {told.message}", err=True)
+    for warning in found:
+        if issubclass(warning.category, UnitifyWarning):
+            typer.echo(f"warning: {warning.message}", err=True)
     if made.clipped is not None:
         share = f"{made.clipped:.2%} of keys and values saturated in the cache"
         typer.echo(share, err=True)

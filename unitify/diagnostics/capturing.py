@@ -179,7 +179,7 @@ class CaptureDiffers(Diagnostic):
     """The recording of a model does not compute what the model computes.
 
     The difference is more than rounding. It also exists where each submodule is recorded by itself.
-    So no graph stands for the model.
+    So no graph can replace the model.
 
     Example: a model whose results differ between two runs, because it draws random numbers by
     itself; a model whose code depends on whether it is being recorded.
@@ -246,8 +246,8 @@ class CastsLeftOut(Diagnostic):
     replaced or hooked, the modules around it run their own code, and all others run their graphs.
     Contractions in the code of the modules around it are then not cast.
 
-    So it is in calls that no recording takes, such as those of ``generate`` with a cache. Each kind
-    of call is told of once, with the first of its modules.
+    The same holds for calls that fit no recording, such as those of ``generate`` with a cache. One
+    warning for each kind of call names the first of its modules.
 
     Example: a hook on a part of an attention block whose own forward multiplies by ``F.linear``; a
     submodule called with inputs of another type; a deep copy of a submodule alone.
@@ -265,13 +265,13 @@ class CastsLeftOut(Diagnostic):
 
 @dataclass(frozen=True)
 class OwnCodeRuns(Diagnostic):
-    """No recording takes a call of the module, so that the model's own code runs.
+    """A call of the module fits no recording, so the model's own code runs.
 
     It has other arguments than the example, or sizes for which its recording does not hold, or the
-    module is in a mode that was not recorded. Results and gradients are the model's to the bit.
-    Values are true in that call, and not near unit scale. Each kind of call is told of once.
+    module is in a mode that was not recorded. Results and gradients are bitwise the model's.
+    Values are true in that call, and not near unit scale. Each kind of call warns once.
 
-    Example: ``module.generate(input_ids)``, whose calls hand over a cache; ``module(ids, mask)``
+    Example: ``module.generate(input_ids)``, whose calls pass a cache; ``module(ids, mask)``
     where the example was ``ids`` alone.
     Fix: give an example of the other kind, too: ``transform(model, example, batches=[other])``.
     """

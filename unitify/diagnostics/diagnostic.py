@@ -16,7 +16,7 @@ class Diagnostic:
     code: ClassVar[str] = ""
     why: ClassVar[str] = ""
     fix: ClassVar[str] = ""
-    #: Does ``transform`` warn of it, because something of the model, or asked for, is not kept?
+    #: Does ``transform`` warn of it, because something of the model, or an option, is not kept?
     is_loss: ClassVar[bool] = False
 
     #: Module path, value name or file, and the user's source line where known.

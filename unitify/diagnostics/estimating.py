@@ -46,7 +46,7 @@ class NoRule(Diagnostic):
 
 @dataclass(frozen=True)
 class UnknownValue(Diagnostic):
-    """No value of the graph has the name that was asked for.
+    """No value of the graph has the given name.
 
     Example: ``unitify explain liner --model my_package:build``.
     Fix: use one of the names of ``unitify.estimate(model)``.

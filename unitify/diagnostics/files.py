@@ -169,7 +169,7 @@ class ReadingsUnreadable(Diagnostic):
 class NotPickled(Diagnostic):
     """A transformed module cannot be pickled: its graph is code, and so would be the pickle.
 
-    Example: ``torch.save(module, "module.pt")``, or a module handed to another process.
+    Example: ``torch.save(module, "module.pt")``, or a module sent to another process.
     Fix: save ``(module.state_dict(), module.plan)``, which are plain data, and rebuild the module
     from the model with ``unitify.rebuild``; or write a folder with ``unitify convert``.
     """

@@ -10,7 +10,7 @@ from unitify.diagnostics.diagnostic import Diagnostic
 
 @dataclass(frozen=True)
 class SchemeNeedsGraph(Diagnostic):
-    """A unit scaling scheme was asked for, and the model cannot be captured as one graph.
+    """A unit scaling scheme needs one graph, and the model cannot be captured as one.
 
     A scheme multiplies every operation of a model by a constant. Python code between captured parts
     would stay as it is, and the whole would be neither model.
@@ -28,7 +28,7 @@ class SchemeNeedsGraph(Diagnostic):
 
 @dataclass(frozen=True)
 class TrainableGains(Diagnostic):
-    """u-μP was asked for, and norms of the model have gains that are trained.
+    """The scheme is u-μP, and norms of the model have gains that are trained.
 
     Blake et al. 2024 (arXiv 2407.17465) find that learning rates transfer over widths only where
     norms have no trainable gain.
@@ -47,7 +47,7 @@ class TrainableGains(Diagnostic):
 
 @dataclass(frozen=True)
 class TiedRoles(Diagnostic):
-    """u-μP was asked for, and one parameter is both an embedding and a matrix.
+    """The scheme is u-μP, and one parameter is both an embedding and a matrix.
 
     The two need learning rates with different powers of the width. The parameter gets that of an
     embedding. Each of its uses has its own right multiplier.

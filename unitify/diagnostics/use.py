@@ -45,7 +45,7 @@ class InputsNeeded(Diagnostic):
 
 @dataclass(frozen=True)
 class BatchesNeeded(Diagnostic):
-    """``scales="measured"`` was asked for with an empty list of batches.
+    """``scales="measured"`` has an empty list of batches.
 
     Example: ``transform(model, scales="measured", batches=[])``.
     Fix: pass at least one batch (a tuple of positional or a dict of keyword inputs), or leave
@@ -180,12 +180,12 @@ class AlreadyTransformed(Diagnostic):
 
     Example: ``transform(transform(model, x), x)``.
     Fix: transform ``module.original``. In a model with transformed submodules, transform the other
-    submodules one by one, or the model that these were made of.
+    submodules one by one, or the original model.
     """
 
     code: ClassVar[str] = "U016"
     why: ClassVar[str] = "{module} is a transformed module"
-    fix: ClassVar[str] = "Use the model that it was made of: module.original"
+    fix: ClassVar[str] = "Use the original model: module.original"
     module: str
 
 

@@ -89,7 +89,7 @@ class GradientsUnderflow(Diagnostic):
     """Some gradients of a float16 model are below the normal range of its type.
 
     Numbers below 6.1e-5 are stored in fixed steps of 6e-8, so that they have few digits or none.
-    The transformed module does the same: its gradients are those of the model, bit for bit.
+    The transformed module does the same: its gradients are bitwise those of the model.
 
     Example: a model in half precision, whose loss is a mean over many tokens, without a loss
     scaler.

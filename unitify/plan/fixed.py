@@ -1,6 +1,6 @@
 """Which values of a graph stay at true scale.
 
-They are inputs, buffers, constants of the recording, true parameters, and values made of true
+They are inputs, buffers, constants of the recording, true parameters, and values computed from true
 parameters alone. The operation that takes such a value carries the factor in its result. A rescaled
 copy of a weight would be kept for the backward pass: a second model in memory.
 """
@@ -37,7 +37,7 @@ def is_true_parameter(capture: Capture, node: fx.Node) -> bool:
 
 
 def true_weights(capture: Capture) -> frozenset[fx.Node]:
-    """True parameters, and values made of them alone, in as wide a format.
+    """True parameters, and values computed from these alone, in as wide a format.
 
     Sizes of inputs may take part. A value in a narrow format (float16) is not among them.
     """

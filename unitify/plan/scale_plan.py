@@ -61,7 +61,7 @@ class ScalePlan:
     - ``carrier``: "wide" if values are only roughly near unit RMS, and every gradient has the
       inverse scale of its value
     - ``gap``: the share of the rescales' cost that may be saved. Zero if they are proven to be the
-      fewest, None if nobody searched
+      fewest, None without a search
     """
 
     values: Mapping[str, Scale]

@@ -233,8 +233,8 @@ class _Chooser:
         if objection:
             return "", "", objection
         if self.recipe.values == "all":
-            tells = is_scalable(node)
-            return self._stored(node) if tells else ("", "", "each of its results is cast")
+            is_one = is_scalable(node)
+            return self._stored(node) if is_one else ("", "", "each of its results is cast")
         if not any(self.weights[n] for n in operands):
             return "", "", "neither operand depends on a weight"
         if not weights and not self.recipe.attention:

@@ -20,7 +20,7 @@ from unitify.recipe.recipe import FP8, OPTIONAL, RECIPES, Recipe
 
 
 def read_recipe(given: str | os.PathLike[str] | Mapping[str, Any] | Recipe | None) -> Recipe | None:
-    """The recipe that a name, a name with changes, a table or a ``.toml`` file stands for.
+    """The recipe of a name, a name with changes, a table or a ``.toml`` file.
 
     None and a ``Recipe`` are returned as they are. In a file named ``pyproject.toml`` it is
     ``recipe`` under ``[tool.unitify]``; any other file is the table itself.

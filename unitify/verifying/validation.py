@@ -127,7 +127,7 @@ class Checker:
     def _plan(self) -> Iterator[Diagnostic]:
         for name, scale in [*self.plan.values.items(), *self.plan.parameters.items()]:
             if not all(_is_power_of_two(factor) for factor in (scale.fwd, scale.bwd)):
-                yield _wrong(name, f"{scale} is not made of powers of two")
+                yield _wrong(name, f"{scale} does not consist of powers of two")
         for name, node in self.originals.items():
             if not (is_real(node) or holds_several(node)):
                 continue
