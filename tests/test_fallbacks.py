@@ -47,7 +47,7 @@ def test_a_fallback_has_a_code_and_is_counted() -> None:
         "aten.cumsum.default", "forward", "sampled",
     )  # fmt: skip
     assert found.count == 2
-    assert found.reason == "it has 2 dimensions, not those that its row averages over"
+    assert found.reason == "it has 2 dimensions, and its row averages over others"
     assert found.message in explain_value("cumsum_1", Sums(), (X,), rules=[AWAY])
 
 
