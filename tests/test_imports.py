@@ -52,7 +52,7 @@ def test_the_help_says_what_is() -> None:
         for name in ("check", "convert")
     ]
     assert all(format in texts[0] for format in FORMATS)
-    assert f"[{RECORDING_SECONDS:.0f}]" in texts[1]
+    assert f"(default: {RECORDING_SECONDS:.0f})" in texts[1]
 
 
 def test_every_public_name_is_what_it_says() -> None:
