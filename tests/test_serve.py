@@ -13,16 +13,18 @@ from safetensors.torch import load_file, save_file
 from served import MADE, damaged
 
 from unitify.capture.inputs import infer_inputs
+from unitify.capture.islands import record
 from unitify.checkpoint.files import mapped_weights
 from unitify.diagnostics import UnitifyError
 from unitify.formats.table import FORMATS, quantize
 from unitify.recipe.reader import read_recipe
+from unitify.rulebook.rule_table import load_rules
 from unitify.serve.checked import check_folder
-from unitify.serve.export import Export, export
+from unitify.serve.export import Export, _parts, export
 from unitify.serve.layouts import LAYOUTS
 from unitify.serve.mapped import mapped_model, recorded
 from unitify.serve.reopened import reopened
-from unitify.serve.served import Served
+from unitify.serve.served import Served, served
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("compressed_tensors")
@@ -93,23 +95,17 @@ def test_codes_are_those_of_the_casts(made: dict[str, tuple[Path, Export]], sour
 
 
 @pytest.mark.slow
-def test_recording_without_weights_gives_the_scales_of_one_with(source: Path) -> None:
-    from unitify.rulebook.rule_table import load_rules
-    from unitify.serve.export import _parts
-    from unitify.serve.served import served
-
-    recipe, rules = read_recipe("fp8"), load_rules()
+@pytest.mark.parametrize(("name", "scales"), [("fp8", "analysis"), ("fp8-ptq", "measured")])
+def test_recording_without_weights_gives_the_scales_of_one_with(
+    name: str, scales: str, source: Path
+) -> None:
+    recipe, rules = read_recipe(name), load_rules()
     assert recipe is not None
     model, _ = mapped_model(source, mapped_weights(source))
     calls = [infer_inputs(model)]
     rows = [
-        served(
-            model,
-            _parts(recorded(model, calls, runs=runs), calls, "analysis", recipe, rules),
-            recipe,
-            rules,
-        )
-        for runs in (False, True)
+        served(model, _parts(made, calls, scales, recipe, rules), recipe, rules)
+        for made in (recorded(model, calls), record(model, *calls[0]))
     ]
     # Kernels are recorded otherwise there, so that values have other names.
     without, with_ = ([dataclasses.replace(r, group="") for r in found] for found in rows)

@@ -126,8 +126,7 @@ def export(
     table = load_rules(rules)
     batches = input_batches(inputs) if inputs is not None else []
     calls = [as_inputs(model, batch) for batch in batches] or [infer_inputs(model)]
-    is_run = recipe.is_chosen or scales == "measured"
-    recording = with_true_parameters(recorded(model, calls, runs=is_run))
+    recording = with_true_parameters(recorded(model, calls))
     parts = _parts(recording, calls, scales, recipe, table)
     layers, caches = served(model, parts, recipe, table), cached(parts, table)
     _check(layers, layout, name, model, weights)
