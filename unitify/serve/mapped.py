@@ -77,8 +77,10 @@ def _recorded_on_meta(model: nn.Module, calls: Sequence[Inputs]) -> Recording | 
     try:
         with _on_meta(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            first, *further = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), list(calls))
-            made = record(model, *first, further=further)
+            (args, kwargs), *further = pytree.tree_map_only(
+                Tensor, lambda t: t.to("meta"), list(calls)
+            )
+            made = record(model, args, kwargs, further=further)
     except Exception:  # A model may raise anything on the meta device.
         return None
     whole = made.whole
