@@ -17,7 +17,7 @@ FRAMEWORKS := tests/test_frameworks.py tests/test_optimizers.py tests/test_two_p
 export HF_HUB_OFFLINE := 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo quick test slow survey frameworks bench lint docs site clean
+.PHONY: help demo quick test slow coverage survey frameworks bench lint docs site clean
 
 help: ## List the tasks
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -36,6 +36,9 @@ test: lint ## Everything that CI runs on a change
 
 slow: $(VENV)/.test ## The tests that take long, which CI runs once a week
 	$(RUN) -m pytest -n 2 --dist worksteal -m slow
+
+coverage: $(VENV)/.test ## The share of lines that the tests of a change run, by file, in build/coverage.md
+	$(RUN) -m pytest -n 2 --dist worksteal --cov --cov-report=markdown:build/coverage.md
 
 survey: $(VENV)/.test ## Transform every architecture of the zoo; write the table of them
 	$(RUN) -m pytest -m survey tests/test_survey.py

@@ -17,6 +17,7 @@ import zoo  # noqa: E402
 from checking import plant  # noqa: E402
 from conversion import Conversion, conversion, near_unit_plans  # noqa: E402
 from framework_table import PAGE, table  # noqa: E402
+from served import made, source  # noqa: E402, F401
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

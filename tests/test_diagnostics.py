@@ -6,8 +6,11 @@ import inspect
 import re
 from pathlib import Path
 
+import capture_triggers  # noqa: F401
+import file_triggers  # noqa: F401
+import plan_triggers  # noqa: F401
 import pytest
-from diagnostic_triggers import TRIGGERS
+from triggers import TRIGGERS
 
 import unitify
 import unitify.diagnostics

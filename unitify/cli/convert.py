@@ -61,7 +61,7 @@ def convert(
         typer.Option(
             metavar="FORMAT",
             help="unitify, which is complete; or for runtimes: compressed-tensors (the recipe's "
-            "layout: fp8, mxfp8, mxfp4, nvfp4), fp8-dynamic, fp8-block.",
+            "layout: fp8, mxfp8, mxfp4, nvfp4), fp8-dynamic, fp8-block, modelopt, onnx.",
         ),
     ] = "unitify",
     to: Annotated[

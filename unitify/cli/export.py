@@ -21,30 +21,43 @@ def export_for_runtime(
     from unitify.diagnostics import UnitifyError, UnknownOption
     from unitify.recipe.recipe import FP8
     from unitify.serve.export import FORMATS, export
+    from unitify.serve.onnx_folder import export_onnx
 
     with reported():
-        if format not in FORMATS:
-            choices = ", ".join(["unitify", *FORMATS])
+        if format not in (*FORMATS, "onnx"):
+            choices = ", ".join(["unitify", *FORMATS, "onnx"])
             raise UnitifyError(UnknownOption(option="--format", value=format, choices=choices))
-        if model is not None:
+        if format == "onnx" and options.pop("resume"):
+            choices = "nothing: a file of ONNX is written in one piece"
+            raise UnitifyError(UnknownOption(option="--resume", value="--resume", choices=choices))
+        if format != "onnx" and model is not None:
             choices = "nothing: a runtime builds the model of a Hugging Face folder"
             raise UnitifyError(UnknownOption(option="--model", value=model, choices=choices))
+    casts = recipe or FP8
     with reported(), bytes_bar() as on_start:
-        made = export(checkpoint, output, recipe or FP8, format, on_start=on_start, **options)
+        if format == "onnx":
+            made = export_onnx(checkpoint, output, casts, model=model, on_start=on_start, **options)
+        else:
+            made = export(checkpoint, output, casts, format, on_start=on_start, **options)
     console = Console(emoji=False)
-    table = Table("layer", "scale of weight", "of input", "window", "margin, octaves")
-    for row in made.layers:
-        low, high = row.window
-        cells = f"{row.weight:g}", f"{row.input:g}", f"{low:.2g} .. {high:.2g}", f"{row.margin:.1f}"
-        table.add_row(row.layer, *cells)
-    console.print(table)
+    for note in made.notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    if made.layers:
+        table = Table("layer", "scale of weight", "of input", "window", "margin, octaves")
+        for row in made.layers:
+            low, high = row.window
+            window = f"{low:.2g} .. {high:.2g}"
+            cells = f"{row.weight:g}", f"{row.input:g}", window, f"{row.margin:.1f}"
+            table.add_row(row.layer, *cells)
+        console.print(table)
     if made.caches:
         table = Table("attention", "scale of keys", "of values", "RMS of keys", "of values")
         for kept in made.caches:
             numbers = kept.key, kept.value, kept.key_rms, kept.value_rms
             table.add_row(kept.attention, *(f"{number:.4g}" for number in numbers))
         console.print(table)
-    console.print(f"layout {made.layout}: {len(made.layers)} layers, {made.size:,} bytes")
+    layers = f"{len(made.layers)} layers, " if made.layers else ""
+    console.print(f"layout {made.layout}: {layers}{made.size:,} bytes")
     if made.sqnr is not None:
         console.print(f"outputs of its reader: {made.sqnr:.1f} dB of signal to noise")
     console.print(f"written to {output}", highlight=False, soft_wrap=True)

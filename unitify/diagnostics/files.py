@@ -285,3 +285,35 @@ class WeightsCast(Diagnostic):
     fix: ClassVar[str] = "Keep the original; a folder without a recipe holds it whole"
     path: str
     count: int
+
+
+@dataclass(frozen=True)
+class LoadsWrongly(Diagnostic):
+    """A folder in the layout of ModelOpt opens in ``transformers`` without an error, and is wrong.
+
+    ``transformers`` ignores the scales, and reads codes as numbers. The runtimes that this layout
+    is for (vLLM, SGLang, TensorRT-LLM) read it right.
+
+    Example: ``unitify convert CKPT -o out --recipe fp8 --format modelopt``.
+    Fix: ``--format compressed-tensors`` for a folder that ``transformers`` opens, too.
+    """
+
+    code: ClassVar[str] = "U619"
+    why: ClassVar[str] = "transformers opens the layout {layout} without an error, but wrongly"
+    fix: ClassVar[str] = "For a folder that it reads, take --format compressed-tensors"
+    layout: str = "modelopt"
+
+
+@dataclass(frozen=True)
+class NotOnnx(Diagnostic):
+    """``torch.onnx.export`` does not take the transformed module.
+
+    Example: a model with a part that stays in Python, or with an operator that ONNX lacks.
+    Fix: the message of torch names the operator. Export a model without it, or write the format
+    ``unitify``.
+    """
+
+    code: ClassVar[str] = "U620"
+    why: ClassVar[str] = "the module does not export to ONNX: {problem}"
+    fix: ClassVar[str] = "Export a model without that operator, or take --format unitify"
+    problem: str

@@ -36,6 +36,7 @@ from unitify.runtime.registered import (
     register,
 )
 from unitify.runtime.scaled_mm import DECODE, decode, encode, is_fast, matmul
+from unitify.runtime.shared_codes import shared_codes
 
 _ARGUMENTS = "Tensor x, Tensor weight, Tensor? bias, str forward, str backward, int[3] exponents"
 
@@ -61,7 +62,7 @@ def _kernel(
     backward: str,
     exponents: Sequence[int],
 ) -> Tensor:
-    left = _codes(x.flatten(0, -2), forward, exponents[0])
+    left = shared_codes(x, forward, exponents[0])
     right = _codes(weight, forward, exponents[1])
     return _output(left, right, bias, x, exponents[0] + exponents[1])
 
@@ -100,7 +101,7 @@ class _FP8Linear(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         with torch._C._AutoDispatchBelowAutograd():
-            left = _codes(x.flatten(0, -2), forward, exponents[0])
+            left = shared_codes(x, forward, exponents[0])
             right = _codes(weight, forward, exponents[1])
             ctx.save_for_backward(left, right)
             ctx.ties = ties

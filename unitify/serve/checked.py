@@ -16,10 +16,12 @@ import torch
 
 from unitify.checkpoint.files import mapped_shards
 from unitify.checkpoint.new_folder import sha256
-from unitify.diagnostics import FolderDamaged, UnitifyError
+from unitify.diagnostics import FolderDamaged, UnitifyError, UnknownOption
 from unitify.serve.cached import Cached
-from unitify.serve.export import CONTENTS, FORMAT, promised
+from unitify.serve.contents import CONTENTS, FORMAT, ONNX, ONNX_FILE
+from unitify.serve.export import promised
 from unitify.serve.layouts import LAYOUTS
+from unitify.serve.reopened import check_package
 from unitify.serve.served import Served
 
 Row = TypeVar("Row", Served, Cached)
@@ -35,6 +37,8 @@ def check_folder(folder: Path, source: Path | None = None) -> int:
     problems = list(_damaged(folder, document["sha256"]))
     if problems:
         raise UnitifyError(*(FolderDamaged(path=str(folder), problem=p) for p in problems))
+    if document["layout"] == ONNX:
+        return _tensors_of_onnx(folder, source)
     held = {n: t for shard in mapped_shards(folder).values() for n, t in shard.items()}
     if source is None:
         return len(held)
@@ -56,6 +60,16 @@ def check_folder(folder: Path, source: Path | None = None) -> int:
     if problems:
         raise UnitifyError(*(FolderDamaged(path=str(folder), problem=p) for p in problems))
     return len(held)
+
+
+def _tensors_of_onnx(folder: Path, source: Path | None) -> int:
+    if source is not None:
+        choices = "nothing: a graph of ONNX was compared with its source by outputs"
+        raise UnitifyError(UnknownOption(option="--source", value=str(source), choices=choices))
+    check_package("onnx", "counting the tensors of ONNX")
+    import onnx
+
+    return len(onnx.load(folder / ONNX_FILE, load_external_data=False).graph.initializer)
 
 
 def _row(kind: type[Row], row: Mapping[str, Any]) -> Row:

@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +43,17 @@ from unitify.recipe.recipe import Recipe
 from unitify.rulebook.laws import is_scalable
 from unitify.rulebook.rule_table import RuleTable, load_rules
 from unitify.serve.cached import Cached, cached
-from unitify.serve.layouts import LAYOUTS, Layout, cache_scales, config
+from unitify.serve.contents import write_contents
+from unitify.serve.families import FAMILIES, Family
+from unitify.serve.layouts import LAYOUTS, Layout
 from unitify.serve.mapped import mapped_model, recorded
-from unitify.serve.reopened import LEAST, check_reader, reopened
+from unitify.serve.reopened import LEAST, check_package, reopened
 from unitify.serve.served import Served, served
 from unitify.serve.shards import INDEX, OnBytes, Promise, index, write_shard
 from unitify.version import __version__
 
 #: The values of ``--format`` other than "unitify".
-FORMATS = ("compressed-tensors", "fp8-dynamic", "fp8-block")
-#: The file that describes the folder, and the version of its layout.
-CONTENTS = "unitify.json"
-FORMAT = 2
+FORMATS = ("compressed-tensors", "fp8-dynamic", "fp8-block", "modelopt")
 
 
 @dataclass(frozen=True)
@@ -75,16 +73,16 @@ class Export:
 
 
 def layout_of(name: str, recipe: Recipe) -> str:
-    """The layout of a ``--format``. "compressed-tensors" takes the one of the recipe's formats.
+    """The layout of a ``--format``; the name of a family means the one of the recipe's formats.
 
     Raises ``UnitifyError`` (U614) where there is none.
     """
     if name in LAYOUTS:
         return name
     for found, layout in LAYOUTS.items():
-        if recipe.forward.name in layout.formats:
+        if layout.family == name and recipe.forward.name in layout.formats:
             return found
-    problem = f"no layout holds operands in {recipe.forward.name}"
+    problem = f"no layout of {name} holds operands in {recipe.forward.name}"
     raise UnitifyError(NotFolded(value=recipe.name, problem=problem))
 
 
@@ -114,8 +112,11 @@ def export(
     """
     check_scales(scales)
     check_absent(output)
-    check_reader()
     name = layout_of(format, recipe)
+    layout = LAYOUTS[name]
+    family = FAMILIES[layout.family]
+    for package in family.packages:
+        check_package(package, "writing and reading checkpoints for runtimes")
     shards = mapped_shards(checkpoint)
     if not (checkpoint / CONFIG).is_file():
         problem = "it has no config.json, which runtimes need"
@@ -125,34 +126,29 @@ def export(
     table = load_rules(rules)
     batches = input_batches(inputs) if inputs is not None else []
     calls = [as_inputs(model, batch) for batch in batches] or [infer_inputs(model)]
-    is_run = recipe.is_chosen or scales == "measured"
-    recording = with_true_parameters(recorded(model, calls, runs=is_run))
+    recording = with_true_parameters(recorded(model, calls))
     parts = _parts(recording, calls, scales, recipe, table)
     layers, caches = served(model, parts, recipe, table), cached(parts, table)
-    layout = LAYOUTS[name]
     _check(layers, layout, name, model, weights)
-    _check_caches(caches)
+    _check_caches(caches, family, model)
     placed = promised(shards, layers, caches, layout)
     request = _request(checkpoint, shards, layers, caches, name)
     ignored = sorted(_linear_layers(model) - {each.layer for each in layers})
+    described = layout, ignored, bool(caches)
     with new_folder(output, request, resume=resume) as folder:
         total = _write(folder, placed, on_start)
         folder.copy(path for path in companions(checkpoint) if path.name != CONFIG)
-        folder.write(CONFIG, _config(checkpoint, layout, ignored, has_cache=bool(caches)))
+        folder.write(CONFIG, _config(checkpoint, layout, family.config(*described)))
+        for file, written in family.files(*described).items():
+            folder.write(file, written)
         least = recipe.min_sqnr or LEAST
-        sqnr = reopened(folder.partial, model, calls, least) if verify else None
-        document = {
-            "format": FORMAT,
-            "layout": name,
-            "recipe": recipe.as_table(),
-            "sqnr": sqnr,
-            "layers": [_layer_row(each) for each in layers],
-            "caches": [asdict(each) for each in caches],
-            "versions": {"unitify": __version__, "torch": torch.__version__},
-            "sha256": folder.hashes(),
-        }
-        folder.write(CONTENTS, document)
-    return Export(name, layers, caches, total, sqnr, notes)
+        sqnr = reopened(folder.partial, model, calls, least, family.opened) if verify else None
+        write_contents(
+            folder, name, recipe, sqnr,
+            layers=[_layer_row(each) for each in layers],
+            caches=[asdict(each) for each in caches],
+        )  # fmt: skip
+    return Export(name, layers, caches, total, sqnr, (*notes, *family.notes))
 
 
 def _write(
@@ -222,14 +218,22 @@ def _check(
         raise UnitifyError(*wrong)
 
 
-def _check_caches(caches: Iterable[Cached]) -> None:
+def _check_caches(caches: Iterable[Cached], family: Family, model: nn.Module) -> None:
     """Raises ``UnitifyError`` (U614) where runtimes do not support the format of a cache."""
-    problem = "runtimes keep keys and values in e4m3, not in {}"
-    wrong = [each for each in caches if each.format != E4M3.name]
+    wrong = []
+    modules = dict(model.named_modules())
+    for each in caches:
+        problem = ""
+        if each.format != E4M3.name:
+            problem = f"runtimes keep keys and values in e4m3, not in {each.format}"
+        for name in family.cache_scales(each):
+            layer = name.rpartition(".")[0]
+            if layer not in modules:
+                problem = f"the layout has its scales below {layer}, which the model has not"
+        if problem:
+            wrong.append(NotFolded(value=each.attention, problem=problem))
     if wrong:
-        raise UnitifyError(
-            *(NotFolded(value=w.attention, problem=problem.format(w.format)) for w in wrong)
-        )
+        raise UnitifyError(*wrong)
 
 
 def promised(
@@ -243,6 +247,7 @@ def promised(
     The scales of ``caches`` are in the first file.
     """
     rows = {f"{each.layer}.weight": each for each in layers}
+    family = FAMILIES[layout.family]
     placed: dict[str, list[Promise]] = {}
     for position, held in enumerate(shards.values(), 1):
         several = f"-{position:05}-of-{len(shards):05}" if len(shards) > 1 else ""
@@ -255,7 +260,7 @@ def promised(
                 promises.append(Promise(name, tensor.dtype, shape, partial(_as_it_is, tensor)))
         if position == 1:
             for each in caches:
-                for name, scale in cache_scales(each).items():
+                for name, scale in family.cache_scales(each).items():
                     shape = tuple(scale.shape)
                     promises.append(Promise(name, scale.dtype, shape, partial(_as_it_is, scale)))
     return placed
@@ -288,12 +293,9 @@ def _linear_layers(model: nn.Module) -> set[str]:
     return {path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
-def _config(
-    checkpoint: Path, layout: Layout, ignored: list[str], *, has_cache: bool
-) -> dict[str, Any]:
+def _config(checkpoint: Path, layout: Layout, quantization: dict[str, Any]) -> dict[str, Any]:
     document: dict[str, Any] = json.loads((checkpoint / CONFIG).read_text("utf-8"))
-    of = version("compressed-tensors")
-    document["quantization_config"] = config(layout, ignored, of, has_cache=has_cache)
+    document["quantization_config"] = quantization
     if layout.dtype:
         document["dtype"] = layout.dtype
     return document

@@ -1,8 +1,9 @@
 """Layouts of a layer in a checkpoint: the tensors of its weight, and their config.
 
-The layouts are those of compressed-tensors, which vLLM, SGLang and transformers read. Scales are
-powers of two where the format allows it, because runtimes may hold them in bfloat16. A scale of one
-number has the shape [1]; loaders reject [].
+Most are those of compressed-tensors, which vLLM, SGLang and transformers read; there, a scale of
+one number has the shape [1], because loaders reject []. Those of ModelOpt are for vLLM, SGLang and
+TensorRT-LLM. Scales are powers of two where the format allows it, because runtimes may hold them in
+bfloat16.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from unitify.formats.blocks import in_blocks
 from unitify.formats.rounding import octave
 from unitify.formats.table import E4M3, FORMATS, MXFP4, MXFP8, NVFP4, BlockFormat, quantize
 from unitify.runtime.scaled_mm import encode
-from unitify.serve.cached import Cached
 from unitify.serve.served import Served
 
 #: Rows and columns of a tile with one scale, which readers of "fp8-block" require.
@@ -31,10 +31,12 @@ _LEAST = -126
 class Layout:
     """One layout.
 
-    ``formats``: the formats of operands that it supports. ``config``: quantization_config of
+    ``formats``: the formats of operands that it supports. ``compression``: its name in the config
+    of its family. ``config``: quantization_config of
     weights and inputs. ``made``: weight in float32 [N, K] and its row → tensors by the end of their
     names after the layer's path. ``multiple``: a divisor of a layer's width. ``dtype``: the type in
     which the rest of the model must run, because readers decode to it; "" for that of the source.
+    ``family``: the files beside the weights, and their reader.
     """
 
     formats: frozenset[str]
@@ -43,6 +45,7 @@ class Layout:
     made: Callable[[Tensor, Served], dict[str, Tensor]]
     multiple: int = 1
     dtype: str = ""
+    family: str = "compressed-tensors"
 
 
 def _args(bits: int, strategy: str, dynamic: Any = False, **more: Any) -> dict[str, Any]:
@@ -127,6 +130,27 @@ def _mxfp8(weight: Tensor, row: Served) -> dict[str, Tensor]:
     return {"weight": encode(numbers, E4M3), "weight_scale": _exponents(scales)}
 
 
+def _scalars(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors``, with the shape [] for scales of one number."""
+    return {name: t.reshape(()) if t.shape == (1,) else t for name, t in tensors.items()}
+
+
+def _modelopt_fp8(weight: Tensor, row: Served) -> dict[str, Tensor]:
+    return _scalars(_static(weight, row))
+
+
+def _modelopt_nvfp4(weight: Tensor, row: Served) -> dict[str, Tensor]:
+    made = _nvfp4(weight, row)
+    return _scalars(
+        {
+            "weight": made["weight_packed"],
+            "weight_scale": made["weight_scale"],
+            "weight_scale_2": _one(row.weight),
+            "input_scale": _one(row.input),
+        }
+    )
+
+
 def _mx(bits: int) -> dict[str, Any]:
     weights = _args(bits, "group", group_size=32, scale_dtype="torch.uint8", zp_dtype="torch.uint8")
     return {"weights": weights, "input_activations": {**weights, "dynamic": True}}
@@ -137,14 +161,16 @@ _FP4 = _args(
     scale_dtype="torch.float8_e4m3fn", zp_dtype="torch.float8_e4m3fn",
 )  # fmt: skip
 _E4M3 = frozenset({"e4m3"})
-_PER_TENSOR = _args(8, "tensor")
+PER_TENSOR = _args(8, "tensor")
+_PLAIN8 = {"dynamic": False, "num_bits": 8, "type": "float"}
+_PLAIN4 = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": 16}
 
 #: Layouts by name. "fp8" and those in blocks have the recipe's scales. The others compute scales of
 #: inputs at run time, and those of weights from the weights.
 LAYOUTS: Mapping[str, Layout] = {
     "fp8": Layout(
         _E4M3, "float-quantized",
-        {"weights": _PER_TENSOR, "input_activations": _PER_TENSOR}, _static,
+        {"weights": PER_TENSOR, "input_activations": PER_TENSOR}, _static,
     ),
     "fp8-dynamic": Layout(
         _E4M3, "float-quantized",
@@ -165,26 +191,12 @@ LAYOUTS: Mapping[str, Layout] = {
     ),
     "mxfp4": Layout(frozenset({"mxfp4"}), "mxfp4-pack-quantized", _mx(4), _mxfp4, 32, "bfloat16"),
     "mxfp8": Layout(frozenset({"mxfp8"}), "mxfp8-quantized", _mx(8), _mxfp8, 32, "bfloat16"),
+    "modelopt-fp8": Layout(
+        _E4M3, "FP8", {"weights": _PLAIN8, "input_activations": _PLAIN8}, _modelopt_fp8,
+        family="modelopt",
+    ),
+    "modelopt-nvfp4": Layout(
+        frozenset({"nvfp4"}), "NVFP4", {"weights": _PLAIN4, "input_activations": _PLAIN4},
+        _modelopt_nvfp4, 16, family="modelopt",
+    ),
 }  # fmt: skip
-
-
-def cache_scales(kept: Cached) -> dict[str, Tensor]:
-    """The scales of an attention's cache, by the names of their tensors."""
-    path = f"{kept.attention}.".lstrip(".")
-    return {f"{path}k_scale": _one(kept.key), f"{path}v_scale": _one(kept.value)}
-
-
-def config(layout: Layout, ignored: list[str], version: str, *, has_cache: bool) -> dict[str, Any]:
-    """``quantization_config``. ``has_cache``: are there scales of keys and values?"""
-    group = {"targets": ["Linear"], **layout.config, "output_activations": None}
-    return {
-        "quant_method": "compressed-tensors",
-        "format": layout.compression,
-        # Without this key loaders read codes as numbers.
-        "quantization_status": "compressed",
-        "version": version,
-        "config_groups": {"group_0": {**group, "format": layout.compression}},
-        "ignore": ignored,
-        "kv_cache_scheme": dict(_PER_TENSOR) if has_cache else None,
-        "global_compression_ratio": None,
-    }

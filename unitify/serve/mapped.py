@@ -13,10 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from unitify.capture.inputs import Inputs
+from unitify.capture.inputs import Inputs, device_of
 from unitify.capture.islands import Recording, record
 from unitify.checkpoint.filling import NOTHING
 from unitify.checkpoint.pretrained import from_config, read_pretrained
@@ -61,32 +62,35 @@ def _parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def recorded(model: nn.Module, calls: Sequence[Inputs], *, runs: bool) -> Recording:
+def recorded(model: nn.Module, calls: Sequence[Inputs]) -> Recording:
     """The recording of ``model`` on the meta device: no weight is read or copied.
 
-    It is made on the weights for one that ``runs`` afterwards (values are measured, or casts are
-    tried), for a model that does not run on the meta device, and for a graph with tensors of its
-    own. Raises ``UnitifyError`` like ``record``.
+    A model that does not run on the meta device, and a graph with tensors of its own, are recorded
+    on the weights. Raises ``UnitifyError`` like ``record``.
     """
-    if len(calls) == 1 and not runs:
-        made = _recorded_on_meta(model, calls[0])
-        if made is not None:
-            return made
-    return record(model, *calls[0], further=calls[1:])
+    return _recorded_on_meta(model, calls) or record(model, *calls[0], further=calls[1:])
 
 
-def _recorded_on_meta(model: nn.Module, call: Inputs) -> Recording | None:
-    """The recording of one call on the meta device; None where it is not valid on the weights."""
+def _recorded_on_meta(model: nn.Module, calls: Sequence[Inputs]) -> Recording | None:
+    """The recording on the meta device; None where it is not valid on the weights."""
+    device = device_of(model)
     try:
         with _on_meta(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            made = record(model, *pytree.tree_map_only(Tensor, lambda t: t.to("meta"), call))
+            (args, kwargs), *further = pytree.tree_map_only(
+                Tensor, lambda t: t.to("meta"), list(calls)
+            )
+            made = record(model, args, kwargs, further=further)
     except Exception:  # A model may raise anything on the meta device.
         return None
     whole = made.whole
     if whole is None or whole.made or any(isinstance(c, Tensor) for c in whole.constants.values()):
         return None
-    return replace(made, parts={"": replace(whole, example=tuple(whole.flat_inputs(*call)))})
+    for node in whole.graph.nodes:
+        node.args, node.kwargs = pytree.tree_map_only(
+            torch.device, lambda of: device if of.type == "meta" else of, (node.args, node.kwargs)
+        )
+    return replace(made, parts={"": replace(whole, example=tuple(whole.flat_inputs(*calls[0])))})
 
 
 @contextlib.contextmanager

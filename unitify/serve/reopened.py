@@ -10,7 +10,8 @@ import contextlib
 import importlib.util
 import io
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,39 +23,65 @@ from unitify.capture.inputs import Inputs
 from unitify.checkpoint.pretrained import quiet
 from unitify.diagnostics import PackageMissing, ReaderDiffers, UnitifyError
 from unitify.formats.signal_to_noise import decibels
+from unitify.serve.decoded import decoded_model
 
 #: The least signal to noise of a folder in decibels, without one in the recipe. A missing or wrong
 #: scale leaves less than four.
 LEAST = 6.0
 
 
-def check_reader() -> None:
-    """Raises ``UnitifyError`` (U005) where the reader of these folders is not installed."""
-    if importlib.util.find_spec("compressed_tensors") is None:
-        purpose = "writing and reading checkpoints for runtimes"
-        raise UnitifyError(PackageMissing(package="compressed-tensors", purpose=purpose))
+#: Takes a call; gives the numbers that the reader of a folder computes.
+Reader = Callable[[Inputs], Iterable[Tensor]]
 
 
-def reopened(folder: Path, model: nn.Module, calls: Iterable[Inputs], least: float) -> float:
-    """Signal to noise of the outputs of ``folder``, relative to those of ``model``, in decibels.
+def check_package(package: str, purpose: str) -> None:
+    """Raises ``UnitifyError`` (U005) where ``package``, which is for ``purpose``, is missing."""
+    if importlib.util.find_spec(package.replace("-", "_")) is None:
+        raise UnitifyError(PackageMissing(package=package, purpose=purpose))
 
-    Raises ``UnitifyError`` (U615) where it is below ``least``, or the reader fails.
-    """
+
+def in_transformers(folder: Path, model: nn.Module) -> Reader:
+    """``folder``, opened by the class of ``model``."""
     import transformers
 
+    # compressed-tensors prints progress bars.
+    with quiet(transformers), contextlib.redirect_stderr(io.StringIO()):
+        opened: Any = type(model).from_pretrained(folder, local_files_only=True)  # type: ignore[attr-defined]
+    return partial(outputs_of, opened.eval())
+
+
+def in_modelopt(folder: Path, model: nn.Module) -> Reader:
+    """``folder``, decoded as the runtimes of ModelOpt's layout do."""
+    return partial(outputs_of, decoded_model(folder, model))
+
+
+def outputs_of(model: nn.Module, call: Inputs) -> list[Tensor]:
+    """The numbers that ``model`` returns, without gradients."""
+    with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
+        output = model(*call[0], **call[1])
+    return [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor)]
+
+
+def reopened(
+    folder: Path,
+    model: nn.Module,
+    calls: Iterable[Inputs],
+    least: float,
+    opened: Callable[[Path, nn.Module], Reader] = in_transformers,
+) -> float:
+    """Signal to noise of the outputs of ``folder``, relative to those of ``model``, in decibels.
+
+    ``opened``: opens the folder. Raises ``UnitifyError`` (U615) where the ratio is below ``least``,
+    or the reader fails.
+    """
     try:
-        # compressed-tensors prints progress bars.
-        with quiet(transformers), contextlib.redirect_stderr(io.StringIO()):
-            opened: Any = type(model).from_pretrained(folder, local_files_only=True)  # type: ignore[attr-defined]
-            signal = noise = 0.0
-            for args, kwargs in calls:
-                with torch.no_grad():
-                    ours, theirs = (
-                        list(_numbers(m(*args, **kwargs))) for m in (model, opened.eval())
-                    )
-                for one, other in zip(ours, theirs, strict=True):
-                    signal += float(one.square().sum())
-                    noise += float((other - one).square().sum())
+        reader = opened(folder, model)
+        signal = noise = 0.0
+        for call in calls:
+            ours, theirs = _floating(outputs_of(model, call)), _floating(reader(call))
+            for one, other in zip(ours, theirs, strict=True):
+                signal += float(one.square().sum())
+                noise += float((other - one).square().sum())
     except Exception as error:
         lines = str(error).splitlines() or [""]
         problem = f"its reader fails with {type(error).__name__}: {lines[0]}"
@@ -66,7 +93,5 @@ def reopened(folder: Path, model: nn.Module, calls: Iterable[Inputs], least: flo
     return found
 
 
-def _numbers(output: Any) -> Iterator[Tensor]:
-    for value in pytree.tree_leaves(output):
-        if isinstance(value, Tensor) and value.is_floating_point():
-            yield value.double()
+def _floating(output: Iterable[Tensor]) -> list[Tensor]:
+    return [value.double() for value in output if value.is_floating_point()]
