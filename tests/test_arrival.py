@@ -199,6 +199,7 @@ def test_compiled_and_exported(recipe: str) -> None:
         assert_scaled(gradients(again, cross_entropy, 2.0**-30), base, 1.0)
 
 
+@pytest.mark.slow
 def test_inductor_keeps_the_scale() -> None:
     torch._dynamo.reset()
     module = made()

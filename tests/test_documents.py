@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from slow import some_slow
 
 ROOT = Path(__file__).resolve().parent.parent
 #: A fenced block: its language, the file that it is, its text.
@@ -21,7 +22,15 @@ PAGES = {
 RUN = {page for page, blocks in PAGES.items() if {"python", "sh"} & {kind for kind, *_ in blocks}}
 
 
-@pytest.mark.parametrize("page", sorted(RUN), ids=lambda page: page.relative_to(ROOT).as_posix())
+#: A tutorial is a whole piece of work.
+TUTORIALS = {page for page in RUN if page.parent.name == "tutorials"}
+
+
+@pytest.mark.parametrize(
+    "page",
+    some_slow(sorted(RUN), TUTORIALS.__contains__),
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
 def test_blocks_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In their order: files are written, Python shares a scope, tests and commands are run."""
     monkeypatch.chdir(tmp_path)

@@ -53,7 +53,11 @@ def test_values_are_rescaled(converted: Conversion) -> None:
     )
 
 
-HEAVY = {"t5", "llama", "bert", "gpt2", "transformer", "mixtral", "vit", "lstm", "residual_cnn"}
+HEAVY = {
+    "t5", "llama", "bert", "gpt2", "transformer", "mixtral", "vit", "lstm", "residual_cnn", "unet",
+    "in_place", "transformer_encoder", "recurrent_cells", "functions", "losses",
+    "mixed_convolutions",
+}  # fmt: skip
 #: Models that torch itself cannot run in a precision, and the words it says so with.
 NO_KERNEL = {
     ("mixtral", torch.float64): "got Double",
@@ -69,7 +73,9 @@ ROUNDED = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", some_slow([torch.float64, torch.bfloat16], {torch.float64}.__contains__), ids=str
+)
 @pytest.mark.parametrize("name", some_slow(zoo.MODELS, HEAVY.__contains__))
 def test_exact_in_other_precisions(name: str, dtype: torch.dtype) -> None:
     if (name, dtype) in NO_KERNEL:

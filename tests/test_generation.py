@@ -29,7 +29,7 @@ ARCHITECTURES = (
     "git",
 )  # fmt: skip
 #: Those that are not left to `make slow`.
-QUICK = ("gpt2", "mistral", "bart", "git")
+QUICK = ("gpt2", "bart")
 #: What of an example is a prompt.
 PROMPT = ("input_ids", "attention_mask", "input_features", "pixel_values")
 WAYS: dict[str, dict[str, Any]] = {
@@ -133,7 +133,7 @@ def test_products_are_cast_in_every_step(name: str) -> None:
     assert generated(module, name).sequences.shape == generated(model, name).sequences.shape
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "mixtral"])
+@pytest.mark.parametrize("name", some_slow(["gpt2", "llama", "mixtral"], lambda n: n not in QUICK))
 def test_with_a_cache_the_logits_are_those_of_the_recording(name: str) -> None:
     module = transformed(name, "fp8,multiple=1")
     given = built(name)[1]
@@ -176,7 +176,7 @@ def step(module: Any, call: dict[str, Any]) -> list[Tensor]:
     return [made.logits, made.loss, *(p.grad for p in module.parameters() if p.grad is not None)]
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", some_slow(["gpt2", "llama"], lambda n: n not in QUICK))
 @pytest.mark.parametrize("example", [0, 6])
 @pytest.mark.filterwarnings("ignore:U118:unitify.UnitifyWarning")
 def test_arguments_come_and_go(name: str, example: int) -> None:
@@ -219,6 +219,7 @@ def told(module: Any, *calls: dict[str, Any]) -> list[str]:
     return [str(w.message) for w in found if issubclass(w.category, UnitifyWarning)]
 
 
+@pytest.mark.slow
 def test_each_kind_of_call_is_told_of_once() -> None:
     model, calls = built("gpt2")[0], forms(built("gpt2")[1]["input_ids"])
     # Values are not true in its plan: what their rescaling is for is lost in the model's own code.
@@ -244,6 +245,7 @@ def test_casts_of_all_values_are_not_left_out() -> None:
         module.generate(ids, max_new_tokens=2)
 
 
+@pytest.mark.slow
 def test_an_example_with_a_cache() -> None:
     """Its cache is an object that no graph takes; what is inside of the model runs graphs."""
     model, ids = built("llama")[0], built("llama")[1]["input_ids"]
@@ -270,6 +272,7 @@ def test_hooks_run_once(recipe: str | None) -> None:
     assert set(calls.values()) == {5}
 
 
+@pytest.mark.slow
 def test_compiled() -> None:
     module, call = copy.deepcopy(transformed("llama")), forms(built("llama")[1]["input_ids"])[1]
     torch.compiler.reset()
@@ -278,6 +281,7 @@ def test_compiled() -> None:
     assert torch.equal(found, built("llama")[0](**call).logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("weights", "recipe"), [("true", "fp16"), ("stored", None)])
 def test_submodules_without_graphs_are_those_of_the_model(weights: Any, recipe: str | None) -> None:
     """Whoever calls one gets what the model's gives, and is told which casts it leaves out."""
