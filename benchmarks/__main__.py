@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from benchmarks.models import SIZES
-from benchmarks.peers import unit_scaled
+from benchmarks.peers import modules, unit_scaled
 from benchmarks.training import WAYS, compiled, eager
 from benchmarks.transforming import STAGES, imports, stages
 from benchmarks.turns import TURNS
@@ -42,8 +42,8 @@ def page() -> str:
         parts += [
             f"## A training step in eager mode, {size.name}: width {size.width}, "
             f"{size.layers} layers",
-            "Time, and in parentheses the bytes that the backward pass keeps. `fp8` runs "
-            "FP8 matmuls, which no CPU is quick at; `fp8-amax` finds its scales at run time.",
+            "Time, and in parentheses the bytes that the backward pass keeps. `fp8` keeps codes, "
+            "which a CPU decodes to multiply them; `fp8-amax` finds its scales at run time.",
             table(["model", "operations", "rescales", *WAYS], eager(size)),
         ]
     small, large = SIZES
@@ -53,6 +53,8 @@ def page() -> str:
         f"## Unit scaling as published, {small.name}, eager",
         '`scheme="unit"`, and `unit_scale` of the library unit-scaling on the same model.',
         table(["model", "ours", "theirs"], unit_scaled(small)),
+        'SwiGLU layers: `scheme="unit"`, and the module of the library.',
+        table(["run", "ours", "theirs"], modules(large)),
         "## Seconds of `transform` by stage",
         "A chain of small layers with a residual stream, weights with data.",
         table(["nodes", *STAGES], stages()),

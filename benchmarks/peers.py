@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from benchmarks.models import FAMILIES, Size, build
 from benchmarks.training import transformed
@@ -35,3 +37,43 @@ def unit_scaled(size: Size) -> Iterator[list[str]]:
         found = ratios(steps)
         last = f"{found['theirs']:.2f}" if "theirs" in found else f"does not run: {failed}"
         yield [family, f"{found['ours']:.2f}", last]
+
+
+class Gated(nn.Module):
+    """SwiGLU layers, and a loss: what the library has as a module of its own."""
+
+    def __init__(self, width: int, layers: int) -> None:
+        super().__init__()
+        self.up, self.gate, self.down = (
+            nn.ModuleList(nn.Linear(*sizes, bias=False) for _ in range(layers))
+            for sizes in ((width, 4 * width), (width, 4 * width), (4 * width, width))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The loss of x [.., width]."""
+        for up, gate, down in zip(self.up, self.gate, self.down, strict=True):
+            x = down(F.silu(gate(x)) * up(x))
+        return x.square().mean()
+
+
+def modules(size: Size) -> Iterator[list[str]]:
+    """A row a way to run: our step and that of the library's own layers, over torch's."""
+    if find_spec("unit_scaling") is None:
+        return
+    import unit_scaling as uu
+
+    class Theirs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(*(uu.MLP(size.width) for _ in range(size.layers)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            loss: Tensor = self.layers(x).square().mean()
+            return loss
+
+    plain, batch = Gated(size.width, size.layers), {"x": torch.randn(512, size.width)}
+    ways = {"original": plain, "ours": transformed(plain, batch, scheme="unit"), "theirs": Theirs()}
+    for how, run in (("eager", lambda m: m), ("compiled", torch.compile)):
+        torch._dynamo.reset()
+        found = ratios({name: step_of(m, run(m), batch) for name, m in ways.items()})
+        yield [how, f"{found['ours']:.2f}", f"{found['theirs']:.2f}"]

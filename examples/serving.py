@@ -1,6 +1,6 @@
 """Every format for runtimes, opened by its reader: signal to noise, size, and SmolLM2's perplexity.
 
-    pip install unitify[serve]
+    pip install unitify[serve,onnx]
     python -m examples.serving
 
 Folders are written to a temporary place. A format that does not hold a model says why. Then the
@@ -16,9 +16,11 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
@@ -29,7 +31,9 @@ from unitify.checkpoint.pretrained import quiet
 from unitify.diagnostics import UnitifyError
 from unitify.formats.table import NVFP4, quantize
 from unitify.recipe.reader import read_recipe
+from unitify.serve.decoded import decoded_model
 from unitify.serve.export import Export, export
+from unitify.serve.onnx_folder import export_onnx, in_onnxruntime
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Label → recipe and ``--format``.
@@ -41,6 +45,9 @@ WAYS: Mapping[str, tuple[str, str]] = {
     "NVFP4": ("nvfp4", "compressed-tensors"),
     "MXFP8": ("mxfp8", "compressed-tensors"),
     "MXFP4": ("mxfp4", "compressed-tensors"),
+    "static FP8, ModelOpt's layout": ("fp8", "modelopt"),
+    "NVFP4, ModelOpt's layout": ("nvfp4", "modelopt"),
+    "static FP8, ONNX": ("fp8", "onnx"),
 }
 SMALL: dict[str, Any] = {
     "hidden_size": 256, "num_hidden_layers": 4, "intermediate_size": 512, "vocab_size": 1024,
@@ -77,17 +84,43 @@ def written(source: Path, output: Path, recipe: str, format: str, without: str) 
     read = read_recipe(f"{recipe},exclude={without}" if without else recipe)
     assert read is not None
     try:
+        if format == "onnx":
+            return export_onnx(source, output, read)
         return export(source, output, read, format)
     except UnitifyError as error:
         found = error.diagnostics[0]
         return f"{found.code}: {getattr(found, 'problem', found.message)}"
 
 
-def reader_of(folder: Path) -> nn.Module:
-    """The model that transformers makes of a written folder."""
+class InOnnxruntime(nn.Module):
+    """A written graph, called like the model of which it is."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.run = in_onnxruntime(folder, self)
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Any:
+        """The loss, as a model returns it."""
+        logits = self.run(((), {"input_ids": input_ids}))[0]
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        return SimpleNamespace(loss=loss)
+
+
+def reader_of(folder: Path, format: str = "", source: Path | None = None) -> nn.Module:
+    """The model of a written folder, as its runtime computes it."""
+    if format == "onnx":
+        return InOnnxruntime(folder)
+    if format == "modelopt" and source is not None:
+        return decoded_model(folder, reader_of(source))
     with quiet(transformers):
         made: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(folder)
     return made.eval()
+
+
+def quality(model: nn.Module) -> float:
+    """Perplexity on Wikipedia."""
+    with torch.no_grad():
+        return perplexity(model)
 
 
 def outer_scales(model: nn.Module, layers: Mapping[str, float]) -> dict[str, tuple[float, float]]:
@@ -142,7 +175,8 @@ def main() -> None:
         "",
         "`python -m examples.serving`",
         "",
-        "Each folder is opened by its own reader (transformers with compressed-tensors). Signal to",
+        "Each folder is opened by its own reader: transformers with compressed-tensors; onnxruntime;",
+        "for ModelOpt's layout, whose runtimes need a GPU, a decoder of its tensors. Signal to",
         "noise of its outputs against the source's, on one call with drawn tokens; perplexity on",
         "16 windows of 256 tokens of Wikipedia. Scales are constants without data; only",
         '"token by token" and blocks find some at run time. Seconds are those of the whole export.',
@@ -154,7 +188,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for label, source, without in sources(Path(name)):
             size = sum(file.stat().st_size for file in source.glob("*.safetensors"))
-            own = f"{perplexity(reader_of(source)):.3f}" if "SmolLM2" in label else ""
+            own = f"{quality(reader_of(source)):.3f}" if "SmolLM2" in label else ""
             lines.append(f"| {label} | source | | {size / 2**20:.1f} MiB | | {own} | |")
             print(lines[-1], flush=True)
             for way, (recipe, format) in WAYS.items():
@@ -166,7 +200,11 @@ def main() -> None:
                 if isinstance(found, str):
                     lines.append(f"| {label} | {way} | {found} | | | | |")
                 else:
-                    own = f"{perplexity(reader_of(output)):.3f}" if "SmolLM2" in label else ""
+                    own = (
+                        f"{quality(reader_of(output, format, source)):.3f}"
+                        if "SmolLM2" in label
+                        else ""
+                    )
                     lines.append(
                         f"| {label} | {way} | {len(found.layers)} | {found.size / 2**20:.1f} MiB | "
                         f"{found.sqnr:.1f} | {own} | {seconds:.0f} |"
