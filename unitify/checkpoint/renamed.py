@@ -6,6 +6,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from torch import Tensor
+
 from unitify.checkpoint.state_dict import StateDict
 
 #: Names of submodules that torch's wrappers insert anywhere in a path.
@@ -17,9 +19,11 @@ _AVERAGED = "n_averaged"
 def renamings(given: StateDict) -> Iterator[tuple[StateDict, tuple[str, ...]]]:
     """``given``, then with more and more of its names' prefixes removed; each with its changes."""
     done: tuple[str, ...] = ()
-    if _AVERAGED in given and all(n == _AVERAGED or n.startswith("module.") for n in given):
+    average = given.get(_AVERAGED)
+    is_count = isinstance(average, Tensor) and average.numel() == 1 and not average.is_complex()
+    if is_count and all(n == _AVERAGED or n.startswith("module.") for n in given):
         yield given, ()
-        done = (f"the average of {int(given[_AVERAGED])} steps was used",)
+        done = (f"the average of {float(given[_AVERAGED]):g} steps was used",)
         given = without(given, [_AVERAGED])
     for rename, taken in ((str, ""), (_without_wrappers, "names of wrappers")):
         if taken and all(rename(name) == name for name in given):
