@@ -15,8 +15,9 @@ import stat
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 #: Bytes of the largest files that are read whole.
 JSON_BYTES, TOML_BYTES = 2**28, 2**20
@@ -52,7 +53,7 @@ def first_line(error: BaseException) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
-def open_file(path: Path) -> IO[bytes]:
+def open_file(path: Path) -> BufferedReader:
     """Open a regular file. A pipe or a device, which may have no end, is a ``MalformedError``."""
     descriptor = os.open(path, _FLAGS)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -120,18 +121,22 @@ def parse_json(text: str | bytes, *, any_number: bool = False) -> Any:
     return value
 
 
-def read_toml(path: Path) -> tuple[dict[str, Any], str]:
-    """The table in a TOML file, and its text.
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table in a TOML file, as ``parse_toml`` gives it."""
+    return parse_toml(read_text(path, TOML_BYTES))
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The table of a TOML text.
 
     Raises ``tomllib.TOMLDecodeError``, a ``ValueError`` that names the line, for other text.
     """
-    text = read_text(path, TOML_BYTES)
     try:
-        table = tomllib.loads(text, parse_float=_finite)
+        table = tomllib.loads(text)
     except RecursionError:
         raise MalformedError("not TOML (nested too deeply)") from None
     _check_depth(table)
-    return table, text
+    return table
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def made(kind: type[Kind], row: Any) -> Kind:
     """
     if not isinstance(row, Mapping):
         raise ValueError(f"a {kind.__name__} is {_shown(row)}, not an object")
-    hints = _hints(kind)
+    hints: dict[str, Any] = _hints(kind)  # type: ignore[arg-type]
     if unknown := sorted(row.keys() - hints.keys()):
         raise ValueError(f"a {kind.__name__} has no {unknown[0]!r}")
     needed = {f.name for f in fields(kind) if f.default is f.default_factory is MISSING}  # type: ignore[arg-type]

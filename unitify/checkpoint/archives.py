@@ -50,9 +50,9 @@ def _loaded(file: IO[bytes], source: Path | IO[bytes], unsafe: bool) -> Any:
         for _ in range(_LEGACY):
             check_pickle(file)
     file.seek(0)
-    options = {"map_location": "cpu", "weights_only": not unsafe}
+    mapped = is_zip and isinstance(source, Path)
     try:
-        made = torch.load(source, mmap=is_zip and isinstance(source, Path), **options)
+        made = torch.load(source, map_location="cpu", weights_only=not unsafe, mmap=mapped)
     except Exception as error:  # A broken file may raise anything.
         if not unsafe and (name := _refused(str(error))):
             raise NeedsCodeError(name) from None

@@ -113,11 +113,12 @@ def _contents(folder: Path) -> Metadata:
         file.seek(0)
         with malformed("its list of contents cannot be read"):
             contents = _Unpickler(file).load()
-    fields = contents.__dict__ if isinstance(contents, Metadata) else {}
-    tables = [fields.get(name) for name in ("state_dict_metadata", "storage_data")]
-    if not all(isinstance(table, Mapping) for table in tables):
-        raise MalformedError("its list of contents is not one")
-    return contents
+    if isinstance(contents, Metadata):
+        fields = vars(contents)
+        tables = [fields.get(name) for name in ("state_dict_metadata", "storage_data")]
+        if all(isinstance(table, Mapping) for table in tables):
+            return contents
+    raise MalformedError("its list of contents is not one")
 
 
 class _Unpickler(pickle.Unpickler):

@@ -31,6 +31,11 @@ _PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 _SAFE = ".safetensors"
 _PROGRAM = ".pt2"
 _INDEX = ".index.json"
+#: The files of a Hugging Face folder, in the order in which transformers looks for them.
+_CONFIG = "config.json"
+_HUGGINGFACE = tuple(
+    f"{name}{end}" for name in ("model.safetensors", "pytorch_model.bin") for end in ("", _INDEX)
+)
 #: The config of an adapter in a folder of PEFT, which has no model.
 _ADAPTER = "adapter_config.json"
 #: The starts of files that are often taken for another, and what these are.
@@ -153,7 +158,15 @@ def _read_folder(folder: Path, unsafe: bool) -> dict[str, StateDict]:
 
 
 def _found(folder: Path) -> tuple[Path | None, Path]:
-    """The index and the folder; without an index, None and the only file of weights."""
+    """The index and the folder; without an index, None and the only file of weights.
+
+    A Hugging Face folder may have other files beside those that its model is read from.
+    """
+    if (folder / _CONFIG).is_file():
+        for name in _HUGGINGFACE:
+            if (folder / name).is_file():
+                found = _in(folder, name)
+                return (found, folder) if name.endswith(_INDEX) else (None, found)
     indices = sorted(folder.glob(f"*{_INDEX}"), key=lambda p: _SAFE not in p.name)
     if indices:
         return _in(folder, indices[0].name), folder
@@ -218,9 +231,7 @@ def _shard(file: Path, unsafe: bool) -> StateDict:
     return found[""]
 
 
-def _check_whole(
-    index: Path, placed: Mapping[str, str], read: Mapping[str, Iterable[str]]
-) -> None:
+def _check_whole(index: Path, placed: Mapping[str, str], read: Mapping[str, Iterable[str]]) -> None:
     """Every tensor must be in the shard that the index names, and in no other."""
     held = {name: set(shard) for name, shard in read.items()}
     if lost := sorted(name for name, file in placed.items() if name not in held[file]):

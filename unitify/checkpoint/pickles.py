@@ -85,13 +85,13 @@ class _Reading:
 
     def run(self, file: IO[bytes]) -> None:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-            name = opcode.name
+            name, index = opcode.name, argument if isinstance(argument, int) else -1
             if name in _NEVER:
                 raise NeedsCodeError(f"the operation {name}")
             if name in _GETS:
-                self.stack.append(self.memo[int(argument)])
+                self.stack.append(self.memo[index])
             elif name in _PUTS or name == "MEMOIZE":
-                index = len(self.memo) if name == "MEMOIZE" else int(argument)
+                index = len(self.memo) if name == "MEMOIZE" else index
                 if not 0 <= index <= count:
                     raise MalformedError(f"its pickle has a memo of {index} entries")
                 self.memo[index] = self.stack[-1]

@@ -25,9 +25,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises ``MalformedError`` and ``OSError``.
     """
     metadata = _header(path).get("__metadata__", {})
-    with malformed("not a whole safetensors file"):
-        with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    what = "not a whole safetensors file"
+    with malformed(what), safe_open(path, framework="pt", device="cpu") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return tensors, metadata
 
 
