@@ -43,9 +43,8 @@ _STARTS = {
     b"GGUF": "a GGUF file",
     b"\x89HDF": "an HDF5 file",
     b"version https://git-lfs": "a pointer of Git LFS (git lfs pull fetches the file)",
-    ZIP: "an archive of torch.save",
-    PICKLE: "a pickle",
 }
+_PICKLES = {ZIP: "an archive of torch.save", PICKLE: "a pickle"}
 
 
 def read_state_dicts(path: Path, *, unsafe: bool = False) -> dict[str, StateDict]:
@@ -69,7 +68,7 @@ def read_state_dicts(path: Path, *, unsafe: bool = False) -> dict[str, StateDict
         return {"": _read_shards(path, unsafe)}
     if path.suffix == _SAFE:
         with _refused(path):
-            _check_start(path, ZIP, PICKLE)
+            _check_start(path, is_safe=True)
             return {"": read_safetensors(path)[0]}
     return state_dicts_in(read_pickled(path, unsafe=unsafe), path)
 
@@ -112,14 +111,15 @@ def _refused(path: Path) -> Iterator[None]:
         raise _unreadable(path, first_line(error)) from None
 
 
-def _check_start(path: Path, *also: bytes) -> None:
-    """Refuse a file that starts as one of another kind."""
+def _check_start(path: Path, *, is_safe: bool = False) -> None:
+    """Refuse a file that starts as one of another kind. ``is_safe``: it has to be safetensors."""
     with open_file(path) as file:
         head = file.read(64)
-    kinds = [*list(_STARTS)[:3], *also]
-    for start in kinds:
+    # The length of a header of safetensors comes first, and may be any byte.
+    starts = {} if head[8:9] == b"{" else {**_STARTS, **(_PICKLES if is_safe else {})}
+    for start, kind in starts.items():
         if head.startswith(start):
-            raise MalformedError(f"it is {_STARTS[start]}, and no {path.suffix} file")
+            raise MalformedError(f"it is {kind}, and no {path.suffix} file")
 
 
 def _program(path: Path) -> UnitifyError:

@@ -16,6 +16,8 @@ from unitify.documents import MalformedError
 
 #: Values in one tuple, counting those of tuples in it; and tuples inside each other.
 _MOST, _DEEPEST = 2**22, 100
+#: Bytes of a line, which holds a name or a number.
+_LINE = 4096
 #: What torch.save writes for tensors. Its other functions make sparse, nested and quantized ones,
 #: or reserve memory.
 _OF_TORCH = frozenset(
@@ -63,7 +65,7 @@ def check_pickle(file: IO[bytes], is_call_allowed: Callable[[str], bool] | None 
     other calls.
     """
     try:
-        _Reading(is_call_allowed or _is_allowed_by_torch).run(file)
+        _Reading(is_call_allowed or _is_allowed_by_torch).run(_Bounded(file))
     except MalformedError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
@@ -75,6 +77,24 @@ def _is_allowed_by_torch(name: str) -> bool:
     return name in _OF_TORCH or not name.startswith("torch")
 
 
+class _Bounded:
+    """A file of which no more is asked than it has: a read reserves memory for all it asks."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, start = file, file.tell()
+        self.size = file.seek(0, 2)
+        file.seek(start)
+
+    def read(self, count: int) -> bytes:
+        return self.file.read(min(count, self.size - self.file.tell()))
+
+    def readline(self) -> bytes:
+        return self.file.readline(_LINE)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+
 class _Reading:
     """The stack and the memo of an unpickler, with values that are only described."""
 
@@ -83,7 +103,7 @@ class _Reading:
         self.stack: list[_Value] = []
         self.memo: dict[int, _Value] = {}
 
-    def run(self, file: IO[bytes]) -> None:
+    def run(self, file: Any) -> None:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
             name, index = opcode.name, argument if isinstance(argument, int) else -1
             if name in _NEVER:

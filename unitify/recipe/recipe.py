@@ -102,7 +102,7 @@ class Recipe:
     @property
     def is_chosen(self) -> bool:
         """Does it choose by what is known of a model's values?"""
-        return {self.headroom, self.center} != {"none"} or self.min_sqnr is not None
+        return (self.headroom, self.center) != ("none", "none") or self.min_sqnr is not None
 
     def as_table(self) -> dict[str, Any]:
         """Plain data from which ``read_recipe`` makes the same recipe."""
