@@ -74,19 +74,20 @@ def _check_zip(file: IO[bytes], unsafe: bool) -> None:
     names = [entry.filename for entry in entries]
     if not has_end or len(set(names)) < len(names):
         raise MalformedError("not an archive of torch.save (entries twice, or a comment)")
+    if any(name.endswith("/archive_format") for name in names):
+        raise NeedsCodeError("an exported program")
+    if unsafe:
+        return
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise NeedsCodeError("a TorchScript archive")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise MalformedError("it is compressed, as torch.save never writes it")
     if sum(entry.file_size for entry in entries) > size:
         raise MalformedError("its entries are larger than the file")
-    if any(name.endswith(("/archive_format", "/constants.pkl")) for name in names):
-        is_program = any(name.endswith("/archive_format") for name in names)
-        if is_program or not unsafe:
-            raise NeedsCodeError("an exported program" if is_program else "a TorchScript archive")
-    if not unsafe:
-        for name in names:
-            if name.endswith(".pkl"):
-                with malformed("not a whole archive"), archive.open(name) as pickle:
-                    check_pickle(pickle)
+    for name in names:
+        if name.endswith(".pkl"):
+            with malformed("not a whole archive"), archive.open(name) as pickle:
+                check_pickle(pickle)
 
 
 def _refused(message: str) -> str:

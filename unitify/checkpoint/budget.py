@@ -19,7 +19,7 @@ from unitify.documents import MalformedError
 _COUNTS = re.compile(r"(layers?|depths?|blocks|num_labels)$")
 _MOST_OBJECTS = 2**16
 #: What a model may have beyond the multiple of its checkpoint: tensors, and elements.
-_TENSORS, _ELEMENTS, _MULTIPLE = 10_000, 2**28, 16
+_TENSORS, _ELEMENTS, _MULTIPLE = 4096, 2**28, 16
 
 
 def check_counts(config: Any) -> None:
