@@ -208,6 +208,13 @@ CASES: dict[str, tuple[Callable[[Path], str], set[str], tuple[str, ...]]] = {
         ("a name of a path", safetensors({"../../x": row([1])}, bytes(4)), "U603", FACTORY),
         ("a name of escapes", safetensors(b'{"\\u001b[2J":{"dtype":"F32","shape":[1],'
          b'"data_offsets":[0,4]}}', bytes(4)), "U603", FACTORY),
+        ("a name of 100000 steps", safetensors({"a." * 10**5: row([1])}, bytes(4)), "U603",
+         FACTORY),
+        ("codes without a dimension", safetensors(
+            {"a": row([], 0, 1, "F8_E4M3"), "a_scale": row([3], 1, 13)}, bytes(13)), "U603",
+         FACTORY),
+        ("1000 state dicts", saved(
+            lambda: {f"x{i}": {"a": torch.ones(1)} for i in range(1000)}), "U601", FACTORY),
         ("a pipe", piped, "U601", FACTORY),
         ("GGUF as safetensors", written("x.safetensors", b"GGUF" + bytes(99)), "U601", FACTORY),
         ("GGUF as pickle", written("x.pt", b"GGUF" + bytes(99)), "U601", FACTORY),

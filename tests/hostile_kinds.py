@@ -42,7 +42,7 @@ from unitify.serve.shards import write_shard
 
 @dataclass(frozen=True)
 class Kind:
-    """``make`` writes a whole input, ``change`` changes a copy, ``read`` may write into a folder."""
+    """``make`` writes a whole input, ``change`` changes a copy, ``read`` may write to a folder."""
 
     make: Callable[[Path], object]
     change: Callable[[Path, random.Random], object]
@@ -177,7 +177,8 @@ def _language_model(path: Path) -> None:
     transformers.LlamaForCausalLM(config).save_pretrained(path)
 
 
-_BASELINE = {"version": 1, "findings": [["U801", "a.b", "forward", 3], ["U802", "c", "backward", None]]}  # fmt: skip
+_FINDINGS = [["U801", "a.b", "forward", 3], ["U802", "c", "backward", None]]
+_BASELINE = {"version": 1, "findings": _FINDINGS}
 _READING = {"rms": 1.0}
 _RECORD = {"step": 3, "forward": {"a": _READING}, "backward": {"b": _READING}}
 _RULES = """

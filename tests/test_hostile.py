@@ -25,7 +25,7 @@ from unitify.convert import convert, read_source
 from unitify.diagnostics import UnitifyError
 
 #: Inputs of each kind that every run tries, and the long one.
-FEW, MANY = 60, 1000
+FEW, MANY = 40, 1000
 
 
 def fuzzed(kind: str, folder: Path, count: int) -> None:

@@ -27,15 +27,19 @@ def repeated(part: Part, made: Iterable[Choice], rules: RuleTable) -> Part:
         own = held.get(value_name(part.name, choice.value), choice)
         for problem in _problems(part, own, choice, rules):
             raise UnitifyError(PlanMismatch(problem=f"the casts of {own.value} {problem}"))
-        choices.append(replace(own, value=choice.value))
+        choices.append(replace(own, value=choice.value, operation=choice.operation))
     return replace(part, choices=tuple(choices))
 
 
 def _problems(part: Part, own: Choice, choice: Choice, rules: RuleTable) -> Iterator[str]:
-    known = {(cast.place, cast.value, cast.is_gradient) for cast in choice.casts}
-    if any((cast.place, cast.value, cast.is_gradient) not in known for cast in own.casts):
+    known, found = (
+        sorted((cast.place, cast.value, cast.is_gradient) for cast in each.casts)
+        for each in (choice, own)
+    )
+    # A recipe that chooses by evidence may leave a contraction out.
+    if found not in (known, []):
         yield "are not those of its operands"
     if own.mean:
-        found = centerings(part, rules).get(choice.value)
-        if found is None or shape_of(found[0].meta["val"])[found[1].axis] != len(own.mean):
+        split = centerings(part, rules).get(choice.value)
+        if split is None or shape_of(split[0].meta["val"])[split[1].axis] != len(own.mean):
             yield "have a mean that it has no channels for"

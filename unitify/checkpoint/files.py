@@ -131,7 +131,7 @@ def _program(path: Path) -> UnitifyError:
 def check_no_adapter(folder: Path) -> None:
     """Raises ``UnitifyError`` (U611) for the folder of an adapter, which contains no model."""
     config = folder / _ADAPTER
-    if not config.is_file():
+    if not os.path.isfile(config):
         return
     try:
         base = str(read_json(config, any_number=True).get("base_model_name_or_path"))
@@ -223,7 +223,7 @@ def _read_shards(index: Path, unsafe: bool) -> dict[str, Any]:
 
 def _shard(file: Path, unsafe: bool) -> StateDict:
     """The one state dict of a shard."""
-    if not file.is_file() or file.name.endswith(_INDEX):
+    if not os.path.isfile(file) or file.name.endswith(_INDEX):
         raise _unreadable(file, "there is no such shard")
     found = read_state_dicts(file, unsafe=unsafe)
     if "" not in found:

@@ -15,6 +15,8 @@ from unitify.diagnostics import CheckpointUnreadable, UnitifyError
 #: Entries of a state dict that need not be tensors, and the depth to which dicts are searched.
 _EXTRA = "_extra_state"
 _DEEPEST = 3
+#: State dicts of one file; each one is tried.
+_MOST = 64
 
 
 def state_dicts_in(loaded: Any, path: Path) -> dict[str, StateDict]:
@@ -28,6 +30,9 @@ def state_dicts_in(loaded: Any, path: Path) -> dict[str, StateDict]:
         problem = f"it holds a {type(loaded).__name__}, not a state dict"
         raise UnitifyError(CheckpointUnreadable(path=str(path), problem=problem))
     found = {entry: _plain(held) for entry, held in _found(loaded, "", 0, set())}
+    if len(found) > _MOST:
+        problem = f"it holds {len(found)} state dicts; save the one that you want by itself"
+        raise UnitifyError(CheckpointUnreadable(path=str(path), problem=problem))
     if not found:
         name, value = next(
             ((n, v) for n, v in loaded.items() if not isinstance(v, Tensor)), ("", 0)

@@ -31,7 +31,14 @@ _OF_TORCH = frozenset(
 )  # fmt: skip
 #: A function of these that takes another one of them, and its arguments.
 _OF_ANOTHER, _REBUILDS = "torch._tensor _rebuild_from_type_v2", "torch._utils _rebuild_"
-_BUFFERS = ("builtins bytearray", "__builtin__ bytearray")
+#: Functions that are given to torch by default, and take a sequence or a number.
+_BUILTINS = frozenset(
+    {
+        *(f"{module} {name}" for module in ("builtins", "__builtin__")
+          for name in ("bytearray", "set", "complex")),
+        "collections OrderedDict", "collections Counter",
+    }
+)  # fmt: skip
 _ENCODE = "_codecs encode"
 _TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")
 _CALLS = ("REDUCE", "NEWOBJ")
@@ -167,8 +174,8 @@ class _Reading:
             if other.kind != "global" or not other.name.startswith(_REBUILDS):
                 raise _calls(other)
             self._call(other, given.items[2])
-        elif not function.name.startswith("torch"):
-            is_buffer = function.name in _BUFFERS
+        elif function.name in _BUILTINS:
+            is_buffer = function.name.endswith("bytearray")
             for value in given.items:
                 # A tensor would be taken for a number, or for a sequence of any length.
                 is_bytes = value.kind == "text" or (value.kind, value.name) == ("result", _ENCODE)

@@ -14,6 +14,8 @@ from unitify.checkpoint.state_dict import StateDict
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 #: The counter of ``torch.optim.swa_utils.AveragedModel``, whose ``module`` is the model.
 _AVERAGED = "n_averaged"
+#: Steps of a prefix; each one is tried.
+_DEEPEST = 16
 
 
 def renamings(given: StateDict) -> Iterator[tuple[StateDict, tuple[str, ...]]]:
@@ -51,8 +53,8 @@ def _starts(names: list[str]) -> Iterator[str]:
     yield ""
     paths = [name.split(".")[:-1] for name in names]
     start = ""
-    for steps in zip(*paths, strict=False):
-        if len(set(steps)) > 1:
+    for depth, steps in enumerate(zip(*paths, strict=False)):
+        if len(set(steps)) > 1 or depth == _DEEPEST:
             return
         start += f"{steps[0]}."
         yield start
