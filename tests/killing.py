@@ -39,13 +39,13 @@ _EVENTS = ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
 
 
 def source(folder: Path) -> Path:
-    """A Llama of two layers in several shards."""
+    """A small Llama in several shards."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        hidden_size=64, num_hidden_layers=2, intermediate_size=128, vocab_size=96,
+        hidden_size=64, num_hidden_layers=1, intermediate_size=128, vocab_size=96,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
     )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="60KB")
+    transformers.LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="33KB")
     assert len(list(folder.glob("*.safetensors"))) > 4
     return folder
 
