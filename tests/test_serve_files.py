@@ -109,7 +109,7 @@ def test_a_file_is_what_safetensors_writes(dtype: torch.dtype, tmp_path: Path) -
     for name, tensor in held.items():
         assert torch.equal(read[name].float(), tensor.float())
         assert (read[name].dtype, read[name].shape) == (tensor.dtype, tensor.shape)
-    from unitify.checkpoint.folder import sha256
+    from unitify.checkpoint.new_folder import sha256
 
     assert digest == sha256(tmp_path / "x.safetensors")
 

@@ -72,8 +72,8 @@ def verify(
     ] = None,
 ) -> None:
     """Check a converted folder against its hashes, and against its source."""
+    from unitify.checkpoint.converted import PLAN, read
     from unitify.checkpoint.files import mapped_weights
-    from unitify.checkpoint.folder import PLAN, read
     from unitify.checkpoint.original import check_source
     from unitify.serve.checked import check_folder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -101,7 +102,7 @@ class Recipe:
     @property
     def is_chosen(self) -> bool:
         """Does it choose by what is known of a model's values?"""
-        return {self.headroom, self.center} != {"none"} or self.min_sqnr is not None
+        return (self.headroom, self.center) != ("none", "none") or self.min_sqnr is not None
 
     def as_table(self) -> dict[str, Any]:
         """Plain data from which ``read_recipe`` makes the same recipe."""
@@ -132,7 +133,10 @@ def _problems(recipe: Recipe) -> list[str]:
             found.append(f"{name} is {patterns!r}, not patterns")
     if not (isinstance(recipe.multiple, int) and recipe.multiple >= 1):
         found.append(f"multiple is {recipe.multiple!r}, not a count")
-    if recipe.min_sqnr is not None and not isinstance(recipe.min_sqnr, float):
+    if not isinstance(recipe.name, str):
+        found.append(f"name is a {type(recipe.name).__name__}, not text")
+    sqnr = recipe.min_sqnr
+    if sqnr is not None and not (isinstance(sqnr, float) and math.isfinite(sqnr)):
         found.append(f"min_sqnr is {recipe.min_sqnr!r}, not a number of decibels")
     for name, scaling in (("scale", "constant"), ("loss_scale", "plain")):
         value = getattr(recipe, name)

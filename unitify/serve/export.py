@@ -7,7 +7,6 @@ Weights stay in their files. They are read where an estimate needs them, and onc
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -24,7 +23,7 @@ from unitify.capture.whole import Capture
 from unitify.cast.casting import Evidence, by_evidence, chosen
 from unitify.checkpoint.files import mapped_shards
 from unitify.checkpoint.new_folder import Folder, check_absent, new_folder
-from unitify.checkpoint.pretrained import CONFIG, companions
+from unitify.checkpoint.pretrained import CONFIG, companions, read_config
 from unitify.checkpoint.targets import input_batches
 from unitify.diagnostics import (
     CheckpointUnreadable,
@@ -294,7 +293,7 @@ def _linear_layers(model: nn.Module) -> set[str]:
 
 
 def _config(checkpoint: Path, layout: Layout, quantization: dict[str, Any]) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((checkpoint / CONFIG).read_text("utf-8"))
+    document = read_config(checkpoint)
     document["quantization_config"] = quantization
     if layout.dtype:
         document["dtype"] = layout.dtype
