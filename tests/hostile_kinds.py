@@ -34,10 +34,11 @@ from unitify.recipe.reader import read_recipe
 from unitify.report.drift_file import read_drift
 from unitify.rulebook.rule_table import load_rules
 from unitify.serve.checked import check_folder
-from unitify.serve.export import CONTENTS, FORMAT, promised
+from unitify.serve.contents import CONTENTS, FORMAT
 from unitify.serve.layouts import LAYOUTS
 from unitify.serve.served import Served
 from unitify.serve.shards import write_shard
+from unitify.serve.writing import promised
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from unitify.capture.execution import LossFunction
 from unitify.cast.distributions import measured_distributions, weight_distributions
 from unitify.cast.headroom import with_headroom
 from unitify.cast.insert import cast
+from unitify.cast.joint import joint
 from unitify.cast.lowering import lower
 from unitify.cast.means import with_means
 from unitify.cast.noise_bound import within_bound
@@ -97,6 +98,8 @@ def cast_module(
         elif recipe.is_chosen and evidence is not None:
             part, noted = by_evidence(part, recipe, rules, evidence)
             notes += noted
+        if recipe.joint and made is None:
+            part = joint(part, rules)
         found[part.name] = with_casts(part, recipe, rules)
     for name, part_module in module.parts.items():
         cast_by = found[name]

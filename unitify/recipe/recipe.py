@@ -67,6 +67,8 @@ class Recipe:
     - ``center``: subtract the mean of each channel from the operand before it is rounded, and add
       the contraction of the mean, which is not rounded. "none" does so nowhere; "predicted" where
       running statistics (of batch norms) give the mean; "measured" by the batches
+    - ``joint``: one scale for the weights of layers that take the same value, and one for that
+      value, as runtimes have that fuse them (q, k and v). ``unitify.export`` requires it
     - ``min_sqnr``: mixed precision. Leave in BF16 as few FLOPs as keep the signal to quantization
       noise of every output above this, in decibels
     - ``simulate``: True rounds, and multiplies in the model's own type; False multiplies FP8
@@ -91,6 +93,7 @@ class Recipe:
     saturate: bool = True
     headroom: str = "none"
     center: str = "none"
+    joint: bool = False
     min_sqnr: float | None = None
     simulate: str | bool = "auto"
 
@@ -124,7 +127,7 @@ def _problems(recipe: Recipe) -> list[str]:
     for name, choices in CHOICES.items():
         if getattr(recipe, name) not in choices:
             found.append(f"{name} is {getattr(recipe, name)!r}, not one of {choices}")
-    for name in ("attention", "saturate"):
+    for name in ("attention", "saturate", "joint"):
         if not isinstance(getattr(recipe, name), bool):
             found.append(f"{name} is {getattr(recipe, name)!r}, not true or false")
     for name in ("include", "exclude"):

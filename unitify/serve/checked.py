@@ -20,10 +20,10 @@ from unitify.formats.powers import is_power_of_two
 from unitify.rows import made
 from unitify.serve.cached import Cached
 from unitify.serve.contents import CONTENTS, FORMAT, ONNX, ONNX_FILE
-from unitify.serve.export import promised
 from unitify.serve.layouts import LAYOUTS, Layout
 from unitify.serve.reopened import check_package
 from unitify.serve.served import Served
+from unitify.serve.writing import promised
 
 
 def check_folder(folder: Path, source: Path | None = None) -> int:
