@@ -87,7 +87,8 @@ def test_a_converted_folder_on_the_command_line(source: Path, tmp_path: Path) ->
     assert told.exit_code == 0, told.stderr
     assert "layout fp8: 15 layers" in told.stdout
     assert (out / "tokenizer.json").is_file()
-    assert run("verify", str(out)).exit_code == 0
+    checked = run("verify", str(out))
+    assert checked.exit_code == 0, checked.stderr
 
 
 def test_scales_that_a_runtime_would_join_are_refused(source: Path, tmp_path: Path) -> None:

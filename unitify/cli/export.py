@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,7 +66,8 @@ def _print(made: Any, output: Path) -> None:
     layers = f"{len(made.layers)} layers, " if made.layers else ""
     console.print(f"layout {made.layout}: {layers}{made.size:,} bytes")
     if made.sqnr is not None:
-        console.print(f"outputs of its reader: {made.sqnr:.1f} dB of signal to noise")
+        signal = f"{made.sqnr:.1f} dB of signal to noise" if made.sqnr < math.inf else "bitwise"
+        console.print(f"outputs of its reader: {signal}")
     console.print(f"written to {output}", highlight=False, soft_wrap=True)
 
 
