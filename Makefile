@@ -17,7 +17,7 @@ FRAMEWORKS := tests/test_frameworks.py tests/test_optimizers.py tests/test_two_p
 export HF_HUB_OFFLINE := 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo quick test slow coverage survey frameworks bench lint docs site clean
+.PHONY: help demo quick test slow coverage survey frameworks hostile bench lint docs site clean
 
 help: ## List the tasks
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -45,6 +45,9 @@ survey: $(VENV)/.test ## Transform every architecture of the zoo; write the tabl
 
 frameworks: $(VENV)/.test ## Train under every framework; write the table of them
 	$(RUN) -m pytest -m "slow or not slow" --framework-table $(FRAMEWORKS)
+
+hostile: $(VENV)/.test ## Read damaged and made-up input, and kill conversions; write the table of them
+	$(RUN) -m pytest -m "slow or not slow" --hostile-table tests/test_hostile.py tests/test_killed.py
 
 bench: $(VENV)/.bench ## Measure what a transformed module costs; write docs/results/benchmarks.md
 	$(RUN) -m benchmarks

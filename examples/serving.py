@@ -32,8 +32,9 @@ from unitify.diagnostics import UnitifyError
 from unitify.formats.table import NVFP4, quantize
 from unitify.recipe.reader import read_recipe
 from unitify.serve.decoded import decoded_model
-from unitify.serve.export import Export, export
+from unitify.serve.export import export
 from unitify.serve.onnx_folder import export_onnx, in_onnxruntime
+from unitify.serve.writing import Export
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Label → recipe and ``--format``.
@@ -97,7 +98,7 @@ class InOnnxruntime(nn.Module):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.run = in_onnxruntime(folder, self)
+        self.run = in_onnxruntime(folder)
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> Any:
         """The loss, as a model returns it."""

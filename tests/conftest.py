@@ -13,20 +13,26 @@ import torch._inductor.config
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
 
+import framework_table  # noqa: E402
+import hostile_table  # noqa: E402
 import zoo  # noqa: E402
 from checking import plant  # noqa: E402
 from conversion import Conversion, conversion, near_unit_plans  # noqa: E402
-from framework_table import PAGE, table  # noqa: E402
 from served import made, source  # noqa: E402, F401
+
+#: Options that write a page of docs/results/ from what the tests of a run found.
+TABLES = {"--framework-table": framework_table, "--hostile-table": hostile_table}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--framework-table", action="store_true", help=f"write {PAGE.name}")
+    for option, page in TABLES.items():
+        parser.addoption(option, action="store_true", help=f"write {page.PAGE.name}")
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    if session.config.getoption("--framework-table") and exitstatus == 0:
-        PAGE.write_text(table(), "utf-8")
+    for option, page in TABLES.items():
+        if session.config.getoption(option) and exitstatus == 0:
+            page.PAGE.write_text(page.table(), "utf-8")
 
 
 @pytest.fixture(scope="session", params=list(zoo.MODELS))

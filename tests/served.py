@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from unitify.cli import app
 from unitify.recipe.reader import read_recipe
-from unitify.serve.export import Export, export
+from unitify.serve.export import export
+from unitify.serve.writing import Export
 
 #: Recipe and format, by the layout that they make.
 MADE = {

@@ -191,7 +191,7 @@ def test_an_interrupted_write_leaves_nothing(
     def interrupted(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(folder, "_digest_of_plan", interrupted)
+    monkeypatch.setattr(folder, "digest_of_plan", interrupted)
     with pytest.raises(KeyboardInterrupt):
         folder.write(tmp_path / "out", module, {})
     assert os.listdir(tmp_path) == []

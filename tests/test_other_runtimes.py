@@ -15,10 +15,11 @@ from unitify.capture.inputs import infer_inputs
 from unitify.checkpoint.files import mapped_weights
 from unitify.diagnostics import UnitifyError
 from unitify.recipe.reader import read_recipe
-from unitify.serve.export import Export, export
+from unitify.serve.export import export
 from unitify.serve.mapped import mapped_model
 from unitify.serve.onnx_folder import export_onnx, in_onnxruntime
-from unitify.serve.reopened import in_transformers, outputs_of, reopened
+from unitify.serve.reopened import outputs_of, reopened
+from unitify.serve.writing import Export
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("compressed_tensors")
@@ -58,7 +59,7 @@ def test_transformers_reads_modelopt_wrongly(
     """What the note says; once this fails, the note can go."""
     model, _ = mapped_model(source, mapped_weights(source))
     with pytest.raises(UnitifyError) as caught:
-        reopened(made["modelopt-fp8"][0], model, [infer_inputs(model)], 6.0, in_transformers)
+        reopened(made["modelopt-fp8"][0], model, [infer_inputs(model)], 6.0)
     assert caught.value.code == "U615"
 
 
@@ -94,7 +95,7 @@ def test_a_language_model_in_onnx_is_the_module(
     bytes_of_model = sum(p.nbytes for p in model.parameters())
     assert (out / "model.onnx.data").stat().st_size < 0.32 * bytes_of_model
     assert (out / "tokenizer.json").is_file()
-    reader = in_onnxruntime(out, model)
+    reader = in_onnxruntime(out)
     module = unitify_module(model)
     for sizes in ((2, 16), (3, 9)):
         call: Any = ((), {"input_ids": torch.randint(0, 128, sizes)})
@@ -154,7 +155,7 @@ def test_any_model_with_a_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert made.sqnr is not None
     assert made.sqnr > 20
     other = {"x": torch.randn(7, 16), "gate": torch.rand(7, 16)}
-    hidden, output = in_onnxruntime(tmp_path / "out", model)(((), other))
+    hidden, output = in_onnxruntime(tmp_path / "out")(((), other))
     assert hidden.shape == (7, 32)
     assert error(output, model(**other)["output"].detach()) < 0.1
 

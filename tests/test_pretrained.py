@@ -124,7 +124,7 @@ DAMAGED = {
     "no architecture": (edit_config(architectures=None), "U601", "it names no architecture"),
     "unknown architecture": (
         edit_config(architectures=["MyModel"], auto_map={"AutoModel": "code.MyModel"}),
-        "U601", "code in a folder is never run",
+        "U602", "Pass your own factory",
     ),
     "not a model": (edit_config(architectures=["GPT2Config"]), "U601", "has no model GPT2Config"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "U601", ""),

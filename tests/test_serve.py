@@ -20,11 +20,12 @@ from unitify.formats.table import FORMATS, quantize
 from unitify.recipe.reader import read_recipe
 from unitify.rulebook.rule_table import load_rules
 from unitify.serve.checked import check_folder
-from unitify.serve.export import Export, _parts, export
+from unitify.serve.export import _parts, export
 from unitify.serve.layouts import LAYOUTS
 from unitify.serve.mapped import mapped_model, recorded
 from unitify.serve.reopened import reopened
 from unitify.serve.served import Served, served
+from unitify.serve.writing import Export
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("compressed_tensors")

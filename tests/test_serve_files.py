@@ -22,9 +22,10 @@ from unitify.checkpoint.new_folder import new_folder
 from unitify.diagnostics import UnitifyError
 from unitify.recipe.reader import read_recipe
 from unitify.serve.checked import check_folder
-from unitify.serve.export import Export, export
+from unitify.serve.export import export
 from unitify.serve.mapped import mapped_model
 from unitify.serve.shards import Promise, write_shard
+from unitify.serve.writing import Export
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("compressed_tensors")
@@ -109,7 +110,7 @@ def test_a_file_is_what_safetensors_writes(dtype: torch.dtype, tmp_path: Path) -
     for name, tensor in held.items():
         assert torch.equal(read[name].float(), tensor.float())
         assert (read[name].dtype, read[name].shape) == (tensor.dtype, tensor.shape)
-    from unitify.checkpoint.folder import sha256
+    from unitify.checkpoint.new_folder import sha256
 
     assert digest == sha256(tmp_path / "x.safetensors")
 
@@ -224,7 +225,7 @@ def test_the_command_line_tells_layers_and_sqnr(source: Path, tmp_path: Path) ->
 def test_a_bound_that_is_missed_leaves_nothing(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unitify.serve.export.LEAST", 60.0)
+    monkeypatch.setattr("unitify.serve.writing.LEAST", 60.0)
     recipe = read_recipe("fp8")
     assert recipe is not None
     with pytest.raises(UnitifyError) as caught:

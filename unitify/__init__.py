@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from unitify.scheme import UMuP as UMuP
     from unitify.scheme import UnitScheme as UnitScheme
     from unitify.serve.kv_cache import kv_cache as kv_cache
+    from unitify.serve.trained import export as export
     from unitify.transforming import estimate as estimate
     from unitify.transforming import transform as transform
     from unitify.transforming import verify as verify
@@ -61,6 +62,7 @@ _HOMES = {
     "report.model_report": "ModelReport",
     "scheme": "UMuP UnitScheme",
     "serve.kv_cache": "kv_cache",
+    "serve.trained": "export",
     "transforming": "estimate transform verify",
     "verification": "Verification",
 }

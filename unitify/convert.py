@@ -17,11 +17,18 @@ from torch import nn
 
 from unitify.capture.inputs import as_inputs, infer_inputs
 from unitify.capture.sizes import RECORDING_SECONDS
-from unitify.checkpoint.files import check_no_adapter, read_state_dicts, weight_files
+from unitify.checkpoint.files import (
+    check_no_adapter,
+    check_unsafe_load,
+    read_pickled,
+    read_state_dicts,
+    weight_files,
+)
 from unitify.checkpoint.filling import NOTHING, Allowed, fill
 from unitify.checkpoint.folder import write
 from unitify.checkpoint.new_folder import check_absent, sha256
 from unitify.checkpoint.pretrained import CONFIG, companions, read_pretrained
+from unitify.checkpoint.state_dict import check_finite
 from unitify.checkpoint.targets import build_model, input_batches
 from unitify.diagnostics import Diagnostic, ModelNeeded, UnitifyError
 from unitify.estimating import check_scales
@@ -68,6 +75,7 @@ def convert(
     verify: bool = True,
     recording_seconds: float | None = RECORDING_SECONDS,
     allowed: Allowed = NOTHING,
+    unsafe_load: str | None = None,
     on_stage: Callable[[str], None] | None = None,
 ) -> Report:
     """Transform the model of ``checkpoint`` and write it to the new folder ``output``.
@@ -77,7 +85,9 @@ def convert(
     shards, or one of ``torch.distributed.checkpoint``. ``allowed``: names that may be missing or
     unexpected. ``inputs``: the name of a function that returns the example: a tensor, a tuple, a
     dict, or a list of tuples and dicts (batches; the first is the example, all are measured).
-    ``recording_seconds``: that of ``transform``.
+    ``recording_seconds``: that of ``transform``. ``unsafe_load``: the reason why the pickle in
+    ``checkpoint`` can be trusted; the code in it runs, and plan.json holds the reason. A module
+    that was pickled whole needs no ``model``.
 
     Raises ``UnitifyError``; nothing is written then.
     """
@@ -86,7 +96,7 @@ def convert(
     check_scales(scales)
     casts = read_recipe(recipe)
     rules = tuple(rules)
-    source = read_source(checkpoint, model, allowed)
+    source = read_source(checkpoint, model, allowed, unsafe_load)
     # After the model's own module, which may register the operations of the rules.
     table = load_rules(rules)
     batches = input_batches(inputs) if inputs is not None else None
@@ -123,22 +133,39 @@ def convert(
         module,
         report.as_json(),
         versions=source.versions,
-        source={"name": checkpoint.name, "sha256": dict(source.files)},
+        source={
+            "name": checkpoint.name,
+            "sha256": dict(source.files),
+            **({"unsafe_load": unsafe_load} if unsafe_load is not None else {}),
+        },
         companions=source.companions,
     )
     clock.done("write")
     return report
 
 
-def read_source(checkpoint: Path, model: str | None, allowed: Allowed = NOTHING) -> Source:
+def read_source(
+    checkpoint: Path,
+    model: str | None,
+    allowed: Allowed = NOTHING,
+    unsafe_load: str | None = None,
+) -> Source:
     """The model of a checkpoint, made by the factory ``model`` where that is given.
 
-    Raises ``UnitifyError`` (U004, U005, U204, U6xx).
+    Raises ``UnitifyError`` (U001, U004, U005, U204, U6xx).
     """
     check_no_adapter(checkpoint)
+    is_unsafe = unsafe_load is not None
+    if unsafe_load is not None:
+        check_unsafe_load(checkpoint, unsafe_load)
     if model is None and (checkpoint / CONFIG).is_file():
-        return _read_pretrained(checkpoint, allowed)
-    state_dicts = read_state_dicts(checkpoint)
+        return _read_pretrained(checkpoint, allowed, is_unsafe)
+    if model is None and is_unsafe and checkpoint.is_file():
+        loaded = read_pickled(checkpoint, unsafe=True)
+        if isinstance(loaded, nn.Module):
+            check_finite(loaded)
+            return Source(loaded, _digests(checkpoint))
+    state_dicts = read_state_dicts(checkpoint, unsafe=is_unsafe)
     if model is None:
         raise UnitifyError(ModelNeeded(path=str(checkpoint)))
     built = build_model(model)
@@ -146,10 +173,11 @@ def read_source(checkpoint: Path, model: str | None, allowed: Allowed = NOTHING)
     return Source(built, _digests(checkpoint), notes)
 
 
-def _read_pretrained(folder: Path, allowed: Allowed) -> Source:
+def _read_pretrained(folder: Path, allowed: Allowed, is_unsafe: bool) -> Source:
     from importlib.metadata import version
 
-    model, notes = read_pretrained(folder, allowed)
+    weights = read_state_dicts(folder, unsafe=True)[""] if is_unsafe else None
+    model, notes = read_pretrained(folder, allowed, weights)
     return Source(
         model,
         _digests(folder),

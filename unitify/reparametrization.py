@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from unitify.diagnostics import PlanMismatch, UnitifyError
+from unitify.rows import made
 
 
 @dataclass(frozen=True)
@@ -89,17 +90,9 @@ class Reparametrization:
         Raises ``UnitifyError`` (U301) for other data.
         """
         try:
-            return Reparametrization(
-                scheme=str(data["scheme"]),
-                options=dict(data["options"]),
-                outputs={n: float(m) for n, m in data["outputs"].items()},
-                operands={n: dict(held) for n, held in data["operands"].items()},
-                numbers={n: dict(held) for n, held in data["numbers"].items()},
-                parameters={n: ParameterRole(**r) for n, r in data["parameters"].items()},
-                sums=tuple(WeightedSum(**one) for one in data["sums"]),
-            )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            problem = f"not a scheme ({type(error).__name__}: {error})"
+            return made(Reparametrization, data)
+        except ValueError as error:
+            problem = f"not a scheme ({error})"
             raise UnitifyError(PlanMismatch(problem=problem)) from None
 
     def describe(self) -> str:

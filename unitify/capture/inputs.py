@@ -7,6 +7,7 @@ draws its own tokens.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -21,6 +22,8 @@ from unitify.diagnostics import InputsNeeded, NothingCaptured, UnitifyError, Unk
 BATCH, LENGTH, EXTENT = 2, 16, 32
 #: How often tokens are drawn again from the predictions of a language model.
 ROUNDS = 4
+#: Up to so many numbers are drawn for an input.
+_MOST = 2**28
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -222,8 +225,11 @@ def _from_config(model: nn.Module) -> dict[str, Any]:
         if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in accepted:
             inputs["decoder_input_ids"] = ids()
         return inputs
-    shape = _main_input_shape(config, name)
-    if shape is None:
+    try:
+        shape = _main_input_shape(config, name)
+    except (TypeError, ValueError, LookupError):
+        shape = None
+    if shape is None or min(shape) < 1 or math.prod(shape) > _MOST:
         raise UnitifyError(
             InputsNeeded(
                 where=type(model).__name__,

@@ -28,6 +28,8 @@ Outline = dict[str, Any]
 
 #: Up to so many distinct values are kept, each with its share.
 _FEW = 8
+#: Up to so many numbers are drawn for a call.
+_MOST = 2**28
 
 
 def outline_of(
@@ -58,10 +60,23 @@ def outline_of(
 def drawn_inputs(outline: Outline, device: torch.device) -> Inputs:
     """Inputs of this outline, the same ones every time.
 
-    Raises ``LookupError``, which names the type, where it holds a value that JSON does not.
+    Raises ``LookupError``, which names the type, where it holds a value that JSON does not, and
+    for more numbers than are drawn.
     """
     generator = torch.Generator().manual_seed(0)
-    return _rebuilt(outline, lambda tensor: _drawn(tensor, generator).to(device))
+    left = _MOST
+
+    def drawn(known: Mapping[str, Any]) -> Tensor:
+        nonlocal left
+        left -= max(math.prod(known["shape"]), sum(n for _, n in known.get("values") or ()))
+        if left < 0:
+            raise LookupError(f"call with more than {_MOST} numbers")
+        try:
+            return _drawn(known, generator).to(device)
+        except (ArithmeticError, RuntimeError, TypeError, ValueError):
+            raise LookupError(f"{known['dtype']} tensor with numbers of no such tensor") from None
+
+    return _rebuilt(outline, drawn)
 
 
 def sizes_of(outline: Outline) -> Any:
@@ -94,7 +109,10 @@ def _rebuilt(outline: Outline, tensor: Callable[[Mapping[str, Any]], Any]) -> In
         if kind == "tensor":
             return tensor(held)
         if kind == "float":
-            return float(held)
+            try:
+                return float(held)
+            except ValueError:
+                raise LookupError("float of no number") from None
         if kind == "dict":
             return {name: value(item) for name, item in held.items()}
         if kind in ("tuple", "list"):

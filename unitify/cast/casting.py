@@ -5,7 +5,7 @@ Each step is a function of its own file. Every caller runs them through this one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,13 +17,15 @@ from unitify.capture.execution import LossFunction
 from unitify.cast.distributions import measured_distributions, weight_distributions
 from unitify.cast.headroom import with_headroom
 from unitify.cast.insert import cast
+from unitify.cast.joint import joint
 from unitify.cast.lowering import lower
 from unitify.cast.means import with_means
 from unitify.cast.noise_bound import within_bound
+from unitify.cast.repeated import repeated
 from unitify.cast.search import searched, with_scales
 from unitify.diagnostics import Diagnostic, RecipeInvalid, UnitifyError
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.part import Part, value_name
+from unitify.part import Part
 from unitify.recipe.choices import Choice, Patterns, choose
 from unitify.recipe.recipe import Recipe
 from unitify.rulebook.rule_table import RuleTable
@@ -79,23 +81,25 @@ def cast_module(
 
     ``made``: choices to repeat, named as in ``module.casts``. Returns what the user should know.
 
-    Raises ``UnitifyError``: U404 as ``with_casts``; U402 where the recipe chooses by evidence and
-    neither ``evidence`` nor ``made`` is given.
+    Raises ``UnitifyError``: U404 as ``with_casts``; U301 where ``made`` does not fit; U402 where
+    the recipe chooses by evidence and neither ``evidence`` nor ``made`` is given.
     """
     if recipe.is_chosen and evidence is None and made is None:
         problem = "headroom, center and min_sqnr are chosen by transform: pass on its module.casts"
         raise UnitifyError(RecipeInvalid(where=recipe.name, problem=problem))
     patterns = Patterns(recipe)
     notes: list[Diagnostic] = []
-    held = {choice.value: choice for choice in made or () if choice.is_contraction}
+    made = None if made is None else tuple(made)
     found: dict[str, CastGraph] = {}
     for part in parts:
         part = chosen(part, recipe, rules, patterns)
         if made is not None:
-            part = replace(part, choices=tuple(_repeated(part, held)))
+            part = repeated(part, made, rules)
         elif recipe.is_chosen and evidence is not None:
             part, noted = by_evidence(part, recipe, rules, evidence)
             notes += noted
+        if recipe.joint and made is None:
+            part = joint(part, rules)
         found[part.name] = with_casts(part, recipe, rules)
     for name, part_module in module.parts.items():
         cast_by = found[name]
@@ -108,12 +112,6 @@ def chosen(part: Part, recipe: Recipe, rules: RuleTable, patterns: Patterns | No
     """``part`` with the choices of ``recipe`` that need no evidence."""
     choices = choose(part.capture, recipe, rules, path=part.path, patterns=patterns)
     return replace(part, choices=choices)
-
-
-def _repeated(part: Part, held: Mapping[str, Choice]) -> Iterator[Choice]:
-    for choice in part.choices:
-        own = held.get(value_name(part.name, choice.value), choice)
-        yield replace(own, value=choice.value)
 
 
 def by_evidence(

@@ -15,6 +15,7 @@ from typing import Any
 from unitify.check.finding import Finding
 from unitify.check.outcome import Outcome
 from unitify.diagnostics import BaselineUnreadable, NotWritten, UnitifyError
+from unitify.documents import first_line, read_json
 
 VERSION = 1
 #: A finding is worse where its level exceeds the rounded one of the baseline by more than this.
@@ -32,12 +33,12 @@ def read_baseline(path: Path) -> Baseline:
     if not path.exists():
         return {}
     try:
-        document = json.loads(path.read_text("utf-8"))
+        document = read_json(path)
         if document["version"] != VERSION:
-            raise ValueError(f"its version is {document['version']!r}, not {VERSION}")
+            raise ValueError(f"its version is not {VERSION}")
         return {_key(row): _level(row[3]) for row in document["findings"]}
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        problem = " ".join(str(error).split()) or type(error).__name__
+        problem = first_line(error)
         raise UnitifyError(BaselineUnreadable(path=str(path), problem=problem)) from None
 
 
@@ -83,11 +84,11 @@ def _is_known(finding: Finding, baseline: Baseline) -> bool:
 def _key(row: Any) -> tuple[str, str, str]:
     code, name, direction, _level = row
     if not all(isinstance(text, str) for text in (code, name, direction)):
-        raise ValueError(f"{row!r} is not [code, name, direction, level]")
+        raise ValueError("a finding is not [code, name, direction, level]")
     return code, name, direction
 
 
 def _level(value: Any) -> int | None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-        raise ValueError(f"the level {value!r} is not a whole number")
+        raise ValueError("a level is not a whole number")
     return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from torch import fx
 
 from unitify.diagnostics import Diagnostic, PlanDiffers, PlanMismatch, ScaleDrift, UnitifyError
+from unitify.documents import first_line, read_json
 from unitify.estimates import Estimates, Rms
 from unitify.part import Part, value_name
 from unitify.plan.fixed import fixed_values, true_weights
@@ -55,9 +55,10 @@ def read_plan(path: Path) -> ScalePlan:
     Raises ``UnitifyError`` (U301).
     """
     try:
-        document = json.loads(path.read_text("utf-8"))
+        document = read_json(path)
     except (OSError, ValueError) as error:
-        raise UnitifyError(PlanMismatch(problem=f"{path} cannot be read ({error})")) from None
+        problem = f"{path} cannot be read ({first_line(error)})"
+        raise UnitifyError(PlanMismatch(problem=problem)) from None
     return ScalePlan.from_json(document)
 
 

@@ -39,6 +39,11 @@ class Coded:
             raise ValueError(f"an exponent of {self.exponent!r}")
         return self
 
+    def check(self, codes: Tensor) -> None:
+        """Raises ``ValueError`` for codes of another type."""
+        if codes.dtype != FORMATS[self.format].dtype:
+            raise ValueError(f"{codes.dtype} in place of codes in {self.format}")
+
     def codes(self, weight: Tensor) -> Tensor:
         """The codes of a weight."""
         return encode(weight, FORMATS[self.format], self.exponent)

@@ -1,68 +1,140 @@
-"""Reads state dicts from files and folders. No code in them runs.
+"""Reads state dicts from files and folders. No code in them runs, unless a user trusts it.
 
 Takes a ``.safetensors`` or a ``.pt`` file, shards with their index, or a folder of
-``torch.distributed.checkpoint``; gives names and tensors. A pickle is read only by
-``torch.load(weights_only=True)``.
+``torch.distributed.checkpoint``; gives names and tensors.
 """
 
 from __future__ import annotations
 
-import json
-import zipfile
-from collections.abc import Iterable, Mapping
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
-
+from unitify.checkpoint.archives import PICKLE, ZIP, read_archive
 from unitify.checkpoint.distributed import CONTENTS, read_distributed
 from unitify.checkpoint.nests import state_dicts_in
+from unitify.checkpoint.pickles import NeedsCodeError
+from unitify.checkpoint.safe_file import read_safetensors
 from unitify.checkpoint.state_dict import StateDict
 from unitify.diagnostics import (
     AdapterAlone,
     CheckpointUnreadable,
     UnitifyError,
+    UnknownOption,
     UnsafeCheckpoint,
 )
+from unitify.documents import MalformedError, first_line, inside, open_file, read_json
 
-_PICKLED = {".pt", ".pth", ".bin", ".ckpt"}
+_PICKLED = (".bin", ".ckpt", ".pt", ".pth")
+_SAFE = ".safetensors"
+_PROGRAM = ".pt2"
 _INDEX = ".index.json"
+#: The files of a Hugging Face folder, in the order in which transformers looks for them.
+_CONFIG = "config.json"
+_HUGGINGFACE = tuple(
+    f"{name}{end}" for name in ("model.safetensors", "pytorch_model.bin") for end in ("", _INDEX)
+)
 #: The config of an adapter in a folder of PEFT, which has no model.
 _ADAPTER = "adapter_config.json"
+#: The starts of files that are often taken for another, and what these are.
+_STARTS = {
+    b"GGUF": "a GGUF file",
+    b"\x89HDF": "an HDF5 file",
+    b"version https://git-lfs": "a pointer of Git LFS (git lfs pull fetches the file)",
+}
+_PICKLES = {ZIP: "an archive of torch.save", PICKLE: "a pickle"}
 
 
-def read_state_dicts(path: Path) -> dict[str, StateDict]:
+def read_state_dicts(path: Path, *, unsafe: bool = False) -> dict[str, StateDict]:
     """Every state dict of a checkpoint, on the CPU, by the entry that holds it ("": the whole).
+
+    ``unsafe``: code in pickles runs.
 
     Raises ``UnitifyError``: U601 for a missing or broken file, and for one without a state dict;
     U602 for a file with code; U611 for the folder of an adapter.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         raise _unreadable(path, "there is no such file")
     check_no_adapter(path)
-    if (path / CONTENTS).is_file():
-        return state_dicts_in(read_distributed(path), path)
+    if (path / CONTENTS).exists():
+        with _refused(path):
+            read = read_distributed(path)
+        return state_dicts_in(read, path)
     if path.is_dir():
-        return _read_folder(path)
+        return _read_folder(path, unsafe)
     if path.name.endswith(_INDEX):
-        return {"": _read_shards(path)}
-    if path.suffix == ".safetensors":
-        return {"": _read_safetensors(path)}
-    if path.suffix in _PICKLED:
-        return state_dicts_in(_read_pickled(path), path)
-    raise _unreadable(path, f"the suffix {path.suffix!r} is not one of a checkpoint")
+        return {"": _read_shards(path, unsafe)}
+    if path.suffix == _SAFE:
+        with _refused(path):
+            _check_start(path, is_safe=True)
+            return {"": read_safetensors(path)[0]}
+    return state_dicts_in(read_pickled(path, unsafe=unsafe), path)
+
+
+def read_pickled(path: Path, *, unsafe: bool = False) -> Any:
+    """The object in a file of ``torch.save``. Raises ``UnitifyError`` like ``read_state_dicts``."""
+    if path.suffix == _PROGRAM:
+        raise _program(path)
+    if path.suffix not in _PICKLED:
+        raise _unreadable(path, f"the suffix {path.suffix!r} is not one of a checkpoint")
+    with _refused(path):
+        _check_start(path)
+        return read_archive(path, unsafe=unsafe)
+
+
+def check_unsafe_load(checkpoint: Path, reason: str) -> None:
+    """Check that a user may load the pickles of a checkpoint with the code in them.
+
+    Raises ``UnitifyError`` (U001) without a reason, and where there is no pickle.
+    """
+    if not reason.strip():
+        choices = "the reason why the file can be trusted, which plan.json will hold"
+        raise UnitifyError(UnknownOption(option="unsafe_load", value=reason, choices=choices))
+    files = weight_files(checkpoint) if os.path.exists(checkpoint) else []
+    if not any(file.suffix in (*_PICKLED, _PROGRAM) for file in files):
+        choices = f"nothing for {checkpoint}: only {', '.join(_PICKLED)} files hold code"
+        raise UnitifyError(UnknownOption(option="unsafe_load", value=reason, choices=choices))
+
+
+@contextlib.contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """A context in which a file that cannot be read has the code of a checkpoint."""
+    try:
+        yield
+    except NeedsCodeError as error:
+        if "exported program" in str(error):
+            raise _program(path) from None
+        raise UnitifyError(UnsafeCheckpoint(path=str(path), problem=str(error))) from None
+    except (MalformedError, OSError) as error:
+        raise _unreadable(path, first_line(error)) from None
+
+
+def _check_start(path: Path, *, is_safe: bool = False) -> None:
+    """Refuse a file that starts as one of another kind. ``is_safe``: it has to be safetensors."""
+    with open_file(path) as file:
+        head = file.read(64)
+    # The length of a header of safetensors comes first, and may be any byte.
+    starts = {} if head[8:9] == b"{" else {**_STARTS, **(_PICKLES if is_safe else {})}
+    for start, kind in starts.items():
+        if head.startswith(start):
+            raise MalformedError(f"it is {kind}, and no {path.suffix} file")
+
+
+def _program(path: Path) -> UnitifyError:
+    advice = "Save torch.export.load(path).state_dict with safetensors and convert that"
+    problem = "an exported program"
+    return UnitifyError(UnsafeCheckpoint(path=str(path), problem=problem, advice=advice))
 
 
 def check_no_adapter(folder: Path) -> None:
     """Raises ``UnitifyError`` (U611) for the folder of an adapter, which contains no model."""
     config = folder / _ADAPTER
-    if not config.is_file():
+    if not os.path.isfile(config):
         return
     try:
-        base = str(json.loads(config.read_text("utf-8")).get("base_model_name_or_path"))
+        base = str(read_json(config, any_number=True).get("base_model_name_or_path"))
     except (OSError, ValueError, AttributeError):
         base = "its base model"
     raise UnitifyError(AdapterAlone(path=str(folder), base=base))
@@ -73,26 +145,37 @@ def weight_files(path: Path) -> list[Path]:
     if path.is_file() and not path.name.endswith(_INDEX):
         return [path]
     folder = path if path.is_dir() else path.parent
-    patterns = ("*.safetensors", "*.distcp", *(f"*{suffix}" for suffix in sorted(_PICKLED)))
-    return sorted(file for pattern in patterns for file in folder.glob(pattern))
+    patterns = (f"*{_SAFE}", "*.distcp", *(f"*{suffix}" for suffix in _PICKLED))
+    found = {file for pattern in patterns for file in folder.glob(pattern)}
+    return sorted(file for file in found if file.is_file())
 
 
-def _read_folder(folder: Path) -> dict[str, StateDict]:
+def _read_folder(folder: Path, unsafe: bool) -> dict[str, StateDict]:
     index, file = _found(folder)
-    return {"": _read_shards(index)} if index is not None else read_state_dicts(file)
+    if index is not None:
+        return {"": _read_shards(index, unsafe)}
+    return read_state_dicts(file, unsafe=unsafe)
 
 
 def _found(folder: Path) -> tuple[Path | None, Path]:
-    """The index and the folder; without an index, None and the only file of weights."""
-    indices = sorted(folder.glob(f"*{_INDEX}"), key=lambda p: ".safetensors" not in p.name)
+    """The index and the folder; without an index, None and the only file of weights.
+
+    A Hugging Face folder may have other files beside those that its model is read from.
+    """
+    if (folder / _CONFIG).is_file():
+        for name in _HUGGINGFACE:
+            if (folder / name).is_file():
+                found = _in(folder, name)
+                return (found, folder) if name.endswith(_INDEX) else (None, found)
+    indices = sorted(folder.glob(f"*{_INDEX}"), key=lambda p: _SAFE not in p.name)
     if indices:
-        return indices[0], folder
+        return _in(folder, indices[0].name), folder
     files = weight_files(folder)
-    safe = [file for file in files if file.suffix == ".safetensors"]
+    safe = [file for file in files if file.suffix == _SAFE]
     if len(safe or files) != 1:
         problem = f"it holds {len(files)} files of weights and no index; name the one to read"
         raise _unreadable(folder, problem)
-    return None, (safe or files)[0]
+    return None, _in(folder, (safe or files)[0].name)
 
 
 def mapped_shards(folder: Path) -> dict[str, StateDict]:
@@ -103,10 +186,10 @@ def mapped_shards(folder: Path) -> dict[str, StateDict]:
     check_no_adapter(folder)
     index, file = _found(folder)
     if index is None:
-        return {file.name: read_state_dicts(file)[""]}
+        return {file.name: _shard(file, unsafe=False)}
     placed, files = _placed(index)
-    read = {name: read_state_dicts(index.with_name(name))[""] for name in files}
-    _check_whole(index, placed, read.values())
+    read = {name: _shard(file, unsafe=False) for name, file in files.items()}
+    _check_whole(index, placed, read)
     return read
 
 
@@ -119,68 +202,49 @@ def mapped_weights(path: Path) -> dict[str, Any]:
     return {name: tensor for shard in shards.values() for name, tensor in shard.items()}
 
 
-def _placed(index: Path) -> tuple[dict[str, str], list[str]]:
+def _placed(index: Path) -> tuple[dict[str, str], dict[str, Path]]:
     """Name → its file, and the files, which must be beside the index."""
-    try:
-        placed = json.loads(index.read_text("utf-8"))["weight_map"]
-        files = sorted(set(placed.values()))
-        named = [Path(file).name for file in files]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _unreadable(index, f"not an index of shards ({_first_line(error)})") from None
-    if named != files:
-        raise _unreadable(index, "it names a file outside its folder")
-    return placed, files
+    with _refused(index):
+        document = read_json(index, any_number=True)
+        placed = document.get("weight_map") if isinstance(document, dict) else None
+        if not (isinstance(placed, dict) and all(isinstance(v, str) for v in placed.values())):
+            raise MalformedError("not an index of shards")
+        if any("/" in name for name in placed.values()):
+            raise MalformedError("it names a file outside its folder")
+        return placed, {n: inside(index.parent, n) for n in sorted(set(placed.values()))}
 
 
-def _read_shards(index: Path) -> dict[str, Any]:
+def _read_shards(index: Path, unsafe: bool) -> dict[str, Any]:
     placed, files = _placed(index)
-    read = [read_state_dicts(index.with_name(file))[""] for file in files]
+    read = {name: _shard(file, unsafe) for name, file in files.items()}
     _check_whole(index, placed, read)
-    return {name: tensor for shard in read for name, tensor in shard.items()}
+    return {name: tensor for shard in read.values() for name, tensor in shard.items()}
 
 
-def _check_whole(index: Path, placed: Mapping[str, str], read: Iterable[StateDict]) -> None:
-    if lost := sorted(placed.keys() - {name for shard in read for name in shard}):
+def _shard(file: Path, unsafe: bool) -> StateDict:
+    """The one state dict of a shard."""
+    if not os.path.isfile(file) or file.name.endswith(_INDEX):
+        raise _unreadable(file, "there is no such shard")
+    found = read_state_dicts(file, unsafe=unsafe)
+    if "" not in found:
+        raise _unreadable(file, f"it is no shard: its state dict is in {next(iter(found))!r}")
+    return found[""]
+
+
+def _check_whole(index: Path, placed: Mapping[str, str], read: Mapping[str, Iterable[str]]) -> None:
+    """Every tensor must be in the shard that the index names, and in no other."""
+    held = {name: set(shard) for name, shard in read.items()}
+    if lost := sorted(name for name, file in placed.items() if name not in held[file]):
         raise _unreadable(index, f"no shard holds {lost[0]}")
+    if sum(map(len, held.values())) > len(set[str]().union(*held.values())):
+        raise _unreadable(index, "two shards hold one tensor")
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return dict(load_file(path, device="cpu"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _unreadable(path, f"not a whole safetensors file ({_first_line(error)})") from None
-
-
-def _read_pickled(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
-    except Exception as error:  # The unpickler may raise anything for a broken file.
-        if refused := _refused(path, str(error)):
-            raise UnitifyError(UnsafeCheckpoint(path=str(path), problem=refused)) from None
-        raise _unreadable(path, f"not a whole state dict ({_first_line(error)})") from None
-
-
-def _is_archive(path: Path) -> bool:
-    """Is it a zip archive, as torch writes since 1.6, whose tensors can be mapped?"""
-    return zipfile.is_zipfile(path)
-
-
-def _refused(path: Path, message: str) -> str:
-    """The name that torch refused to unpickle; "" where the file is only broken."""
-    for line in message.splitlines():
-        if "TorchScript" in line:
-            return "a TorchScript archive"
-        if "GLOBAL" in line or "Unsupported class" in line or "Trying to" in line:
-            return line.strip().removeprefix("WeightsUnpickler error: ").split(" was not an")[0]
-        if "Unsupported operand" in line and path.read_bytes()[:1] == b"\x80":
-            return "a pickle not from torch.save"
-    return ""
+def _in(folder: Path, name: str) -> Path:
+    """The file ``name`` of a folder, if no link leads out of it."""
+    with _refused(folder):
+        return inside(folder, name)
 
 
 def _unreadable(path: Path, problem: str) -> UnitifyError:
     return UnitifyError(CheckpointUnreadable(path=str(path), problem=problem))
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].split(". ")[0][:200] if lines else type(error).__name__

@@ -26,7 +26,7 @@ def dequantized(given: StateDict, dtype: torch.dtype) -> tuple[dict[str, object]
     for name, codes in given.items():
         if not (isinstance(codes, Tensor) and codes.is_floating_point() and codes.itemsize == 1):
             continue
-        for scale_name, scale in _scales(given, name):
+        for scale_name, scale in _scales(given, name) if codes.dim() else ():
             factors = _spread(scale.float(), codes.shape)
             if factors is not None:
                 made[name] = (codes.float() * factors).to(dtype)
@@ -38,7 +38,8 @@ def dequantized(given: StateDict, dtype: torch.dtype) -> tuple[dict[str, object]
 
 def _scales(given: StateDict, name: str) -> Iterator[tuple[str, Tensor]]:
     for ending in _SCALES:
-        if isinstance(scale := given.get(name + ending), Tensor):
+        scale = given.get(name + ending)
+        if isinstance(scale, Tensor) and not scale.is_complex():
             yield name + ending, scale
 
 

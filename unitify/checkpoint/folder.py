@@ -11,59 +11,33 @@ The config is in a separate folder, because a scheme's weights do not fit the mo
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from unitify.capture.outline import Outline
-from unitify.checkpoint.codes import Coded, coded_weights, decoded, encoded
+from unitify.checkpoint.codes import Coded, coded_weights, encoded
+from unitify.checkpoint.converted import (
+    FORMAT,
+    HUGGINGFACE,
+    PLAN,
+    REPORT,
+    WEIGHTS,
+    Converted,
+    damaged,
+    digest_of_plan,
+    read,
+)
 from unitify.checkpoint.drawn_calls import drawn_calls, sizes_by_name
-from unitify.checkpoint.new_folder import Folder, new_folder, sha256
+from unitify.checkpoint.new_folder import Folder, new_folder
 from unitify.checkpoint.pretrained import from_config
 from unitify.checkpoint.rebuild import rebuild
-from unitify.diagnostics import (
-    FolderDamaged,
-    UnitifyError,
-)
 from unitify.module.unit_scaled import UnitScaledModule
-from unitify.plan.scale_plan import ScalePlan
-from unitify.recipe.cast import Cast
-from unitify.recipe.choices import Choice
-from unitify.reparametrization import Reparametrization
-
-FORMAT = 5
-WEIGHTS, PLAN, REPORT, HUGGINGFACE = (
-    "model.safetensors", "plan.json", "report.json", "huggingface",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Converted:
-    """A converted folder, read and checked: its plan, weights, options and calls."""
-
-    path: Path
-    plan: ScalePlan
-    weights: Mapping[str, Tensor]
-    recipe: Mapping[str, Any] | None
-    casts: tuple[Choice, ...] | None = None
-    scheme: Mapping[str, Reparametrization] = field(default_factory=dict)
-    calls: Sequence[Outline] = ()
-    scales: str = ""
-    codes: Mapping[str, Coded] = field(default_factory=dict)
-
-    @property
-    def huggingface(self) -> Path | None:
-        """The folder with the Hugging Face config; None for other models."""
-        folder = self.path / HUGGINGFACE
-        return folder if folder.is_dir() else None
 
 
 def write(
@@ -81,39 +55,6 @@ def write(
     """
     with new_folder(path) as folder:
         _write_files(folder, module, report, versions or {}, source or {}, companions)
-
-
-def read(path: Path) -> Converted:
-    """Read a converted folder, and check every hash.
-
-    Raises ``UnitifyError``: U607 where it changed since it was written; U301 for an invalid plan.
-    """
-    document = _read_plan(path)
-    hashes = document.get("sha256")
-    if document.get("format") != FORMAT or not isinstance(hashes, Mapping):
-        found = document.get("format")
-        problem = f"{PLAN} has the format {found}, and this version of unitify reads {FORMAT}"
-        raise _damaged(path, problem)
-    if hashes.get(PLAN) != _digest_of_plan(document):
-        raise _damaged(path, f"{PLAN} has changed")
-    for name, digest in hashes.items():
-        if name != PLAN and (not (path / name).is_file() or sha256(path / name) != digest):
-            raise _damaged(path, f"{name} is missing or has changed")
-    codes = _codes(path, document.get("codes", {}))
-    return Converted(
-        path=path,
-        plan=ScalePlan.from_json(document),
-        weights=_read_weights(path / WEIGHTS, codes),
-        codes=codes,
-        recipe=document.get("recipe"),
-        casts=_casts(path, document.get("casts")),
-        scheme={
-            part: Reparametrization.from_json(made)
-            for part, made in document.get("scheme", {}).items()
-        },
-        calls=document["calls"],
-        scales=document.get("source", {}).get("scales", ""),
-    )
 
 
 def load(
@@ -162,7 +103,7 @@ def skeleton(found: Converted, model: nn.Module | None) -> nn.Module:
     if model is not None:
         return model
     if found.huggingface is None:
-        raise _damaged(found.path, "it describes no model: pass one")
+        raise damaged(found.path, "it describes no model: pass one")
     return from_config(found.huggingface, found.weights)
 
 
@@ -188,16 +129,9 @@ def _write_files(
     document["versions"] = {**document["versions"], **versions}
     document["source"] = {**source, "scales": module.scales}
     document["sha256"] = folder.hashes()
-    document["sha256"][PLAN] = _digest_of_plan(document)
+    document["sha256"][PLAN] = digest_of_plan(document)
     folder.write(PLAN, document)
     folder.write(REPORT, report)
-
-
-def _digest_of_plan(document: Mapping[str, Any]) -> str:
-    """The hash of the data in plan.json without the hash itself, independent of its layout."""
-    hashes = {k: v for k, v in document["sha256"].items() if k != PLAN}
-    text = json.dumps({**document, "sha256": hashes}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_weights(
@@ -222,54 +156,3 @@ def write_weights(
     metadata = {"format": "pt", "tied": json.dumps(tied)}
     save_file(encoded(tensors, met), path, metadata=metadata)
     return met
-
-
-def _read_weights(path: Path, coded: Mapping[str, Coded]) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            weights = decoded(weights, coded)
-            tied = json.loads((file.metadata() or {}).get("tied", "{}"))
-            return {**weights, **{name: weights[of] for name, of in tied.items()}}
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise _damaged(path, str(error)) from error
-
-
-def _codes(path: Path, rows: Any) -> dict[str, Coded]:
-    try:
-        return {name: Coded(**row).checked() for name, row in rows.items()}
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise _damaged(path, f"its codes are invalid ({error})") from None
-
-
-def _casts(path: Path, rows: Any) -> tuple[Choice, ...] | None:
-    try:
-        if rows is None:
-            return None
-        return tuple(
-            Choice(**{**row, "casts": tuple(_cast(cast) for cast in row["casts"])}) for row in rows
-        )
-    except (TypeError, KeyError) as error:
-        raise _damaged(path, f"its casts are invalid ({error})") from None
-
-
-def _cast(row: Mapping[str, Any]) -> Cast:
-    return Cast(**{**row, "place": tuple(row["place"]), "mean": tuple(row["mean"])})
-
-
-def _read_plan(path: Path) -> dict[str, Any]:
-    if not path.is_dir():
-        raise _damaged(path, "there is no such folder")
-    try:
-        document = json.loads((path / PLAN).read_text("utf-8"))
-    except FileNotFoundError:
-        raise _damaged(path, f"it has no {PLAN}") from None
-    except (OSError, ValueError) as error:
-        raise _damaged(path, f"{PLAN} is not JSON ({error})") from None
-    if not isinstance(document, dict):
-        raise _damaged(path, f"{PLAN} is not an object")
-    return document
-
-
-def _damaged(path: Path, problem: str) -> UnitifyError:
-    return UnitifyError(FolderDamaged(path=str(path), problem=problem))

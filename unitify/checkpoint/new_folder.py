@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from unitify.diagnostics import NotWritten, OutputExists, OutputInUse, UnitifyError
+from unitify.documents import open_file, read_json
 
 _PROGRESS = "progress.json"
 
@@ -35,7 +36,7 @@ def check_absent(path: Path) -> None:
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -102,12 +103,12 @@ class Folder:
     def _begun(self) -> dict[str, str]:
         """Complete files of an interrupted run of the same request."""
         try:
-            noted = json.loads((self.partial / _PROGRESS).read_text("utf-8"))
+            noted = read_json(self.partial / _PROGRESS)
         except (OSError, ValueError):
             return {}
-        if not isinstance(noted, dict) or noted.get("request") != self.request:
+        files = noted.get("done") if isinstance(noted, dict) else None
+        if not isinstance(files, dict) or noted.get("request") != self.request:
             return {}
-        files: Mapping[str, str] = noted.get("done", {})
         places = {name: self.partial / Path(name).name for name in files}
         return {
             name: digest

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from unitify.checkpoint.folder import WEIGHTS, Converted, skeleton, write_weights
+from unitify.checkpoint.converted import WEIGHTS, Converted, damaged
+from unitify.checkpoint.folder import skeleton, write_weights
 from unitify.checkpoint.new_folder import new_folder
 from unitify.checkpoint.state_dict import check_fitting
 from unitify.diagnostics import FolderDamaged, NoOriginal, UnitifyError, WeightsCast
@@ -43,7 +44,10 @@ def true_weights(found: Converted) -> dict[str, Tensor]:
     for name, tensor in found.weights.items():
         # A tied tensor stays tied.
         if id(tensor) not in made:
-            made[id(tensor)] = tensor * scales[name].fwd if name in scales else tensor
+            scale = scales[name].fwd if name in scales else 1.0
+            if scale != 1.0 and not (tensor.is_floating_point() and tensor.itemsize > 1):
+                raise damaged(found.path, f"{name} is {tensor.dtype}, which has no scale")
+            made[id(tensor)] = tensor * scale if scale != 1.0 else tensor
     return {name: made[id(tensor)] for name, tensor in found.weights.items() if name != KEY}
 
 
@@ -59,8 +63,10 @@ def check_source(found: Converted, source: Mapping[str, Tensor]) -> None:
     problems = [f"{name} is in only one of folder and source" for name in alone]
     for name in sorted(true.keys() & source.keys()):
         given, how = source[name], found.codes.get(name)
-        given = how.weight(how.codes(given)) if how is not None else given
-        if not (given.dtype == true[name].dtype and torch.equal(given, true[name])):
+        is_alike = (given.dtype, given.shape) == (true[name].dtype, true[name].shape)
+        if is_alike and how is not None:
+            given = how.weight(how.codes(given))
+        if not (is_alike and torch.equal(given, true[name])):
             problems.append(f"{name} differs from that of the source")
     if problems:
         raise UnitifyError(*(FolderDamaged(path=str(found.path), problem=p) for p in problems))

@@ -6,14 +6,15 @@ Nothing is downloaded, and no code of the folder runs. ``transformers`` is impor
 from __future__ import annotations
 
 import contextlib
-import json
-import pickle
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from unitify.checkpoint.budget import check_counts, check_size
+from unitify.checkpoint.files import mapped_weights
 from unitify.checkpoint.filling import NOTHING, Allowed, adapted, differs
 from unitify.checkpoint.state_dict import Fit, check_finite
 from unitify.diagnostics import (
@@ -23,8 +24,11 @@ from unitify.diagnostics import (
     UnitifyError,
     UnsafeCheckpoint,
 )
+from unitify.documents import first_line, inside, read_json
 
 CONFIG = "config.json"
+#: Keys of a config that name an implementation, which may be a kernel of the Hub.
+_IMPLEMENTATION = re.compile("implementation|kernel")
 #: The kinds of keys in the loading info of ``from_pretrained``.
 _KINDS = ("missing", "unexpected", "mismatched")
 
@@ -37,27 +41,33 @@ _COMPANIONS = (
 
 
 def read_pretrained(
-    folder: Path, allowed: Allowed = NOTHING
+    folder: Path, allowed: Allowed = NOTHING, weights: Mapping[str, Tensor] | None = None
 ) -> tuple[nn.Module, tuple[Diagnostic, ...]]:
     """The model of a folder with its weights, in eval mode like that of transformers; and notes.
+
+    ``weights``: those of the folder, where they are read already.
 
     Raises ``UnitifyError``: U005 without transformers; U601 and U602 for a folder that cannot be
     read; U603 where weights are missing or unexpected; U204 for weights that are not finite.
     """
     model_class, transformers = _model_class(folder)
+    weights = mapped_weights(folder) if weights is None else weights
     try:
         with quiet(transformers):
+            config = _config(model_class, folder, weights)
             model, loading = model_class.from_pretrained(
-                folder,
+                None,  # It reads no file: ``weights`` are all there is.
+                config=config,
+                state_dict=dict(weights),
+                generation_config=_generation_config(transformers, folder),
                 local_files_only=True,
+                trust_remote_code=False,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # The loading info has them; they are refused below.
             )
-    except pickle.UnpicklingError as error:
-        problem = str(error).splitlines()[0]
-        raise UnitifyError(UnsafeCheckpoint(path=str(folder), problem=problem)) from None
+            model.config.name_or_path = model.name_or_path = str(folder)
     except Exception as error:
-        raise _unreadable(folder, f"{type(error).__name__}: {_first_line(error)}") from error
+        raise _unreadable(folder, f"{type(error).__name__}: {first_line(error)}") from error
     names = {kind: sorted(map(_name, loading.get(f"{kind}_keys") or ())) for kind in _KINDS}
     kept = allowed.missing_of(names["missing"])
     left_out = allowed.unexpected_of(names["unexpected"])
@@ -80,13 +90,13 @@ def from_config(folder: Path, weights: Mapping[str, Tensor]) -> nn.Module:
     model_class, transformers = _model_class(folder)
     try:
         with quiet(transformers):
-            config = model_class.config_class.from_pretrained(folder, local_files_only=True)
+            config = _config(model_class, folder, weights)
             dtypes = (w.dtype for w in weights.values() if w.is_floating_point())
             # The choice of ``from_pretrained``.
             dtype = config.dtype or next(dtypes, None)
             model = _as_module(model_class._from_config(config, dtype=dtype))
     except Exception as error:
-        raise _unreadable(folder, f"{type(error).__name__}: {_first_line(error)}") from error
+        raise _unreadable(folder, f"{type(error).__name__}: {first_line(error)}") from error
     # transformers keeps some tensors in float32 in a model of any type.
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name in weights:
@@ -95,35 +105,88 @@ def from_config(folder: Path, weights: Mapping[str, Tensor]) -> nn.Module:
 
 
 def companions(folder: Path) -> list[Path]:
-    """The config and tokenizer files of a folder, in order of their names."""
+    """The config and tokenizer files of a folder, in order of their names.
+
+    Raises ``UnitifyError`` (U601) for a link that leads out of the folder.
+    """
     found = {path for pattern in _COMPANIONS for path in folder.glob(pattern) if path.is_file()}
-    return sorted(found)
+    try:
+        return [inside(folder, path.name) for path in sorted(found)]
+    except ValueError as error:
+        raise _unreadable(folder, first_line(error)) from None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The contents of ``config.json``.
+
+    Raises ``UnitifyError``: U601 for a file that is no config; U602 for one that names code.
+    """
+    path = folder / CONFIG
+    try:
+        config = read_json(inside(folder, CONFIG), any_number=True)
+        check_counts(config)
+    except FileNotFoundError:
+        raise _unreadable(folder, "it has no config.json") from None
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, first_line(error)) from None
+    if not isinstance(config, dict):
+        raise _unreadable(path, "it is not an object")
+    if kernel := next(_kernels(config), ""):
+        problem, advice = f"the kernel {kernel!r}", "Remove it from config.json"
+        raise UnitifyError(UnsafeCheckpoint(path=str(path), problem=problem, advice=advice))
+    return config
+
+
+def _kernels(config: Mapping[str, Any]) -> Iterator[str]:
+    """Kernels of the Hub, which transformers would download and run."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _kernels(value)
+        elif isinstance(value, str) and _IMPLEMENTATION.search(name) and "/" in value:
+            yield value
+
+
+def _config(model_class: Any, folder: Path, weights: Mapping[str, Tensor]) -> Any:
+    """The config of a model whose size is that of its ``weights``."""
+    config = model_class.config_class.from_pretrained(folder, local_files_only=True)
+    check_size(lambda: model_class(config), weights)
+    return config
+
+
+def _generation_config(transformers: Any, folder: Path) -> Any:
+    """The generation settings, which may be in the config; None where there are none."""
+    read = transformers.GenerationConfig.from_pretrained
+    for name in ("generation_config.json", CONFIG):
+        if (folder / name).is_file():
+            inside(folder, name)
+            with contextlib.suppress(OSError, TypeError):
+                return read(folder, config_file_name=name, local_files_only=True)
+    return None
 
 
 def _model_class(folder: Path) -> tuple[Any, Any]:
     """The class that ``config.architectures`` names, and the transformers package."""
-    path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise _unreadable(folder, "it has no config.json") from None
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, f"not JSON ({_first_line(error)})") from None
+    config, path = read_config(folder), folder / CONFIG
     try:
         import transformers
     except ImportError:
         purpose = f"reading the Hugging Face folder {folder}"
         raise UnitifyError(PackageMissing(package="transformers", purpose=purpose)) from None
-    names = config.get("architectures") if isinstance(config, dict) else None
+    names = config.get("architectures")
     if not (isinstance(names, list) and names and isinstance(names[0], str)):
         raise _unreadable(path, "it names no architecture")
-    found = getattr(transformers, names[0], None)
+    try:
+        found = getattr(transformers, names[0], None)
+    except Exception:  # A name of a module that cannot be imported.
+        found = None
     base = transformers.PreTrainedModel
-    if not (isinstance(found, type) and issubclass(found, base)):
-        problem = f"transformers {transformers.__version__} has no model {names[0]}"
-        own = "; code in a folder is never run" if "auto_map" in config else ""
-        raise _unreadable(path, problem + own)
-    return found, transformers
+    if isinstance(found, type) and issubclass(found, base) and found.config_class is not None:
+        return found, transformers
+    problem = f"transformers {transformers.__version__} has no model {names[0]}"
+    if "auto_map" not in config:
+        raise _unreadable(path, problem)
+    advice = "Pass your own factory for its model with --model package.module:factory"
+    raise UnitifyError(UnsafeCheckpoint(path=str(path), problem=problem, advice=advice))
 
 
 @contextlib.contextmanager
@@ -153,8 +216,3 @@ def _as_module(model: Any) -> nn.Module:
 
 def _unreadable(path: Path, problem: str) -> UnitifyError:
     return UnitifyError(CheckpointUnreadable(path=str(path), problem=problem))
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else ""

@@ -6,20 +6,26 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from torch import Tensor
+
 from unitify.checkpoint.state_dict import StateDict
 
 #: Names of submodules that torch's wrappers insert anywhere in a path.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 #: The counter of ``torch.optim.swa_utils.AveragedModel``, whose ``module`` is the model.
 _AVERAGED = "n_averaged"
+#: Steps of a prefix; each one is tried.
+_DEEPEST = 16
 
 
 def renamings(given: StateDict) -> Iterator[tuple[StateDict, tuple[str, ...]]]:
     """``given``, then with more and more of its names' prefixes removed; each with its changes."""
     done: tuple[str, ...] = ()
-    if _AVERAGED in given and all(n == _AVERAGED or n.startswith("module.") for n in given):
+    average = given.get(_AVERAGED)
+    is_count = isinstance(average, Tensor) and average.numel() == 1 and not average.is_complex()
+    if is_count and all(n == _AVERAGED or n.startswith("module.") for n in given):
         yield given, ()
-        done = (f"the average of {int(given[_AVERAGED])} steps was used",)
+        done = (f"the average of {float(given[_AVERAGED]):g} steps was used",)
         given = without(given, [_AVERAGED])
     for rename, taken in ((str, ""), (_without_wrappers, "names of wrappers")):
         if taken and all(rename(name) == name for name in given):
@@ -47,8 +53,8 @@ def _starts(names: list[str]) -> Iterator[str]:
     yield ""
     paths = [name.split(".")[:-1] for name in names]
     start = ""
-    for steps in zip(*paths, strict=False):
-        if len(set(steps)) > 1:
+    for depth, steps in enumerate(zip(*paths, strict=False)):
+        if len(set(steps)) > 1 or depth == _DEEPEST:
             return
         start += f"{steps[0]}."
         yield start

@@ -70,6 +70,13 @@ def convert(
             metavar="original", help="Write the original checkpoint of the converted folder CKPT."
         ),
     ] = None,
+    unsafe_load: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REASON",
+            help="Run the code in the pickle CKPT, which you trust; plan.json holds the reason.",
+        ),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Continue after an interrupted run of the same call."),
@@ -96,15 +103,20 @@ def convert(
     from unitify.checkpoint.filling import Allowed
     from unitify.convert import convert as convert_checkpoint
     from unitify.convert import stages
+    from unitify.diagnostics import UnitifyError, UnknownOption
     from unitify.recipe.reader import configured_recipe, read_recipe
     from unitify.report.table import report_table
 
     with reported():
         casts = read_recipe(recipe) if recipe is not None else configured_recipe(Path())
+        if unsafe_load is not None and (to is not None or format != "unitify"):
+            choices = "nothing: it goes with --format unitify alone"
+            raise UnitifyError(
+                UnknownOption(option="--unsafe-load", value=unsafe_load, choices=choices)
+            )
     if to is not None:
-        from unitify.checkpoint.folder import read
+        from unitify.checkpoint.converted import read
         from unitify.checkpoint.original import write_original
-        from unitify.diagnostics import UnitifyError, UnknownOption
 
         with reported():
             if to != "original":
@@ -132,6 +144,7 @@ def convert(
             verify=verify,
             recording_seconds=RECORDING_SECONDS if recording_seconds is None else recording_seconds,
             allowed=Allowed(tuple(allow_missing), tuple(allow_unexpected)),
+            unsafe_load=unsafe_load,
             on_stage=advance,
         )
     console = Console(emoji=False)

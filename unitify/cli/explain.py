@@ -45,8 +45,8 @@ def _derivation(
     """The derivation from a converted folder, a factory, or a folder with a factory."""
 
     from unitify.capture.inputs import as_inputs
+    from unitify.checkpoint.converted import read
     from unitify.checkpoint.drawn_calls import drawn_calls
-    from unitify.checkpoint.folder import read
     from unitify.checkpoint.original import true_model
     from unitify.checkpoint.targets import build_model, input_batches
     from unitify.explain import explain_value

@@ -1,13 +1,15 @@
-"""``unitify convert --format`` for runtimes, and ``unitify verify``."""
+"""``unitify convert --format`` for runtimes, ``unitify export`` and ``unitify verify``."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from unitify.cli.application import app
+from unitify.cli.options import RuleFiles
 from unitify.cli.terminal import bytes_bar, reported
 
 
@@ -15,9 +17,6 @@ def export_for_runtime(
     checkpoint: Path, output: Path, recipe: Any, format: str, *, model: str | None, **options: Any
 ) -> None:
     """Write a folder for a runtime, and print a summary."""
-    from rich.console import Console
-    from rich.table import Table
-
     from unitify.diagnostics import UnitifyError, UnknownOption
     from unitify.recipe.recipe import FP8
     from unitify.serve.export import FORMATS, export
@@ -39,6 +38,14 @@ def export_for_runtime(
             made = export_onnx(checkpoint, output, casts, model=model, on_start=on_start, **options)
         else:
             made = export(checkpoint, output, casts, format, on_start=on_start, **options)
+    _print(made, output)
+
+
+def _print(made: Any, output: Path) -> None:
+    """Print what an export wrote."""
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console(emoji=False)
     for note in made.notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
@@ -59,8 +66,36 @@ def export_for_runtime(
     layers = f"{len(made.layers)} layers, " if made.layers else ""
     console.print(f"layout {made.layout}: {layers}{made.size:,} bytes")
     if made.sqnr is not None:
-        console.print(f"outputs of its reader: {made.sqnr:.1f} dB of signal to noise")
+        signal = f"{made.sqnr:.1f} dB of signal to noise" if made.sqnr < math.inf else "bitwise"
+        console.print(f"outputs of its reader: {signal}")
     console.print(f"written to {output}", highlight=False, soft_wrap=True)
+
+
+@app.command("export")
+def export_folder(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A converted folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="The new folder.")],
+    format: Annotated[
+        str,
+        typer.Option(
+            metavar="FORMAT", help="compressed-tensors, fp8-dynamic, fp8-block or modelopt."
+        ),
+    ] = "compressed-tensors",
+    rules: RuleFiles = [],  # noqa: B006  (typer copies it)
+    verify: Annotated[
+        bool, typer.Option(help="Compare the outputs of its reader with those of the module.")
+    ] = True,
+) -> None:
+    """Write a converted language model for runtimes, with the codes and scales of its module."""
+    from unitify.checkpoint.converted import HUGGINGFACE
+    from unitify.checkpoint.folder import load
+    from unitify.serve.trained import export
+
+    with reported():
+        module = load(folder, rules=rules)
+        found = sorted((folder / HUGGINGFACE).glob("*"))
+        made = export(module, output, format, companions=found, rules=rules, verify=verify)
+    _print(made, output)
 
 
 @app.command()
@@ -72,8 +107,8 @@ def verify(
     ] = None,
 ) -> None:
     """Check a converted folder against its hashes, and against its source."""
+    from unitify.checkpoint.converted import PLAN, read
     from unitify.checkpoint.files import mapped_weights
-    from unitify.checkpoint.folder import PLAN, read
     from unitify.checkpoint.original import check_source
     from unitify.serve.checked import check_folder
 

@@ -24,7 +24,8 @@ def generate(
     rules: RuleFiles = [],  # noqa: B006  (typer copies it)
 ) -> None:
     """Continue a prompt with a converted language model, its casts and its cache."""
-    from unitify.checkpoint.folder import HUGGINGFACE, load
+    from unitify.checkpoint.converted import HUGGINGFACE
+    from unitify.checkpoint.folder import load
     from unitify.diagnostics import UnitifyWarning
     from unitify.serve.continued import continued
 

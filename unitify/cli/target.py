@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from unitify.capture.source import Frame
-from unitify.checkpoint.folder import PLAN, load
+from unitify.checkpoint.converted import PLAN
+from unitify.checkpoint.folder import load
 from unitify.checkpoint.pretrained import read_pretrained
 from unitify.checkpoint.targets import build_model, import_target, input_batches
 from unitify.diagnostics import CheckpointUnreadable, UnitifyError

@@ -54,7 +54,13 @@ class Diagnostic:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    """``text`` without line ends, and with escapes for what no terminal should get from a file."""
+    line = " ".join(text.split())
+    return line if line.isprintable() else "".join(map(_shown, line))
+
+
+def _shown(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]
 
 
 class UnitifyError(Exception):

@@ -26,17 +26,25 @@ class CheckpointUnreadable(Diagnostic):
 
 @dataclass(frozen=True)
 class UnsafeCheckpoint(Diagnostic):
-    """The file holds pickled code, which unitify never runs.
+    """The checkpoint needs code that is in it, which unitify does not run.
+
+    Pickled objects, exported programs (``.pt2``), and models whose code is in their folder do.
 
     Example: a ``.pt`` file written by ``torch.save(model)`` instead of its state dict.
-    Fix: load it where you trust it and save its state dict as safetensors.
+    Fix: load it where you trust it, and save its state dict as safetensors. For a pickle that you
+    trust, ``unitify convert --unsafe-load REASON`` runs the code in it; ``plan.json`` holds the
+    reason. For a model with code of its own, pass your factory with ``--model``.
     """
 
     code: ClassVar[str] = "U602"
-    why: ClassVar[str] = "{path} holds pickled objects beside tensors ({problem})"
-    fix: ClassVar[str] = "Save model.state_dict() with safetensors and convert that"
+    why: ClassVar[str] = "{path} needs code that is in it ({problem})"
+    fix: ClassVar[str] = "{advice}"
     path: str
     problem: str
+    advice: str = (
+        "Save model.state_dict() with safetensors and convert that; "
+        "where you trust the file, --unsafe-load REASON runs its code"
+    )
 
 
 @dataclass(frozen=True)

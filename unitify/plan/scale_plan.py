@@ -130,23 +130,36 @@ class ScalePlan:
             if carrier not in CARRIERS:
                 raise ValueError(f"the carrier is {carrier!r}")
             gap = data.get("gap", 0.0)
+            if not (gap is None or isinstance(gap, int | float)):
+                raise ValueError(f"the gap is a {type(gap).__name__}")
             return ScalePlan(
-                values={n: Scale.of_exponents(*e) for n, e in data["values"].items()},
-                parameters={n: Scale.of_exponents(*e) for n, e in data["parameters"].items()},
+                values=_scales(data["values"]),
+                parameters=_scales(data["parameters"]),
                 versions=dict(data.get("versions", {})),
-                units={n: Scale.of_exponents(*e) for n, e in data.get("units", {}).items()},
+                units=_scales(data.get("units", {})),
                 weights=held,
                 placement=placement,
                 carrier=carrier,
                 gap=None if gap is None else float(gap),
             )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             problem = f"not a plan ({type(error).__name__}: {error})"
             raise UnitifyError(PlanMismatch(problem=problem)) from None
 
     def dumps(self) -> str:
         """The plan as text."""
         return json.dumps(self.to_json(), indent=1, sort_keys=True)
+
+
+def _scales(rows: Mapping[str, Any]) -> dict[str, Scale]:
+    """Scales from their exponents. Raises ``ValueError`` for exponents that no float has."""
+    found = {}
+    for name, row in rows.items():
+        fwd, bwd = row
+        if not all(type(e) is int and -1022 <= e <= 1023 for e in (fwd, bwd)):
+            raise ValueError(f"the scale of {name} is not two exponents")
+        found[name] = Scale.of_exponents(fwd, bwd)
+    return found
 
 
 def widest_gap(gaps: Iterable[float | None]) -> float | None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from unitify.formats.table import FORMATS
+
 #: Where a cast stands: the operation's name, the argument's, and the index among its tensors. The
 #: result of an operation has "" for the argument.
 Place = tuple[str, str, int]
+#: No float has a larger one.
+_LARGEST_EXPONENT = 1023
 
 
 @dataclass(frozen=True)
@@ -26,3 +30,8 @@ class Cast:
     is_gradient: bool = False
     exponent: int = 0
     mean: tuple[float, ...] = ()
+
+    def check(self) -> None:
+        """Check a cast from a file. Raises ``ValueError`` where no recipe makes it."""
+        if self.format not in FORMATS or abs(self.exponent) > _LARGEST_EXPONENT:
+            raise ValueError(f"a cast to {self.format!r} at 2^{self.exponent}")

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from unitify.diagnostics import RecipeInvalid, UnitifyError, UnknownRecipe
+from unitify.documents import first_line, read_toml
 from unitify.formats.table import FORMATS
 from unitify.recipe.recipe import FP8, OPTIONAL, RECIPES, Recipe
 
@@ -60,7 +60,8 @@ def own_table(path: Path) -> Mapping[str, Any]:
 
     Raises ``UnitifyError`` (U402) for a file that cannot be read and for any other key.
     """
-    own = _read(path).get("tool", {}).get("unitify", {})
+    tools = _read(path).get("tool", {})
+    own = tools.get("unitify", {}) if isinstance(tools, Mapping) else {}
     if not isinstance(own, Mapping) or own.keys() - {"recipe", "check"}:
         unknown = ", ".join(sorted(own)) if isinstance(own, Mapping) else own
         raise _invalid(str(path), f"[tool.unitify] holds {unknown}; its keys are recipe and check")
@@ -75,15 +76,15 @@ def _from_file(path: Path) -> Recipe | None:
 
 def _read(path: Path) -> Any:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return read_toml(path)
     except (OSError, ValueError) as error:
-        raise _invalid(str(path), f"it cannot be read ({error})") from None
+        raise _invalid(str(path), f"it cannot be read ({first_line(error)})") from None
 
 
 def _from_table(table: Mapping[str, Any], where: str, name: str | None = None) -> Recipe:
     changes = dict(table)
     base = changes.pop("base", None)
-    if base is not None and base not in RECIPES:
+    if base is not None and not (isinstance(base, str) and base in RECIPES):
         raise UnitifyError(UnknownRecipe(name=str(base), known=", ".join(RECIPES)))
     fields = {field.name for field in dataclasses.fields(Recipe)}
     unknown = sorted(changes.keys() - fields)
@@ -108,8 +109,8 @@ def _from_plain(key: str, value: Any, where: str) -> Any:
             raise _invalid(where, f"{key} is {value!r}, which is none of: {', '.join(FORMATS)}")
         return FORMATS[value]
     if key in ("include", "exclude"):
-        return (value,) if isinstance(value, str) else tuple(value)
-    if key in ("scale", "loss_scale", "min_sqnr") and isinstance(value, int):
+        return tuple(value) if isinstance(value, list | tuple) else (value,)
+    if key in ("scale", "loss_scale", "min_sqnr") and type(value) is int and abs(value) < 2**64:
         return float(value)
     return value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,8 @@ class Recipe:
     - ``center``: subtract the mean of each channel from the operand before it is rounded, and add
       the contraction of the mean, which is not rounded. "none" does so nowhere; "predicted" where
       running statistics (of batch norms) give the mean; "measured" by the batches
+    - ``joint``: one scale for the weights of layers that take the same value, and one for that
+      value, as runtimes have that fuse them (q, k and v). ``unitify.export`` requires it
     - ``min_sqnr``: mixed precision. Leave in BF16 as few FLOPs as keep the signal to quantization
       noise of every output above this, in decibels
     - ``simulate``: True rounds, and multiplies in the model's own type; False multiplies FP8
@@ -90,6 +93,7 @@ class Recipe:
     saturate: bool = True
     headroom: str = "none"
     center: str = "none"
+    joint: bool = False
     min_sqnr: float | None = None
     simulate: str | bool = "auto"
 
@@ -101,7 +105,7 @@ class Recipe:
     @property
     def is_chosen(self) -> bool:
         """Does it choose by what is known of a model's values?"""
-        return {self.headroom, self.center} != {"none"} or self.min_sqnr is not None
+        return (self.headroom, self.center) != ("none", "none") or self.min_sqnr is not None
 
     def as_table(self) -> dict[str, Any]:
         """Plain data from which ``read_recipe`` makes the same recipe."""
@@ -123,7 +127,7 @@ def _problems(recipe: Recipe) -> list[str]:
     for name, choices in CHOICES.items():
         if getattr(recipe, name) not in choices:
             found.append(f"{name} is {getattr(recipe, name)!r}, not one of {choices}")
-    for name in ("attention", "saturate"):
+    for name in ("attention", "saturate", "joint"):
         if not isinstance(getattr(recipe, name), bool):
             found.append(f"{name} is {getattr(recipe, name)!r}, not true or false")
     for name in ("include", "exclude"):
@@ -132,7 +136,10 @@ def _problems(recipe: Recipe) -> list[str]:
             found.append(f"{name} is {patterns!r}, not patterns")
     if not (isinstance(recipe.multiple, int) and recipe.multiple >= 1):
         found.append(f"multiple is {recipe.multiple!r}, not a count")
-    if recipe.min_sqnr is not None and not isinstance(recipe.min_sqnr, float):
+    if not isinstance(recipe.name, str):
+        found.append(f"name is a {type(recipe.name).__name__}, not text")
+    sqnr = recipe.min_sqnr
+    if sqnr is not None and not (isinstance(sqnr, float) and math.isfinite(sqnr)):
         found.append(f"min_sqnr is {recipe.min_sqnr!r}, not a number of decibels")
     for name, scaling in (("scale", "constant"), ("loss_scale", "plain")):
         value = getattr(recipe, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unitify.diagnostics import ReadingsUnreadable, UnitifyError
+from unitify.documents import JSON_BYTES, first_line, parse_json, read_text
 from unitify.drift.monitor import Reading, Record
 from unitify.report.numerics import DIRECTIONS
 
@@ -20,8 +20,8 @@ def read_drift(path: str | os.PathLike[str]) -> tuple[Record, ...]:
     Raises ``UnitifyError`` (U609) for a file that ``unitify.monitor`` did not write.
     """
     try:
-        lines = Path(path).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(Path(path), JSON_BYTES).splitlines()
+    except (OSError, ValueError) as error:
         problem = getattr(error, "strerror", None) or str(error)
         raise _unreadable(path, problem) from None
     records = []
@@ -29,9 +29,10 @@ def read_drift(path: str | os.PathLike[str]) -> tuple[Record, ...]:
         if not line.strip():
             continue
         try:
-            records.append(_record(json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _unreadable(path, f"line {number} is not a record ({error})") from None
+            records.append(_record(parse_json(line)))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            problem = f"line {number} is not a record ({first_line(error)})"
+            raise _unreadable(path, problem) from None
     if not records:
         raise _unreadable(path, "it has no record")
     return tuple(records)

@@ -40,6 +40,8 @@ AVERAGE = sympy.Function("average")
 LARGEST = sympy.Function("largest")
 PARTICIPATION = sympy.Function("participation")
 JACOBIAN = sympy.Function("jacobian")
+#: sympy compares each argument of a minimum with each other.
+_MAX_COMPARED = 16
 #: Name → the function, and the least and greatest number of its arguments.
 _FUNCTIONS: dict[str, tuple[Any, int, float]] = {
     **{name: (function, 1, 1) for name, function in MOMENTS.items()},
@@ -51,8 +53,8 @@ _FUNCTIONS: dict[str, tuple[Any, int, float]] = {
     "exp": (sympy.exp, 1, 1),
     "log": (sympy.log, 1, 1),
     "erf": (sympy.erf, 1, 1),
-    "minimum": (sympy.Min, 2, math.inf),
-    "maximum": (sympy.Max, 2, math.inf),
+    "minimum": (sympy.Min, 2, _MAX_COMPARED),
+    "maximum": (sympy.Max, 2, _MAX_COMPARED),
 }
 #: Names in ``dims`` that a function counts (``analysis.counts``), and the arguments that it needs.
 COUNTED: Mapping[str, tuple[str, ...]] = {
@@ -64,6 +66,8 @@ COUNTED: Mapping[str, tuple[str, ...]] = {
 }
 _MAX_LENGTH = 1000
 _MAX_EXPONENT = 64
+#: Bits of a number; the argument of ``exp``; and the operations of a formula.
+_MAX_BITS, _MAX_POWER, _MAX_OPERATIONS = 1024, 700, 10_000
 
 
 class ExpressionError(ValueError):
@@ -128,7 +132,12 @@ def parse_monomial(text: str) -> dict[str, Fraction | str]:
             case _:
                 raise ExpressionError(f"{text!r} is not a product of powers of names")
 
-    walk(_parse_spaced(text), 1)
+    try:
+        walk(_parse_spaced(text), 1)
+    except RecursionError:
+        raise ExpressionError(f"{text!r} is nested too deeply") from None
+    if any(isinstance(p, Fraction) and abs(p) > _MAX_EXPONENT for p in exponents.values()):
+        raise ExpressionError(f"an exponent of {text!r} exceeds {_MAX_EXPONENT}")
     return {name: power for name, power in exponents.items() if power != 0}
 
 
@@ -179,12 +188,35 @@ def parse_formula(text: str) -> sympy.Expr:
                     power.is_Number and abs(power) > _MAX_EXPONENT
                 ):
                     raise ExpressionError(f"an exponent of {text!r} exceeds {_MAX_EXPONENT}")
-                return _BINARY[type(operator)](build(left), power)
+                base = build(left)
+                is_number = isinstance(operator, ast.Pow) and base.is_Rational and power.is_Integer
+                if is_number and _bits(base) * abs(int(power)) > _MAX_BITS:
+                    raise ExpressionError(f"a number of {text!r} exceeds {_MAX_BITS} bits")
+                return _BINARY[type(operator)](base, power)
             case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]):
                 return _called(name, arguments, [build(a) for a in arguments], text)
         raise ExpressionError(f"{ast.unparse(node)!r} in {text!r} is not in the language")
 
-    return build(_parse_spaced(text))
+    try:
+        found = build(_parse_spaced(text))
+    except (ArithmeticError, RecursionError, TypeError) as error:
+        raise ExpressionError(f"{text!r} has no value ({error})") from None
+    check_bounded(found)
+    if found.has(sympy.zoo, sympy.nan, sympy.oo, sympy.I):
+        raise ExpressionError(f"{text!r} has no value")
+    return found
+
+
+def check_bounded(formula: sympy.Expr) -> None:
+    """Raises ``ExpressionError`` for a formula of too many operations, or too long numbers."""
+    for count, part in enumerate(sympy.preorder_traversal(formula)):
+        is_long = part.is_Rational and _bits(part) > _MAX_BITS
+        if is_long or count > _MAX_OPERATIONS:
+            raise ExpressionError(f"a formula has more than {_MAX_OPERATIONS} operations")
+
+
+def _bits(number: sympy.Rational) -> int:
+    return int(number.p).bit_length() + int(number.q).bit_length()
 
 
 def _called(
@@ -197,9 +229,14 @@ def _called(
         raise ExpressionError(f"{name} in {text!r} has {len(arguments)} arguments")
     if name in MOMENTS and not isinstance(written[0], ast.Name):
         raise ExpressionError(f"{name} in {text!r} takes the name of an operand")
-    if function is AVERAGE and not all(a.is_Integer for a in arguments[1:]):
+    if function is AVERAGE and not all(a.is_Integer and abs(a) < 64 for a in arguments[1:]):
         raise ExpressionError(f"a dimension of {name} in {text!r} is not an integer")
-    return function(*arguments)
+    if function is sympy.exp and arguments[0].is_number and not abs(arguments[0]) < _MAX_POWER:
+        raise ExpressionError(f"exp in {text!r} exceeds the numbers")
+    found = function(*arguments)
+    if function in (sympy.Min, sympy.Max) and len(found.args) > _MAX_COMPARED:
+        raise ExpressionError(f"{name} in {text!r} compares more than {_MAX_COMPARED} values")
+    return found
 
 
 def _path(node: ast.expr, text: str) -> str:
@@ -235,7 +272,7 @@ def parse_sample(text: str, functions: Mapping[str, Callable[..., Any]]) -> Any:
                 named = {k.arg: build(k.value) for k in keywords if k.arg}
                 try:
                     return functions[name](*(build(a) for a in arguments), **named)
-                except (TypeError, ValueError, RuntimeError) as error:
+                except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
                     raise ExpressionError(f"{text!r}: {error}") from None
         raise ExpressionError(f"{ast.unparse(node)!r} in {text!r} is not a sample argument")
 

@@ -6,6 +6,7 @@ A reader turns a value of TOML into a field of ``Rule``, or raises ``RowError``.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -52,8 +53,9 @@ def _flag(value: Any) -> bool:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RowError(f"{value!r} is not a number")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or math.isnan(value) or (isinstance(value, int) and abs(value) >= 2**64):
+        raise RowError(f"{str(value)[:60]} is not a number")
     return float(value)
 
 

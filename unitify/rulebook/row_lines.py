@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 Path = tuple[str, ...]
+#: Lines of a statement.
+_LONGEST = 200
 
 
 def lines_of(text: str) -> dict[Path, int]:
@@ -20,6 +22,9 @@ def lines_of(text: str) -> dict[Path, int]:
     pending, start = "", 1
     for number, line in enumerate(text.splitlines(), 1):
         start = start if pending else number
+        # Each line of a statement parses it again, so a longer one has no lines.
+        if number - start > _LONGEST:
+            break
         pending += f"{line}\n"
         try:
             held = tomllib.loads(pending)

@@ -12,7 +12,7 @@ from typing import Any
 
 import sympy
 
-from unitify.rulebook.expressions import ExpressionError
+from unitify.rulebook.expressions import ExpressionError, check_bounded
 from unitify.rulebook.row_forms import KEYS, known
 from unitify.rulebook.rule import Common, Law, Moments, Rule
 
@@ -52,7 +52,10 @@ def read_row(operation: str, row: Any) -> tuple[Row | None, list[Problem]]:
     if problems:
         return None, problems
     where = found.pop("where", {})
-    meant = _replaced(where)
+    try:
+        meant = _replaced(where)
+    except ExpressionError as error:
+        return None, [Problem(("where",), str(error))]
     for key in ("forward", "backward", "statistics", "common"):
         if key in found:
             found[key] = _with(found[key], meant)
@@ -78,6 +81,7 @@ def _replaced(where: Mapping[str, sympy.Expr]) -> dict[sympy.Symbol, sympy.Expr]
     meant: dict[sympy.Symbol, sympy.Expr] = {}
     for name, formula in where.items():
         meant[sympy.Symbol(name)] = formula.xreplace(meant)
+        check_bounded(meant[sympy.Symbol(name)])
     return meant
 
 

@@ -25,6 +25,7 @@ from unitify.diagnostics import (
     UnitifyError,
     UnknownOption,
 )
+from unitify.documents import TOML_BYTES, first_line, parse_toml, read_text
 from unitify.rulebook.row_forms import close_to
 from unitify.rulebook.row_lines import failing_line, line_of, lines_of
 from unitify.rulebook.row_names import unknown_names
@@ -106,16 +107,16 @@ def _registered(rows: Mapping[str, Any]) -> _Rows:
 
 
 def _opened(path: Path) -> _Rows:
+    text = ""
     try:
-        text = path.read_text("utf-8")
-    except (OSError, ValueError) as error:
-        raise UnitifyError(RuleInvalid(operation=str(path), problem=str(error))) from None
-    try:
-        return _Rows(tomllib.loads(text), str(path), text)
+        text = read_text(path, TOML_BYTES)
+        return _Rows(parse_toml(text), str(path), text)
     except tomllib.TOMLDecodeError as error:
         where = f"{path}:{failing_line(error, text)}"
         problem = f"the file is not TOML: {error}"
         raise UnitifyError(RuleInvalid(where=where, operation=path.name, problem=problem)) from None
+    except (OSError, ValueError) as error:
+        raise UnitifyError(RuleInvalid(operation=str(path), problem=first_line(error))) from None
 
 
 def _read(held: _Rows, *, is_checked: bool, before: RuleTable | None = None) -> RuleTable:

@@ -16,6 +16,9 @@ from torch import Generator, Tensor
 
 from unitify.rulebook.expressions import parse_sample
 
+#: Elements of a sample.
+_MOST = 2**24
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -30,6 +33,9 @@ class Sample:
     square: float
     make: Callable[[Generator], Tensor]
     grad: bool = True
+
+    def __post_init__(self) -> None:
+        _check_shape(self.shape)
 
     def draw(self, generator: Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         """One draw; floating tensors as ``dtype``."""
@@ -68,6 +74,13 @@ def draw_arguments(
         return [drawn(item) for item in value] if isinstance(value, list) else value
 
     return {name: drawn(value) for name, value in arguments.items()}
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+    """Raises ``ValueError`` for what is no shape, or one of too many elements."""
+    sizes = [size if isinstance(size, int) and size >= 0 else -1 for size in shape]
+    if min(sizes, default=0) < 0 or math.prod(sizes) > _MOST:
+        raise ValueError(f"the shape {shape} is not one of at most {_MOST} elements")
 
 
 def normal(*shape: int, mean: float = 0.0, rms: float | None = None, grad: bool = True) -> Sample:
@@ -121,6 +134,7 @@ def well_conditioned(count: int, size: int) -> Sample:
 
 def ascending(count: int) -> Sample:
     """Numbers in ascending order, around zero."""
+    _check_shape((count,))
     values = torch.linspace(-1.0, 1.0, count, dtype=torch.float64)
     return Sample((count,), 0.0, float(values.square().mean()), lambda _: values.clone())
 
@@ -154,6 +168,7 @@ def integers(high: int, *shape: int) -> Sample:
 
 def multiples(step: int, *shape: int) -> Sample:
     """0, step, 2·step, …: integers that all differ."""
+    _check_shape(shape)
     values = torch.arange(math.prod(shape)).reshape(shape) * step
     return Sample(shape, math.nan, math.nan, lambda _: values.clone())
 

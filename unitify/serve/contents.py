@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -22,14 +23,15 @@ def write_contents(
 ) -> None:
     """Describe a folder that is otherwise complete.
 
-    ``sqnr``: signal to noise of its reader's outputs in decibels; None where not compared.
+    ``sqnr``: signal to noise of its reader's outputs in decibels, infinite where they are equal;
+    None where not compared.
     ``rows``: its layers and caches.
     """
     document = {
         "format": FORMAT,
         "layout": layout,
         "recipe": recipe.as_table(),
-        "sqnr": sqnr,
+        "sqnr": "bitwise" if sqnr == math.inf else sqnr,
         **rows,
         "versions": {"unitify": __version__, "torch": torch.__version__},
         "sha256": folder.hashes(),

@@ -12,6 +12,7 @@ from typing import Any
 
 from unitify.checkpoint.pretrained import quiet
 from unitify.diagnostics import CheckpointUnreadable, UnitifyError
+from unitify.documents import first_line, malformed
 from unitify.serve.kv_cache import kv_cache
 
 
@@ -41,13 +42,18 @@ def continued(
         raise _unusable(folder, f"its model, a {type(module).__name__}, does not generate text")
     try:
         with quiet(transformers):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise _unusable(folder, f"its tokenizer cannot be read ({first})") from error
-    if (folder / "generation_config.json").is_file():
-        settings = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
-        module.generation_config = settings
+            with malformed("its tokenizer cannot be read"):
+                tokenizer = transformers.AutoTokenizer.from_pretrained(
+                    folder, local_files_only=True, trust_remote_code=False
+                )
+            if (folder / "generation_config.json").is_file():
+                with malformed("its generation_config.json cannot be read"):
+                    settings = transformers.GenerationConfig.from_pretrained(
+                        folder, local_files_only=True
+                    )
+                    module.generation_config = settings
+    except ValueError as error:
+        raise _unusable(folder, first_line(error)) from error
     given = tokenizer(prompt, return_tensors="pt")
     names = {"input_ids", "attention_mask"}
     has_codes = module.recipe is not None and module.recipe.kv_cache is not None

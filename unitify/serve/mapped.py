@@ -35,7 +35,7 @@ def mapped_model(
     with _parameters_on_meta():
         model = from_config(folder, weights)
     if fit(model, weights, same_types=True).problem:
-        model, notes = read_pretrained(folder, NOTHING)
+        model, notes = read_pretrained(folder, NOTHING, weights)
         return model.requires_grad_(False), notes
     model.load_state_dict(weights, strict=False, assign=True)
     tie: Any = getattr(model, "tie_weights", None)

@@ -8,7 +8,7 @@ Casts are ``QuantizeLinear`` and ``DequantizeLinear``. The whole model is in mem
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,8 @@ from unitify.convert import read_source
 from unitify.diagnostics import NotOnnx, UnitifyError
 from unitify.recipe.recipe import Recipe
 from unitify.serve.contents import ONNX, ONNX_FILE, write_contents
-from unitify.serve.export import Export
 from unitify.serve.reopened import LEAST, Reader, check_package, reopened
-from unitify.serve.shards import OnBytes
+from unitify.serve.writing import Export, OnStart
 from unitify.transforming import transform
 
 
@@ -40,7 +39,7 @@ def export_onnx(
     scales: str = "auto",
     rules: Iterable[str | Path] = (),
     verify: bool = True,
-    on_start: Callable[[int], OnBytes] = lambda _size: lambda _bytes: None,
+    on_start: OnStart = lambda _size: lambda _bytes: None,
 ) -> Export:
     """Write the inference graph of the transformed model to the new folder ``output``.
 
@@ -100,7 +99,7 @@ def _sizes(value: Any) -> Any:
     return {axis: Dim.AUTO for axis, length in enumerate(value.shape) if length > 1}
 
 
-def _write(folder: Folder, program: Any, on_start: Callable[[int], OnBytes]) -> int:
+def _write(folder: Folder, program: Any, on_start: OnStart) -> int:
     """Write the graph and its weights, and return their size in bytes."""
     path = folder.partial / ONNX_FILE
     program.save(path, external_data=True)
@@ -109,7 +108,7 @@ def _write(folder: Folder, program: Any, on_start: Callable[[int], OnBytes]) -> 
     return size
 
 
-def in_onnxruntime(folder: Path, _model: nn.Module) -> Reader:
+def in_onnxruntime(folder: Path) -> Reader:
     """The graph of ``folder`` in onnxruntime, which takes the tensors of a call in their order."""
     import onnxruntime
 

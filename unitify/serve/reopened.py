@@ -67,15 +67,15 @@ def reopened(
     model: nn.Module,
     calls: Iterable[Inputs],
     least: float,
-    opened: Callable[[Path, nn.Module], Reader] = in_transformers,
+    opened: Callable[[Path], Reader] | None = None,
 ) -> float:
     """Signal to noise of the outputs of ``folder``, relative to those of ``model``, in decibels.
 
-    ``opened``: opens the folder. Raises ``UnitifyError`` (U615) where the ratio is below ``least``,
-    or the reader fails.
+    ``opened``: opens the folder; None is ``in_transformers``. Raises ``UnitifyError`` (U615) where
+    the ratio is below ``least``, or the reader fails.
     """
     try:
-        reader = opened(folder, model)
+        reader = opened(folder) if opened is not None else in_transformers(folder, model)
         signal = noise = 0.0
         for call in calls:
             ours, theirs = _floating(outputs_of(model, call)), _floating(reader(call))

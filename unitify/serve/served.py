@@ -7,12 +7,13 @@ of an operand of a linear layer, by a constant power of two. Any other cast of a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
 from unitify.capture.whole import Capture
+from unitify.cast.joint import fused
 from unitify.diagnostics import NotFolded, UnitifyError
 from unitify.estimates import Rms
 from unitify.formats.band import band_of
@@ -87,7 +88,7 @@ def served(
             layer, problem = _layer(model, part.path, part.capture, node, rule, choice)
             if choice.forward in ("", "bf16", "fp16"):
                 if layer:
-                    kept[_group(layer, node, rule)] = layer
+                    kept[fused(layer, _operand(node, rule))] = layer
             elif problem:
                 wrong.append(NotFolded(value=layer or choice.value, problem=problem))
             else:
@@ -101,7 +102,8 @@ def served(
         wrong.append(NotFolded(value=layer, problem=problem))
     if wrong:
         raise UnitifyError(*wrong)
-    return tuple(_joined(found))
+    _check_joint(found)
+    return tuple(found)
 
 
 def _layer(
@@ -133,10 +135,10 @@ def _module(model: nn.Module, path: str) -> nn.Module | None:
         return None
 
 
-def _group(layer: str, node: fx.Node, rule: Rule) -> str:
+def _operand(node: fx.Node, rule: Rule) -> fx.Node:
     assert rule.matmul is not None
-    operand = named_arguments(node)[rule.matmul.left]
-    return f"{layer.rpartition('.')[0]}:{operand.name}"
+    operand: fx.Node = named_arguments(node)[rule.matmul.left]
+    return operand
 
 
 def _served(
@@ -149,9 +151,9 @@ def _served(
     assert rule.matmul is not None
     scales = {cast.place[1]: math.ldexp(1.0, part.exponent(cast)) for cast in choice.casts}
     weight, input = scales[rule.matmul.right], scales[rule.matmul.left]
-    operand = named_arguments(node)[rule.matmul.left]
+    operand = _operand(node, rule)
     rms = part.estimates.get(operand.name, Rms()).forward or 0.0
-    return Served(layer, choice.forward, weight, input, _group(layer, node, rule), rms)
+    return Served(layer, choice.forward, weight, input, fused(layer, operand), rms)
 
 
 def _once(found: Iterable[Served]) -> list[Served]:
@@ -164,11 +166,14 @@ def _once(found: Iterable[Served]) -> list[Served]:
     return [layers[layer] for layer in sorted(layers)]
 
 
-def _joined(found: list[Served]) -> Iterator[Served]:
-    """One scale for all weights of a group, and one for its input."""
-    groups: dict[str, list[Served]] = {}
+def _check_joint(found: Iterable[Served]) -> None:
+    """Raises ``UnitifyError`` (U614) where layers of a group have different scales."""
+    first: dict[str, Served] = {}
+    wrong = []
     for each in found:
-        groups.setdefault(each.group, []).append(each)
-    for each in found:
-        of = groups[each.group]
-        yield replace(each, weight=max(o.weight for o in of), input=max(o.input for o in of))
+        other = first.setdefault(each.group, each)
+        if (each.weight, each.input) != (other.weight, other.input):
+            problem = f"{other.layer}, which has the same input, has other scales (joint = true)"
+            wrong.append(NotFolded(value=each.layer, problem=problem))
+    if wrong:
+        raise UnitifyError(*wrong)
