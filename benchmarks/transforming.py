@@ -62,7 +62,7 @@ def imports() -> dict[str, float]:
         "import torch": "import torch",
         "import unitify": "import unitify",
         "unitify --help": "import sys; sys.argv = ['unitify', '--help']\n"
-        "from unitify.cli import app\ntry: app()\nexcept SystemExit: pass",
+        "from unitify_command import main\ntry: main()\nexcept SystemExit: pass",
     }
 
     def run_of(code: str) -> Any:

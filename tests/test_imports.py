@@ -7,6 +7,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 import unitify
 from unitify.capture.sizes import RECORDING_SECONDS
 from unitify.check.outputs import FORMATS
@@ -35,11 +37,22 @@ def test_the_package_is_its_operators() -> None:
     assert own == {"formats", "runtime", "version"}
 
 
-def test_the_help_of_the_command_line() -> None:
-    code = "from unitify.cli import app\ntry:\n    app(['--help'])\nexcept SystemExit:\n    pass"
-    found = loaded(code)
-    assert not found & HEAVY
-    assert not {name for name in found if name.startswith("unitify.capture")}
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["convert", "--help"]], ids=str)
+def test_help_and_version_need_no_torch(words: list[str]) -> None:
+    script = (
+        f"import sys; sys.argv = {['unitify', *words]}\nfrom unitify_command import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+
+
+def test_a_command_has_the_operators() -> None:
+    script = (
+        "import sys; sys.argv = ['unitify', 'explain', 'U001']\nfrom unitify_command import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "import torch\ntorch.ops.unitify.rescale.default"
+    )
+    subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
 
 
 def test_the_help_says_what_is() -> None:

@@ -1,14 +1,17 @@
 """unitify: a PyTorch model in, the same function with every tensor near unit scale out.
 
-An import of the package registers the operators of emitted graphs, and no more. The object of each
-public name is imported at its first use.
+An import of the package registers the operators of emitted graphs, and no more; on the command line
+each command does that. The object of each public name is imported at its first use.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-import unitify.runtime as _runtime  # noqa: F401  (registers the operators of emitted graphs)
+import unitify_command as _command
 from unitify.version import __version__ as __version__
+
+if not _command.RUNS:
+    import unitify.runtime as _runtime  # noqa: F401  (registers the operators of emitted graphs)
 
 if TYPE_CHECKING:
     from unitify import optim as optim

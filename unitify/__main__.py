@@ -1,5 +1,5 @@
 """``python -m unitify``: the command line."""
 
-from unitify.cli import main
+from unitify_command import main
 
 main()

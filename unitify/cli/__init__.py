@@ -7,9 +7,4 @@ to stdout, and progress to stderr if that is a terminal. ``NO_COLOR`` is honored
 from unitify.cli import check, convert, explain, export, generate, report, rules
 from unitify.cli.application import app
 
-__all__ = ["app", "check", "convert", "explain", "export", "generate", "main", "report", "rules"]
-
-
-def main() -> None:
-    """The console script ``unitify``."""
-    app()
+__all__ = ["app", "check", "convert", "explain", "export", "generate", "report", "rules"]

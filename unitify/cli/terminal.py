@@ -26,6 +26,8 @@ def reported() -> Iterator[None]:
     """
     from rich.console import Console
 
+    import unitify.runtime  # noqa: F401  (registers the operators of emitted graphs)
+
     with warnings.catch_warnings():
         # Hide warnings of torch and transformers. Ours are in the report.
         warnings.simplefilter("ignore")
