@@ -63,11 +63,11 @@ def table(counts: Counts = COUNTS) -> str:
 def losses(found: Mapping[str, Any]) -> int:
     """The losses in what kills left."""
     names = ("incomplete under its name", "not completed by the same call")
-    return sum(found.get(name, 0) for name in names) + found["runs"] - found["right in the end"]
+    return sum(found.get(name, 0) for name in names) + found["kills"] - found["right in the end"]
 
 
 def _rows_of_kills() -> str:
-    names = ("runs", "killed", "unfinished", "partial folder", "complete", "right in the end")
+    names = ("kills", "unfinished", "partial folder", "complete", "right in the end")
     rows = [(f, *(found.get(n, 0) for n in names), losses(found)) for f, found in KILLS.items()]
     return _rows(("format", *names, "losses"), rows)
 

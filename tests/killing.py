@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -111,15 +112,18 @@ def killed(folder: Path, name: str, write: Any, verify: Any, kills: int) -> dict
     found = Counter[str]()
     for number in range(kills):
         place = folder / f"{name}-{number}"
-        place.mkdir()
         output = place / "out"
-        change = draw.randrange(changes) if number % 2 else -1
-        with forked(partial(write, output), change) as process:
-            if change < 0:
-                time.sleep(draw.uniform(0, seconds))
-                os.kill(process, signal.SIGKILL)
-            code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-        found["killed" if code == -signal.SIGKILL else "finished before"] += 1
+        code = DONE
+        while code != -signal.SIGKILL:
+            # One that finished before it was to be killed is done again.
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir()
+            change = draw.randrange(changes) if number % 2 else -1
+            with forked(partial(write, output), change) as process:
+                if change < 0:
+                    time.sleep(draw.uniform(0, seconds))
+                    os.kill(process, signal.SIGKILL)
+                code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         is_there = output.exists()
         found["complete" if is_there else "unfinished"] += 1
         found["partial folder"] += (place / ".out.partial").exists()
@@ -132,7 +136,7 @@ def killed(folder: Path, name: str, write: Any, verify: Any, kills: int) -> dict
         found["right in the end"] += is_right
         left = {path.name for path in place.iterdir()} - {"out", ".out.lock"}
         found["left beside it"] += bool(left)
-    return {"runs": kills, "changes": changes, **found}
+    return {"kills": kills, "changes": changes, **found}
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
