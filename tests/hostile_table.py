@@ -29,8 +29,8 @@ _KILLS = """
 ## Killed conversions
 
 A small Llama in several shards is converted, and `kill -9` ends the process: half of the times at
-a random time, half in front of a random change of the file system. Then the same call runs again,
-for a runtime with `--resume`. A loss is a folder under its final name that `unitify verify`
+a random time, half in front of a change of the file system (each of the last six, and others at
+random). Then the same call runs again, for a runtime with `--resume`. A loss is a folder under its final name that `unitify verify`
 refuses, a second call that does not complete, or a result that differs. "Partial folder" counts
 what was begun and had not its name yet.
 
@@ -63,11 +63,11 @@ def table(counts: Counts = COUNTS) -> str:
 def losses(found: Mapping[str, Any]) -> int:
     """The losses in what kills left."""
     names = ("incomplete under its name", "not completed by the same call")
-    return sum(found.get(name, 0) for name in names) + found["runs"] - found["right in the end"]
+    return sum(found.get(name, 0) for name in names) + found["kills"] - found["right in the end"]
 
 
 def _rows_of_kills() -> str:
-    names = ("runs", "killed", "unfinished", "partial folder", "complete", "right in the end")
+    names = ("kills", "unfinished", "partial folder", "complete", "right in the end")
     rows = [(f, *(found.get(n, 0) for n in names), losses(found)) for f, found in KILLS.items()]
     return _rows(("format", *names, "losses"), rows)
 

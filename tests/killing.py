@@ -1,7 +1,8 @@
 """Kills conversions: ``python tests/killing.py FOLDER KILLS`` prints what was left, as JSON.
 
 Each conversion is a fork of this process, which has all imports. Half of them are killed at a
-random time, half in front of a random change of the file system. Then the same call runs again.
+random time, half in front of a change of the file system: the last ones, and others at random.
+Then the same call runs again.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -35,6 +37,8 @@ from unitify.serve.export import export
 CHANGES: Any = multiprocessing.Value("i", 0)
 #: Exit statuses of a fork: finished, refused because the output is there, and another error.
 DONE, THERE, FAILED = 0, 3, 4
+#: The changes by which a folder is finished; a kill stands in front of each.
+_LAST = 6
 _EVENTS = ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
 
 
@@ -108,18 +112,24 @@ def killed(folder: Path, name: str, write: Any, verify: Any, kills: int) -> dict
     assert status(lambda: write(whole)) == DONE
     seconds, changes = time.perf_counter() - start, CHANGES.value
     expected = _contents(whole)
+    first = list(range(changes - _LAST))
+    draw.shuffle(first)
+    places = [*range(changes - _LAST, changes), *first]
     found = Counter[str]()
     for number in range(kills):
         place = folder / f"{name}-{number}"
-        place.mkdir()
         output = place / "out"
-        change = draw.randrange(changes) if number % 2 else -1
-        with forked(partial(write, output), change) as process:
-            if change < 0:
-                time.sleep(draw.uniform(0, seconds))
-                os.kill(process, signal.SIGKILL)
-            code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-        found["killed" if code == -signal.SIGKILL else "finished before"] += 1
+        code = DONE
+        while code != -signal.SIGKILL:
+            # One that finished before it was to be killed is done again.
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir()
+            change = places[number // 2] if number % 2 else -1
+            with forked(partial(write, output), change) as process:
+                if change < 0:
+                    time.sleep(draw.uniform(0, seconds))
+                    os.kill(process, signal.SIGKILL)
+                code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         is_there = output.exists()
         found["complete" if is_there else "unfinished"] += 1
         found["partial folder"] += (place / ".out.partial").exists()
@@ -132,7 +142,9 @@ def killed(folder: Path, name: str, write: Any, verify: Any, kills: int) -> dict
         found["right in the end"] += is_right
         left = {path.name for path in place.iterdir()} - {"out", ".out.lock"}
         found["left beside it"] += bool(left)
-    return {"runs": kills, "changes": changes, **found}
+        if not is_right:
+            print(f"wrong after a kill in front of change {change}", file=sys.stderr)
+    return {"kills": kills, "changes": changes, **found}
 
 
 def _contents(folder: Path) -> dict[str, bytes]:

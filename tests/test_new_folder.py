@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from unitify.checkpoint.new_folder import new_folder
+from unitify.checkpoint.new_folder import new_folder, sha256
 from unitify.diagnostics import FolderDamaged, UnitifyError
 
 
@@ -64,3 +64,26 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
         assert other.returncode == 1
         assert "U617" in other.stderr
     assert os.listdir(path) == ["one.json"]
+
+
+def test_what_was_begun_is_no_part_of_the_folder(tmp_path: Path) -> None:
+    """Neither the last document, whose hash no later one can hold, nor half of any."""
+
+    def write(path: Path) -> str:
+        path.write_bytes(b"whole")
+        return sha256(path)
+
+    partial = tmp_path / ".out.partial"
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        new_folder(tmp_path / "out", {"a": 1}) as folder,
+    ):
+        folder.once("one.bin", write)
+        folder.write("last.json", {})
+        (partial / "two.bin.partial").write_bytes(b"ha")
+        (partial / "below").mkdir()
+        raise KeyboardInterrupt
+    with new_folder(tmp_path / "out", {"a": 1}, resume=True) as folder:
+        assert not folder.once("one.bin", write)
+        assert list(folder.hashes()) == ["one.bin"]
+    assert os.listdir(tmp_path / "out") == ["one.bin"]

@@ -98,7 +98,18 @@ class Folder:
         if not self.done:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
+        self._remove_others()
         self._note()
+
+    def _remove_others(self) -> None:
+        """Remove what an interrupted run had begun. It would be taken for a part of the folder."""
+        for path in self.partial.iterdir():
+            if path.name in self.done:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def _begun(self) -> dict[str, str]:
         """Complete files of an interrupted run of the same request."""
