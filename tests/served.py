@@ -49,16 +49,26 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Export]]:
-    """Every layout of it."""
-    found = {}
-    for name, (recipe, format) in MADE.items():
-        folder = tmp_path_factory.mktemp("out") / name
+class Made(dict[str, tuple[Path, Export]]):
+    """A folder for each layout, written when it is asked for."""
+
+    def __init__(self, source: Path, factory: pytest.TempPathFactory) -> None:
+        super().__init__()
+        self.source, self.factory = source, factory
+
+    def __missing__(self, name: str) -> tuple[Path, Export]:
+        recipe, format = MADE[name]
         read = read_recipe(recipe)
         assert read is not None
-        found[name] = folder, export(source, folder, read, format)
-    return found
+        folder = self.factory.mktemp("out") / name
+        self[name] = folder, export(self.source, folder, read, format)
+        return self[name]
+
+
+@pytest.fixture(scope="session")
+def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Every layout of it."""
+    return Made(source, tmp_path_factory)
 
 
 def damaged(folder: Path, tmp_path: Path, change: Any) -> Path:

@@ -89,6 +89,7 @@ def test_a_loss_function_says_where_gradients_start() -> None:
         assert rms.backward is None or 0.5 < analyzed[name].backward / rms.backward < 2, name
 
 
+@pytest.mark.slow
 def test_scaling_a_loss_scales_every_gradient() -> None:
     model, args, kwargs = zoo.build("mlp")
     one, eight = (

@@ -275,6 +275,7 @@ def test_a_converted_folder(run: Run, tmp_path: Path) -> None:
     assert same.exit_code == 0, same.output
 
 
+@pytest.mark.slow
 def test_a_committed_plan(run: Run, tmp_path: Path) -> None:
     import unitify
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 import unitify
 from unitify.checkpoint import folder
+from unitify.checkpoint.new_folder import sha256
 from unitify.cli import app
 from unitify.diagnostics import all_diagnostics
 from unitify.rule_trials.listing import rule_texts
@@ -81,8 +82,8 @@ def test_plan_and_report(run: Run, weights: Path) -> None:
         "unitify": unitify.__version__,
         "torch": str(torch.__version__),
     }
-    assert document["source"]["sha256"] == {"mlp.safetensors": folder.sha256(weights)}
-    assert document["sha256"]["model.safetensors"] == folder.sha256(Path("out/model.safetensors"))
+    assert document["source"]["sha256"] == {"mlp.safetensors": sha256(weights)}
+    assert document["sha256"]["model.safetensors"] == sha256(Path("out/model.safetensors"))
     report = json.loads(Path("out/report.json").read_text())
     assert report["model"] == "Sequential"
     assert report["verification"]["exact_before_casts"] is True
@@ -240,10 +241,10 @@ def nothing(path: Path) -> None:
 BAD_CHECKPOINTS = [
     ("none.pt", nothing, "U601", "there is no such file"),
     ("none.safetensors", nothing, "U601", "there is no such file"),
-    ("cut.pt", truncated, "U601", "not a whole state dict"),
+    ("cut.pt", truncated, "U601", "not a whole archive"),
     ("cut.safetensors", truncated_safetensors, "U601", "not a whole safetensors file"),
-    ("empty.pt", lambda p: p.write_bytes(b""), "U601", "not a whole state dict"),
-    ("text.pt", lambda p: p.write_text("weights " * 90), "U601", "not a whole state dict"),
+    ("empty.pt", lambda p: p.write_bytes(b""), "U601", "torch.save did not write it"),
+    ("text.pt", lambda p: p.write_text("weights " * 90), "U601", "torch.save did not write it"),
     ("weights.npz", lambda p: p.write_text("?"), "U601", "the suffix '.npz'"),
     ("list.pt", saved([torch.ones(2)]), "U601", "it holds a list, not a state dict"),
     ("step.pt", saved({"step": 3, "model": {"lr": 0.1}}), "U601", "its entry 'step' is a int"),
@@ -253,8 +254,8 @@ BAD_CHECKPOINTS = [
         "U603",
         "nested.pt: model] the checkpoint",
     ),
-    ("code.pt", write_pickled_code, "U602", "holds pickled objects"),
-    ("module.pt", lambda p: torch.save(factories.mlp(), p), "U602", "Unsupported global"),
+    ("code.pt", write_pickled_code, "U601", "torch.save did not write it"),
+    ("module.pt", lambda p: torch.save(factories.mlp(), p), "U602", "torch.nn.modules.container"),
     ("nan.safetensors", not_finite, "U204", "0.weight holds 2 non-finite values"),
     ("less.safetensors", without_a_bias, "U603", "missing: 0.bias"),
 ]
@@ -337,7 +338,7 @@ def test_nothing_half_written_stays(
     def full_disk(*_arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folder, "_digest_of_plan", full_disk)  # the weights are written by then
+    monkeypatch.setattr(folder, "digest_of_plan", full_disk)  # the weights are written by then
     line = error_of(run("convert", weights, "--model", "factories:mlp", "-o", "below/out"))
     assert line.startswith("error: U606")
     assert "No space left on device" in line

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from served import MADE, damaged
+from slow import some_slow
 
 from unitify.capture.inputs import infer_inputs
 from unitify.capture.islands import record
@@ -31,11 +32,15 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("compressed_tensors")
 
 
+#: Layouts that are not left to `make slow`.
+QUICK = {"fp8", "nvfp4"}
+
+
 def test_every_layout_is_made() -> None:
     assert MADE.keys() == LAYOUTS.keys()
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", some_slow(MADE, lambda name: name not in QUICK))
 def test_a_folder_is_read_by_its_reader_and_is_of_its_source(
     name: str, made: dict[str, tuple[Path, Export]], source: Path
 ) -> None:
@@ -81,18 +86,22 @@ def test_scales_are_powers_of_two_and_joint_where_runtimes_fuse(
     assert held(found.layers, "0.mlp.down_proj").group != held(found.layers, "0.mlp.up_proj").group
 
 
-def test_codes_are_those_of_the_casts(made: dict[str, tuple[Path, Export]], source: Path) -> None:
+@pytest.mark.parametrize(
+    "name", some_slow(["fp8", "nvfp4", "mxfp4", "mxfp8"], lambda name: name not in QUICK)
+)
+def test_codes_are_those_of_the_casts(
+    name: str, made: dict[str, tuple[Path, Export]], source: Path
+) -> None:
     """What a runtime multiplies is what a transformed module multiplies, at the same scale."""
     weights = mapped_weights(source)
-    for name in ("fp8", "nvfp4", "mxfp4", "mxfp8"):
-        folder, found = made[name]
-        reader = transformers.LlamaForCausalLM.from_pretrained(folder)
-        reader(torch.zeros(1, 2, dtype=torch.long))  # it decodes at the first call
-        for row in found.layers:
-            given = weights[f"{row.layer}.weight"]
-            ours = quantize(given / row.weight, FORMATS[row.format]) * row.weight
-            theirs = reader.get_submodule(row.layer).weight
-            assert torch.equal(theirs.float(), ours.to(theirs.dtype).float()), (name, row.layer)
+    folder, found = made[name]
+    reader = transformers.LlamaForCausalLM.from_pretrained(folder)
+    reader(torch.zeros(1, 2, dtype=torch.long))  # it decodes at the first call
+    for row in found.layers:
+        given = weights[f"{row.layer}.weight"]
+        ours = quantize(given / row.weight, FORMATS[row.format]) * row.weight
+        theirs = reader.get_submodule(row.layer).weight
+        assert torch.equal(theirs.float(), ours.to(theirs.dtype).float()), row.layer
 
 
 @pytest.mark.slow

@@ -55,6 +55,7 @@ def bytes_of(codes: Tensor) -> bytes:
     return codes.contiguous().view(torch.uint8).numpy().tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["fp8,joint=true", "fp8-ptq,joint=true"])
 def test_what_is_trained_is_what_is_served(
     recipe: str, source: Path, tmp_path: Path, multiplied: list[Tensor]

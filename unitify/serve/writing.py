@@ -114,7 +114,7 @@ def write_folder(
     layout = LAYOUTS[folded.layout]
     family = FAMILIES[layout.family]
     placed = promised(folded.shards, folded.layers, folded.caches, layout)
-    ignored = sorted(_linear_layers(folded.original) - {each.layer for each in folded.layers})
+    ignored = sorted(_layers(folded) - {each.layer for each in folded.layers})
     described = layout, ignored, bool(folded.caches)
     calls = list(calls)
     with new_folder(output, request, resume=resume) as folder:
@@ -251,8 +251,13 @@ def _coded(name: str, weight: Tensor, row: Served, layout: Layout) -> list[Promi
     ]
 
 
-def _linear_layers(model: nn.Module) -> set[str]:
-    return {path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+def _layers(folded: Folded) -> set[str]:
+    """Linear layers, and those that only the checkpoint has: experts, one tensor in the model."""
+    modules = dict(folded.original.named_modules())
+    names = {name for held in folded.shards.values() for name, t in held.items() if t.dim() == 2}
+    paths = {name.removesuffix(".weight") for name in names if name.endswith(".weight")}
+    linear = {path for path, module in modules.items() if isinstance(module, nn.Linear)}
+    return linear | (paths - modules.keys())
 
 
 def _layer_row(row: Served) -> dict[str, Any]:
