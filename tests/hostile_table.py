@@ -30,9 +30,9 @@ _KILLS = """
 
 A small Llama in several shards is converted, and `kill -9` ends the process: half of the times at
 a random time, half in front of a change of the file system (each of the last six, and others at
-random). Then the same call runs again, for a runtime with `--resume`. A loss is a folder under its final name that `unitify verify`
-refuses, a second call that does not complete, or a result that differs. "Partial folder" counts
-what was begun and had not its name yet.
+random). Then the same call runs again, for a runtime with `--resume`. A loss is a folder under its
+final name that `unitify verify` refuses, a second call that does not complete, or a result that
+differs. "Partial folder" counts what was begun and had not its name yet.
 
 """
 
