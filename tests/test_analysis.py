@@ -89,7 +89,6 @@ def test_a_loss_function_says_where_gradients_start() -> None:
         assert rms.backward is None or 0.5 < analyzed[name].backward / rms.backward < 2, name
 
 
-@pytest.mark.slow
 def test_scaling_a_loss_scales_every_gradient() -> None:
     model, args, kwargs = zoo.build("mlp")
     one, eight = (
@@ -100,6 +99,7 @@ def test_scaling_a_loss_scales_every_gradient() -> None:
             assert eight[name].backward == pytest.approx(8 * rms.backward), name
 
 
+@pytest.mark.slow
 def test_every_step_names_its_inputs() -> None:
     captured = conversion("gpt2").capture
     analysis = analyze(captured, load_rules())

@@ -275,7 +275,6 @@ def test_a_converted_folder(run: Run, tmp_path: Path) -> None:
     assert same.exit_code == 0, same.output
 
 
-@pytest.mark.slow
 def test_a_committed_plan(run: Run, tmp_path: Path) -> None:
     import unitify
 
@@ -292,6 +291,7 @@ def test_a_committed_plan(run: Run, tmp_path: Path) -> None:
     assert "plan.json has 2^3" in " ".join(f["why"] for f in found)
 
 
+@pytest.mark.slow
 def test_a_hugging_face_folder(run: Run, tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -52,7 +52,6 @@ def test_a_folder_of_modelopt_computes_what_compressed_tensors_computes(
     assert found.sqnr == pytest.approx(made[name][1].sqnr, abs=0.2)
 
 
-@pytest.mark.slow
 def test_transformers_reads_modelopt_wrongly(
     made: Made,
     source: Path,
@@ -64,6 +63,7 @@ def test_transformers_reads_modelopt_wrongly(
     assert caught.value.code == "U615"
 
 
+@pytest.mark.slow
 def test_the_cache_of_modelopt_is_named_after_its_projections(
     source: Path,
     tmp_path: Path,
@@ -83,6 +83,7 @@ def test_the_cache_of_modelopt_is_named_after_its_projections(
 # -- ONNX --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_language_model_in_onnx_is_the_module(
     source: Path,
     tmp_path: Path,

@@ -198,11 +198,11 @@ def test_what_no_recipe_cast_comes_back_bit_for_bit(source: Path, tmp_path: Path
     assert (back / "config.json").read_bytes() == (source / "config.json").read_bytes()
 
 
-@pytest.mark.slow
 def same(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_the_command_line_tells_layers_and_sqnr(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     told = run(

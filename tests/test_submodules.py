@@ -133,7 +133,6 @@ def test_what_passes_between_submodules_is_true(transformed: Any) -> None:
     assert_same(values[0], values[1])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_a_submodule_is_called_by_itself(transformed: Any, name: str) -> None:
     module, (model, _, _) = transformed(name, None)
@@ -146,6 +145,7 @@ def test_a_submodule_is_called_by_itself(transformed: Any, name: str) -> None:
     assert isinstance(own, type(other))
 
 
+@pytest.mark.slow
 def test_a_recomputed_block(transformed: Any) -> None:
     """Activation checkpointing of a block, as ``checkpoint_wrapper`` does."""
 

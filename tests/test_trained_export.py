@@ -55,7 +55,6 @@ def bytes_of(codes: Tensor) -> bytes:
     return codes.contiguous().view(torch.uint8).numpy().tobytes()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["fp8,joint=true", "fp8-ptq,joint=true"])
 def test_what_is_trained_is_what_is_served(
     recipe: str, source: Path, tmp_path: Path, multiplied: list[Tensor]
@@ -80,6 +79,7 @@ def test_what_is_trained_is_what_is_served(
     assert not module.training
 
 
+@pytest.mark.slow
 def test_a_converted_folder_on_the_command_line(source: Path, tmp_path: Path) -> None:
     converted, out = tmp_path / "converted", tmp_path / "out"
     made = run("convert", str(source), "-o", str(converted), "--recipe", "fp8,joint=true")
