@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 import unitify
 from unitify.checkpoint import folder
+from unitify.checkpoint.new_folder import sha256
 from unitify.cli import app
 from unitify.diagnostics import all_diagnostics
 from unitify.rule_trials.listing import rule_texts
@@ -81,8 +82,8 @@ def test_plan_and_report(run: Run, weights: Path) -> None:
         "unitify": unitify.__version__,
         "torch": str(torch.__version__),
     }
-    assert document["source"]["sha256"] == {"mlp.safetensors": folder.sha256(weights)}
-    assert document["sha256"]["model.safetensors"] == folder.sha256(Path("out/model.safetensors"))
+    assert document["source"]["sha256"] == {"mlp.safetensors": sha256(weights)}
+    assert document["sha256"]["model.safetensors"] == sha256(Path("out/model.safetensors"))
     report = json.loads(Path("out/report.json").read_text())
     assert report["model"] == "Sequential"
     assert report["verification"]["exact_before_casts"] is True
@@ -253,8 +254,13 @@ BAD_CHECKPOINTS = [
         "U603",
         "nested.pt: model] the checkpoint",
     ),
-    ("code.pt", write_pickled_code, "U602", "holds pickled objects"),
-    ("module.pt", lambda p: torch.save(factories.mlp(), p), "U602", "Unsupported global"),
+    ("code.pt", write_pickled_code, "U601", "torch.save did not write it"),
+    (
+        "module.pt",
+        lambda p: torch.save(factories.mlp(), p),
+        "U602",
+        "a call of torch.nn.modules.container.Sequential",
+    ),
     ("nan.safetensors", not_finite, "U204", "0.weight holds 2 non-finite values"),
     ("less.safetensors", without_a_bias, "U603", "missing: 0.bias"),
 ]
@@ -337,7 +343,7 @@ def test_nothing_half_written_stays(
     def full_disk(*_arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folder, "_digest_of_plan", full_disk)  # the weights are written by then
+    monkeypatch.setattr(folder, "digest_of_plan", full_disk)  # the weights are written by then
     line = error_of(run("convert", weights, "--model", "factories:mlp", "-o", "below/out"))
     assert line.startswith("error: U606")
     assert "No space left on device" in line
