@@ -45,7 +45,7 @@ def _loaded(file: IO[bytes], source: Path | IO[bytes], unsafe: bool) -> Any:
     if is_zip:
         _check_zip(file, unsafe)
     elif head != _MAGIC:
-        raise MalformedError("torch.save did not write it")
+        raise MalformedError("not a whole state dict (torch.save did not write it)")
     elif not unsafe:
         for _ in range(_LEGACY):
             check_pickle(file)
@@ -65,7 +65,7 @@ def _loaded(file: IO[bytes], source: Path | IO[bytes], unsafe: bool) -> Any:
 
 def _check_zip(file: IO[bytes], unsafe: bool) -> None:
     """An archive as torch writes it: nothing is compressed, there twice, or beside the entries."""
-    with malformed("not a whole archive"):
+    with malformed("not a whole state dict"):
         size = file.seek(0, 2)
         file.seek(-min(_END, size), 2)
         has_end = file.read(4) == b"PK\x05\x06"
@@ -86,7 +86,7 @@ def _check_zip(file: IO[bytes], unsafe: bool) -> None:
         raise MalformedError("its entries are larger than the file")
     for name in names:
         if name.endswith(".pkl"):
-            with malformed("not a whole archive"), archive.open(name) as pickle:
+            with malformed("not a whole state dict"), archive.open(name) as pickle:
                 check_pickle(pickle)
 
 
