@@ -241,7 +241,7 @@ def nothing(path: Path) -> None:
 BAD_CHECKPOINTS = [
     ("none.pt", nothing, "U601", "there is no such file"),
     ("none.safetensors", nothing, "U601", "there is no such file"),
-    ("cut.pt", truncated, "U601", "not a whole archive"),
+    ("cut.pt", truncated, "U601", "not a whole state dict"),
     ("cut.safetensors", truncated_safetensors, "U601", "not a whole safetensors file"),
     ("empty.pt", lambda p: p.write_bytes(b""), "U601", "torch.save did not write it"),
     ("text.pt", lambda p: p.write_text("weights " * 90), "U601", "torch.save did not write it"),
