@@ -115,7 +115,7 @@ def test_recording_without_weights_gives_the_scales_of_one_with(
     calls = [infer_inputs(model)]
     rows = [
         served(model, _parts(made, calls, scales, recipe, rules), recipe, rules)
-        for made in (recorded(model, calls), record(model, *calls[0]))
+        for made in (recorded(model, calls, runs=True), record(model, *calls[0]))
     ]
     # Kernels are recorded otherwise there, so that values have other names.
     without, with_ = ([dataclasses.replace(r, group="") for r in found] for found in rows)

@@ -88,7 +88,8 @@ def export(
     table = load_rules(rules)
     batches = input_batches(inputs) if inputs is not None else []
     calls = [as_inputs(model, batch) for batch in batches] or [infer_inputs(model)]
-    recording = with_true_parameters(recorded(model, calls))
+    runs = recipe.is_chosen or scales == "measured"
+    recording = with_true_parameters(recorded(model, calls, runs=runs))
     parts = _parts(recording, calls, scales, recipe, table)
     folded = Folded(
         name, recipe, model, model, shards, served(model, parts, recipe, table),

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from unitify.capture.execution import run_captured
 from unitify.capture.inputs import Inputs, device_of
 from unitify.capture.islands import Recording, record
 from unitify.checkpoint.filling import NOTHING
@@ -62,13 +63,28 @@ def _parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def recorded(model: nn.Module, calls: Sequence[Inputs]) -> Recording:
+def recorded(model: nn.Module, calls: Sequence[Inputs], *, runs: bool) -> Recording:
     """The recording of ``model`` on the meta device: no weight is read or copied.
 
     A model that does not run on the meta device, and a graph with tensors of its own, are recorded
-    on the weights. Raises ``UnitifyError`` like ``record``.
+    on the weights; and so is, if it ``runs`` afterwards, a graph that does not run on them, because
+    the model's code asks for the device. Raises ``UnitifyError`` like ``record``.
     """
-    return _recorded_on_meta(model, calls) or record(model, *calls[0], further=calls[1:])
+    made = _recorded_on_meta(model, calls)
+    if made is None or (runs and not _runs(made)):
+        made = record(model, *calls[0], further=calls[1:])
+    return made
+
+
+def _runs(made: Recording) -> bool:
+    """Does the graph of a recording run on its example?"""
+    assert made.whole is not None
+    try:
+        with torch.no_grad():
+            run_captured(made.whole, list(made.whole.example))
+    except Exception:  # Operators may raise anything.
+        return False
+    return True
 
 
 def _recorded_on_meta(model: nn.Module, calls: Sequence[Inputs]) -> Recording | None:
