@@ -114,3 +114,5 @@ def test_a_refusal_says_what_the_operation_said() -> None:
         raise ValueError("\n the first line \nanother")
     with pytest.raises(KeyError), refusals():
         raise KeyError("no refusal")
+    with pytest.raises(CannotRun), refusals():
+        None.tolist()  # type: ignore[attr-defined]

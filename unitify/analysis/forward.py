@@ -306,7 +306,7 @@ class ForwardMoments:
             repeated = [
                 sampled_results(operation, operands, position + i) for i in repetitions(operation)
             ]
-        except Exception as error:  # An operator may raise anything on drawn operands.
+        except RuntimeError as error:
             self.fall_back(operation, "forward", "assumed", reason or first_line(error))
             ndims = [len(s) for s in operation.result_shapes]
             moments = [m for m in operands.values() if isinstance(m, Moment)]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-#: Operations raise these for a type, layout or size that they do not accept.
-_REFUSALS = (RuntimeError, TypeError, ValueError, IndexError)
+#: Operations raise these for a type, layout or size that they do not accept, and those in Python
+#: the last one for an argument that is not there.
+_REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
 
 
 class CannotRun(RuntimeError):
