@@ -111,6 +111,10 @@ def test_weights_from_elsewhere(source: Path, tmp_path: Path) -> None:
     """Gathered from all processes, say."""
     module, _ = trained(source, "fp8,joint=true")
     whole = {name: tensor * 2 for name, tensor in module.state_dict().items()}
+    module.get_submodule("model.norm").eval()
+    modes = [m.training for m in module.modules()]
     unitify.export(module, tmp_path / "out", state_dict=whole, verify=False)
+    assert len(set(modes)) == 2
+    assert [m.training for m in module.modules()] == modes
     norms = load_file(tmp_path / "out" / "model.safetensors")["model.norm.weight"]
     assert torch.equal(norms, module.state_dict()["model.norm.weight"] * 2)

@@ -163,6 +163,17 @@ def kept(model: nn.Module, inputs: Any = (), weights: bool = False) -> Iterator[
 
 
 @contextlib.contextmanager
+def modes_kept(*models: nn.Module) -> Iterator[None]:
+    """Restore the mode of every module of ``models`` afterwards; some may mix modes."""
+    flags = {m: m.training for model in models for m in model.modules()}
+    try:
+        yield
+    finally:
+        for module, training in flags.items():
+            module.training = training
+
+
+@contextlib.contextmanager
 def seeded(model: nn.Module, seed: int = 0) -> Iterator[None]:
     """Inside, the generators of torch, Python and NumPy start at ``seed``. Restores them."""
     devices = {p.device.index or 0 for p in model.parameters() if p.is_cuda}

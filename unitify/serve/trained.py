@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from unitify.capture.inputs import infer_inputs
+from unitify.capture.state import modes_kept
 from unitify.checkpoint.new_folder import check_absent
 from unitify.diagnostics import NotFolded, UnitifyError
 from unitify.module.assembly import parts_in
@@ -66,12 +67,9 @@ def export(
         name, recipe, module, original, {_FILE: weights}, served(original, parts, recipe, table),
         cached(parts, table), config.to_dict(), tuple(map(Path, companions)),
     )  # fmt: skip
-    mode = module.training
-    try:
+    with modes_kept(module):
         module.eval()
         return write_folder(path, folded, [infer_inputs(original)] if verify else [])
-    finally:
-        module.train(mode)
 
 
 def _untied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from unitify.capture.example import copied
 from unitify.capture.execution import LossFunction, backward_starts, unchanged
 from unitify.capture.exporting import without_cache
 from unitify.capture.reachable import MISSING, PLAIN, Cell, cells
-from unitify.capture.state import State
+from unitify.capture.state import State, modes_kept
 from unitify.capture.watching import HOOKS
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.verifying.calls import Call
@@ -263,14 +263,10 @@ def _trained(tree: nn.Module, state: State) -> dict[str, Tensor]:
 @contextlib.contextmanager
 def _in_mode(target: nn.Module, tree: nn.Module, training: bool) -> Iterator[None]:
     """Inside, ``target`` is in a mode. Submodules that mix modes keep theirs."""
-    flags = {m: m.training for m in [target, *tree.modules()]}
-    if target.training != training:
-        target.train(training)
-    try:
+    with modes_kept(target, tree):
+        if target.training != training:
+            target.train(training)
         yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
 
 
 def _is_floating(value: Any) -> bool:

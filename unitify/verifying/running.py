@@ -20,6 +20,7 @@ from torch import nn
 from unitify.capture.example import Inputs
 from unitify.capture.execution import LossFunction
 from unitify.capture.islands import path_of
+from unitify.capture.state import modes_kept
 from unitify.capture.whole import Capture, nothing_captured
 from unitify.cast.lowering import without_codes
 from unitify.diagnostics import (
@@ -225,15 +226,11 @@ def _other_parameters(model: nn.Module, module: UnitScaledModule) -> tuple[Diffe
 
 @contextlib.contextmanager
 def _in_modes_of(module: UnitScaledModule, model: nn.Module) -> Iterator[None]:
-    flags = [(m, m.training) for m in model.modules()]
     modes = {name: m.training for name, m in module.named_modules(remove_duplicate=False)}
-    for name, m in model.named_modules(remove_duplicate=False):
-        m.training = modes.get(name, m.training)
-    try:
+    with modes_kept(model):
+        for name, m in model.named_modules(remove_duplicate=False):
+            m.training = modes.get(name, m.training)
         yield
-    finally:
-        for m, training in flags:
-            m.training = training
 
 
 def notes_on(result: Verification, where: str) -> tuple[Diagnostic, ...]:
