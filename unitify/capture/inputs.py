@@ -22,8 +22,8 @@ from unitify.diagnostics import InputsNeeded, NothingCaptured, UnitifyError, Unk
 BATCH, LENGTH, EXTENT = 2, 16, 32
 #: How often tokens are drawn again from the predictions of a language model.
 ROUNDS = 4
-#: Up to so many numbers are drawn for an input.
-_MOST = 2**28
+#: Up to so many numbers are drawn for a call.
+MOST_DRAWN = 2**28
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -229,7 +229,7 @@ def _from_config(model: nn.Module) -> dict[str, Any]:
         shape = _main_input_shape(config, name)
     except (TypeError, ValueError, LookupError):
         shape = None
-    if shape is None or min(shape) < 1 or math.prod(shape) > _MOST:
+    if shape is None or min(shape) < 1 or math.prod(shape) > MOST_DRAWN:
         raise UnitifyError(
             InputsNeeded(
                 where=type(model).__name__,

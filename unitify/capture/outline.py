@@ -19,17 +19,15 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
+from unitify.capture.inputs import MOST_DRAWN, Inputs
 from unitify.capture.signature import Leaf
 from unitify.capture.sizes import Free
 
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 #: ``args``, ``kwargs``: trees of values. ``sizes``: the free sizes of a recording of the call.
 Outline = dict[str, Any]
 
 #: Up to so many distinct values are kept, each with its share.
 _FEW = 8
-#: Up to so many numbers are drawn for a call.
-_MOST = 2**28
 
 
 def outline_of(
@@ -64,13 +62,13 @@ def drawn_inputs(outline: Outline, device: torch.device) -> Inputs:
     for more numbers than are drawn.
     """
     generator = torch.Generator().manual_seed(0)
-    left = _MOST
+    left = MOST_DRAWN
 
     def drawn(known: Mapping[str, Any]) -> Tensor:
         nonlocal left
         left -= max(math.prod(known["shape"]), sum(n for _, n in known.get("values") or ()))
         if left < 0:
-            raise LookupError(f"call with more than {_MOST} numbers")
+            raise LookupError(f"call with more than {MOST_DRAWN} numbers")
         try:
             return _drawn(known, generator).to(device)
         except (ArithmeticError, RuntimeError, TypeError, ValueError):
