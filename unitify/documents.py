@@ -19,6 +19,8 @@ from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from unitify.diagnostics import error_line
+
 #: Bytes of the largest files that are read whole.
 JSON_BYTES, TOML_BYTES = 2**28, 2**20
 #: No wait for the other end of a pipe, and no change of line ends.
@@ -48,9 +50,8 @@ def malformed(what: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, in 200 characters; without one, its type."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
+    """The line of an error about a file, which may have written any of it: in 200 characters."""
+    return error_line(error)[:200]
 
 
 def open_file(path: Path) -> BufferedReader:

@@ -21,12 +21,12 @@ from unitify.diagnostics import (
     RunNotFinite,
     UnitifyError,
     UnknownOption,
+    error_line,
 )
 from unitify.estimates import Estimates, Rms
 from unitify.measure.recorded import measure_recorded
 from unitify.part import Part, parts_of
 from unitify.rulebook.extremes import extreme_values
-from unitify.rulebook.refusal import first_line
 from unitify.rulebook.rule_table import RuleTable
 
 #: The sources of scales. "auto" measures where weights hold data, and predicts elsewhere.
@@ -107,7 +107,7 @@ def _measured(
     try:
         run = measure_recorded(recorded, calls, loss_fn)
     except (RuntimeError, IndexError) as error:
-        reason = f"it does not run: {type(error).__name__}: {first_line(error)}"
+        reason = f"it does not run: {type(error).__name__}: {error_line(error)}"
         where = type(recorded.model).__name__
         raise UnitifyError(NothingCaptured(where=where, reason=reason)) from error
     for part in parts_of(recorded.parts):

@@ -17,10 +17,10 @@ from unitify.analysis.quadrature import quadrature
 from unitify.analysis.sampled import observed, sampled_gradients
 from unitify.capture.execution import loss_of
 from unitify.capture.whole import Capture
+from unitify.diagnostics import error_line
 from unitify.rulebook.dimensions import shape_of
 from unitify.rulebook.laws import holds_tensors, is_scalable
 from unitify.rulebook.operation import Operation
-from unitify.rulebook.refusal import first_line
 from unitify.rulebook.rule_table import Rule
 from unitify.rulebook.schema import named_arguments, nodes_of, operation_name
 
@@ -167,12 +167,12 @@ class BackwardMoments:
                 return self._by_rule(operation, rule, operands, grads, wanted, position), way
             except RuntimeError as error:
                 # As in the forward direction: an operation that rejects moments runs on samples.
-                reason = first_line(error)
+                reason = error_line(error)
         operands = {n: m for n, m in operands.items() if n in operation.operands}
         try:
             sampled = sampled_gradients(operation, operands, grads, position)
         except RuntimeError as error:
-            self.of.fall_back(operation, "backward", "assumed", reason or first_line(error))
+            self.of.fall_back(operation, "backward", "assumed", reason or error_line(error))
             first = next(g for g in grads if g is not None)
             ndim = {n: len(operation.shape(n)) for n in wanted if n in operands}
             return {n: [gaussian(0.0, first.rms, k)] for n, k in ndim.items()}, "assumed"

@@ -29,11 +29,11 @@ from unitify.analysis.ranges import EVERYTHING, range_of
 from unitify.analysis.running_statistics import running_statistics
 from unitify.analysis.sampled import observed, pooled, repetitions, sampled_results, varying
 from unitify.capture.whole import Capture
+from unitify.diagnostics import error_line
 from unitify.rulebook.dimensions import hint, shape_of
 from unitify.rulebook.extremes import extreme_values, holds_mask
 from unitify.rulebook.laws import holds_tensors, is_scalable
 from unitify.rulebook.operation import Operation, on_cpu
-from unitify.rulebook.refusal import first_line
 from unitify.rulebook.rule_table import Rule, RuleTable
 from unitify.rulebook.schema import named_arguments, operation_name
 
@@ -262,7 +262,7 @@ class ForwardMoments:
                 return [formula_forward(operation, rule, operands)], "formula"
         except RuntimeError as error:
             # The operation rejects moments (it needs another type or layout): sample it.
-            reason = first_line(error)
+            reason = error_line(error)
         return self._sample(operation, operands, position, reason)
 
     def _in_range(
@@ -307,7 +307,7 @@ class ForwardMoments:
                 sampled_results(operation, operands, position + i) for i in repetitions(operation)
             ]
         except RuntimeError as error:
-            self.fall_back(operation, "forward", "assumed", reason or first_line(error))
+            self.fall_back(operation, "forward", "assumed", reason or error_line(error))
             ndims = [len(s) for s in operation.result_shapes]
             moments = [m for m in operands.values() if isinstance(m, Moment)]
             rms = moments[0].rms if moments else 1.0

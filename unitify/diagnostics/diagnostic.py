@@ -63,6 +63,12 @@ def _shown(character: str) -> str:
     return character if character.isprintable() else ascii(character)[1:-1]
 
 
+def error_line(error: BaseException) -> str:
+    """The first line of an error's text; without one, its type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 class UnitifyError(Exception):
     """A failure that the user can mend; carries one or more diagnostics."""
 

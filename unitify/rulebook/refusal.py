@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from unitify.diagnostics import error_line
+
 #: Operations raise these for a type, layout or size that they do not accept, and those in Python
 #: the last one for an argument that is not there.
 _REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
@@ -25,10 +27,4 @@ def refusals() -> Iterator[None]:
     except CannotRun:
         raise
     except _REFUSALS as error:
-        raise CannotRun(first_line(error)) from error
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an exception's message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+        raise CannotRun(error_line(error)) from error
