@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import factories
@@ -25,7 +26,7 @@ from unitify.recipe.recipe import RECIPES
 from unitify.serve.export import export
 from unitify.serve.mapped import mapped_model
 from unitify.serve.onnx_folder import exported
-from unitify.serve.reopened import reopened
+from unitify.serve.reopened import in_transformers, reopened
 
 
 def saved(path: Path) -> Path:
@@ -133,7 +134,7 @@ def _(path: Path) -> None:
 def _(path: Path) -> None:
     model, _ = mapped_model(_language_model(path), mapped_weights(path / "model"))
     (path / "other").mkdir()
-    reopened(path / "other", model, [infer_inputs(model)], least=6.0)
+    reopened(path / "other", model, [infer_inputs(model)], 6.0, partial(in_transformers, model))
 
 
 @triggers("U616")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from unitify.recipe.reader import read_recipe
 from unitify.serve.export import export
 from unitify.serve.mapped import mapped_model
 from unitify.serve.onnx_folder import export_onnx, in_onnxruntime
-from unitify.serve.reopened import outputs_of, reopened
+from unitify.serve.reopened import in_transformers, outputs_of, reopened
 from unitify.serve.writing import Export
 
 transformers = pytest.importorskip("transformers")
@@ -59,7 +60,13 @@ def test_transformers_reads_modelopt_wrongly(
     """What the note says; once this fails, the note can go."""
     model, _ = mapped_model(source, mapped_weights(source))
     with pytest.raises(UnitifyError) as caught:
-        reopened(made["modelopt-fp8"][0], model, [infer_inputs(model)], 6.0)
+        reopened(
+            made["modelopt-fp8"][0],
+            model,
+            [infer_inputs(model)],
+            6.0,
+            partial(in_transformers, model),
+        )
     assert caught.value.code == "U615"
 
 

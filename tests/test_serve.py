@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from unitify.serve.checked import check_folder
 from unitify.serve.export import _parts, export
 from unitify.serve.layouts import LAYOUTS
 from unitify.serve.mapped import mapped_model, recorded
-from unitify.serve.reopened import reopened
+from unitify.serve.reopened import in_transformers, reopened
 from unitify.serve.served import Served, served
 from unitify.serve.writing import Export
 
@@ -162,7 +163,13 @@ def test_a_trap_of_loading_is_caught(
     copy = damaged(made["fp8"][0], tmp_path, TRAPS[trap])
     model, _ = mapped_model(source, mapped_weights(source))
     with pytest.raises(UnitifyError) as caught:
-        reopened(copy, model, [infer_inputs(model)], least=made["fp8"][1].sqnr or 0.0)
+        reopened(
+            copy,
+            model,
+            [infer_inputs(model)],
+            least=made["fp8"][1].sqnr or 0.0,
+            opened=partial(in_transformers, model),
+        )
     assert caught.value.diagnostics[0].code == "U615"
 
 

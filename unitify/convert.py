@@ -18,6 +18,7 @@ from torch import nn
 from unitify.capture.inputs import as_inputs, infer_inputs
 from unitify.capture.sizes import RECORDING_SECONDS
 from unitify.checkpoint.files import (
+    CONFIG,
     check_no_adapter,
     check_unsafe_load,
     read_pickled,
@@ -27,7 +28,7 @@ from unitify.checkpoint.files import (
 from unitify.checkpoint.filling import NOTHING, Allowed, fill
 from unitify.checkpoint.folder import write
 from unitify.checkpoint.new_folder import check_absent, sha256
-from unitify.checkpoint.pretrained import CONFIG, companions, read_pretrained
+from unitify.checkpoint.pretrained import companions, read_pretrained
 from unitify.checkpoint.state_dict import check_finite
 from unitify.checkpoint.targets import build_model, input_batches
 from unitify.diagnostics import Diagnostic, ModelNeeded, UnitifyError

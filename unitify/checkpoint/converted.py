@@ -94,6 +94,16 @@ def digest_of_plan(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def read_document(folder: Path, name: str) -> Any:
+    """The JSON document ``name`` of a folder. Raises ``UnitifyError`` (U607)."""
+    try:
+        return read_json(inside(folder, name))
+    except FileNotFoundError:
+        raise damaged(folder, f"it has no {name}") from None
+    except (OSError, ValueError) as error:
+        raise damaged(folder, f"{name}: {first_line(error)}") from None
+
+
 def damaged(path: Path, problem: str) -> UnitifyError:
     """The error for a folder with this problem."""
     return UnitifyError(FolderDamaged(path=str(path), problem=problem))
@@ -111,12 +121,7 @@ def _damaged_as(path: Path, what: str) -> Iterator[None]:
 def _read_plan(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise damaged(path, "there is no such folder")
-    try:
-        document = read_json(inside(path, PLAN))
-    except FileNotFoundError:
-        raise damaged(path, f"it has no {PLAN}") from None
-    except (OSError, ValueError) as error:
-        raise damaged(path, f"{PLAN}: {first_line(error)}") from None
+    document = read_document(path, PLAN)
     if not isinstance(document, dict):
         raise damaged(path, f"{PLAN} is not an object")
     return document

@@ -32,7 +32,7 @@ _SAFE = ".safetensors"
 _PROGRAM = ".pt2"
 _INDEX = ".index.json"
 #: The files of a Hugging Face folder, in the order in which transformers looks for them.
-_CONFIG = "config.json"
+CONFIG = "config.json"
 _HUGGINGFACE = tuple(
     f"{name}{end}" for name in ("model.safetensors", "pytorch_model.bin") for end in ("", _INDEX)
 )
@@ -162,7 +162,7 @@ def _found(folder: Path) -> tuple[Path | None, Path]:
 
     A Hugging Face folder may have other files beside those that its model is read from.
     """
-    if (folder / _CONFIG).is_file():
+    if (folder / CONFIG).is_file():
         for name in _HUGGINGFACE:
             if (folder / name).is_file():
                 found = _in(folder, name)

@@ -37,6 +37,7 @@ from unitify.checkpoint.drawn_calls import drawn_calls, sizes_by_name
 from unitify.checkpoint.new_folder import Folder, new_folder
 from unitify.checkpoint.pretrained import from_config
 from unitify.checkpoint.rebuild import rebuild
+from unitify.checkpoint.state_dict import ties_in
 from unitify.module.unit_scaled import UnitScaledModule
 
 
@@ -141,17 +142,13 @@ def write_weights(
 
     safetensors holds no tensor twice, so tied names are in the header.
     """
-    first: dict[Any, str] = {}
-    tied: dict[str, str] = {}
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in state_dict.items():
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        if tensor.numel() and place in first:
-            tied[name] = first[place]
-            continue
-        first[place] = name
-        # A copy, because tensors that overlap in memory (views of one buffer) are separate here.
-        tensors[name] = tensor.detach().clone().contiguous()
+    tied = ties_in(state_dict)
+    # Copies, because tensors that overlap in memory (views of one buffer) are separate here.
+    tensors = {
+        name: tensor.detach().clone().contiguous()
+        for name, tensor in state_dict.items()
+        if name not in tied
+    }
     met = {name: how for name, how in (coded or {}).items() if name in tensors}
     metadata = {"format": "pt", "tied": json.dumps(tied)}
     save_file(encoded(tensors, met), path, metadata=metadata)

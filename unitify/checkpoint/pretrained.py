@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from unitify.checkpoint.budget import check_counts, check_size
-from unitify.checkpoint.files import mapped_weights
+from unitify.checkpoint.files import CONFIG, mapped_weights
 from unitify.checkpoint.filling import NOTHING, Allowed, adapted, differs
 from unitify.checkpoint.state_dict import Fit, check_finite
 from unitify.diagnostics import (
@@ -26,7 +26,6 @@ from unitify.diagnostics import (
 )
 from unitify.documents import first_line, inside, read_json
 
-CONFIG = "config.json"
 #: Keys of a config that name an implementation, which may be a kernel of the Hub.
 _IMPLEMENTATION = re.compile("implementation|kernel")
 #: The kinds of keys in the loading info of ``from_pretrained``.

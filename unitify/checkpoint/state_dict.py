@@ -196,3 +196,14 @@ def _shape(tensor: Tensor) -> str:
 
 def _type(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
+
+
+def ties_in(given: Mapping[str, Tensor]) -> dict[str, str]:
+    """Every further name of one tensor in memory → its first name."""
+    first: dict[Any, str] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in given.items():
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and not tensor.is_meta and first.setdefault(place, name) != name:
+            tied[name] = first[place]
+    return tied

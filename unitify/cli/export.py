@@ -19,22 +19,23 @@ def export_for_runtime(
     """Write a folder for a runtime, and print a summary."""
     from unitify.diagnostics import UnitifyError, UnknownOption
     from unitify.recipe.recipe import FP8
+    from unitify.serve.contents import ONNX
     from unitify.serve.export import FORMATS, export
     from unitify.serve.onnx_folder import export_onnx
 
     with reported():
-        if format not in (*FORMATS, "onnx"):
-            choices = ", ".join(["unitify", *FORMATS, "onnx"])
+        if format not in (*FORMATS, ONNX):
+            choices = ", ".join(["unitify", *FORMATS, ONNX])
             raise UnitifyError(UnknownOption(option="--format", value=format, choices=choices))
-        if format == "onnx" and options.pop("resume"):
+        if format == ONNX and options.pop("resume"):
             choices = "nothing: a file of ONNX is written in one piece"
             raise UnitifyError(UnknownOption(option="--resume", value="--resume", choices=choices))
-        if format != "onnx" and model is not None:
+        if format != ONNX and model is not None:
             choices = "nothing: a runtime builds the model of a Hugging Face folder"
             raise UnitifyError(UnknownOption(option="--model", value=model, choices=choices))
     casts = recipe or FP8
     with reported(), bytes_bar() as on_start:
-        if format == "onnx":
+        if format == ONNX:
             made = export_onnx(checkpoint, output, casts, model=model, on_start=on_start, **options)
         else:
             made = export(checkpoint, output, casts, format, on_start=on_start, **options)

@@ -307,9 +307,8 @@ class LoadsWrongly(Diagnostic):
     """
 
     code: ClassVar[str] = "U619"
-    why: ClassVar[str] = "transformers opens the layout {layout} without an error, but wrongly"
+    why: ClassVar[str] = "transformers opens the layout modelopt without an error, but wrongly"
     fix: ClassVar[str] = "For a folder that it reads, take --format compressed-tensors"
-    layout: str = "modelopt"
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
+from unitify.checkpoint.converted import damaged, read_document
 from unitify.checkpoint.files import mapped_shards
 from unitify.checkpoint.new_folder import sha256
 from unitify.diagnostics import FolderDamaged, UnitifyError, UnknownOption
-from unitify.documents import MalformedError, first_line, inside, malformed, read_json
+from unitify.documents import MalformedError, first_line, inside, malformed
 from unitify.formats.powers import is_power_of_two
 from unitify.rows import made
 from unitify.serve.cached import Cached
@@ -34,8 +35,7 @@ def check_folder(folder: Path, source: Path | None = None) -> int:
     """
     document = _contents(folder)
     problems = list(_damaged(folder, document["sha256"]))
-    if problems:
-        raise UnitifyError(*(FolderDamaged(path=str(folder), problem=p) for p in problems))
+    _check_none(folder, problems)
     if document.get("layout") == ONNX:
         return _tensors_of_onnx(folder, source)
     held = {n: t for shard in mapped_shards(folder).values() for n, t in shard.items()}
@@ -47,7 +47,7 @@ def check_folder(folder: Path, source: Path | None = None) -> int:
         layers = [_layer(row, layout, shards) for row in document["layers"]]
         caches = [_cache(row) for row in document["caches"]]
     except (TypeError, KeyError, ValueError) as error:
-        raise _damage(folder, f"{CONTENTS} has no valid layers ({first_line(error)})") from None
+        raise damaged(folder, f"{CONTENTS} has no valid layers ({first_line(error)})") from None
     placed = promised(shards, layers, caches, layout)
     expected = {p.name: p for promises in placed.values() for p in promises}
     for name in sorted(expected.keys() ^ held.keys()):
@@ -57,9 +57,13 @@ def check_folder(folder: Path, source: Path | None = None) -> int:
             new, found = promise.make(), held[name]
             if new.dtype != found.dtype or not torch.equal(_bytes(new), _bytes(found)):
                 problems.append(f"{name} differs from that of the source")
+    _check_none(folder, problems)
+    return len(held)
+
+
+def _check_none(folder: Path, problems: list[str]) -> None:
     if problems:
         raise UnitifyError(*(FolderDamaged(path=str(folder), problem=p) for p in problems))
-    return len(held)
 
 
 def _tensors_of_onnx(folder: Path, source: Path | None) -> int:
@@ -73,7 +77,7 @@ def _tensors_of_onnx(folder: Path, source: Path | None) -> int:
         with malformed("not a graph of ONNX"):
             graph = onnx.load(inside(folder, ONNX_FILE), load_external_data=False).graph
     except (OSError, MalformedError) as error:
-        raise _damage(folder, f"{ONNX_FILE}: {first_line(error)}") from None
+        raise damaged(folder, f"{ONNX_FILE}: {first_line(error)}") from None
     return len(graph.initializer)
 
 
@@ -112,16 +116,11 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _contents(folder: Path) -> dict[str, Any]:
-    try:
-        document = read_json(inside(folder, CONTENTS))
-    except FileNotFoundError:
-        raise _damage(folder, f"it has no {CONTENTS}") from None
-    except (OSError, ValueError) as error:
-        raise _damage(folder, f"{CONTENTS}: {first_line(error)}") from None
+    document = read_document(folder, CONTENTS)
     is_ours = isinstance(document, dict) and document.get("format") == FORMAT
     hashes = document.get("sha256") if is_ours else None
     if not (isinstance(hashes, dict) and all(isinstance(h, str) for h in hashes.values())):
-        raise _damage(folder, f"{CONTENTS} has not the format {FORMAT}")
+        raise damaged(folder, f"{CONTENTS} has not the format {FORMAT}")
     found: dict[str, Any] = document
     return found
 
@@ -137,7 +136,3 @@ def _damaged(folder: Path, hashes: Mapping[str, str]) -> Iterator[str]:
     for path in sorted(folder.iterdir()):
         if path.name != CONTENTS and path.name not in hashes:
             yield f"{path.name} was added later"
-
-
-def _damage(folder: Path, problem: str) -> UnitifyError:
-    return UnitifyError(FolderDamaged(path=str(folder), problem=problem))

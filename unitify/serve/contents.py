@@ -24,8 +24,7 @@ def write_contents(
     """Describe a folder that is otherwise complete.
 
     ``sqnr``: signal to noise of its reader's outputs in decibels, infinite where they are equal;
-    None where not compared.
-    ``rows``: its layers and caches.
+    None where not compared. ``rows``: its layers and caches.
     """
     document = {
         "format": FORMAT,

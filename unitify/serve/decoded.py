@@ -7,7 +7,7 @@ is its codes times its scales, and the input of such a layer is rounded at the i
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from unitify.checkpoint.files import mapped_weights
 from unitify.formats.blocks import in_blocks
-from unitify.formats.table import E4M3, FORMATS, NVFP4, quantize
+from unitify.formats.table import E4M3, FORMATS, NVFP4, Format, quantize
 from unitify.runtime.scaled_mm import decode
 
 
@@ -37,8 +37,8 @@ def decoded_model(folder: Path, model: nn.Module) -> nn.Module:
     made.requires_grad_(False)
     for name in inputs:
         layer = name.removesuffix(".input_scale")
-        rounded = _rounded_in_blocks if f"{layer}.weight_scale_2" in tensors else _rounded
-        made.get_submodule(layer).register_forward_pre_hook(_hook(rounded, tensors[name]))
+        format = NVFP4 if f"{layer}.weight_scale_2" in tensors else E4M3
+        made.get_submodule(layer).register_forward_pre_hook(_rounds(format, tensors[name]))
     return made
 
 
@@ -54,20 +54,11 @@ def _weight(tensors: Mapping[str, Tensor], layer: str) -> Tensor:
     return blocks.flatten(-2) * outer
 
 
-def _rounded(x: Tensor, scale: Tensor) -> Tensor:
-    return quantize(x / scale, E4M3) * scale
+def _rounds(format: Format, scale: Tensor) -> Any:
+    """A hook that rounds the input of a layer to ``format``, at its outer ``scale``."""
 
-
-def _rounded_in_blocks(x: Tensor, scale: Tensor) -> Tensor:
-    blocks = in_blocks(x / scale, NVFP4.size, -1)
-    own = NVFP4.scales(blocks.abs().amax(-1)).unsqueeze(-1)
-    numbers = quantize(blocks / torch.where(own > 0, own, 1.0), NVFP4.element)
-    return (numbers * own).flatten(-2) * scale
-
-
-def _hook(rounded: Callable[[Tensor, Tensor], Tensor], scale: Tensor) -> Any:
     def before(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         first, *rest = args
-        return rounded(first.float(), scale).to(first.dtype), *rest
+        return (quantize(first.float() / scale, format) * scale).to(first.dtype), *rest
 
     return before

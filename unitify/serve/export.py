@@ -18,9 +18,9 @@ from unitify.capture.islands import Recording, with_true_parameters
 from unitify.capture.whole import Capture
 from unitify.cast.casting import Evidence, by_evidence, chosen
 from unitify.cast.joint import joint
-from unitify.checkpoint.files import mapped_shards
+from unitify.checkpoint.files import CONFIG, mapped_shards
 from unitify.checkpoint.new_folder import check_absent
-from unitify.checkpoint.pretrained import CONFIG, companions, read_config
+from unitify.checkpoint.pretrained import companions, read_config
 from unitify.checkpoint.targets import input_batches
 from unitify.diagnostics import (
     CheckpointUnreadable,
@@ -95,7 +95,6 @@ def export(
         name, recipe, model, model, shards, served(model, parts, recipe, table),
         cached(parts, table), read_config(checkpoint), tuple(companions(checkpoint)),
     )  # fmt: skip
-    folded.check()
     request, own = _request(checkpoint, folded), calls if verify else []
     made = write_folder(output, folded, own, request, resume=resume, on_start=on_start)
     return replace(made, notes=(*notes, *made.notes))

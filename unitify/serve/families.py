@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unitify.diagnostics import Diagnostic, LoadsWrongly
 from unitify.serve.cached import Cached
-from unitify.serve.layouts import PER_TENSOR, Layout
+from unitify.serve.layouts import PER_TENSOR, PLAIN8, Layout
 from unitify.serve.reopened import Reader, in_modelopt, in_transformers
 from unitify.version import __version__
 
@@ -33,7 +33,7 @@ class Family:
     files: Callable[[Layout, list[str], bool], Mapping[str, dict[str, Any]]]
     cache: tuple[str, str]
     shape: tuple[int, ...]
-    opened: Callable[[Path, nn.Module], Reader]
+    opened: Callable[[nn.Module, Path], Reader]
     packages: tuple[str, ...] = ()
     notes: tuple[Diagnostic, ...] = ()
 
@@ -65,7 +65,7 @@ _OWN_CONFIG = "hf_quant_config.json"
 
 
 def _modelopt(layout: Layout, ignored: list[str], has_cache: bool) -> dict[str, Any]:
-    scheme = {"dynamic": False, "num_bits": 8, "type": "float"} if has_cache else None
+    scheme = dict(PLAIN8) if has_cache else None
     return {
         "quant_method": "modelopt",
         "quant_algo": layout.compression,

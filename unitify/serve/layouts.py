@@ -32,11 +32,11 @@ class Layout:
     """One layout.
 
     ``formats``: the formats of operands that it supports. ``compression``: its name in the config
-    of its family. ``config``: quantization_config of
-    weights and inputs. ``made``: weight in float32 [N, K] and its row → tensors by the end of their
-    names after the layer's path. ``multiple``: a divisor of a layer's width. ``dtype``: the type in
-    which the rest of the model must run, because readers decode to it; "" for that of the source.
-    ``family``: the files beside the weights, and their reader.
+    of its family. ``config``: quantization_config of weights and inputs. ``made``: weight in
+    float32 [N, K] and its row → tensors by the end of their names after the layer's path.
+    ``multiple``: a divisor of a layer's width. ``dtype``: the type in which the rest of the model
+    must run, because readers decode to it; "" for that of the source. ``family``: the files beside
+    the weights, and their reader.
     """
 
     formats: frozenset[str]
@@ -162,7 +162,7 @@ _FP4 = _args(
 )  # fmt: skip
 _E4M3 = frozenset({"e4m3"})
 PER_TENSOR = _args(8, "tensor")
-_PLAIN8 = {"dynamic": False, "num_bits": 8, "type": "float"}
+PLAIN8 = {"dynamic": False, "num_bits": 8, "type": "float"}
 _PLAIN4 = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": 16}
 
 #: Layouts by name. "fp8" and those in blocks have the recipe's scales. The others compute scales of
@@ -192,7 +192,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "mxfp4": Layout(frozenset({"mxfp4"}), "mxfp4-pack-quantized", _mx(4), _mxfp4, 32, "bfloat16"),
     "mxfp8": Layout(frozenset({"mxfp8"}), "mxfp8-quantized", _mx(8), _mxfp8, 32, "bfloat16"),
     "modelopt-fp8": Layout(
-        _E4M3, "FP8", {"weights": _PLAIN8, "input_activations": _PLAIN8}, _modelopt_fp8,
+        _E4M3, "FP8", {"weights": PLAIN8, "input_activations": PLAIN8}, _modelopt_fp8,
         family="modelopt",
     ),
     "modelopt-nvfp4": Layout(

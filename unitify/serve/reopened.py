@@ -40,7 +40,7 @@ def check_package(package: str, purpose: str) -> None:
         raise UnitifyError(PackageMissing(package=package, purpose=purpose))
 
 
-def in_transformers(folder: Path, model: nn.Module) -> Reader:
+def in_transformers(model: nn.Module, folder: Path) -> Reader:
     """``folder``, opened by the class of ``model``."""
     import transformers
 
@@ -50,7 +50,7 @@ def in_transformers(folder: Path, model: nn.Module) -> Reader:
     return partial(outputs_of, opened.eval())
 
 
-def in_modelopt(folder: Path, model: nn.Module) -> Reader:
+def in_modelopt(model: nn.Module, folder: Path) -> Reader:
     """``folder``, decoded as the runtimes of ModelOpt's layout do."""
     return partial(outputs_of, decoded_model(folder, model))
 
@@ -67,15 +67,15 @@ def reopened(
     model: nn.Module,
     calls: Iterable[Inputs],
     least: float,
-    opened: Callable[[Path], Reader] | None = None,
+    opened: Callable[[Path], Reader],
 ) -> float:
     """Signal to noise of the outputs of ``folder``, relative to those of ``model``, in decibels.
 
-    ``opened``: opens the folder; None is ``in_transformers``. Raises ``UnitifyError`` (U615) where
-    the ratio is below ``least``, or the reader fails.
+    ``opened``: opens the folder. Raises ``UnitifyError`` (U615) where the ratio is below ``least``,
+    or the reader fails.
     """
     try:
-        reader = opened(folder) if opened is not None else in_transformers(folder, model)
+        reader = opened(folder)
         signal = noise = 0.0
         for call in calls:
             ours, theirs = _floating(outputs_of(model, call)), _floating(reader(call))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from unitify.capture.inputs import infer_inputs
 from unitify.capture.state import modes_kept
 from unitify.checkpoint.new_folder import check_absent
+from unitify.checkpoint.state_dict import ties_in
 from unitify.diagnostics import NotFolded, UnitifyError
 from unitify.module.assembly import parts_in
 from unitify.module.unit_scaled import UnitScaledModule
@@ -58,10 +59,12 @@ def export(
     name = layout_of(format, recipe)
     check_packages(name)
     table, parts = load_rules(rules), parts_in(module)
-    weights = _untied(module.state_dict() if state_dict is None else state_dict)
-    if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in weights.values()):
+    given = module.state_dict() if state_dict is None else state_dict
+    if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in given.values()):
         problem = "its weights are distributed: pass state_dict, gathered from all processes"
         raise UnitifyError(NotFolded(value=type(module).__name__, problem=problem))
+    tied = ties_in(given)
+    weights = {name: tensor.detach() for name, tensor in given.items() if name not in tied}
     original = parts[0].capture.model
     folded = Folded(
         name, recipe, module, original, {_FILE: weights}, served(original, parts, recipe, table),
@@ -70,15 +73,3 @@ def export(
     with modes_kept(module):
         module.eval()
         return write_folder(path, folded, [infer_inputs(original)] if verify else [])
-
-
-def _untied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``weights``, each memory once, by its first name."""
-    found: dict[str, Tensor] = {}
-    held = set()
-    for name, tensor in weights.items():
-        place = (tensor.data_ptr(), tensor.shape) if tensor.numel() and not tensor.is_meta else name
-        if place not in held:
-            held.add(place)
-            found[name] = tensor.detach()
-    return found

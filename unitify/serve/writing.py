@@ -1,7 +1,6 @@
 """Writes a folder that runtimes load: layers and caches at their scales, files, config, contents.
 
-Takes what was folded; gives an ``Export``. Its reader opens the folder
-before it is complete.
+Takes what was folded; gives an ``Export``. Its reader opens the folder before it is complete.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from unitify.capture.inputs import Inputs
+from unitify.checkpoint.files import CONFIG
 from unitify.checkpoint.new_folder import Folder, new_folder
-from unitify.checkpoint.pretrained import CONFIG
 from unitify.diagnostics import Diagnostic, NotFinite, NotFolded, UnitifyError
 from unitify.formats.table import E4M3
 from unitify.recipe.recipe import Recipe
@@ -25,7 +24,7 @@ from unitify.serve.cached import Cached
 from unitify.serve.contents import write_contents
 from unitify.serve.families import FAMILIES, Family
 from unitify.serve.layouts import LAYOUTS, Layout
-from unitify.serve.reopened import LEAST, Reader, check_package, reopened
+from unitify.serve.reopened import LEAST, check_package, reopened
 from unitify.serve.served import Served
 from unitify.serve.shards import INDEX, OnBytes, Promise, index, write_shard
 
@@ -128,18 +127,14 @@ def write_folder(
         least = folded.recipe.min_sqnr or LEAST
         sqnr = None
         if calls:
-            reader = partial(_opened, family, folded.original)
-            sqnr = reopened(folder.partial, folded.model, calls, least, reader)
+            opened = partial(family.opened, folded.original)
+            sqnr = reopened(folder.partial, folded.model, calls, least, opened)
         write_contents(
             folder, folded.layout, folded.recipe, sqnr,
             layers=[_layer_row(each) for each in folded.layers],
             caches=[asdict(each) for each in folded.caches],
         )  # fmt: skip
     return Export(folded.layout, folded.layers, folded.caches, total, sqnr, family.notes)
-
-
-def _opened(family: Family, original: nn.Module, folder: Path) -> Reader:
-    return family.opened(folder, original)
 
 
 def _write(
