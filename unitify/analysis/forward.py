@@ -90,9 +90,14 @@ class ForwardMoments:
         #: Values that are not floating and depend on an input's contents.
         self.from_inputs: set[fx.Node] = set()
 
-    def run(self) -> None:
-        """Walk the graph from its inputs to its output."""
+    def run(self, *, backward: bool = True) -> None:
+        """Walk the graph from its inputs to its output. ``backward``: gradients follow.
+
+        Without, the moments of a value are dropped after its last use: small arrays that stay
+        between those of weights keep the system from taking freed memory back.
+        """
         inputs = iter(self.capture.example)
+        last = {} if backward else _last_used(self.capture.graph)
         for position, node in enumerate(self.capture.graph.nodes):
             if node.op == "placeholder":
                 self._placeholder(node, next(inputs))
@@ -100,6 +105,8 @@ class ForwardMoments:
                 self._attribute(node)
             elif node.op == "call_function":
                 self._call(node, position)
+            for used in last.get(node, ()):
+                self.moments.pop(used, None)
 
     def rms(self, node: fx.Node) -> float | None:
         """Predicted RMS of ``node``; None where it is unknown."""
@@ -321,6 +328,15 @@ class ForwardMoments:
             _observed_or_none(values, a)
             for values, a in zip(zip(*repeated, strict=True), apart, strict=True)
         ], "sampled"
+
+
+def _last_used(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """For each node, the values that no later node uses."""
+    users = {used: node for node in graph.nodes for used in node.all_input_nodes}
+    last: dict[fx.Node, list[fx.Node]] = {}
+    for used, node in users.items():
+        last.setdefault(node, []).append(used)
+    return last
 
 
 def _exactly_or_none(value: Any) -> Moment | None:

@@ -123,9 +123,9 @@ def _parts(
 def _predicted(capture: Capture, rules: RuleTable) -> Estimates:
     """The predicted RMS of every value, without gradients."""
     moments = ForwardMoments(capture, rules, None)
-    moments.run()
-    nodes = (node for node in capture.graph.nodes if is_scalable(node))
-    return {node.name: Rms(moments.rms(node)) for node in nodes}
+    moments.run(backward=False)
+    nodes = (node.name for node in capture.graph.nodes if is_scalable(node))
+    return {name: Rms(moments.steps[name].rms) for name in nodes if name in moments.steps}
 
 
 def _request(checkpoint: Path, folded: Folded) -> dict[str, Any]:
