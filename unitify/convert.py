@@ -32,8 +32,7 @@ from unitify.checkpoint.pretrained import companions, read_pretrained
 from unitify.checkpoint.state_dict import check_finite
 from unitify.checkpoint.targets import build_model, input_batches
 from unitify.diagnostics import Diagnostic, ModelNeeded, UnitifyError
-from unitify.estimating import check_scales
-from unitify.measure.recorded import measure_recorded
+from unitify.estimating import check_scales, estimated
 from unitify.recipe.reader import read_recipe
 from unitify.recipe.recipe import Recipe
 from unitify.report.report import Report, make_report
@@ -121,7 +120,9 @@ def convert(
         measured = {part.name: part.estimates for part in clock.made["estimate"].parts}
     else:
         given = [as_inputs(source.model, batch) for batch in batches or ()]
-        measured = measure_recorded(clock.made["capture"], given or [infer_inputs(source.model)])
+        calls = given or [infer_inputs(source.model)]
+        known = estimated(clock.made["capture"], "measured", calls, None, table, drawn=not given)
+        measured = {part.name: part.estimates for part in known.parts}
     clock.done("report")
     report = make_report(
         module,

@@ -5,6 +5,7 @@ Recording ─► measure | analyze ─► Estimated
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from typing import Any
 
 from unitify.analysis.analyze import analyze
 from unitify.capture.execution import LossFunction
-from unitify.capture.inputs import Inputs
+from unitify.capture.inputs import Inputs, written_inputs
 from unitify.capture.islands import Recording
 from unitify.capture.whole import Capture
 from unitify.diagnostics import (
@@ -60,13 +61,21 @@ def estimated(
     calls: list[Inputs],
     loss_fn: LossFunction | None,
     rules: RuleTable,
+    *,
+    drawn: bool = False,
 ) -> Estimated:
     """Estimates of every value of ``recorded``. ``calls``: the inputs of a run.
 
+    ``drawn``: nobody gave them. A language model then writes text, and runs on that.
     Raises ``UnitifyError``: U001 like ``check_scales``; U003 for a run without calls; U102 for a
     call that fails.
     """
     if measures(scales, recorded.parts.values()):
+        if drawn:
+            text = [written_inputs(recorded.model, call) for call in calls]
+            # A graph of one length, or a loss with its own targets, takes the drawn call alone.
+            with contextlib.suppress(Exception):
+                return _measured(recorded, text, loss_fn, rules)
         return _measured(recorded, calls, loss_fn, rules)
     found: list[Part] = []
     notes: list[Diagnostic] = []

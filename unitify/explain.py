@@ -74,12 +74,13 @@ def explain_value(
     analysis = analyze(captured, table)
     is_run = measures("auto", recorded.parts.values())
     estimates, measured = analysis.estimates, Rms()
+    drawn = not is_given(example_inputs, example_kwargs)
     if is_run:
-        known = estimated(recorded, "measured", [(args, kwargs)], None, table)
+        known = estimated(recorded, "measured", [(args, kwargs)], None, table, drawn=drawn)
         estimates = next(p.estimates for p in known.parts if p.name == part)
         measured = estimates.get(node.name, Rms())
     if chosen is None:
-        tolerance = tolerance_of(is_run and is_given(example_inputs, example_kwargs))
+        tolerance = tolerance_of(is_run and not drawn)
         own = plan(captured, estimates, table, tolerance, carrier=carrier_of(model, None, "true"))
     else:
         own = plan_of(chosen, part, captured)

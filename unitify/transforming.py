@@ -141,7 +141,7 @@ def transform(
         done("reparametrize", recorded)
         if casts is None or casts.scaling == "unit":
             calls = [(args, kwargs)] if batches is None else further
-            known = estimated(recorded, scales, calls, loss_fn, table)
+            known = estimated(recorded, scales, calls, loss_fn, table, drawn=not has_data)
             done("estimate", known)
             # Drawn inputs are about as good an estimate of data as analysis.
             tolerance = tolerance_of(known.scales == "measured" and has_data)
@@ -247,7 +247,8 @@ def estimate(
     recorded, table = record(model, args, kwargs), load_rules(rules)
     batches = as_batches(batches)
     calls = [(args, kwargs)] if batches is None else [as_inputs(model, b) for b in batches]
-    found = estimated(recorded, scales, calls, loss_fn, table)
+    has_data = bool(batches) or is_given(example_inputs, example_kwargs)
+    found = estimated(recorded, scales, calls, loss_fn, table, drawn=not has_data)
     return {
         value_name(part.name, value): rms
         for part in found.parts

@@ -1,7 +1,7 @@
 """Example inputs, inferred from a model that says what it takes.
 
-They have the shapes, types and ranges that the model says, and drawn numbers. A language model
-draws its own tokens.
+They have the shapes, types and ranges that the model says, and drawn numbers. For scales, a
+language model writes its own tokens.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from unitify.diagnostics import InputsNeeded, NothingCaptured, UnitifyError, Unk
 
 #: Sizes that a model leaves open. They are above one, so that they stay free.
 BATCH, LENGTH, EXTENT = 2, 16, 32
-#: How often tokens are drawn again from the predictions of a language model.
-ROUNDS = 4
+#: The text that a language model writes for its scales: tokens in a row, and how often they are
+#: drawn again from its predictions. Scales of 16 tokens are off by more than 2 × for one value in
+#: eight on text of 128; those of 64, for one in a hundred (docs/results/drawn_inputs.md).
+WRITTEN, ROUNDS = 64, 4
 #: Up to so many numbers are drawn for a call.
 MOST_DRAWN = 2**28
 
@@ -148,6 +150,33 @@ def infer_inputs(model: nn.Module) -> Inputs:
     )
 
 
+def written_inputs(model: Any, drawn: Inputs) -> Inputs:
+    """The inputs ``drawn`` for ``model``, or text that it writes, if it is a language model.
+
+    Tokens are drawn from its own predictions, all positions at once, several times. Values and
+    gradients are then much as on real text. On random tokens they are not.
+    """
+    args, kwargs = drawn
+    ids = kwargs.get("input_ids")
+    config: Any = getattr(model, "config", None)
+    writes = getattr(model, "can_generate", bool)() and not config.is_encoder_decoder
+    if not writes or ids is None or ids.is_meta:
+        return drawn
+    text = getattr(config, "text_config", None) or config
+    length = min(WRITTEN, int(getattr(text, "max_position_embeddings", None) or WRITTEN))
+    ids = ids.repeat(1, -(-length // ids.shape[1]))[:, :length]
+    with kept(model), seeded(model), torch.no_grad():
+        for _ in range(ROUNDS):
+            try:
+                logits = model(input_ids=ids).logits[:, :-1].float()
+                following = torch.multinomial(logits.flatten(0, 1).softmax(-1), 1)
+                ids = torch.cat([ids[:, :1], following.reshape(len(ids), -1)], 1)
+            except Exception:
+                # Whatever code of the model's own may raise; capture says so.
+                return drawn
+    return args, {**kwargs, "input_ids": ids}
+
+
 def _required(model: nn.Module) -> list[str]:
     parameters = inspect.signature(model.forward).parameters.values()
     return [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
@@ -220,7 +249,7 @@ def _from_config(model: nn.Module) -> dict[str, Any]:
         def ids() -> torch.Tensor:
             return torch.randint(0, vocabulary, (BATCH, length), generator=generator).to(device)
 
-        inputs = {"input_ids": _written(model, ids(), vocabulary)}
+        inputs = {"input_ids": ids()}
         accepted = inspect.signature(model.forward).parameters
         if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in accepted:
             inputs["decoder_input_ids"] = ids()
@@ -238,28 +267,6 @@ def _from_config(model: nn.Module) -> dict[str, Any]:
             )
         )
     return {name: torch.randn(*shape, generator=generator).to(device, dtype)}
-
-
-def _written(model: Any, ids: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """Tokens drawn from a language model's own predictions, all positions at once, several times.
-
-    Values and gradients are then much as on real text. On random tokens they are not.
-    """
-    writes = getattr(model, "can_generate", bool)() and not model.config.is_encoder_decoder
-    if not writes or ids.is_meta:
-        return ids
-    with kept(model), seeded(model), torch.no_grad():
-        for _ in range(ROUNDS):
-            try:
-                logits = model(input_ids=ids).logits[:, :-1].float()
-            except Exception:
-                # Whatever code of the model's own may raise; capture says so.
-                return ids
-            if logits.shape != (BATCH, ids.shape[1] - 1, vocabulary) or not logits.isfinite().all():
-                return ids
-            drawn = torch.multinomial(logits.flatten(0, 1).softmax(-1), 1).reshape(BATCH, -1)
-            ids = torch.cat([ids[:, :1], drawn], 1)
-    return ids
 
 
 def _main_input_shape(config: Any, name: str) -> tuple[int, ...] | None:
