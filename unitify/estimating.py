@@ -13,7 +13,7 @@ from typing import Any
 
 from unitify.analysis.analyze import analyze
 from unitify.capture.execution import LossFunction
-from unitify.capture.inputs import Inputs, written_inputs
+from unitify.capture.inputs import MEASURED_LENGTH, Inputs, infer_inputs
 from unitify.capture.islands import Recording
 from unitify.capture.whole import Capture
 from unitify.diagnostics import (
@@ -66,16 +66,16 @@ def estimated(
 ) -> Estimated:
     """Estimates of every value of ``recorded``. ``calls``: the inputs of a run.
 
-    ``drawn``: nobody gave them. A language model then writes text, and runs on that.
+    ``drawn``: nobody gave them. Longer ones are then drawn, where the model takes them.
     Raises ``UnitifyError``: U001 like ``check_scales``; U003 for a run without calls; U102 for a
     call that fails.
     """
     if measures(scales, recorded.parts.values()):
         if drawn:
-            text = [written_inputs(recorded.model, call) for call in calls]
+            longer = [infer_inputs(recorded.model, MEASURED_LENGTH)]
             # A graph of one length, or a loss with its own targets, takes the drawn call alone.
             with contextlib.suppress(Exception):
-                return _measured(recorded, text, loss_fn, rules)
+                return _measured(recorded, longer, loss_fn, rules)
         return _measured(recorded, calls, loss_fn, rules)
     found: list[Part] = []
     notes: list[Diagnostic] = []

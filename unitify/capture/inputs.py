@@ -1,7 +1,6 @@
 """Example inputs, inferred from a model that says what it takes.
 
-They have the shapes, types and ranges that the model says, and drawn numbers. For scales, a
-language model writes its own tokens.
+They have the shapes, types and ranges that the model says, and drawn numbers.
 """
 
 from __future__ import annotations
@@ -15,15 +14,14 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from unitify.capture.state import kept, seeded
 from unitify.diagnostics import InputsNeeded, NothingCaptured, UnitifyError, UnknownOption
 
 #: Sizes that a model leaves open. They are above one, so that they stay free.
 BATCH, LENGTH, EXTENT = 2, 16, 32
-#: The text that a language model writes for its scales: tokens in a row, and how often they are
-#: drawn again from its predictions. Scales of 16 tokens are off by more than 2 × for one value in
-#: eight on text of 128; those of 64, for one in a hundred (docs/results/drawn_inputs.md).
-WRITTEN, ROUNDS = 64, 4
+#: The length of drawn sequences that scales are measured on. With 16 tokens one value of SmolLM2 in
+#: eight is off by more than 2 × from text of 128 tokens; with 64, one in a hundred
+#: (docs/results/drawn_inputs.md).
+MEASURED_LENGTH = 64
 #: Up to so many numbers are drawn for a call.
 MOST_DRAWN = 2**28
 
@@ -129,16 +127,17 @@ def _shown(value: Any) -> str:
     return text if len(text) < 60 else f"{text[:57]}..."
 
 
-def infer_inputs(model: nn.Module) -> Inputs:
+def infer_inputs(model: nn.Module, length: int = LENGTH) -> Inputs:
     """Inputs that ``model`` accepts, as (positional, keyword).
 
-    They follow from a Hugging Face config if there is one, else from the first layer.
+    They follow from a Hugging Face config if there is one, else from the first layer. ``length``:
+    that of sequences, where the model leaves it open.
 
     Raises ``UnitifyError`` (U002), with the call to write, where neither says enough.
     """
     if hasattr(model, "config") and hasattr(model, "main_input_name"):
-        return (), _from_config(model)
-    x = _from_first_layer(model)
+        return (), _from_config(model, length)
+    x = _from_first_layer(model, length)
     if x is not None:
         return (x,), {}
     raise UnitifyError(
@@ -148,33 +147,6 @@ def infer_inputs(model: nn.Module) -> Inputs:
             call=f"unitify.transform(model, ({', '.join(_required(model)) or 'x'},))",
         )
     )
-
-
-def written_inputs(model: Any, drawn: Inputs) -> Inputs:
-    """The inputs ``drawn`` for ``model``, or text that it writes, if it is a language model.
-
-    Tokens are drawn from its own predictions, all positions at once, several times. Values and
-    gradients are then much as on real text. On random tokens they are not.
-    """
-    args, kwargs = drawn
-    ids = kwargs.get("input_ids")
-    config: Any = getattr(model, "config", None)
-    writes = getattr(model, "can_generate", bool)() and not config.is_encoder_decoder
-    if not writes or ids is None or ids.is_meta:
-        return drawn
-    text = getattr(config, "text_config", None) or config
-    length = min(WRITTEN, int(getattr(text, "max_position_embeddings", None) or WRITTEN))
-    ids = ids.repeat(1, -(-length // ids.shape[1]))[:, :length]
-    with kept(model), seeded(model), torch.no_grad():
-        for _ in range(ROUNDS):
-            try:
-                logits = model(input_ids=ids).logits[:, :-1].float()
-                following = torch.multinomial(logits.flatten(0, 1).softmax(-1), 1)
-                ids = torch.cat([ids[:, :1], following.reshape(len(ids), -1)], 1)
-            except Exception:
-                # Whatever code of the model's own may raise; capture says so.
-                return drawn
-    return args, {**kwargs, "input_ids": ids}
 
 
 def _required(model: nn.Module) -> list[str]:
@@ -196,7 +168,7 @@ def _dtype(model: nn.Module) -> torch.dtype:
     return torch.get_default_dtype()
 
 
-def _from_first_layer(model: nn.Module) -> torch.Tensor | None:
+def _from_first_layer(model: nn.Module, length: int) -> torch.Tensor | None:
     if len(_required(model)) != 1:
         return None
     generator = torch.Generator().manual_seed(0)
@@ -204,9 +176,9 @@ def _from_first_layer(model: nn.Module) -> torch.Tensor | None:
         if any(is_lazy(p) for p in layer.parameters(recurse=False)):
             return None
         if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
-            ids = torch.randint(0, layer.num_embeddings, (BATCH, LENGTH), generator=generator)
+            ids = torch.randint(0, layer.num_embeddings, (BATCH, length), generator=generator)
             return ids.to(device_of(model))
-        sizes = _sizes(layer)
+        sizes = _sizes(layer, length)
         if sizes is not None:
             x = torch.randn(BATCH, *sizes, generator=generator)
             return x.to(device_of(model), _dtype(model))
@@ -215,27 +187,27 @@ def _from_first_layer(model: nn.Module) -> torch.Tensor | None:
     return None
 
 
-def _sizes(layer: nn.Module) -> tuple[int, ...] | None:
+def _sizes(layer: nn.Module, length: int) -> tuple[int, ...] | None:
     """The sizes behind the batch that a layer takes, if it says so."""
     if isinstance(layer, nn.Linear):
         return (layer.in_features,)
     if isinstance(layer, nn.modules.conv._ConvNd):
         return layer.in_channels, *[EXTENT] * len(layer.kernel_size)
     if isinstance(layer, nn.RNNBase):
-        return LENGTH, layer.input_size
+        return length, layer.input_size
     if isinstance(layer, nn.RNNCellBase):
         return (layer.input_size,)
     if isinstance(layer, nn.LayerNorm | nn.RMSNorm):
-        return LENGTH, *layer.normalized_shape
+        return length, *layer.normalized_shape
     if isinstance(layer, nn.MultiheadAttention):
-        return LENGTH, layer.embed_dim
+        return length, layer.embed_dim
     for kind, extents in ((nn.BatchNorm1d, 0), (nn.BatchNorm2d, 2), (nn.BatchNorm3d, 3)):
         if isinstance(layer, kind):
             return layer.num_features, *[EXTENT] * extents
     return None
 
 
-def _from_config(model: nn.Module) -> dict[str, Any]:
+def _from_config(model: nn.Module, length: int) -> dict[str, Any]:
     config: Any = model.config
     name = str(model.main_input_name)
     device, dtype = device_of(model), _dtype(model)
@@ -243,11 +215,11 @@ def _from_config(model: nn.Module) -> dict[str, Any]:
     if name == "input_ids":
         text = getattr(config, "text_config", None) or config
         vocabulary = int(getattr(text, "vocab_size", 2) or 2)
-        longest = int(getattr(text, "max_position_embeddings", LENGTH) or LENGTH)
-        length = max(2, min(LENGTH, longest))
+        longest = int(getattr(text, "max_position_embeddings", None) or length)
+        size = BATCH, max(2, min(length, longest))
 
         def ids() -> torch.Tensor:
-            return torch.randint(0, vocabulary, (BATCH, length), generator=generator).to(device)
+            return torch.randint(0, vocabulary, size, generator=generator).to(device)
 
         inputs = {"input_ids": ids()}
         accepted = inspect.signature(model.forward).parameters
