@@ -41,12 +41,14 @@ FAR = 4.0
 class Estimated:
     """Parts with estimates, and their source: ``scales`` is "measured" or "analysis".
 
-    ``diagnostics``: estimates that do not follow ``scales`` or the rules.
+    ``diagnostics``: estimates that do not follow ``scales`` or the rules. ``calls``: those that
+    were run.
     """
 
     parts: tuple[Part, ...]
     scales: str
     diagnostics: tuple[Diagnostic, ...] = ()
+    calls: tuple[Inputs, ...] = ()
 
 
 def check_scales(scales: str) -> None:
@@ -129,7 +131,7 @@ def _measured(
             predicted = analyze(captured, rules, _loss(part, loss_fn)).estimates
             estimates = {**estimates, **{v: _mended(estimates[v], predicted[v]) for v in lost}}
         found.append(replace(part, estimates=estimates))
-    return Estimated(tuple(found), "measured", tuple(notes))
+    return Estimated(tuple(found), "measured", tuple(notes), tuple(calls))
 
 
 def _not_finite(captured: Capture, estimates: Estimates, rules: RuleTable) -> list[str]:

@@ -133,7 +133,7 @@ def transform(
     carrier = carrier_of(model, casts, weights)
     further = [as_inputs(model, batch) for batch in batches or ()]
 
-    def scaled(captured: Recording) -> tuple[Recording, list[Part], UnitScaledModule]:
+    def scaled(captured: Recording) -> tuple[Recording, Estimated, list[Part], UnitScaledModule]:
         """capture ─► reparametrize ─► estimate ─► plan ─► rewrite ─► module."""
         captured = with_true_parameters(captured) if weights == "true" else captured
         done("capture", captured)
@@ -154,9 +154,9 @@ def transform(
         notes = (*known.diagnostics, *plans.diagnostics)
         module = module_of(recorded, parts, known.scales, notes)
         done("rewrite", module)
-        return recorded, parts, module
+        return recorded, known, parts, module
 
-    recorded, parts, module = scaled(
+    recorded, known, parts, module = scaled(
         record(model, args, kwargs, dynamic_shapes, further, recording_seconds)
     )
     if verify:
@@ -167,7 +167,7 @@ def transform(
             apart = record(
                 model, args, kwargs, dynamic_shapes, further, recording_seconds, is_faithful
             )
-            recorded, parts, module = scaled(apart)
+            recorded, known, parts, module = scaled(apart)
             result = verify_module(recorded.model, module, table, args, kwargs, loss_fn)
             if result.differences:
                 differences = _named(result.differences)
@@ -184,7 +184,8 @@ def transform(
         module.verification = result
     warn_of_losses(module.diagnostics)
     if casts is not None:
-        flat = {n: _flat(n, recorded, further) for n in recorded.parts} if further else {}
+        ran = further or list(known.calls)
+        flat = {n: _flat(n, recorded, ran) for n in recorded.parts} if ran else {}
         notes = cast_module(module, parts, casts, table, Evidence(flat, loss_fn))
         module.diagnostics = (*module.diagnostics, *notes)
         warn_of_losses(notes)
