@@ -11,13 +11,21 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import unitify
-from unitify.capture.inputs import LENGTH, MEASURED_LENGTH, infer_inputs
+from unitify.capture.inputs import LENGTH, MEASURED_LENGTH, infer_inputs, written_inputs
 
 
 def gpt2(positions: int = 128) -> GPT2LMHeadModel:
     torch.manual_seed(0)
-    config = GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=96, n_positions=positions)
+    config = GPT2Config(
+        n_embd=32, n_layer=2, n_head=2, vocab_size=96, n_positions=positions,
+        initializer_range=0.4, tie_word_embeddings=False,
+    )  # fmt: skip
     return GPT2LMHeadModel(config).eval()
+
+
+def perplexity(model: Any, ids: torch.Tensor) -> float:
+    with torch.no_grad():
+        return float(model(input_ids=ids, labels=ids).loss.exp())
 
 
 @pytest.mark.parametrize("positions", [128, MEASURED_LENGTH, 24, 8])
@@ -28,6 +36,14 @@ def test_text_is_no_longer_than_the_model_can_read(positions: int) -> None:
         assert ids.shape == (2, min(length, positions))
 
 
+def test_a_language_model_writes_its_text() -> None:
+    model = gpt2()
+    text = written_inputs(model)[1]["input_ids"]
+    random = infer_inputs(model, MEASURED_LENGTH)[1]["input_ids"]
+    assert text.shape == random.shape
+    assert perplexity(model, text) < 0.5 * perplexity(model, random)
+
+
 @pytest.mark.parametrize(
     "make",
     [gpt2, lambda: zoo.build("bert")[0], lambda: nn.Sequential(nn.Embedding(9, 4), nn.GELU())],
@@ -35,7 +51,7 @@ def test_text_is_no_longer_than_the_model_can_read(positions: int) -> None:
 )
 def test_scales_are_those_of_a_longer_call(make: Any) -> None:
     model = make().eval()
-    args, kwargs = infer_inputs(model, MEASURED_LENGTH)
+    args, kwargs = written_inputs(model)
     assert unitify.estimate(model) == unitify.estimate(model, batches=[args or kwargs])
     args, kwargs = infer_inputs(model)
     assert unitify.estimate(model) != unitify.estimate(model, batches=[args or kwargs])

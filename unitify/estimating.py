@@ -13,7 +13,7 @@ from typing import Any
 
 from unitify.analysis.analyze import analyze
 from unitify.capture.execution import LossFunction
-from unitify.capture.inputs import MEASURED_LENGTH, Inputs, infer_inputs
+from unitify.capture.inputs import Inputs, written_inputs
 from unitify.capture.islands import Recording
 from unitify.capture.whole import Capture
 from unitify.diagnostics import (
@@ -74,7 +74,7 @@ def estimated(
     """
     if measures(scales, recorded.parts.values()):
         if drawn:
-            longer = [infer_inputs(recorded.model, MEASURED_LENGTH)]
+            longer = [written_inputs(recorded.model)]
             # A graph of one length, or a loss with its own targets, takes the drawn call alone.
             with contextlib.suppress(Exception):
                 return _measured(recorded, longer, loss_fn, rules)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unitify.analysis.forward import ForwardMoments
-from unitify.capture.inputs import MEASURED_LENGTH, Inputs, as_inputs, infer_inputs
+from unitify.capture.inputs import Inputs, as_inputs, infer_inputs, written_inputs
 from unitify.capture.islands import Recording, with_true_parameters
 from unitify.capture.whole import Capture
 from unitify.cast.casting import Evidence, by_evidence, chosen
@@ -88,8 +88,8 @@ def export(
     table = load_rules(rules)
     batches = input_batches(inputs) if inputs is not None else []
     calls = [as_inputs(model, batch) for batch in batches]
-    calls = calls or [infer_inputs(model, MEASURED_LENGTH)]
     runs = recipe.is_chosen or scales == "measured"
+    calls = calls or [written_inputs(model) if runs or verify else infer_inputs(model)]
     recording = with_true_parameters(recorded(model, calls, runs=runs))
     parts = _parts(recording, calls, scales, recipe, table)
     folded = Folded(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils import _pytree as pytree
 
-from unitify.capture.inputs import MEASURED_LENGTH, Inputs, as_inputs, infer_inputs
+from unitify.capture.inputs import Inputs, as_inputs, written_inputs
 from unitify.checkpoint.new_folder import Folder, check_absent, new_folder
 from unitify.checkpoint.targets import input_batches
 from unitify.convert import read_source
@@ -58,7 +58,7 @@ def export_onnx(
     original = source.model.eval()
     batches = input_batches(inputs) if inputs is not None else []
     calls = [as_inputs(original, batch) for batch in batches]
-    calls = calls or [infer_inputs(original, MEASURED_LENGTH)]
+    calls = calls or [written_inputs(original)]
     module = transform(
         original, *calls[0],
         scales=scales, batches=batches or None, recipe=recipe, verify=verify, rules=rules,

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unitify.capture.inputs import MEASURED_LENGTH, infer_inputs
+from unitify.capture.inputs import written_inputs
 from unitify.capture.state import modes_kept
 from unitify.checkpoint.new_folder import check_absent
 from unitify.checkpoint.state_dict import ties_in
@@ -72,5 +72,5 @@ def export(
     )  # fmt: skip
     with modes_kept(module):
         module.eval()
-        calls = [infer_inputs(original, MEASURED_LENGTH)] if verify else []
+        calls = [written_inputs(original)] if verify else []
         return write_folder(path, folded, calls)
