@@ -139,10 +139,10 @@ def main() -> None:
         "",
         "`python -m examples.drawn_inputs`: `unitify.transform(model)` by default. A language model"
         " writes its own text, other nets run on random numbers; random gradients start at the"
-        " outputs. Percent of values and of gradients whose RMS there (run) or by analysis is within"
-        " 2 × of that on real data, with the model's loss or the distance to a random target. Gradients"
-        " are compared apart from their common factor: it follows the loss and the size of the"
-        " batch, and casts take it from the gradient that arrives.",
+        " outputs. Percent of values and of gradients whose RMS there (run) or by analysis is"
+        " within 2 × of that on real data, with the model's loss or the distance to a random"
+        " target. Gradients are compared apart from their common factor: it follows the loss and"
+        " the size of the batch, and casts take it from the gradient that arrives.",
         "",
         f"| {' | '.join(head)} |",
         f"|---|---|{' --: |' * (len(head) - 2)}",
