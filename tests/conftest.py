@@ -19,6 +19,7 @@ import zoo  # noqa: E402
 from checking import plant  # noqa: E402
 from conversion import Conversion, conversion, near_unit_plans  # noqa: E402
 from served import made, source  # noqa: E402, F401
+from true_weights import pair  # noqa: E402, F401
 
 #: Options that write a page of docs/results/ from what the tests of a run found.
 TABLES = {"--framework-table": framework_table, "--hostile-table": hostile_table}

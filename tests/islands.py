@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from typing import Any
 
 import pytest
@@ -114,9 +116,8 @@ CASES: dict[str, tuple[type[nn.Module], tuple[Any, ...], set[str]]] = {
 }
 
 
-def built(
-    name: str, weights: Weights = "true"
-) -> tuple[nn.Module, tuple[Any, ...], AssembledModule]:
+@functools.cache
+def transformed(name: str, weights: Weights) -> tuple[nn.Module, tuple[Any, ...], AssembledModule]:
     torch.manual_seed(0)
     kind, args, _ = CASES[name]
     model = kind()
@@ -127,6 +128,13 @@ def built(
         module = unitify.transform(model, args, scales="measured", weights=weights)
     assert isinstance(module, AssembledModule)
     return model, args, module
+
+
+def built(
+    name: str, weights: Weights = "true"
+) -> tuple[nn.Module, tuple[Any, ...], AssembledModule]:
+    """A copy of its own for each use."""
+    return copy.deepcopy(transformed(name, weights))
 
 
 def gradients(model: nn.Module, args: tuple[Any, ...], seed: int = 0) -> dict[str, Tensor]:

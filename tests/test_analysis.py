@@ -19,6 +19,7 @@ from examples.estimates import LISTED, evaluate
 from unitify.analysis.analyze import analyze
 from unitify.capture.whole import capture
 from unitify.estimates import Rms
+from unitify.measure.captured import measure
 from unitify.plan.planner import plan
 from unitify.rulebook.rule_table import load_rules
 
@@ -52,9 +53,8 @@ def test_analysis_predicts_measurement_within_a_factor_of_two(
 
 
 def test_analysis_and_measurement_have_the_same_keys() -> None:
-    model, args, kwargs = zoo.build("gpt2")
-    analyzed = unitify.estimate(model, args, kwargs, scales="analysis")
-    measured = unitify.estimate(model, args, kwargs, scales="measured")
+    captured = conversion("gpt2").capture
+    analyzed, measured = analyze(captured, load_rules()).estimates, measure(captured)
     assert analyzed.keys() == measured.keys()
     assert all(isinstance(rms, Rms) for rms in analyzed.values())
 
@@ -85,6 +85,7 @@ def test_a_loss_function_says_where_gradients_start() -> None:
 
     analyzed = unitify.estimate(model, (x,), loss_fn=loss, scales="analysis")
     measured = unitify.estimate(model, (x,), loss_fn=loss, scales="measured")
+    assert analyzed.keys() == measured.keys()
     for name, rms in measured.items():
         assert rms.backward is None or 0.5 < analyzed[name].backward / rms.backward < 2, name
 

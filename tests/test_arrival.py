@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -50,11 +51,17 @@ def hidden(output: Any) -> Tensor:
     return output[1].square().mean()
 
 
-def made(recipe: str | None = "fp8", **options: Any) -> unitify.UnitScaledModule:
+@functools.cache
+def transformed(recipe: str | None, **options: Any) -> unitify.UnitScaledModule:
     torch.manual_seed(0)
     return unitify.transform(
         Language(), (TOKENS,), recipe=recipe, scales="measured", verify=False, **options
     )
+
+
+def made(recipe: str | None = "fp8", **options: Any) -> unitify.UnitScaledModule:
+    """A copy of its own for each use."""
+    return copy.deepcopy(transformed(recipe, **options))
 
 
 @pytest.fixture(scope="module")

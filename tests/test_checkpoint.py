@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import os
 import pickle
@@ -36,10 +38,16 @@ def code_of(action: Callable[[], object]) -> str:
     return caught.value.code
 
 
-def converted(name: str, dtype: torch.dtype = torch.float32) -> unitify.UnitScaledModule:
+@functools.cache
+def transformed(name: str, dtype: torch.dtype) -> unitify.UnitScaledModule:
     factory, inputs = MODELS[name]
     torch.manual_seed(7)
     return unitify.transform(factory().to(dtype), cast(inputs, dtype))
+
+
+def converted(name: str, dtype: torch.dtype = torch.float32) -> unitify.UnitScaledModule:
+    """A copy of its own for each use."""
+    return copy.deepcopy(transformed(name, dtype))
 
 
 def cast(inputs: tuple[torch.Tensor, ...], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:

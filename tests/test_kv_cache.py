@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from functools import lru_cache
@@ -22,7 +23,7 @@ from unitify.checkpoint.files import mapped_weights
 from unitify.diagnostics import UnitifyError, UnitifyWarning
 from unitify.formats.table import E4M3, quantize
 from unitify.module.assembly import parts_in
-from unitify.recipe.choices import flop_share
+from unitify.recipe.choices import Choice, choose, flop_share
 from unitify.recipe.reader import read_recipe
 from unitify.rulebook.rule_table import load_rules
 from unitify.serve.cached import cached
@@ -105,8 +106,7 @@ def test_what_is_out_of_range_is_counted() -> None:
 
 
 def test_without_the_cache_the_casts_are_missed() -> None:
-    model, kwargs = built("llama")
-    module = unitify.transform(model, (), kwargs, recipe=ALONE, verify=False)
+    (_, kwargs), module = built("llama"), copy.deepcopy(transformed("llama"))
     with pytest.warns(UnitifyWarning, match="U117"):
         module.generate(kwargs["input_ids"], max_new_tokens=2)
 
@@ -117,18 +117,27 @@ def test_choices() -> None:
     assert [[cast.place[1] for cast in c.casts] for c in attention] == [["key", "value"]] * 2
     assert {c.runs for c in attention} == {"simulated"}
     assert flop_share(transformed("llama").casts) == 0
-    both = transformed("llama", "fp8,attention=true,multiple=1,kv_cache=e5m2").casts
+
+    def chosen(recipe: str) -> tuple[Choice, ...]:
+        held = read_recipe(recipe)
+        assert held is not None
+        return choose(transformed("llama").capture, held, load_rules())
+
+    def places(choices: tuple[Choice, ...]) -> list[Any]:
+        return [[(cast.place, cast.format) for cast in c.casts] for c in choices]
+
+    assert places(chosen(ALONE)) == places(transformed("llama").casts)
+    both = chosen("fp8,attention=true,multiple=1,kv_cache=e5m2")
     (first, _) = (c for c in both if c.operation.startswith("aten.scaled_dot"))
     formats = {cast.place[1]: cast.format for cast in first.casts}
     assert formats == {"query": "e4m3", "key": "e5m2", "value": "e5m2", "": "e5m2"}
-    excluded = transformed("llama", f"{ALONE},exclude=*weight+*.0.self_attn").casts
+    excluded = chosen(f"{ALONE},exclude=*weight+*.0.self_attn")
     assert len([c for c in excluded if c.is_cast]) == 1
 
 
 def test_gradients_pass() -> None:
     """What is kept is rounded; its gradient is not."""
-    model, kwargs = built("gpt2")
-    module = unitify.transform(model, (), kwargs, recipe=ALONE)
+    (_, kwargs), module = built("gpt2"), copy.deepcopy(transformed("gpt2"))
     module(**kwargs).logits.square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 import warnings
+from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -48,12 +50,17 @@ def results(owner: nn.Module, x: Tensor, seed: int = 0) -> list[Any]:
     ]  # fmt: skip
 
 
+@functools.cache
+def pair(factory: Callable[[], nn.Module]) -> tuple[nn.Module, unitify.UnitScaledModule]:
+    torch.manual_seed(0)
+    model = factory()
+    return model, transformed(model)
+
+
 @pytest.mark.parametrize("factory", [net, AsksForTypes])
 @pytest.mark.parametrize("cast", CASTS)
 def test_a_cast_module_is_the_cast_model(factory: Any, cast: str) -> None:
-    torch.manual_seed(0)
-    model: nn.Module = factory()
-    module = transformed(model)
+    model, module = copy.deepcopy(pair(factory))
     first = module.graph
     x = batch(0)[0]
     for owner in (model, module):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import pytest
 import test_compiled_casts as compiled_casts
 import torch
@@ -15,12 +18,18 @@ import unitify
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
-def made(recipe: str | None, is_inference: bool) -> nn.Module:
+@functools.cache
+def transformed(recipe: str | None) -> unitify.UnitScaledModule:
     torch.manual_seed(0)
     x = torch.randn(4, 8, 32)
-    module = unitify.transform(
+    return unitify.transform(
         compiled_casts.Attention(), (x,), scales="measured", recipe=recipe, verify=False
     )
+
+
+def made(recipe: str | None, is_inference: bool) -> nn.Module:
+    """A copy of its own for each use."""
+    module = copy.deepcopy(transformed(recipe))
     return module.to_inference() if is_inference else module
 
 

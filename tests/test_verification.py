@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,12 +17,18 @@ from unitify.verifying.comparison import compare, difference_of, same
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 
 
-def built() -> tuple[nn.Module, unitify.UnitScaledModule]:
+@functools.cache
+def transformed() -> tuple[nn.Module, unitify.UnitScaledModule]:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Linear(4, 8), nn.Dropout(0.3), nn.BatchNorm1d(8), nn.GELU(), nn.Linear(8, 3)
     )
     return model, unitify.transform(model, (X,))
+
+
+def built() -> tuple[nn.Module, unitify.UnitScaledModule]:
+    """A copy of its own for each use."""
+    return copy.deepcopy(transformed())
 
 
 def test_in_the_modes_of_the_module() -> None:
@@ -43,7 +50,6 @@ def test_a_copy_is_as_good_as_the_model() -> None:
 @pytest.mark.parametrize("what", ["parameter", "buffer"])
 def test_one_number_that_differs(side: str, what: str) -> None:
     model, module = built()
-    model, module = copy.deepcopy(model), copy.deepcopy(module)
     changed = {"model": model, "module": module}[side]
     tensor = dict([*changed.named_parameters(), *changed.named_buffers()])[
         {"parameter": "4.weight", "buffer": "2.running_mean"}[what]

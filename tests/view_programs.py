@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from hypothesis import strategies as st
@@ -17,6 +17,7 @@ from unitify.capture.functional import remove_mutation
 
 aten = torch.ops.aten
 Step = tuple[Any, tuple[Any, ...]]
+T = TypeVar("T")
 
 SHAPES = [(4, 6), (4, 4), (2, 3, 4), (8,), (2, 4, 2)]
 
@@ -105,18 +106,24 @@ class Recorder(Builder):
         return node
 
 
-def drawn(draw: Draw) -> ViewProgram:
+def one_of(draw: Draw, choices: Sequence[T]) -> T:
+    """As ``st.sampled_from`` draws it; a strategy made for each draw takes longer than the draw."""
+    return choices[draw(st.integers(0, len(choices) - 1))]
+
+
+@st.composite
+def view_programs(draw: Draw) -> ViewProgram:
     """One to three tensors, and up to nine views and writes."""
     b = Recorder(draw)
     for _ in range(draw(st.integers(1, 3))):
-        shape = draw(st.sampled_from(SHAPES))
-        b.keep(draw(st.sampled_from([_value, _fresh, _input, _buffer, _integers]))(b, shape))
+        shape = one_of(draw, SHAPES)
+        b.keep(one_of(draw, [_value, _fresh, _input, _buffer, _integers])(b, shape))
     b.root.register_buffer("at", torch.tensor([1, 0]))
     at = b.attribute("at")
     writes = 0
     kept: list[fx.Node] = []
     for _ in range(draw(st.integers(2, 9))):
-        kind = draw(st.sampled_from([_view, _view, _write, _write, _read]))
+        kind = one_of(draw, [_view, _view, _write, _write, _read])
         node = kind(b, at)
         writes += node is not None and kind is _write
         if node is not None and kind is not _write:
@@ -160,8 +167,8 @@ def _tried(b: Builder, operation: Any, *args: Any) -> fx.Node | None:
 
 
 def _view(b: Recorder, at: fx.Node) -> fx.Node | None:
-    node = b.draw(st.sampled_from(b.live[::-1]))
-    operation, args = b.draw(st.sampled_from(VIEWS))(b.draw, b.tensors[node])
+    node = one_of(b.draw, b.live[::-1])
+    operation, args = one_of(b.draw, VIEWS)(b.draw, b.tensors[node])
     made = _tried(b, operation, node, *args)
     if made is None or isinstance(made.meta["val"], Tensor):
         return made
@@ -175,17 +182,17 @@ def _view(b: Recorder, at: fx.Node) -> fx.Node | None:
 
 
 def _read(b: Builder, at: fx.Node) -> fx.Node | None:
-    node = b.draw(st.sampled_from(b.live[::-1]))
-    operation, args = b.draw(
-        st.sampled_from([(aten.mul.Tensor, (3,)), (aten.neg.default, ()), (aten.sin.default, ())])
+    node = one_of(b.draw, b.live[::-1])
+    operation, args = one_of(
+        b.draw, [(aten.mul.Tensor, (3,)), (aten.neg.default, ()), (aten.sin.default, ())]
     )
     return _tried(b, operation, node, *args)
 
 
 def _write(b: Builder, at: fx.Node) -> fx.Node | None:
-    node = b.draw(st.sampled_from(b.live[::-1]))
-    other = b.draw(st.sampled_from(b.live[::-1]))
-    operation, args = b.draw(st.sampled_from(WRITES))(b.draw, node, other, at)
+    node = one_of(b.draw, b.live[::-1])
+    other = one_of(b.draw, b.live[::-1])
+    operation, args = one_of(b.draw, WRITES)(b.draw, node, other, at)
     return _tried(b, operation, *args)
 
 
