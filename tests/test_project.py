@@ -22,7 +22,7 @@ LONGEST = 400
 #: The stages of the pipeline, and what stands behind it: none imports one that comes later.
 STAGES = (
     "diagnostics", "formats", "rulebook", "capture", "recipe", "analysis", "scheme", "plan",
-    "rewrite", "module", "cast", "verifying", "transforming", "drift", "report", "check", "cli",
+    "rewrite", "module", "cast", "verifying", "transforming", "drift", "check", "report", "cli",
 )  # fmt: skip
 #: Imports that run when somebody asks for what stands behind: importer and imported.
 LAZY = {("module.unit_scaled", "report.of_module")}

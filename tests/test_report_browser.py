@@ -29,7 +29,7 @@ def page(driver: Any, tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 
 SECTIONS = (
-    "scales", "exponents", "losses", "agreement", "noise", "values", "classes", "casts",
+    "verdict", "scales", "exponents", "losses", "agreement", "noise", "values", "classes", "casts",
     "drift", "findings",
 )  # fmt: skip
 
@@ -156,6 +156,46 @@ def test_light_and_dark(page: Page) -> None:
     page.until(f"document.getElementById('scales-figure').layout.font.color !== '{before[1]}'")
     page.click(page.find("#theme"))
     page.until(f"document.getElementById('scales-figure').layout.font.color === '{before[1]}'")
+
+
+def test_the_verdict_names_lines_and_marks_what_is_rounding(page: Page) -> None:
+    shown = page.find("#verdict").text
+    first = page.js("document.querySelector('main section').id")
+    assert first == "verdict"
+    for finding in residual_report().as_json()["check"]["original"]["findings"]:
+        if not finding["cause"] and finding["severity"] != "note":
+            assert f"{finding['file']}:{finding['line']}" in shown
+
+
+def test_a_phone_cuts_nothing(page: Page) -> None:
+    """Nothing is wider than the window but what scrolls, and every table does."""
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    try:
+        assert page.js("document.documentElement.scrollWidth") <= 390
+        for link in page.all("nav a"):
+            assert 0 <= link.rect["x"] <= 390 - link.rect["width"]
+        assert page.js("getComputedStyle(document.querySelector('.bar')).position") == "static"
+        tables = "[...document.querySelectorAll('main table')]"
+        assert page.js(f"{tables}.every(table => table.closest('.scroller, .wide'))")
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_paper_has_all_of_it(page: Page) -> None:
+    figures = "[...document.querySelectorAll('.figure')]"
+    page.until(f"{figures}.every(figure => figure._fullLayout)")
+    page.js("document.documentElement.dataset.theme = 'dark'")
+    page.js("dispatchEvent(new Event('beforeprint'))")
+    widths = page.js(f"{figures}.map(figure => figure._fullLayout.width)")
+    assert max(widths) < 700
+    assert len(rows(page, "values", 1)) == len(residual_report().numerics.values)
+    assert page.js("document.querySelector('main details:not([open])')") is None
+    assert page.js("document.documentElement.dataset.theme") == "light"
+    page.js("dispatchEvent(new Event('afterprint'))")
+    assert page.js("document.documentElement.dataset.theme") == "dark"
+    assert page.js("document.querySelector('main details:not([open])')") is not None
+    page.js("delete document.documentElement.dataset.theme")
 
 
 def test_six_thousand_values_do_not_freeze_it(driver: Any, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from test_report import residual_report
 
 SIDE = {
     "predicted": 0.5, "measured": 0.5, "exponent": 1, "cast": "", "octaves": None,
-    "losses": {}, "steps": [],
+    "losses": {}, "steps": [], "is_rounding": False,
 }  # fmt: skip
 
 
@@ -23,7 +23,7 @@ LAYOUT: dict[str, Any] = {
     "true_weights": ["forward", "backward"], "cast_share_of_flops": 1.0,
     "values": [], "choices": [], "sources": [], "rules": {},
     "classes": [], "rescales": [],
-    "findings": [], "notes": [], "drift": None,
+    "findings": [], "notes": [], "check": ["original", "transformed"], "drift": None,
 }  # fmt: skip
 
 
@@ -36,6 +36,15 @@ VALUE = [
 CHOICE = [
     "value", "operation", "forward", "backward", "reason", "is_contraction", "flops", "runs",
     "runs_because",
+]  # fmt: skip
+
+
+CHECK = ["judged", "judged_by", "counts", "notes", "findings", "starts", "rounding"]
+
+
+FINDING = [
+    "code", "severity", "name", "value", "direction", "why", "fix", "file", "line", "source",
+    "cause",
 ]  # fmt: skip
 
 
@@ -57,6 +66,10 @@ def test_the_layout_of_the_json_is_stated() -> None:
     for choice in held["choices"]:
         assert list(choice) == CHOICE
         assert choice["value"] in names
+    assert list(held["check"]) == LAYOUT["check"]
+    for checked in held["check"].values():
+        assert list(checked) == CHECK
+        assert all(list(finding) == FINDING for finding in checked["findings"])
     for source in held["sources"]:
         assert list(source) == ["file", "shown", "line", "first", "excerpt"]
     assert held == residual_report().as_json() == json.loads(json.dumps(held))
@@ -64,5 +77,5 @@ def test_the_layout_of_the_json_is_stated() -> None:
 
 def test_the_documentation_states_the_layout() -> None:
     text = (Path(__file__).resolve().parent.parent / "docs" / "report.md").read_text("utf-8")
-    for key in (*LAYOUT, *VALUE, *SIDE):
+    for key in (*LAYOUT, *VALUE, *SIDE, *CHECK, *FINDING):
         assert f"`{key}`" in text

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from torch import fx
 
@@ -87,14 +88,14 @@ class Repository:
 
     root: Path
 
-    @staticmethod
-    def around(folder: Path) -> Repository:
+    @classmethod
+    def around(cls, folder: Path) -> Self:
         """The nearest folder upwards that git knows; ``folder`` itself where there is none."""
         start = folder.resolve()
         for candidate in (start, *start.parents):
             if (candidate / ".git").exists():
-                return Repository(candidate)
-        return Repository(start)
+                return cls(candidate)
+        return cls(start)
 
     def holds(self, file: str | Path) -> bool:
         """Is the file one of the project?"""
@@ -113,11 +114,17 @@ class Repository:
         return None
 
 
+def is_library(file: str | Path) -> bool:
+    """Is a file, by its real path, one of unitify or of Python's own?"""
+    path = Path(file)
+    own = not _INSTALLED.intersection(path.parts) and path.is_relative_to(_STANDARD_LIBRARY)
+    return own or path.is_relative_to(_PACKAGE)
+
+
 @cache
 def _relative(root: Path, file: str) -> str | None:
     path = Path(os.path.realpath(file))
-    is_library = path.is_relative_to(_PACKAGE) or path.is_relative_to(_STANDARD_LIBRARY)
-    if is_library or _INSTALLED.intersection(path.parts):
+    if is_library(path) or _INSTALLED.intersection(path.parts):
         return None
     if not path.is_relative_to(root) or not path.is_file():
         return None

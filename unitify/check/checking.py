@@ -1,6 +1,6 @@
 """``check``: from a subject and settings to an ``Outcome``.
 
-    judge ─► predict ─► measure ─► find ─► select
+    predict ─► measure ─► judge ─► find ─► select
 
 Every RMS is predicted, because a finding shows the derivation of the prediction. Where an RMS is
 measured, that is judged instead.
@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unitify.analysis.analyze import analyze
+from unitify.analysis.analyze import Analysis, analyze
 from unitify.capture.inputs import as_inputs
 from unitify.capture.islands import flat_calls
 from unitify.check.finding import Finding, worst_first
@@ -41,7 +41,7 @@ _OF_SCALE = ("U803", "U804", "U802")
 
 def steps(is_measured: bool) -> tuple[str, ...]:
     """The steps of ``check`` in order."""
-    return ("judge", "predict", *(("measure",) if is_measured else ()), "find")
+    return ("predict", *(("measure",) if is_measured else ()), "find")
 
 
 def check(
@@ -66,33 +66,46 @@ def check(
     """
     clock = _Clock(on_step)
     batches = list(batches)
-    parts = subject.parts
-    scoped = [judged(part, subject.recipe, rules, settings.scope) for part in parts]
-    clock.done("judge")
-    analyses = [analyze(part.capture, rules) for part in parts]
+    analyses = [analyze(part.capture, rules) for part in subject.parts]
     clock.done("predict")
-    tallies: list[Tally | None] = [None] * len(parts)
+    tallies: list[Tally | None] = [None] * len(subject.parts)
     if is_measured:
         tallies = [*_measured(subject, batches)]
         clock.done("measure")
-    found: list[Finding] = list(left_out(subject.diagnostics, lines))
     is_sure = is_measured and bool(batches)
     compared = dataclasses.replace(comparison or Comparison(), is_sure=is_sure)
+    outcome = outcome_of(subject, analyses, tallies, settings, rules, lines, target, compared)
+    clock.done("find")
+    return dataclasses.replace(outcome, seconds=clock.seconds)
+
+
+def outcome_of(
+    subject: Subject,
+    analyses: Iterable[Analysis],
+    tallies: Iterable[Tally | None],
+    settings: Settings,
+    rules: RuleTable,
+    lines: SourceLines,
+    target: str = "",
+    comparison: Comparison | None = None,
+) -> Outcome:
+    """The findings in a subject whose parts were analyzed and, where there is a tally, measured."""
+    tallies = list(tallies)
+    found: list[Finding] = list(left_out(subject.diagnostics, lines))
     cases: list[Case] = []
-    for part, own, analysis, tally in zip(parts, scoped, analyses, tallies, strict=True):
+    for part, analysis, tally in zip(subject.parts, analyses, tallies, strict=True):
+        own = judged(part, subject.recipe, rules, settings.scope)
         checker = PartChecker(part, own, analysis, tally, settings, rules, lines)
-        found += checker.findings(compared)
+        found += checker.findings(comparison or Comparison())
         cases += checker.cases()
     selected = [f for f in found if settings.reports(f.code, f.names)]
-    clock.done("find")
     return Outcome(
         target=target,
         findings=tuple(worst_first(_one_of_scale(selected))),
         cases=tuple(dict.fromkeys(cases)),
         judged_by=_in_words(subject, settings),
-        figures="measured" if is_measured else "predicted",
+        figures="predicted" if None in tallies else "measured",
         notes=tuple(_notes(subject, settings, found, cases)),
-        seconds=clock.seconds,
     )
 
 

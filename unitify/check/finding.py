@@ -110,6 +110,32 @@ def by_line(findings: Iterable[Finding]) -> list[list[Finding]]:
     return list(groups.values())
 
 
+@dataclass(frozen=True)
+class Start:
+    """Findings that begin at one line, and how many others follow from them."""
+
+    findings: tuple[Finding, ...]
+    followers: int
+
+
+def starts(findings: Iterable[Finding]) -> list[Start]:
+    """``findings`` by the line where they begin; a finding whose cause is among them is counted."""
+    findings = list(findings)
+    begun = {(finding.name, finding.source) for finding in findings if not finding.cause}
+    followers: dict[tuple[str, Frame | None], int] = {}
+    shown: list[Finding] = []
+    for finding in findings:
+        start = finding.cause, finding.cause_source
+        if start in begun:
+            followers[start] = followers.get(start, 0) + 1
+        else:
+            shown.append(finding)
+    return [
+        Start(tuple(group), sum(followers.pop((f.name, f.source), 0) for f in group))
+        for group in by_line(shown)
+    ]
+
+
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     """Sorted by severity; causes before their consequences; then by level and name."""
     return sorted(

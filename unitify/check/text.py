@@ -9,8 +9,7 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from unitify.capture.source import Frame
-from unitify.check.finding import Finding, by_line
+from unitify.check.finding import Start, starts
 from unitify.check.outcome import Outcome
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
@@ -20,18 +19,7 @@ _SHOWN = 3
 
 def as_text(outcome: Outcome) -> RenderableType:
     """All findings, worst first, and a last line that sums up."""
-    lines: list[Text] = []
-    begun = {(finding.name, finding.source) for finding in outcome.findings if not finding.cause}
-    shown: list[Finding] = []
-    followers: dict[tuple[str, Frame | None], int] = {}
-    for finding in outcome.findings:
-        start = finding.cause, finding.cause_source
-        if start in begun:
-            followers[start] = followers.get(start, 0) + 1
-        else:
-            shown.append(finding)
-    for group in by_line(shown):
-        lines += _block(group, followers)
+    lines = [line for start in starts(outcome.findings) for line in _block(start)]
     lines += [Text(f"note: {note}", style="dim") for note in outcome.notes]
     for code, name, direction in outcome.stale:
         tensor = f" ({direction})" if direction else ""
@@ -50,8 +38,8 @@ def summary(outcome: Outcome) -> Text:
     return Text(f"{found} in {judged}; judged: {outcome.judged_by}", style="bold")
 
 
-def _block(group: list[Finding], followers: dict[tuple[str, Frame | None], int]) -> list[Text]:
-    first = group[0]
+def _block(start: Start) -> list[Text]:
+    first = start.findings[0]
     head = Text()
     head.append(str(first.source) if first.source.file else "(no file)", style="bold")
     head.append(f": {first.code} ", style=_STYLES[first.severity])
@@ -60,12 +48,11 @@ def _block(group: list[Finding], followers: dict[tuple[str, Frame | None], int])
     if first.source.text:
         lines.append(Text(f"    | {first.source.text}", style="cyan"))
     lines += [Text(f"    {line}", style="dim") for line in first.derivation[:4]]
-    others = [f.name for f in group[1:]]
+    others = [f.name for f in start.findings[1:]]
     if others:
         more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
         lines.append(Text(f"    also {', '.join(others[:_SHOWN])}{more}"))
-    following = sum(followers.pop((f.name, f.source), 0) for f in group)
-    if following:
-        lines.append(Text(f"    {following} more findings follow from this"))
+    if start.followers:
+        lines.append(Text(f"    {start.followers} more findings follow from this"))
     lines.append(Text(f"    fix: {first.fix}"))
     return lines

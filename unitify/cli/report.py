@@ -66,6 +66,7 @@ def report(
 
     from rich.console import Console
 
+    from unitify.check.settings import read_settings
     from unitify.cli.target import read_target
     from unitify.module.unit_scaled import UnitScaledModule
     from unitify.recipe.reader import configured_recipe, read_recipe
@@ -79,6 +80,7 @@ def report(
         chosen = format_of(output, format)
         casts = read_recipe(recipe) if recipe is not None else configured_recipe(Path())
         records = () if drift is None else read_drift(drift)
+        settings = read_settings(Path())
     stages = ("read", "capture", "estimate", "plan", "rewrite", "verify", "cast", "report")
     with reported(), progress_bar(stages) as advance:
         opened = read_target(target, model=model, inputs=inputs, rules=rules)
@@ -91,6 +93,7 @@ def report(
             batches=opened.batches,
             target=target,
             drift=records,
+            settings=settings,
         )
         made = ModelReport(gather(module, known))
         written = made.save(output, chosen) if output is not None else ()

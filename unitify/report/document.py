@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from unitify.check.finding import Finding
 from unitify.drift.monitor import Record
 from unitify.formats.magnitudes import Magnitudes
 from unitify.formats.table import FORMATS
@@ -18,10 +19,12 @@ from unitify.recipe.choices import Choice, flop_share
 from unitify.report.numerics import (
     DIRECTIONS,
     GRAPHS,
+    Checked,
     Numerics,
     Side,
     Value,
 )
+from unitify.report.origins import shown
 from unitify.version import __version__
 
 #: The kind of the file, and the version of its layout.
@@ -78,6 +81,7 @@ def document(numerics: Numerics) -> dict[str, Any]:
         ],
         "findings": [d.as_json() for d in numerics.findings],
         "notes": list(numerics.notes),
+        "check": {graph: _checked(held) for graph, held in numerics.checked.items()},
         "drift": _drift(numerics.drift),
     }
 
@@ -150,6 +154,38 @@ def _side(side: Side) -> dict[str, Any]:
             for graph, held in side.losses.items()
         },
         "steps": [[step.way, _number(step.rms), _numbers(step.inputs)] for step in side.steps],
+        "is_rounding": side.is_rounding,
+    }
+
+
+def _checked(held: Checked) -> dict[str, Any]:
+    """Findings, and by the line where they begin: [indexes, number of those that follow]."""
+    index = {id(finding): at for at, finding in enumerate(held.outcome.findings)}
+    return {
+        "judged": len(held.outcome.cases),
+        "judged_by": held.outcome.judged_by,
+        "counts": held.outcome.counts,
+        "notes": list(held.outcome.notes),
+        "findings": [_finding(finding, held) for finding in held.outcome.findings],
+        "starts": [[[index[id(f)] for f in s.findings], s.followers] for s in held.starts],
+        "rounding": [_finding(finding, held) for finding in held.rounding],
+    }
+
+
+def _finding(finding: Finding, held: Checked) -> dict[str, Any]:
+    source = finding.source
+    return {
+        "code": finding.code,
+        "severity": finding.severity,
+        "name": finding.name,
+        "value": held.values.get(finding.name),
+        "direction": finding.direction or None,
+        "why": finding.diagnostic.message,
+        "fix": finding.fix,
+        "file": shown(source.file) or None,
+        "line": source.line,
+        "source": source.text,
+        "cause": finding.cause or None,
     }
 
 

@@ -1,6 +1,6 @@
 """``gather``: from a transformed module to its ``Numerics``.
 
-    module ─► analyze ─► measure ─► choices ─► signal to noise ─► values
+    module ─► analyze ─► measure ─► choices ─► signal to noise ─► values ─► check
 
 The module does not change. ``notes`` names what is missing, and why.
 """
@@ -8,7 +8,8 @@ The module does not change. ``notes`` names what is missing, and why.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from unitify.analysis.analyze import analyze
@@ -17,6 +18,8 @@ from unitify.capture.inputs import as_inputs
 from unitify.capture.islands import flat_calls, path_of
 from unitify.capture.whole import Capture
 from unitify.cast.casting import chosen
+from unitify.check.settings import Settings
+from unitify.check.source_lines import SourceLines
 from unitify.drift.measuring import measure_running, true_capture
 from unitify.drift.monitor import Record
 from unitify.estimating import FAR, far_apart
@@ -29,7 +32,9 @@ from unitify.module.unit_scaled import UnitScaledModule
 from unitify.part import Part, value_name
 from unitify.recipe.recipe import FP8, Recipe
 from unitify.report.class_graph import class_graph
+from unitify.report.judging import Judge
 from unitify.report.numerics import DIRECTIONS, Numerics, Value
+from unitify.report.origins import Anywhere
 from unitify.report.sqnr import not_shown, signal_to_noise
 from unitify.report.values import Gathered, values_of
 from unitify.rule_trials.listing import row
@@ -38,13 +43,17 @@ from unitify.rulebook.rule_table import RuleTable
 
 @dataclass(frozen=True)
 class Known:
-    """The inputs of a report other than the module. ``batches``: inputs of calls to measure on."""
+    """The inputs of a report other than the module. ``batches``: inputs of calls to measure on.
+
+    ``settings``: the limits by which ``unitify check`` judges.
+    """
 
     rules: RuleTable
     batches: tuple[Any, ...] = ()
     loss_fn: LossFunction | None = None
     target: str = ""
     drift: tuple[Record, ...] = ()
+    settings: Settings = field(default_factory=Settings)
 
 
 def gather(module: UnitScaledModule, known: Known) -> Numerics:
@@ -82,6 +91,7 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
         problem = "signal to noise is not shown: weights hold no data to run on"
     if problem:
         notes.append(problem)
+    lines = SourceLines(Anywhere.around(Path()), module.original, None)
     parts: list[Part] = []
     values: tuple[Value, ...] = ()
     for part in parts_in(module):
@@ -91,7 +101,7 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
         parts.append(part := part if part.choices else chosen(part, recipe, known.rules))
         inputs = _flat(part.name, captures, batches)
         sqnr = {} if problem else signal_to_noise(part, known.rules, inputs)
-        found = Gathered(part, analyses[part.name], sqnr, tally.magnitudes())
+        found = Gathered(part, analyses[part.name], sqnr, tally.magnitudes(), lines)
         values += values_of(found, known.rules, _formats(recipe))
     notes += _far_apart(values)
     classes, crossings = class_graph(parts, known.rules)
@@ -120,6 +130,14 @@ def gather(module: UnitScaledModule, known: Known) -> Numerics:
         notes=tuple(notes),
         drift=known.drift,
         versions=dict(module.plan.versions),
+        checked=Judge(known.settings, known.rules, lines).both(
+            module,
+            recipe,
+            tuple(parts),
+            [analyses[part.name] for part in parts],
+            [tallies[part.name] if is_measured else None for part in parts],
+            values,
+        ),
     )
 
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from unitify.analysis.forward import Step
+from unitify.check.finding import Finding, Start, starts
+from unitify.check.outcome import Outcome
 from unitify.diagnostics import Diagnostic
 from unitify.drift.monitor import Record
 from unitify.formats.losses import Loss
@@ -39,6 +41,7 @@ class Side:
       distribution with the predicted RMS
     - ``cast``: the format to which the recipe casts it; "" for none
     - ``steps``: the derivation; for a gradient, the terms of its sum
+    - ``is_rounding``: a gradient that is zero but for rounding, like that of a bias of keys
     """
 
     predicted: float | None = None
@@ -48,6 +51,7 @@ class Side:
     losses: Mapping[str, Mapping[str, Loss]] = field(default_factory=dict)
     cast: str = ""
     steps: tuple[Step, ...] = ()
+    is_rounding: bool = False
 
     @property
     def rms(self) -> float | None:
@@ -116,13 +120,32 @@ class Crossing:
 
 
 @dataclass(frozen=True)
+class Checked:
+    """What ``unitify check`` finds in one of the graphs.
+
+    ``outcome``: without the findings in ``rounding``, of gradients that are zero but for rounding.
+    ``values``: the name of a finding → that of its value.
+    """
+
+    outcome: Outcome
+    rounding: tuple[Finding, ...]
+    values: Mapping[str, str]
+
+    @property
+    def starts(self) -> list[Start]:
+        """The findings by the line where they begin."""
+        return starts(self.outcome.findings)
+
+
+@dataclass(frozen=True)
 class Numerics:
     """The numerics of every value of a model, in the original and as transformed.
 
     ``recipe``: the recipe whose casts are shown; ``is_applied``: does the module have them? (A
     module without a recipe is shown with the casts of "fp8".) ``choices``: one for every value.
     ``batches``: the number of measured batches. ``exact``: bitwise the original before casts; None
-    where it was not verified. ``notes``: what is missing, and why.
+    where it was not verified. ``notes``: what is missing, and why. ``checked``: by graph, what
+    ``unitify check`` finds.
     """
 
     model: str
@@ -143,6 +166,7 @@ class Numerics:
     notes: tuple[str, ...] = ()
     drift: tuple[Record, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+    checked: Mapping[str, Checked] = field(default_factory=dict)
 
     def unit_share(self, direction: str, graph: str) -> tuple[int, int]:
         """(Number of values with an RMS in the unit band, number of values with an RMS).

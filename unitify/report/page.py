@@ -29,9 +29,9 @@ from unitify.version import __version__
 STYLES = ("colors", "page", "controls", "tables", "panel", "narrow")
 #: The scripts of the page, in the order of their use.
 SCRIPTS = (
-    "base", "unpack", "model", "theme", "tooltip", "folding", "figures", "scales", "exponents",
-    "grid", "value_cells", "losses", "agreement", "noise", "values_table", "classes", "casts",
-    "drift", "findings", "details", "start",
+    "base", "unpack", "model", "theme", "print", "tooltip", "folding", "figures", "grid",
+    "value_cells", "verdict", "scales", "exponents", "losses", "agreement", "noise",
+    "values_table", "classes", "casts", "drift", "findings", "details", "start",
 )  # fmt: skip
 #: CSS classes of the marks in figures, and their legend.
 LEGEND = (
@@ -40,6 +40,8 @@ LEGEND = (
     ("unit", "unit RMS, within [1/2, 2]"),
     ("range", "normal range of the format"),
     ("subnormal", "subnormal"),
+    ("input", "input or parameter"),
+    ("rounding", "zero but for rounding"),
 )
 
 
@@ -110,13 +112,13 @@ def _tiles(numerics: Numerics) -> Iterator[Tile]:
             yield Tile(f"{name} at unit RMS", _percent(after, total), note, _percent(before, total))
     formats = f"{numerics.recipe.forward.name.upper()} / {numerics.recipe.backward.name.upper()}"
     bad = [sum(lost.worst > NOTABLE for lost in losses(numerics, graph)) for graph in GRAPHS]
-    note = "values and gradients, to zero or beyond the range"
-    yield Tile(f"Losing over 1 % in {formats}", f"{bad[1]:,}", note, f"{bad[0]:,}")
+    note = "values and gradients with over 1 % to zero or beyond the range"
+    yield Tile(f"Losing in {formats}", f"{bad[1]:,}", note, f"{bad[0]:,}")
     ratios = [lowest_ratio(numerics, graph) for graph in GRAPHS]
     if ratios[1] is not None:
         before_text = "–" if ratios[0] is None else _decibels(ratios[0])
-        note = f"dB, under {numerics.recipe.name}"
-        yield Tile("Lowest signal to noise", _decibels(ratios[1]), note, before_text)
+        note = f"of any value under {numerics.recipe.name}"
+        yield Tile("Lowest signal to noise", f"{_decibels(ratios[1])} dB", note, before_text)
     verdict = {None: "not verified", True: "bitwise", False: "not exact"}[numerics.exact]
     yield Tile("Against the original", verdict, "outputs and gradients, before casts")
 

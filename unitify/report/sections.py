@@ -17,6 +17,14 @@ class Section:
 
 SECTIONS = (
     Section(
+        id="verdict",
+        short="Verdict",
+        title="Verdict",
+        lead="What the formats of the recipe would lose of the model as it is, and the line where "
+        "that begins; then what unitify changed, and what it leaves. These are the findings of "
+        "unitify check.",
+    ),
+    Section(
         id="scales",
         short="Scales",
         title="Scales through the graph",

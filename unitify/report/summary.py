@@ -39,7 +39,7 @@ class Lost:
 def losses(numerics: Numerics, graph: str) -> list[Lost]:
     """Losses of all values and gradients in the formats of the recipe, worst first.
 
-    Masks are left out, because they are never cast.
+    Left out are masks and gradients of inputs, which are never cast, and what is rounding alone.
     """
     formats = numerics.recipe.forward.name, numerics.recipe.backward.name
     found = [
@@ -47,6 +47,7 @@ def losses(numerics: Numerics, graph: str) -> list[Lost]:
         for value in numerics.values
         if value.kind != "mask"
         for direction, format in zip(DIRECTIONS, formats, strict=True)
+        if not (direction == "backward" and (value.kind == "input" or value.backward.is_rounding))
         if (held := value.side(direction).losses.get(graph, {}).get(format)) is not None
     ]
     return sorted(found, key=lambda lost: -lost.worst)
@@ -92,6 +93,9 @@ def facts(numerics: Numerics) -> Iterator[tuple[str, str]]:
     applied = "" if numerics.is_applied else " (not applied: what it would do)"
     yield "recipe", f"{numerics.recipe.name}{applied}: {cast:,} operations cast"
     yield "lowest signal to noise", _lowest(numerics)
+    found = [len(checked.outcome.findings) for checked in numerics.checked.values()]
+    if found:
+        yield "found by check", f"{found[0]:,} before, {found[1]:,} after"
     yield "restored", _restored(numerics)
     for note in numerics.notes:
         yield "note", note

@@ -14,6 +14,7 @@ from torch import fx
 from unitify.analysis.analyze import Analysis
 from unitify.analysis.forward import Step
 from unitify.capture.whole import Capture
+from unitify.check.source_lines import SourceLines
 from unitify.estimates import Rms
 from unitify.formats.losses import Loss, loss
 from unitify.formats.magnitudes import Magnitudes, magnitudes_of
@@ -29,6 +30,10 @@ from unitify.rulebook.laws import factors, holds_tensors, is_scalable
 from unitify.rulebook.rule_table import RuleTable
 from unitify.rulebook.schema import operation_name
 
+#: A gradient that analysis knows to be zero is rounding if it is this small beside its terms.
+#: Rounded to 16 bits a sum of many terms leaves about so much.
+ROUNDING = 2.0**-6
+
 
 @dataclass(frozen=True)
 class Gathered:
@@ -38,6 +43,7 @@ class Gathered:
     analysis: Analysis
     sqnr: Mapping[str, Ratios]
     magnitudes: Mapping[tuple[str, int], Magnitudes]
+    lines: SourceLines
 
 
 def values_of(of: Gathered, rules: RuleTable, formats: Iterable[Format]) -> tuple[Value, ...]:
@@ -54,7 +60,7 @@ def values_of(of: Gathered, rules: RuleTable, formats: Iterable[Format]) -> tupl
             kind="mask" if node in masks else _kind(capture, node),
             operation=operation_name(node) if node.op == "call_function" else node.op,
             shape=shape_of(node.meta["val"]),
-            origin=origin_of(node, part.path),
+            origin=origin_of(node, of.lines, part.name),
             forward=_side(of, node, 0, formats, casts),
             backward=_side(of, node, 1, formats, casts),
             parameter=_parameter(part, node),
@@ -128,7 +134,18 @@ def _side(
         losses={} if known is None else _losses(known, exponent, formats),
         cast=casts.get((node.name, direction), ""),
         steps=tuple(_derivation(step, of.part.name) for step in steps),
+        is_rounding=bool(direction) and _is_rounding(predicted, measured, steps, of.part),
     )
+
+
+def _is_rounding(
+    predicted: float | None, measured: float | None, steps: Iterable[Step], part: Part
+) -> bool:
+    """Is a gradient zero but for rounding: zero by analysis, and next to nothing in a run?"""
+    if predicted != 0 or not measured:
+        return False
+    terms = (part.estimates.get(name, Rms()).backward for step in steps for name in step.inputs)
+    return measured < ROUNDING * max((term for term in terms if term), default=0.0)
 
 
 def _losses(

@@ -51,7 +51,8 @@ function agreementView() {
     element("p", { class: "note" }, `Within a factor of 2: ${within(2)}. Within 4: ${within(4)}.`),
   );
   figure(plot, (library) => {
-    const layout = baseLayout(420);
+    const isStacked = isNarrow() && !isPrinting;
+    const layout = baseLayout(isStacked ? 760 : 420);
     layout.shapes = [];
     layout.annotations = [];
     const traces = DIRECTIONS.flatMap((direction, index) => {
@@ -60,16 +61,19 @@ function agreementView() {
       const all = held.flatMap(({ x, y }) => [x, y]).concat([-1, 1]);
       const span = [all.reduce((a, b) => Math.min(a, b)) - 1, all.reduce((a, b) => Math.max(a, b)) + 1];
       layout[`xaxis${name}`] = axis({
-        domain: [
-          [0, 0.46],
-          [0.54, 1],
-        ][index],
+        domain: isStacked
+          ? [0, 1]
+          : [
+              [0, 0.46],
+              [0.54, 1],
+            ][index],
         anchor: `y${name}`,
         range: span,
         title: { text: "predicted, log₂ RMS", font: { size: 12 } },
       });
       layout[`yaxis${name}`] = axis({
         anchor: `x${name}`,
+        domain: isStacked ? [[0.58, 1], [0, 0.42]][index] : [0, 1],
         range: span,
         title: { text: "measured, log₂ RMS", font: { size: 12 }, standoff: 4 },
       });
@@ -130,7 +134,7 @@ function pointsAndDensity(held, name, index) {
     x: single.map(({ x }) => x),
     y: single.map(({ y }) => y),
     customdata: single.map(({ value }) => value.index),
-    marker: { size: 5.5, color: color("transformed"), opacity: 0.55 },
+    marker: { size: 5.5, color: color("original"), opacity: 0.55 },
   };
   if (!isMany) return [points];
   return [
@@ -143,8 +147,8 @@ function pointsAndDensity(held, name, index) {
       nbinsy: 60,
       colorscale: [
         [0, "rgba(0,0,0,0)"],
-        [0.01, color("heat1")],
-        [1, color("heat4")],
+        [0.01, color("original-wash")],
+        [1, color("original-deep")],
       ],
       showscale: false,
       hoverinfo: "skip",

@@ -125,7 +125,7 @@ function classesView() {
           color: nodes.map((each) => (isCast(each) ? color("transformed") : color("surface"))),
           line: {
             width: 1.6,
-            color: nodes.map((each) => (isRestored(each) ? color("original") : color("transformed"))),
+            color: nodes.map((each) => (isRestored(each) ? color("text") : color("transformed"))),
           },
         },
       },

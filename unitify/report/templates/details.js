@@ -47,7 +47,7 @@ function openDetails(value) {
     element(
       "p",
       { class: "place" },
-      element("code", {}, value.operation),
+      element("code", {}, value.kind === "result" ? value.operation : value.kind),
       value.module ? [" in ", element("code", {}, value.module), value.class ? ` (${value.class})` : ""] : "",
     ),
     element("p", {}, ...badges(value)),

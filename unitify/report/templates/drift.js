@@ -85,9 +85,9 @@ function driftView() {
       cmin: -6,
       cmax: 6,
       colorscale: [
-        [0, color("transformed")],
+        [0, color("below")],
         [0.5, color("surface")],
-        [1, color("original")],
+        [1, color("above")],
       ],
       colorbar: {
         thickness: 9,

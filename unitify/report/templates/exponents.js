@@ -26,7 +26,7 @@ function exponentsView() {
         spanOf([low, high], direction)[1],
       ];
     }
-    const layout = panelLayout(slots, spans, [-0.5, slots.length - 0.5]);
+    const layout = panelLayout(slots, spans, [-0.5, slots.length - 0.5], "magnitude");
     layout.shapes = PANELS.flatMap(({ direction, axis: name }) => boundLines(direction, name));
     const traces = maps.map(({ x, y, z }, index) => ({
       type: "heatmap",
@@ -35,31 +35,14 @@ function exponentsView() {
       z,
       xaxis: `x${PANELS[index].axis}`,
       yaxis: `y${PANELS[index].axis}`,
-      coloraxis: "coloraxis",
+      coloraxis: `coloraxis${GRAPHS.indexOf(PANELS[index].graph) + 1}`.replace(/1$/, ""),
       hoverinfo: "none",
       meta: index,
       hoverongaps: false,
     }));
-    layout.coloraxis = {
-      cmin: 0,
-      cmax: 0.4,
-      colorscale: heatColors(),
-      showscale: !isNarrow(),
-      colorbar: {
-        orientation: "h",
-        thickness: 9,
-        len: 0.26,
-        x: 1,
-        xanchor: "right",
-        y: 1.03,
-        yanchor: "bottom",
-        outlinewidth: 0,
-        tickformat: ".0%",
-        tickfont: { size: 10 },
-        dtick: 0.1,
-        title: { text: "share of the elements", side: "left", font: { size: 11 } },
-      },
-    };
+    GRAPHS.forEach((graph, index) => {
+      layout[index ? "coloraxis2" : "coloraxis"] = heatAxis(graph, COLUMNS[index][1]);
+    });
     layout.margin.t = 52;
     library.react(host, traces, layout, CONFIG);
     if (host.dataset.listens) return;
@@ -145,6 +128,30 @@ function boundLines(direction, name) {
   }));
 }
 
-function heatColors() {
-  return ["heat0", "heat1", "heat2", "heat3", "heat4"].map((name, index) => [index / 4, color(name)]);
+// Shares of the elements in the color of a graph: from the surface to its full ink.
+function heatAxis(graph, x) {
+  return {
+    cmin: 0,
+    cmax: 0.4,
+    colorscale: [
+      [0, color(`${graph}-wash`)],
+      [0.5, color(graph)],
+      [1, color(`${graph}-deep`)],
+    ],
+    showscale: !isNarrow(),
+    colorbar: {
+      orientation: "h",
+      thickness: 9,
+      len: 0.3,
+      x,
+      xanchor: "right",
+      y: 1.03,
+      yanchor: "bottom",
+      outlinewidth: 0,
+      tickformat: ".0%",
+      tickfont: { size: 10 },
+      dtick: 0.2,
+      title: { text: "share of elements", side: "left", font: { size: 11 } },
+    },
+  };
 }

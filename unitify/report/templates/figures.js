@@ -26,21 +26,27 @@ function fontFamily() {
 function baseLayout(height) {
   return {
     height,
+    width: isPrinting ? PAPER : undefined,
     margin: { l: 58, r: 44, t: 34, b: 58 },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: fontFamily(), size: 12, color: color("muted") },
     hovermode: "closest",
     showlegend: false,
-    dragmode: "zoom",
+    dragmode: isTouched() ? false : "zoom",
     modebar: { bgcolor: "rgba(0,0,0,0)", color: color("faint"), activecolor: color("text") },
-    autosize: true,
+    autosize: !isPrinting,
   };
+}
+
+// A finger scrolls the page: it does not zoom, and needs no toolbar on the figure.
+function isTouched() {
+  return matchMedia("(pointer: coarse)").matches;
 }
 
 const CONFIG = {
   displaylogo: false,
-  displayModeBar: "hover",
+  displayModeBar: isTouched() ? false : "hover",
   responsive: true,
   modeBarButtons: [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]],
 };
@@ -73,8 +79,9 @@ function axis(extra = {}) {
   };
 }
 
-// Layout of the four panels. ``slots``: of the x axis; ``span``: of the y axis by direction.
-function panelLayout(slots, span, range) {
+// Layout of the four panels. ``slots``: of the x axis; ``span``: of the y axis by direction; ``what``: its
+// title.
+function panelLayout(slots, span, range, what) {
   const layout = baseLayout(572);
   const runs = slotRuns(slots, range);
   layout.annotations = [];
@@ -97,7 +104,7 @@ function panelLayout(slots, span, range) {
       tick0: 0,
       title:
         index % 2 === 0
-          ? { text: `${isBottom ? "gradients" : "values"}, log₂`, standoff: 6, font: { size: 12 } }
+          ? { text: `${isBottom ? "gradients" : "values"}, log₂ ${what}`, standoff: 6, font: { size: 12 } }
           : undefined,
     });
     layout.shapes.push(
@@ -114,7 +121,7 @@ function panelLayout(slots, span, range) {
         line: { color: color("grid"), width: 1 },
       })),
     );
-    layout.annotations.push(...rangeLabels(direction, name, index % 2 === 1));
+    if (index % 2) layout.annotations.push(...rangeLabels(direction, name, span[direction]));
     if (!isBottom) {
       layout.annotations.push(panelTitle(name, graph, graph));
     }
@@ -163,7 +170,8 @@ function slotTicks({ names }, [low, high]) {
   const apart = (high - low) * (isNarrow() ? 3 : 1) * TICK_DISTANCE;
   const named = [];
   for (const run of [...names].sort((a, b) => b.length - a.length || a.x - b.x)) {
-    if (named.every((other) => Math.abs(other.x - run.x) >= apart)) named.push(run);
+    const isAtEnd = isNarrow() && run.x > low + 0.85 * (high - low); // where the next panel begins
+    if (!isAtEnd && named.every((other) => Math.abs(other.x - run.x) >= apart)) named.push(run);
   }
   return named;
 }
@@ -245,24 +253,26 @@ function rangeShapes(direction, name) {
   ];
 }
 
-function rangeLabels(direction, name, isRight) {
-  if (!isRight) return [];
+function rangeLabels(direction, name, [low, high]) {
   const { largest, normal, subnormal } = bounds(shownFormat[direction]);
-  const label = (y, text) => ({
+  const label = (y, text, yshift = 0) => ({
     xref: `x${name} domain`,
     yref: `y${name}`,
     x: 1,
     y,
     xanchor: "left",
     xshift: 4,
+    yshift,
     showarrow: false,
     text,
     font: { size: 10, color: color("faint") },
   });
+  const power = (exponent) => `2<sup>${signed(Math.round(exponent))}</sup>`;
+  const apart = (normal - subnormal) / (high - low) < 0.07 ? 5 : 0; // so that their texts do not overlap
   return [
     label(largest, largestText(shownFormat[direction])),
-    label(normal, `2<sup>${signed(Math.round(normal))}</sup>`),
-    label(subnormal, `2<sup>${signed(Math.round(subnormal))}</sup>`),
+    label(normal, power(normal), apart),
+    label(subnormal, power(subnormal), -apart),
   ];
 }
 
@@ -274,23 +284,45 @@ function spanOf(logarithms, direction) {
   return [Math.min(low, Math.max(subnormal, low - 12)) - 1, Math.max(high, Math.min(largest, high + 12)) + 1];
 }
 
-// Draws when it becomes visible, and again at each change of theme or folding.
+// Draws when it becomes visible or nothing else is to be done, and again at each change of theme or
+// folding, and for paper.
+const undrawn = [];
+
 function figure(host, draw) {
   let isSeen = false;
   const redraw = () => {
     if (isSeen) withPlotly().then((library) => draw(library));
   };
-  new IntersectionObserver(
-    (entries, observer) => {
-      if (!entries.some((entry) => entry.isIntersecting)) return;
-      observer.disconnect();
-      isSeen = true;
-      redraw();
-    },
-    { rootMargin: "200px" },
-  ).observe(host);
+  const first = () => {
+    if (isSeen) return;
+    isSeen = true;
+    redraw();
+  };
+  new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && first(), {
+    rootMargin: "200px",
+  }).observe(host);
+  undrawn.push(first);
   onTheme(redraw);
+  onPrint(() => loadedPlotly && draw(loadedPlotly));
   return redraw;
+}
+
+// One figure after the other, so that the page prints whole.
+function drawTheRest() {
+  const next = undrawn.shift();
+  const idle = window.requestIdleCallback ?? ((work) => setTimeout(work, 200));
+  if (next) idle(() => withPlotly().then(next).then(drawTheRest));
+}
+
+// What the colors of the graphs mean, beside a figure far from the head of the page.
+function graphLegend() {
+  return element(
+    "p",
+    { class: "legend", "aria-hidden": "true" },
+    ...GRAPHS.map((graph) =>
+      element("span", { class: graph }, element("i", { class: `key ${graph}` }), element("b", {}, graph)),
+    ),
+  );
 }
 
 // A switch between values and gradients. ``picked`` gets the choice.

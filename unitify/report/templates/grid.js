@@ -2,8 +2,10 @@
 // keyboard. A screen reader gets the number of the row and of all rows.
 
 const ROW = 34;
+// Rows on paper.
+const PRINTED = 1000;
 
-// ``columns``: {label, group, get(row), show(row), numeric, width, note}. ``tools``: further filters, each
+// ``columns``: {label, group, get(row), show(row), numeric, width, note, tail: cut at its start}. ``tools``: further filters, each
 // {node, keeps(row)}. Returns a function that redraws it.
 function grid(host, { label, columns, rows, opened, search, sort, tools = [], rowClass }) {
   let shown = rows;
@@ -28,6 +30,7 @@ function grid(host, { label, columns, rows, opened, search, sort, tools = [], ro
     table,
   );
   const say = element("span", { class: "note", role: "status" });
+  const unprinted = element("p", { class: "note", hidden: true }, `The first ${count(PRINTED)} rows.`);
   const field = element("input", {
     type: "search",
     placeholder: "Search name, module, operation, file …",
@@ -49,7 +52,11 @@ function grid(host, { label, columns, rows, opened, search, sort, tools = [], ro
       },
       column.label,
     );
-    column.head = element("th", { scope: "col", class: column.numeric ? "number" : "" }, button);
+    column.head = element(
+      "th",
+      { scope: "col", class: column.numeric ? "number" : "", "data-label": column.label },
+      button,
+    );
     head.append(column.head);
   });
 
@@ -84,18 +91,21 @@ function grid(host, { label, columns, rows, opened, search, sort, tools = [], ro
   }
 
   function draw() {
-    const first = Math.max(Math.floor(scroller.scrollTop / ROW) - 8, 0);
-    const end = Math.min(first + Math.ceil((scroller.clientHeight || 480) / ROW) + 16, shown.length);
+    const first = isPrinting ? 0 : Math.max(Math.floor(scroller.scrollTop / ROW) - 8, 0);
+    const seen = isPrinting ? PRINTED : Math.ceil((scroller.clientHeight || 480) / ROW) + 16;
+    const end = Math.min(first + seen, shown.length);
+    unprinted.hidden = !isPrinting || end === shown.length;
     const spacer = (height) =>
       element(
         "tr",
         { class: "spacer", "aria-hidden": "true", style: `height: ${height}px` },
         element("td", { colspan: columns.length }),
       );
+    const [above, below] = isPrinting ? [0, 0] : [first * ROW, (shown.length - end) * ROW];
     body.replaceChildren(
-      spacer(first * ROW),
+      spacer(above),
       ...shown.slice(first, end).map((row, offset) => rowOf(row, first + offset)),
-      spacer((shown.length - end) * ROW),
+      spacer(below),
     );
   }
 
@@ -112,7 +122,7 @@ function grid(host, { label, columns, rows, opened, search, sort, tools = [], ro
         },
       },
       ...columns.map((column) => {
-        const cell = element("td", { class: column.numeric ? "number" : "" });
+        const cell = element("td", { class: column.numeric ? "number" : column.tail ? "tail" : "" });
         const content = column.show(row);
         cell.append(...[content].flat().filter((part) => part !== null && part !== undefined));
         return cell;
@@ -156,7 +166,9 @@ function grid(host, { label, columns, rows, opened, search, sort, tools = [], ro
       say,
     ),
     scroller,
+    unprinted,
   );
+  onPrint(draw);
   update();
   return { update, replace: (others) => ((rows = others), update()) };
 }

@@ -60,9 +60,8 @@ function lossesView() {
 
 function lossRows() {
   return report.values
-    .filter((value) => !isMask(value))
     .flatMap((value) =>
-      DIRECTIONS.map((direction) => {
+      DIRECTIONS.filter((direction) => counts(value, direction)).map((direction) => {
         const format = shownFormat[direction];
         const [original, transformed] = GRAPHS.map((graph) => loss(value, direction, graph, format));
         if (original === null) return null;
@@ -76,17 +75,16 @@ function lossRows() {
 function formatSummary() {
   const cell = (format, direction, graph) => {
     const losses = report.values
-      .filter((value) => !isMask(value))
+      .filter((value) => counts(value, direction))
       .map((value) => loss(value, direction, graph, format))
       .filter((held) => held !== null);
     const bad = losses.filter((held) => lostOutright(held) > NOTABLE).length;
     const cellClass = `number ${graph}${bad ? "" : " none"}`;
     return element("td", { class: cellClass }, bad ? `${count(bad)} of ${count(losses.length)}` : "none");
   };
-  return element(
+  const table = element(
     "table",
-    { class: "matrix" },
-    element("caption", {}, "Values that lose more than 1 % of their elements, to zero or beyond the range"),
+    { class: "matrix", "aria-label": "Losses by format" },
     element(
       "thead",
       {},
@@ -118,15 +116,17 @@ function formatSummary() {
             "th",
             { scope: "row" },
             name.toUpperCase(),
-            element("small", {}, ` ${powerText(format.smallest_subnormal)} … ${largestText(name)}`),
+            element("small", {}, " ", ...powerOfTwo(Math.round(Math.log2(format.smallest_subnormal))), ` … ${largestText(name)}`),
           ),
           ...DIRECTIONS.flatMap((direction) => GRAPHS.map((graph) => cell(name, direction, graph))),
         ),
       ),
     ),
   );
-}
-
-function powerText(number) {
-  return `2^${signed(Math.round(Math.log2(number)))}`;
+  return element(
+    "div",
+    { class: "wide", tabindex: 0 },
+    element("p", { class: "note" }, "Values that lose more than 1 % of their elements, to zero or beyond the range."),
+    table,
+  );
 }

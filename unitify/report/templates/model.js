@@ -32,8 +32,24 @@ function isMask(value) {
   return value.kind === "mask";
 }
 
+// Zero but for rounding: a bias that moves all inputs of a softmax alike.
+function isRounding(value, direction) {
+  return direction === "backward" && value.backward.is_rounding;
+}
+
+// Is something lost where a format does not hold it? Nothing of a mask, of the gradient of an input
+// (nobody casts it), or of rounding.
+function counts(value, direction) {
+  const isGradient = direction === "backward";
+  return !isMask(value) && !(isGradient && value.kind === "input") && !isRounding(value, direction);
+}
+
 function shownName(value) {
   return value.parameter ?? value.name;
+}
+
+function operationText(value) {
+  return value.kind === "result" ? value.operation.replace(/^aten\.|\.default$/g, "") : value.kind;
 }
 
 function sourceText(value) {

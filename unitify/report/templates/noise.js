@@ -21,6 +21,7 @@ function noiseView() {
     "aria-label": "Signal to noise of every contraction",
   });
   host.replaceChildren(
+    graphLegend(),
     plot,
     element(
       "p",

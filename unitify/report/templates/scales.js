@@ -30,7 +30,7 @@ function scalesView() {
     }
     const traces = PANELS.flatMap((panel) => panelTraces(panel, columns));
     isDrawing = true;
-    library.react(host, traces, panelLayout(slots, span, range), CONFIG).then(() => (isDrawing = false));
+    library.react(host, traces, panelLayout(slots, span, range, "RMS"), CONFIG).then(() => (isDrawing = false));
     say.textContent =
       `${plural(slots.length, "slot")}: ${plural(slots.filter((s) => !s.node).length, "value")} and ` +
       `${plural(slots.filter((s) => s.node).length, "folded module")}` +
@@ -73,7 +73,7 @@ function scalesView() {
   });
   const outline = element(
     "details",
-    { class: "modules", open: true },
+    { class: "modules", open: !isNarrow() },
     element("summary", {}, "Modules"),
     foldingOutline(),
   );
@@ -114,6 +114,11 @@ function sortedLogs(values, direction, graph) {
     .sort((a, b) => a - b);
 }
 
+function symbolOf(value, direction) {
+  if (isRounding(value, direction)) return "x-thin";
+  return value.kind === "result" ? "circle" : "diamond-open";
+}
+
 function panelTraces({ direction, graph, axis: name }, columns) {
   const ink = color(graph);
   const bars = { x: [], y: [] };
@@ -129,7 +134,7 @@ function panelTraces({ direction, graph, axis: name }, columns) {
     points.y.push(median(found));
     points.customdata.push(index);
     const single = column.values.length === 1;
-    points.symbol.push(single && column.values[0].kind !== "result" ? "diamond-open" : "circle");
+    points.symbol.push(single ? symbolOf(column.values[0], direction) : "circle");
     points.size.push(single ? 6 : 7);
   });
   const panel = PANELS.findIndex((each) => each.axis === name);

@@ -5,7 +5,9 @@ async function start() {
   take(JSON.parse(await unpacked("packed-report")));
   shownFormat.forward = report.recipe.forward;
   shownFormat.backward = report.recipe.backward;
+  startPrint();
   buildTree();
+  verdictView();
   scalesView();
   exponentsView();
   lossesView();
@@ -18,6 +20,7 @@ async function start() {
   findingsView();
   startDetails();
   document.documentElement.dataset.ready = "yes";
+  drawTheRest();
 }
 
 start().catch((error) => {

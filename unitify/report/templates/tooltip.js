@@ -34,6 +34,7 @@ function valueRows(value, direction, graph) {
     ["operation", value.operation],
     ["module", value.module],
     ["RMS", rmsText(side, stored)],
+    ["", isRounding(value, direction) ? "zero but for rounding" : ""],
     ["scale", stored ? `2^${signed(side.exponent)}` : ""],
     ["cast to", side.cast ?? ""],
     ["source", sourceText(value)],

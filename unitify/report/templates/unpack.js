@@ -8,6 +8,7 @@ async function unpacked(id) {
 }
 
 let plotly = null;
+let loadedPlotly = null;
 
 // The plotting library, once: its text becomes a script of this page.
 function withPlotly() {
@@ -16,7 +17,8 @@ function withPlotly() {
     script.nonce = document.querySelector("script[nonce]").nonce;
     script.textContent = text;
     document.head.append(script);
-    return window.Plotly;
+    loadedPlotly = window.Plotly;
+    return loadedPlotly;
   });
   return plotly;
 }

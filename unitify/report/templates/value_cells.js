@@ -22,7 +22,8 @@ function nameColumn(of = (row) => row) {
     label: "value",
     get: (row) => shownName(of(row)),
     show: (row) => valueLink(of(row)),
-    width: "21%",
+    tail: true,
+    width: "24%",
   };
 }
 
@@ -31,7 +32,8 @@ function moduleColumn(of = (row) => row) {
     label: "module",
     get: (row) => of(row).module,
     show: (row) => clipped(of(row).module),
-    width: "19%",
+    tail: true,
+    width: "14%",
   };
 }
 
@@ -62,10 +64,12 @@ function badges(value) {
         element(
           "span",
           { class: "badge cast" },
-          `${direction === "forward" ? "" : "∂ "}${value[direction].cast}`,
+          `${direction === "forward" ? "" : "∂ "}${value[direction].cast.toUpperCase()}`,
         ),
       );
   }
   if (isMask(value)) found.push(element("span", { class: "badge" }, "mask"));
+  if (value.backward.is_rounding)
+    found.push(element("span", { class: "badge", title: "the gradient is zero but for rounding" }, "∂ rounding"));
   return found;
 }

@@ -8,18 +8,19 @@ function valuesView() {
     group: direction === "forward" ? "value" : "gradient",
     note: `log2 RMS of the ${direction === "forward" ? "value" : "gradient"}, ${graph}`,
     numeric: true,
-    width: "8%",
+    width: "7%",
     get: (value) => logRms(value, direction, graph),
     show: (value) => {
       const logarithm = logRms(value, direction, graph);
       const text = log2Text(logarithm);
-      return logarithm !== null && !isUnit(logarithm) ? element("span", { class: "outside" }, text) : text;
+      if (logarithm === null || isUnit(logarithm) || isRounding(value, direction)) return text;
+      return element("span", { class: `outside ${graph}` }, text);
     },
   });
   const isOutside = (value) =>
     DIRECTIONS.some((direction) => {
       const logarithm = logRms(value, direction, "transformed");
-      return logarithm !== null && !isUnit(logarithm);
+      return logarithm !== null && !isUnit(logarithm) && counts(value, direction);
     });
   let table = null;
   const changed = () => table.update();
@@ -38,10 +39,11 @@ function valuesView() {
       moduleColumn(),
       {
         label: "operation",
-        get: (value) => value.operation,
-        show: (value) => clipped(value.operation.replace(/^aten\.|\.default$/g, "")),
-        width: "12%",
+        get: operationText,
+        show: (value) => clipped(operationText(value)),
+        width: "10%",
       },
+      { label: "source", get: sourceText, show: (value) => clipped(sourceText(value)), tail: true, width: "15%" },
       logColumn("forward", "original"),
       logColumn("forward", "transformed"),
       logColumn("backward", "original"),
