@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from conversion import OTHER_KERNELS, Conversion, same, tensors
+from conversion import OTHER_KERNELS, Conversion, conversion, same, tensors
 from torch import Tensor, nn
 
 import unitify.optim
@@ -64,31 +65,53 @@ def scaled(module: unitify.UnitScaledModule, call: Callable[[], Any], kind: str)
     )  # fmt: skip
 
 
-def assert_same_training(expected: Run, run: Run, case: Conversion) -> None:
-    plan = case.module.plan
-    parameters = dict(run.owner.named_parameters())
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """What a module's run gave: outputs, norm and parameters of each step, buffers at the end."""
+
+    outputs: list[list[Tensor]]
+    norms: list[Tensor]
+    parameters: list[dict[str, Tensor]]
+    buffers: dict[str, Tensor]
+
+
+@functools.lru_cache(maxsize=len(OPTIMIZERS))
+def steps_of_module(name: str, kind: str) -> Steps:
+    """One run for every reference that it is compared with; of the latest model alone."""
+    case = conversion(name)
+    module = copy.deepcopy(case.module).train()
+    run = scaled(module, lambda: module(*case.args, **case.kwargs), kind)
+    found = Steps([], [], [], dict(module.named_buffers()))
     for step in range(STEPS):
-        (outputs, norm), (found, found_norm) = expected.step(step), run.step(step)
-        assert same(norm, found_norm), f"norm at step {step}"
-        for number, (a, b) in enumerate(zip(outputs, found, strict=True)):
+        outputs, norm = run.step(step)
+        found.outputs.append([t.clone() for t in outputs])
+        found.norms.append(norm)
+        found.parameters.append({n: p.detach().clone() for n, p in module.named_parameters()})
+    return found
+
+
+def assert_same_training(expected: Run, found: Steps, case: Conversion) -> None:
+    plan = case.module.plan
+    for step in range(STEPS):
+        outputs, norm = expected.step(step)
+        assert same(norm, found.norms[step]), f"norm at step {step}"
+        for number, (a, b) in enumerate(zip(outputs, found.outputs[step], strict=True)):
             assert same(a, b), f"output {number} at step {step}"
         for name, parameter in expected.owner.named_parameters():
             fwd = plan.parameters[name].fwd
-            assert same(parameter, parameters[name] * fwd), f"{name} after step {step}"
-    buffers = dict(run.owner.named_buffers())
+            assert same(parameter, found.parameters[step][name] * fwd), f"{name} after step {step}"
     for name, buffer in expected.owner.named_buffers():
-        assert same(buffer, buffers[name]), name
+        assert same(buffer, found.buffers[name]), name
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_training_is_exact(converted: Conversion, kind: str) -> None:
     case = converted
-    original, module = (copied.train() for copied in case.fresh())
+    original = copy.deepcopy(case.model).train()
     flat = case.capture.flat_inputs(case.args, case.kwargs)
     captured = dataclasses.replace(case.capture, model=original)
     reference = plainly(original, lambda: run_captured(captured, flat), kind)
-    run = scaled(module, lambda: module(*case.args, **case.kwargs), kind)
-    assert_same_training(reference, run, case)
+    assert_same_training(reference, steps_of_module(case.name, kind), case)
 
 
 def test_training_of_the_model_itself(converted: Conversion) -> None:
@@ -96,8 +119,6 @@ def test_training_of_the_model_itself(converted: Conversion) -> None:
     case = converted
     if case.name in OTHER_KERNELS:
         pytest.skip(OTHER_KERNELS[case.name])
-    original, module = (copied.train() for copied in case.fresh())
-    model = copy.deepcopy(original)
+    model = copy.deepcopy(case.model).train()
     reference = plainly(model, lambda: model(*case.args, **case.kwargs), "adamw")
-    run = scaled(module, lambda: module(*case.args, **case.kwargs), "adamw")
-    assert_same_training(reference, run, case)
+    assert_same_training(reference, steps_of_module(case.name, "adamw"), case)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 import unitify
 from unitify.analysis.analyze import Analysis, analyze
 from unitify.analysis.forward import ForwardMoments
-from unitify.capture.whole import capture
+from unitify.capture.whole import Capture, capture
 from unitify.explain import explain_value
 from unitify.rulebook.operation import Operation
 from unitify.rulebook.refusal import CannotRun, refusals
@@ -68,8 +69,13 @@ def refusing(operation: str, when: Callable[[Any], bool]) -> Callable[..., Any]:
     return refuse
 
 
+@functools.cache
+def captured() -> Capture:
+    return capture(Sums(), (X,), {})
+
+
 def analyzed() -> Analysis:
-    return analyze(capture(Sums(), (X,), {}), load_rules())
+    return analyze(captured(), load_rules())
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def sampled_results(operation: Operation, operands: Operands, seed: int) -> list
     """One draw of the operation's results (tensors, integers, None)."""
     drawn = draw(operation, operands, torch.Generator().manual_seed(seed))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         result = operation(drawn)
     return list(result) if isinstance(result, list | tuple) else [result]
 
@@ -82,7 +82,7 @@ def _gradients(
         listed = value if isinstance(value, list) else [value]
         leaves[name] = [t.requires_grad_(True) for t in listed if isinstance(t, Tensor)]
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         result = operation(drawn)
         results = list(result) if isinstance(result, list | tuple) else [result]
         starts = [

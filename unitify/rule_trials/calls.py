@@ -88,7 +88,7 @@ def call(rule: Rule, arguments: Mapping[str, Any], seed: int = 0) -> Call:
 
     held = {name: hold(name, value) for name, value in arguments.items()}
     node = _call_function(graph, overload(rule.operation), held)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     output = graph.output((node,))
     (result,) = GraphRunner(graph, tensors.__getitem__).run()
     node.meta["val"] = result
@@ -119,6 +119,6 @@ def _call_function(graph: fx.Graph, operation: Any, held: dict[str, Any]) -> fx.
 
 def run(graph: fx.Graph, tensors: Mapping[str, Tensor], seed: int) -> tuple[Any, ...]:
     """The graph's flat results under a fixed seed."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     (results,) = GraphRunner(graph, tensors.__getitem__).run()
     return tuple(results) if isinstance(results, list | tuple) else (results,)

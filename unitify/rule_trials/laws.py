@@ -108,7 +108,7 @@ def outputs_and_gradients(
             torch.randn(r.shape, generator=generator, dtype=torch.float64).to(r.dtype)
             for r in starts
         ]
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         gradients = torch.autograd.grad(starts, list(leaves.values()), upstream, allow_unused=True)
         found |= {n: g for n, g in zip(leaves, gradients, strict=True) if g is not None}
     return found
