@@ -21,7 +21,7 @@ from unitify.capture.inputs import Inputs, as_inputs, written_inputs
 from unitify.checkpoint.new_folder import Folder, check_absent, new_folder
 from unitify.checkpoint.targets import input_batches
 from unitify.convert import read_source
-from unitify.diagnostics import NotOnnx, UnitifyError
+from unitify.diagnostics import NotOnnx, UnitifyError, error_line
 from unitify.recipe.recipe import Recipe
 from unitify.serve.contents import ONNX, ONNX_FILE, write_contents
 from unitify.serve.reopened import LEAST, Reader, check_package, reopened
@@ -88,9 +88,12 @@ def exported(module: nn.Module, call: Inputs) -> Any:
             output_names=[str(name) for name in output] if isinstance(output, Mapping) else None,
         )  # fmt: skip
     except Exception as error:  # torch raises many kinds.
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        problem = lines[-1] if lines else type(error).__name__
-        raise UnitifyError(NotOnnx(problem=problem)) from error
+        raise UnitifyError(NotOnnx(problem=error_line(_cause(error)))) from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The first of a chain of errors: those after it say in which step of the exporter it was."""
+    return error if error.__cause__ is None else _cause(error.__cause__)
 
 
 def _sizes(value: Any) -> Any:
