@@ -57,6 +57,27 @@ def test_scales_are_those_of_a_longer_call(make: Any) -> None:
     assert unitify.estimate(model) != unitify.estimate(model, batches=[args or kwargs])
 
 
+def test_a_language_model_without_a_config_takes_what_its_first_layer_says() -> None:
+    class Own(nn.Sequential):
+        def can_generate(self) -> bool:
+            return True
+
+    model = Own(nn.Embedding(9, 4), nn.GELU())
+    assert unitify.estimate(model) == unitify.estimate(model, batches=[written_inputs(model)[0]])
+
+
+def test_logits_beyond_the_vocabulary_write_nothing() -> None:
+    model = gpt2()
+    model.lm_head = nn.Linear(32, 128)
+    drawn = infer_inputs(model, MEASURED_LENGTH)[1]["input_ids"]
+    assert torch.equal(written_inputs(model)[1]["input_ids"], drawn)
+
+
+def test_no_batches_are_refused() -> None:
+    with pytest.raises(unitify.UnitifyError, match="U003"):
+        unitify.estimate(gpt2(), batches=[])
+
+
 def test_the_recorded_example_is_short() -> None:
     (ids,) = unitify.transform(gpt2()).capture.example
     assert ids.shape == (2, LENGTH)

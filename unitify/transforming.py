@@ -248,7 +248,7 @@ def estimate(
     recorded, table = record(model, args, kwargs), load_rules(rules)
     batches = as_batches(batches)
     calls = [(args, kwargs)] if batches is None else [as_inputs(model, b) for b in batches]
-    has_data = bool(batches) or is_given(example_inputs, example_kwargs)
+    has_data = batches is not None or is_given(example_inputs, example_kwargs)
     found = estimated(recorded, scales, calls, loss_fn, table, drawn=not has_data)
     return {
         value_name(part.name, value): rms

@@ -159,18 +159,22 @@ def written_inputs(model: Any) -> Inputs:
     """
     args, kwargs = infer_inputs(model, MEASURED_LENGTH)
     ids = kwargs.get("input_ids")
-    writes = getattr(model, "can_generate", bool)() and not model.config.is_encoder_decoder
-    if not writes or ids is None or ids.is_meta:
+    if ids is None or ids.is_meta or not getattr(model, "can_generate", bool)():
         return args, kwargs
+    if model.config.is_encoder_decoder:
+        return args, kwargs
+    following = (BATCH, ids.shape[1] - 1, _vocabulary(model.config))
     with kept(model), seeded(model), torch.no_grad():
         for _ in range(ROUNDS):
             try:
-                logits = model(**{**kwargs, "input_ids": ids}).logits[:, :-1].float()
-                following = torch.multinomial(logits.flatten(0, 1).softmax(-1), 1)
-                ids = torch.cat([ids[:, :1], following.reshape(len(ids), -1)], 1)
+                logits = model(input_ids=ids).logits[:, :-1].float()
             except Exception:
                 # Whatever code of the model's own may raise; capture says so.
                 return args, kwargs
+            if logits.shape != following or not logits.isfinite().all():
+                return args, kwargs
+            drawn = torch.multinomial(logits.flatten(0, 1).softmax(-1), 1).reshape(BATCH, -1)
+            ids = torch.cat([ids[:, :1], drawn], 1)
     return args, {**kwargs, "input_ids": ids}
 
 
@@ -239,7 +243,7 @@ def _from_config(model: nn.Module, length: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     if name == "input_ids":
         text = getattr(config, "text_config", None) or config
-        vocabulary = int(getattr(text, "vocab_size", 2) or 2)
+        vocabulary = _vocabulary(config)
         longest = int(getattr(text, "max_position_embeddings", None) or length)
         size = BATCH, max(2, min(length, longest))
 
@@ -264,6 +268,11 @@ def _from_config(model: nn.Module, length: int) -> dict[str, Any]:
             )
         )
     return {name: torch.randn(*shape, generator=generator).to(device, dtype)}
+
+
+def _vocabulary(config: Any) -> int:
+    text = getattr(config, "text_config", None) or config
+    return int(getattr(text, "vocab_size", 2) or 2)
 
 
 def _main_input_shape(config: Any, name: str) -> tuple[int, ...] | None:
