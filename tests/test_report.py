@@ -13,7 +13,6 @@ from islands import HoldsFunction
 from torch import Tensor, nn
 
 import unitify
-from unitify.check.asserting import check_model
 from unitify.diagnostics import UnitifyError
 from unitify.explain import explain_value
 from unitify.formats.losses import loss
@@ -22,7 +21,6 @@ from unitify.formats.table import E4M3, E5M2
 from unitify.report.model_report import ModelReport
 from unitify.report.numerics import Numerics, Value
 from unitify.report.of_module import report
-from unitify.report.summary import losses
 
 
 class Residual(nn.Module):
@@ -166,37 +164,6 @@ def test_a_parameter_has_the_line_that_creates_it() -> None:
         assert Path(origin.file) == Path(__file__)
     gain = lines["<b>gain"]
     assert "register_parameter" in gain.excerpt[gain.line - gain.first]
-
-
-class Attention(nn.Module):
-    """The bias of the keys moves all inputs of the softmax alike."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.query, self.key = nn.Linear(16, 16), nn.Linear(16, 16)
-
-    def forward(self, x: Tensor) -> Tensor:
-        scores = self.query(x) @ self.key(x).transpose(-1, -2)
-        return scores.softmax(-1) @ x * 1e-6
-
-
-def test_a_gradient_of_rounding_is_marked_and_no_finding() -> None:
-    torch.manual_seed(0)
-    x = torch.randn(4, 16, 16)
-    model = Attention()
-    numerics = unitify.transform(model, (x,), recipe="fp8").report([(x,)]).numerics
-    noise = [v.parameter for v in numerics.values if v.backward.is_rounding]
-    assert noise == ["key.bias"]
-    lost = {(held.value.parameter, held.direction) for held in losses(numerics, "original")}
-    assert ("key.bias", "forward") in lost
-    assert ("key.bias", "backward") not in lost
-    checked = numerics.checked["original"]
-    assert [finding.name for finding in checked.rounding] == noise
-    expected = check_model(model, x, recipe="fp8").findings
-    found = {finding.key for finding in (*checked.outcome.findings, *checked.rounding)}
-    assert found == {finding.key for finding in expected}
-    left = numerics.checked["transformed"].outcome.findings
-    assert len(left) < len(checked.outcome.findings)
 
 
 def test_what_is_restored_and_cast() -> None:

@@ -6,7 +6,7 @@ its present weights, and the scales of its plan. Both have the choices of a reci
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,12 +56,17 @@ def subject_of(
         return _of_module(model, recipe, rules)
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     recorded = record(model, args, kwargs)
+    subject = as_it_is(model, parts_of(recorded.parts), recipe, rules)
+    module = None if recorded.whole is not None else unscaled(model, recorded.parts)
+    return replace(subject, diagnostics=recorded.diagnostics, module=module)
+
+
+def as_it_is(model: nn.Module, parts: Iterable[Part], recipe: Recipe, rules: RuleTable) -> Subject:
+    """``model`` with the casts of ``recipe`` on true values."""
     # Headroom, and what stays in BF16, are chosen by evidence, which ``transform`` has.
     plain = replace(recipe, headroom="none", min_sqnr=None)
-    planned = uniformly_planned(parts_of(recorded.parts), recipe.loss_scale)
-    parts = tuple(chosen(part, plain, rules) for part in planned.parts)
-    module = None if recorded.whole is not None else unscaled(model, recorded.parts)
-    return Subject(model, parts, plain, recorded.diagnostics, module)
+    planned = uniformly_planned(tuple(parts), recipe.loss_scale)
+    return Subject(model, tuple(chosen(part, plain, rules) for part in planned.parts), plain, ())
 
 
 def _of_module(module: UnitScaledModule, recipe: Recipe, rules: RuleTable) -> Subject:

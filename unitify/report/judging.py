@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from unitify.analysis.analyze import Analysis
-from unitify.cast.casting import chosen
 from unitify.check.checking import outcome_of
 from unitify.check.finding import Finding
 from unitify.check.naming import stable_names
@@ -18,11 +17,10 @@ from unitify.check.outcome import Outcome
 from unitify.check.plan_faults import Comparison
 from unitify.check.settings import Settings
 from unitify.check.source_lines import SourceLines
-from unitify.check.subject import Subject
+from unitify.check.subject import Subject, as_it_is
 from unitify.measure.tally import Tally
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.part import Part, value_name
-from unitify.planning import uniformly_planned
 from unitify.recipe.recipe import Recipe
 from unitify.report.numerics import GRAPHS, Checked, Value
 from unitify.rulebook.rule_table import RuleTable
@@ -47,12 +45,9 @@ class Judge:
     ) -> dict[str, Checked]:
         """The findings in the original and in the transformed parts."""
         analyses, tallies, values = list(analyses), list(tallies), list(values)
-        plain = replace(recipe, headroom="none", min_sqnr=None)
-        uniform = uniformly_planned(parts, recipe.loss_scale).parts
-        original = tuple(chosen(part, plain, self.rules) for part in uniform)
         figures = "analysis" if None in tallies else "measured"
         subjects = (
-            (Subject(module.original, original, plain, ()), Comparison()),
+            (as_it_is(module.original, parts, recipe, self.rules), Comparison()),
             (
                 Subject(module.original, parts, recipe, (), module),
                 Comparison(drift=module.scales == figures),

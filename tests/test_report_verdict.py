@@ -1,0 +1,41 @@
+"""The report's verdict: the findings of ``check``, but for gradients that are rounding alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import unitify
+from unitify.check.asserting import check_model
+from unitify.report.summary import losses
+
+
+class Attention(nn.Module):
+    """The bias of the keys moves all inputs of the softmax alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.query(x) @ self.key(x).transpose(-1, -2)
+        return scores.softmax(-1) @ x * 1e-6
+
+
+def test_a_gradient_of_rounding_is_marked_and_no_finding() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 16, 16)
+    model = Attention()
+    numerics = unitify.transform(model, (x,), recipe="fp8").report([(x,)]).numerics
+    noise = [v.parameter for v in numerics.values if v.backward.is_rounding]
+    assert noise == ["key.bias"]
+    lost = {(held.value.parameter, held.direction) for held in losses(numerics, "original")}
+    assert ("key.bias", "forward") in lost
+    assert ("key.bias", "backward") not in lost
+    checked = numerics.checked["original"]
+    assert [finding.name for finding in checked.rounding] == noise
+    expected = check_model(model, x, recipe="fp8").findings
+    found = {finding.key for finding in (*checked.outcome.findings, *checked.rounding)}
+    assert found == {finding.key for finding in expected}
+    left = numerics.checked["transformed"].outcome.findings
+    assert len(left) < len(checked.outcome.findings)
