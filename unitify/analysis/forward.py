@@ -7,6 +7,8 @@ they are.
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +91,8 @@ class ForwardMoments:
         self.statistics = running_statistics(capture, rules)
         #: Values that are not floating and depend on an input's contents.
         self.from_inputs: set[fx.Node] = set()
+        #: Floating values that follow from these alone, such as the tokens of each expert.
+        self.counted: dict[fx.Node, Tensor] = {}
 
     def run(self, *, backward: bool = True) -> None:
         """Walk the graph from its inputs to its output. ``backward``: gradients follow.
@@ -164,13 +168,14 @@ class ForwardMoments:
             return
         operation = Operation(node, self.known)
         if not (is_scalable(node) or holds_tensors(node)):
-            is_size = not isinstance(node.meta.get("val"), Tensor)
+            is_size = not isinstance(node.meta.get("val"), Tensor | list | tuple)
             if not is_size and any(
                 n in self.from_inputs or is_scalable(n) for n in node.all_input_nodes
             ):
                 self.from_inputs.add(node)
             self._plain(node, operation, position)
             return
+        self._count(node, operation)
         rule = self.rules.get(operation_name(node))
         operands = self.operands(operation, rule)
         results, way = self._predict(operation, rule, operands, position)
@@ -185,6 +190,7 @@ class ForwardMoments:
         if moment is None:
             values = self.known.get(source)
             self.known[node] = values[index] if values is not None else None
+            self.from_inputs.add(node)
             return
         self._note(node, [moment], "run", {source.name: moment.rms})
 
@@ -207,13 +213,34 @@ class ForwardMoments:
             return
         try:
             if operation.operands:
-                drawn = sampled_results(operation, self.operands(operation, None), position)
+                operands, counted = self.operands(operation, None), self._counted(operation)
+                drawn = sampled_results(operation, operands, position, counted)
                 self.known[node] = drawn[0] if len(drawn) == 1 else drawn
             else:
                 self.known[node] = operation()
         except RuntimeError:
             # This integer depends on data (an index out of range, an empty selection).
             self.known[node] = None
+
+    def _count(self, node: fx.Node, operation: Operation) -> None:
+        """Keep a value that follows from integers alone, if they depend on an input's contents."""
+        counted = self._counted(operation)
+        is_small = all(math.prod(shape) <= ONE for shape in operation.result_shapes)
+        if (
+            is_small
+            and counted.keys() == operation.operands.keys()
+            and any(n in self.from_inputs or n in self.counted for n in node.all_input_nodes)
+        ):
+            with contextlib.suppress(RuntimeError):
+                value = operation(counted)
+                if isinstance(value, Tensor):
+                    self.counted[node] = value
+
+    def _counted(self, operation: Operation) -> dict[str, Tensor]:
+        """The operands that follow from integers alone, by argument."""
+        arguments = operation.operands.items()
+        nodes = {name: a for name, a in arguments if isinstance(a, fx.Node)}
+        return {name: self.counted[a] for name, a in nodes.items() if a in self.counted}
 
     def operands(self, operation: Operation, rule: Rule | None) -> dict[str, Any]:
         """Moments of the floating operands, and of others that a rule's formula names."""
@@ -310,8 +337,10 @@ class ForwardMoments:
         """``reason``: why the row is not followed; "" where it gives no moments."""
         operands = {n: m for n, m in operands.items() if n in operation.operands}
         try:
+            counted = self._counted(operation)
             repeated = [
-                sampled_results(operation, operands, position + i) for i in repetitions(operation)
+                sampled_results(operation, operands, position + i, counted)
+                for i in repetitions(operation)
             ]
         except RuntimeError as error:
             self.fall_back(operation, "forward", "assumed", reason or error_line(error))

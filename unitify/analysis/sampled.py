@@ -7,7 +7,7 @@ the moments of its results and gradients are measured.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -52,9 +52,14 @@ def pooled(moments: list[Moment]) -> Moment:
     return Moment(means.mean(0), squares.mean(0))
 
 
-def sampled_results(operation: Operation, operands: Operands, seed: int) -> list[Any]:
-    """One draw of the operation's results (tensors, integers, None)."""
-    drawn = draw(operation, operands, torch.Generator().manual_seed(seed))
+def sampled_results(
+    operation: Operation, operands: Operands, seed: int, counted: Mapping[str, Tensor]
+) -> list[Any]:
+    """One draw of the operation's results (tensors, integers, None).
+
+    ``counted``: operands that are known, by name.
+    """
+    drawn = {**draw(operation, operands, torch.Generator().manual_seed(seed)), **counted}
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         result = operation(drawn)

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 _ASKING: dict[Any, Callable[[Tensor], Any]] = {
@@ -77,6 +78,7 @@ def _computed(tensor: Tensor, reading: Callable[[Tensor], Any]) -> Computed | No
             sizes[copies[node]] = held
         elif node.op == "call_function" and _is_repeatable(node.target):
             copies[node] = graph.node_copy(node, lambda n: copies[n])
+            _bring_data(copies[node])
         else:
             return None
     graph.output(graph.call_function(reading, (copies[slot.proxy.node],)))
@@ -88,6 +90,15 @@ def _computed(tensor: Tensor, reading: Callable[[Tensor], Any]) -> Computed | No
         # It does not run for every size, so that nothing is known.
         return None
     return Computed(graph, expressions, values.pop()) if len(values) == 1 else None
+
+
+def _bring_data(node: fx.Node) -> None:
+    """Let a node that makes a tensor on the meta device make one with data."""
+    node.args, node.kwargs = pytree.tree_map_only(
+        torch.device,
+        lambda device: torch.device("cpu") if device.type == "meta" else device,
+        (node.args, node.kwargs),
+    )
 
 
 def _ancestors(node: fx.Node) -> list[fx.Node]:

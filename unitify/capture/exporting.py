@@ -28,6 +28,7 @@ from unitify.capture.boundaries import Calls, marked
 from unitify.capture.computed import Known
 from unitify.capture.eager_flags import as_in_eager
 from unitify.capture.effects import Effect, effects_of
+from unitify.capture.grouped import Grouped
 from unitify.capture.identity import Tensors, by_table
 from unitify.capture.reachable import Location
 from unitify.capture.recurrent import free_length
@@ -118,7 +119,7 @@ def _subject(model: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def _in_eager(data: Known) -> Iterator[None]:
-    with as_in_eager(), data:
+    with as_in_eager(), data, Grouped():
         yield
 
 

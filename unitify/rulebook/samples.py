@@ -166,6 +166,19 @@ def integers(high: int, *shape: int) -> Sample:
     return Sample(shape, (high - 1) / 2, square, lambda g: torch.randint(high, shape, generator=g))
 
 
+def ends(groups: int, count: int) -> Sample:
+    """The ends of random groups of ``count`` things, in 32 bits."""
+    _check_shape((groups,))
+    _check_shape((count,))
+
+    def make(generator: Generator) -> Tensor:
+        drawn = torch.randint(count + 1, (groups,), generator=generator, dtype=torch.int32)
+        drawn[-1] = count
+        return drawn.sort().values
+
+    return Sample((groups,), math.nan, math.nan, make)
+
+
 def multiples(step: int, *shape: int) -> Sample:
     """0, step, 2·step, …: integers that all differ."""
     _check_shape(shape)
@@ -212,6 +225,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "signs": signs,
     "complex_normal": complex_normal,
     "integers": integers,
+    "ends": ends,
     "multiples": multiples,
     "constant": constant,
     "permutation": permutation,

@@ -26,6 +26,10 @@ _library = library.Library("unitify", "FRAGMENT")
 #: Our operators in terms of torch's own; ``register`` adds a row for each.
 _DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
 
+#: Operators whose decomposition Inductor does not take. ``NARROW`` has a lowering: Inductor would
+#: remove its decomposition, a conversion and back.
+_OPAQUE = {NARROW}
+
 #: The placements of distributed tensors that each operator supports: see ``register``.
 SHARDINGS: dict[Any, Callable[..., Any]] = {}
 
@@ -43,6 +47,7 @@ def register(
     batched: Callable[..., Any] | None = None,
     decomposition: Callable[..., Any] | None = None,
     sharded: Callable[..., list[tuple[list[Placement], list[Placement]]]] | None = None,
+    is_opaque: bool = False,
 ) -> Any:
     """Register the operator ``unitify::schema``, and return it.
 
@@ -55,6 +60,7 @@ def register(
       operands: the sharded dimension of a distributed tensor, "whole" for a replicated one,
       "partial" for terms of a sum; None for an argument that is not a tensor. None where
       ``derivative`` calls only operators that have one
+    - ``is_opaque``: Inductor does not decompose it
     """
     name = schema.split("(")[0]
     _library.define(schema)
@@ -73,6 +79,8 @@ def register(
     else:
         library.register_vmap(f"unitify::{name}", batched, lib=_library)
     _decompose(operator, decomposition or kernel)
+    if is_opaque:
+        _OPAQUE.add(operator)
     if sharded is not None:
         SHARDINGS[operator] = sharded
     return operator
@@ -195,8 +203,7 @@ def register_decompositions() -> None:
     inductor = sys.modules.get("torch._inductor.decomposition")
     if inductor is None and "torch._inductor" in sys.modules:
         inductor = importlib.import_module("torch._inductor.decomposition")
-    # ``NARROW`` has a lowering. Inductor would remove its decomposition, a conversion and back.
-    table = {operator: into for operator, into in _DECOMPOSITIONS.items() if operator != NARROW}
+    table = {o: into for o, into in _DECOMPOSITIONS.items() if o not in _OPAQUE}
     if inductor is None or table.keys() <= inductor.decompositions.keys():
         return
     inductor.decompositions.update(table)

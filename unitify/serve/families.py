@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unitify.checkpoint.pretrained import read_config
 from unitify.diagnostics import Diagnostic, LoadsWrongly
 from unitify.serve.cached import Cached
+from unitify.serve.decoded import in_compressed_tensors, in_modelopt
+from unitify.serve.experts import stacked
 from unitify.serve.layouts import PER_TENSOR, PLAIN8, Layout
-from unitify.serve.reopened import Reader, in_modelopt, in_transformers
+from unitify.serve.reopened import Reader, in_transformers
 from unitify.version import __version__
 
 
@@ -59,6 +62,15 @@ def _compressed(layout: Layout, ignored: list[str], has_cache: bool) -> dict[str
     }
 
 
+def _opened(model: nn.Module, folder: Path) -> Reader:
+    """``folder``, opened by transformers where that reads its experts."""
+    weights = read_config(folder)["quantization_config"]["config_groups"]["group_0"]["weights"]
+    # It multiplies the codes of experts by one scale each, or one each row.
+    is_plain = weights["strategy"] in ("tensor", "channel")
+    read = in_transformers if is_plain or not stacked(model) else in_compressed_tensors
+    return read(model, folder)
+
+
 _PRODUCER = {"name": "unitify", "version": __version__}
 #: The file in which older versions of TensorRT-LLM and SGLang look for what config.json says, too.
 _OWN_CONFIG = "hf_quant_config.json"
@@ -90,7 +102,7 @@ def _modelopt_files(layout: Layout, ignored: list[str], has_cache: bool) -> dict
 #: Families by name.
 FAMILIES: Mapping[str, Family] = {
     "compressed-tensors": Family(
-        _compressed, lambda *_: {}, ("k_scale", "v_scale"), (1,), in_transformers,
+        _compressed, lambda *_: {}, ("k_scale", "v_scale"), (1,), _opened,
         packages=("compressed-tensors",),
     ),
     "modelopt": Family(

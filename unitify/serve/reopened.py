@@ -23,7 +23,6 @@ from unitify.capture.inputs import Inputs
 from unitify.checkpoint.pretrained import quiet
 from unitify.diagnostics import PackageMissing, ReaderDiffers, UnitifyError
 from unitify.formats.signal_to_noise import decibels
-from unitify.serve.decoded import decoded_model
 
 #: The least signal to noise of a folder in decibels, without one in the recipe. A missing or wrong
 #: scale leaves less than four.
@@ -48,11 +47,6 @@ def in_transformers(model: nn.Module, folder: Path) -> Reader:
     with quiet(transformers), contextlib.redirect_stderr(io.StringIO()):
         opened: Any = type(model).from_pretrained(folder, local_files_only=True)  # type: ignore[attr-defined]
     return partial(outputs_of, opened.eval())
-
-
-def in_modelopt(model: nn.Module, folder: Path) -> Reader:
-    """``folder``, decoded as the runtimes of ModelOpt's layout do."""
-    return partial(outputs_of, decoded_model(folder, model))
 
 
 def outputs_of(model: nn.Module, call: Inputs) -> list[Tensor]:

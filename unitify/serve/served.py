@@ -7,12 +7,11 @@ of an operand of a linear layer, by a constant power of two. Any other cast of a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
-from unitify.capture.whole import Capture
 from unitify.cast.joint import fused
 from unitify.diagnostics import NotFolded, UnitifyError
 from unitify.estimates import Rms
@@ -21,8 +20,10 @@ from unitify.formats.table import FORMATS
 from unitify.part import Part
 from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
+from unitify.rulebook.contractions import contraction_operands
 from unitify.rulebook.rule_table import Rule, RuleTable
-from unitify.rulebook.schema import named_arguments, operation_name
+from unitify.rulebook.schema import operation_name
+from unitify.serve.experts import stacked
 
 #: Decibels that a scale may lose against the best one; a window is as wide as this allows.
 _LOST = 0.1
@@ -75,6 +76,7 @@ def served(
     found: list[Served] = []
     wrong: list[NotFolded] = []
     kept: dict[str, str] = {}
+    experts = stacked(model)
     for part in parts:
         contractions = {c.value: c for c in part.choices if c.is_contraction}
         for node in part.capture.graph.nodes:
@@ -85,14 +87,13 @@ def served(
             if rule.cached and not choice.backward:
                 # Only keys and values are cast; ``kv_cache`` has their scales.
                 continue
-            layer, problem = _layer(model, part.path, part.capture, node, rule, choice)
+            layers, problem = _layers(model, part, node, rule, choice, experts)
             if choice.forward in ("", "bf16", "fp16"):
-                if layer:
-                    kept[fused(layer, _operand(node, rule))] = layer
+                kept.update({fused(name, _input(node, rule)): name for name in layers})
             elif problem:
-                wrong.append(NotFolded(value=layer or choice.value, problem=problem))
+                wrong.append(NotFolded(value=(*layers, choice.value)[0], problem=problem))
             else:
-                found.append(_served(layer, node, rule, choice, part))
+                found += [_served(layer, node, rule, choice, part) for layer in layers]
     found = _once(found)
     if not (found or wrong):
         wrong.append(NotFolded(value=recipe.name, problem="no linear layer is cast"))
@@ -106,52 +107,72 @@ def served(
     return tuple(found)
 
 
-def _layer(
-    model: nn.Module, path: str, capture: Capture, node: fx.Node, rule: Rule, choice: Choice
-) -> tuple[str, str]:
-    """The linear layer of a contraction, and why its casts do not fold; one may be empty."""
-    matmul = rule.matmul
-    weight = named_arguments(node)[matmul.right] if matmul is not None else None
-    if matmul is None or not isinstance(weight, fx.Node) or weight.op != "get_attr":
-        return "", "it is not a contraction with a weight of the model"
-    first = capture.aliases.get(str(weight.target))
-    names = [f"{path}.{n}".strip(".") for n, of in capture.aliases.items() if of == first]
-    layers = [n.removesuffix(".weight") for n in names if n.endswith(".weight")]
-    layer = next((n for n in layers if isinstance(_module(model, n), nn.Linear)), "")
-    if not layer:
-        return "", f"{path}.{weight.target} is not the weight of a linear layer".lstrip(".")
-    if choice.mean:
-        return layer, "its operand is cast around a mean (center = 'none' folds)"
-    others = [name for name in names if name != f"{layer}.weight"]
-    if others or len(weight.users) > 1:
-        return layer, f"its weight is also {', '.join(others) or 'used elsewhere'}"
-    return layer, ""
-
-
-def _module(model: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        return None
-
-
-def _operand(node: fx.Node, rule: Rule) -> fx.Node:
-    assert rule.matmul is not None
-    operand: fx.Node = named_arguments(node)[rule.matmul.left]
-    return operand
-
-
-def _served(
-    layer: str,
+def _layers(
+    model: nn.Module,
+    part: Part,
     node: fx.Node,
     rule: Rule,
     choice: Choice,
-    part: Part,
-) -> Served:
-    assert rule.matmul is not None
+    experts: Mapping[str, tuple[str, ...]],
+) -> tuple[tuple[str, ...], str]:
+    """The linear layers of a contraction, and why its casts do not fold; one may be empty.
+
+    There are several where the model holds the weights of ``experts`` as one tensor.
+    """
+    aliases = part.capture.aliases
+    weight = _weight(node, rule)
+    if weight is None:
+        return (), "it is not a contraction with a weight of the model"
+    first = aliases.get(str(weight.target))
+    names = [f"{part.path}.{n}".strip(".") for n, of in aliases.items() if of == first]
+    for name in names:
+        layers = _linear(model, name) or experts.get(name, ())
+        if layers:
+            break
+    else:
+        return (), f"{part.path}.{weight.target} is not the weight of a linear layer".lstrip(".")
+    if choice.mean:
+        return layers, "its operand is cast around a mean (center = 'none' folds)"
+    others = [other for other in names if other != name]
+    if others or len(weight.users) > 1:
+        return layers, f"its weight is also {', '.join(others) or 'used elsewhere'}"
+    return layers, ""
+
+
+def _linear(model: nn.Module, parameter: str) -> tuple[str, ...]:
+    """The linear layer whose weight this is; empty where there is none."""
+    layer, _, name = parameter.rpartition(".")
+    try:
+        is_linear = name == "weight" and isinstance(model.get_submodule(layer), nn.Linear)
+    except AttributeError:
+        return ()
+    return (layer,) if is_linear else ()
+
+
+def _weight(node: fx.Node, rule: Rule) -> fx.Node | None:
+    """The parameter that a contraction of two operands multiplies, maybe transposed."""
+    operands = contraction_operands(rule, node)
+    found = _held(operands[-1][2])
+    return found if len(operands) == 2 else None
+
+
+def _held(node: fx.Node) -> fx.Node | None:
+    """The ``get_attr`` node whose tensor this is, or of which alone it is a view."""
+    held = node
+    while held.op == "call_function" and len(held.all_input_nodes) == len(held.users) == 1:
+        held = held.all_input_nodes[0]
+    memories = {n.meta["val"].untyped_storage()._cdata for n in (node, held)}
+    return held if held.op == "get_attr" and len(memories) == 1 else None
+
+
+def _input(node: fx.Node, rule: Rule) -> fx.Node:
+    return contraction_operands(rule, node)[0][2]
+
+
+def _served(layer: str, node: fx.Node, rule: Rule, choice: Choice, part: Part) -> Served:
     scales = {cast.place[1]: math.ldexp(1.0, part.exponent(cast)) for cast in choice.casts}
-    weight, input = scales[rule.matmul.right], scales[rule.matmul.left]
-    operand = _operand(node, rule)
+    input, weight = (scales[name] for name, _, _ in contraction_operands(rule, node))
+    operand = _input(node, rule)
     rms = part.estimates.get(operand.name, Rms()).forward or 0.0
     return Served(layer, choice.forward, weight, input, fused(layer, operand), rms)
 

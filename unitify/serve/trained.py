@@ -22,6 +22,7 @@ from unitify.module.assembly import parts_in
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.rulebook.rule_table import load_rules
 from unitify.serve.cached import cached
+from unitify.serve.experts import as_stored
 from unitify.serve.served import served
 from unitify.serve.writing import Export, Folded, check_packages, layout_of, write_folder
 
@@ -64,8 +65,9 @@ def export(
         problem = "its weights are distributed: pass state_dict, gathered from all processes"
         raise UnitifyError(NotFolded(value=type(module).__name__, problem=problem))
     tied = ties_in(given)
-    weights = {name: tensor.detach() for name, tensor in given.items() if name not in tied}
     original = parts[0].capture.model
+    own = {name: tensor.detach() for name, tensor in given.items() if name not in tied}
+    weights = as_stored(original, own)
     folded = Folded(
         name, recipe, module, original, {_FILE: weights}, served(original, parts, recipe, table),
         cached(parts, table), config.to_dict(), tuple(map(Path, companions)),
