@@ -37,8 +37,6 @@ RULES = load_rules()
 #: is the same function, to rounding; every other model must be bitwise its capture.
 OTHER_KERNELS = {
     "recurrent_cells": "a weight's gradient is summed within each cell eagerly, not over all steps",
-    "mixtral": "its grouped matmul is not recorded in float32 (U113); the CPU decides if a loop of "
-    "matmuls in its place sums in the same order",
 }
 
 

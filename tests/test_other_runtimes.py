@@ -184,25 +184,3 @@ def test_what_onnx_does_not_have_is_refused(
         )
     assert caught.value.code == "U620"
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
-
-
-@pytest.mark.parametrize("name", ["fp8", "fp8-ptq"])
-def test_experts_that_stay_are_named_as_layers_that_stay(name: str, tmp_path: Path) -> None:
-    """The model holds them as one tensor, and a runtime looks for each.
-
-    Its code asks for the device, so what is recorded on the meta device does not run on the CPU.
-    """
-    torch.manual_seed(0)
-    config = transformers.MixtralConfig(
-        hidden_size=64, num_hidden_layers=1, intermediate_size=64, vocab_size=64,
-        num_attention_heads=4, num_key_value_heads=2, num_local_experts=2,
-    )  # fmt: skip
-    transformers.MixtralForCausalLM(config).save_pretrained(tmp_path / "model")
-    recipe = read_recipe(name)
-    assert recipe is not None
-    export(tmp_path / "model", tmp_path / "out", recipe, "compressed-tensors")
-    told = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
-    weights = mapped_weights(tmp_path / "out")
-    experts = {n.removesuffix(".weight") for n in weights if ".experts." in n}
-    assert len(experts) == 6
-    assert experts <= set(told["ignore"])

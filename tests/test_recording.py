@@ -74,6 +74,16 @@ def test_a_branch_on_data_is_recorded_as_it_is_compiled() -> None:
     assert module.verification is not None
 
 
+def test_what_follows_from_sizes_is_known_without_data() -> None:
+    def forward(m: Forward, x: Tensor) -> Tensor:
+        is_long = (torch.arange(x.shape[0], device=x.device) > 500).any()
+        return m.other(x) if is_long else m.linear(x)
+
+    module = unitify.transform(Forward(forward).to("meta"), (torch.empty(4, 8, device="meta"),))
+    assert module.diagnostics == ()
+    assert module(torch.empty(6, 8, device="meta")).is_meta
+
+
 def test_what_follows_from_sizes_is_looked_at_again_at_every_size() -> None:
     def forward(m: Forward, x: Tensor) -> Tensor:
         is_long = (torch.arange(x.shape[0]) > 500).any()

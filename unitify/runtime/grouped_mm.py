@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.utils.flop_counter import register_flop_formula
 
 from unitify.runtime.registered import at_one_level, below, register
 
@@ -108,7 +110,11 @@ def _derivative(x: Tensor, mat2: Tensor, ends: Tensor) -> Tensor:
 
 def _by_row(x: Tensor, mat2: Tensor, ends: Tensor) -> Tensor:
     """One matrix for each row, for graphs that run elsewhere; only for a ``mat2`` of groups."""
-    groups = torch.searchsorted(ends, torch.arange(x.shape[0], device=x.device), right=True)
+    if isinstance(x, FakeTensor) and get_proxy_mode() is None:
+        # Where sizes are free, torch asks decompositions for those of a result.
+        return _kernel(x, mat2, ends)
+    rows = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
+    groups = (rows >= ends).sum(1)
     return torch.bmm(x.unsqueeze(1), mat2[groups.clamp(max=mat2.shape[0] - 1)]).squeeze(1)
 
 
@@ -119,3 +125,10 @@ GROUPED_MM: Any = register(
     decomposition=_by_row,
     is_opaque=True,
 )
+
+
+@register_flop_formula(torch.ops.unitify.grouped_mm)
+def _flops(x: Any, mat2: Any, ends: Any, *_: Any, **__: Any) -> int:
+    """Those of one matmul of all rows, for the shapes of the operands."""
+    *_groups, inner, columns = mat2
+    return 2 * int(x[-2]) * int(inner) * int(columns)

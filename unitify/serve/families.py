@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unitify.checkpoint.pretrained import read_config
 from unitify.diagnostics import Diagnostic, LoadsWrongly
 from unitify.serve.cached import Cached
 from unitify.serve.decoded import in_compressed_tensors, in_modelopt
@@ -63,12 +62,9 @@ def _compressed(layout: Layout, ignored: list[str], has_cache: bool) -> dict[str
 
 
 def _opened(model: nn.Module, folder: Path) -> Reader:
-    """``folder``, opened by transformers where that reads its experts."""
-    weights = read_config(folder)["quantization_config"]["config_groups"]["group_0"]["weights"]
-    # It multiplies the codes of experts by one scale each, or one each row.
-    is_plain = weights["strategy"] in ("tensor", "channel")
-    read = in_transformers if is_plain or not stacked(model) else in_compressed_tensors
-    return read(model, folder)
+    """``folder``, opened by transformers, which reads experts in FP8 alone, and rounds no inputs of
+    theirs."""
+    return (in_compressed_tensors if stacked(model) else in_transformers)(model, folder)
 
 
 _PRODUCER = {"name": "unitify", "version": __version__}
