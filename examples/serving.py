@@ -31,9 +31,10 @@ from unitify.checkpoint.pretrained import quiet
 from unitify.diagnostics import UnitifyError
 from unitify.formats.table import NVFP4, quantize
 from unitify.recipe.reader import read_recipe
-from unitify.serve.decoded import decoded_model
+from unitify.serve.decoded import in_modelopt
 from unitify.serve.export import export
 from unitify.serve.onnx_folder import export_onnx, in_onnxruntime
+from unitify.serve.reopened import Reader
 from unitify.serve.writing import Export
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,16 +94,16 @@ def written(source: Path, output: Path, recipe: str, format: str, without: str) 
         return f"{found.code}: {getattr(found, 'problem', found.message)}"
 
 
-class InOnnxruntime(nn.Module):
-    """A written graph, called like the model of which it is."""
+class Read(nn.Module):
+    """What the reader of a folder computes, with a loss."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, reader: Reader) -> None:
         super().__init__()
-        self.run = in_onnxruntime(folder)
+        self.run = reader
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> Any:
         """The loss, as a model returns it."""
-        logits = self.run(((), {"input_ids": input_ids}))[0]
+        logits, *_ = self.run(((), {"input_ids": input_ids}))
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         return SimpleNamespace(loss=loss)
 
@@ -110,9 +111,9 @@ class InOnnxruntime(nn.Module):
 def reader_of(folder: Path, format: str = "", source: Path | None = None) -> nn.Module:
     """The model of a written folder, as its runtime computes it."""
     if format == "onnx":
-        return InOnnxruntime(folder)
+        return Read(in_onnxruntime(folder))
     if format == "modelopt" and source is not None:
-        return decoded_model(folder, reader_of(source))
+        return Read(in_modelopt(reader_of(source), folder))
     with quiet(transformers):
         made: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(folder)
     return made.eval()
