@@ -114,7 +114,6 @@ def test_one_loss_is_to_blame_for_all_gradients(root: Path) -> None:
 
 #: What is true of these models at every scale: operations without a rule.
 UNRULED = {
-    "mixtral": {"transformers.grouped_mm_fallback"},
     "stochastic_depth": {"bernoulli_"},
 }
 
