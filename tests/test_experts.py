@@ -129,6 +129,22 @@ def scale_of(folder: Path) -> int:
     return int(torch.tensor(scale).log2())
 
 
+@pytest.mark.parametrize(
+    ("recipe", "format"), [("fp8", "compressed-tensors"), ("nvfp4", "modelopt")]
+)
+@pytest.mark.parametrize("name", list(MIXTURES))
+def test_routers_stay_and_are_named(name: str, recipe: str, format: str, tmp_path: Path) -> None:
+    """In bfloat16, as most checkpoints are. A runtime may hold the router as a linear layer."""
+    torch.manual_seed(0)
+    MIXTURES[name]().bfloat16().save_pretrained(tmp_path / "model")
+    exported(tmp_path / "model", tmp_path / "out", recipe, format)
+    told = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    weights = {n.removesuffix(".weight"): t for n, t in mapped_weights(tmp_path / "out").items()}
+    whole = {n for n, t in weights.items() if t.dim() == 2 and t.dtype == torch.bfloat16}
+    assert whole - {"model.embed_tokens"} <= set(told["ignore"])
+    assert any(n.endswith(".gate") for n in whole)
+
+
 @pytest.mark.parametrize("recipe", ["fp8,exclude=*experts*", "nvfp4,exclude=*experts*"])
 def test_experts_that_stay_are_named_as_layers_that_stay(
     recipe: str, sources: dict[str, Path], tmp_path: Path

@@ -99,11 +99,16 @@ class Grouped(nn.Module):
         return self.call(x, self.weight.mT, offs=ends) * 2
 
 
-CALLS = (F.grouped_mm, torch._grouped_mm, torch.ops.aten._grouped_mm)
+def by_keywords(x: Tensor, matrices: Tensor, offs: Tensor) -> Tensor:
+    made: Tensor = torch._grouped_mm(input=x, mat2=matrices, offs=offs, out_dtype=x.dtype)
+    return made
+
+
+CALLS = (F.grouped_mm, torch._grouped_mm, torch.ops.aten._grouped_mm, by_keywords)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("call", CALLS, ids=["functional", "torch", "operator"])
+@pytest.mark.parametrize("call", CALLS, ids=["functional", "torch", "operator", "keywords"])
 def test_a_model_with_one_is_exact(call: Callable[..., Tensor], dtype: torch.dtype) -> None:
     model = Grouped(call, dtype)
     module = unitify.transform(model, (torch.randn(16, 32).to(dtype), ENDS))

@@ -74,6 +74,81 @@ def test_a_branch_on_data_is_recorded_as_it_is_compiled() -> None:
     assert module.verification is not None
 
 
+def writes_a_column(flags: Tensor, is_far: Tensor) -> None:
+    flags[:, 0] = is_far
+
+
+def writes_a_view(flags: Tensor, is_far: Tensor) -> None:
+    flags.view(-1)[::2].copy_(is_far)
+
+
+def writes_a_list(flags: Tensor, is_far: Tensor) -> None:
+    torch._foreach_copy_([flags[:, 0]], [is_far])
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("write", [writes_a_column, writes_a_view, writes_a_list])
+def test_what_is_written_through_a_view_does_not_follow_from_sizes(
+    write: Callable[[Tensor, Tensor], None], device: str
+) -> None:
+    def forward(m: Forward, x: Tensor) -> Tensor:
+        flags = torch.zeros(x.shape[0], 2, dtype=torch.bool, device=x.device)
+        write(flags, torch.arange(x.shape[0], device=x.device) >= 6)
+        return m.linear(x) if flags.any() else m.other(x)
+
+    model = Forward(forward).to(device)
+    if device == "meta":
+        with pytest.raises(unitify.UnitifyError, match="U102"):
+            unitify.transform(model, (torch.empty(4, 8, device=device),))
+        return
+    with pytest.warns(unitify.UnitifyWarning, match="U101"):
+        module = unitify.transform(model, (torch.randn(4, 8),))
+    for batch in (3, 4, 7, 9):
+        assert_same_call(model, module, torch.randn(batch, 8))
+
+
+class Keyed(nn.Module):
+    """Chooses a layer by a text of the input's sizes, in one mode or in both."""
+
+    def __init__(self, text: Callable[[Tensor], str], is_chosen: Callable[[bool], bool]) -> None:
+        super().__init__()
+        self.text, self.is_chosen = text, is_chosen
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.keys = {text(torch.empty(n, 8)): i for i, n in enumerate((6, 9))}
+
+    def forward(self, x: Tensor) -> Tensor:
+        key = self.text(x) if self.is_chosen(self.training) else ""
+        made: Tensor = self.layers[self.keys.get(key, 2)](x)
+        return made
+
+
+TEXTS: list[Callable[[Tensor], str]] = [
+    lambda x: f"{x.shape[0]}",
+    lambda x: str(tuple(x.shape)),
+    lambda x: repr(x.shape),
+    lambda x: "by {}".format(x.shape[0] * 2),  # noqa: UP032
+    lambda x: "%s" % x.shape[0],  # noqa: UP031
+    lambda x: "-".join(map(str, x.shape)),
+]
+MODES: list[Callable[[bool], bool]] = [
+    lambda training: True, lambda training: training, lambda training: not training
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("is_chosen", MODES, ids=["both", "train", "eval"])
+@pytest.mark.parametrize("text", TEXTS, ids=["f", "tuple", "repr", "format", "percent", "join"])
+def test_code_that_decides_by_a_text_of_sizes(
+    text: Callable[[Tensor], str], is_chosen: Callable[[bool], bool]
+) -> None:
+    model = Keyed(text, is_chosen)
+    module = unitify.transform(model, (torch.randn(6, 8),))
+    for training in (True, False):
+        model.train(training)
+        module.train(training)
+        for batch in (6, 9, 5, 2):
+            assert_same_call(model, module, torch.randn(batch, 8))
+
+
 def test_what_follows_from_sizes_is_known_without_data() -> None:
     def forward(m: Forward, x: Tensor) -> Tensor:
         is_long = (torch.arange(x.shape[0], device=x.device) > 500).any()

@@ -21,6 +21,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
+from unitify.capture.aliases import written_arguments
+
 _ASKING: dict[Any, Callable[[Tensor], Any]] = {
     Tensor.__bool__: bool,
     Tensor.__int__: int,
@@ -68,10 +70,13 @@ def _computed(tensor: Tensor, reading: Callable[[Tensor], Any]) -> Computed | No
     slot: Any = None if mode is None else get_proxy_slot(tensor, mode.tracer, None)
     if slot is None:
         return None
+    nodes = _ancestors(slot.proxy.node)
+    if _is_written(nodes):
+        return None
     graph = fx.Graph()
     sizes: dict[fx.Node, torch.SymInt] = {}
     copies: dict[fx.Node, fx.Node] = {}
-    for node in _ancestors(slot.proxy.node):
+    for node in nodes:
         held = node.meta.get("val")
         if isinstance(held, torch.SymInt):
             copies[node] = graph.placeholder(f"size_{len(sizes)}")
@@ -112,6 +117,22 @@ def _ancestors(node: fx.Node) -> list[fx.Node]:
             if not isinstance(current.meta.get("val"), torch.SymInt):
                 stack.extend(current.all_input_nodes)
     return [n for n in node.graph.nodes if n in found]
+
+
+def _is_written(nodes: list[fx.Node]) -> bool:
+    """Does any operation so far write into the memory of one of these values?"""
+    memories = {memory for node in nodes for memory in _memories(node)}
+    return any(
+        memory in memories
+        for node in nodes[0].graph.nodes
+        for written in written_arguments(node)
+        for memory in _memories(written)
+    )
+
+
+def _memories(node: fx.Node) -> list[int]:
+    held = pytree.tree_leaves(node.meta.get("val"))
+    return [t.untyped_storage()._cdata for t in held if isinstance(t, Tensor)]
 
 
 def _is_repeatable(target: Any) -> bool:

@@ -40,6 +40,14 @@ _COMPARISONS = {
     "_le": sympy.Le, "_gt": sympy.Gt, "_ge": sympy.Ge,
 }  # fmt: skip
 
+#: Numbers that are free while torch records, and the number of each for the example.
+_NUMBERS: dict[Any, Callable[[Any], Any]] = {
+    torch.SymInt: int,
+    torch.SymFloat: float,
+    torch.SymBool: bool,
+}
+_TEXTS = ("__str__", "__repr__")
+
 
 class OutOfTime(BaseException):
     """A recording exceeded its time. No ``Exception``, so that no code on the way catches it."""
@@ -71,11 +79,16 @@ def observed(seconds: float | None = None) -> Iterator[Decisions]:
     evaluate = ShapeEnv.evaluate_expr
     compare = {name: getattr(SymNode, name) for name in _COMPARISONS}
     ShapeEnv.evaluate_expr = _evaluating(evaluate, found, deadline)  # type: ignore[method-assign]
+    texts = {(kind, name): getattr(kind, name) for kind in _NUMBERS for name in _TEXTS}
     for name, method in compare.items():
         setattr(SymNode, name, _comparing(method, _COMPARISONS[name], found, deadline))
+    for (kind, name), method in texts.items():
+        setattr(kind, name, _as_text(method, _NUMBERS[kind], found))
     try:
         yield found
     finally:
+        for (kind, name), method in texts.items():
+            setattr(kind, name, method)
         ShapeEnv.evaluate_expr = evaluate  # type: ignore[method-assign]
         for name, method in compare.items():
             setattr(SymNode, name, method)
@@ -133,6 +146,24 @@ def _comparing(
         return result
 
     return compare
+
+
+def _as_text(
+    original: Callable[[Any], str], number: Callable[[Any], Any], found: Decisions
+) -> Callable[[Any], str]:
+    """Text of a size, in the user's code: code may decide by it, so that the size is fixed."""
+
+    @functools.wraps(original)
+    def text(size: Any) -> str:
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_globals.get("__name__") == "logging":
+            frame = frame.f_back
+        file = frame.f_code.co_filename if frame is not None else _PACKAGE
+        if found.is_over or file.startswith(_PACKAGE) or not _is_code(file):
+            return original(size)
+        return str(number(size))
+
+    return text
 
 
 def _is_free(*expressions: sympy.Basic) -> bool:

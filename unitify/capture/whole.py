@@ -217,7 +217,7 @@ def _captured(
 
 def _merged(training: Record, evaluation: Record) -> Record | None:
     """One recording that follows the mode flag; None where the two modes are two graphs."""
-    if training.effects != evaluation.effects:
+    if training.effects != evaluation.effects or _sizes(training) != _sizes(evaluation):
         return None
     ours, theirs = training.constants, evaluation.constants
     for name in ours.keys() & theirs.keys():
@@ -229,6 +229,12 @@ def _merged(training: Record, evaluation: Record) -> Record | None:
     guards = tuple(dict.fromkeys(training.guards + evaluation.guards))
     regions = training.regions.common(evaluation.regions)
     return dataclasses.replace(training, graph=graph, guards=guards, regions=regions)
+
+
+def _sizes(record: Record) -> list[str]:
+    """The sizes of every input, free ones by their symbols."""
+    given = (n.meta.get("val") for n in record.graph.nodes if n.op == "placeholder")
+    return [str(list(v.shape)) if isinstance(v, torch.Tensor) else "" for v in given]
 
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:

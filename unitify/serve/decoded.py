@@ -8,7 +8,6 @@ by compressed-tensors itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +52,12 @@ def in_compressed_tensors(model: nn.Module, folder: Path) -> Reader:
         for name, tensor in tensors.items():
             layer.register_buffer(name, tensor)
         layer.quantization_status = QuantizationStatus.COMPRESSED
-        given = {"base_name": "input", "args": scheme.input_activations}
-        weight = compressor.decompress(dict(tensors), scheme)["weight"]
-        return weight, partial(forward_quantize, layer, **given)
+
+        def rounds(x: Tensor) -> Tensor:
+            rounded: Tensor = forward_quantize(layer, x, "input", scheme.input_activations)
+            return rounded.to(x.dtype)
+
+        return compressor.decompress(dict(tensors), scheme)["weight"], rounds
 
     return _decoded(model, folder, decoding)
 

@@ -247,12 +247,13 @@ def _coded(name: str, weight: Tensor, row: Served, layout: Layout) -> list[Promi
 
 
 def _layers(folded: Folded) -> set[str]:
-    """Linear layers, and those that only the checkpoint has: experts, one tensor in the model."""
+    """Linear layers of the model, and what runtimes may take for one: matrices of the checkpoint
+    other than embeddings, such as routers, and experts that are one tensor in the model."""
     modules = dict(folded.original.named_modules())
     names = {name for held in folded.shards.values() for name, t in held.items() if t.dim() == 2}
     paths = {name.removesuffix(".weight") for name in names if name.endswith(".weight")}
     linear = {path for path, module in modules.items() if isinstance(module, nn.Linear)}
-    return linear | (paths - modules.keys())
+    return linear | {path for path in paths if not isinstance(modules.get(path), nn.Embedding)}
 
 
 def _layer_row(row: Served) -> dict[str, Any]:

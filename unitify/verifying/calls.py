@@ -1,15 +1,15 @@
 """The calls on which a module is compared with its model.
 
 They are: the example twice in a row, which shows what one call leaves for the next; the example in
-the other mode; and the example without gradients. Where sizes are free, the last two are made with
-larger and with smaller inputs and other numbers, if the model takes these.
+the other mode; the example without gradients; and, where sizes are free, calls with larger and
+smaller sizes and other numbers.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,10 +26,7 @@ _MORE, _LESS, _LEAST = 3, 1, 2
 
 @dataclass(frozen=True)
 class Call:
-    """``times`` calls in a row on ``inputs``, in train or eval mode, with or without gradients.
-
-    ``instead``: the calls to make where this one is refused.
-    """
+    """``times`` calls in a row on ``inputs``, in train or eval mode, with or without gradients."""
 
     name: str
     training: bool
@@ -37,35 +34,23 @@ class Call:
     times: int = 1
     is_example: bool = True
     has_gradients: bool = True
-    instead: tuple[Call, ...] = ()
 
 
 def calls_of(captured: Capture | None, training: bool, example: Inputs) -> Iterator[Call]:
     """The calls to compare. ``captured``: the capture of the whole model, which has free sizes."""
     mode, other = ("train", "eval") if training else ("eval", "train")
     yield Call(f"the example in {mode} mode", training, example, times=2)
-    plain = (
-        Call(f"the example in {other} mode", not training, example),
-        Call("the example without gradients", training, example, has_gradients=False),
-    )
-    resized = dict(_of_other_sizes(captured, example)) if captured is not None else {}
-    for size, call in zip(("larger", "smaller"), plain, strict=True):
-        if size in resized:
-            name = call.name.replace("the example", f"{size} inputs")
-            inputs = resized[size]
-            alone = Call(f"{size} inputs", training, inputs, is_example=False)
-            call = replace(call, name=name, inputs=inputs, is_example=False, instead=(call, alone))
-        yield call
-
-
-def _of_other_sizes(captured: Capture, example: Inputs) -> Iterator[tuple[str, Inputs]]:
-    """The example in larger and in smaller sizes, where sizes are free."""
+    yield Call(f"the example in {other} mode", not training, example)
+    yield Call("the example without gradients", training, example, has_gradients=False)
+    if captured is None:
+        return
     sizes = _free(captured)
     larger = {symbol: size + _MORE for symbol, size in sizes.items()}
     smaller = {symbol: max(size - _LESS, min(size, _LEAST)) for symbol, size in sizes.items()}
     for name, changed in (("larger", larger), ("smaller", smaller)):
         if changed != sizes:
-            yield name, _resized(captured.call, example, changed)
+            made = _resized(captured.call, example, changed)
+            yield Call(f"{name} inputs", training, made, is_example=False)
 
 
 def _free(captured: Capture) -> dict[str, int]:

@@ -94,23 +94,14 @@ def verify_by_running(
         Call(f"batch {n}", module.training, batch, is_example=False)
         for n, batch in enumerate(further)
     )
-    first, *pending = [*own, *others]
-    try:
-        total = _and(total, first, _compared(model, module, first, loss_fn, seed))
-    except _ModelRefuses as error:
-        reason = f"it does not run: {type(error.error).__name__}: {error.error}"
-        raise nothing_captured(reason) from error.error
-    while pending:
-        call = pending.pop(0)
+    for number, call in enumerate([*own, *others]):
         try:
-            found = _compared(model, module, call, loss_fn, seed)
-        except _ModelRefuses:
-            pending[:0] = call.instead
-            continue
-        if found.refused and call.instead:
-            pending[:0] = call.instead
-        else:
-            total = _and(total, call, found)
+            total = _and(total, call, _compared(model, module, call, loss_fn, seed))
+        except _ModelRefuses as error:
+            if number == 0:
+                cause = error.error
+                reason = f"it does not run: {type(cause).__name__}: {cause}"
+                raise nothing_captured(reason) from cause
     return total
 
 
