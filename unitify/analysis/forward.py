@@ -22,6 +22,7 @@ from unitify.analysis.moments import (
     Moment,
     compressed,
     exactly,
+    fitted,
     gaussian,
     limited,
     number,
@@ -30,6 +31,7 @@ from unitify.analysis.quadrature import quadrature
 from unitify.analysis.ranges import EVERYTHING, range_of
 from unitify.analysis.running_statistics import running_statistics
 from unitify.analysis.sampled import observed, pooled, repetitions, sampled_results, varying
+from unitify.analysis.small_image import on_small_image
 from unitify.capture.whole import Capture
 from unitify.diagnostics import error_line
 from unitify.rulebook.dimensions import hint, shape_of
@@ -297,7 +299,7 @@ class ForwardMoments:
         except RuntimeError as error:
             # The operation rejects moments (it needs another type or layout): sample it.
             reason = error_line(error)
-        return self._sample(operation, operands, position, reason)
+        return self._sample(operation, rule, operands, position, reason)
 
     def _in_range(
         self,
@@ -332,14 +334,20 @@ class ForwardMoments:
         )
 
     def _sample(
-        self, operation: Operation, operands: dict[str, Any], position: int, reason: str = ""
+        self,
+        operation: Operation,
+        rule: Rule | None,
+        operands: dict[str, Any],
+        position: int,
+        reason: str,
     ) -> tuple[Results, str]:
         """``reason``: why the row is not followed; "" where it gives no moments."""
         operands = {n: m for n, m in operands.items() if n in operation.operands}
         try:
             counted = self._counted(operation)
+            small = on_small_image(operation, rule, operands)
             repeated = [
-                sampled_results(operation, operands, position + i, counted)
+                sampled_results(small, operands, position + i, counted)
                 for i in repetitions(operation)
             ]
         except RuntimeError as error:
@@ -354,8 +362,9 @@ class ForwardMoments:
         shapes = operation.result_shapes
         apart = [varying(operands, s) for s in shapes]
         return [
-            _observed_or_none(values, a)
-            for values, a in zip(zip(*repeated, strict=True), apart, strict=True)
+            moment and fitted(moment, shape)
+            for values, a, shape in zip(zip(*repeated, strict=True), apart, shapes, strict=True)
+            for moment in [_observed_or_none(values, a)]
         ], "sampled"
 
 

@@ -73,14 +73,15 @@ def linear_gradient(
         return [_counted(product, terms, coefficient, [], len(operation.shape(name)))]
     size = max(g.rms for g in grads) or 1.0
     units = [Moment(g.mean / size, g.square / size**2) for g in grads]
-    run = Run(operation, rule, operands, name)
-    means = run.backward(name, lambda m: m.mean, [u.mean for u in units])
+    # The gradient of a sum repeats that of its result, and does not depend on its terms.
+    run = Run(operation, rule, operands, units if len(rule.linear) == 1 else ())
+    means = run.backward(name, lambda m: m.mean, units)
     if run.is_multilinear and name in rule.linear:
-        full = run.backward(name, lambda m: m.square, [u.square for u in units])
-        known = run.backward(name, lambda m: m.mean**2, [u.mean**2 for u in units])
+        full = run.backward(name, lambda m: m.square, units)
+        known = run.backward(name, lambda m: m.mean**2, units)
         spread = [compress(a) - compress(b) for a, b in zip(full, known, strict=True)]
     else:
-        spread = run.backward(name, lambda m: m.var, [u.var for u in units])
+        spread = run.backward(name, lambda m: m.var, units)
     return [
         from_parts(compress(m) * size, (compress(v) * run.coefficient).clamp_min(0.0) * size**2)
         for m, v in zip(means, spread, strict=True)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unitify.analysis.moments import Moment
+from unitify.analysis.moments import Moment, fitted
 from unitify.analysis.on_arrays import Operands
 from unitify.analysis.quadrature import distribution, near_bounds
 from unitify.rulebook.operation import Operation
@@ -91,23 +91,35 @@ def _gradients(
         result = operation(drawn)
         results = list(result) if isinstance(result, list | tuple) else [result]
         starts = [
-            (r, _draw_one(g, tuple(r.shape), r.dtype, generator))
+            (r, fitted(g, tuple(r.shape)))
             for r, g in zip(results, grads, strict=True)
             if g is not None and isinstance(r, Tensor) and r.requires_grad
         ]
         flat = [t for tensors in leaves.values() for t in tensors]
         if not starts or not flat:
             return {}
-        outputs, upstream = [r for r, _ in starts], [g for _, g in starts]
+        outputs = [r for r, _ in starts]
+        drawn_grads = [_draw_one(g, tuple(r.shape), r.dtype, generator) for r, g in starts]
+        # A gradient is linear in that of the result, so its mean follows without a draw.
+        mean_grads = [g.mean.to(r.dtype).expand(r.shape) for r, g in starts]
         with refusals():
-            found = iter(torch.autograd.grad(outputs, flat, upstream, allow_unused=True))
+            found, means = (
+                iter(torch.autograd.grad(outputs, flat, given, None, True, allow_unused=True))
+                for given in (drawn_grads, mean_grads)
+            )
     gradients: dict[str, list[Moment]] = {}
+    known = {str(i): g for i, g in enumerate(grads) if g is not None}
     for name, tensors in leaves.items():
-        got = [next(found) for _ in tensors]
-        pairs = zip(tensors, got, strict=True)
-        filled = [torch.zeros_like(t) if g is None else g for t, g in pairs]
-        known = {str(i): g for i, g in enumerate(grads) if g is not None}
-        gradients[name] = [observed(g, varying(known, tuple(g.shape))) for g in filled]
+        gradients[name] = []
+        for leaf in tensors:
+            apart = varying(known, tuple(leaf.shape))
+            square, mean = (
+                observed(torch.zeros_like(leaf) if g is None else g, apart)
+                for g in (next(found), next(means))
+            )
+            gradients[name].append(
+                Moment(mean.mean, torch.maximum(square.square, mean.mean.square()))
+            )
     return gradients
 
 
