@@ -69,6 +69,14 @@ def test_a_small_image_stands_for_the_whole(name: str, monkeypatch: pytest.Monke
         assert small[value].backward == pytest.approx(rms.backward, rel=0.15), value
 
 
+def test_a_bias_that_a_norm_takes_out_of_a_large_image() -> None:
+    """Every operation between them is tried on a small image."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Upsample(scale_factor=2), nn.BatchNorm2d(4))
+    held = capture(net, (torch.randn(4, 3, 200, 200),), {})
+    assert predicted(held)["p_0_bias"].backward == 0
+
+
 class Elements(TorchDispatchMode):
     """Counts the elements of all results."""
 

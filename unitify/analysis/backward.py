@@ -144,7 +144,8 @@ class BackwardMoments:
         if known is not None or balance is None:
             return known
         try:
-            return passed_on(operation, name, operands, balance)
+            small = on_small_image(operation, rule, operands)
+            return passed_on(small, name, operands, balance)
         except RuntimeError:
             return None
 
