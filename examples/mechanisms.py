@@ -79,7 +79,6 @@ OFF: Mapping[str, Mapping[str, Any]] = {
     "statistics of batch norms": {"forward.running_statistics": _always({})},
     "interpolation of softmax": {"softmax._FEW": math.inf},
     "keys query by query": {"counts._GROUPS": 1},
-    "several draws of few elements": _both("repetitions", _always(range(1)), "forward", "sampled"),
     "channels of samples": _both("varying", _always([]), "forward", "sampled"),
     "counts in place of large arrays": {"linear._is_counted": _always(False)},
     "float32 for large arrays": {"on_arrays._SINGLE": math.inf, "moments._LARGE": math.inf},
