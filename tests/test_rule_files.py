@@ -121,7 +121,7 @@ WRONG: dict[str, tuple[str, int, str]] = {
     "a domain": ("domain = { self = [1, 0] }", 1, "least and the greatest"),
     "dimensions": ("over = 'trailing'", 1, "trailing|argument"),
     "coefficient alone": ("coefficient = '2'", 1, "no effect without linear"),
-    "window alone": ("linear = ['self']\nwindow = true", 2, "no effect without terms"),
+    "no window": ("elementwise = 'self'\nwindow = true", 2, "elementwise already gives"),
     "over alone": ("forward.square = '1'\nover = [0]", 2, "no average"),
     "average alone": ("forward.square = 'average(square(self))'", 1, "has no over"),
     "backward alone": ("backward.self.square = 'square(grad)'", 1, "no effect without forward"),

@@ -12,9 +12,10 @@ from unitify.analysis.balanced import Balance, balance_by_rule, passed_on, toget
 from unitify.analysis.formulas import formula_gradient
 from unitify.analysis.forward import ForwardMoments, Results, Step, linear_names
 from unitify.analysis.linear import linear_gradient, repeats, summed_gradient
-from unitify.analysis.moments import Moment, add, fit, gaussian, limited, number, realized
+from unitify.analysis.moments import Moment, add, fitted, gaussian, limited, number, realized
 from unitify.analysis.quadrature import quadrature
 from unitify.analysis.sampled import observed, sampled_gradients
+from unitify.analysis.small_image import on_small_image
 from unitify.capture.execution import loss_of
 from unitify.capture.whole import Capture
 from unitify.diagnostics import error_line
@@ -104,7 +105,7 @@ class BackwardMoments:
         count = len(value) if isinstance(value, list | tuple) else 1
         held = self.grads.setdefault(node, [None] * count)
         shape = shape_of(value[index] if isinstance(value, list | tuple) else value)
-        arrived = Moment(fit(moment.mean, shape), fit(moment.square, shape))
+        arrived = fitted(moment, shape)
         if node.op == "get_attr":
             arrived = arrived.uniform()
         present = held[index]
@@ -143,7 +144,8 @@ class BackwardMoments:
         if known is not None or balance is None:
             return known
         try:
-            return passed_on(operation, name, operands, balance)
+            small = on_small_image(operation, rule, operands)
+            return passed_on(small, name, operands, balance)
         except RuntimeError:
             return None
 
@@ -170,7 +172,8 @@ class BackwardMoments:
                 reason = error_line(error)
         operands = {n: m for n, m in operands.items() if n in operation.operands}
         try:
-            sampled = sampled_gradients(operation, operands, grads, position)
+            small = on_small_image(operation, rule, operands)
+            sampled = sampled_gradients(small, operands, grads, position)
         except RuntimeError as error:
             self.of.fall_back(operation, "backward", "assumed", reason or error_line(error))
             first = next(g for g in grads if g is not None)

@@ -18,6 +18,7 @@ from torch import fx
 
 from unitify.analysis.formulas import over_dimensions
 from unitify.analysis.sampled import draw
+from unitify.analysis.small_image import SmallImage
 from unitify.rulebook.operation import Operation
 from unitify.rulebook.refusal import refusals
 from unitify.rulebook.rule_table import Rule
@@ -52,19 +53,20 @@ def passed_on(
 
     ``operands``: moments of all operands, by name.
     """
-    if not isinstance(operation.operands.get(name), fx.Node):
+    if not isinstance(operation.operands.get(name), fx.Node) or len(operation.result_shapes) > 1:
         return None
-    shape, (result, *more) = operation.shape(name), operation.result_shapes
-    if more or max(math.prod(shape), math.prod(result)) > _LARGE:
+    shape = operation.shape(name)
+    sizes = [shape] if isinstance(operation, SmallImage) else [shape, *operation.result_shapes]
+    if max(math.prod(size) for size in sizes) > _LARGE:
         return None
     generator = torch.Generator().manual_seed(0)
     drawn = draw(operation, operands, generator, torch.float64)
     leaf = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_(True)
-    upstream = torch.randn(result, generator=generator, dtype=torch.float64)
-    if balance:
-        upstream = upstream - upstream.mean(sorted(balance), keepdim=True)
     with torch.enable_grad():
         value = operation({**drawn, name: leaf})
+        upstream = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        if balance:
+            upstream = upstream - upstream.mean(sorted(balance), keepdim=True)
         with refusals():
             (gradient,) = torch.autograd.grad(value, leaf, upstream, allow_unused=True)
     if gradient is None:

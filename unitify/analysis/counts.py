@@ -54,14 +54,7 @@ def overlaps(operation: Operation, _operands: Mapping[str, Any]) -> float:
 
     For one channel of one image, over all spatial dimensions.
     """
-    return math.prod(
-        sum(
-            0 <= position * w.stride - w.padding + tap * w.dilation < w.image
-            for position in range(w.positions)
-            for tap in range(w.kernel)
-        )
-        for w in _windows(operation)
-    )
+    return math.prod(sum(w.inside(tap) for tap in range(w.kernel)) for w in _windows(operation))
 
 
 def positions(operation: Operation, _operands: Mapping[str, Any]) -> float:
@@ -84,6 +77,12 @@ class _Window:
     stride: int
     padding: int
     dilation: int
+
+    def inside(self, tap: int) -> int:
+        """Positions at which this tap falls on the image: 0 ≤ position · stride − first < image."""
+        first = self.padding - tap * self.dilation
+        before, last = -(-first // self.stride), (self.image - 1 + first) // self.stride
+        return max(min(last, self.positions - 1) - max(before, 0) + 1, 0)
 
 
 def _windows(operation: Operation) -> list[_Window]:

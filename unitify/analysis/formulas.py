@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from unitify.analysis.counts import COUNTS
-from unitify.analysis.moments import Moment, evaluate_moments, fit, from_parts, realized
+from unitify.analysis.moments import Moment, evaluate_moments, fit, fitted, from_parts, realized
 from unitify.analysis.softmax import jacobian, participation
 from unitify.rulebook.dimensions import evaluate, symbol_values
 from unitify.rulebook.operation import Operation
@@ -23,18 +23,16 @@ from unitify.rulebook.schema import named_arguments
 def formula_forward(operation: Operation, rule: Rule, operands: Mapping[str, Moment]) -> Moment:
     """Moments of the result, by the row's ``forward``."""
     assert rule.forward is not None
-    mean, square = _evaluated(operation, rule, rule.forward, operands)
-    shape = operation.result_shapes[0]
-    return Moment(fit(mean, shape), fit(square, shape))
+    found = Moment(*_evaluated(operation, rule, rule.forward, operands))
+    return fitted(found, operation.result_shapes[0])
 
 
 def formula_statistics(
     operation: Operation, rule: Rule, operands: Mapping[str, Moment], name: str
 ) -> Moment:
     """Moments of one operand, by the row's ``statistics`` of other operands."""
-    mean, square = _evaluated(operation, rule, rule.statistics[name], operands)
-    shape = operation.shape(name)
-    return Moment(fit(mean, shape), fit(square, shape))
+    found = Moment(*_evaluated(operation, rule, rule.statistics[name], operands))
+    return fitted(found, operation.shape(name))
 
 
 def formula_gradient(
@@ -57,7 +55,7 @@ def formula_gradient(
     laid = _along_channels(shape, len(result)) if name in rule.channels else shape
     if rule.broadcast:
         mean, square = _summed(mean, square, result, laid)
-    found = Moment(fit(mean, laid), fit(square, laid))
+    found = fitted(Moment(mean, square), laid)
     if name in rule.common:
         found = _with_common(operation, rule, {**operands, "grad": grad}, name, found, seed)
     return found if laid == shape else Moment(found.mean.flatten(), found.square.flatten())

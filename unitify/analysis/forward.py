@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from unitify.analysis.moments import (
     Moment,
     compressed,
     exactly,
+    fitted,
     gaussian,
     limited,
     number,
@@ -29,7 +30,8 @@ from unitify.analysis.moments import (
 from unitify.analysis.quadrature import quadrature
 from unitify.analysis.ranges import EVERYTHING, range_of
 from unitify.analysis.running_statistics import running_statistics
-from unitify.analysis.sampled import observed, pooled, repetitions, sampled_results, varying
+from unitify.analysis.sampled import observed, sampled_results, varying
+from unitify.analysis.small_image import on_small_image
 from unitify.capture.whole import Capture
 from unitify.diagnostics import error_line
 from unitify.rulebook.dimensions import hint, shape_of
@@ -297,7 +299,7 @@ class ForwardMoments:
         except RuntimeError as error:
             # The operation rejects moments (it needs another type or layout): sample it.
             reason = error_line(error)
-        return self._sample(operation, operands, position, reason)
+        return self._sample(operation, rule, operands, position, reason)
 
     def _in_range(
         self,
@@ -332,16 +334,19 @@ class ForwardMoments:
         )
 
     def _sample(
-        self, operation: Operation, operands: dict[str, Any], position: int, reason: str = ""
+        self,
+        operation: Operation,
+        rule: Rule | None,
+        operands: dict[str, Any],
+        position: int,
+        reason: str,
     ) -> tuple[Results, str]:
         """``reason``: why the row is not followed; "" where it gives no moments."""
         operands = {n: m for n, m in operands.items() if n in operation.operands}
         try:
             counted = self._counted(operation)
-            repeated = [
-                sampled_results(operation, operands, position + i, counted)
-                for i in repetitions(operation)
-            ]
+            small = on_small_image(operation, rule, operands)
+            drawn = sampled_results(small, operands, position, counted)
         except RuntimeError as error:
             self.fall_back(operation, "forward", "assumed", reason or error_line(error))
             ndims = [len(s) for s in operation.result_shapes]
@@ -350,12 +355,10 @@ class ForwardMoments:
             return [gaussian(0.0, rms, n) for n in ndims], "assumed"
         if reason:
             self.fall_back(operation, "forward", "sampled", reason)
-        self.known[operation.node] = repeated[0]
-        shapes = operation.result_shapes
-        apart = [varying(operands, s) for s in shapes]
+        self.known[operation.node] = drawn
         return [
-            _observed_or_none(values, a)
-            for values, a in zip(zip(*repeated, strict=True), apart, strict=True)
+            fitted(observed(value, varying(operands, shape)), shape) if _floats(value) else None
+            for value, shape in zip(drawn, operation.result_shapes, strict=True)
         ], "sampled"
 
 
@@ -368,17 +371,13 @@ def _last_used(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     return last
 
 
+def _floats(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
 def _exactly_or_none(value: Any) -> Moment | None:
     """Moments of a computed tensor; None if it does not float."""
-    is_floating = isinstance(value, Tensor) and value.is_floating_point()
-    return compressed(exactly(value)) if is_floating else None
-
-
-def _observed_or_none(values: Sequence[Any], apart: list[int]) -> Moment | None:
-    """Moments of samples, separate along the dimensions ``apart``; None if they do not float."""
-    if not isinstance(values[0], Tensor) or not values[0].is_floating_point():
-        return None
-    return pooled([observed(value, apart) for value in values])
+    return compressed(exactly(value)) if _floats(value) else None
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -28,8 +28,6 @@ from unitify.rulebook.rule_table import Rule
 _LARGE = 2**22
 #: The most elements of an operand whose gradient is computed on arrays.
 _HUGE = 2**24
-#: The most elements of a view through which a uniform gradient is followed.
-_MOVED = 2**18
 
 
 def linear_forward(operation: Operation, rule: Rule, operands: Operands) -> list[Moment]:
@@ -64,7 +62,7 @@ def linear_gradient(
 
     ``grads``: moments of the gradients of the operation's results.
     """
-    if len(grads) == 1 and _is_counted(operation, rule, operands, name, grads[0]):
+    if len(grads) == 1 and _is_counted(operation, rule, operands, name):
         operands, grads = _as_numbers(operands), [grads[0].uniform()]
     if rule.terms and _all_uniform(operands) and len(grads) == 1 and grads[0].is_uniform:
         terms, coefficient = _counts(operation, rule, name)
@@ -73,14 +71,15 @@ def linear_gradient(
         return [_counted(product, terms, coefficient, [], len(operation.shape(name)))]
     size = max(g.rms for g in grads) or 1.0
     units = [Moment(g.mean / size, g.square / size**2) for g in grads]
-    run = Run(operation, rule, operands, name)
-    means = run.backward(name, lambda m: m.mean, [u.mean for u in units])
+    # The gradient of a sum repeats that of its result, and does not depend on its terms.
+    run = Run(operation, rule, operands, units if len(rule.linear) == 1 else ())
+    means = run.backward(name, lambda m: m.mean, units)
     if run.is_multilinear and name in rule.linear:
-        full = run.backward(name, lambda m: m.square, [u.square for u in units])
-        known = run.backward(name, lambda m: m.mean**2, [u.mean**2 for u in units])
+        full = run.backward(name, lambda m: m.square, units)
+        known = run.backward(name, lambda m: m.mean**2, units)
         spread = [compress(a) - compress(b) for a, b in zip(full, known, strict=True)]
     else:
-        spread = run.backward(name, lambda m: m.var, [u.var for u in units])
+        spread = run.backward(name, lambda m: m.var, units)
     return [
         from_parts(compress(m) * size, (compress(v) * run.coefficient).clamp_min(0.0) * size**2)
         for m, v in zip(means, spread, strict=True)
@@ -121,23 +120,15 @@ def repeats(operation: Operation, rule: Rule) -> bool:
 
 
 def _is_counted(
-    operation: Operation,
-    rule: Rule,
-    operands: Operands,
-    target: str | None = None,
-    grad: Moment | None = None,
+    operation: Operation, rule: Rule, operands: Operands, target: str | None = None
 ) -> bool:
     """Would a run need arrays that are too large, while a count gives the same?"""
     if not rule.terms or any(isinstance(m, list) for m in operands.values()):
         return False
     sizes = {n: math.prod(operation.shape(n)) for n in operands}
     blank = [n for n, m in operands.items() if isinstance(m, Moment) and m.is_uniform]
-    if any(sizes[n] > _LARGE for n in blank):
-        return True
-    if target is None or grad is None:
-        return False
-    moved = len(operands) == 1 and grad.is_uniform and sizes[target] > _MOVED
-    return moved or sizes[target] > _HUGE
+    is_huge = target is not None and sizes[target] > _HUGE
+    return is_huge or any(sizes[n] > _LARGE for n in blank)
 
 
 def _as_numbers(operands: Operands) -> Operands:

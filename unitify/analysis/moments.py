@@ -130,6 +130,11 @@ def fit(array: Tensor, shape: tuple[int, ...]) -> Tensor:
     return array
 
 
+def fitted(moment: Moment, shape: tuple[int, ...]) -> Moment:
+    """``moment``, averaged over the dimensions that do not broadcast to ``shape``."""
+    return replace(moment, mean=fit(moment.mean, shape), square=fit(moment.square, shape))
+
+
 def compress(array: Tensor) -> Tensor:
     """One position of every dimension along which all positions are equal."""
     for dimension in range(array.dim()):

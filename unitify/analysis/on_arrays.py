@@ -7,7 +7,7 @@ these (means, squares), and its transpose of the same part of gradients.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from unitify.analysis.formulas import formula_values
-from unitify.analysis.moments import Moment, fit
+from unitify.analysis.moments import Moment, fit, fitted
+from unitify.analysis.small_image import SmallImage, on_small_image
 from unitify.rulebook.dimensions import evaluate
 from unitify.rulebook.operation import Operation
 from unitify.rulebook.refusal import CannotRun, refusals
@@ -25,9 +26,6 @@ from unitify.rulebook.rule_table import Rule
 Operands = Mapping[str, "Moment | list[Moment]"]
 #: Operands of more elements than this are multiplied in float32, for speed.
 _SINGLE = 2**16
-#: A larger image with equal pixels is cut to this size, or to twice the window: most pixels lie
-#: inside, and each edge keeps its share.
-_EXTENT = 16
 
 
 @dataclass(frozen=True)
@@ -43,13 +41,13 @@ class Run:
 
     A uniform dimension that only repeats rows (the tokens of a linear layer) runs with one row, and
     a gradient that sums over these rows is multiplied by their number. An image whose pixels are
-    all alike runs at a smaller size.
+    all alike runs at a smaller size, and so is a gradient that sums over its pixels.
     """
 
     def __init__(
-        self, operation: Operation, rule: Rule, operands: Operands, target: str = ""
+        self, operation: Operation, rule: Rule, operands: Operands, alike: Sequence[Moment] = ()
     ) -> None:
-        self.operation = operation
+        self.operation = on_small_image(operation, rule, operands, alike)
         self.operands = operands
         self.linear = [n for n in rule.linear if n in operands]
         self.added = [n for n in operands if n not in rule.linear]
@@ -59,9 +57,6 @@ class Run:
         large = any(m.mean.numel() > _SINGLE for m in operands.values() if isinstance(m, Moment))
         self.dtype = torch.float32 if large else torch.float64
         self.dense = False
-        # The gradient of a weight is a sum over all pixels.
-        in_full = target and target != rule.linear[0]
-        self.extents = {} if in_full or not rule.window else self._extents(rule)
         self.rows = {n: self._free_rows(n, rule) for n in self.linear} if rule.terms else {}
 
     def forward(self, part: Callable[[Moment], Tensor]) -> list[Tensor]:
@@ -69,14 +64,12 @@ class Run:
         found = self._or_dense(
             lambda: [r.double() for r in _listed(self.operation(self._arrays(part, added=True)))]
         )
-        if self.extents:
-            found = [fit(r, s) for r, s in zip(found, self.operation.result_shapes, strict=True)]
-        return found
+        return [fit(r, s) for r, s in zip(found, self.operation.result_shapes, strict=True)]
 
     def backward(
-        self, name: str, part: Callable[[Moment], Tensor], grads: list[Tensor]
+        self, name: str, part: Callable[[Moment], Tensor], grads: list[Moment]
     ) -> list[Tensor]:
-        """The gradient of one operand, from ``grads`` and this part of the other operands."""
+        """The gradient of one operand, from this part of ``grads`` and of the other operands."""
         return self._or_dense(lambda: self._backward(name, part, grads))
 
     def _or_dense(self, run: Callable[[], list[Tensor]]) -> list[Tensor]:
@@ -90,13 +83,13 @@ class Run:
         return run()
 
     def _backward(
-        self, name: str, part: Callable[[Moment], Tensor], grads: list[Tensor]
+        self, name: str, part: Callable[[Moment], Tensor], grads: list[Moment]
     ) -> list[Tensor]:
         if len(self.linear) == 1:
             # The gradient of a sum does not depend on its terms, so its own rows count.
             for rows in self.rows.values():
                 for dimension, row in list(rows.items()):
-                    if any(g.shape[row.result] != 1 for g in grads):
+                    if any(g.mean.shape[row.result] != 1 for g in grads):
                         del rows[dimension]
         arrays = self._arrays(part, added=False)
         target = arrays[name]
@@ -106,18 +99,33 @@ class Run:
         with torch.enable_grad():
             results = _listed(self.operation(arrays))
             upstream = [
-                _averaged_to(g, tuple(r.shape)).to(self.dtype).expand(r.shape)
+                self._upstream(name, part, g, tuple(r.shape)).to(self.dtype).expand(r.shape)
                 for g, r in zip(grads, results, strict=True)
             ]
             with refusals():
                 found = torch.autograd.grad(results, leaves, upstream, allow_unused=True)
-        repeated = math.prod(
+        repeated: float = math.prod(
             row.size for n, rows in self.rows.items() if n != name for row in rows.values()
         )
+        if isinstance(self.operation, SmallImage) and name != self.operation.image:
+            # The gradient of a parameter is a sum over all pixels.
+            repeated *= self.operation.left_out(tuple(results[0].shape))
         return [
             (torch.zeros_like(x) if g is None else g).double() * repeated
             for x, g in zip(leaves, found, strict=True)
         ]
+
+    def _upstream(
+        self, name: str, part: Callable[[Moment], Tensor], grad: Moment, shape: tuple[int, ...]
+    ) -> Tensor:
+        """A part of the gradient of a result, averaged over the rows and pixels that do not run.
+
+        Where they sum into one gradient, each part is the mean of theirs. Where each has its own,
+        the moments are those at a random one of them.
+        """
+        small = self.operation.image if isinstance(self.operation, SmallImage) else ""
+        own = name == small or bool(self.rows.get(name))
+        return part(fitted(grad, shape)) if own else fit(part(grad), shape)
 
     def _arrays(self, part: Callable[[Moment], Tensor], added: bool) -> dict[str, Any]:
         arrays: dict[str, Any] = {}
@@ -140,26 +148,7 @@ class Run:
         if isinstance(argument, list):
             return [list(self.operation.shape_of(a)) for a in argument]
         shape = list(self.operation.shape(name))
-        for dimension, extent in self.extents.get(name, {}).items():
-            shape[dimension] = extent
         return [shape]
-
-    def _extents(self, rule: Rule) -> dict[str, dict[int, int]]:
-        """Smaller sizes for an image whose pixels are all alike, by dimension."""
-        image, weight = rule.linear
-        moment, shape = self.operands[image], self.operation.shape(image)
-        if not isinstance(moment, Moment):
-            return {}
-        dilation = self.operation.number("dilation")
-        spread = max(dilation) if isinstance(dilation, list) else dilation
-        taps = self.operation.shape(weight)[2:]
-        found = {}
-        for dimension in range(2, len(shape)):
-            extent = max(_EXTENT, 2 * spread * max(taps))
-            alike = moment.mean.shape[dimension] == moment.square.shape[dimension] == 1
-            if alike and shape[dimension] > extent:
-                found[dimension] = extent
-        return {image: found}
 
     def _expanded(self, name: str, array: Tensor, shape: list[int]) -> Tensor:
         for dimension in self.rows.get(name, {}):
@@ -212,11 +201,3 @@ class Run:
 
 def _listed(result: Any) -> list[Tensor]:
     return list(result) if isinstance(result, list | tuple) else [result]
-
-
-def _averaged_to(array: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The array, averaged over the dimensions that ran with one row."""
-    for dimension, size in enumerate(shape):
-        if array.shape[dimension] not in (1, size):
-            array = array.mean(dimension, keepdim=True)
-    return array

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unitify.analysis.moments import Moment
+from unitify.analysis.moments import Moment, fitted
 from unitify.analysis.on_arrays import Operands
 from unitify.analysis.quadrature import distribution, near_bounds
 from unitify.rulebook.operation import Operation
@@ -22,34 +22,6 @@ from unitify.rulebook.refusal import refusals
 #: Moments are separate along a dimension where each is a mean of at least this many samples: a
 #: mean square of 32 normal numbers has a relative error of √(2/32), a quarter.
 _ENOUGH = 32
-#: The most elements that repetitions draw, to bound the time.
-_WORK = 2**18
-#: The distance of seeds between repetitions. It is prime, and above the nodes of most graphs.
-_APART = 7919
-
-
-def repetitions(operation: Operation) -> range:
-    """Offsets of seeds, one for each draw: several where a result or an operand has few elements.
-
-    One draw of a single number is a poor estimate of its RMS.
-    """
-    arguments = operation.operands.values()
-    operands = [a for held in arguments for a in (held if isinstance(held, list) else [held])]
-    shapes = [operation.shape_of(a) for a in operands] + operation.result_shapes
-    sizes = [math.prod(shape) or _ENOUGH for shape in shapes]
-    count = min(_ENOUGH // min(sizes, default=_ENOUGH), _WORK // max(sum(sizes), 1))
-    return range(0, max(count, 1) * _APART, _APART)
-
-
-def pooled(moments: list[Moment]) -> Moment:
-    """The mean of several moments."""
-    first, *rest = moments
-    if not rest:
-        return first
-    means, squares = (
-        torch.stack([getattr(m, part) for m in moments]) for part in ("mean", "square")
-    )
-    return Moment(means.mean(0), squares.mean(0))
 
 
 def sampled_results(
@@ -70,16 +42,6 @@ def sampled_gradients(
     operation: Operation, operands: Operands, grads: list[Moment | None], seed: int
 ) -> dict[str, list[Moment]]:
     """Moments of the gradient of every operand, by name; a list has one entry a tensor."""
-    found = [_gradients(operation, operands, grads, seed + i) for i in repetitions(operation)]
-    return {
-        name: [pooled([one[name][i] for one in found]) for i in range(len(moments))]
-        for name, moments in found[0].items()
-    }
-
-
-def _gradients(
-    operation: Operation, operands: Operands, grads: list[Moment | None], seed: int
-) -> dict[str, list[Moment]]:
     generator = torch.Generator().manual_seed(seed)
     drawn = draw(operation, operands, generator)
     leaves: dict[str, list[Tensor]] = {}
@@ -91,23 +53,35 @@ def _gradients(
         result = operation(drawn)
         results = list(result) if isinstance(result, list | tuple) else [result]
         starts = [
-            (r, _draw_one(g, tuple(r.shape), r.dtype, generator))
+            (r, fitted(g, tuple(r.shape)))
             for r, g in zip(results, grads, strict=True)
             if g is not None and isinstance(r, Tensor) and r.requires_grad
         ]
         flat = [t for tensors in leaves.values() for t in tensors]
         if not starts or not flat:
             return {}
-        outputs, upstream = [r for r, _ in starts], [g for _, g in starts]
+        outputs = [r for r, _ in starts]
+        drawn_grads = [_draw_one(g, tuple(r.shape), r.dtype, generator) for r, g in starts]
+        # A gradient is linear in that of the result, so its mean follows without a draw.
+        mean_grads = [g.mean.to(r.dtype).expand(r.shape) for r, g in starts]
         with refusals():
-            found = iter(torch.autograd.grad(outputs, flat, upstream, allow_unused=True))
+            found, means = (
+                iter(torch.autograd.grad(outputs, flat, given, None, True, allow_unused=True))
+                for given in (drawn_grads, mean_grads)
+            )
     gradients: dict[str, list[Moment]] = {}
+    known = {str(i): g for i, g in enumerate(grads) if g is not None}
     for name, tensors in leaves.items():
-        got = [next(found) for _ in tensors]
-        pairs = zip(tensors, got, strict=True)
-        filled = [torch.zeros_like(t) if g is None else g for t, g in pairs]
-        known = {str(i): g for i, g in enumerate(grads) if g is not None}
-        gradients[name] = [observed(g, varying(known, tuple(g.shape))) for g in filled]
+        gradients[name] = []
+        for leaf in tensors:
+            apart = varying(known, tuple(leaf.shape))
+            square, mean = (
+                observed(torch.zeros_like(leaf) if g is None else g, apart)
+                for g in (next(found), next(means))
+            )
+            gradients[name].append(
+                Moment(mean.mean, torch.maximum(square.square, mean.mean.square()))
+            )
     return gradients
 
 

@@ -22,7 +22,6 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
     "defaults": ("law",),
     "terms": ("linear",),
     "coefficient": ("linear",),
-    "window": ("terms",),
     "backward": ("forward",),
     "broadcast": ("backward",),
     "common": ("backward",),
@@ -35,7 +34,10 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
 }
 #: Ways to predict moments, of which a row has one. (A formula beside ``linear`` without ``terms``
 #: is for operands that are unknown without data.)
-_WAYS = (("terms", "forward"), ("linear", "elementwise"), ("elementwise", "forward"))
+_WAYS = (
+    ("terms", "forward"), ("linear", "elementwise"), ("elementwise", "forward"),
+    ("elementwise", "window"), ("forward", "window"),
+)  # fmt: skip
 
 
 def idle(row: Row, arguments: Mapping[str, Argument]) -> Iterator[Problem]:

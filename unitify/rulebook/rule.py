@@ -71,13 +71,14 @@ class Rule:
     - ``linear``: linear in each of these operands. ``terms``: the number of products summed into an
       element of the output and of each operand's gradient (operands of ``terms`` that are not
       ``linear`` are added). ``coefficient`` multiplies every product. Without ``terms`` the
-      operation runs on moments: it selects, or no shape gives the length of its sums. ``window``:
-      it sums over neighbors, so only dimension 0 repeats rows. ``pads``: the argument that holds
-      the padding of an image, in each direction
+      operation runs on moments: it selects, or no shape gives the length of its sums. ``pads``: the
+      argument that holds the padding of an image, in each direction
     - ``elementwise``: a function of this operand alone, element by element: by quadrature
     - ``forward``/``backward``: formulas; ``channels`` names their operands along dimension 1
     - none of these: the operation runs on samples drawn from its operands' moments
 
+    ``window``: a linear or sampled operation combines neighbors in an image, whose dimensions are
+    those from the third on, and treats all its parts alike.
     ``over``: the dimensions of ``average(…)`` in a formula: a tuple, "trailing:ARG" (as many
     trailing ones as ARG has entries), "argument:ARG" (those listed in ARG) or "except:1".
     ``broadcast``: ``backward`` formulas are per element of the output, and summed over the
