@@ -1,7 +1,8 @@
 """``Tally`` counts the tensors of a run: sums of squares and, on request, magnitudes.
 
 Measurement, checks, reports, headroom and monitors use it. Sums stay on the device of the tensors
-and are read at the end, so that no device waits.
+and are read at the end, so that no device waits. Those of the CPU are read at once: small tensors
+that stay between large ones keep the system from taking freed memory back.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Tally:
 
     def __init__(self, counts_magnitudes: bool = False, only: Container[Key] | None = None) -> None:
         self.counts_magnitudes, self.only = counts_magnitudes, only
-        self.squares: dict[Key, Tensor] = {}
+        self.squares: dict[Key, Tensor | float] = {}
         self.elements: dict[Key, int] = {}
         self.counts: dict[Key, Tensor] = {}
 
@@ -52,7 +53,8 @@ class Tally:
         if tensor.is_sparse:
             tensor = tensor.coalesce().values()
         norm = torch.linalg.vector_norm(tensor, dtype=torch.float64)
-        self.squares[key] = self.squares[key] + norm * norm if key in self.squares else norm * norm
+        squares = float(norm) ** 2 if norm.device.type == "cpu" else norm * norm
+        self.squares[key] = self.squares[key] + squares if key in self.squares else squares
         self.elements[key] = self.elements.get(key, 0) + tensor.numel()
         if self.counts_magnitudes:
             counts = counted(tensor)
