@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from slow import some_slow
 from torch import Tensor
 
 import unitify
@@ -81,20 +82,24 @@ def exported(source: Path, folder: Path, recipe: str, format: str) -> Export:
     return export(source, folder, read, format)
 
 
-@pytest.mark.parametrize(
-    ("recipe", "format"),
-    [
-        ("fp8", "compressed-tensors"), ("fp8", "fp8-dynamic"), ("fp8", "fp8-block"),
-        ("nvfp4", "compressed-tensors"), ("mxfp4", "compressed-tensors"),
-        ("mxfp8", "compressed-tensors"), ("fp8", "modelopt"), ("nvfp4", "modelopt"),
-        ("fp8-ptq", "compressed-tensors"),
-    ],
-)  # fmt: skip
+WAYS = [
+    ("fp8", "compressed-tensors"), ("fp8", "fp8-dynamic"), ("fp8", "fp8-block"),
+    ("nvfp4", "compressed-tensors"), ("mxfp4", "compressed-tensors"),
+    ("mxfp8", "compressed-tensors"), ("fp8", "modelopt"), ("nvfp4", "modelopt"),
+    ("fp8-ptq", "compressed-tensors"),
+]  # fmt: skip
+
+
+def is_slow(way: tuple[str, str]) -> bool:
+    return way[0] in ("mxfp4", "mxfp8", "fp8-ptq")
+
+
+@pytest.mark.parametrize("way", some_slow(WAYS, is_slow), ids="-".join)
 def test_every_expert_has_its_scales_visited_or_not(
-    recipe: str, format: str, sources: dict[str, Path], tmp_path: Path
+    way: tuple[str, str], sources: dict[str, Path], tmp_path: Path
 ) -> None:
     source = sources["mixtral"]
-    made = exported(source, tmp_path / "out", recipe, format)
+    made = exported(source, tmp_path / "out", *way)
     experts = {n.removesuffix(".weight") for n in mapped_weights(source) if ".experts." in n}
     assert len(experts) == 12
     assert experts <= {row.layer for row in made.layers}
@@ -103,7 +108,7 @@ def test_every_expert_has_its_scales_visited_or_not(
     assert check_folder(tmp_path / "out", source) == len(held)
 
 
-@pytest.mark.parametrize("name", list(MIXTURES))
+@pytest.mark.parametrize("name", some_slow(list(MIXTURES), {"qwen3_moe"}.__contains__))
 def test_transformers_reads_experts_in_fp8(
     name: str, sources: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -132,7 +137,7 @@ def scale_of(folder: Path) -> int:
 @pytest.mark.parametrize(
     ("recipe", "format"), [("fp8", "compressed-tensors"), ("nvfp4", "modelopt")]
 )
-@pytest.mark.parametrize("name", list(MIXTURES))
+@pytest.mark.parametrize("name", some_slow(list(MIXTURES), {"mixtral"}.__contains__))
 def test_routers_stay_and_are_named(name: str, recipe: str, format: str, tmp_path: Path) -> None:
     """In bfloat16, as most checkpoints are. A runtime may hold the router as a linear layer."""
     torch.manual_seed(0)
