@@ -17,12 +17,15 @@ from unitify.capture.inputs import infer_inputs
 from unitify.checkpoint.files import mapped_weights
 from unitify.diagnostics import UnitifyError
 from unitify.formats.table import E4M3
+from unitify.module.assembly import parts_in
 from unitify.recipe.reader import read_recipe
+from unitify.rulebook.rule_table import load_rules
 from unitify.runtime.scaled_mm import decode, encode
 from unitify.serve.checked import check_folder
 from unitify.serve.decoded import in_compressed_tensors
 from unitify.serve.export import export
 from unitify.serve.mapped import mapped_model, recorded
+from unitify.serve.served import served
 from unitify.serve.writing import Export
 
 transformers = pytest.importorskip("transformers")
@@ -195,3 +198,23 @@ def test_what_is_trained_is_what_is_served(sources: dict[str, Path], tmp_path: P
 
 def codes(weight: Tensor, scale: float) -> Tensor:
     return encode(weight.detach() / scale, E4M3)
+
+
+class Parts(torch.nn.Module):
+    """Multiplies by the halves of a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fused = torch.nn.Linear(16, 32, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.fused.weight.chunk(2)
+        return torch.nn.functional.linear(x, first) * torch.nn.functional.linear(x, second)
+
+
+def test_parts_of_a_weight_do_not_fold() -> None:
+    module = unitify.transform(Parts(), (torch.randn(4, 16),), recipe="fp8", verify=False)
+    assert module.recipe is not None
+    with pytest.raises(UnitifyError, match="not a contraction with a weight") as caught:
+        served(module.capture.model, parts_in(module), module.recipe, load_rules())
+    assert {d.code for d in caught.value.diagnostics} == {"U614"}

@@ -187,8 +187,15 @@ def _is_tracked(value: torch.Tensor) -> bool:
     return value.is_floating_point() or value.is_complex()
 
 
+def storages(node: fx.Node) -> set[int]:
+    """The storages of a value; of each one, if it is several."""
+    held = pytree.tree_leaves(node.meta.get("val"))
+    return {t.untyped_storage()._cdata for t in held if isinstance(t, torch.Tensor)}
+
+
 def _storage(node: fx.Node) -> int:
-    return int(node.meta["val"].untyped_storage()._cdata)
+    (storage,) = storages(node)
+    return storage
 
 
 def _tensors(node: fx.Node) -> list[fx.Node]:

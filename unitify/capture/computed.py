@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-from unitify.capture.aliases import written_arguments
+from unitify.capture.aliases import storages, written_arguments
 
 _ASKING: dict[Any, Callable[[Tensor], Any]] = {
     Tensor.__bool__: bool,
@@ -71,8 +71,6 @@ def _computed(tensor: Tensor, reading: Callable[[Tensor], Any]) -> Computed | No
     if slot is None:
         return None
     nodes = _ancestors(slot.proxy.node)
-    if _is_written(nodes):
-        return None
     graph = fx.Graph()
     sizes: dict[fx.Node, torch.SymInt] = {}
     copies: dict[fx.Node, fx.Node] = {}
@@ -83,9 +81,11 @@ def _computed(tensor: Tensor, reading: Callable[[Tensor], Any]) -> Computed | No
             sizes[copies[node]] = held
         elif node.op == "call_function" and _is_repeatable(node.target):
             copies[node] = graph.node_copy(node, lambda n: copies[n])
-            _bring_data(copies[node])
+            leave_meta(copies[node], torch.device("cpu"))
         else:
             return None
+    if _is_written(nodes):
+        return None
     graph.output(graph.call_function(reading, (copies[slot.proxy.node],)))
     expressions = tuple(size.node.expr for size in sizes.values())
     made = Computed(graph, expressions, None)
@@ -97,12 +97,10 @@ def _computed(tensor: Tensor, reading: Callable[[Tensor], Any]) -> Computed | No
     return Computed(graph, expressions, values.pop()) if len(values) == 1 else None
 
 
-def _bring_data(node: fx.Node) -> None:
-    """Let a node that makes a tensor on the meta device make one with data."""
+def leave_meta(node: fx.Node, device: torch.device) -> None:
+    """Let a node that makes a tensor on the meta device make one on ``device``."""
     node.args, node.kwargs = pytree.tree_map_only(
-        torch.device,
-        lambda device: torch.device("cpu") if device.type == "meta" else device,
-        (node.args, node.kwargs),
+        torch.device, lambda of: device if of.type == "meta" else of, (node.args, node.kwargs)
     )
 
 
@@ -121,26 +119,15 @@ def _ancestors(node: fx.Node) -> list[fx.Node]:
 
 def _is_written(nodes: list[fx.Node]) -> bool:
     """Does any operation so far write into the memory of one of these values?"""
-    memories = {memory for node in nodes for memory in _memories(node)}
-    return any(
-        memory in memories
-        for node in nodes[0].graph.nodes
-        for written in written_arguments(node)
-        for memory in _memories(written)
-    )
-
-
-def _memories(node: fx.Node) -> list[int]:
-    held = pytree.tree_leaves(node.meta.get("val"))
-    return [t.untyped_storage()._cdata for t in held if isinstance(t, Tensor)]
+    held = set().union(*map(storages, nodes))
+    written = (n for node in nodes[0].graph.nodes for n in written_arguments(node))
+    return any(not held.isdisjoint(storages(node)) for node in written)
 
 
 def _is_repeatable(target: Any) -> bool:
-    """Is the operation deterministic, and free of writes?"""
-    if not isinstance(target, torch._ops.OpOverload):
-        return False
-    is_random = torch.Tag.nondeterministic_seeded in target.tags
-    return not (is_random or target._schema.is_mutable)
+    """Is the operation deterministic?"""
+    is_operator = isinstance(target, torch._ops.OpOverload)
+    return is_operator and torch.Tag.nondeterministic_seeded not in target.tags
 
 
 def _given(sizes: list[torch.SymInt]) -> Iterator[list[int]]:

@@ -14,6 +14,7 @@ import networkx as nx
 from torch import fx
 
 from unitify.part import Part
+from unitify.plan.fixed import parameter_of
 from unitify.recipe.cast import Cast, Place
 from unitify.rulebook.rule_table import RuleTable
 from unitify.rulebook.schema import named_arguments, operation_name
@@ -52,7 +53,7 @@ def _groups(part: Part, rules: RuleTable) -> Iterator[list[tuple[Place, Place]]]
             continue
         arguments = named_arguments(node)
         weight, operand = arguments[matmul.right], arguments[matmul.left]
-        name = part.capture.aliases.get(str(weight.target)) if weight.op == "get_attr" else None
+        name = parameter_of(part.capture, weight)
         if name is not None:
             places = (node.name, matmul.left, 0), (node.name, matmul.right, 0)
             graph.add_edge(places, f"weight {name}")

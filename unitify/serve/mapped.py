@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from unitify.capture.computed import leave_meta
 from unitify.capture.execution import run_captured
 from unitify.capture.inputs import Inputs, device_of
 from unitify.capture.islands import Recording, record
@@ -103,9 +104,7 @@ def _recorded_on_meta(model: nn.Module, calls: Sequence[Inputs]) -> Recording | 
     if whole is None or whole.made or any(isinstance(c, Tensor) for c in whole.constants.values()):
         return None
     for node in whole.graph.nodes:
-        node.args, node.kwargs = pytree.tree_map_only(
-            torch.device, lambda of: device if of.type == "meta" else of, (node.args, node.kwargs)
-        )
+        leave_meta(node, device)
     return replace(made, parts={"": replace(whole, example=tuple(whole.flat_inputs(*calls[0])))})
 
 

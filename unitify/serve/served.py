@@ -7,21 +7,23 @@ of an operand of a linear layer, by a constant power of two. Any other cast of a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
+from unitify.capture.aliases import storages
 from unitify.cast.joint import fused
 from unitify.diagnostics import NotFolded, UnitifyError
 from unitify.estimates import Rms
 from unitify.formats.band import band_of
 from unitify.formats.table import FORMATS
 from unitify.part import Part
+from unitify.plan.fixed import parameter_of
 from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
-from unitify.rulebook.contractions import contraction_operands
-from unitify.rulebook.rule_table import Rule, RuleTable
+from unitify.rulebook.contractions import Operand, contraction_operands
+from unitify.rulebook.rule_table import RuleTable
 from unitify.rulebook.schema import operation_name
 from unitify.serve.experts import stacked
 
@@ -87,13 +89,14 @@ def served(
             if rule.cached and not choice.backward:
                 # Only keys and values are cast; ``kv_cache`` has their scales.
                 continue
-            layers, problem = _layers(model, part, node, rule, choice, experts)
+            operands = contraction_operands(rule, node)
+            layers, problem = _layers(model, part, operands, choice, experts)
             if choice.forward in ("", "bf16", "fp16"):
-                kept.update({fused(name, _input(node, rule)): name for name in layers})
+                kept.update({fused(layer, operands[0][2]): layer for layer in layers})
             elif problem:
                 wrong.append(NotFolded(value=(*layers, choice.value)[0], problem=problem))
             else:
-                found += [_served(layer, node, rule, choice, part) for layer in layers]
+                found += [_served(layer, operands, choice, part) for layer in layers]
     found = _once(found)
     if not (found or wrong):
         wrong.append(NotFolded(value=recipe.name, problem="no linear layer is cast"))
@@ -110,8 +113,7 @@ def served(
 def _layers(
     model: nn.Module,
     part: Part,
-    node: fx.Node,
-    rule: Rule,
+    operands: Sequence[Operand],
     choice: Choice,
     experts: Mapping[str, tuple[str, ...]],
 ) -> tuple[tuple[str, ...], str]:
@@ -119,11 +121,10 @@ def _layers(
 
     There are several where the model holds the weights of ``experts`` as one tensor.
     """
-    aliases = part.capture.aliases
-    weight = _weight(node, rule)
+    weight = _held(operands[1][2]) if len(operands) == 2 else None
     if weight is None:
         return (), "it is not a contraction with a weight of the model"
-    first = aliases.get(str(weight.target))
+    first, aliases = parameter_of(part.capture, weight), part.capture.aliases
     names = [f"{part.path}.{n}".strip(".") for n, of in aliases.items() if of == first]
     for name in names:
         layers = _linear(model, name) or experts.get(name, ())
@@ -149,30 +150,18 @@ def _linear(model: nn.Module, parameter: str) -> tuple[str, ...]:
     return (layer,) if is_linear else ()
 
 
-def _weight(node: fx.Node, rule: Rule) -> fx.Node | None:
-    """The parameter that a contraction of two operands multiplies, maybe transposed."""
-    operands = contraction_operands(rule, node)
-    found = _held(operands[-1][2])
-    return found if len(operands) == 2 else None
-
-
 def _held(node: fx.Node) -> fx.Node | None:
     """The ``get_attr`` node whose tensor this is, or of which alone it is a view."""
     held = node
     while held.op == "call_function" and len(held.all_input_nodes) == len(held.users) == 1:
         held = held.all_input_nodes[0]
-    memories = {n.meta["val"].untyped_storage()._cdata for n in (node, held)}
-    return held if held.op == "get_attr" and len(memories) == 1 else None
+    return held if held.op == "get_attr" and storages(held) == storages(node) else None
 
 
-def _input(node: fx.Node, rule: Rule) -> fx.Node:
-    return contraction_operands(rule, node)[0][2]
-
-
-def _served(layer: str, node: fx.Node, rule: Rule, choice: Choice, part: Part) -> Served:
+def _served(layer: str, operands: Sequence[Operand], choice: Choice, part: Part) -> Served:
     scales = {cast.place[1]: math.ldexp(1.0, part.exponent(cast)) for cast in choice.casts}
-    input, weight = (scales[name] for name, _, _ in contraction_operands(rule, node))
-    operand = _input(node, rule)
+    input, weight = (scales[name] for name, _, _ in operands)
+    operand = operands[0][2]
     rms = part.estimates.get(operand.name, Rms()).forward or 0.0
     return Served(layer, choice.forward, weight, input, fused(layer, operand), rms)
 
