@@ -149,17 +149,41 @@ def test_half_width_models(dtype: torch.dtype) -> None:
     assert float((y.detach().double() - exact).abs().max()) <= torch.finfo(dtype).eps * 64
 
 
-def test_codes_are_kept_for_the_backward_pass() -> None:
+def kept_by(x: Tensor, w: Tensor) -> list[Tensor]:
+    """What the backward pass of a matmul keeps of its operands."""
     kept: list[Tensor] = []
 
     def keep(t: Tensor) -> Tensor:
         kept.append(t)
         return t
 
-    x, w = torch.randn(64, 32, requires_grad=True), torch.randn(16, 32, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         fp8_linear(x, w, None, "e4m3", "e5m2")
-    assert sum(t.nbytes for t in kept) == x.numel() + w.numel()
+    return kept
+
+
+def test_the_backward_pass_keeps_codes_and_refers_to_parameters() -> None:
+    x, w = torch.randn(64, 32, requires_grad=True), torch.randn(16, 32, requires_grad=True)
+    codes, parameter = kept_by(x, w)
+    assert codes.nbytes == x.numel()
+    assert parameter.data_ptr() == w.data_ptr()
+    # Computed weights are of no use to anybody else.
+    assert sum(t.nbytes for t in kept_by(x, w * 2)) == x.numel() + w.numel()
+
+
+def test_a_frozen_operand_keeps_nothing_of_the_other() -> None:
+    x, w = torch.randn(64, 32, requires_grad=True), torch.randn(16, 32)
+    assert [t.data_ptr() for t in kept_by(x, w)] == [w.data_ptr()]
+    assert [t.nbytes for t in kept_by(x.detach(), w.requires_grad_())] == [x.numel()]
+
+
+def test_a_weight_that_changes_before_the_backward_pass_is_refused() -> None:
+    x, w = torch.randn(8, 32, requires_grad=True), torch.randn(16, 32, requires_grad=True)
+    loss = fp8_linear(x, w, None, "e4m3", "e5m2").sum()
+    with torch.no_grad():
+        w.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_only_what_is_asked_for() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import cProfile
 import os
+import pstats
 import threading
 import types
 import warnings
@@ -348,3 +350,14 @@ def test_what_a_call_writes_into_an_array_stays_python() -> None:
     assert model.held[0] == 1
     for _ in range(3):
         assert not differences(model, module, (x(),))
+
+
+def test_a_profiler_goes_on_after_a_recording() -> None:
+    profiler = cProfile.Profile()
+    profiler.enable()
+    try:
+        unitify.transform(nn.Linear(2, 2), (torch.randn(3, 2),))
+        act(torch.ones(1))
+    finally:
+        profiler.disable()
+    assert act.__name__ in {function for *_, function in pstats.Stats(profiler).stats}

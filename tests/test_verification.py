@@ -109,6 +109,13 @@ def test_every_kind_of_tensor(tensor: torch.Tensor) -> None:
     assert compare({"x": tensor}, {})[0].name == "x (present on one side only)"
 
 
+def test_a_zero_has_a_sign() -> None:
+    zero, negative = torch.tensor([0.0, 1.0]), torch.tensor([-0.0, 1.0])
+    assert not same(zero, negative)
+    (found,) = compare({"x": zero}, {"x": negative})
+    assert (found.largest, found.is_underflow) == (0.0, True)
+
+
 @pytest.mark.usefixtures("fresh_compiler")
 def test_a_compiled_model_is_compared_as_it_runs_eagerly() -> None:
     """Whatever its compiler makes of it, or kept of other models."""

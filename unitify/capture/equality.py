@@ -6,20 +6,27 @@ import torch
 from torch import Tensor
 
 
+#: Bytes of an element → a type of integers for its bits.
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
 def same(a: Tensor, b: Tensor) -> bool:
-    """Bitwise equal in values, shape and type; a NaN equals a NaN."""
+    """Bitwise equal in values, shape and type: zeros have their signs; a NaN equals a NaN."""
     if a.layout != b.layout or a.is_nested != b.is_nested or a.dtype != b.dtype:
         return False
     a, b = strided(a), strided(b)
     if a.shape != b.shape or a.device != b.device:
         return False
-    if torch.equal(a, b):
-        return True
     if not a.is_floating_point():
-        return False
+        return torch.equal(a, b)
+    ours, theirs = (x.detach().resolve_neg().view(_BITS[x.element_size()]) for x in (a, b))
+    if torch.equal(ours, theirs):
+        return True
     nans = torch.isnan(a)
     return (
-        bool(nans.any()) and torch.equal(nans, torch.isnan(b)) and torch.equal(a[~nans], b[~nans])
+        bool(nans.any())
+        and torch.equal(nans, torch.isnan(b))
+        and torch.equal(ours[~nans], theirs[~nans])
     )
 
 

@@ -16,7 +16,7 @@ import types
 from collections import OrderedDict, deque
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -40,8 +40,7 @@ _CLOSED_PACKAGES = (
 _MANY = 4096
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One step to a value: an attribute, or an entry of a container."""
 
     kind: str
@@ -51,9 +50,11 @@ class Step:
         return f".{self.key}" if self.kind == "attribute" else f"[{self.key!r}]"
 
 
-@dataclass(frozen=True)
-class Location:
-    """The way to a container: a root (a module's path, "the inputs", a function), and steps."""
+class Location(NamedTuple):
+    """The way to a container: a root (a module's path, "the inputs", a function), and steps.
+
+    A tuple, because a walk over a model makes tens of thousands.
+    """
 
     root: str
     steps: tuple[Step, ...] = ()
@@ -239,7 +240,11 @@ def cells(model: nn.Module, inputs: Any = ()) -> Iterator[Cell]:
             yield cell
             entries = cell.entries()
             if len(entries) <= _MANY:
-                pending.extend((v, cell.location.then(cell.step, k)) for k, v in entries.items())
+                pending.extend(
+                    (v, cell.location.then(cell.step, k))
+                    for k, v in entries.items()
+                    if not isinstance(v, PLAIN) and id(v) not in seen
+                )
         if isinstance(value, tuple):
             pending.extend((v, location.then("item", i)) for i, v in enumerate(value))
 

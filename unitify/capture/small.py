@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from unitify.capture.equality import same
 from unitify.capture.execution import backward_starts, run_captured, unchanged
 from unitify.capture.exporting import without_cache
 from unitify.capture.signature import unbind
@@ -105,7 +106,8 @@ def _leaf(value: Any) -> Any:
 
 def _results(model: nn.Module, run: Callable[[], Any]) -> list[Tensor | None]:
     weights = [p for p in model.parameters() if p.requires_grad]
-    with unchanged(model, wholly=True), torch.enable_grad():
+    # Without a copy of its weights: it is a copy itself.
+    with unchanged(model), torch.enable_grad():
         output = run()
         results = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor)]
         starts, gradients = backward_starts(output, None)
@@ -116,10 +118,7 @@ def _results(model: nn.Module, run: Callable[[], Any]) -> list[Tensor | None]:
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:
-    if a is None or b is None:
-        return a is b
-    is_alike = a.shape == b.shape and a.dtype == b.dtype and not a.is_sparse and not b.is_sparse
-    return is_alike and bool(((a == b) | ((a != a) & (b != b))).all())
+    return a is b if a is None or b is None else same(a, b)
 
 
 @contextlib.contextmanager

@@ -99,13 +99,19 @@ class State:
 
     @staticmethod
     def of(
-        model: nn.Module, inputs: Any = (), weights: bool = False, numbers: bool = True
+        model: nn.Module,
+        inputs: Any = (),
+        weights: bool = False,
+        numbers: bool = True,
+        twin: nn.Module | None = None,
     ) -> State:
         """The state of ``model`` now.
 
         ``weights``: with copies of its parameters' numbers; ``numbers``: with any copies at all.
+        ``twin``: a module whose parameters, where they hold the same numbers, serve as copies.
         """
         parameters = set() if weights else {id(p) for p in model.parameters()}
+        held_twice = _held_twice(model, twin) if weights and twin is not None else {}
         entries: list[tuple[Cell, dict[Any, Any]]] = []
         contents: dict[int, Contents] = {}
         for cell in cells(model, inputs):
@@ -116,7 +122,8 @@ class State:
             for key, value in held.items():
                 if id(value) in contents or id(value) in parameters:
                     continue
-                copied = _copy(value)
+                copied = held_twice.get(id(value))
+                copied = _copy(value) if copied is None else copied
                 if copied is not None:
                     location = cell.location.then(cell.step, key)
                     contents[id(value)] = Contents(location, value, copied)
@@ -152,9 +159,14 @@ class State:
 
 
 @contextlib.contextmanager
-def kept(model: nn.Module, inputs: Any = (), weights: bool = False) -> Iterator[State]:
-    """Restore ``model`` afterwards, whatever happens inside. Yields its state."""
-    state = State.of(model, inputs, weights)
+def kept(
+    model: nn.Module, inputs: Any = (), weights: bool = False, twin: nn.Module | None = None
+) -> Iterator[State]:
+    """Restore ``model`` afterwards, whatever happens inside. Yields its state.
+
+    The arguments are those of ``State.of``.
+    """
+    state = State.of(model, inputs, weights, twin=twin)
     try:
         yield state
     finally:
@@ -212,6 +224,26 @@ def _copy(value: Any) -> Any:
             return None
         return value.detach().clone()
     return _state_of(value)
+
+
+def _held_twice(model: nn.Module, twin: nn.Module) -> dict[int, Tensor]:
+    """Parameters of ``twin`` in memory of their own, with the numbers of those of ``model``.
+
+    By the identity of the parameter of ``model``.
+    """
+    theirs = dict(twin.named_parameters(remove_duplicate=False))
+    return {
+        id(own): theirs[name].detach()
+        for name, own in model.named_parameters()
+        if name in theirs and _is_double(own, theirs[name])
+    }
+
+
+def _is_double(a: Tensor, b: Tensor) -> bool:
+    if not (type(a) is type(b) is nn.Parameter) or a.is_meta or a.layout != torch.strided:
+        return False
+    is_apart = a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr()
+    return is_apart and same(a.detach(), b.detach())
 
 
 def _is_uninitialized(tensor: Tensor) -> bool:

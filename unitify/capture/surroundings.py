@@ -166,18 +166,26 @@ def noted(model: nn.Module, innermost: Innermost) -> Iterator[Surroundings]:
             if isinstance(variable, ContextVar) and called.__name__ == "get":
                 note((_asked(f"the context variable {variable.name}", variable.get),))
 
-    before = sys.getprofile()
+    before: Any = sys.getprofile()
     with _Traits(locations, innermost, found):
         sys.setprofile(notice)
         try:
             yield found
         finally:
-            sys.setprofile(before)
+            _profile_again(before)
     for code, own in ran.items():
         for read in _globals_read(code, own.known):
             found.reads.setdefault(read, set()).update(own.within)
     for read, code in _closures_read({code: own for code, own in ran.items() if own.closures}):
         found.reads.setdefault(read, set()).update(ran[code].within)
+
+
+def _profile_again(profiler: Any) -> None:
+    """Set ``profiler``, a function, or one of C code, such as cProfile's, which sets itself."""
+    is_function = profiler is None or callable(profiler)
+    sys.setprofile(profiler if is_function else None)
+    if not is_function:
+        profiler.enable()
 
 
 class _Traits(TorchFunctionMode):

@@ -4,9 +4,10 @@
     gradient of x    g · w                backward format × forward format
     gradient of w    gᵀ · x               backward format × forward format
 
-g is the gradient of the output, rounded once. Codes are kept for the backward pass, in a quarter
-of the memory of float32. ``unitify::fp8_linear.watched`` also returns a token, like
-``cast.watched``.
+g is the gradient of the output, rounded once. Codes of x are kept for the backward pass, in a
+quarter of the memory of float32. Codes of a weight are made again there: as in torch's own layers,
+the backward pass refers to the parameter. ``unitify::fp8_linear.watched`` also returns a token,
+like ``cast.watched``.
 
 The operator replaces casts around a matmul. Transforms of ``torch.func``, forward-mode
 differentiation, distributed tensors and second derivatives run these casts and that matmul: the
@@ -44,6 +45,12 @@ _ARGUMENTS = "Tensor x, Tensor weight, Tensor? bias, str forward, str backward, 
 def _codes(x: Tensor, format: str, exponent: int) -> Tensor:
     """Codes of ``x``; codes are returned unchanged."""
     return x if x.dtype == FORMATS[format].dtype else encode(x, FORMATS[format], exponent)
+
+
+def _is_parameter(weight: Tensor) -> bool:
+    """Is it a leaf, or a view of one, which lives as long as the backward pass anyway?"""
+    base = weight if weight._base is None else weight._base
+    return is_plain(weight) and base.is_leaf
 
 
 def _output(x: Tensor, weight: Tensor, bias: Tensor | None, like: Tensor, exponent: int) -> Tensor:
@@ -103,10 +110,12 @@ class _FP8Linear(torch.autograd.Function):
         with torch._C._AutoDispatchBelowAutograd():
             left = shared_codes(x, forward, exponents[0])
             right = _codes(weight, forward, exponents[1])
-            ctx.save_for_backward(left, right)
+            _, needs_x, needs_weight, *_ = ctx.needs_input_grad
+            held = weight if _is_parameter(weight) else right
+            ctx.save_for_backward(left if needs_weight else None, held if needs_x else None)
             ctx.ties = ties
             ctx.bias_type = bias.dtype if bias is not None else None
-            ctx.backward_format, ctx.exponents = backward, exponents
+            ctx.formats, ctx.exponents = (forward, backward), exponents
             if is_plain(x):
                 made = _output(left, right, bias, x, exponents[0] + exponents[1])
                 return made, token_of(x)
@@ -128,17 +137,18 @@ class _FP8Linear(torch.autograd.Function):
 
 def _gradients(ctx: Any, gradient: Tensor, factor: Tensor | None) -> tuple[Tensor | None, ...]:
     """Gradients of x, weight and bias, multiplied in FP8."""
-    left, right = ctx.saved_tensors
+    left, weight_or_codes = ctx.saved_tensors
     of_x, of_weight, of_gradient = ctx.exponents
-    format = FORMATS[ctx.backward_format]
+    forward, format = ctx.formats[0], FORMATS[ctx.formats[1]]
     codes = encode(gradient.reshape(-1, gradient.shape[-1]), format, of_gradient, factor)
-    if not is_fast(codes.device, codes.dtype, right.dtype):
+    if not is_fast(codes.device, codes.dtype, FORMATS[forward].dtype):
         # Once for all that it is multiplied with.
         codes = decode(codes, gradient.dtype)
     _, needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:4]
     tie_of_x, tie_of_weight = ctx.ties
     x = weight = bias = None
     if needs_x:
+        right = _codes(weight_or_codes, forward, of_weight)
         x = matmul(codes, right.t(), tie_of_x.dtype, of_gradient + of_weight, factor)
         x = x.view(tie_of_x.shape)
     if needs_weight:
@@ -151,19 +161,22 @@ def _gradients(ctx: Any, gradient: Tensor, factor: Tensor | None) -> tuple[Tenso
 
 def _wide_gradients(ctx: Any, gradient: Tensor, factor: Tensor | None) -> tuple[Tensor | None, ...]:
     """The same gradients by differentiable operations, for second derivatives."""
-    left, right = ctx.saved_tensors
+    left, weight_or_codes = ctx.saved_tensors
     tie_of_x, tie_of_weight = ctx.ties
     of_x, of_weight, of_gradient = ctx.exponents
-    rounding = (ctx.backward_format, "", of_gradient, 0, False, True)
+    forward, backward = ctx.formats
+    rounding = (backward, "", of_gradient, 0, False, True)
     rounded = cast(gradient.reshape(-1, gradient.shape[-1]), *rounding, factor=factor)
-    x = decode(left, tie_of_x.dtype, of_x) + tie_of_x.flatten(0, -2)
-    weight = decode(right, tie_of_x.dtype, of_weight) + tie_of_weight
     _, needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:4]
-    return (
-        (rounded @ weight).view(tie_of_x.shape) if needs_x else None,
-        rounded.t() @ x if needs_weight else None,
-        rounded.sum(0) if needs_bias else None,
-    )
+    x = weight = None
+    if needs_x:
+        right = decode(
+            _codes(weight_or_codes.detach(), forward, of_weight), tie_of_x.dtype, of_weight
+        )
+        x = (rounded @ (right + tie_of_weight)).view(tie_of_x.shape)
+    if needs_weight:
+        weight = rounded.t() @ (decode(left, tie_of_x.dtype, of_x) + tie_of_x.flatten(0, -2))
+    return x, weight, rounded.sum(0) if needs_bias else None
 
 
 _apply = at_one_level(_FP8Linear)

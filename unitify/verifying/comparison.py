@@ -27,6 +27,8 @@ def compare(expected: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[Diff
 
 def difference_of(name: str, expected: Any, found: Any) -> Difference | None:
     """The difference of ``found`` from the model's result; None where the two are equal."""
+    if expected is found:
+        return None
     if not (isinstance(expected, Tensor) and isinstance(found, Tensor)):
         is_same = type(expected) is type(found) and _is_equal(expected, found)
         text = f"{name}: {found!r}, was {expected!r}"

@@ -7,7 +7,7 @@ and a backward pass as in training.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from unitify.capture.compiled import eagerly
 from unitify.capture.effects import INPUTS
 from unitify.capture.equality import same
-from unitify.capture.example import copied
+from unitify.capture.example import Inputs, copied
 from unitify.capture.execution import LossFunction, backward_starts, unchanged
 from unitify.capture.exporting import without_cache
 from unitify.capture.reachable import MISSING, PLAIN, Cell, cells
@@ -41,6 +41,14 @@ class Results:
     left: dict[str, Any] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
 
+    def share(self, other: Results) -> None:
+        """Hold the tensors of ``other`` where they are bitwise the same, in place of its own."""
+        for own, theirs in ((self.named, other.named), (self.left, other.left)):
+            for name, value in own.items():
+                held = theirs.get(name)
+                if isinstance(value, Tensor) and isinstance(held, Tensor) and same(value, held):
+                    own[name] = held
+
 
 @dataclass(frozen=True)
 class Asking:
@@ -55,20 +63,59 @@ def run(
     asking: Asking,
     loss_fn: LossFunction | None,
     seed: int = 0,
+    twin: nn.Module | None = None,
+    earlier: Sequence[Results] = (),
 ) -> list[Results]:
     """The results of each call in a row. Restores ``target`` afterwards.
 
+    ``twin``: that of ``State.of``. ``earlier``: the results of the other side, whose tensors stand
+    for the same ones of these: gradients take the memory of one model, not of four.
+
     Raises whatever ``target`` raises.
     """
-    tree = tree_of(target)
+    tree, other = tree_of(target), None if twin is None else tree_of(twin)
+    found: list[Results] = []
+    given = [_leaves(call, asking) for _ in range(call.times)]
     with (
-        unchanged(tree, seed, wholly=True),
         without_cache(tree),
         _in_mode(target, tree, call.training),
         _untrained(tree),
         _uncompiled(target),
+        unchanged(tree, seed, wholly=True, inputs=given[0], twin=other) as state,
     ):
-        return [_run_once(target, tree, call, asking, loss_fn) for _ in range(call.times)]
+        for i, inputs in enumerate(given):
+            before = State.of(tree, inputs, numbers=False) if i else state
+            made = _run_once(target, tree, before, inputs, asking, loss_fn)
+            made.named |= _of_inputs(inputs, call)
+            for same_call in earlier[i : i + 1] or found[-1:]:
+                made.share(same_call)
+            found.append(made)
+    return found
+
+
+def _leaves(call: Call, asking: Asking) -> Inputs:
+    """Inputs of one call: tensors in memory of their own, of which some ask for a gradient."""
+    flat, spec = pytree.tree_flatten(call.inputs)
+    leaves = [
+        x.detach().clone().requires_grad_(i in (asking.positions or ()))
+        if isinstance(x, Tensor)
+        else copied(x)
+        for i, x in enumerate(flat)
+    ]
+    made: Inputs = pytree.tree_unflatten(leaves, spec)
+    return made
+
+
+def _of_inputs(inputs: Inputs, call: Call) -> dict[str, Tensor]:
+    """What a call leaves at its inputs: gradients, and new numbers."""
+    found = {}
+    pairs = zip(pytree.tree_leaves(inputs), pytree.tree_leaves(call.inputs), strict=True)
+    for i, (x, given) in enumerate(pairs):
+        if isinstance(x, Tensor) and x.grad is not None:
+            found[f"gradient of input {i}"] = x.grad
+        elif isinstance(x, Tensor) and not same(x.detach(), given.detach()):
+            found[f"input {i} as the call leaves it"] = x.detach().clone()
+    return found
 
 
 @contextlib.contextmanager
@@ -102,7 +149,11 @@ def _uncompiled(target: nn.Module) -> Any:
 
 
 def asking_of(
-    model: nn.Module, call: Call, loss_fn: LossFunction | None, seed: int = 0
+    model: nn.Module,
+    call: Call,
+    loss_fn: LossFunction | None,
+    seed: int = 0,
+    twin: nn.Module | None = None,
 ) -> tuple[Asking, list[Results]]:
     """The inputs that can require a gradient, and the model's results with these.
 
@@ -116,7 +167,7 @@ def asking_of(
     for positions in dict.fromkeys((floating, own, None)) if call.has_gradients else (None,):
         asking = Asking(positions)
         try:
-            return asking, run(model, call, asking, loss_fn, seed)
+            return asking, run(model, call, asking, loss_fn, seed, twin)
         except RuntimeError:
             if positions is None:
                 raise
@@ -131,19 +182,12 @@ def tree_of(target: nn.Module) -> nn.Module:
 def _run_once(
     target: nn.Module,
     tree: nn.Module,
-    call: Call,
+    state: State,
+    inputs: Inputs,
     asking: Asking,
     loss_fn: LossFunction | None,
 ) -> Results:
-    flat, spec = pytree.tree_flatten(call.inputs)
-    leaves = [
-        x.detach().clone().requires_grad_(i in (asking.positions or ()))
-        if isinstance(x, Tensor)
-        else copied(x)
-        for i, x in enumerate(flat)
-    ]
-    args, kwargs = pytree.tree_unflatten(leaves, spec)
-    state = State.of(tree, (args, kwargs))
+    args, kwargs = inputs
     held = _trained(tree, state)
     for tensor in held.values():
         tensor.grad = None
@@ -160,11 +204,6 @@ def _run_once(
             gradient = tensor.grad * factor if factor != 1.0 else tensor.grad
             found.named[f"gradient of {name}"] = gradient.detach()
             tensor.grad = None
-    for i, (x, given) in enumerate(zip(leaves, flat, strict=True)):
-        if isinstance(x, Tensor) and x.grad is not None:
-            found.named[f"gradient of input {i}"] = x.grad
-        elif isinstance(x, Tensor) and not same(x.detach(), given.detach()):
-            found.named[f"input {i} as the call leaves it"] = x.detach()
     for name, buffer in tree.named_buffers():
         if not name.rpartition(".")[2].startswith(_OURS[0]):
             found.named[f"buffer {name}"] = buffer.detach().clone()

@@ -120,13 +120,13 @@ def _compared(
 ) -> Verification:
     try:
         try:
-            asking, mine = asking_of(model, call, loss_fn, seed)
+            asking, mine = asking_of(model, call, loss_fn, seed, module)
         except UnitifyError:
             # A loss may hold targets that fit only the example.
             if call.is_example:
                 raise
             loss_fn = None
-            asking, mine = asking_of(model, call, loss_fn, seed)
+            asking, mine = asking_of(model, call, loss_fn, seed, module)
     except UnitifyError:
         raise
     except Exception as error:
@@ -137,7 +137,7 @@ def _compared(
         with warnings.catch_warnings():
             # The graph has to run, not the model's own code in place of it.
             warnings.filterwarnings("error", "U11[58]", UnitifyWarning)
-            theirs = run(module, call, asking, loss_fn, seed)
+            theirs = run(module, call, asking, loss_fn, seed, model, mine)
     except UnitifyError as error:
         return Verification(exact=True, compared=0, refused=(f"{call.name}: {error.code}",))
     except Exception as error:
