@@ -14,7 +14,7 @@ import inspect
 import sys
 import types
 from collections import OrderedDict, deque
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -226,8 +226,17 @@ def cells(model: nn.Module, inputs: Any = ()) -> Iterator[Cell]:
     kinds: dict[type, None] = dict.fromkeys(type(m) for m in model.modules())
     functions = dict.fromkeys(f for kind in kinds for f in _functions(kind))
     pending.extend((f, Location(f"{f.__qualname__}()")) for f in functions)
+    #: First come, first served: a module is met under its own path.
+    queued = {id(value) for value, _ in pending}
+
+    def follow(values: Iterable[tuple[Any, Any]], location: Location, step: str) -> None:
+        for key, value in values:
+            # Identity first: to ask some objects for their class is slow.
+            if id(value) not in queued and not isinstance(value, PLAIN):
+                queued.add(id(value))
+                pending.append((value, location.then(step, key)))
+
     while pending:
-        # First come, first served: a module is met under its own path.
         value, location = pending.popleft()
         if isinstance(value, PLAIN) or id(value) in seen:
             continue
@@ -240,13 +249,9 @@ def cells(model: nn.Module, inputs: Any = ()) -> Iterator[Cell]:
             yield cell
             entries = cell.entries()
             if len(entries) <= _MANY:
-                pending.extend(
-                    (v, cell.location.then(cell.step, k))
-                    for k, v in entries.items()
-                    if not isinstance(v, PLAIN) and id(v) not in seen
-                )
+                follow(entries.items(), cell.location, cell.step)
         if isinstance(value, tuple):
-            pending.extend((v, location.then("item", i)) for i, v in enumerate(value))
+            follow(enumerate(value), location, "item")
 
 
 def _cells_of(value: Any, location: Location) -> Iterator[Cell]:

@@ -8,6 +8,7 @@ before and after.
 from __future__ import annotations
 
 import contextlib
+import operator
 import random
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.hooks import RemovableHandle
 
 from unitify.capture.equality import same
-from unitify.capture.reachable import MISSING, Cell, Location, cells, is_array, is_same
+from unitify.capture.reachable import MISSING, PLAIN, Cell, Location, cells, is_array, is_same
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ class State:
             if not numbers:
                 continue
             for key, value in held.items():
-                if id(value) in contents or id(value) in parameters:
+                is_done = id(value) in contents or id(value) in parameters
+                if is_done or isinstance(value, PLAIN):
                     continue
                 copied = held_twice.get(id(value))
                 copied = _copy(value) if copied is None else copied
@@ -137,6 +139,8 @@ class State:
         found: list[Change] = []
         for cell, before in self.entries:
             after = cell.entries()
+            if _is_identical(before, after):
+                continue
             for key in dict.fromkeys([*before, *after]):
                 a, b = before.get(key, MISSING), after.get(key, MISSING)
                 if not is_same(a, b):
@@ -152,10 +156,19 @@ class State:
         self.numbers.again()
         for cell, before in self.entries:
             after = cell.entries()
-            if list(after) != list(before) or any(after[k] is not v for k, v in before.items()):
+            if not _is_identical(before, after):
                 cell.put(before)
         for held in self.written():
             held.put_back()
+
+
+def _is_identical(before: dict[Any, Any], after: dict[Any, Any]) -> bool:
+    """Are they the same keys in the same order, with the same objects?"""
+    return (
+        len(before) == len(after)
+        and all(map(operator.is_, before.values(), after.values()))
+        and all(map(operator.eq, before, after))
+    )
 
 
 @contextlib.contextmanager

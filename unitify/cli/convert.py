@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from unitify.cli.application import app
-from unitify.cli.options import Factory, InputsFunction, RuleFiles
+from unitify.cli.options import Factory, InputsFunction, RuleFiles, Scales
 from unitify.cli.terminal import progress_bar, reported
 
 
@@ -33,13 +33,7 @@ def convert(
             "./pyproject.toml.",
         ),
     ] = None,
-    scales: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|measured|analysis",
-            help="Measured in a run (auto: if weights hold data), or predicted.",
-        ),
-    ] = "auto",
+    scales: Scales = "auto",
     rules: RuleFiles = [],  # noqa: B006  (typer copies it)
     allow_missing: Annotated[
         list[str],

@@ -22,6 +22,13 @@ InputsFunction = Annotated[
         "tuples or dicts (batches).",
     ),
 ]
+Scales = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|measured|analysis",
+        help="Measured in a run (auto: if weights hold data), or predicted.",
+    ),
+]
 Imports = Annotated[
     list[str],
     typer.Option(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unitify.cli.application import app
-from unitify.cli.options import Factory, InputsFunction, RuleFiles
+from unitify.cli.options import Factory, InputsFunction, RuleFiles, Scales
 from unitify.cli.terminal import progress_bar, reported
 
 if TYPE_CHECKING:
@@ -46,13 +46,7 @@ def report(
         str | None,
         typer.Option(metavar="RECIPE", help="The casts to show, as for `unitify convert`."),
     ] = None,
-    scales: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|measured|analysis",
-            help="Measured in a run (auto: if weights hold data), or predicted.",
-        ),
-    ] = "auto",
+    scales: Scales = "auto",
     rules: RuleFiles = [],  # noqa: B006  (typer copies it)
     drift: Annotated[
         Path | None,

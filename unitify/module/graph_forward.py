@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from torch import nn
@@ -78,6 +79,27 @@ class GraphForward:
 
     def __reduce__(self) -> Any:
         raise UnitifyError(NotPickled(where=type(self.module).__name__))
+
+
+class CallsOfSubmodules(Runs):
+    """The submodules of ``tree`` at ``paths``, as far as it has them, whose calls ``run`` gets."""
+
+    def __init__(self, tree: nn.Module, paths: Iterable[str]) -> None:
+        self._paths: dict[nn.Module, str] = {}
+        self._forwards: dict[nn.Module, GraphForward] = {}
+        for path in paths:
+            with contextlib.suppress(AttributeError):
+                self._paths[tree.get_submodule(path)] = path
+
+    def install(self) -> None:
+        """Send calls of the submodules to ``run``, from now on."""
+        for module in self._paths:
+            # A module that returns to an earlier recording keeps its ``GraphForward``.
+            forward = self._forwards.get(module)
+            if forward is None:
+                self._forwards[module] = GraphForward(module, self)
+            else:
+                forward.put_in()
 
 
 def own_code_again(tree: nn.Module) -> None:

@@ -7,7 +7,6 @@ call of a submodule runs its own part of the graph, and the module can run its o
 
 from __future__ import annotations
 
-import contextlib
 import operator
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
@@ -32,7 +31,7 @@ from unitify.capture.guards import Guards
 from unitify.capture.signature import CallSignature, Misfit
 from unitify.capture.whole import Capture
 from unitify.diagnostics import CastsLeftOut, Diagnostic, UnitifyError
-from unitify.module.graph_forward import GraphForward
+from unitify.module.graph_forward import CallsOfSubmodules
 from unitify.module.own_code import warn_once
 from unitify.module.recorded_state import RecordedState, changed_now
 from unitify.module.regions import NoPiece, Piece, piece_of
@@ -100,10 +99,11 @@ class _Whole:
         self.arrivals: tuple[Units, Mapping[frozenset[int], tuple[str, ...]]] | None = None
 
 
-class Submodules:
+class Submodules(CallsOfSubmodules):
     """Runs the calls of the submodules of ``owner``, by parts of its present graph."""
 
     def __init__(self, owner: Owner) -> None:
+        super().__init__(owner._tree, owner.capture.regions.paths)
         self.owner = owner
         #: The state that the code of each submodule reads, by path.
         self.states: dict[str, RecordedState] = {}
@@ -114,21 +114,6 @@ class Submodules:
         #: Kinds of calls with a warning so far.
         self.warned: set[Hashable] = set()
         self._known: _Whole | None = None
-        self._paths: dict[nn.Module, str] = {}
-        self._forwards: dict[nn.Module, GraphForward] = {}
-        for path in owner.capture.regions.paths:
-            with contextlib.suppress(AttributeError):
-                self._paths[owner._tree.get_submodule(path)] = path
-
-    def install(self) -> None:
-        """Send calls of the submodules to ``run``, from now on."""
-        for module in self._paths:
-            # A module that returns to an earlier recording keeps its ``GraphForward``.
-            forward = self._forwards.get(module)
-            if forward is None:
-                self._forwards[module] = GraphForward(module, self)
-            else:
-                forward.put_in()
 
     # -- calls ----------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from unitify.capture.whole import Capture
 from unitify.diagnostics import CastsLeftOut, UnitifyError
-from unitify.module.graph_forward import GraphForward
+from unitify.module.graph_forward import CallsOfSubmodules
 from unitify.module.own_code import run_own_code, warn_once
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.recipe.choices import Choice
@@ -30,28 +30,14 @@ class Owner(Protocol):
     _tree: nn.Module
 
 
-class Undivided:
+class Undivided(CallsOfSubmodules):
     """Runs calls of the submodules of ``owner`` from outside its graph."""
 
     def __init__(self, owner: Owner) -> None:
+        super().__init__(owner._tree, owner.capture.regions.paths)
         self.owner = owner
         self.warned: set[Hashable] = set()
         self._is_inside = False
-        self._paths: dict[nn.Module, str] = {}
-        self._forwards: dict[nn.Module, GraphForward] = {}
-        for path in owner.capture.regions.paths:
-            with contextlib.suppress(AttributeError):
-                self._paths[owner._tree.get_submodule(path)] = path
-
-    def install(self) -> None:
-        """Send calls of the submodules to ``run``, from now on."""
-        for module in self._paths:
-            # A module that returns to an earlier recording keeps its ``GraphForward``.
-            forward = self._forwards.get(module)
-            if forward is None:
-                self._forwards[module] = GraphForward(module, self)
-            else:
-                forward.put_in()
 
     @contextlib.contextmanager
     def inside(self) -> Iterator[None]:

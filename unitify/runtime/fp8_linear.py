@@ -140,8 +140,10 @@ def _gradients(ctx: Any, gradient: Tensor, factor: Tensor | None) -> tuple[Tenso
     left, weight_or_codes = ctx.saved_tensors
     of_x, of_weight, of_gradient = ctx.exponents
     forward, format = ctx.formats[0], FORMATS[ctx.formats[1]]
+    narrow = FORMATS[forward].dtype
+    assert narrow is not None
     codes = encode(gradient.reshape(-1, gradient.shape[-1]), format, of_gradient, factor)
-    if not is_fast(codes.device, codes.dtype, FORMATS[forward].dtype):
+    if not is_fast(codes.device, codes.dtype, narrow):
         # Once for all that it is multiplied with.
         codes = decode(codes, gradient.dtype)
     _, needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:4]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from unitify.capture.equality import same
 from unitify.capture.example import Inputs, copied
 from unitify.capture.execution import LossFunction, backward_starts, unchanged
 from unitify.capture.exporting import without_cache
-from unitify.capture.reachable import MISSING, PLAIN, Cell, cells
+from unitify.capture.reachable import MISSING, PLAIN, Cell, Location, cells
 from unitify.capture.state import State, modes_kept
 from unitify.capture.watching import HOOKS
 from unitify.module.unit_scaled import UnitScaledModule
@@ -31,6 +31,17 @@ from unitify.verifying.calls import Call
 _OURS = ("captured_", "forward")
 
 
+class Place(NamedTuple):
+    """One entry of a container: which, by what kind of step, and its key."""
+
+    container: Location
+    step: str
+    key: Any
+
+    def __str__(self) -> str:
+        return f"{self.container.then(self.step, self.key)} as the call leaves it"
+
+
 @dataclass
 class Results:
     """Results of one call by name. ``left``: every entry of the model's containers afterwards;
@@ -38,12 +49,13 @@ class Results:
     """
 
     named: dict[str, Any] = field(default_factory=dict)
-    left: dict[str, Any] = field(default_factory=dict)
-    changed: set[str] = field(default_factory=set)
+    left: dict[Place, Any] = field(default_factory=dict)
+    changed: set[Place] = field(default_factory=set)
 
     def share(self, other: Results) -> None:
         """Hold the tensors of ``other`` where they are bitwise the same, in place of its own."""
-        for own, theirs in ((self.named, other.named), (self.left, other.left)):
+        pairs: Any = (self.named, other.named), (self.left, other.left)
+        for own, theirs in pairs:
             for name, value in own.items():
                 held = theirs.get(name)
                 if isinstance(value, Tensor) and isinstance(held, Tensor) and same(value, held):
@@ -239,8 +251,7 @@ def _starts(
     starts, gradients = backward_starts(output, loss_fn)
     known = {id(t) for t in pytree.tree_leaves(output) if isinstance(t, Tensor)}
     for change in state.changes():
-        name = _name_of(change.cell, change.key)
-        found.changed.add(name)
+        found.changed.add(_place(change.cell, change.key))
         for leaf in pytree.tree_leaves(change.after):
             if isinstance(leaf, Tensor) and leaf.grad_fn is not None and id(leaf) not in known:
                 known.add(id(leaf))
@@ -248,16 +259,20 @@ def _starts(
                 gradients.append(torch.ones_like(leaf))
     for cell, _ in state.entries:
         for key, value in cell.entries().items():
-            found.left[_name_of(cell, key)] = _value(value)
+            found.left[_place(cell, key)] = _value(value)
     return starts, gradients
 
 
-def _name_of(cell: Cell, key: Any) -> str:
-    """An entry, in words. Hooks have numbers that no two modules share: their order counts."""
-    keys = list(cell.entries())
-    if cell.location.steps and cell.location.steps[-1].key in HOOKS and key in keys:
-        key = keys.index(key)
-    return f"{cell.location.then(cell.step, key)} as the call leaves it"
+def _place(cell: Cell, key: Any) -> Place:
+    """The place of an entry, the same in a model and its copy.
+
+    Hooks have numbers that no two modules share: their order counts.
+    """
+    steps = cell.location.steps
+    if steps and steps[-1].key in HOOKS:
+        keys = list(cell.entries())
+        key = keys.index(key) if key in keys else key
+    return Place(cell.location, cell.step, key if isinstance(key, PLAIN) else repr(key))
 
 
 def _value(value: Any) -> Any:
@@ -267,6 +282,8 @@ def _value(value: Any) -> Any:
     if isinstance(value, Tensor):
         # A later call may write into it, but not into a parameter.
         return value.detach() if isinstance(value, nn.Parameter) else value.detach().clone()
+    if isinstance(value, dict | list | tuple) and not value:
+        return [f"an empty {type(value).__name__}"]
     leaves, spec = pytree.tree_flatten(value)
     if not all(isinstance(leaf, (Tensor, *PLAIN)) for leaf in leaves):
         return type(value).__name__
@@ -325,9 +342,10 @@ def left(mine: list[Results], theirs: list[Results]) -> tuple[dict[str, Any], di
     """The entries of both runs that either run changed."""
     found: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
     for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):
-        for name in sorted(a.changed | b.changed):
+        for place in sorted(a.changed | b.changed, key=str):
+            name = f"{place}, call {i + 1}" if i else str(place)
             for one, held in zip((a, b), found, strict=True):
-                _spread(held, f"{name}, call {i + 1}" if i else name, one.left.get(name, MISSING))
+                _spread(held, name, one.left.get(place, MISSING))
     return found
 
 
