@@ -87,41 +87,40 @@ def run(
     """
     tree, other = tree_of(target), None if twin is None else tree_of(twin)
     found: list[Results] = []
+    spec = pytree.tree_structure(call.inputs)
     given = [_leaves(call, asking) for _ in range(call.times)]
+    inputs = [pytree.tree_unflatten(leaves, spec) for leaves in given]
     with (
         without_cache(tree),
         _in_mode(target, tree, call.training),
         _untrained(tree),
         _uncompiled(target),
-        unchanged(tree, seed, wholly=True, inputs=given[0], twin=other) as state,
+        unchanged(tree, seed, wholly=True, inputs=inputs[0], twin=other) as state,
     ):
-        for i, inputs in enumerate(given):
-            before = State.of(tree, inputs, numbers=False) if i else state
-            made = _run_once(target, tree, before, inputs, asking, loss_fn)
-            made.named |= _of_inputs(inputs, call)
+        for i, leaves in enumerate(given):
+            before = State.of(tree, inputs[i], numbers=False) if i else state
+            made = _run_once(target, tree, before, inputs[i], asking, loss_fn)
+            made.named |= _of_inputs(leaves, call)
             for same_call in earlier[i : i + 1] or found[-1:]:
                 made.share(same_call)
             found.append(made)
     return found
 
 
-def _leaves(call: Call, asking: Asking) -> Inputs:
-    """Inputs of one call: tensors in memory of their own, of which some ask for a gradient."""
-    flat, spec = pytree.tree_flatten(call.inputs)
-    leaves = [
+def _leaves(call: Call, asking: Asking) -> list[Any]:
+    """Inputs of one call, flat: tensors in memory of their own; some ask for a gradient."""
+    return [
         x.detach().clone().requires_grad_(i in (asking.positions or ()))
         if isinstance(x, Tensor)
         else copied(x)
-        for i, x in enumerate(flat)
+        for i, x in enumerate(pytree.tree_leaves(call.inputs))
     ]
-    made: Inputs = pytree.tree_unflatten(leaves, spec)
-    return made
 
 
-def _of_inputs(inputs: Inputs, call: Call) -> dict[str, Tensor]:
-    """What a call leaves at its inputs: gradients, and new numbers."""
+def _of_inputs(leaves: list[Any], call: Call) -> dict[str, Tensor]:
+    """What a call leaves at its flat inputs: gradients, and new numbers."""
     found = {}
-    pairs = zip(pytree.tree_leaves(inputs), pytree.tree_leaves(call.inputs), strict=True)
+    pairs = zip(leaves, pytree.tree_leaves(call.inputs), strict=True)
     for i, (x, given) in enumerate(pairs):
         if isinstance(x, Tensor) and x.grad is not None:
             found[f"gradient of input {i}"] = x.grad
