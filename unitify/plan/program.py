@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+#: A band of so many octaves holds integers near any exponent in it.
+_WIDE = 4
+
+
 @dataclass(frozen=True)
 class Exponent:
     """A linear expression: a sum of multiples of variables, and a constant."""
@@ -134,16 +138,17 @@ class Program:
                 options={"time_limit": seconds, "mip_rel_gap": 0.0},
             )
 
-        # Exponents between integers are found several times faster, and mostly have integers of the
-        # same cost.
-        for integrality in (integers * marks, integers):
+        # Exponents between integers are found several times faster, and those of wide bands mostly
+        # have integers of the same cost.
+        narrow = high - np.array(self._low) < _WIDE
+        for integrality in (integers * (narrow | (marks == 1)), integers):
             cheapest = solved(np.array(self._cost), integrality, high)
             if cheapest.x is None:
                 continue
-            # The second search adds no factor to the first solution.
+            # The second search adds no factor to the first solution: a mark is a bound there.
             within = high.copy()
             within[self._marks] = np.round(cheapest.x[self._marks])
-            nearest = solved(distance, integers, within)
+            nearest = solved(distance, integers * (1 - marks), within)
             if nearest.x is not None:
                 gap = 0.0 if cheapest.status == 0 else float(cheapest.mip_gap)
                 return Solution(nearest.x.tolist(), gap)
