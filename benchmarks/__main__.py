@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 import transformers
 
+from benchmarks.inference import INFERENCE, inference
+from benchmarks.memory import LAYERS, peaks
 from benchmarks.models import SIZES
-from benchmarks.peers import modules, unit_scaled
+from benchmarks.peers import float8_training, modules, unit_scaled
 from benchmarks.training import WAYS, compiled, eager
-from benchmarks.transforming import STAGES, imports, stages
+from benchmarks.transforming import STAGES, by_input, imports, stages
 from benchmarks.turns import TURNS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "benchmarks.md"
@@ -50,6 +52,14 @@ def page() -> str:
     parts += [
         f"## A training step under Inductor, {large.name}",
         table(["model", "step", "time to compile"], compiled(large)),
+        f"## A forward pass without gradients, {large.name}, eager",
+        "What is compiled is over the compiled original. torchao quantizes to INT8: its dynamic "
+        "FP8 asks for a GPU.",
+        table(["model", *INFERENCE], inference(large)),
+        f"## FP8 training beside torchao, {large.name}, eager",
+        "Time, and in parentheses saved bytes. torchao finds scales at run time; a CPU runs what "
+        "it emulates.",
+        table(["model", "fp8", "fp8, simulated", "torchao"], float8_training(large)),
         f"## Unit scaling as published, {small.name}, eager",
         '`scheme="unit"`, and `unit_scale` of the library unit-scaling on the same model.',
         table(["model", "ours", "theirs"], unit_scaled(small)),
@@ -58,6 +68,13 @@ def page() -> str:
         "## Seconds of `transform` by stage",
         "A chain of small layers with a residual stream, weights with data.",
         table(["nodes", *STAGES], stages()),
+        "A residual CNN, by the pixels along each side of its images:",
+        table(["pixels", *STAGES], by_input()),
+        "## Peak memory of `transform`",
+        f"A Llama of {LAYERS} layers. The peak over the model, which is in it. Beside the model "
+        "there are the module and a set of gradients of each, which are compared; the rest are "
+        "activations and graphs.",
+        table(["width", "MiB of the model", "peak"], peaks()),
         "## Starting",
         "\n".join(f"- `{name}`: {ratio:.2f} × `import torch`" for name, ratio in imports().items()),
     ]

@@ -1,4 +1,7 @@
-"""The published library of unit scaling beside ``scheme="unit"``."""
+"""Libraries that do the like, in turn with ours.
+
+unit-scaling stands beside ``scheme="unit"``, FP8 training of torchao beside ``recipe="fp8"``.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.models import FAMILIES, Size, build
-from benchmarks.training import transformed
-from benchmarks.turns import ratios, step_of
+from benchmarks.training import WAYS, transformed
+from benchmarks.turns import ratios, saved_bytes, step_of
 
 
 def unit_scaled(size: Size) -> Iterator[list[str]]:
@@ -77,3 +80,28 @@ def modules(size: Size) -> Iterator[list[str]]:
         torch._dynamo.reset()
         found = ratios({name: step_of(m, run(m), batch) for name, m in ways.items()})
         yield [how, f"{found['ours']:.2f}", f"{found['theirs']:.2f}"]
+
+
+def float8_training(size: Size) -> Iterator[list[str]]:
+    """A row a family: time of a step, and in parentheses saved bytes, over the original's.
+
+    torchao scales by the largest element of each tensor at run time. A CPU runs what it emulates:
+    casts and a matmul in the model's type, as our simulated casts are.
+    """
+    if find_spec("torchao") is None:
+        return
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+    for family in FAMILIES:
+        model, batch = build(family, size)
+        theirs = copy.deepcopy(model)
+        convert_to_float8_training(theirs, config=Float8LinearConfig(emulate=True))
+        ways = {n: transformed(model, batch, **WAYS[n]) for n in ("fp8", "fp8, simulated")}
+        ways["torchao"] = theirs
+        steps = {"original": step_of(model, model, batch)}
+        found = ratios(steps | {name: step_of(m, m, batch) for name, m in ways.items()})
+        base = saved_bytes(model, batch)
+        yield [
+            family,
+            *(f"{found[n]:.2f} ({saved_bytes(m, batch) / base:.2f})" for n, m in ways.items()),
+        ]

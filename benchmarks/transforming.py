@@ -6,17 +6,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import unitify
+from benchmarks.models import SIZES, build
 from benchmarks.turns import ratios
 
 STAGES = ("capture", "reparametrize", "estimate", "plan", "rewrite", "verify")
 #: Layers of the chain that is transformed: about 3 nodes each.
 LAYERS = (33, 333, 3333)
+#: Twice the pixels along each side of an image.
+LENGTHS = (128, 256, 512)
 
 
 class Chain(nn.Module):
@@ -33,7 +37,9 @@ class Chain(nn.Module):
         return x
 
 
-def by_stage(model: nn.Module, args: tuple[Any, ...]) -> dict[str, float]:
+def by_stage(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+) -> dict[str, float]:
     """Stage → seconds, by ``on_stage``."""
     found: dict[str, float] = {}
     last = time.perf_counter()
@@ -44,7 +50,7 @@ def by_stage(model: nn.Module, args: tuple[Any, ...]) -> dict[str, float]:
         found[stage] = found.get(stage, 0.0) + now - last
         last = now
 
-    unitify.transform(model, args, on_stage=on_stage)
+    unitify.transform(model, args, kwargs, on_stage=on_stage)
     return found
 
 
@@ -54,6 +60,14 @@ def stages() -> Iterator[list[str]]:
         torch.manual_seed(0)
         found = by_stage(Chain(layers), (torch.randn(4, 16),))
         yield [str(4 * layers), *(f"{found[stage]:.2f}" for stage in STAGES)]
+
+
+def by_input() -> Iterator[list[str]]:
+    """A row a size of the images of a convolutional net."""
+    for length in LENGTHS:
+        model, batch = build("residual CNN", replace(SIZES[0], length=length))
+        found = by_stage(model, (), dict(batch))
+        yield [str(length // 2), *(f"{found[stage]:.2f}" for stage in STAGES)]
 
 
 def imports() -> dict[str, float]:

@@ -123,9 +123,9 @@ def _draw_in_range(
 ) -> Tensor:
     """A draw from the distributions of ``quadrature``."""
     low, high = near
+    mean, std = torch.broadcast_tensors(moment.mean, moment.var.sqrt())
     first, second = (
-        m.expand(shape) if m.numel() > 1 else m
-        for m in distribution(*torch.broadcast_tensors(moment.mean, moment.var.sqrt()), low, high)
+        m.expand(shape) if m.numel() > 1 else m for m in distribution(mean, std, low, high)
     )
     one = _gamma(first, shape, generator)
     if math.isfinite(low) and math.isfinite(high):
