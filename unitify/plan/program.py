@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-
 #: A band of so many octaves holds integers near any exponent in it.
 _WIDE = 4
 
