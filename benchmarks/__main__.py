@@ -58,7 +58,7 @@ def page() -> str:
         table(["model", *INFERENCE], inference(large)),
         f"## FP8 training beside torchao, {large.name}, eager",
         "Time, and in parentheses saved bytes. torchao finds scales at run time; a CPU runs what "
-        "it emulates.",
+        "it emulates. It converts `nn.Linear` alone: next to nothing of GPT-2 and of the CNN.",
         table(["model", "fp8", "fp8, simulated", "torchao"], float8_training(large)),
         f"## Unit scaling as published, {small.name}, eager",
         '`scheme="unit"`, and `unit_scale` of the library unit-scaling on the same model.',
