@@ -18,13 +18,12 @@ from unitify.capture.islands import Recording
 from unitify.capture.whole import Capture
 from unitify.diagnostics import (
     Diagnostic,
-    NothingCaptured,
     RunNotFinite,
     UnitifyError,
     UnknownOption,
-    error_line,
 )
 from unitify.estimates import Estimates, Rms
+from unitify.measure.captured import failures_of
 from unitify.measure.recorded import measure_recorded
 from unitify.part import Part, parts_of
 from unitify.rulebook.extremes import extreme_values
@@ -115,12 +114,8 @@ def _measured(
 ) -> Estimated:
     found: list[Part] = []
     notes: list[Diagnostic] = []
-    try:
+    with failures_of(recorded.model):
         run = measure_recorded(recorded, calls, loss_fn)
-    except (RuntimeError, IndexError) as error:
-        reason = f"it does not run: {type(error).__name__}: {error_line(error)}"
-        where = type(recorded.model).__name__
-        raise UnitifyError(NothingCaptured(where=where, reason=reason)) from error
     for part in parts_of(recorded.parts):
         captured, estimates = part.capture, run[part.name]
         lost = _not_finite(captured, estimates, rules)

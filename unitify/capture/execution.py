@@ -133,6 +133,20 @@ def _problem_of(loss: Any, output: Any) -> str:
     return ""
 
 
+def on_gradient(tensor: Tensor, action: Callable[[Tensor], None]) -> Any:
+    """Call ``action`` with the gradient of ``tensor`` when it arrives; the handle of the hook.
+
+    A hook on one of several results of an operation, such as ``chunk``, is called without a
+    gradient where the others alone have one.
+    """
+
+    def hook(gradient: Tensor | None) -> None:
+        if gradient is not None:
+            action(gradient)
+
+    return tensor.register_hook(hook)
+
+
 def on_leaves(run: Callable[[list[Any]], Result], inputs: list[Any]) -> Result:
     """``run`` on fresh leaves for ``inputs``, of which as many as possible require a gradient.
 

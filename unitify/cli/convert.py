@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from unitify.cli.application import app
-from unitify.cli.options import Factory, InputsFunction, RuleFiles, Scales
+from unitify.cli.options import Factory, InputsFunction, RecipeName, RuleFiles, Scales
 from unitify.cli.terminal import progress_bar, reported
 
 
@@ -25,14 +25,7 @@ def convert(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The new folder.")],
     model: Factory = None,
     inputs: InputsFunction = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RECIPE",
-            help="The casts: fp8, fp8,exclude=lm_head or a .toml file; by default the recipe of "
-            "./pyproject.toml.",
-        ),
-    ] = None,
+    recipe: RecipeName = None,
     scales: Scales = "auto",
     rules: RuleFiles = [],  # noqa: B006  (typer copies it)
     allow_missing: Annotated[

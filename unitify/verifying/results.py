@@ -108,7 +108,7 @@ def run(
 
 
 def _leaves(call: Call, asking: Asking) -> list[Any]:
-    """Inputs of one call, flat: tensors in memory of their own; some ask for a gradient."""
+    """Flat inputs of one call: each tensor in its own memory, some with ``requires_grad``."""
     return [
         x.detach().clone().requires_grad_(i in (asking.positions or ()))
         if isinstance(x, Tensor)
