@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -136,4 +137,20 @@ def convert(
         )
     console = Console(emoji=False)
     console.print(report_table(report))
-    console.print(f"written to {output}", highlight=False, soft_wrap=True)
+    written = f"written to {output}: {_contents(output)}"
+    console.print(written, highlight=False, soft_wrap=True)
+
+
+def _contents(folder: Path) -> str:
+    """The weights in a folder that was just written, by type, with their sizes."""
+    from unitify.checkpoint.files import mapped_weights
+
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for tensor in mapped_weights(folder).values():
+        name = str(tensor.dtype).removeprefix("torch.")
+        counts[name] += 1
+        sizes[name] += tensor.nbytes
+    return ", ".join(
+        f"{counts[name]} in {name} ({size / 2**20:.1f} MiB)" for name, size in sizes.most_common()
+    )

@@ -27,7 +27,7 @@ from unitify.rulebook.rule_table import Rule, RuleTable
 from unitify.rulebook.schema import operation_name
 
 #: Why a value is not cast itself: it is rounded where it is multiplied, or nothing multiplies it.
-_TAKEN, _OTHER = "cast as an operand of a contraction", "not a contraction"
+TAKEN, _OTHER = "cast as an operand of a contraction", "not a contraction"
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def choose(
     choices = tuple(chooser.choices())
     taken = {c.value for choice in choices for c in choice.casts if choice.is_contraction}
     return tuple(
-        replace(c, reason=_TAKEN) if c.reason == _OTHER and c.value in taken else c for c in choices
+        replace(c, reason=TAKEN) if c.reason == _OTHER and c.value in taken else c for c in choices
     )
 
 
