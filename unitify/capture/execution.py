@@ -156,7 +156,7 @@ def on_leaves(run: Callable[[list[Any]], Result], inputs: list[Any]) -> Result:
     try:
         return run(_leaves(inputs))
     except RuntimeError as error:
-        floating = [i for i, x in enumerate(inputs) if _is_floating(x)]
+        floating = [i for i, x in enumerate(inputs) if is_floating(x)]
         asking = [i for i in floating if _succeeds(run, _leaves(inputs, [i]))]
         try:
             return run(_leaves(inputs, asking))
@@ -170,13 +170,14 @@ def _leaves(inputs: list[Any], asking: Collection[int] | None = None) -> list[An
     """Inputs of one run; those at ``asking`` (None: all) take gradients, others may be written."""
     return [
         x.detach().requires_grad_()
-        if _is_floating(x) and (asking is None or i in asking)
+        if is_floating(x) and (asking is None or i in asking)
         else x.detach().clone() if isinstance(x, Tensor) else copied(x)
         for i, x in enumerate(inputs)
     ]  # fmt: skip
 
 
-def _is_floating(value: Any) -> bool:
+def is_floating(value: Any) -> bool:
+    """Is it a tensor of real or complex numbers?"""
     return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
