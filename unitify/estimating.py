@@ -32,7 +32,8 @@ from unitify.rulebook.rule_table import RuleTable
 #: The sources of scales. "auto" measures where weights hold data, and predicts elsewhere.
 SCALES = ("auto", "measured", "analysis")
 #: A note names values whose measured and predicted RMS differ by more octaves than this. In a
-#: trained net predictions are off by up to seven times (docs/results/estimates.md).
+#: trained net predictions are off by up to seven times (docs/results/estimates.md), which is less
+#: than three octaves.
 FAR = 4.0
 
 
