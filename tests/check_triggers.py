@@ -92,4 +92,5 @@ TRIGGERS: dict[str, Callable[[Path], list[Diagnostic]]] = {
     "U806": lambda path: found(Forward(lambda m, x: x * m.linear(x).detach())),
     "U807": _moved_weights,
     "U808": _other_plan,
+    "U809": lambda path: found(nn.Identity()),
 }

@@ -19,6 +19,7 @@ import zoo  # noqa: E402
 from checking import plant  # noqa: E402
 from conversion import Conversion, conversion, near_unit_plans  # noqa: E402
 from served import made, source  # noqa: E402, F401
+from slow import some_slow  # noqa: E402
 from true_weights import pair  # noqa: E402, F401
 
 #: Options that write a page of docs/results/ from what the tests of a run found.
@@ -36,7 +37,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
             page.PAGE.write_text(page.table(), "utf-8")
 
 
-@pytest.fixture(scope="session", params=list(zoo.MODELS))
+@pytest.fixture(scope="session", params=some_slow(zoo.MODELS, {"t5"}.__contains__))
 def converted(request: pytest.FixtureRequest) -> Conversion:
     """Each model of the zoo in turn: every test of one model runs on one capture."""
     return conversion(request.param)

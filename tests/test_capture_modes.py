@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from conversion import conversion, same
 from torch import Tensor, nn
 
 import unitify
+from unitify.capture import whole
+from unitify.capture.recorded_graph import Record, record_once
 
 
 class Modes(nn.Module):
@@ -122,3 +125,79 @@ def test_graphs_that_do_not_merge_are_as_they_were() -> None:
     assert captured.other is not None
     for one in (captured, captured.other):
         assert all(node.users for node in one.graph.nodes if node.op == "get_attr")
+
+
+# -- one recording where no code asks for the mode ---------------------------------------------
+
+
+class Asks(nn.Module):
+    """A layer whose code asks for the mode in some way; the base class does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def gain(self) -> float:
+        return 2.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(x) * self.gain()
+        return y
+
+
+class ByAttribute(Asks):
+    def gain(self) -> float:
+        return 2.0 if self.training else 3.0
+
+
+class ByName(Asks):
+    def gain(self) -> float:
+        return 2.0 if getattr(self, "training") else 3.0  # noqa: B009
+
+
+class ByAnotherModule(Asks):
+    def gain(self) -> float:
+        return 2.0 if self.linear.training else 3.0
+
+
+class BySwitching(Asks):
+    factor = 2.0
+
+    def train(self, mode: bool = True) -> BySwitching:
+        self.factor = 2.0 if mode else 3.0
+        return super().train(mode)
+
+    def gain(self) -> float:
+        return self.factor
+
+
+class ByALayerOfTorch(Asks):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.dropout(super().forward(x))
+        return y
+
+
+@pytest.mark.parametrize(
+    ("kind", "recordings"),
+    [(Asks, 1), *((kind, 2) for kind in Asks.__subclasses__())],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_second_recording_where_code_asks_for_the_mode(
+    kind: type[Asks], recordings: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[object] = []
+
+    def counted(*args: Any) -> Record:
+        made.append(args)
+        return record_once(*args)
+
+    monkeypatch.setattr(whole, "record_once", counted)
+    model, x = kind(), torch.randn(3, 4)
+    module = unitify.transform(model, (x,), verify=False)
+    assert len(made) == recordings
+    for training in (True, False):
+        assert torch.equal(model.train(training)(x), module.train(training)(x))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,12 +20,12 @@ from unitify.capture.source import Frame, Repository
 from unitify.check.causes import causes
 from unitify.check.checking import check
 from unitify.check.finding import Finding
-from unitify.check.naming import stable_names
 from unitify.check.outcome import Outcome
 from unitify.check.plan_faults import Comparison
 from unitify.check.settings import Settings, settings_from
 from unitify.check.source_lines import SourceLines
 from unitify.check.subject import subject_of
+from unitify.naming import stable_names
 from unitify.recipe.reader import read_recipe
 from unitify.recipe.recipe import FP8
 
@@ -337,3 +339,73 @@ def test_the_worst_comes_first(root: Path) -> None:
     assert [f.severity for f in found] == sorted((f.severity for f in found), key=ranks.index)
     starts = [f.level for f in found if f.severity == "warning" and not f.cause]
     assert starts == sorted(starts, reverse=True)
+
+
+# -- a piece of a fused projection --------------------------------------------------------
+
+
+class Fused(nn.Module):
+    """Queries, keys and values from one weight, split in some way."""
+
+    def __init__(self, split: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
+        super().__init__()
+        self.qkv, self.out, self.split = nn.Linear(16, 48), nn.Linear(16, 16), split
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(self.qkv(x))
+        y: Tensor = self.out((q @ k.transpose(-1, -2)).softmax(-1) @ v)
+        return y
+
+
+def _detached(made: Tensor) -> tuple[Tensor, ...]:
+    q, k, v = made.chunk(3, -1)
+    return q.detach(), k.detach(), v
+
+
+def _heads(made: Tensor) -> tuple[Tensor, ...]:
+    q, k, v = made.unflatten(-1, (3, 16)).unbind(-2)
+    return q.detach(), k, v
+
+
+def _slices(made: Tensor) -> tuple[Tensor, ...]:
+    return made[..., :16], made[..., 16:32].detach(), made[..., 32:]
+
+
+@pytest.mark.parametrize("measured", [False, True])
+@pytest.mark.parametrize(
+    ("split", "stops"),
+    [(_detached, 2), (_heads, 1), (_slices, 1), (lambda made: made.chunk(3, -1), 0)],
+    ids=["two thirds", "heads", "slices", "none"],
+)
+def test_a_dead_piece_of_a_fused_projection(split: Any, stops: int, measured: bool) -> None:
+    subject = subject_of(Fused(split), torch.randn(2, 5, 16), None, RECIPE, RULES)
+    outcome = check(
+        subject, Settings(), RULES, SourceLines(Repository(Path()), subject.model, None),
+        is_measured=measured,
+    )  # fmt: skip
+    found = [f for f in outcome.findings if f.code == "U806"]
+    assert [f.severity for f in found] == ["warning"] * stops
+    assert all("part of qkv.weight" in f.diagnostic.message for f in found)
+    assert unitify.transform(Fused(split), torch.randn(2, 5, 16)).verification.exact
+
+
+def test_a_factor_is_advised_only_where_one_helps() -> None:
+    wide = torch.cat([torch.full((1,), 400.0), torch.full((4095,), 1e-6)])
+    subject = subject_of(nn.Linear(4096, 16), wide.expand(4, -1), None, FP8, RULES)
+    outcome = check(
+        subject, Settings(), RULES, SourceLines(Repository(Path()), subject.model, None),
+        is_measured=True,
+    )  # fmt: skip
+    (finding,) = (f for f in outcome.findings if f.code == "U803")
+    assert "No factor helps" in finding.fix
+    assert all("2^0" not in f.fix and "2^-0" not in f.fix for f in outcome.findings)
+
+
+def test_notes_are_no_failure() -> None:
+    class Own(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.special.bessel_j0(x) + x
+
+    outcome = check_here(subject_of(Own(), torch.randn(4, 16), None, RECIPE, RULES))
+    assert {f.severity for f in outcome.findings} == {"note"}
+    assert outcome.is_clean

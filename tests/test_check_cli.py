@@ -18,8 +18,9 @@ from unitify.check.baseline import against, read_baseline, write_baseline
 from unitify.check.finding import Finding
 from unitify.check.outcome import Outcome
 from unitify.check.settings import read_settings, settings_from
-from unitify.cli import app
+from unitify.cli import app, options
 from unitify.diagnostics import PrecisionLost, UnitifyError
+from unitify.recipe.recipe import RECIPES
 
 Run = Callable[..., Result]
 
@@ -38,6 +39,21 @@ def faulty():
 
 def inputs():
     return (torch.randn(4, 16, generator=torch.Generator().manual_seed(0)),)
+
+def identity():
+    return nn.Identity()
+
+def integers():
+    class Model(nn.Embedding):
+        def forward(self, x):
+            return x.long() + 1
+    return Model(4, 4)
+
+def tokens():
+    return torch.arange(4)
+
+def half():
+    return sound().half()
 
 def breaks():
     class Model(nn.Linear):
@@ -81,8 +97,8 @@ def test_clean_is_zero_and_found_is_one(run: Run) -> None:
         (["--ignore", "2.weight"], 1),  # its followers are there
         (["--ignore", "*"], 0),
         (["--select", "2.w*", "--select", "U8"], 1),
-        (["--select", "nothing*"], 0),
-        (["--values", "cast", "--recipe", "fp8,exclude=*"], 0),
+        (["--select", "nothing*"], 2),
+        (["--values", "cast", "--recipe", "fp8,exclude=*"], 2),
         (["--format", "bf16"], 0),
         (["--format", "unit"], 1),
     ],
@@ -98,6 +114,8 @@ def test_selection(run: Run, options: list[str], code: int) -> None:
         ("nothing", [], "U604"),
         ("./nowhere", [], "U601"),
         ("sound", ["--select", "U999"], "U006"),
+        ("sound", ["--select", "U8O2"], "U006"),
+        ("sound", ["--select", "nowhere*"], "U809"),
         ("sound", ["--format", "e5m3"], "U011"),
         ("sound", ["--values", "some"], "U011"),
         ("sound", ["--output-format", "xml"], "U001"),
@@ -211,7 +229,7 @@ def test_a_baseline_hides_what_is_known(run: Run, tmp_path: Path) -> None:
 
 
 def finding(level: float | None, name: str = "x") -> Finding:
-    lost = PrecisionLost(tensor="value", rms=1.0, format="e4m3", kept=1.0, best=2.0, factor="1")
+    lost = PrecisionLost(tensor="value", rms=1.0, format="e4m3", kept=1.0, best=2.0, advice="")
     return Finding(lost, name, "", Frame("a.py", 1), "forward", level=level)
 
 
@@ -305,3 +323,46 @@ def test_a_hugging_face_folder(run: Run, tmp_path: Path) -> None:
     assert {(f["file"], f["line"]) for f in found} == {("gpt2/config.json", 1)}
     assert any(f["module"].startswith("transformer.h.0") for f in found)
     assert run("./gpt2", "--transformed").exit_code == 0
+
+
+def test_names_of_findings_are_explained(run: Run, tmp_path: Path) -> None:
+    found = json.loads(run("faulty", "--output-format", "json").stdout)["findings"]
+    assert found
+    target = next(tmp_path.glob("mine_*.py")).stem
+    for finding in found:
+        arguments = ["explain", finding["name"], "--model", f"{target}:faulty"]
+        arguments += ["--inputs", f"{target}:inputs"]
+        assert CliRunner().invoke(app, arguments).exit_code == 0, arguments
+
+
+def test_all_lists_what_follows(run: Run) -> None:
+    few, every = run("faulty").stdout, run("faulty", "--all").stdout
+    found = json.loads(run("faulty", "--output-format", "json").stdout)["findings"]
+    assert "follow" in few
+    assert every.count("fix: ") == len(found) > few.count("fix: ")
+
+
+@pytest.mark.parametrize("factory", ["identity", "integers"])
+def test_a_model_of_which_nothing_is_judged_is_not_clean(
+    run: Run, factory: str, tmp_path: Path
+) -> None:
+    module = next(tmp_path.glob("mine_*.py")).stem
+    given = "tokens" if factory == "integers" else "inputs"
+    result = run(factory, "--inputs", f"{module}:{given}")
+    assert result.exit_code == 2
+    assert "U809" in result.stderr
+
+
+def test_a_model_that_does_not_run_has_a_code(run: Run, tmp_path: Path) -> None:
+    module = next(tmp_path.glob("mine_*.py")).stem
+    result = run("half", "--inputs", f"{module}:inputs")
+    assert result.exit_code == 2
+    assert "U102" in result.stderr
+
+
+def test_help_names_every_recipe(run: Run) -> None:
+    assert set(options.RECIPES) == set(RECIPES)
+    wide = {"COLUMNS": "400"}
+    for command in ("check", "convert", "report"):
+        shown = CliRunner().invoke(app, [command, "--help"], env=wide).stdout
+        assert ", ".join(options.RECIPES) in shown

@@ -71,7 +71,12 @@ NASTY = "a<b>&\"'|*_`\x07::,%\n]](x)"
 
 def finding(name: str, level: float = 3.0, severity: str = "error", line: int = 7) -> Finding:
     lost = PrecisionLost(
-        tensor="value", rms=1e-6, format="e5m2", kept=float("inf"), best=25.6, factor="2^20"
+        tensor="value",
+        rms=1e-6,
+        format="e5m2",
+        kept=float("inf"),
+        best=25.6,
+        advice="Scale",
     )
     return Finding(
         diagnostic=lost,
@@ -211,7 +216,7 @@ def test_text_counts_what_follows() -> None:
     start = finding("start")
     follower = dataclasses.replace(finding("next"), cause="start", cause_source=start.source)
     text = rendered(made(start, follower, finding("layer.1"), finding("layer.2")), "text")
-    assert "1 more findings follow from this" in text
+    assert "1 more finding follows from this" in text
     assert "also layer.1, layer.2" in text
     assert "stale in the baseline: U802 gone (forward)" in text
     assert "4 findings (U802 × 4)" in text

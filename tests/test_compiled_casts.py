@@ -119,7 +119,8 @@ def error(found: Tensor, true: Tensor) -> float:
 @pytest.mark.parametrize(
     "recipe",
     some_slow(
-        ["bf16", "fp8", "fp16", "fp8,simulate=true", "fp8-ptq"], {"fp16", "fp8-ptq"}.__contains__
+        ["bf16", "fp8", "fp16", "fp8,simulate=true", "fp8-ptq"],
+        {"bf16", "fp16", "fp8-ptq"}.__contains__,
     ),
 )
 def test_a_compiled_step_is_bitwise_the_eager_one(recipe: str) -> None:

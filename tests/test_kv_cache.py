@@ -51,7 +51,7 @@ def transformed(name: str, recipe: str = ALONE) -> Any:
     return unitify.transform(model, (), kwargs, recipe=recipe, verify=False)
 
 
-@pytest.mark.parametrize("name", some_slow(NAMES, {"mistral"}.__contains__))
+@pytest.mark.parametrize("name", some_slow(NAMES, {"gpt2", "mistral"}.__contains__))
 def test_a_cache_computes_what_the_graph_does(name: str) -> None:
     (model, kwargs), module = built(name), transformed(name)
     with torch.no_grad(), warnings.catch_warnings():

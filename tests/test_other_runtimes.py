@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from served import damaged, flipped, run
+from slow import some_slow
 from torch import Tensor, nn
 
 from unitify.capture.inputs import infer_inputs
@@ -30,7 +31,7 @@ Made = dict[str, tuple[Path, Export]]
 # -- ModelOpt's layout -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["fp8", "nvfp4"])
+@pytest.mark.parametrize("name", some_slow(["fp8", "nvfp4"], {"fp8"}.__contains__))
 def test_a_folder_of_modelopt_computes_what_compressed_tensors_computes(
     name: str,
     made: Made,

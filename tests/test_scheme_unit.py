@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import zoo
+from slow import some_slow
 from torch import Tensor, nn
 
 import unitify
@@ -318,7 +319,7 @@ def test_probabilities_stay_probabilities() -> None:
 MODELS = ["mlp", "residual_cnn", "gpt2", "experts", "stochastic_depth"]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", some_slow(MODELS, {"gpt2"}.__contains__))
 def test_pipeline(name: str, tmp_path: Path) -> None:
     """Exact, unit RMS wherever a multiplier is, and the same module again from its folder."""
     model, args, kwargs = zoo.build(name)

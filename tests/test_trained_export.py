@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from served import run
+from slow import some_slow
 from torch import Tensor
 
 import unitify
@@ -55,7 +56,10 @@ def bytes_of(codes: Tensor) -> bytes:
     return codes.contiguous().view(torch.uint8).numpy().tobytes()
 
 
-@pytest.mark.parametrize("recipe", ["fp8,joint=true", "fp8-ptq,joint=true"])
+@pytest.mark.parametrize(
+    "recipe",
+    some_slow(["fp8,joint=true", "fp8-ptq,joint=true"], {"fp8-ptq,joint=true"}.__contains__),
+)
 def test_what_is_trained_is_what_is_served(
     recipe: str, source: Path, tmp_path: Path, multiplied: list[Tensor]
 ) -> None:

@@ -18,13 +18,12 @@ from unitify.capture.islands import Recording
 from unitify.capture.whole import Capture
 from unitify.diagnostics import (
     Diagnostic,
-    NothingCaptured,
     RunNotFinite,
     UnitifyError,
     UnknownOption,
-    error_line,
 )
 from unitify.estimates import Estimates, Rms
+from unitify.measure.captured import failures_of
 from unitify.measure.recorded import measure_recorded
 from unitify.part import Part, parts_of
 from unitify.rulebook.extremes import extreme_values
@@ -33,7 +32,8 @@ from unitify.rulebook.rule_table import RuleTable
 #: The sources of scales. "auto" measures where weights hold data, and predicts elsewhere.
 SCALES = ("auto", "measured", "analysis")
 #: A note names values whose measured and predicted RMS differ by more octaves than this. In a
-#: trained net predictions are off by up to seven times (docs/results/estimates.md).
+#: trained net predictions are off by up to seven times (docs/results/estimates.md), which is less
+#: than three octaves.
 FAR = 4.0
 
 
@@ -115,12 +115,8 @@ def _measured(
 ) -> Estimated:
     found: list[Part] = []
     notes: list[Diagnostic] = []
-    try:
+    with failures_of(recorded.model):
         run = measure_recorded(recorded, calls, loss_fn)
-    except (RuntimeError, IndexError) as error:
-        reason = f"it does not run: {type(error).__name__}: {error_line(error)}"
-        where = type(recorded.model).__name__
-        raise UnitifyError(NothingCaptured(where=where, reason=reason)) from error
     for part in parts_of(recorded.parts):
         captured, estimates = part.capture, run[part.name]
         lost = _not_finite(captured, estimates, rules)

@@ -24,6 +24,7 @@ from unitify.estimates import Rms
 from unitify.estimating import FAR, estimated, far_apart, measures
 from unitify.formats.powers import exponent_of
 from unitify.module.assembly import plan_of
+from unitify.naming import stable_names
 from unitify.part import value_name
 from unitify.plan.bands import tolerance_of
 from unitify.plan.planner import plan
@@ -61,7 +62,7 @@ def explain_value(
 ) -> str:
     """The derivation of the scale of the value ``name`` of ``model``, with its source line.
 
-    ``name``: that in the plan (``part/value`` in an island), or a parameter's.
+    ``name``: that in the plan (``part/value`` in an island), in a finding, or a parameter's.
     ``chosen``: an existing plan; None makes one, from a run or, where weights hold no data, from
     analysis. The derivation is that of the analysis, with measured RMS beside it.
     Raises ``UnitifyError`` (U203) for a name that is not in the graph.
@@ -88,13 +89,15 @@ def explain_value(
 
 
 def _find(parts: Mapping[str, Capture], name: str) -> tuple[str, fx.Node]:
-    """The part and node of a value, by its own name or by that of its parameter."""
+    """The part and node of a value, by its name in a graph or a finding, or a parameter's."""
     known: dict[str, tuple[str, fx.Node]] = {}
     for part, captured in parts.items():
         inside = f"{path_of(part)}." if path_of(part) else ""
         nodes = [node for node in captured.graph.nodes if is_scalable(node)]
+        stable = stable_names(part, captured)
         for node in nodes:
-            known.setdefault(value_name(part, node.name), (part, node))
+            for own in (value_name(part, node.name), stable[node.name]):
+                known.setdefault(own, (part, node))
         attributes = {str(node.target): node for node in nodes if node.op == "get_attr"}
         for alias, first in captured.aliases.items():
             if first in attributes:

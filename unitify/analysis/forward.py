@@ -39,7 +39,7 @@ from unitify.rulebook.extremes import extreme_values, holds_mask
 from unitify.rulebook.laws import holds_tensors, is_scalable
 from unitify.rulebook.operation import Operation, on_cpu
 from unitify.rulebook.rule_table import Rule, RuleTable
-from unitify.rulebook.schema import named_arguments, operation_name
+from unitify.rulebook.schema import listed, named_arguments, operation_name
 
 #: One entry for each result of an operation; None for a result that is not floating.
 Results = list["Moment | None"]
@@ -285,7 +285,7 @@ class ForwardMoments:
         reason = ""
         try:
             if not operation.operands and (rule is None or not (rule.linear or rule.forward)):
-                return [_exactly_or_none(v) for v in _as_list(operation())], "exact"
+                return [_exactly_or_none(v) for v in listed(operation())], "exact"
             if rule is not None and rule.linear and self._runs(operation, rule):
                 named = {n: operands[n] for n in linear_names(rule, operands)}
                 results: Results = list(linear_forward(operation, rule, named))
@@ -378,10 +378,6 @@ def _floats(value: Any) -> bool:
 def _exactly_or_none(value: Any) -> Moment | None:
     """Moments of a computed tensor; None if it does not float."""
     return compressed(exactly(value)) if _floats(value) else None
-
-
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def linear_names(rule: Rule, operands: Mapping[str, Any]) -> list[str]:

@@ -21,6 +21,7 @@ from unitify.rulebook.dimensions import evaluate
 from unitify.rulebook.operation import Operation
 from unitify.rulebook.refusal import CannotRun, refusals
 from unitify.rulebook.rule_table import Rule
+from unitify.rulebook.schema import listed
 
 #: Moments by argument name; a list for an argument that is a list of tensors.
 Operands = Mapping[str, "Moment | list[Moment]"]
@@ -62,7 +63,7 @@ class Run:
     def forward(self, part: Callable[[Moment], Tensor]) -> list[Tensor]:
         """The results of the operation on this part of all operands."""
         found = self._or_dense(
-            lambda: [r.double() for r in _listed(self.operation(self._arrays(part, added=True)))]
+            lambda: [r.double() for r in listed(self.operation(self._arrays(part, added=True)))]
         )
         return [fit(r, s) for r, s in zip(found, self.operation.result_shapes, strict=True)]
 
@@ -97,7 +98,7 @@ class Run:
         leaves = [x.detach().requires_grad_(True) for x in leaves]
         arrays[name] = leaves if isinstance(target, list) else leaves[0]
         with torch.enable_grad():
-            results = _listed(self.operation(arrays))
+            results = listed(self.operation(arrays))
             upstream = [
                 self._upstream(name, part, g, tuple(r.shape)).to(self.dtype).expand(r.shape)
                 for g, r in zip(grads, results, strict=True)
@@ -185,8 +186,8 @@ class Run:
     def _result_shape(self, shapes: Mapping[str, list[list[int]]]) -> tuple[int, ...]:
         """The shape of the only result for operands of these shapes; () where they do not fit."""
         blanks: dict[str, Any] = {}
-        for name, listed in shapes.items():
-            tensors = [torch.empty(shape, device="meta") for shape in listed]
+        for name, each in shapes.items():
+            tensors = [torch.empty(shape, device="meta") for shape in each]
             is_list = isinstance(self.operands[name], list)
             number = None if is_list else self.operation.number(name)
             blanks[name] = tensors if is_list else tensors[0]
@@ -197,7 +198,3 @@ class Run:
         except CannotRun:
             return ()
         return tuple(result.shape) if isinstance(result, Tensor) else ()
-
-
-def _listed(result: Any) -> list[Tensor]:
-    return list(result) if isinstance(result, list | tuple) else [result]

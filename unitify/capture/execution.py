@@ -133,6 +133,20 @@ def _problem_of(loss: Any, output: Any) -> str:
     return ""
 
 
+def on_gradient(tensor: Tensor, action: Callable[[Tensor], None]) -> Any:
+    """Call ``action`` with the gradient of ``tensor`` when it arrives; the handle of the hook.
+
+    A hook on one of several results of an operation, such as ``chunk``, is called without a
+    gradient where the others alone have one.
+    """
+
+    def hook(gradient: Tensor | None) -> None:
+        if gradient is not None:
+            action(gradient)
+
+    return tensor.register_hook(hook)
+
+
 def on_leaves(run: Callable[[list[Any]], Result], inputs: list[Any]) -> Result:
     """``run`` on fresh leaves for ``inputs``, of which as many as possible require a gradient.
 
@@ -142,7 +156,7 @@ def on_leaves(run: Callable[[list[Any]], Result], inputs: list[Any]) -> Result:
     try:
         return run(_leaves(inputs))
     except RuntimeError as error:
-        floating = [i for i, x in enumerate(inputs) if _is_floating(x)]
+        floating = [i for i, x in enumerate(inputs) if is_floating(x)]
         asking = [i for i in floating if _succeeds(run, _leaves(inputs, [i]))]
         try:
             return run(_leaves(inputs, asking))
@@ -156,13 +170,14 @@ def _leaves(inputs: list[Any], asking: Collection[int] | None = None) -> list[An
     """Inputs of one run; those at ``asking`` (None: all) take gradients, others may be written."""
     return [
         x.detach().requires_grad_()
-        if _is_floating(x) and (asking is None or i in asking)
+        if is_floating(x) and (asking is None or i in asking)
         else x.detach().clone() if isinstance(x, Tensor) else copied(x)
         for i, x in enumerate(inputs)
     ]  # fmt: skip
 
 
-def _is_floating(value: Any) -> bool:
+def is_floating(value: Any) -> bool:
+    """Is it a tensor of real or complex numbers?"""
     return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 

@@ -138,7 +138,9 @@ def _recorded(
     observed = observe(model, args, kwargs)
     with settled(model, observed, args, kwargs) as state:
         asks = bool(observed.layouts)
-        how = How(dynamic_shapes, seconds, state.carried, observed.touched, asks)
+        # What further calls run was not observed.
+        touched, has_modes = observed.touched, observed.has_modes or len(calls) > 1
+        how = How(dynamic_shapes, seconds, state.carried, touched, asks, has_modes)
         try:
             if is_faithful is not None:
                 raise _unfaithful(type(model).__name__)

@@ -18,8 +18,10 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -43,6 +45,7 @@ class Observed:
       ``touched``: all that calls change
     - ``reads``: entries of modules, and of what surrounds them, with the modules that read them
     - ``layouts``: modules that ask for the memory layout of a tensor
+    - ``has_modes``: may calls in train mode differ from calls in eval mode?
     - ``numbers``: those under which calls registered hooks
     """
 
@@ -52,6 +55,7 @@ class Observed:
     touched: tuple[Location, ...] = ()
     reads: Mapping[Location | Read, frozenset[nn.Module | None]] = field(default_factory=dict)
     layouts: frozenset[nn.Module | None] = frozenset()
+    has_modes: bool = True
     numbers: HookNumbers = field(default_factory=HookNumbers)
 
 
@@ -67,6 +71,7 @@ def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     touched: dict[Location, None] = {}
     reads: dict[Location | Read, set[nn.Module | None]] = {}
     layouts: set[nn.Module | None] = set()
+    in_modes: list[bool] = []
     with kept(model, weights=True) as before, without_cache(model), seeded(model):
         for training in (model.training, not model.training):
             before.put_back()
@@ -77,13 +82,24 @@ def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
                 changing.update(dict.fromkeys(run.changing))
                 touched.update(dict.fromkeys(run.touched))
                 layouts |= run.around.layouts
+                in_modes.append(run.around.reads_mode)
                 for where, readers in (*run.reads.items(), *run.read_around()):
                     reads.setdefault(where, set()).update(readers)
     who_reads = {where: frozenset(readers) for where, readers in reads.items()}
     return Observed(
         unfit, tuple(made), tuple(changing), tuple(touched), who_reads, frozenset(layouts),
-        before.numbers,
+        in_modes != [False, False] or any(map(_switches_itself, model.modules())), before.numbers,
     )  # fmt: skip
+
+
+def _switches_itself(module: nn.Module) -> bool:
+    """May a change of mode do more than to set a flag that Python code reads?"""
+    is_opaque = isinstance(module, torch.jit.ScriptModule) or not isinstance(
+        type(module).forward, FunctionType
+    )
+    plain = nn.Module.train, nn.Module.eval
+    own = type(module).train, type(module).eval
+    return is_opaque or own != plain or not {"train", "eval"}.isdisjoint(vars(module))
 
 
 @contextlib.contextmanager

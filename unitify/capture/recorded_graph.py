@@ -53,6 +53,7 @@ class How:
       names. No graph may hold one
     - ``touched``: what calls change beside returning
     - ``asks_layout``: does code ask for the memory layout of tensors?
+    - ``has_modes``: may train and eval mode differ?
     """
 
     dynamic_shapes: Any = "auto"
@@ -60,6 +61,7 @@ class How:
     carried: Mapping[int, str] = field(default_factory=dict)
     touched: tuple[Location, ...] = ()
     asks_layout: bool = False
+    has_modes: bool = True
 
 
 #: The defaults.

@@ -26,7 +26,7 @@ def is_same_value(a: Any, b: Any) -> bool:
 
 
 def _is_same_function(a: Any, b: Any) -> bool:
-    """Do two functions have the same code, defaults, and values that they were made around?"""
+    """Do two functions have the same code, defaults and closure values?"""
     if not (isinstance(a, FunctionType) and isinstance(b, FunctionType)):
         return False
     around = [

@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 from unitify.capture.signature import Leaf
 from unitify.diagnostics import FrozenDimension
 
-#: The default time limit of a recording with free sizes.
+#: The default time limit of a recording with free sizes. 30 layers of a language model take half a
+#: minute (docs/results/benchmarks.md); a model that takes longer asks for a condition a layer.
 RECORDING_SECONDS = 120.0
 
 

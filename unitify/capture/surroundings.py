@@ -111,13 +111,15 @@ def layout(tensor: Tensor) -> tuple[bool, ...]:
 class Surroundings:
     """``reads``: what was read, with the modules that were innermost then. ``of_tensors``: what the
     model's parameters and buffers were asked, by location; ``grads``: whose gradients.
-    ``layouts``: those that asked any other tensor how its elements lie.
+    ``layouts``: those that asked any other tensor how its elements lie. ``reads_mode``: may code
+    that ran read whether a module is in train or eval mode? It names the flag.
     """
 
     reads: dict[Read, set[nn.Module | None]] = field(default_factory=dict)
     of_tensors: dict[Location, set[nn.Module | None]] = field(default_factory=dict)
     grads: dict[Location, set[nn.Module | None]] = field(default_factory=dict)
     layouts: set[nn.Module | None] = field(default_factory=set)
+    reads_mode: bool = False
 
 
 @dataclass
@@ -140,6 +142,7 @@ def noted(model: nn.Module, innermost: Innermost) -> Iterator[Surroundings]:
             for name, tensor in vars(module).get(table, {}).items():
                 locations.setdefault(id(tensor), where.then("item", name))
     ran: dict[types.CodeType, _Ran] = {}
+    met: set[types.CodeType] = set()
     switches = _switches()
 
     def note(reads: tuple[Read, ...]) -> None:
@@ -149,6 +152,9 @@ def noted(model: nn.Module, innermost: Innermost) -> Iterator[Surroundings]:
     def notice(frame: types.FrameType, event: str, called: Any) -> None:
         if event == "call":
             code = frame.f_code
+            if code not in met:
+                met.add(code)
+                found.reads_mode |= _names_mode(frame)
             if _is_open(frame):
                 own = ran.setdefault(code, _Ran(frame.f_globals))
                 own.within.add(innermost())
@@ -218,6 +224,13 @@ def _is_open(frame: types.FrameType | None) -> bool:
     """Does the frame run code that is neither torch's nor Python's own?"""
     name = "" if frame is None else str(frame.f_globals.get("__name__", ""))
     return bool(name) and name.partition(".")[0] not in _CLOSED
+
+
+def _names_mode(frame: types.FrameType) -> bool:
+    """Does code of a model or of a library name ``training``, as an attribute or in a text?"""
+    is_own = str(frame.f_globals.get("__name__", "")).startswith("unitify.")
+    code = frame.f_code
+    return not is_own and ("training" in code.co_names or "training" in code.co_consts)
 
 
 def _outside_library(frame: types.FrameType | None) -> types.FrameType | None:

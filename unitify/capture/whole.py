@@ -199,7 +199,9 @@ def _captured(
         )
 
     with _quiet_model(model, notes):
-        records, reason = _recorded_modes(model, recorded)
+        records, reason = _recorded_modes(model, recorded, how.has_modes)
+        if not how.has_modes:
+            return captured(records[model.training], None)
         merged = _merged(records[True], records[False]) if len(records) == 2 else None
         if merged is not None:
             return captured(merged, None)
@@ -242,13 +244,16 @@ def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _recorded_modes(
-    model: nn.Module, record: Callable[[], Record]
+    model: nn.Module, record: Callable[[], Record], has_modes: bool
 ) -> tuple[dict[bool, Record], str]:
-    """The recordings in train and eval mode, or in the model's own alone and why."""
+    """The recordings in train and eval mode, or in the model's own alone and why.
+
+    One recording is that of both where the model has no modes.
+    """
     flags = {m: m.training for m in model.modules()}
     records: dict[bool, Record] = {}
     try:
-        for training in (model.training, not model.training):
+        for training in (model.training, not model.training)[: 1 + has_modes]:
             _switch(model, training)
             records[training] = record()
     except (UnitifyError, ExportError) as error:

@@ -27,8 +27,9 @@ from unitify.check.plan_faults import Comparison
 from unitify.check.settings import Settings
 from unitify.check.source_lines import SourceLines
 from unitify.check.subject import Subject
+from unitify.diagnostics import NothingJudged, UnitifyError
 from unitify.drift.measuring import measure_running
-from unitify.measure.captured import measure_into
+from unitify.measure.captured import failures_of, measure_into
 from unitify.measure.tally import Tally
 from unitify.part import Part
 from unitify.rulebook.laws import is_scalable
@@ -62,7 +63,8 @@ def check(
     any; else judge predictions. ``comparison``: plans to compare with. ``on_step`` is called with
     the name of each step once it is done, as ``steps`` lists them.
 
-    Raises ``UnitifyError`` (U104, U111) for batches unlike the example.
+    Raises ``UnitifyError``: U104 or U111 for batches unlike the example, U102 where the model does
+    not run, U809 where no tensor is judged.
     """
     clock = _Clock(on_step)
     batches = list(batches)
@@ -70,7 +72,8 @@ def check(
     clock.done("predict")
     tallies: list[Tally | None] = [None] * len(subject.parts)
     if is_measured:
-        tallies = [*_measured(subject, batches)]
+        with failures_of(subject.model):
+            tallies = [*_measured(subject, batches)]
         clock.done("measure")
     is_sure = is_measured and bool(batches)
     compared = dataclasses.replace(comparison or Comparison(), is_sure=is_sure)
@@ -99,10 +102,14 @@ def outcome_of(
         found += checker.findings(comparison or Comparison())
         cases += checker.cases()
     selected = [f for f in found if settings.reports(f.code, f.names)]
+    reported = [case for case in cases if settings.judges((case.name, case.module))]
+    if not (reported or selected):
+        problem = "none has a selected name" if cases else "none is stored or cast"
+        raise UnitifyError(NothingJudged(where=target, problem=problem))
     return Outcome(
         target=target,
         findings=tuple(worst_first(_one_of_scale(selected))),
-        cases=tuple(dict.fromkeys(cases)),
+        cases=tuple(dict.fromkeys(reported)),
         judged_by=_in_words(subject, settings),
         figures="predicted" if None in tallies else "measured",
         notes=tuple(_notes(subject, settings, found, cases)),

@@ -1,21 +1,30 @@
-"""Parameters that get no gradient, and the operation at which it stops.
+"""Parameters, or parts of them, that get no gradient, and the operation at which it stops.
 
 A detachment, a rounding or a comparison stops a gradient. A candidate is an operation that receives
 a gradient while a parameter behind it is predicted to get none. It is tried by itself: if it
 returns no gradient for random operands and a random gradient, it stops all gradients. A gain that
 starts at zero, or a normalization in front of a sum, passes this trial and is no finding.
+
+A fused projection (query, key and value in one weight) may lose the gradient of a piece of its
+result alone: the rows of the weight that make the piece get none.
 """
 
 from __future__ import annotations
 
+import math
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
 
 from unitify.capture.whole import Capture
 from unitify.estimates import Estimates, Rms
 from unitify.rulebook.dimensions import hint, shape_of
+from unitify.rulebook.laws import is_scalable
 from unitify.rulebook.operation import call_by_name
 from unitify.rulebook.schema import named_arguments
 
@@ -23,37 +32,82 @@ from unitify.rulebook.schema import named_arguments
 _LARGEST = 2**24
 
 
+@dataclass(frozen=True)
+class Losing:
+    """A parameter, by its name in the graph, that gets no gradient; ``is_part``: some of it."""
+
+    parameter: str
+    is_part: bool
+
+
 def lost_gradients(
     capture: Capture, predicted: Estimates, measured: Estimates | None = None
-) -> dict[fx.Node, list[str]]:
+) -> dict[fx.Node, list[Losing]]:
     """Operation that stops gradients → the parameters that get none because of it."""
-    found: dict[fx.Node, list[str]] = {}
+    found: dict[fx.Node, dict[Losing, None]] = {}
     tried: dict[tuple[fx.Node, fx.Node], bool] = {}
-    for node in _without_gradient(capture, predicted, measured):
+    for node, losing in _without_gradient(capture, predicted, measured):
         stops = _stops(node, predicted)
         for stop in stops:
             if stop not in tried:
                 tried[stop] = _lets_nothing_through(*stop)
         # One open way is enough: then the gradient is zero for another reason, or unknown.
         if all(tried[stop] for stop in stops):
-            for operation in dict.fromkeys(operation for operation, _ in stops):
-                found.setdefault(operation, []).append(str(node.target))
-    return found
+            for operation, _ in stops:
+                found.setdefault(operation, {}).update(dict.fromkeys(losing))
+    return {operation: list(losing) for operation, losing in found.items()}
 
 
 def _without_gradient(
     capture: Capture, predicted: Estimates, measured: Estimates | None
-) -> list[fx.Node]:
-    """The trainable parameters without a gradient, as predicted and, if measured, as measured."""
-    return [
+) -> Iterator[tuple[fx.Node, list[Losing]]]:
+    """Nodes without a gradient, as predicted and, if measured, as measured; whose it would be.
+
+    They are trainable parameters, and pieces of results that are made with some.
+    """
+
+    def has_none(node: fx.Node) -> bool:
+        is_measured = measured is not None and _gradient(measured, node)
+        return not (_gradient(predicted, node) or is_measured)
+
+    trained = [
         node
         for node in capture.graph.nodes
         if node.op == "get_attr"
         and str(node.target) in capture.aliases
         and _is_trained(capture.attribute(str(node.target)))
-        and not _gradient(predicted, node)
-        and (measured is None or not _gradient(measured, node))
     ]
+    for node in trained:
+        if has_none(node):
+            yield node, [Losing(str(node.target), is_part=False)]
+            continue
+        for result in node.users:
+            for piece in _pieces(result) if not has_none(result) else ():
+                if has_none(piece):
+                    yield piece, [Losing(str(node.target), is_part=True)]
+
+
+def _pieces(result: fx.Node) -> Iterator[fx.Node]:
+    """Views of some elements of ``result``, also of a view of all of them."""
+    for user in result.users:
+        if not _is_view(user):
+            continue
+        is_tensor = is_scalable(user)
+        if is_tensor and not (is_scalable(result) and _elements(user) == _elements(result)):
+            yield user
+        else:
+            yield from _pieces(user)
+
+
+def _is_view(node: fx.Node) -> bool:
+    if node.target is operator.getitem:
+        return True
+    returns = node.target._schema.returns if isinstance(node.target, OpOverload) else ()
+    return any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+
+
+def _elements(node: fx.Node) -> int:
+    return math.prod(map(hint, node.meta["val"].shape))
 
 
 def _is_trained(parameter: object) -> bool:

@@ -41,8 +41,8 @@ class Outcome:
 
     @property
     def is_clean(self) -> bool:
-        """Is every finding known?"""
-        return not self.findings
+        """Is there no error and no warning that is not known? Notes do not count."""
+        return all(finding.severity == "note" for finding in self.findings)
 
     @property
     def counts(self) -> dict[str, int]:

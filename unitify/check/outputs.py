@@ -59,8 +59,8 @@ def read_outputs(given: Iterable[str], file: Path | None = None) -> tuple[Output
     return tuple(outputs)
 
 
-def write_outputs(outcome: Outcome, outputs: Iterable[Output]) -> None:
-    """Write ``outcome`` to every output.
+def write_outputs(outcome: Outcome, outputs: Iterable[Output], is_whole: bool = False) -> None:
+    """Write ``outcome`` to every output. ``is_whole``: text on the terminal lists every finding.
 
     Raises ``UnitifyError`` (U606) for a file that cannot be written.
     """
@@ -68,7 +68,7 @@ def write_outputs(outcome: Outcome, outputs: Iterable[Output]) -> None:
         if output.path is not None:
             _write(output.path, rendered(outcome, output.format))
         elif output.format == "text":
-            Console(emoji=False).print(as_text(outcome), highlight=False, soft_wrap=True)
+            Console(emoji=False).print(as_text(outcome, is_whole), highlight=False, soft_wrap=True)
         elif output.format == "github":
             sys.stderr.write(rendered(outcome, "github"))
         else:

@@ -14,7 +14,6 @@ from unitify.check.causes import Key, causes
 from unitify.check.finding import Finding
 from unitify.check.judged import Judged
 from unitify.check.lost_gradients import lost_gradients
-from unitify.check.naming import joined, stable_names
 from unitify.check.outcome import Case
 from unitify.check.plan_faults import Comparison, differing, drifted
 from unitify.check.scale_faults import Fault, Known, faults
@@ -24,6 +23,7 @@ from unitify.diagnostics import Diagnostic, GradientStops, NoRule
 from unitify.estimates import Estimates, Rms
 from unitify.explain import step_text
 from unitify.measure.tally import Tally
+from unitify.naming import joined, stable_names
 from unitify.part import Part
 from unitify.plan.bands import tolerance_of
 from unitify.plan.planner import plan
@@ -131,12 +131,14 @@ class PartChecker:
     def _of_gradients(self) -> Iterator[Finding]:
         measured = None if self.tally is None else self.estimates
         lost = lost_gradients(self.part.capture, self.analysis.estimates, measured)
-        for node, parameters in lost.items():
-            first = joined(path_of(self.part.name), parameters[0])
-            more = f" and {len(parameters) - 1} more" if len(parameters) > 1 else ""
+        for node, losing in lost.items():
+            first = joined(path_of(self.part.name), losing[0].parameter)
+            part = "part of " * losing[0].is_part
+            more = f" and {len(losing) - 1} more" if len(losing) > 1 else ""
             operation = operation_name(node)
-            stops = GradientStops(operation=operation, parameters=first + more)
-            finding = self._finding(node, "backward", stops, "error")
+            stops = GradientStops(operation=operation, parameters=part + first + more)
+            severity = "warning" if all(one.is_part for one in losing) else "error"
+            finding = self._finding(node, "backward", stops, severity)
             yield replace(finding, source=self._source(node, "forward"))
 
     def _of_plans(self, comparison: Comparison) -> Iterator[Finding]:

@@ -64,7 +64,6 @@ def faults(judged: Judged, known: Known, limits: Limits) -> Iterator[Fault]:
         return
     band = _band(judged, limits)
     octaves = band.octaves_outside(rms)
-    factor = _factor(rms)
 
     def fault(diagnostic: Diagnostic, level: float) -> Fault:
         return Fault(judged, diagnostic, severity, level, octaves)
@@ -72,19 +71,19 @@ def faults(judged: Judged, known: Known, limits: Limits) -> Iterator[Fault]:
     if judged.format is None:
         if octaves:
             outside = OutsideUnitBand(
-                tensor=tensor, rms=rms, low=band.low, high=band.high, factor=factor
+                tensor=tensor, rms=rms, low=band.low, high=band.high, advice=_advice(rms)
             )
             yield fault(outside, abs(octaves))
         return
     format, counted = judged.format.name, held if judged.is_cast else None
     lost = loss(judged.format, counted or true, math.ldexp(1.0, judged.exponent))
     if judged.is_cast and lost.flushed > limits.flushed:
-        share = lost.flushed
-        flushed = FlushedToZero(tensor=tensor, share=share, rms=rms, format=format, factor=factor)
+        share, advice = lost.flushed, _advice(rms, up=True)
+        flushed = FlushedToZero(tensor=tensor, share=share, rms=rms, format=format, advice=advice)
         yield fault(flushed, abs(octaves) or math.log2(share))
     if judged.is_cast and lost.saturated > limits.saturated:
-        share = lost.saturated
-        clipped = Saturated(tensor=tensor, share=share, rms=rms, format=format, factor=factor)
+        share, advice = lost.saturated, _advice(rms, up=False)
+        clipped = Saturated(tensor=tensor, share=share, rms=rms, format=format, advice=advice)
         yield fault(clipped, abs(octaves) or math.log2(share))
     kept, whole = snr(judged.format, rms), math.inf
     if counted is not None:
@@ -94,7 +93,7 @@ def faults(judged: Judged, known: Known, limits: Limits) -> Iterator[Fault]:
     decibels = min(band.best, whole) - kept
     if decibels > limits.noise:
         precision = PrecisionLost(
-            tensor=tensor, rms=rms, format=format, kept=kept, best=band.best, factor=factor
+            tensor=tensor, rms=rms, format=format, kept=kept, best=band.best, advice=_advice(rms)
         )
         yield fault(precision, abs(octaves) or decibels / 6.02)
 
@@ -114,6 +113,15 @@ def _band(judged: Judged, limits: Limits) -> Band:
     return band_of(judged.format, limits.noise)
 
 
-def _factor(rms: float) -> str:
-    """The power of two that brings an RMS nearest to one."""
-    return f"2^{-round(math.log2(rms))}"
+def _advice(rms: float, up: bool | None = None) -> str:
+    """How to bring an RMS near one: by a factor, unless that leads away from where it should go.
+
+    ``up``: too many elements are small; False: too many are large.
+    """
+    exponent = -round(math.log2(rms))
+    if exponent == 0 or (up is not None and (exponent > 0) is not up):
+        return (
+            "No factor helps, because its magnitudes are too far apart. Leave it out of the casts, "
+            "or cast it to a format of more range"
+        )
+    return f"Scale it by 2^{exponent}, or let unitify.transform do so"

@@ -23,8 +23,8 @@ from unitify.recipe.reader import own_table
 VALUES = ("stored", "cast")
 #: Keys that ``per_name`` may set for the tensors of a pattern.
 LIMITS = ("noise", "flushed", "saturated", "drift", "band")
-#: Matches a code or the start of one.
-_CODE = re.compile(r"U\d{0,3}")
+#: Matches a code or the start of one; also a misspelled one, which is refused as such.
+_CODE = re.compile(r"U|U\d\w{0,3}")
 
 
 @dataclass(frozen=True)
@@ -99,13 +99,17 @@ class Settings:
         names = list(names)
         local = [t.get("ignore", ()) for p, t in self.per_name.items() if _matches((p,), names)]
         ignored = [*_codes(self.ignore), *(code for codes in local for code in codes)]
-        patterns = _patterns(self.select)
         return (
             code.startswith(_codes(self.select) or ("U",))
             and not code.startswith(tuple(ignored))
-            and (not patterns or _matches(patterns, names))
+            and self.judges(names)
             and not _matches(_patterns(self.ignore), names)
         )
+
+    def judges(self, names: Iterable[str]) -> bool:
+        """Do the patterns select a tensor with these names?"""
+        patterns = _patterns(self.select)
+        return not patterns or _matches(patterns, list(names))
 
     def unmatched(self, names: Iterable[str]) -> list[str]:
         """The patterns, of any key, that match none of ``names``."""

@@ -19,7 +19,7 @@ from torch import fx, nn
 
 from unitify.capture.islands import path_of
 from unitify.capture.source import Frame, Repository, frames_of, module_of
-from unitify.check.naming import joined
+from unitify.naming import joined
 
 #: Functions that use parameters and do not make them.
 _CALLS = {"forward", "__call__"}

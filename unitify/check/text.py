@@ -1,7 +1,7 @@
 """The output format "text": for people at a terminal.
 
 Findings are grouped by the line that makes them. Findings with a cause elsewhere are only counted
-there; every other format lists them in full.
+there, unless all are asked for; every other format lists them in full.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 _SHOWN = 3
 
 
-def as_text(outcome: Outcome) -> RenderableType:
-    """All findings, worst first, and a last line that sums up."""
-    lines = [line for start in starts(outcome.findings) for line in _block(start)]
+def as_text(outcome: Outcome, is_whole: bool = False) -> RenderableType:
+    """All findings, worst first, and a last line that sums up.
+
+    ``is_whole``: each finding by itself, also those that follow from another.
+    """
+    each = [Start((finding,), 0) for finding in outcome.findings] if is_whole else None
+    lines = [line for start in each or starts(outcome.findings) for line in _block(start)]
     lines += [Text(f"note: {note}", style="dim") for note in outcome.notes]
     for code, name, direction in outcome.stale:
         tensor = f" ({direction})" if direction else ""
@@ -29,13 +33,19 @@ def as_text(outcome: Outcome) -> RenderableType:
 
 def summary(outcome: Outcome) -> Text:
     """One line: how many findings, of how many tensors, by which criterion."""
-    judged = f"{len(outcome.cases):,} tensors of {outcome.target} {outcome.figures}"
+    judged = f"{counted(len(outcome.cases), 'tensor')} of {outcome.target} {outcome.figures}"
     known = f", {len(outcome.known):,} known" if outcome.known else ""
-    if outcome.is_clean:
-        return Text(f"clean: {judged}{known}; judged: {outcome.judged_by}", style="green")
     counts = ", ".join(f"{code} × {count}" for code, count in outcome.counts.items())
-    found = f"{len(outcome.findings):,} findings ({counts}){known}"
+    if outcome.is_clean:
+        notes = f" ({counted(len(outcome.findings), 'note')}: {counts})" if counts else ""
+        return Text(f"clean{notes}: {judged}{known}; judged: {outcome.judged_by}", style="green")
+    found = f"{counted(len(outcome.findings), 'finding')} ({counts}){known}"
     return Text(f"{found} in {judged}; judged: {outcome.judged_by}", style="bold")
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, in words."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _block(start: Start) -> list[Text]:
@@ -53,6 +63,7 @@ def _block(start: Start) -> list[Text]:
         more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
         lines.append(Text(f"    also {', '.join(others[:_SHOWN])}{more}"))
     if start.followers:
-        lines.append(Text(f"    {start.followers} more findings follow from this"))
+        follow = "finding follows" if start.followers == 1 else "findings follow"
+        lines.append(Text(f"    {start.followers} more {follow} from this"))
     lines.append(Text(f"    fix: {first.fix}"))
     return lines

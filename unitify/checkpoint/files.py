@@ -56,7 +56,7 @@ def read_state_dicts(path: Path, *, unsafe: bool = False) -> dict[str, StateDict
     U602 for a file with code; U611 for the folder of an adapter.
     """
     if not os.path.exists(path):
-        raise _unreadable(path, "there is no such file")
+        raise unreadable(path, "there is no such file")
     check_no_adapter(path)
     if (path / CONTENTS).exists():
         with _refused(path):
@@ -78,7 +78,7 @@ def read_pickled(path: Path, *, unsafe: bool = False) -> Any:
     if path.suffix == _PROGRAM:
         raise _program(path)
     if path.suffix not in _PICKLED:
-        raise _unreadable(path, f"the suffix {path.suffix!r} is not one of a checkpoint")
+        raise unreadable(path, f"the suffix {path.suffix!r} is not one of a checkpoint")
     with _refused(path):
         _check_start(path)
         return read_archive(path, unsafe=unsafe)
@@ -108,7 +108,7 @@ def _refused(path: Path) -> Iterator[None]:
             raise _program(path) from None
         raise UnitifyError(UnsafeCheckpoint(path=str(path), problem=str(error))) from None
     except (MalformedError, OSError) as error:
-        raise _unreadable(path, first_line(error)) from None
+        raise unreadable(path, first_line(error)) from None
 
 
 def _check_start(path: Path, *, is_safe: bool = False) -> None:
@@ -174,7 +174,7 @@ def _found(folder: Path) -> tuple[Path | None, Path]:
     safe = [file for file in files if file.suffix == _SAFE]
     if len(safe or files) != 1:
         problem = f"it holds {len(files)} files of weights and no index; name the one to read"
-        raise _unreadable(folder, problem)
+        raise unreadable(folder, problem)
     return None, _in(folder, (safe or files)[0].name)
 
 
@@ -224,10 +224,10 @@ def _read_shards(index: Path, unsafe: bool) -> dict[str, Any]:
 def _shard(file: Path, unsafe: bool) -> StateDict:
     """The one state dict of a shard."""
     if not os.path.isfile(file) or file.name.endswith(_INDEX):
-        raise _unreadable(file, "there is no such shard")
+        raise unreadable(file, "there is no such shard")
     found = read_state_dicts(file, unsafe=unsafe)
     if "" not in found:
-        raise _unreadable(file, f"it is no shard: its state dict is in {next(iter(found))!r}")
+        raise unreadable(file, f"it is no shard: its state dict is in {next(iter(found))!r}")
     return found[""]
 
 
@@ -235,9 +235,9 @@ def _check_whole(index: Path, placed: Mapping[str, str], read: Mapping[str, Iter
     """Every tensor must be in the shard that the index names, and in no other."""
     held = {name: set(shard) for name, shard in read.items()}
     if lost := sorted(name for name, file in placed.items() if name not in held[file]):
-        raise _unreadable(index, f"no shard holds {lost[0]}")
+        raise unreadable(index, f"no shard holds {lost[0]}")
     if sum(map(len, held.values())) > len(set[str]().union(*held.values())):
-        raise _unreadable(index, "two shards hold one tensor")
+        raise unreadable(index, "two shards hold one tensor")
 
 
 def _in(folder: Path, name: str) -> Path:
@@ -246,5 +246,6 @@ def _in(folder: Path, name: str) -> Path:
         return inside(folder, name)
 
 
-def _unreadable(path: Path, problem: str) -> UnitifyError:
+def unreadable(path: Path, problem: str) -> UnitifyError:
+    """The error for a checkpoint that cannot be read (U601)."""
     return UnitifyError(CheckpointUnreadable(path=str(path), problem=problem))

@@ -14,11 +14,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from unitify.checkpoint.budget import check_counts, check_size
-from unitify.checkpoint.files import CONFIG, mapped_weights
+from unitify.checkpoint.files import CONFIG, mapped_weights, unreadable
 from unitify.checkpoint.filling import NOTHING, Allowed, adapted, differs
 from unitify.checkpoint.state_dict import Fit, check_finite
 from unitify.diagnostics import (
-    CheckpointUnreadable,
     Diagnostic,
     PackageMissing,
     UnitifyError,
@@ -66,7 +65,7 @@ def read_pretrained(
             )
             model.config.name_or_path = model.name_or_path = str(folder)
     except Exception as error:
-        raise _unreadable(folder, f"{type(error).__name__}: {first_line(error)}") from error
+        raise unreadable(folder, f"{type(error).__name__}: {first_line(error)}") from error
     names = {kind: sorted(map(_name, loading.get(f"{kind}_keys") or ())) for kind in _KINDS}
     kept = allowed.missing_of(names["missing"])
     left_out = allowed.unexpected_of(names["unexpected"])
@@ -95,7 +94,7 @@ def from_config(folder: Path, weights: Mapping[str, Tensor]) -> nn.Module:
             dtype = config.dtype or next(dtypes, None)
             model = _as_module(model_class._from_config(config, dtype=dtype))
     except Exception as error:
-        raise _unreadable(folder, f"{type(error).__name__}: {first_line(error)}") from error
+        raise unreadable(folder, f"{type(error).__name__}: {first_line(error)}") from error
     # transformers keeps some tensors in float32 in a model of any type.
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name in weights:
@@ -112,7 +111,7 @@ def companions(folder: Path) -> list[Path]:
     try:
         return [inside(folder, path.name) for path in sorted(found)]
     except ValueError as error:
-        raise _unreadable(folder, first_line(error)) from None
+        raise unreadable(folder, first_line(error)) from None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -125,11 +124,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = read_json(inside(folder, CONFIG), any_number=True)
         check_counts(config)
     except FileNotFoundError:
-        raise _unreadable(folder, "it has no config.json") from None
+        raise unreadable(folder, "it has no config.json") from None
     except (OSError, ValueError) as error:
-        raise _unreadable(path, first_line(error)) from None
+        raise unreadable(path, first_line(error)) from None
     if not isinstance(config, dict):
-        raise _unreadable(path, "it is not an object")
+        raise unreadable(path, "it is not an object")
     if kernel := next(_kernels(config), ""):
         problem, advice = f"the kernel {kernel!r}", "Remove it from config.json"
         raise UnitifyError(UnsafeCheckpoint(path=str(path), problem=problem, advice=advice))
@@ -173,7 +172,7 @@ def _model_class(folder: Path) -> tuple[Any, Any]:
         raise UnitifyError(PackageMissing(package="transformers", purpose=purpose)) from None
     names = config.get("architectures")
     if not (isinstance(names, list) and names and isinstance(names[0], str)):
-        raise _unreadable(path, "it names no architecture")
+        raise unreadable(path, "it names no architecture")
     try:
         found = getattr(transformers, names[0], None)
     except Exception:  # A name of a module that cannot be imported.
@@ -183,7 +182,7 @@ def _model_class(folder: Path) -> tuple[Any, Any]:
         return found, transformers
     problem = f"transformers {transformers.__version__} has no model {names[0]}"
     if "auto_map" not in config:
-        raise _unreadable(path, problem)
+        raise unreadable(path, problem)
     advice = "Pass your own factory for its model with --model package.module:factory"
     raise UnitifyError(UnsafeCheckpoint(path=str(path), problem=problem, advice=advice))
 
@@ -211,7 +210,3 @@ def _name(key: Any) -> str:
 def _as_module(model: Any) -> nn.Module:
     assert isinstance(model, nn.Module)
     return model
-
-
-def _unreadable(path: Path, problem: str) -> UnitifyError:
-    return UnitifyError(CheckpointUnreadable(path=str(path), problem=problem))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unitify.cli.application import app
-from unitify.cli.options import Factory, InputsFunction, RuleFiles
+from unitify.cli.options import Factory, InputsFunction, RecipeName, RuleFiles
 from unitify.cli.terminal import progress_bar, reported
 
 if TYPE_CHECKING:
@@ -52,12 +52,7 @@ def check(
             "--transformed come from the same.",
         ),
     ] = "auto",
-    recipe: Annotated[
-        str | None,
-        _option(
-            metavar="RECIPE", help="The casts; by default the recipe of pyproject.toml, else fp8."
-        ),
-    ] = None,
+    recipe: RecipeName = None,
     format: Annotated[
         str | None,
         _option(
@@ -88,6 +83,9 @@ def check(
     exit_zero: Annotated[
         bool, typer.Option("--exit-zero", help="Succeed with any findings.")
     ] = False,
+    all: Annotated[
+        bool, typer.Option("--all", help="List each finding, also those that follow from others.")
+    ] = False,
     output_format: Annotated[
         Texts,
         _option(
@@ -111,6 +109,7 @@ def check(
     from unitify.check.outputs import read_outputs, write_outputs
     from unitify.check.plan_faults import Comparison, read_plan
     from unitify.check.settings import read_settings
+    from unitify.check.text import counted
     from unitify.cli.target import read_target
     from unitify.recipe.reader import configured_recipe, read_recipe
     from unitify.recipe.recipe import FP8
@@ -147,10 +146,10 @@ def check(
     with reported():
         if update_baseline:
             written = write_baseline(Path(settings.baseline), outcome)
-            typer.echo(f"{written} findings written to {settings.baseline}", err=True)
+            typer.echo(f"{counted(written, 'finding')} written to {settings.baseline}", err=True)
             raise typer.Exit(CLEAN)
         outcome = against(outcome, known)
-        write_outputs(outcome, outputs)
+        write_outputs(outcome, outputs, all)
     raise typer.Exit(CLEAN if outcome.is_clean or exit_zero else FOUND)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from unitify.cli.application import app
-from unitify.cli.options import Factory, InputsFunction, RuleFiles, Scales
+from unitify.cli.options import Factory, InputsFunction, RecipeName, RuleFiles, Scales
 from unitify.cli.terminal import progress_bar, reported
 
 
@@ -25,14 +26,7 @@ def convert(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The new folder.")],
     model: Factory = None,
     inputs: InputsFunction = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RECIPE",
-            help="The casts: fp8, fp8,exclude=lm_head or a .toml file; by default the recipe of "
-            "./pyproject.toml.",
-        ),
-    ] = None,
+    recipe: RecipeName = None,
     scales: Scales = "auto",
     rules: RuleFiles = [],  # noqa: B006  (typer copies it)
     allow_missing: Annotated[
@@ -143,4 +137,20 @@ def convert(
         )
     console = Console(emoji=False)
     console.print(report_table(report))
-    console.print(f"written to {output}", highlight=False, soft_wrap=True)
+    written = f"written to {output}: {_contents(output)}"
+    console.print(written, highlight=False, soft_wrap=True)
+
+
+def _contents(folder: Path) -> str:
+    """The weights in a folder that was just written, by type, with their sizes."""
+    from unitify.checkpoint.files import mapped_weights
+
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for tensor in mapped_weights(folder).values():
+        name = str(tensor.dtype).removeprefix("torch.")
+        counts[name] += 1
+        sizes[name] += tensor.nbytes
+    return ", ".join(
+        f"{counts[name]} in {name} ({size / 2**20:.1f} MiB)" for name, size in sizes.most_common()
+    )

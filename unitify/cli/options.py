@@ -7,6 +7,21 @@ from typing import Annotated
 
 import typer
 
+#: The names of ``recipe.recipe.RECIPES``, which imports torch; help does not. A test compares them.
+RECIPES = (
+    "fp8", "fp8-fnuz", "fp8-mixed", "fp8-ptq", "fp8-auto", "fp16", "bf16", "mxfp8", "mxfp4",
+    "nvfp4", "fp8-plain", "fp8-amax", "fp8-cscale", "fp16-plain", "fp16-loss-scaled",
+)  # fmt: skip
+
+RecipeName = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="RECIPE",
+        help="The casts, by default those of ./pyproject.toml: a .toml file, or a name and changes "
+        f"(fp8,exclude=lm_head). Names: {', '.join(RECIPES)}.",
+    ),
+]
 Factory = Annotated[
     str | None,
     typer.Option(

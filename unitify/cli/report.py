@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unitify.cli.application import app
-from unitify.cli.options import Factory, InputsFunction, RuleFiles, Scales
+from unitify.cli.options import Factory, InputsFunction, RecipeName, RuleFiles, Scales
 from unitify.cli.terminal import progress_bar, reported
 
 if TYPE_CHECKING:
@@ -42,10 +42,7 @@ def report(
     ] = None,
     model: Factory = None,
     inputs: InputsFunction = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(metavar="RECIPE", help="The casts to show, as for `unitify convert`."),
-    ] = None,
+    recipe: RecipeName = None,
     scales: Scales = "auto",
     rules: RuleFiles = [],  # noqa: B006  (typer copies it)
     drift: Annotated[

@@ -21,12 +21,12 @@ class OutsideUnitBand(Diagnostic):
 
     code: ClassVar[str] = "U801"
     why: ClassVar[str] = "the RMS {rms:.3g} of the {tensor} is not within {low:.3g} to {high:.3g}"
-    fix: ClassVar[str] = "Scale it by {factor}, or let unitify.transform do so"
+    fix: ClassVar[str] = "{advice}"
     tensor: str
     rms: float
     low: float
     high: float
-    factor: str
+    advice: str
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class PrecisionLost(Diagnostic):
     why: ClassVar[str] = (
         "the {tensor} of RMS {rms:.3g} keeps {kept:.1f} dB in {format}, which can keep {best:.1f}"
     )
-    fix: ClassVar[str] = "Scale it by {factor}, or let unitify.transform do so"
+    fix: ClassVar[str] = "{advice}"
     tensor: str
     rms: float
     format: str
     kept: float
     best: float
-    factor: str
+    advice: str
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,12 @@ class FlushedToZero(Diagnostic):
 
     code: ClassVar[str] = "U803"
     why: ClassVar[str] = "{share:.3%} of the {tensor} of RMS {rms:.3g} become zero in {format}"
-    fix: ClassVar[str] = "Scale it by {factor}, or let unitify.transform do so"
+    fix: ClassVar[str] = "{advice}"
     tensor: str
     share: float
     rms: float
     format: str
-    factor: str
+    advice: str
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,12 @@ class Saturated(Diagnostic):
 
     code: ClassVar[str] = "U804"
     why: ClassVar[str] = "{share:.3%} of the {tensor} of RMS {rms:.3g} are out of range in {format}"
-    fix: ClassVar[str] = "Scale it by {factor}, or let unitify.transform do so"
+    fix: ClassVar[str] = "{advice}"
     tensor: str
     share: float
     rms: float
     format: str
-    factor: str
+    advice: str
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,8 @@ class ValueNotFinite(Diagnostic):
 @dataclass(frozen=True)
 class GradientStops(Diagnostic):
     """Trainable parameters get no gradient: the backward pass stops before it reaches them.
+
+    In a fused projection that may be a part of a parameter: the rows of queries and keys alone.
 
     Example: ``x = x + self.side(x).detach()``: the weights of ``side`` never change.
     Fix: remove the detachment; or freeze the parameters (``requires_grad_(False)``) if you want it.
@@ -167,3 +169,18 @@ class PlanDiffers(Diagnostic):
     scale: str
     committed: str
     path: str
+
+
+@dataclass(frozen=True)
+class NothingJudged(Diagnostic):
+    """No tensor of the model was judged, so nothing can be said of it.
+
+    Example: ``unitify check`` of a model without floating-point operations, or with a ``--select``
+    that matches none of its tensors.
+    Fix: select names as a check without ``--select`` prints them; give the model that computes.
+    """
+
+    code: ClassVar[str] = "U809"
+    why: ClassVar[str] = "no tensor was judged: {problem}"
+    fix: ClassVar[str] = "Give a model that computes, and names that it has"
+    problem: str

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from unitify.arrival import JOIN
-from unitify.capture.execution import GraphRunner
+from unitify.capture.execution import GraphRunner, on_gradient
 from unitify.diagnostics import NotWritten, UnitifyError, UnknownOption
 from unitify.drift.readings import Watch, watches
 from unitify.drift.rebase import transformed
@@ -245,13 +245,13 @@ class _Pending:
 
         def observe(node: fx.Node, value: Any) -> None:
             if node.target is JOIN and value.requires_grad:
-                self.handles.append(value.register_hook(self.on_size(part)))
+                self.handles.append(on_gradient(value, self.on_size(part)))
             for watch in found.get(node.name, ()) if isinstance(value, Tensor) else ():
                 name = value_name(part, watch.value)
                 if watch.direction == "forward":
                     self.add(watch, name, value)
                 elif value.requires_grad:
-                    self.handles.append(value.register_hook(self.on_gradient(watch, name, part)))
+                    self.handles.append(on_gradient(value, self.on_gradient(watch, name, part)))
 
         def run(module: UnitScaledModule, *inputs: Any) -> Any:
             def attribute(target: str) -> Any:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+from torch import nn
 
 from unitify.capture.execution import (
     LossFunction,
@@ -14,9 +17,19 @@ from unitify.capture.execution import (
     unchanged,
 )
 from unitify.capture.whole import Capture
-from unitify.diagnostics import BatchesNeeded, UnitifyError
+from unitify.diagnostics import BatchesNeeded, NothingCaptured, UnitifyError, error_line
 from unitify.estimates import Estimates
 from unitify.measure.tally import Tally
+
+
+@contextlib.contextmanager
+def failures_of(model: nn.Module) -> Iterator[None]:
+    """Inside, a run of ``model`` that fails raises ``UnitifyError`` (U102)."""
+    try:
+        yield
+    except (RuntimeError, IndexError) as error:
+        reason = f"it does not run: {type(error).__name__}: {error_line(error)}"
+        raise UnitifyError(NothingCaptured(where=type(model).__name__, reason=reason)) from error
 
 
 def measure(

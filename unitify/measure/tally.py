@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from unitify.capture.execution import on_gradient
 from unitify.capture.whole import Capture
 from unitify.estimates import Estimates, Rms
 from unitify.formats.magnitudes import Magnitudes, counted, from_counts
@@ -41,7 +42,7 @@ class Tally:
             return
         self.add(node.name, 0, value)
         if value.requires_grad:
-            value.register_hook(lambda gradient: self.add(node.name, 1, gradient))
+            on_gradient(value, lambda gradient: self.add(node.name, 1, gradient))
 
     @torch.no_grad()
     def add(self, name: str, direction: int, tensor: Tensor) -> None:

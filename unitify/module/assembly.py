@@ -29,7 +29,7 @@ from unitify.module.unit_scaled import UnitScaledModule
 from unitify.module.watched import Reason
 from unitify.part import Part, parts_of, value_name
 from unitify.plan.scale_plan import Scale, ScalePlan, widest_gap
-from unitify.recipe.choices import Choice
+from unitify.recipe.choices import Choices
 
 
 class AssembledModule(UnitScaledModule):
@@ -85,9 +85,9 @@ class AssembledModule(UnitScaledModule):
         return self.host
 
     @property
-    def casts(self) -> tuple[Choice, ...]:
+    def casts(self) -> Choices:
         """The choice of the recipe for every value of every part, as ``part/value``."""
-        return tuple(
+        return Choices(
             replace(choice, value=value_name(name, choice.value))
             for name, part in self.parts.items()
             for choice in part.casts

@@ -12,7 +12,7 @@ from unitify.diagnostics import KeysDiffer, UnitifyError
 from unitify.module.fingerprint import KEY, check_fingerprint, fingerprint
 from unitify.module.tied import check_ties, ties_of
 from unitify.plan.scale_plan import Scale, ScalePlan
-from unitify.recipe.choices import Choice
+from unitify.recipe.choices import Choice, Choices
 
 
 class HoldsWeights(nn.Module):
@@ -24,9 +24,9 @@ class HoldsWeights(nn.Module):
     _tree: nn.Module
 
     @property
-    def casts(self) -> tuple[Choice, ...]:
-        """The choice of the recipe for every value, and why; empty without a recipe."""
-        return self._casts
+    def casts(self) -> Choices:
+        """The choice of the recipe for every value, and why; empty without a recipe. Prints."""
+        return Choices(self._casts)
 
     def _fingerprint(self) -> torch.Tensor | None:
         """The fingerprint for stored weights and codes; None for true weights."""

@@ -26,6 +26,9 @@ from unitify.rulebook.residual import branch_ends
 from unitify.rulebook.rule_table import Rule, RuleTable
 from unitify.rulebook.schema import operation_name
 
+#: Why a value is not cast itself: it is rounded where it is multiplied, or nothing multiplies it.
+TAKEN, _OTHER = "cast as an operand of a contraction", "not a contraction"
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -77,6 +80,23 @@ class Choice:
         """The same casts to another format, near unit RMS and around no mean."""
         casts = (replace(c, format=format, exponent=0, mean=()) for c in self.casts)
         return replace(self, casts=tuple(casts))
+
+
+class Choices(tuple[Choice, ...]):
+    """Choices, which print as a table: one line for each value."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        rows = [("value", "casts", "why")]
+        for choice in self:
+            casts = ", ".join(
+                f"{cast.value}{' (gradient)' * cast.is_gradient} to {cast.format}"
+                for cast in choice.casts
+            )
+            rows.append((choice.value, casts or "-", choice.reason))
+        widths = [max(len(row[column]) for row in rows) for column in range(2)]
+        return "\n".join(f"{a:{widths[0]}}  {b:{widths[1]}}  {c}".rstrip() for a, b, c in rows)
 
 
 def flop_share(choices: Iterable[Choice], *, weights_only: bool = False, runs: str = "") -> float:
@@ -150,7 +170,11 @@ def choose(
     ``path``: of the module that was captured, where it is a submodule.
     """
     chooser = _Chooser(capture, recipe, rules, path, patterns or Patterns(recipe))
-    return tuple(chooser.choices())
+    choices = tuple(chooser.choices())
+    taken = {c.value for choice in choices for c in choice.casts if choice.is_contraction}
+    return tuple(
+        replace(c, reason=TAKEN) if c.reason == _OTHER and c.value in taken else c for c in choices
+    )
 
 
 class _Chooser:
@@ -256,7 +280,7 @@ class _Chooser:
     def _value(self, node: fx.Node, rule: Rule | None) -> Choice:
         operation = operation_name(node) if node.op == "call_function" else node.op
         if self.recipe.values != "all":
-            return Choice(node.name, operation, reason="not a contraction")
+            return Choice(node.name, operation, reason=_OTHER)
         objection = self.patterns.objection(self._names(node, [node]))
         if not objection and rule is not None and rule.moves and _moves(node):
             objection = "moves a value that is cast already"

@@ -15,7 +15,7 @@ from unitify.check.finding import Finding
 from unitify.drift.monitor import Record
 from unitify.formats.magnitudes import Magnitudes
 from unitify.formats.table import FORMATS
-from unitify.recipe.choices import Choice, flop_share
+from unitify.recipe.choices import TAKEN, Choice, flop_share
 from unitify.report.numerics import (
     DIRECTIONS,
     GRAPHS,
@@ -206,6 +206,7 @@ def _choice(choice: Choice) -> dict[str, Any]:
         "forward": choice.forward or None,
         "backward": choice.backward or None,
         "reason": choice.reason,
+        "is_operand": choice.reason == TAKEN,
         "is_contraction": choice.is_contraction,
         "flops": choice.flops,
         "runs": choice.runs or None,

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from unitify.analysis.analyze import Analysis
 from unitify.check.checking import outcome_of
 from unitify.check.finding import Finding
-from unitify.check.naming import stable_names
 from unitify.check.outcome import Outcome
 from unitify.check.plan_faults import Comparison
 from unitify.check.settings import Settings
@@ -20,6 +19,7 @@ from unitify.check.source_lines import SourceLines
 from unitify.check.subject import Subject, as_it_is
 from unitify.measure.tally import Tally
 from unitify.module.unit_scaled import UnitScaledModule
+from unitify.naming import stable_names
 from unitify.part import Part, value_name
 from unitify.recipe.recipe import Recipe
 from unitify.report.numerics import GRAPHS, Checked, Value

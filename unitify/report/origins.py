@@ -23,8 +23,8 @@ from unitify.capture.source import (
     module_of,
     without_torch,
 )
-from unitify.check.naming import joined
 from unitify.check.source_lines import SourceLines
+from unitify.naming import joined
 
 #: Source lines shown above and below the one that computes a value.
 AROUND = 2

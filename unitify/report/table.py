@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unitify.diagnostics import EstimateFellBack, NoRule
-from unitify.recipe.choices import Choice, flop_share
+from unitify.recipe.choices import TAKEN, Choice, flop_share
 from unitify.report.report import Report, Share
 
 _SHOWN = 4
@@ -91,12 +91,14 @@ def _reasons(casts: tuple[Choice, ...]) -> list[str]:
     groups: dict[tuple[str, str], list[str]] = {}
     for choice in casts:
         kind = f"cast to {choice.forward}/{choice.backward}" if choice.is_cast else "kept"
+        kind = "" if choice.reason == TAKEN else kind
         why = f"{choice.reason}; simulated: {choice.runs_because}" if choice.runs_because else ""
         groups.setdefault((kind, why or choice.reason), []).append(choice.value)
     lines = []
     for (kind, reason), values in sorted(groups.items(), key=lambda item: item[0][0] == "kept"):
         more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
-        lines.append(f"{kind} ({reason}): {', '.join(values[:_SHOWN])}{more}")
+        what = f"{kind} ({reason})" if kind else reason
+        lines.append(f"{what}: {', '.join(values[:_SHOWN])}{more}")
     return lines
 
 

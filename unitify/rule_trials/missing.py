@@ -9,7 +9,7 @@ from torch import fx
 
 from unitify.capture.whole import Capture
 from unitify.diagnostics import NoRule
-from unitify.rulebook.laws import holds_tensors, is_scalable
+from unitify.rulebook.laws import holds_tensors, is_scalable, takes_apart
 from unitify.rulebook.rule_table import RuleTable
 from unitify.rulebook.schema import operation_name
 
@@ -29,14 +29,8 @@ def nodes_without_rule(capture: Capture, rules: RuleTable) -> list[fx.Node]:
         node
         for node in capture.graph.nodes
         if node.op == "call_function"
-        and not _takes_apart(node)
+        and not takes_apart(node)
         and not isinstance(node.meta.get("val"), int | float | torch.SymInt)
         and any(is_scalable(n) or holds_tensors(n) for n in (node, *node.all_input_nodes))
         and operation_name(node) not in rules
     ]
-
-
-def _takes_apart(node: fx.Node) -> bool:
-    """Does the node pick one result of several?"""
-    source = node.args[0] if node.args else None
-    return isinstance(source, fx.Node) and holds_tensors(source)

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from unitify.rulebook.dimensions import shape_of
 from unitify.rulebook.operation import call_by_name
 from unitify.rulebook.rule_table import Rule
-from unitify.rulebook.schema import named_arguments
+from unitify.rulebook.schema import listed, named_arguments
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def centering(rule: Rule, node: fx.Node) -> Centering | None:
         found = Centering(matmul.left, matmul.right, -1, matmul.is_transposed)
         ranks = _rank(arguments[found.operand]), _rank(arguments[found.weight])
         return found if ranks[0] >= 2 and ranks[1] == 2 else None
-    if not rule.pads or not all(isinstance(p, int) for p in _listed(arguments[rule.pads])):
+    if not rule.pads or not all(isinstance(p, int) for p in listed(arguments[rule.pads])):
         return None
     operand, weight = rule.linear
     found = Centering(operand, weight, 1, padding=rule.pads)
@@ -57,14 +57,14 @@ def padding(how: Centering, node: fx.Node) -> list[int]:
     if not how.padding:
         return []
     arguments = named_arguments(node)
-    return _spread(_listed(arguments[how.padding]), _rank(arguments[how.weight]) - 2)
+    return _spread(listed(arguments[how.padding]), _rank(arguments[how.weight]) - 2)
 
 
 def reach(how: Centering, node: fx.Node) -> list[int]:
     """The extent of the window of ``node`` in each dimension of an image, in pixels."""
     arguments = named_arguments(node)
     taps = shape_of(arguments[how.weight].meta["val"])[2:]
-    dilation = _spread(_listed(arguments.get("dilation", 1)), len(taps))
+    dilation = _spread(listed(arguments.get("dilation", 1)), len(taps))
     return [d * (t - 1) + 1 for d, t in zip(dilation, taps, strict=True)]
 
 
@@ -83,10 +83,6 @@ def row(
 
 def _spread(values: list[Any], count: int) -> list[Any]:
     return values * count if len(values) == 1 else values
-
-
-def _listed(argument: Any) -> list[Any]:
-    return list(argument) if isinstance(argument, list | tuple) else [argument]
 
 
 def _rank(argument: Any) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from unitify.rulebook.laws import holds_tensors, is_scalable
+from unitify.rulebook.laws import holds_tensors, is_scalable, takes_apart
 from unitify.rulebook.rule_table import Rule, RuleTable
 from unitify.rulebook.schema import named_arguments, nodes_of, operation_name
 
@@ -67,7 +67,7 @@ def extremes(
         creates = any(_is_extreme(a, limit) for a in arguments.values())
         rule = rules.get(operation_name(node))
         if creates or any(
-            operand in extreme and (_takes_apart(node) or _passes(rule, name))
+            operand in extreme and (takes_apart(node) or _passes(rule, name))
             for name, argument in arguments.items()
             for operand in nodes_of(argument)
         ):
@@ -106,11 +106,6 @@ def _limit(tensor: torch.Tensor) -> float:
 
 def _is_parameter(value: Any) -> bool:
     return isinstance(value, torch.nn.Parameter)
-
-
-def _takes_apart(node: fx.Node) -> bool:
-    source = node.args[0] if node.args else None
-    return isinstance(source, fx.Node) and holds_tensors(source)
 
 
 def _is_extreme(argument: Any, limit: float) -> bool:

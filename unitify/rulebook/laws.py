@@ -50,6 +50,12 @@ def holds_tensors(node: fx.Node) -> bool:
     )
 
 
+def takes_apart(node: fx.Node) -> bool:
+    """Does the node pick one result of several?"""
+    source = node.args[0] if node.args else None
+    return isinstance(source, fx.Node) and holds_tensors(source)
+
+
 def factors(rule: Rule | None, node: fx.Node, scale: Exponent, chosen: int = 0) -> Factors:
     """The factors for ``node`` when its operands arrive at 2^``scale``.
 

@@ -165,3 +165,8 @@ def operand_nodes(node: fx.Node) -> list[tuple[str, int, fx.Node]]:
         for name, argument in named_arguments(node).items()
         for index, operand in enumerate(nodes_of(argument))
     ]
+
+
+def listed(value: Any) -> list[Any]:
+    """A value, or those of a list or tuple."""
+    return list(value) if isinstance(value, list | tuple) else [value]

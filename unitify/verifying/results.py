@@ -19,7 +19,7 @@ from unitify.capture.compiled import eagerly
 from unitify.capture.effects import INPUTS
 from unitify.capture.equality import same
 from unitify.capture.example import Inputs, copied
-from unitify.capture.execution import LossFunction, backward_starts, unchanged
+from unitify.capture.execution import LossFunction, backward_starts, is_floating, unchanged
 from unitify.capture.exporting import without_cache
 from unitify.capture.reachable import MISSING, PLAIN, Cell, Location, cells
 from unitify.capture.state import State, modes_kept
@@ -108,7 +108,7 @@ def run(
 
 
 def _leaves(call: Call, asking: Asking) -> list[Any]:
-    """Inputs of one call, flat: tensors in memory of their own; some ask for a gradient."""
+    """Flat inputs of one call: each tensor in its own memory, some with ``requires_grad``."""
     return [
         x.detach().clone().requires_grad_(i in (asking.positions or ()))
         if isinstance(x, Tensor)
@@ -173,7 +173,7 @@ def asking_of(
     Raises what the model raises where it does not run at all.
     """
     leaves = pytree.tree_leaves(call.inputs)
-    floating = frozenset(i for i, x in enumerate(leaves) if _is_floating(x))
+    floating = frozenset(i for i, x in enumerate(leaves) if is_floating(x))
     own = frozenset(i for i in floating if leaves[i].requires_grad)
     for positions in dict.fromkeys((floating, own, None)) if call.has_gradients else (None,):
         asking = Asking(positions)
@@ -322,10 +322,6 @@ def _in_mode(target: nn.Module, tree: nn.Module, training: bool) -> Iterator[Non
         if target.training != training:
             target.train(training)
         yield
-
-
-def _is_floating(value: Any) -> bool:
-    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
 def named(results: list[Results]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from unitify.capture.execution import LossFunction
+from unitify.capture.execution import LossFunction, on_gradient
 from unitify.diagnostics import GradientsUnderflow
 from unitify.verifying.calls import Call
 from unitify.verifying.results import Asking, run
@@ -51,6 +51,6 @@ def _noting(name: str, shares: dict[str, float]) -> Any:
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
         for leaf in pytree.tree_leaves(output):
             if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.dtype == torch.float16:
-                leaf.register_hook(note)
+                on_gradient(leaf, note)
 
     return hook

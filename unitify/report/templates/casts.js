@@ -8,7 +8,7 @@ function castsView() {
     const isCast = Boolean(choice.forward || choice.backward);
     const what = isCast
       ? [choice.forward, choice.backward].map((format) => (format ?? "–").toUpperCase()).join(" / ")
-      : "kept";
+      : choice.is_operand ? "operand" : "kept";
     const reason = [choice.reason, choice.runs_because && `${choice.runs}: ${choice.runs_because}`]
       .filter(Boolean)
       .join("; ");
