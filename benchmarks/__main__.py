@@ -13,7 +13,7 @@ from benchmarks.inference import INFERENCE, inference
 from benchmarks.memory import LAYERS, peaks
 from benchmarks.models import SIZES
 from benchmarks.peers import float8_training, modules, unit_scaled
-from benchmarks.training import WAYS, compiled, eager
+from benchmarks.training import COMPILED, WAYS, compiled, eager
 from benchmarks.transforming import STAGES, by_input, imports, stages
 from benchmarks.turns import TURNS
 
@@ -51,7 +51,16 @@ def page() -> str:
     small, large = SIZES
     parts += [
         f"## A training step under Inductor, {large.name}",
-        table(["model", "step", "time to compile"], compiled(large)),
+        "The step and the time to compile it, over the original's; the kernels that are generated "
+        "for both passes.",
+        table(
+            [
+                "model",
+                "kernels of the original",
+                *(f"{n}: {what}" for n in COMPILED for what in ("step", "to compile", "kernels")),
+            ],
+            compiled(large),
+        ),
         f"## A forward pass without gradients, {large.name}, eager",
         "What is compiled is over the compiled original. torchao quantizes to INT8: its dynamic "
         "FP8 asks for a GPU.",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch._inductor.config
 from torch import nn
+from torch._inductor import metrics
 
 import unitify
 from benchmarks.models import FAMILIES, Size, build
@@ -55,24 +56,44 @@ def eager(size: Size) -> Iterator[list[str]]:
         ]  # fmt: skip
 
 
+#: Ways to run a compiled step; the columns are about each.
+COMPILED = ("everywhere", "fp8, simulated")
+
+
 def compiled(size: Size) -> Iterator[list[str]]:
-    """A row a family: the compiled step and the time to compile it, of the exact module.
+    """A row a family: for each of ``COMPILED`` the step and the time to compile it, over the
+    original's, and the kernels that are generated for the two passes, beside the original's.
 
     Nothing is cached. What runs first also starts the compiler, so it is compiled twice.
     """
     for family in FAMILIES:
         model, batch = build(family, size)
-        steps, seconds = {}, {}
-        ways = {"start": model, "original": model, "everywhere": transformed(model, batch)}
+        steps, seconds, kernels = {}, {}, {}
+        ways = {"start": model, "original": model}
+        ways |= {name: transformed(model, batch, **WAYS[name]) for name in COMPILED}
         with torch._inductor.config.patch(force_disable_caches=True):
             for name, own in ways.items():
                 torch._dynamo.reset()
+                metrics.reset()
                 step = step_of(own, torch.compile(own), batch)
                 started = time.perf_counter()
                 step()
                 seconds[name] = time.perf_counter() - started
+                kernels[name] = metrics.generated_kernel_count
                 steps[name] = step
             del steps["start"]
             torch._dynamo.reset()
-            found = ratios(steps)["everywhere"]
-        yield [family, f"{found:.3f}", f"{seconds['everywhere'] / seconds['original']:.2f}"]
+            found = ratios(steps)
+        yield [
+            family,
+            str(kernels["original"]),
+            *(
+                cell
+                for n in COMPILED
+                for cell in (
+                    f"{found[n]:.3f}",
+                    f"{seconds[n] / seconds['original']:.2f}",
+                    str(kernels[n]),
+                )
+            ),
+        ]
