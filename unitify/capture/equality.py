@@ -18,7 +18,7 @@ def same(a: Tensor, b: Tensor) -> bool:
         return False
     if not a.is_floating_point():
         return torch.equal(a, b)
-    ours, theirs = (x.detach().resolve_neg().view(_BITS[x.element_size()]) for x in (a, b))
+    ours, theirs = _bits(a), _bits(b)
     if torch.equal(ours, theirs):
         return True
     nans = torch.isnan(a)
@@ -27,6 +27,13 @@ def same(a: Tensor, b: Tensor) -> bool:
         and torch.equal(nans, torch.isnan(b))
         and torch.equal(ours[~nans], theirs[~nans])
     )
+
+
+def _bits(x: Tensor) -> Tensor:
+    """The bits of real numbers as integers. A tensor of a class of its own keeps its numbers."""
+    x = x.detach()
+    is_plain = type(x) in (Tensor, torch.nn.Parameter)
+    return x.resolve_neg().view(_BITS[x.element_size()]) if is_plain else x
 
 
 def strided(tensor: Tensor) -> Tensor:
