@@ -34,7 +34,7 @@ VALUE = [
 
 
 CHOICE = [
-    "value", "operation", "forward", "backward", "reason", "is_contraction", "flops", "runs",
+    "value", "operation", "forward", "backward", "reason", "is_operand", "is_contraction", "flops", "runs",
     "runs_because",
 ]  # fmt: skip
 
