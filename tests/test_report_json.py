@@ -34,8 +34,8 @@ VALUE = [
 
 
 CHOICE = [
-    "value", "operation", "forward", "backward", "reason", "is_operand", "is_contraction", "flops", "runs",
-    "runs_because",
+    "value", "operation", "forward", "backward", "reason", "is_operand", "is_contraction", "flops",
+    "runs", "runs_because",
 ]  # fmt: skip
 
 
