@@ -180,35 +180,35 @@ def evaluate_moments(
     ``values``: every other name; ``functions``: ``average``, ``largest`` and so on, on arrays
     (dimensions are integers).
     """
-
-    def walk(node: sympy.Expr) -> Tensor:
-        if node.is_Symbol:
-            if node.name not in values:
-                raise CannotRun(f"{node.name} is not known")
-            return torch.as_tensor(values[node.name], dtype=torch.float64)
-        if node.is_Number:
-            return torch.tensor(float(node), dtype=torch.float64)
-        name = node.func.__name__
-        if name in _OF_OPERAND:
-            operand = str(node.args[0])
-            if operand not in operands:
-                raise CannotRun(f"the moments of {operand} are unknown")
-            return _OF_OPERAND[name](operands[operand])
-        if name == "average":
-            return functions[name](walk(node.args[0]), *(int(a) for a in node.args[1:]))
-        arguments = [walk(a) for a in node.args]
-        if name in functions:
-            return functions[name](*arguments)
-        if node.is_Pow:
-            return _power(arguments[0], node.args[1], arguments[1])
-        result = arguments[0]
-        if name in _FOLDED:
-            for other in arguments[1:]:
-                result = _FOLDED[name](result, other)
-            return result
-        return _UNARY[name](result)
-
-    return walk(expression)
+    # No closure calls itself here: its cycle would keep the moments until a collection.
+    known = operands, values, functions
+    if expression.is_Symbol:
+        if expression.name not in values:
+            raise CannotRun(f"{expression.name} is not known")
+        return torch.as_tensor(values[expression.name], dtype=torch.float64)
+    if expression.is_Number:
+        return torch.tensor(float(expression), dtype=torch.float64)
+    name = expression.func.__name__
+    if name in _OF_OPERAND:
+        operand = str(expression.args[0])
+        if operand not in operands:
+            raise CannotRun(f"the moments of {operand} are unknown")
+        return _OF_OPERAND[name](operands[operand])
+    if name == "average":
+        return functions[name](
+            evaluate_moments(expression.args[0], *known), *(int(a) for a in expression.args[1:])
+        )
+    arguments = [evaluate_moments(a, *known) for a in expression.args]
+    if name in functions:
+        return functions[name](*arguments)
+    if expression.is_Pow:
+        return _power(arguments[0], expression.args[1], arguments[1])
+    result = arguments[0]
+    if name in _FOLDED:
+        for other in arguments[1:]:
+            result = _FOLDED[name](result, other)
+        return result
+    return _UNARY[name](result)
 
 
 _OF_OPERAND: dict[str, Callable[[Moment], Tensor]] = {
