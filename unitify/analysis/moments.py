@@ -25,6 +25,10 @@ from unitify.rulebook.refusal import CannotRun
 _LARGE = 2**16
 
 
+#: The largest relative difference of two numbers in double precision that counts as rounding.
+_ROUNDING = 2.0**-40
+
+
 @dataclass(frozen=True)
 class Moment:
     """E[x] and E[x²] of a tensor's elements, as arrays that broadcast to its shape.
@@ -136,15 +140,25 @@ def fitted(moment: Moment, shape: tuple[int, ...]) -> Moment:
 
 
 def compress(array: Tensor) -> Tensor:
-    """One position of every dimension along which all positions are equal."""
+    """One position of every dimension along which all positions are equal, up to rounding.
+
+    A kernel may round a position otherwise for its place in memory.
+    """
     for dimension in range(array.dim()):
         if array.shape[dimension] <= 1:
             continue
-        first = array.narrow(dimension, 0, 1)
-        if array.stride(dimension) == 0 or bool((array == first).all()):
+        first, last = (array.narrow(dimension, i, 1) for i in (0, array.shape[dimension] - 1))
+        # The last position mostly tells that they differ.
+        if array.stride(dimension) == 0 or (_is_equal(last, first) and _is_equal(array, first)):
             array = first
     # A view would keep the whole array alive.
     return array.clone() if array.untyped_storage().nbytes() > array.nbytes else array
+
+
+def _is_equal(array: Tensor, first: Tensor) -> bool:
+    if bool((array == first).all()):
+        return True
+    return bool(torch.isclose(array, first, rtol=_ROUNDING, atol=0.0).all())
 
 
 def limited(moment: Moment, elements: int) -> Moment:
