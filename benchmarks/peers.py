@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.models import FAMILIES, Size, build
-from benchmarks.training import WAYS, transformed
-from benchmarks.turns import ratios, saved_bytes, step_of
+from benchmarks.training import WAYS, times_and_bytes, transformed
+from benchmarks.turns import ratios, step_of
 
 
 def unit_scaled(size: Size) -> Iterator[list[str]]:
@@ -98,10 +98,4 @@ def float8_training(size: Size) -> Iterator[list[str]]:
         convert_to_float8_training(theirs, config=Float8LinearConfig(emulate=True))
         ways = {n: transformed(model, batch, **WAYS[n]) for n in ("fp8", "fp8, simulated")}
         ways["torchao"] = theirs
-        steps = {"original": step_of(model, model, batch)}
-        found = ratios(steps | {name: step_of(m, m, batch) for name, m in ways.items()})
-        base = saved_bytes(model, batch)
-        yield [
-            family,
-            *(f"{found[n]:.2f} ({saved_bytes(m, batch) / base:.2f})" for n, m in ways.items()),
-        ]
+        yield [family, *times_and_bytes(model, ways, batch)]

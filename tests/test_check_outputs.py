@@ -71,12 +71,7 @@ NASTY = "a<b>&\"'|*_`\x07::,%\n]](x)"
 
 def finding(name: str, level: float = 3.0, severity: str = "error", line: int = 7) -> Finding:
     lost = PrecisionLost(
-        tensor="value",
-        rms=1e-6,
-        format="e5m2",
-        kept=float("inf"),
-        best=25.6,
-        advice="Scale",
+        tensor="value", rms=1e-6, format="e5m2", kept=float("inf"), best=25.6, advice="Scale"
     )
     return Finding(
         diagnostic=lost,

@@ -23,8 +23,6 @@ from unitify.rulebook.refusal import CannotRun
 
 #: Moments of more elements than this are held in float32, to halve their memory.
 _LARGE = 2**16
-
-
 #: The largest relative difference of two numbers in double precision that counts as rounding.
 _ROUNDING = 2.0**-40
 

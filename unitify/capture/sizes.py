@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 from unitify.capture.signature import Leaf
 from unitify.diagnostics import FrozenDimension
 
-#: The default time limit of a recording with free sizes. 30 layers of a language model take half a
-#: minute (docs/results/benchmarks.md); a model that takes longer asks for a condition a layer.
+#: The default time limit of a recording with free sizes. 30 layers of a language model take less
+#: than a minute (docs/results/drawn_inputs.md).
 RECORDING_SECONDS = 120.0
 
 

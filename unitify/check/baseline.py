@@ -18,8 +18,8 @@ from unitify.diagnostics import BaselineUnreadable, NotWritten, UnitifyError
 from unitify.documents import first_line, read_json
 
 VERSION = 1
-#: A finding is worse where its level exceeds the rounded one of the baseline by more than this:
-#: rounding, and other random numbers, move a level by less than an octave.
+#: A finding is worse where its level exceeds the rounded one of the baseline by more than this;
+#: rounding alone moves a level by half.
 WORSE = 1.0
 
 #: Key of a finding → its rounded level; None where it has none.

@@ -54,13 +54,13 @@ def lost_gradients(
         # One open way is enough: then the gradient is zero for another reason, or unknown.
         if all(tried[stop] for stop in stops):
             for operation, _ in stops:
-                found.setdefault(operation, {}).update(dict.fromkeys(losing))
+                found.setdefault(operation, {})[losing] = None
     return {operation: list(losing) for operation, losing in found.items()}
 
 
 def _without_gradient(
     capture: Capture, predicted: Estimates, measured: Estimates | None
-) -> Iterator[tuple[fx.Node, list[Losing]]]:
+) -> Iterator[tuple[fx.Node, Losing]]:
     """Nodes without a gradient, as predicted and, if measured, as measured; whose it would be.
 
     They are trainable parameters, and pieces of results that are made with some.
@@ -79,12 +79,12 @@ def _without_gradient(
     ]
     for node in trained:
         if has_none(node):
-            yield node, [Losing(str(node.target), is_part=False)]
+            yield node, Losing(str(node.target), is_part=False)
             continue
         for result in node.users:
             for piece in _pieces(result) if not has_none(result) else ():
                 if has_none(piece):
-                    yield piece, [Losing(str(node.target), is_part=True)]
+                    yield piece, Losing(str(node.target), is_part=True)
 
 
 def _pieces(result: fx.Node) -> Iterator[fx.Node]:
@@ -92,8 +92,8 @@ def _pieces(result: fx.Node) -> Iterator[fx.Node]:
     for user in result.users:
         if not _is_view(user):
             continue
-        is_tensor = is_scalable(user)
-        if is_tensor and not (is_scalable(result) and _elements(user) == _elements(result)):
+        are_tensors = is_scalable(result) and is_scalable(user)
+        if is_scalable(user) and not (are_tensors and _elements(user) == _elements(result)):
             yield user
         else:
             yield from _pieces(user)

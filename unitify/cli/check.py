@@ -83,7 +83,7 @@ def check(
     exit_zero: Annotated[
         bool, typer.Option("--exit-zero", help="Succeed with any findings.")
     ] = False,
-    all: Annotated[
+    is_whole: Annotated[
         bool, typer.Option("--all", help="List each finding, also those that follow from others.")
     ] = False,
     output_format: Annotated[
@@ -149,7 +149,7 @@ def check(
             typer.echo(f"{counted(written, 'finding')} written to {settings.baseline}", err=True)
             raise typer.Exit(CLEAN)
         outcome = against(outcome, known)
-        write_outputs(outcome, outputs, all)
+        write_outputs(outcome, outputs, is_whole)
     raise typer.Exit(CLEAN if outcome.is_clean or exit_zero else FOUND)
 
 

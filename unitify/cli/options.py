@@ -18,8 +18,8 @@ RecipeName = Annotated[
     typer.Option(
         "--recipe",
         metavar="RECIPE",
-        help="The casts, by default those of ./pyproject.toml: a .toml file, or a name and changes "
-        f"(fp8,exclude=lm_head). Names: {', '.join(RECIPES)}.",
+        help="The casts, by default those of ./pyproject.toml (check: else fp8): a .toml file, or "
+        f"a name and changes (fp8,exclude=lm_head). Names: {', '.join(RECIPES)}.",
     ),
 ]
 Factory = Annotated[

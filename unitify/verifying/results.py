@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,17 +31,6 @@ from unitify.verifying.calls import Call
 _OURS = ("captured_", "forward")
 
 
-class Place(NamedTuple):
-    """One entry of a container: which, by what kind of step, and its key."""
-
-    container: Location
-    step: str
-    key: Any
-
-    def __str__(self) -> str:
-        return f"{self.container.then(self.step, self.key)} as the call leaves it"
-
-
 @dataclass
 class Results:
     """Results of one call by name. ``left``: every entry of the model's containers afterwards;
@@ -49,8 +38,8 @@ class Results:
     """
 
     named: dict[str, Any] = field(default_factory=dict)
-    left: dict[Place, Any] = field(default_factory=dict)
-    changed: set[Place] = field(default_factory=set)
+    left: dict[Location, Any] = field(default_factory=dict)
+    changed: set[Location] = field(default_factory=set)
 
     def share(self, other: Results) -> None:
         """Hold the tensors of ``other`` where they are bitwise the same, in place of its own."""
@@ -262,7 +251,7 @@ def _starts(
     return starts, gradients
 
 
-def _place(cell: Cell, key: Any) -> Place:
+def _place(cell: Cell, key: Any) -> Location:
     """The place of an entry, the same in a model and its copy.
 
     Hooks have numbers that no two modules share: their order counts.
@@ -271,7 +260,7 @@ def _place(cell: Cell, key: Any) -> Place:
     if steps and steps[-1].key in HOOKS:
         keys = list(cell.entries())
         key = keys.index(key) if key in keys else key
-    return Place(cell.location, cell.step, key if isinstance(key, PLAIN) else repr(key))
+    return cell.location.then(cell.step, key if isinstance(key, PLAIN) else repr(key))
 
 
 def _value(value: Any) -> Any:
@@ -338,7 +327,7 @@ def left(mine: list[Results], theirs: list[Results]) -> tuple[dict[str, Any], di
     found: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
     for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):
         for place in sorted(a.changed | b.changed, key=str):
-            name = f"{place}, call {i + 1}" if i else str(place)
+            name = f"{place} as the call leaves it{f', call {i + 1}' if i else ''}"
             for one, held in zip((a, b), found, strict=True):
                 _spread(held, name, one.left.get(place, MISSING))
     return found
