@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from unitify.capture.copy_on_write import take_own_memory
 from unitify.capture.execution import LossFunction
 from unitify.capture.inputs import Inputs, as_batches, as_inputs, given_or_inferred, is_given
 from unitify.capture.islands import (
@@ -192,6 +193,7 @@ def transform(
         done("cast", module)
     if inplace:
         adopt_parameters(model, module)
+    take_own_memory(module, recorded.model)
     if weights == "true" and not module.scheme and list(module.parts) == [""]:
 
         def again(model: nn.Module, args: Any, kwargs: Any) -> UnitScaledModule:

@@ -125,7 +125,10 @@ class Aliases:
             call, index = node.args[0], cast(int, node.args[1])
         storage = _storage(node)
         shared = [n for n in _tensors(call) if _storage(n) == storage]
-        written = [n for n in written_arguments(call) if n in shared]
+        written = written_arguments(call)
+        # A constant and what a write into it returns are recorded as two tensors.
+        is_operand = len(written) == 1 and call is node and returns_writes_alone(node.target)
+        written = written if is_operand else [n for n in written if n in shared]
         if written and not changes_geometry(call):
             self._join(node, View(written[0], None))
         elif shared and isinstance(call.target, OpOverload):
@@ -175,6 +178,12 @@ def written_slots(node: fx.Node) -> Iterator[tuple[str, Any]]:
                 argument.name,
                 node.args[position] if positional else node.kwargs.get(argument.name),
             )
+
+
+def returns_writes_alone(operation: Any) -> bool:
+    """Does the operation return only tensors that it was given to write into?"""
+    infos = [r.alias_info for r in operation._schema.returns]
+    return all(info is not None and info.is_write for info in infos)
 
 
 def changes_geometry(node: fx.Node) -> bool:

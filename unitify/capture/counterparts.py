@@ -34,12 +34,6 @@ def outputs(node: fx.Node) -> set[str]:
     return {a.name for a in node.target._schema.arguments if a.is_out}  # type: ignore[union-attr]
 
 
-def returns_writes_alone(operation: OpOverload) -> bool:
-    """Does the operation return only tensors that it was given to write into?"""
-    infos = [r.alias_info for r in operation._schema.returns]
-    return all(info is not None and info.is_write for info in infos)
-
-
 def change_geometries(graph: fx.Graph) -> set[fx.Node]:
     """Replace ``x.t_()`` by a view that later uses of ``x`` take. Returns those views.
 

@@ -16,6 +16,8 @@ def same(a: Tensor, b: Tensor) -> bool:
     a, b = strided(a), strided(b)
     if a.shape != b.shape or a.device != b.device:
         return False
+    if _is_in_one_place(a, b):
+        return True
     if not a.is_floating_point():
         return torch.equal(a, b)
     ours, theirs = _bits(a), _bits(b)
@@ -32,8 +34,24 @@ def same(a: Tensor, b: Tensor) -> bool:
 def _bits(x: Tensor) -> Tensor:
     """The bits of real numbers as integers. A tensor of a class of its own keeps its numbers."""
     x = x.detach()
-    is_plain = type(x) in (Tensor, torch.nn.Parameter)
-    return x.resolve_neg().view(_BITS[x.element_size()]) if is_plain else x
+    return x.resolve_neg().view(_BITS[x.element_size()]) if is_plain(x) else x
+
+
+def is_plain(x: Tensor) -> bool:
+    """Is it a tensor of torch's own class, whose numbers lie in memory?"""
+    is_known = type(x) in (Tensor, torch.nn.Parameter) and x.layout == torch.strided
+    return is_known and not x.is_meta
+
+
+def _is_in_one_place(a: Tensor, b: Tensor) -> bool:
+    """Do two tensors of one shape and type read the same memory in the same way?
+
+    Copies on write do until one of them is written to.
+    """
+    if not (is_plain(a) and is_plain(b)):
+        return False
+    address = torch._C._data_address  # type: ignore[attr-defined]
+    return address(a) == address(b) and a.stride() == b.stride() and a.is_neg() == b.is_neg()
 
 
 def strided(tensor: Tensor) -> Tensor:

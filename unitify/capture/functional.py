@@ -22,6 +22,7 @@ from unitify.capture.aliases import (
     Aliases,
     History,
     read_arguments,
+    returns_writes_alone,
     run_without_data,
     without_data,
     written_arguments,
@@ -32,7 +33,6 @@ from unitify.capture.counterparts import (
     change_geometries,
     functional_counterpart,
     outputs,
-    returns_writes_alone,
 )
 from unitify.capture.refusals import Refusals
 from unitify.capture.uninitialized import fill_with_zeros

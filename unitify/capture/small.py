@@ -4,20 +4,21 @@ A recording assumes that every free size is at least two. Code that asks for one
 != 1: x = x.expand(batch, -1)``) takes another branch there, often with the same result. Here the
 model and its recording run on the example cut to one element, or none. If all results and gradients
 agree to the last bit, the other branch makes no difference at that size. Both run on weights and
-buffers that are moved a little, because a zero could hide the difference of two branches.
+buffers of which some are moved a little: a zero or a one could hide the difference of two branches.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from unitify.capture.copy_on_write import gradients_shared
 from unitify.capture.equality import same
 from unitify.capture.execution import backward_starts, run_captured, unchanged
 from unitify.capture.exporting import without_cache
@@ -60,15 +61,19 @@ def tried_small(captured: Capture, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def _moved(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` with other floating numbers."""
-    made = copy_of(model)
+    """A copy of ``model`` with other numbers in each floating tensor that holds a zero or a one."""
+    made = copy_of(model, on_write=True)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for tensor in (*made.parameters(), *made.buffers()):
-            if tensor.is_floating_point() and not tensor.is_meta:
+            if tensor.is_floating_point() and not tensor.is_meta and _hides(tensor):
                 noise = torch.rand(tensor.shape, generator=generator) + 0.5
                 tensor.mul_(noise.to(tensor)).add_(0.01 * noise.to(tensor))
     return made
+
+
+def _hides(tensor: Tensor) -> bool:
+    return bool((tensor == 0).any()) or bool((tensor.abs() == 1).any())
 
 
 def _cut(captured: Capture, dimensions: tuple[int, ...], size: int) -> list[Any] | None:
@@ -92,33 +97,35 @@ def _agree(captured: Capture, call: Callable[[dict[str, Any]], Any], flat: list[
     named = pytree.tree_unflatten([_leaf(x) for x in flat], captured.call.in_spec)
     try:
         with _in_mode(model, captured.mode), without_cache(model):
-            expected = _results(model, lambda: call(named))
-            found = _results(model, lambda: run_captured(captured, [_leaf(x) for x in flat]))
+            expected = _results(model, lambda: call(named), {})
+            flat = [_leaf(x) for x in flat]
+            found = _results(model, lambda: run_captured(captured, flat), expected)
     except Exception:
         # The model cannot be called so: there is nothing to agree with.
         return False
-    return len(expected) == len(found) and all(map(_same, expected, found))
+    return expected.keys() == found.keys() and all(same(expected[n], found[n]) for n in found)
 
 
 def _leaf(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
-def _results(model: nn.Module, run: Callable[[], Any]) -> list[Tensor | None]:
-    weights = [p for p in model.parameters() if p.requires_grad]
+def _results(
+    model: nn.Module, run: Callable[[], Any], earlier: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     # Without a copy of its weights: it is a copy itself.
-    with unchanged(model), torch.enable_grad():
+    with unchanged(model), torch.enable_grad(), gradients_shared(weights, earlier):
         output = run()
-        results = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor)]
+        leaves = pytree.tree_leaves(output)
+        found = {f"output {i}": t for i, t in enumerate(leaves) if isinstance(t, Tensor)}
         starts, gradients = backward_starts(output, None)
         if starts and weights:
-            found = torch.autograd.grad(starts, weights, gradients, allow_unused=True)
-            return [*results, *found]
-        return [*results]
-
-
-def _same(a: Tensor | None, b: Tensor | None) -> bool:
-    return a is b if a is None or b is None else same(a, b)
+            torch.autograd.backward(starts, gradients, inputs=list(weights.values()))
+        for name, weight in weights.items():
+            if weight.grad is not None:
+                found[name], weight.grad = weight.grad, None
+        return found
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import contextlib
 import operator
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.hooks import RemovableHandle
 
+from unitify.capture.copy_on_write import copied_on_write
 from unitify.capture.equality import same
 from unitify.capture.reachable import MISSING, PLAIN, Cell, Location, cells, is_array, is_same
 
@@ -113,23 +114,25 @@ class State:
         """
         parameters = set() if weights else {id(p) for p in model.parameters()}
         held_twice = _held_twice(model, twin) if weights and twin is not None else {}
-        entries: list[tuple[Cell, dict[Any, Any]]] = []
+        entries = tuple((cell, cell.entries()) for cell in cells(model, inputs))
         contents: dict[int, Contents] = {}
-        for cell in cells(model, inputs):
-            held = cell.entries()
-            entries.append((cell, held))
-            if not numbers:
+        holders = [
+            (cell, key, value)
+            for cell, held in (entries if numbers else ())
+            for key, value in held.items()
+            if not isinstance(value, PLAIN) and id(value) not in parameters
+        ]
+        # Who writes to an array writes past copies on write of a tensor with the same memory.
+        copy = torch.clone if any(is_array(value) for *_, value in holders) else copied_on_write
+        for cell, key, value in holders:
+            if id(value) in contents:
                 continue
-            for key, value in held.items():
-                is_done = id(value) in contents or id(value) in parameters
-                if is_done or isinstance(value, PLAIN):
-                    continue
-                copied = held_twice.get(id(value))
-                copied = _copy(value) if copied is None else copied
-                if copied is not None:
-                    location = cell.location.then(cell.step, key)
-                    contents[id(value)] = Contents(location, value, copied)
-        return State(model, inputs, tuple(entries), tuple(contents.values()))
+            copied = held_twice.get(id(value))
+            copied = _copy(value, copy) if copied is None else copied
+            if copied is not None:
+                location = cell.location.then(cell.step, key)
+                contents[id(value)] = Contents(location, value, copied)
+        return State(model, inputs, entries, tuple(contents.values()))
 
     def changes(self) -> tuple[Change, ...]:
         """Changed entries of containers, and containers that got their first entries.
@@ -231,11 +234,11 @@ def drawn(before: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _copy(value: Any) -> Any:
+def _copy(value: Any, copy: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         if value.is_meta or isinstance(value, FakeTensor) or _is_uninitialized(value):
             return None
-        return value.detach().clone()
+        return copy(value.detach())
     return _state_of(value)
 
 
@@ -255,7 +258,7 @@ def _held_twice(model: nn.Module, twin: nn.Module) -> dict[int, Tensor]:
 def _is_double(a: Tensor, b: Tensor) -> bool:
     if not (type(a) is type(b) is nn.Parameter) or a.is_meta or a.layout != torch.strided:
         return False
-    is_apart = a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr()
+    is_apart = a.untyped_storage()._cdata != b.untyped_storage()._cdata
     return is_apart and same(a.detach(), b.detach())
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
+from unitify.capture.copy_on_write import shared_until_written
 from unitify.capture.reachable import cells
 
 _TABLES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
@@ -22,11 +23,15 @@ _TABLES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 _SHARED = (FunctionType, type, torch.device, torch.dtype)
 
 
-def copy_of(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+def copy_of(
+    model: nn.Module, memo: dict[int, Any] | None = None, on_write: bool = False
+) -> nn.Module:
     """A copy of ``model``, with modules of the same classes, and its own tensors and containers.
 
     Tied parameters, shared modules and other objects that are held twice are held twice in the
     copy. Objects that cannot be copied are shared. ``memo`` receives the copies by identity.
+    ``on_write``: both share the memory of a tensor until one of them writes to it, or until
+    ``take_own_memory``.
     """
     memo = {} if memo is None else memo
     modules = list(model.modules())
@@ -36,7 +41,7 @@ def copy_of(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     for cell in cells(model):
         for value in cell.entries().values():
             if isinstance(value, Tensor) and id(value) not in memo:
-                memo[id(value)] = _copy_of_tensor(value, storages)
+                memo[id(value)] = _copy_of_tensor(value, storages, on_write)
     for module in modules:
         if not _is_opaque(module):
             namespace = {n: _copied(value, memo) for n, value in vars(module).items()}
@@ -59,10 +64,12 @@ def _is_opaque(module: nn.Module) -> bool:
     return isinstance(module, torch.jit.ScriptModule)
 
 
-def _copy_of_tensor(tensor: Tensor, storages: dict[Any, torch.UntypedStorage]) -> Tensor:
+def _copy_of_tensor(
+    tensor: Tensor, storages: dict[Any, torch.UntypedStorage], on_write: bool
+) -> Tensor:
     if is_lazy(tensor):
         return copy.deepcopy(tensor)
-    made = _copy_of_numbers(tensor.detach(), storages)
+    made = _copy_of_numbers(tensor.detach(), storages, on_write)
     if isinstance(tensor, nn.Parameter):
         made = nn.Parameter(made, requires_grad=tensor.requires_grad)
         made.__dict__.update(vars(tensor))
@@ -76,13 +83,15 @@ def _copy_of_tensor(tensor: Tensor, storages: dict[Any, torch.UntypedStorage]) -
     return made
 
 
-def _copy_of_numbers(tensor: Tensor, storages: dict[Any, torch.UntypedStorage]) -> Tensor:
+def _copy_of_numbers(
+    tensor: Tensor, storages: dict[Any, torch.UntypedStorage], on_write: bool
+) -> Tensor:
     """A copy in the strides of ``tensor``; of tensors that share memory, copies that do."""
     if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.is_meta:
         return tensor.clone()
     held = tensor.untyped_storage()
     if held._cdata not in storages:
-        storages[held._cdata] = held.clone()
+        storages[held._cdata] = shared_until_written(held) if on_write else held.clone()
     made = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     return made.set_(storages[held._cdata], tensor.storage_offset(), tensor.size(), tensor.stride())
 

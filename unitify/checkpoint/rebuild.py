@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unitify.capture.copy_on_write import take_own_memory
 from unitify.capture.inputs import as_inputs, given_or_inferred
 from unitify.capture.islands import record, with_true_parameters
 from unitify.capture.sizes import RECORDING_SECONDS
@@ -83,6 +84,7 @@ def rebuild(
         parts.append(replace(part, plan=own, graph=rewrite(part.capture, own, table)))
     module = module_of(recorded, parts)
     take_over(module, state_dict)
+    take_own_memory(module, recorded.model)
     if rounding is not None:
         cast_module(module, parts, rounding, table, made=casts)
     return module

@@ -118,24 +118,28 @@ def assemble(
     model: nn.Module, parts: Sequence[Part], diagnostics: tuple[Diagnostic, ...] = ()
 ) -> AssembledModule:
     """The module of ``parts`` within a copy of ``model``, whose weights become stored ones."""
-    host = copy_of(model)
+    host = copy_of(model, on_write=True)
     install(parts[0].capture.made, host)
-    scales = joined({part.name: part.plan for part in parts}, host).parameters
-    with torch.no_grad():
-        for name, parameter in host.named_parameters():
-            parameter.div_(scales[name].fwd)
+    _store(host, joined({part.name: part.plan for part in parts}, host))
     return AssembledModule(host, parts, diagnostics)
+
+
+def _store(root: nn.Module, plan: ScalePlan) -> None:
+    """Divide each parameter by its scale. One whose scale is one stays in its memory."""
+    with torch.no_grad():
+        for name, parameter in root.named_parameters():
+            scale = plan.parameters[name].fwd
+            if scale != 1.0:
+                parameter.div_(scale)
 
 
 def build(part: Part) -> UnitScaledModule:
     """The module of one whole graph, with copies of the model's parameters over their scales."""
     captured = part.capture
     memo: dict[int, Any] = {}
-    root = copy_of(captured.model, memo)
+    root = copy_of(captured.model, memo, on_write=True)
     install(captured.made, root)
-    with torch.no_grad():
-        for name, parameter in root.named_parameters():
-            parameter.div_(part.plan.parameters[name].fwd)
+    _store(root, part.plan)
     for target, constant in captured.constants.items():
         if isinstance(constant, torch.Tensor):
             # A constant that the model itself holds is the same tensor in the module.
@@ -160,6 +164,7 @@ def module_of(
     """The module of a recording, with one graph or several; ``parts``: the rewritten parts.
 
     ``scales``: the source of their plans; ``diagnostics``: in addition to those of the recording.
+    A weight of scale one shares the model's memory until ``take_own_memory``.
     """
     if recorded.whole is not None:
         module = build(parts[0])

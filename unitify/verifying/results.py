@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from unitify.capture.compiled import eagerly
+from unitify.capture.copy_on_write import gradients_shared
 from unitify.capture.effects import INPUTS
 from unitify.capture.equality import same
 from unitify.capture.example import Inputs, copied
@@ -88,10 +89,10 @@ def run(
     ):
         for i, leaves in enumerate(given):
             before = State.of(tree, inputs[i], numbers=False) if i else state
-            made = _run_once(target, tree, before, inputs[i], asking, loss_fn)
+            same_call = next(iter(earlier[i : i + 1] or found[-1:]), Results())
+            made = _run_once(target, tree, before, inputs[i], asking, loss_fn, same_call)
             made.named |= _of_inputs(leaves, call)
-            for same_call in earlier[i : i + 1] or found[-1:]:
-                made.share(same_call)
+            made.share(same_call)
             found.append(made)
     return found
 
@@ -186,13 +187,15 @@ def _run_once(
     inputs: Inputs,
     asking: Asking,
     loss_fn: LossFunction | None,
+    earlier: Results,
 ) -> Results:
     args, kwargs = inputs
     held = _trained(tree, state)
     for tensor in held.values():
         tensor.grad = None
     found = Results()
-    with torch.set_grad_enabled(asking.positions is not None):
+    before = {name: earlier.named.get(f"gradient of {name}") for name in held}
+    with torch.set_grad_enabled(asking.positions is not None), gradients_shared(held, before):
         output = target(*args, **kwargs)
         _note_output(found, output)
         starts = _starts(found, state, output, loss_fn)
