@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from unitify.capture.example import copied
-from unitify.capture.state import State, kept, seeded
+from unitify.capture.state import State, restored, seeded
 from unitify.capture.whole import Capture
 from unitify.diagnostics import LossUnusable, UnitifyError
 
@@ -191,20 +191,16 @@ def _succeeds(run: Callable[[list[Any]], Any], inputs: list[Any]) -> bool:
 
 @contextlib.contextmanager
 def unchanged(
-    model: nn.Module,
-    seed: int = 0,
-    wholly: bool = False,
-    inputs: Any = (),
-    twin: nn.Module | None = None,
+    model: nn.Module, seed: int = 0, wholly: bool = False, state: State | None = None
 ) -> Iterator[State]:
     """Inside, a fixed seed holds. Restores random state and all that ``model`` holds afterwards.
 
-    Yields the state before. ``wholly``: also parameters and their ``.grad`` (none inside), which
-    Python code may change. A captured graph does not change them. ``inputs``, ``twin``: those of
-    ``State.of``.
+    Yields the state before, which may be given. ``wholly``: also parameters and their ``.grad``
+    (none inside), which Python code may change. A captured graph does not change them.
     """
     gradients = [(p, p.grad) for p in model.parameters()] if wholly else []
-    with kept(model, inputs, weights=wholly, twin=twin) as state, seeded(model, seed):
+    state = State.of(model, weights=wholly) if state is None else state
+    with restored(state), seeded(model, seed):
         for parameter, _ in gradients:
             parameter.grad = None
         try:

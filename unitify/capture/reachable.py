@@ -113,8 +113,8 @@ class Cell:
         if self.step == "global":
             return {name: held[0][name] for name in held[1] if name in held[0]}
         if self.step == "class":
-            return {n: v for n, v in vars(held).items() if _is_kept_by_class(n, v)}
-        if isinstance(held, list | deque):
+            return {n: v for n, v in vars(held).items() if n[:2] != "__" and _is_state(v)}
+        if isinstance(held, list | deque | tuple):
             return dict(enumerate(held))
         if isinstance(held, set):
             return {id(item): item for item in held}
@@ -250,8 +250,6 @@ def cells(model: nn.Module, inputs: Any = ()) -> Iterator[Cell]:
             entries = cell.entries()
             if len(entries) <= _MANY:
                 follow(entries.items(), cell.location, cell.step)
-        if isinstance(value, tuple):
-            follow(enumerate(value), location, "item")
 
 
 def _cells_of(value: Any, location: Location) -> Iterator[Cell]:
@@ -263,7 +261,7 @@ def _cells_of(value: Any, location: Location) -> Iterator[Cell]:
         yield Cell(location, value, "item")
         if vars_of := getattr(value, "__dict__", None):
             yield Cell(location, vars_of, "attribute", value)
-    elif isinstance(value, list | deque | set | types.CellType):
+    elif isinstance(value, list | deque | set | tuple | types.CellType):
         yield Cell(location, value, "item")
     elif isinstance(value, types.FunctionType):
         yield from _function_cells(value, location)
@@ -276,7 +274,7 @@ def _cells_of(value: Any, location: Location) -> Iterator[Cell]:
     elif isinstance(value, functools.partial):
         held = {"function": value.func, "args": value.args, "keywords": value.keywords}
         yield Cell(location, held, "item")
-    elif not isinstance(value, (*_CLOSED, tuple)) and not _is_closed(type(value)):
+    elif not isinstance(value, _CLOSED) and not _is_closed(type(value)):
         for namespace in namespaces(value):
             yield Cell(location, namespace, "attribute", value)
 
@@ -302,13 +300,14 @@ def _class_cells(kind: type) -> Iterator[Cell]:
             yield Cell(Location(base.__qualname__), base, "class")
 
 
-def _is_kept_by_class(name: str, value: Any) -> bool:
-    return not name.startswith("__") and _is_state(value)
-
-
 def _is_state(value: Any) -> bool:
-    """Can a function keep state there: a plain value or a container, not a library's object?"""
-    return type(value) in (*PLAIN, Tensor, dict, list, set, deque)
+    """Can code keep state there: is it no function, class, module, or object of torch's?"""
+    if isinstance(value, (*PLAIN, Tensor)):
+        return True
+    kind = type(value)
+    return not (
+        issubclass(kind, (*_CLOSED, types.FunctionType, nn.Module)) or _is_closed(kind)
+    ) or (issubclass(kind, (dict, list, set, tuple, deque)))
 
 
 @functools.cache

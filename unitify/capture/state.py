@@ -11,7 +11,8 @@ import contextlib
 import operator
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,15 +106,15 @@ class State:
         inputs: Any = (),
         weights: bool = False,
         numbers: bool = True,
-        twin: nn.Module | None = None,
+        copies: Mapping[int, Tensor] | None = None,
     ) -> State:
         """The state of ``model`` now.
 
         ``weights``: with copies of its parameters' numbers; ``numbers``: with any copies at all.
-        ``twin``: a module whose parameters, where they hold the same numbers, serve as copies.
+        ``copies``: those that exist already (``held_twice``).
         """
         parameters = set() if weights else {id(p) for p in model.parameters()}
-        held_twice = _held_twice(model, twin) if weights and twin is not None else {}
+        known = copies or {}
         entries = tuple((cell, cell.entries()) for cell in cells(model, inputs))
         contents: dict[int, Contents] = {}
         holders = [
@@ -127,7 +128,7 @@ class State:
         for cell, key, value in holders:
             if id(value) in contents:
                 continue
-            copied = held_twice.get(id(value))
+            copied = known.get(id(value))
             copied = _copy(value, copy) if copied is None else copied
             if copied is not None:
                 location = cell.location.then(cell.step, key)
@@ -174,15 +175,17 @@ def _is_identical(before: dict[Any, Any], after: dict[Any, Any]) -> bool:
     )
 
 
-@contextlib.contextmanager
-def kept(
-    model: nn.Module, inputs: Any = (), weights: bool = False, twin: nn.Module | None = None
-) -> Iterator[State]:
+def kept(model: nn.Module, weights: bool = False) -> AbstractContextManager[State]:
     """Restore ``model`` afterwards, whatever happens inside. Yields its state.
 
-    The arguments are those of ``State.of``.
+    ``weights``: that of ``State.of``.
     """
-    state = State.of(model, inputs, weights, twin=twin)
+    return restored(State.of(model, weights=weights))
+
+
+@contextlib.contextmanager
+def restored(state: State) -> Iterator[State]:
+    """Restore ``state`` afterwards. It is that of now, or of a time since which it was restored."""
     try:
         yield state
     finally:
@@ -242,10 +245,10 @@ def _copy(value: Any, copy: Callable[[Tensor], Tensor]) -> Any:
     return _state_of(value)
 
 
-def _held_twice(model: nn.Module, twin: nn.Module) -> dict[int, Tensor]:
+def held_twice(model: nn.Module, twin: nn.Module) -> dict[int, Tensor]:
     """Parameters of ``twin`` in memory of their own, with the numbers of those of ``model``.
 
-    By the identity of the parameter of ``model``.
+    By the identity of the parameter of ``model``, for which each may serve as the copy.
     """
     theirs = dict(twin.named_parameters(remove_duplicate=False))
     return {

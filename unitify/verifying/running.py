@@ -37,7 +37,8 @@ from unitify.rulebook.rule_table import RuleTable
 from unitify.verification import Difference, Verification
 from unitify.verifying.calls import Call, calls_of
 from unitify.verifying.comparison import compare
-from unitify.verifying.results import asking_of, results_of, run
+from unitify.verifying.results import results_of
+from unitify.verifying.side import Side, asking_of, run
 from unitify.verifying.underflow import underflowing_gradients
 from unitify.verifying.validation import validate, validate_parameters
 from unitify.verifying.yardstick import rounding_among, yardstick
@@ -94,9 +95,10 @@ def verify_by_running(
         Call(f"batch {n}", module.training, batch, is_example=False)
         for n, batch in enumerate(further)
     )
+    sides = Side(model, module), Side(module, model)
     for number, call in enumerate([*own, *others]):
         try:
-            total = _and(total, call, _compared(model, module, call, loss_fn, seed))
+            total = _and(total, call, _compared(*sides, call, loss_fn, seed))
         except _ModelRefuses as error:
             if number == 0:
                 cause = error.error
@@ -112,32 +114,32 @@ class _ModelRefuses(Exception):
 
 
 def _compared(
-    model: nn.Module,
-    module: UnitScaledModule,
+    model: Side,
+    module: Side,
     call: Call,
     loss_fn: LossFunction | None,
     seed: int,
 ) -> Verification:
     try:
         try:
-            asking, mine = asking_of(model, call, loss_fn, seed, module)
+            asking, mine = asking_of(model, call, loss_fn, seed)
         except UnitifyError:
             # A loss may hold targets that fit only the example.
             if call.is_example:
                 raise
             loss_fn = None
-            asking, mine = asking_of(model, call, loss_fn, seed, module)
+            asking, mine = asking_of(model, call, loss_fn, seed)
     except UnitifyError:
         raise
     except Exception as error:
         raise _ModelRefuses(error) from error
-    if (code := _refusal(module, call)) is not None:
+    if (code := _refusal(module.target, call)) is not None:
         return Verification(exact=True, compared=0, refused=(f"{call.name}: {code}",))
     try:
         with warnings.catch_warnings():
             # The graph has to run, not the model's own code in place of it.
             warnings.filterwarnings("error", "U11[58]", UnitifyWarning)
-            theirs = run(module, call, asking, loss_fn, seed, model, mine)
+            theirs = run(module, call, asking, loss_fn, seed, mine)
     except UnitifyError as error:
         return Verification(exact=True, compared=0, refused=(f"{call.name}: {error.code}",))
     except Exception as error:
@@ -149,7 +151,7 @@ def _compared(
     others = [d for d in differing if not d.is_underflow]
     rounding: set[str] = set()
     if others and not any(math.isinf(d.relative) for d in others):
-        measure = yardstick(model, call, asking, loss_fn, seed, expected)
+        measure = yardstick(model.target, call, asking, loss_fn, seed, expected)
         if measure is not None:
             rounding = rounding_among(others, found, measure)
     notes = underflowing_gradients(model, call, asking, loss_fn) if call.times > 1 else ()
@@ -164,7 +166,7 @@ def _compared(
     )
 
 
-def _refusal(module: UnitScaledModule, call: Call) -> str | None:
+def _refusal(module: Any, call: Call) -> str | None:
     """The code of what no graph of the whole model takes a call for; None where one does."""
     mode = "train" if call.training else "eval"
     wholes = [part.capture for name, part in module.parts.items() if not path_of(name)]

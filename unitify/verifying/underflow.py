@@ -12,19 +12,20 @@ from torch.utils import _pytree as pytree
 from unitify.capture.execution import LossFunction, on_gradient
 from unitify.diagnostics import GradientsUnderflow
 from unitify.verifying.calls import Call
-from unitify.verifying.results import Asking, run
+from unitify.verifying.side import Asking, Side, run
 
 #: A smaller share of subnormal elements weighs less than the rounding of the others.
 _NOTICEABLE = 0.01
 
 
 def underflowing_gradients(
-    model: nn.Module, call: Call, asking: Asking, loss_fn: LossFunction | None
+    side: Side, call: Call, asking: Asking, loss_fn: LossFunction | None
 ) -> Iterator[GradientsUnderflow]:
     """The submodule whose result has the largest share of subnormal or lost gradients, if any.
 
-    Takes one run of ``model``. A model in another type than float16 has none.
+    Takes one run of the model. A model in another type than float16 has none.
     """
+    model = side.target
     if not any(parameter.dtype == torch.float16 for parameter in model.parameters()):
         return
     shares: dict[str, float] = {}
@@ -33,7 +34,7 @@ def underflowing_gradients(
         for name, module in model.named_modules()
     ]
     try:
-        run(model, call, asking, loss_fn)
+        run(side, call, asking, loss_fn)
     finally:
         for handle in handles:
             handle.remove()

@@ -23,7 +23,8 @@ from unitify.capture.execution import LossFunction
 from unitify.capture.tree import copy_of
 from unitify.verification import Difference
 from unitify.verifying.calls import Call
-from unitify.verifying.results import Asking, named, run
+from unitify.verifying.results import named
+from unitify.verifying.side import Asking, Side, run
 
 #: The module's error may be this many times the model's. Both errors are draws of one distribution,
 #: and one may be small by luck.
@@ -62,7 +63,8 @@ def yardstick(
     # Where a kernel of eager code knows no double precision, that of compiled code may.
     for how in (contextlib.nullcontext, as_compiled):
         with contextlib.suppress(Exception), how():
-            results = named(run(copy_of(model).to(other), wide, asking, loss_fn, seed))
+            side = Side(copy_of(model).to(other))
+            results = named(run(side, wide, asking, loss_fn, seed))
             break
     if results is None:
         return None
