@@ -106,15 +106,15 @@ class State:
         inputs: Any = (),
         weights: bool = False,
         numbers: bool = True,
-        copies: Mapping[int, Tensor] | None = None,
+        copies: Mapping[Tensor, Tensor] | None = None,
     ) -> State:
         """The state of ``model`` now.
 
         ``weights``: with copies of its parameters' numbers; ``numbers``: with any copies at all.
-        ``copies``: those that exist already (``held_twice``).
+        ``copies``: those of parameters that exist already.
         """
         parameters = set() if weights else {id(p) for p in model.parameters()}
-        known = copies or {}
+        known = {id(own): copy.detach() for own, copy in (copies or {}).items()}
         entries = tuple((cell, cell.entries()) for cell in cells(model, inputs))
         contents: dict[int, Contents] = {}
         holders = [
@@ -245,17 +245,17 @@ def _copy(value: Any, copy: Callable[[Tensor], Tensor]) -> Any:
     return _state_of(value)
 
 
-def held_twice(model: nn.Module, twin: nn.Module) -> dict[int, Tensor]:
-    """Parameters of ``twin`` in memory of their own, with the numbers of those of ``model``.
+def held_twice(model: nn.Module, twin: nn.Module) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Pairs of parameters of both that hold the same numbers, each in memory of its own.
 
-    By the identity of the parameter of ``model``, for which each may serve as the copy.
+    Each of the two may serve as a copy of the other.
     """
     theirs = dict(twin.named_parameters(remove_duplicate=False))
-    return {
-        id(own): theirs[name].detach()
+    return tuple(
+        (own, theirs[name])
         for name, own in model.named_parameters()
         if name in theirs and _is_double(own, theirs[name])
-    }
+    )
 
 
 def _is_double(a: Tensor, b: Tensor) -> bool:

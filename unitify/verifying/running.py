@@ -38,7 +38,7 @@ from unitify.verification import Difference, Verification
 from unitify.verifying.calls import Call, calls_of
 from unitify.verifying.comparison import compare
 from unitify.verifying.results import results_of
-from unitify.verifying.side import Side, asking_of, run
+from unitify.verifying.side import Side, asking_of, run, sides_of
 from unitify.verifying.underflow import underflowing_gradients
 from unitify.verifying.validation import validate, validate_parameters
 from unitify.verifying.yardstick import rounding_among, yardstick
@@ -95,7 +95,7 @@ def verify_by_running(
         Call(f"batch {n}", module.training, batch, is_example=False)
         for n, batch in enumerate(further)
     )
-    sides = Side(model, module), Side(module, model)
+    sides = sides_of(model, module)
     for number, call in enumerate([*own, *others]):
         try:
             total = _and(total, call, _compared(*sides, call, loss_fn, seed))

@@ -6,7 +6,7 @@ A model and its module run in the same way: from the same state and under the sa
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,10 +40,10 @@ class Asking:
 class Side:
     """A model or its module: what is called, and its states before the calls of both modes."""
 
-    def __init__(self, target: nn.Module, twin: nn.Module | None = None) -> None:
-        """``twin``: the other side; its parameters serve as copies of this one's."""
+    def __init__(self, target: nn.Module, copies: Mapping[Tensor, Tensor] | None = None) -> None:
+        """``copies``: of parameters, where they exist already."""
         self.target, self.tree = target, tree_of(target)
-        self._copies = {} if twin is None else held_twice(self.tree, tree_of(twin))
+        self._copies = copies
         self._states: dict[bool, State] = {}
 
     def state(self, training: bool) -> State:
@@ -51,6 +51,12 @@ class Side:
         if training not in self._states:
             self._states[training] = State.of(self.tree, weights=True, copies=self._copies)
         return self._states[training]
+
+
+def sides_of(model: nn.Module, module: nn.Module) -> tuple[Side, Side]:
+    """Both sides of a comparison. The parameters of each serve as copies of the other's."""
+    pairs = held_twice(tree_of(model), tree_of(module))
+    return Side(model, dict(pairs)), Side(module, {b: a for a, b in pairs})
 
 
 def run(
@@ -93,9 +99,13 @@ def run(
 
 
 def _written(tree: nn.Module, states: Sequence[State], first: State) -> dict[Location, Any]:
-    """Entries whose tensors were written into, buffers apart, which are results of their own."""
-    buffers = {id(buffer) for buffer in tree.buffers()}
-    written = {id(held.holder) for state in (*states, first) for held in state.written()} - buffers
+    """Entries of plain tensors and arrays that were written into.
+
+    Buffers are results of their own, and a module that writes into its parameters stays Python.
+    """
+    apart = {id(tensor) for tensor in (*tree.buffers(), *tree.parameters())}
+    held = {id(h.holder): h for state in (*states, first) for h in state.contents}
+    written = {name for name, h in held.items() if name not in apart and h.is_changed()}
     return {
         place_of(cell, key): value_of(value)
         for state in states

@@ -75,7 +75,8 @@ def validate_parameters(
         if stored.is_meta or original.is_meta:
             continue
         fwd = module.plan.parameters.get(name, Scale()).fwd
-        difference = difference_of(name, original.detach(), stored.detach() * fwd)
+        true = stored.detach() if fwd == 1.0 else stored.detach() * fwd
+        difference = difference_of(name, original.detach(), true)
         if difference is not None and not difference.is_underflow:
             problem = f"the stored parameter is not the original divided by {fwd:g}"
             found.append(WrongFactor(where=name, value=name, problem=problem))
