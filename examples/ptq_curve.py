@@ -21,14 +21,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import fx
-
 import unitify
 from examples import real_inputs
 from examples.evaluation import METRICS, evaluate
 from examples.nets import NETS
 from examples.sqnr import simulated
-from unitify.cast.casting import cast_module
+from unitify.cast.casting import cast_parts
 from unitify.module.assembly import parts_in
 from unitify.noise.measured import measured_noise, output_names
 from unitify.noise.mixed_precision import Sensitivity, leave_out
@@ -68,19 +66,21 @@ class Subject:
     def __init__(self, name: str) -> None:
         self.name = name
         model, inputs = NETS[name].load()
-        graphs: list[fx.Graph] = []
         self.module = unitify.transform(
             model,
             (),
             inputs,
             verify=False,
             recipe=simulated("fp8-ptq", multiple=1),
-            on_stage=lambda stage, made: graphs.append(made.graph) if stage == "rewrite" else None,
+            on_stage=self._note,
         ).eval()
-        (self.graph,) = graphs
         self.choices = self.module.casts
         self.cast = {c.value: c for c in self.choices if c.is_contraction and c.is_cast}
         self.flops = {name: float(c.flops) for name, c in self.cast.items()}
+
+    def _note(self, stage: str, made: Any) -> None:
+        if stage == "rewrite":
+            (self.part,) = made
 
     @cached_property
     def operands(self) -> Any:
@@ -133,10 +133,10 @@ class Subject:
 
     def metric(self, left: set[str]) -> float:
         """The net's own metric with ``left`` in BF16."""
-        self.module.graph = self.graph
         recipe = self.module.recipe
         assert recipe is not None
-        cast_module(self.module, parts_in(self.module), recipe, RULES, made=self.chosen(left))
+        (part,), _ = cast_parts([self.part], recipe, RULES, made=self.chosen(left))
+        self.module.take(part)
         return evaluate(self.name, self.module)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,8 @@ def convert(
         rules=rules,
         on_stage=clock.done,
     )
-    module.diagnostics = (*source.notes, *module.diagnostics)
+    notes = (*source.notes, *module.diagnostics)
+    module.about = replace(module.about, diagnostics=notes)
     # The report uses measured RMS, even where the scales were predicted.
     if module.scales == "measured":
         measured = {part.name: part.estimates for part in clock.made["estimate"].parts}

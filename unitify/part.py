@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from torch import fx
+from torch import Tensor, fx
 
 from unitify.capture.islands import path_of
 from unitify.capture.whole import Capture
@@ -31,6 +31,7 @@ class Part:
     - ``graph``: the rewritten graph; that of the capture before
     - ``estimates``: RMS of every value; empty before the estimate stage
     - ``choices``: the choice of a recipe for every value; empty before the cast stage
+    - ``constants``: further attributes that the graph with casts reads, by name
     """
 
     name: str
@@ -39,6 +40,7 @@ class Part:
     graph: fx.Graph
     estimates: Estimates = field(default_factory=dict)
     choices: tuple[Choice, ...] = ()
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def path(self) -> str:

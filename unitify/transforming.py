@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -20,9 +20,10 @@ from unitify.capture.islands import (
     with_true_parameters,
 )
 from unitify.capture.sizes import RECORDING_SECONDS
-from unitify.cast.casting import Evidence, cast_module
+from unitify.cast.casting import Evidence, cast_parts
 from unitify.diagnostics import (
     CaptureDiffers,
+    Diagnostic,
     NotExact,
     NothingTransformed,
     UnitifyError,
@@ -31,8 +32,9 @@ from unitify.diagnostics import (
 )
 from unitify.estimates import Estimates
 from unitify.estimating import Estimated, check_scales, estimated
+from unitify.module.about import About
 from unitify.module.adopted import adopt_parameters
-from unitify.module.assembly import module_of
+from unitify.module.assembly import assemble
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.part import Part, parts_of, value_name
 from unitify.plan.bands import tolerance_of
@@ -41,10 +43,10 @@ from unitify.planning import carrier_of, placement_of, planned, uniformly_planne
 from unitify.recipe.reader import read_recipe
 from unitify.recipe.recipe import Recipe
 from unitify.rewrite import rewrite
-from unitify.rulebook.rule_table import load_rules
+from unitify.rulebook.rule_table import RuleTable, load_rules
 from unitify.scheme.options import UnitScheme, read_scheme
 from unitify.scheme.reparametrize import reparametrize
-from unitify.verification import Difference, Verification
+from unitify.verification import Verification
 from unitify.verifying.running import is_faithful, lost_by_recording, notes_on, verify_module
 
 #: Called after each stage with its name and its result.
@@ -108,7 +110,8 @@ def transform(
     - ``rules``: rule files or mappings in addition to the shipped ones.
     - ``on_stage(name, made)`` is called after each stage with its result: "capture" and
       "reparametrize" with a ``Recording``, "estimate" with an ``Estimated``, "plan" with a
-      ``Planned``, the others with the module or its ``Verification``.
+      ``Planned``, "rewrite" and "cast" with the parts, "verify" with a ``Verification``,
+      "assemble" with the module.
 
     Warns (``UnitifyWarning``) of what is not kept: submodules that are not transformed, a graph for
     one mode, checkpointing, a pattern of the recipe that matches nothing.
@@ -134,8 +137,8 @@ def transform(
     carrier = carrier_of(model, casts, weights)
     further = [as_inputs(model, batch) for batch in batches or ()]
 
-    def scaled(captured: Recording) -> tuple[Recording, Estimated, list[Part], UnitScaledModule]:
-        """capture ─► reparametrize ─► estimate ─► plan ─► rewrite ─► module."""
+    def scaled(captured: Recording) -> Scaled:
+        """capture ─► reparametrize ─► estimate ─► plan ─► rewrite."""
         captured = with_true_parameters(captured) if weights == "true" else captured
         done("capture", captured)
         recorded = reparametrize(captured, asked, table)
@@ -151,60 +154,94 @@ def transform(
             known = Estimated(parts_of(recorded.parts), "")
             plans = uniformly_planned(known.parts, casts.loss_scale)
         done("plan", plans)
-        parts = [replace(p, graph=rewrite(p.capture, p.plan, table)) for p in plans.parts]
-        notes = (*known.diagnostics, *plans.diagnostics)
-        module = module_of(recorded, parts, known.scales, notes)
-        done("rewrite", module)
-        return recorded, known, parts, module
+        parts = tuple(replace(p, graph=rewrite(p.capture, p.plan, table)) for p in plans.parts)
+        done("rewrite", parts)
+        notes = (*recorded.notes, *known.diagnostics, *plans.diagnostics)
+        return Scaled(recorded, known, parts, notes)
 
-    recorded, known, parts, module = scaled(
-        record(model, args, kwargs, dynamic_shapes, further, recording_seconds)
-    )
+    def again(model: nn.Module, args: Any, kwargs: Any) -> UnitScaledModule:
+        return transform(
+            model, args, kwargs, loss_fn=loss_fn, scales=scales, recipe=casts,
+            dynamic_shapes=dynamic_shapes, recording_seconds=recording_seconds, placement=where,
+            verify=verify, rules=rules,
+        )  # fmt: skip
+
+    made = scaled(record(model, args, kwargs, dynamic_shapes, further, recording_seconds))
+    result: Verification | None = None
     if verify:
-        others = _of_further_recordings(recorded, further)
-        result = verify_module(recorded.model, module, table, args, kwargs, loss_fn, further=others)
-        if not result.is_accepted and lost_by_recording(recorded.model, module, args, kwargs):
+        others = _of_further_recordings(made.recorded, further)
+        result, is_lost = _verified(made, table, args, kwargs, loss_fn, others)
+        if is_lost:
             # The recordings of submodules may be exact where that of the whole is not.
             apart = record(
                 model, args, kwargs, dynamic_shapes, further, recording_seconds, is_faithful
             )
-            recorded, known, parts, module = scaled(apart)
-            result = verify_module(recorded.model, module, table, args, kwargs, loss_fn)
-            if result.differences:
-                differences = _named(result.differences)
-                raise UnitifyError(
-                    CaptureDiffers(where=type(model).__name__, differences=differences)
-                )
+            made = scaled(apart)
+            result, is_lost = _verified(made, table, args, kwargs, loss_fn)
         done("verify", result)
-        if result.findings:
-            raise UnitifyError(*result.findings)
-        if result.differences:
-            differences = _named(result.differences)
-            raise UnitifyError(NotExact(where=type(model).__name__, differences=differences))
-        module.diagnostics += notes_on(result, type(model).__name__)
-        module.verification = result
-    warn_of_losses(module.diagnostics)
+        _raise_where_it_differs(result, type(model).__name__, is_lost=is_lost)
+        made = made.noting(*notes_on(result, type(model).__name__))
+    warn_of_losses(made.notes)
     if casts is not None:
-        ran = further or list(known.calls)
-        flat = {n: _flat(n, recorded, ran) for n in recorded.parts} if ran else {}
-        notes = cast_module(module, parts, casts, table, Evidence(flat, loss_fn))
-        module.diagnostics = (*module.diagnostics, *notes)
+        flat = made.flat_inputs(further or list(made.known.calls))
+        parts, notes = cast_parts(made.parts, casts, table, Evidence(flat, loss_fn))
         warn_of_losses(notes)
-        done("cast", module)
+        made = replace(made, parts=parts).noting(*notes)
+        done("cast", parts)
+    can_repeat = weights == "true" and asked is None and list(made.recorded.parts) == [""]
+    about = About(made.notes, casts, made.known.scales, result, again if can_repeat else None)
+    module = assemble(made.recorded, made.parts, about)
     if inplace:
         adopt_parameters(model, module)
-    take_own_memory(module, recorded.model)
-    if weights == "true" and not module.scheme and list(module.parts) == [""]:
-
-        def again(model: nn.Module, args: Any, kwargs: Any) -> UnitScaledModule:
-            return transform(
-                model, args, kwargs, loss_fn=loss_fn, scales=scales, recipe=casts,
-                dynamic_shapes=dynamic_shapes, recording_seconds=recording_seconds, placement=where,
-                verify=verify, rules=rules,
-            )  # fmt: skip
-
-        module._again = again
+    take_own_memory(module, made.recorded.model)
+    done("assemble", module)
     return module
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A recording, its estimates, its rewritten parts, and what the user should know."""
+
+    recorded: Recording
+    known: Estimated
+    parts: tuple[Part, ...]
+    notes: tuple[Diagnostic, ...]
+
+    def noting(self, *notes: Diagnostic) -> Scaled:
+        """The same, with further notes."""
+        return replace(self, notes=(*self.notes, *notes))
+
+    def flat_inputs(self, calls: list[Inputs]) -> dict[str, list[list[Any]]]:
+        """Flat inputs of each part for ``calls``; an island has those of its recording."""
+        held = self.recorded.parts
+        return {
+            name: [list(held[name].example)] if path_of(name) else flat_calls(held, name, calls)
+            for name in (held if calls else ())
+        }
+
+
+def _verified(
+    made: Scaled,
+    rules: RuleTable,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    loss_fn: LossFunction | None,
+    further: Sequence[Inputs] = (),
+) -> tuple[Verification, bool]:
+    """Is the module of ``made`` its model? And is what differs lost by the recording already?"""
+    model, module = made.recorded.model, assemble(made.recorded, made.parts)
+    result = verify_module(model, module, rules, args, kwargs, loss_fn, further=further)
+    is_lost = not result.is_accepted and lost_by_recording(model, module, args, kwargs)
+    return result, is_lost
+
+
+def _raise_where_it_differs(result: Verification, name: str, *, is_lost: bool) -> None:
+    if result.findings:
+        raise UnitifyError(*result.findings)
+    if result.differences:
+        kind = CaptureDiffers if is_lost else NotExact
+        shown = "; ".join(map(str, result.differences[:3]))
+        raise UnitifyError(kind(where=name, differences=shown))
 
 
 def _observer(on_stage: StageObserver | None) -> StageObserver:
@@ -222,17 +259,6 @@ def _of_further_recordings(recorded: Recording, calls: list[Inputs]) -> list[Inp
             fitting = (c for c in calls if isinstance(captured.call.fitted(*c), list))
             found += [call for call in (next(fitting, None),) if call is not None]
     return found
-
-
-def _named(differences: tuple[Difference, ...]) -> str:
-    return "; ".join(str(d) for d in differences[:3])
-
-
-def _flat(name: str, recorded: Recording, calls: list[Inputs]) -> list[list[Any]]:
-    """Flat inputs of a part; an island has those of its recording."""
-    if path_of(name):
-        return [list(recorded.parts[name].example)]
-    return flat_calls(recorded.parts, name, calls)
 
 
 def estimate(

@@ -68,6 +68,11 @@ class Recording:
     diagnostics: tuple[Diagnostic, ...] = ()
 
     @property
+    def notes(self) -> tuple[Diagnostic, ...]:
+        """What the user should know of the recording."""
+        return self.diagnostics if self.whole is None else self.whole.diagnostics
+
+    @property
     def whole(self) -> Capture | None:
         """The one capture of the whole model, for every call; None if it takes more than one."""
         return self.parts[""] if tuple(self.parts) == ("",) else None

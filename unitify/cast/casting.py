@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import fx
 
 from unitify.arrival import units_of, watched
 from unitify.capture.execution import LossFunction
@@ -24,28 +23,14 @@ from unitify.cast.noise_bound import within_bound
 from unitify.cast.repeated import repeated
 from unitify.cast.search import searched, with_scales
 from unitify.diagnostics import Diagnostic, RecipeInvalid, UnitifyError
-from unitify.module.unit_scaled import UnitScaledModule
 from unitify.part import Part
 from unitify.recipe.choices import Choice, Patterns, choose
 from unitify.recipe.recipe import Recipe
 from unitify.rulebook.rule_table import RuleTable
 
 
-@dataclass(frozen=True)
-class CastGraph:
-    """A graph with casts, their recipe, and the choice for each value.
-
-    ``constants``: the means of operands that the graph reads, by name.
-    """
-
-    graph: fx.Graph
-    recipe: Recipe
-    choices: tuple[Choice, ...]
-    constants: Mapping[str, torch.Tensor]
-
-
-def with_casts(part: Part, recipe: Recipe, rules: RuleTable) -> CastGraph:
-    """The graph of ``part`` with the casts of its choices.
+def with_casts(part: Part, recipe: Recipe, rules: RuleTable) -> Part:
+    """``part`` with the casts of its choices in its graph, and what these read as constants.
 
     Raises ``UnitifyError`` (U404) where the recipe requires FP8 and a contraction cannot run in it.
     """
@@ -55,7 +40,7 @@ def with_casts(part: Part, recipe: Recipe, rules: RuleTable) -> CastGraph:
     if recipe.scaling == "unit":
         lowered = watched(lowered, units_of(part.capture, part.plan))
     held = {name: constant.to(device) for name, constant in constants.items()}
-    return CastGraph(lowered, recipe, noted, held)
+    return replace(part, graph=lowered, choices=noted, constants=held)
 
 
 @dataclass(frozen=True)
@@ -69,17 +54,16 @@ class Evidence:
     loss_fn: LossFunction | None = None
 
 
-def cast_module(
-    module: UnitScaledModule,
+def cast_parts(
     parts: Iterable[Part],
     recipe: Recipe,
     rules: RuleTable,
     evidence: Evidence | None = None,
     made: Iterable[Choice] | None = None,
-) -> tuple[Diagnostic, ...]:
-    """Cast ``parts`` by ``recipe``, and let ``module``, which consists of them, run the result.
+) -> tuple[tuple[Part, ...], tuple[Diagnostic, ...]]:
+    """``parts`` with the casts of ``recipe``, and what the user should know.
 
-    ``made``: choices to repeat, named as in ``module.casts``. Returns what the user should know.
+    ``made``: choices to repeat, named as in ``module.casts``.
 
     Raises ``UnitifyError``: U404 as ``with_casts``; U301 where ``made`` does not fit; U402 where
     the recipe chooses by evidence and neither ``evidence`` nor ``made`` is given.
@@ -90,7 +74,7 @@ def cast_module(
     patterns = Patterns(recipe)
     notes: list[Diagnostic] = []
     made = None if made is None else tuple(made)
-    found: dict[str, CastGraph] = {}
+    found: list[Part] = []
     for part in parts:
         part = chosen(part, recipe, rules, patterns)
         if made is not None:
@@ -100,12 +84,8 @@ def cast_module(
             notes += noted
         if recipe.joint and made is None:
             part = joint(part, rules)
-        found[part.name] = with_casts(part, recipe, rules)
-    for name, part_module in module.parts.items():
-        cast_by = found[name]
-        part_module.take_casts(cast_by.graph, recipe, cast_by.choices, cast_by.constants)
-    module.recipe = recipe
-    return (*patterns.unmatched(), *notes)
+        found.append(with_casts(part, recipe, rules))
+    return tuple(found), (*patterns.unmatched(), *notes)
 
 
 def chosen(part: Part, recipe: Recipe, rules: RuleTable, patterns: Patterns | None = None) -> Part:

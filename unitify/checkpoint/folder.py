@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def load(
         scheme=found.scheme,
         rules=rules,
     )
-    module.scales = found.scales
+    module.about = replace(module.about, scales=found.scales)
     return module
 
 

@@ -17,10 +17,11 @@ from unitify.capture.copy_on_write import take_own_memory
 from unitify.capture.inputs import as_inputs, given_or_inferred
 from unitify.capture.islands import record, with_true_parameters
 from unitify.capture.sizes import RECORDING_SECONDS
-from unitify.cast.casting import cast_module
+from unitify.cast.casting import cast_parts
 from unitify.checkpoint.state_dict import check_fitting
 from unitify.diagnostics import KeysDiffer, UnitifyError, UnknownOption
-from unitify.module.assembly import module_of, plan_of
+from unitify.module.about import About
+from unitify.module.assembly import assemble, plan_of
 from unitify.module.fingerprint import KEY
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.part import Part, parts_of
@@ -30,7 +31,7 @@ from unitify.recipe.reader import read_recipe
 from unitify.recipe.recipe import Recipe
 from unitify.reparametrization import Reparametrization
 from unitify.rewrite import rewrite
-from unitify.rulebook.rule_table import load_rules
+from unitify.rulebook.rule_table import RuleTable, load_rules
 from unitify.scheme.reparametrize import reparametrize
 from unitify.verifying.running import is_faithful
 
@@ -77,17 +78,19 @@ def rebuild(
     if plan.weights == "true":
         recorded = with_true_parameters(recorded)
     recorded = reparametrize(recorded, scheme, table)
-    parts: list[Part] = []
-    for part in parts_of(recorded.parts):
-        own = plan_of(plan, part.name, part.capture)
-        check_plan(part.capture, own)
-        parts.append(replace(part, plan=own, graph=rewrite(part.capture, own, table)))
-    module = module_of(recorded, parts)
+    parts = tuple(_planned(part, plan, table) for part in parts_of(recorded.parts))
+    if rounding is not None:
+        parts, _ = cast_parts(parts, rounding, table, made=casts)
+    module = assemble(recorded, parts, About(recorded.notes, rounding))
     take_over(module, state_dict)
     take_own_memory(module, recorded.model)
-    if rounding is not None:
-        cast_module(module, parts, rounding, table, made=casts)
     return module
+
+
+def _planned(part: Part, plan: ScalePlan, rules: RuleTable) -> Part:
+    own = plan_of(plan, part.name, part.capture)
+    check_plan(part.capture, own)
+    return replace(part, plan=own, graph=rewrite(part.capture, own, rules))
 
 
 def take_over(module: UnitScaledModule, state_dict: Mapping[str, Tensor]) -> None:

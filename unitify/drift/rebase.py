@@ -16,7 +16,7 @@ from torch import nn
 from unitify.analysis.analyze import analyze
 from unitify.capture.execution import LossFunction
 from unitify.capture.whole import Capture
-from unitify.cast.casting import CastGraph, with_casts
+from unitify.cast.casting import with_casts
 from unitify.diagnostics import NothingTransformed, UnitifyError
 from unitify.drift.measuring import measure_running, true_capture
 from unitify.estimates import Estimates
@@ -85,8 +85,9 @@ def rebase_(
             for part, (captured, estimates) in zip(parts_in(whole), known, strict=False)
         ]
         chosen += [_Chosen.of(whole, part, table) for part in _planned(own, whole, table)]
+    source = "analysis" if scales == "analysis" else "measured"
     for whole in wholes:
-        whole.scales = "analysis" if scales == "analysis" else "measured"
+        whole.about = replace(whole.about, scales=source)
     return Rebase(sum(one.adopt() for one in chosen))
 
 
@@ -156,12 +157,11 @@ def _as_held(chosen: ScalePlan, held: ScalePlan, captured: Capture) -> ScalePlan
 
 @dataclass(frozen=True)
 class _Chosen:
-    """A part with its new plan and graph, and that graph with the recipe's casts."""
+    """A part with its new plan, and its new graph with the recipe's casts."""
 
     whole: UnitScaledModule
     module: UnitScaledModule
     part: Part
-    casts: CastGraph | None
 
     @staticmethod
     def of(whole: UnitScaledModule, part: Part, rules: RuleTable) -> _Chosen:
@@ -170,19 +170,15 @@ class _Chosen:
         made = replace(
             part, capture=module.capture, graph=rewrite(module.capture, part.plan, rules)
         )
-        recipe = module.recipe
-        casts = with_casts(made, recipe, rules) if recipe is not None else None
-        return _Chosen(whole, module, made, casts)
+        if module.recipe is not None:
+            made = with_casts(made, module.recipe, rules)
+        return _Chosen(whole, module, made)
 
     def adopt(self) -> int:
         """Let the part run by the new plan. Returns the number of values with a new scale."""
         held, new = self.module.plan, self.part.plan
         changed = sum(new.wanted(name) != held.wanted(name) for name in held.values)
-        self.module.plan = new
-        self.module.graph = self.part.graph
-        if self.casts is not None:
-            cast = self.casts
-            self.module.take_casts(cast.graph, cast.recipe, cast.choices, cast.constants)
+        self.module.take(self.part)
         if isinstance(self.whole, AssembledModule):
             plans = {name: part.plan for name, part in self.whole.parts.items()}
             self.whole.plan = joined(plans, self.whole.host)

@@ -23,7 +23,7 @@ from unitify.capture.recorded_graph import parameter_aliases
 from unitify.capture.tree import copy_of
 from unitify.capture.watching import call_of, share_hooks
 from unitify.capture.whole import Capture
-from unitify.diagnostics import Diagnostic
+from unitify.module.about import About
 from unitify.module.graph_forward import GraphForward, own_code_again
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.module.watched import Reason
@@ -45,14 +45,14 @@ class AssembledModule(UnitScaledModule):
         self,
         host: nn.Module,
         parts: Sequence[Part],
-        diagnostics: tuple[Diagnostic, ...] = (),
+        about: About,
     ) -> None:
         self._take_tree(host)
         self.__dict__["host"] = host
         self.graph = _call_of_host()
         self.plan = joined({part.name: part.plan for part in parts}, host)
-        self.diagnostics = diagnostics
-        self.__dict__["_parts"] = {part.name: _attach(host, part) for part in parts}
+        self.about = about
+        self.__dict__["_parts"] = {part.name: _attach(host, part, about) for part in parts}
         paths = [part.path for part in parts]
         for path in dict.fromkeys(paths):
             module = host.get_submodule(path)
@@ -102,38 +102,29 @@ class AssembledModule(UnitScaledModule):
         parts = [replace(part, graph=copy.deepcopy(part.graph)) for part in parts_in(self)]
         host = copy_of(self.host, memo)
         own_code_again(host)
-        made = AssembledModule(host, parts, self.diagnostics)
+        made = AssembledModule(host, parts, self.about)
         for name, part in self.parts.items():
             copied = made.parts[name]
             copied.watch(host, path_of(name), part)
-            copied.recipe, copied._casts = part.recipe, part.casts
             copied.is_inference = made.is_inference = part.is_inference
-        made.recipe, made.verification = self.recipe, self.verification
-        made.scales = self.scales
         memo[id(self)] = made
         return made
 
 
 def assemble(
-    model: nn.Module, parts: Sequence[Part], diagnostics: tuple[Diagnostic, ...] = ()
-) -> AssembledModule:
-    """The module of ``parts`` within a copy of ``model``, whose weights become stored ones."""
-    host = copy_of(model, on_write=True)
-    install(parts[0].capture.made, host)
-    _store(host, joined({part.name: part.plan for part in parts}, host))
-    return AssembledModule(host, parts, diagnostics)
+    recorded: Recording, parts: Sequence[Part], about: About | None = None
+) -> UnitScaledModule:
+    """The module of ``parts``, the rewritten parts of ``recorded``: one graph, or several.
+
+    A weight of scale one shares the model's memory until ``take_own_memory``.
+    """
+    about = About(recorded.notes) if about is None else about
+    if recorded.whole is not None:
+        return build(parts[0], about)
+    return _islands(recorded.model, parts, about)
 
 
-def _store(root: nn.Module, plan: ScalePlan) -> None:
-    """Divide each parameter by its scale. One whose scale is one stays in its memory."""
-    with torch.no_grad():
-        for name, parameter in root.named_parameters():
-            scale = plan.parameters[name].fwd
-            if scale != 1.0:
-                parameter.div_(scale)
-
-
-def build(part: Part) -> UnitScaledModule:
+def build(part: Part, about: About | None = None) -> UnitScaledModule:
     """The module of one whole graph, with copies of the model's parameters over their scales."""
     captured = part.capture
     memo: dict[int, Any] = {}
@@ -147,7 +138,7 @@ def build(part: Part) -> UnitScaledModule:
             root.register_buffer(target, held, persistent=False)
         else:
             root.add_module(target, constant)
-    module = UnitScaledModule(root, part.graph, part.plan, captured, captured.diagnostics)
+    module = UnitScaledModule(root, part, about or About(captured.diagnostics))
     module.divide()
     module.watch(root)
     if not captured.has_hooks:
@@ -155,30 +146,27 @@ def build(part: Part) -> UnitScaledModule:
     return module
 
 
-def module_of(
-    recorded: Recording,
-    parts: Sequence[Part],
-    scales: str = "",
-    diagnostics: tuple[Diagnostic, ...] = (),
-) -> UnitScaledModule:
-    """The module of a recording, with one graph or several; ``parts``: the rewritten parts.
+def _islands(model: nn.Module, parts: Sequence[Part], about: About) -> AssembledModule:
+    """The module of ``parts`` within a copy of ``model``, whose weights become stored ones."""
+    host = copy_of(model, on_write=True)
+    install(parts[0].capture.made, host)
+    _store(host, joined({part.name: part.plan for part in parts}, host))
+    return AssembledModule(host, parts, about)
 
-    ``scales``: the source of their plans; ``diagnostics``: in addition to those of the recording.
-    A weight of scale one shares the model's memory until ``take_own_memory``.
-    """
-    if recorded.whole is not None:
-        module = build(parts[0])
-    else:
-        module = assemble(recorded.model, parts, recorded.diagnostics)
-    module.diagnostics += diagnostics
-    module.scales = scales
-    return module
+
+def _store(root: nn.Module, plan: ScalePlan) -> None:
+    """Divide each parameter by its scale. One whose scale is one stays in its memory."""
+    with torch.no_grad():
+        for name, parameter in root.named_parameters():
+            scale = plan.parameters[name].fwd
+            if scale != 1.0:
+                parameter.div_(scale)
 
 
 def unscaled(model: nn.Module, captures: Mapping[str, Capture]) -> AssembledModule:
     """``model`` whose islands run their captured graphs, with every scale one."""
-    parts = parts_of(captures)
-    return assemble(model, [replace(p, graph=copy.deepcopy(p.graph)) for p in parts])
+    parts = [replace(p, graph=copy.deepcopy(p.graph)) for p in parts_of(captures)]
+    return _islands(model, parts, About())
 
 
 def parts_in(module: UnitScaledModule) -> tuple[Part, ...]:
@@ -253,7 +241,7 @@ def call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     return module(*args, **dict(kwargs))
 
 
-def _attach(host: nn.Module, part: Part) -> UnitScaledModule:
+def _attach(host: nn.Module, part: Part, about: About) -> UnitScaledModule:
     """The part as a module on the weights of its submodule of ``host``."""
     captured = part.capture
     module = host.get_submodule(part.path)
@@ -264,7 +252,8 @@ def _attach(host: nn.Module, part: Part) -> UnitScaledModule:
             module.register_buffer(target, constant, persistent=False)
         else:
             module.add_module(target, constant)
-    return UnitScaledModule(module, part.graph, part.plan, captured, captured.diagnostics)
+    own = About(captured.diagnostics, about.recipe)
+    return UnitScaledModule(module, part, own)
 
 
 class _Island:

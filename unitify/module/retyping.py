@@ -24,10 +24,8 @@ from unitify.runtime.registered import is_transformed
 _OF_ONE = (
     "plan",
     "capture",
-    "diagnostics",
-    "recipe",
+    "about",
     "_casts",
-    "verification",
 )
 #: Those of them that run it.
 _RUNNING = ("_recorded_state", "_submodules", "_undivided", "graph")
@@ -38,7 +36,7 @@ def record_anew(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
 
     Where no recording can be made it keeps its graph. The call then finds that the types changed.
     """
-    if module._again is None or module.is_inference:
+    if module.about.again is None or module.is_inference:
         return
     types: Types = module.__dict__["_recorded_state"].types
     if (changed := types.changed()) is not None:
@@ -123,7 +121,6 @@ def _recording(
     module: Any, example: tuple[tuple[Any, ...], dict[str, Any]]
 ) -> dict[str, Any] | None:
     """A recording on the example, in the types of a call; None where it fails."""
-    assert module._again is not None
     capture = module.capture
     model = to_record(module._tree, capture.aliases, capture.has_hooks)
     for name in _constants(module):
@@ -131,7 +128,7 @@ def _recording(
         model._modules.pop(name, None)
     try:
         with torch.enable_grad():
-            made = module._again(model, *example)
+            made = module.about.again(model, *example)
     except UnitifyError:
         return None
     # Several graphs would be called from the model's code, which this module does not run.

@@ -31,6 +31,7 @@ from unitify.capture.guards import Guards
 from unitify.capture.signature import CallSignature, Misfit
 from unitify.capture.whole import Capture
 from unitify.diagnostics import CastsLeftOut, Diagnostic, UnitifyError
+from unitify.module.about import About
 from unitify.module.graph_forward import CallsOfSubmodules
 from unitify.module.own_code import warn_once
 from unitify.module.recorded_state import RecordedState, changed_now
@@ -60,7 +61,7 @@ class Owner(Protocol):
     is_inference: bool
     _casts: tuple[Choice, ...]
     _tree: nn.Module
-    _again: Any
+    about: About
 
     def _attribute(self, target: str) -> Any: ...
 
@@ -204,7 +205,7 @@ class Submodules(CallsOfSubmodules):
     def _changed(self, path: str) -> str | None:
         """The first changed value that the code of a submodule reads; None without one."""
         owner = self.owner
-        return changed_now(self.states[path], not owner.is_inference, owner._again is not None)
+        return changed_now(self.states[path], not owner.is_inference, owner.about.again is not None)
 
     def _leave(self, path: str, reason: str, refused: Diagnostic | None = None) -> None:
         """Note that the module at ``path`` runs its own code, without its casts.

@@ -23,6 +23,7 @@ from unitify.diagnostics import (
     OneModeOnly,
     UnitifyError,
 )
+from unitify.module.about import About
 from unitify.module.folding import hold_codes
 from unitify.module.graph_forward import own_code_again
 from unitify.module.interpreted import OwnCall, as_first_called
@@ -30,6 +31,7 @@ from unitify.module.of_class import class_of
 from unitify.module.retyping import record_anew
 from unitify.module.tied import tied_again
 from unitify.module.watched import Reason, WatchesTree
+from unitify.part import Part
 from unitify.plan.scale_plan import ScalePlan
 from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
@@ -49,15 +51,10 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
     IS_TRANSFORMED: ClassVar[bool] = True
     plan: ScalePlan
     capture: Capture
-    diagnostics: tuple[Diagnostic, ...]
-    #: The recipe, and the result of verification before the casts; None without one.
-    recipe: Recipe | None = None
-    #: The source of the plan's scales: "measured" or "analysis"; "" where unknown.
-    scales: str = ""
+    about: About
     _casts: tuple[Choice, ...] = ()
     #: Are cast weights held as codes? The model's own code cannot run then.
     is_inference: bool = False
-    verification: Verification | None = None
     #: The modules, parameters and buffers on which the graph runs.
     _tree: nn.Module
 
@@ -71,19 +68,16 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
     #: The graph contains any wrapper of the model's ``__call__``.
     __call__ = nn.Module.__call__
 
-    def __init__(
-        self,
-        root: nn.Module,
-        graph: fx.Graph,
-        plan: ScalePlan,
-        capture: Capture,
-        diagnostics: tuple[Diagnostic, ...] = (),
-    ) -> None:
+    def __init__(self, root: nn.Module, part: Part, about: About) -> None:
         self._take_tree(root)
-        self.plan = plan
-        self.capture = capture
-        self.diagnostics = diagnostics
-        self.graph = graph
+        self.capture, self.about = part.capture, about
+        self.take(part)
+
+    def take(self, part: Part) -> None:
+        """Run the graph of ``part`` from now on, by its plan, with its casts and constants."""
+        for name, constant in part.constants.items():
+            self.register_buffer(name, constant, persistent=False)
+        self.plan, self._casts, self.graph = part.plan, part.choices, part.graph
 
     def _take_tree(self, root: nn.Module) -> None:
         """The modules, parameters and buffers of ``root``, in its order; not copies."""
@@ -117,7 +111,7 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
             return vars(self._tree)[name]
         # A model's own ``report`` has priority, also while torch registers it.
         held = (self._modules, self._parameters, self._buffers) if name == "report" else ()
-        if held and "diagnostics" in self.__dict__ and not any(name in table for table in held):
+        if held and "about" in self.__dict__ and not any(name in table for table in held):
             # ``report`` imports this file, so it is imported on demand.
             from unitify.report.of_module import report
 
@@ -229,26 +223,30 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
         return self.capture.model
 
     @property
+    def diagnostics(self) -> tuple[Diagnostic, ...]:
+        """What was not kept, and what the user should know."""
+        return self.about.diagnostics
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """The recipe of the casts; None without casts."""
+        return self.about.recipe
+
+    @property
+    def scales(self) -> str:
+        """The source of the plan's scales: "measured" or "analysis"; "" where unknown."""
+        return self.about.scales
+
+    @property
+    def verification(self) -> Verification | None:
+        """The result of verification, before the casts; None without one."""
+        return self.about.verification
+
+    @property
     def scheme(self) -> Mapping[str, Reparametrization]:
         """The constants that a scheme put into the graphs, by part; empty for "preserve"."""
         found = {name: part.capture.reparametrization for name, part in self.parts.items()}
         return {name: made for name, made in found.items() if made is not None}
-
-    def take_casts(
-        self,
-        graph: fx.Graph,
-        recipe: Recipe,
-        choices: tuple[Choice, ...],
-        constants: Mapping[str, torch.Tensor],
-    ) -> None:
-        """Run ``graph`` from now on: this module's graph with the casts of ``choices``.
-
-        ``constants``: further attributes that it reads, by name.
-        """
-        for name, constant in constants.items():
-            self.register_buffer(name, constant, persistent=False)
-        self.recipe, self._casts = recipe, choices
-        self.graph = graph
 
     def to_inference(self) -> UnitScaledModule:
         """A copy for the forward pass only, whose cast weights are held as codes.
@@ -297,10 +295,9 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
             if isinstance(constant, nn.Module):
                 root._modules[target] = constant
         graph = copy.deepcopy(self.graph)
-        made = UnitScaledModule(root, graph, self.plan, self.capture, self.diagnostics)
-        made.recipe, made._casts, made.verification = self.recipe, self._casts, self.verification
-        made.is_inference, made._again = self.is_inference, self._again
-        made.scales = self.scales
+        part = Part("", self.capture, self.plan, graph, choices=self._casts)
+        made = UnitScaledModule(root, part, self.about)
+        made.is_inference = self.is_inference
         if "_recorded_state" in self.__dict__:
             made.divide()
             made.watch(root, like=self)

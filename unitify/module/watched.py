@@ -24,6 +24,7 @@ from unitify.diagnostics import (
     UnitifyError,
     UnitifyWarning,
 )
+from unitify.module.about import About
 from unitify.module.own_code import run_own_code, warn_once
 from unitify.module.recorded_state import RecordedState, changed_now, reads_by_path
 from unitify.module.submodules import Submodules
@@ -43,7 +44,7 @@ class WatchesTree(HoldsWeights):
     _submodules: Submodules | None = None
     #: Runs the submodules' own code, where they have no graphs.
     _undivided: Undivided | None = None
-    _again: Callable[..., Any] | None = None  # as ``retyping`` calls it
+    about: About
     #: Configs with ``use_cache``; the graph does not return generation caches.
     _caching: list[Any]
     #: Kinds of calls with a warning so far.
@@ -159,5 +160,5 @@ class WatchesTree(HoldsWeights):
         state: RecordedState | None = self.__dict__.get("_recorded_state")
         if state is None:
             return None
-        found = changed_now(state, not self.is_inference, self._again is not None)
+        found = changed_now(state, not self.is_inference, self.about.again is not None)
         return None if found is None else AttributeChanged(attribute=found)
