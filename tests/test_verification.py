@@ -40,6 +40,17 @@ def test_in_the_modes_of_the_module() -> None:
     assert model[2].training
 
 
+def test_a_kernel_for_evaluation_without_gradients_is_told_of() -> None:
+    """A model in train mode is evaluated later, and may then round in another way."""
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+    x = torch.randn(3, 5, 4)
+    with pytest.warns(unitify.UnitifyWarning, match="U504 .* in eval mode without gradients"):
+        module = unitify.transform(model, (x,))
+    with torch.no_grad():
+        assert torch.allclose(module.eval()(x), model.eval()(x), atol=1e-5)
+
+
 def test_a_copy_is_as_good_as_the_model() -> None:
     model, module = built()
     assert unitify.verify(copy.deepcopy(model), module, (X,)).exact
