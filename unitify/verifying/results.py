@@ -106,15 +106,17 @@ def _leaves(call: Call, asking: Asking) -> list[Any]:
     ]
 
 
-def _of_inputs(leaves: list[Any], call: Call) -> dict[str, Tensor]:
-    """What a call leaves at its flat inputs: gradients, and new numbers."""
-    found = {}
+def _of_inputs(leaves: list[Any], call: Call) -> dict[str, Any]:
+    """What a call leaves at its flat inputs: gradients, new numbers, and attributes."""
+    found: dict[str, Any] = {}
     pairs = zip(leaves, pytree.tree_leaves(call.inputs), strict=True)
     for i, (x, given) in enumerate(pairs):
         if isinstance(x, Tensor) and x.grad is not None:
             found[f"gradient of input {i}"] = x.grad
         elif isinstance(x, Tensor) and not same(x.detach(), given.detach()):
             found[f"input {i} as the call leaves it"] = x.detach().clone()
+        if isinstance(x, Tensor):
+            found |= {f"input {i}: {name}": held for name, held in _attached(x)}
     return found
 
 
@@ -216,10 +218,19 @@ def _note_output(found: Results, output: Any) -> None:
     for i, leaf in enumerate(leaves):
         if isinstance(leaf, Tensor):
             found.named[f"output {i}"] = leaf.detach().clone()
+            found.named |= {f"output {i}: {name}": x for name, x in _attached(leaf)}
         elif isinstance(leaf, PLAIN) or not hasattr(leaf, "__dict__"):
             found.named[f"output {i}"] = leaf
         else:
             found.named |= {f"output {i}: {name}": x for name, x in _held_by(leaf)}
+
+
+def _attached(tensor: Tensor) -> Iterator[tuple[str, Any]]:
+    """What Python code has set on a tensor under a public name."""
+    if not isinstance(tensor, nn.Parameter):
+        for name, held in vars(tensor).items():
+            if not name.startswith("_") and isinstance(held, (Tensor, *PLAIN)):
+                yield name, held.detach().clone() if isinstance(held, Tensor) else held
 
 
 def _held_by(value: Any) -> Iterator[tuple[str, Any]]:
