@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,7 @@ def yardstick(
     results = None
     # Where a kernel of eager code knows no double precision, that of compiled code may.
     for how in (contextlib.nullcontext, as_compiled):
-        with contextlib.suppress(Exception), how():
+        with contextlib.suppress(Exception), _by_default(other), how():
             results = named(run(copy_of(model).to(other), wide, asking, loss_fn, seed))
             break
     if results is None:
@@ -72,6 +72,17 @@ def yardstick(
     }
     ratio = torch.finfo(torch.float64).eps / torch.finfo(other).eps if is_double else 1.0
     return Yardstick(exact, {name: e * ratio for name, e in own.items() if e is not None})
+
+
+@contextlib.contextmanager
+def _by_default(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, tensors that the model's code makes have this number type unless it names one."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _in(value: Any, dtype: torch.dtype) -> Any:
