@@ -157,7 +157,7 @@ def table(rows: Iterable[Row]) -> str:
         "Every architecture of the zoo (`tests/zoo_transformers.py`, `zoo_language.py` and"
         " `zoo_senses.py`), tiny, from its config alone, as `unitify.transform(model, ...)` takes"
         " it. Compared with the model as it runs by itself: the example twice in a row in train"
-        " mode, once in eval mode, once without gradients, and larger and smaller inputs where"
+        " mode, once in eval mode, in both without gradients, and larger and smaller inputs where"
         " sizes are free; outputs,"
         " gradients of every parameter and floating input, buffers, inputs and attributes"
         " afterwards. What is not bitwise is rounded otherwise, as near to the model in float64 as"

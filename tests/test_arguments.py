@@ -242,3 +242,20 @@ def test_a_traced_module_within_stays_as_it_is() -> None:
     module = unitify.transform(model, (X,))
     assert set(module.parts) == {"1"}
     assert torch.equal(module(X), model(X))
+
+
+class Table(nn.Module):
+    """A table that is computed from parameters alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.layers = nn.Parameter(torch.randn(5, 4)), mlp()
+
+    def forward(self) -> Tensor:
+        return self.layers(self.rows)
+
+
+def test_a_model_without_inputs_needs_none() -> None:
+    model = Table()
+    module = unitify.transform(model)
+    assert torch.equal(module(), model())

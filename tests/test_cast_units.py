@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import unitify
 from unitify.diagnostics import UnitifyError
 from unitify.formats.table import E4M3, E5M2, quantize
+from unitify.runtime.fp8_linear import fp8_linear
 
 #: RMS of an input that E4M3 cannot hold as it is: its smallest number is 2^-9.
 SMALL = 2.0**-14
@@ -120,3 +121,14 @@ def test_what_is_near_unit_rms_is_cast_as_it_is() -> None:
     moved = {name for name, unit in module.plan.units.items() if unit.fwd != 1.0}
     assert {"p_weight", "p_bias"} <= moved
     assert not any(name.startswith("input") for name in moved)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("sizes", [(4, 16, 0), (4, 0, 16), (0, 16, 16)], ids=str)
+def test_a_product_without_elements(sizes: tuple[int, ...], create_graph: bool) -> None:
+    rows, width, out = sizes
+    x, weight, bias = torch.randn(rows, width), torch.randn(out, width), torch.randn(out)
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    made = fp8_linear(x, weight, bias, "e4m3", "e5m2")
+    found = torch.autograd.grad(made.square().sum(), leaves, create_graph=create_graph)
+    assert [g.shape for g in found] == [t.shape for t in leaves]

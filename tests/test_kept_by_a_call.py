@@ -229,3 +229,45 @@ def test_containers_that_were_passed_in(kind: type[Linear]) -> None:
             assert mine.keys() == theirs.keys()
         for key in mine if isinstance(mine, dict) else range(len(mine)):
             assert torch.equal(mine[key], theirs[key])
+
+
+class AsksForAGradient(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        x.requires_grad_()
+        return self.inner(x)
+
+
+class SetsTheFlag(Linear):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x.requires_grad = True
+        energy = self.inner(x).tanh().sum()
+        return energy, torch.autograd.grad(energy, x, create_graph=True)[0]
+
+
+@pytest.mark.parametrize("kind", [AsksForAGradient, SetsTheFlag])
+def test_an_input_whose_gradient_the_call_asks_for(kind: type[Linear]) -> None:
+    model = kind()
+    given = x(), x()
+    for each, tensor in zip((model, transformed(kind(), x())), given, strict=True):
+        output = each(tensor)
+        (output if isinstance(output, Tensor) else output[1]).square().sum().backward()
+    gradients = [tensor.grad for tensor in given]
+    assert gradients[0] is not None
+    assert gradients[1] is not None
+    assert torch.equal(gradients[0], gradients[1])
+
+
+class Marks(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        x.seen = True
+        y = self.inner(x)
+        y.penalty = y.square().mean()
+        return y
+
+
+def test_attributes_that_a_call_sets_on_tensors() -> None:
+    model, given = Marks(), x()
+    module = transformed(Marks(), x())
+    output = module(given)
+    assert given.seen
+    assert torch.equal(output.penalty, model(x()).penalty)

@@ -87,3 +87,12 @@ def test_what_was_begun_is_no_part_of_the_folder(tmp_path: Path) -> None:
         assert not folder.once("one.bin", write)
         assert list(folder.hashes()) == ["one.bin"]
     assert os.listdir(tmp_path / "out") == ["one.bin"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no place where nobody can write")
+def test_a_place_where_no_file_can_be_made() -> None:
+    with (
+        pytest.raises(UnitifyError, match="cannot be written"),
+        new_folder(Path("/proc/out")),
+    ):
+        pass

@@ -270,3 +270,19 @@ def test_scales_are_searched_in_few_runs(recipe: str) -> None:
     with FlopCounterMode(display=False) as once:
         model(x)
     assert 1 < (spent(recipe) - spent("fp8")) / once.get_total_flops() <= 10
+
+
+@pytest.mark.parametrize("number", [0.0, math.inf, math.nan], ids=str)
+def test_weights_from_which_nothing_can_be_chosen(number: float) -> None:
+    """Scales stay those of the plan, and a bound that was not checked is told of."""
+    model = nn.Sequential(nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 16))
+    with torch.no_grad():
+        model[2].weight.fill_(number)
+        model[2].bias.zero_()
+    x = torch.randn(4, 16)
+    for recipe in ("fp8-ptq", "fp8,headroom=measured"):
+        assert sum(c.is_cast for c in unitify.transform(model, (x,), recipe=recipe).casts) == 2
+    with pytest.warns(
+        unitify.UnitifyWarning, match="U406 .* was not checked: every output is zero"
+    ):
+        unitify.transform(model, (x,), recipe="fp8-auto")

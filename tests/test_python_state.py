@@ -169,6 +169,18 @@ def test_state_stays_python(kind: type[Linear]) -> None:
         assert_true_to(model, module, [(x(),), (x(),), (x(7),)])
 
 
+class SeedsItself(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        torch.manual_seed(7)
+        return self.inner(x) + torch.rand(8)
+
+
+def test_a_model_that_seeds_itself_leaves_random_state_alone() -> None:
+    model, state = SeedsItself(), torch.get_rng_state()
+    transformed(model, x())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_who_reads_what_another_changes_stays_python() -> None:
     class Writes(Linear):
         def __init__(self, box: dict[str, int]) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
+import pytest
 import torch
 from torch import Tensor, nn
 
 import unitify
 from unitify.check.asserting import check_model
+from unitify.recipe.recipe import RECIPES
 from unitify.report.summary import losses
 
 
@@ -39,3 +43,11 @@ def test_a_gradient_of_rounding_is_marked_and_no_finding() -> None:
     assert found == {finding.key for finding in expected}
     left = numerics.checked["transformed"].outcome.findings
     assert len(left) < len(checked.outcome.findings)
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, "fp8,kv_cache=e4m3", "fp8,center=measured"])
+def test_a_module_of_every_recipe_has_a_report(recipe: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", unitify.UnitifyWarning)
+        module = unitify.transform(nn.Linear(32, 32), (torch.randn(4, 32),), recipe=recipe)
+    assert module.report().numerics.recipe.name == module.recipe.name

@@ -269,6 +269,17 @@ def test_jacobians_are_made_of_gradients(model_of: Any, recipe: str) -> None:
         torch.testing.assert_close(found[tuple(place)], row)
 
 
+@pytest.mark.parametrize("transform", ["grad", "jvp", "vmap"])
+def test_batch_norm_in_evaluation_writes_nothing(transform: str) -> None:
+    """``torch.func`` refuses a write into a buffer that it was not given."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.GELU())
+    x = torch.randn(4, 8)
+    module = unitify.transform(model, (x,))
+    run = TRANSFORMS[transform]
+    assert torch.equal(run(loss(module.eval()))(x), run(loss(model.eval()))(x))
+
+
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_fp8_products_are_differentiated_as_simulated_ones(model_of: Any, transform: str) -> None:
     x = torch.randn(3, 16, generator=torch.Generator().manual_seed(6))

@@ -239,3 +239,13 @@ def test_models_of_transformers(name: str) -> None:
         assert kinds == ["attention", "other"] * 2 + ["attention", "attention", "other"] * 2
         assert [s.depth for s in found.sums] == [4] * 4 + [6] * 6
     assert {r.role for r in found.parameters.values()} >= {"embedding", "hidden", "gain"}
+
+
+@pytest.mark.parametrize("scheme", ["unit", "u-mup"])
+def test_sizes_that_the_model_does_not_take_are_left_out(scheme: str) -> None:
+    """A scheme's model refuses an image for which its last layer has no weights."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 4)
+    )
+    module = unitify.transform(model, (torch.randn(2, 3, 8, 8),), scheme=scheme)
+    assert module(torch.randn(5, 3, 8, 8)).shape == (5, 4)

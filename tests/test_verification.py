@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import unitify
 from unitify.verifying.comparison import compare, difference_of, same
@@ -38,6 +39,39 @@ def test_in_the_modes_of_the_module() -> None:
     module.get_submodule("2").eval()
     assert unitify.verify(model, module, (X,)).exact
     assert model[2].training
+
+
+def test_a_kernel_for_evaluation_without_gradients_is_told_of() -> None:
+    """A model in train mode is evaluated later, and may then round in another way."""
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+    x = torch.randn(3, 5, 4)
+    with pytest.warns(unitify.UnitifyWarning, match="U504 .* in eval mode without gradients"):
+        module = unitify.transform(model, (x,))
+    with torch.no_grad():
+        assert torch.allclose(module.eval()(x), model.eval()(x), atol=1e-5)
+
+
+class Nodes(nn.Module):
+    """A cell, which rounds otherwise as it is recorded, on sums in a tensor of the default type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.message, self.score, self.cell = nn.Linear(8, 8), nn.Linear(8, 1), nn.GRUCell(8, 8)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        messages = self.score(x[edges[0]]).exp() * self.message(x[edges[0]])
+        return self.cell(torch.zeros(len(x), 8).index_add(0, edges[1], messages), x)
+
+
+def test_rounding_is_measured_where_the_model_makes_tensors() -> None:
+    torch.manual_seed(0)
+    model, edges = Nodes(), torch.randint(0, 6, (2, 12))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", unitify.UnitifyWarning)
+        module = unitify.transform(model, (torch.randn(6, 8), edges))
+    assert [d.code for d in module.diagnostics if d.code == "U504"]
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_a_copy_is_as_good_as_the_model() -> None:

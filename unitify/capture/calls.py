@@ -118,8 +118,13 @@ def calls_of(model: nn.Module, made: Sequence[Inputs]) -> Calls:
 def _form(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     """The form of a call, as a recording distinguishes calls: structure, sizes, types, values."""
     leaves, spec = pytree.tree_flatten((args, kwargs))
-    kinds = ((tuple(x.shape), x.dtype) if isinstance(x, torch.Tensor) else repr(x) for x in leaves)
+    kinds = ((_sizes(x), x.dtype) if isinstance(x, torch.Tensor) else repr(x) for x in leaves)
     return (repr(spec), *kinds)
+
+
+def _sizes(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """A nested tensor has those of each part."""
+    return tuple(p.shape for p in tensor.unbind()) if tensor.is_nested else tuple(tensor.shape)
 
 
 def _run_backward(starts: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:

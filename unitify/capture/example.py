@@ -84,11 +84,19 @@ def resampled(args: tuple[Any, ...], kwargs: dict[str, Any], seed: int = 0) -> I
 def widened(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
     """The inputs with one more element in the batch, where all tensors have the same batch."""
     leaves, spec = pytree.tree_flatten((args, kwargs))
-    batches = {x.shape[0] for x in leaves if isinstance(x, Tensor) and x.dim()}
+    batches = _batches(leaves)
     if len(batches) != 1 or batches == {0}:
         return args, kwargs
     result: Inputs = pytree.tree_unflatten([_with_one_more(x) for x in leaves], spec)
     return result
+
+
+def _batches(leaves: list[Any]) -> set[int]:
+    """The first sizes of all tensors; none where one is sparse or nested, and cannot be joined."""
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if any(x.layout != torch.strided or x.is_nested for x in tensors):
+        return set()
+    return {x.shape[0] for x in tensors if x.dim()}
 
 
 def _with_one_more(value: Any) -> Any:
@@ -103,7 +111,7 @@ def doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs | None:
     one of none; else None.
     """
     leaves, spec = pytree.tree_flatten((args, kwargs))
-    batches = {x.shape[0] for x in leaves if isinstance(x, Tensor) and x.dim()}
+    batches = _batches(leaves)
     if batches not in ({0}, {1}):
         return None
     result: Inputs = pytree.tree_unflatten([_twice(x) for x in leaves], spec)

@@ -34,7 +34,7 @@ from unitify.capture.reachable import Location
 from unitify.capture.recurrent import free_length
 from unitify.capture.signature import bind, unbind
 from unitify.capture.sizes import Free
-from unitify.capture.state import State, kept
+from unitify.capture.state import State, kept, seeded
 from unitify.capture.tree import share_tables
 from unitify.diagnostics import UnitifyError, UnknownOption
 
@@ -82,6 +82,7 @@ def export(
         shapes = _by_name(dynamic_shapes, signature, named)
         with (
             kept(model),
+            seeded(model),
             _called_by_name(model, subject, args, kwargs, tensors, touched, effects, surroundings),
             _silence(),
             free_length(),

@@ -137,6 +137,8 @@ def infer_inputs(model: nn.Module, length: int = LENGTH) -> Inputs:
 
     Raises ``UnitifyError`` (U002), with the call to write, where neither says enough.
     """
+    if not inspect.signature(model.forward).parameters:
+        return (), {}
     if hasattr(model, "config") and hasattr(model, "main_input_name"):
         return (), _from_config(model, length)
     x = _from_first_layer(model, length)

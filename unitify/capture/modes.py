@@ -115,7 +115,10 @@ def _counts(node: fx.Node) -> bool:
 
 
 def _write_in_training(graph: fx.Graph, node: fx.Node, flags: dict[str, fx.Node]) -> None:
-    """Let a write that the evaluation recording lacks write the old contents in evaluation."""
+    """Let a write that the evaluation recording lacks go to its own new value in evaluation.
+
+    So the buffer is left alone there, as the model leaves it.
+    """
     buffer = written_argument(node)
     assert buffer is not None
     counterpart: Any = functional_counterpart(node.target)  # type: ignore[arg-type]
@@ -123,9 +126,9 @@ def _write_in_training(graph: fx.Graph, node: fx.Node, flags: dict[str, fx.Node]
     with graph.inserting_before(node):
         value = graph.call_function(counterpart, node.args, node.kwargs)
         value.meta = dict(node.meta)
-        chosen = graph.call_function(by_mode, (flag, value, buffer))
-        chosen.meta = dict(node.meta)
-        written = graph.call_function(aten.copy_.default, (buffer, chosen))
+        place = graph.call_function(by_mode, (flag, buffer, value))
+        place.meta = dict(node.meta)
+        written = graph.call_function(aten.copy_.default, (place, value))
     written.meta = dict(node.meta)
     graph.erase_node(node)
     # Regions name it; ``_rename`` never gives the name of an erased node again.

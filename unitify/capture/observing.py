@@ -76,7 +76,7 @@ def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         for training in (model.training, not model.training):
             before.put_back()
             with contextlib.suppress(_Fails):
-                run = _Observation(model, args, kwargs, before, training)
+                run = _Observation(model, (args, kwargs), before, training)
                 unfit = {**run.unfit, **unfit}
                 made.update(dict.fromkeys(run.made))
                 changing.update(dict.fromkeys(run.changing))
@@ -156,20 +156,20 @@ class _Observation:
     def __init__(
         self,
         model: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        example: tuple[tuple[Any, ...], dict[str, Any]],
         before: State,
         training: bool,
     ) -> None:
         self.model, self.before, self.training = model, before, training
-        self.example = args, kwargs
+        self.example = example
         self.unfit: dict[nn.Module | None, str] = {}
         self.paths = {"the inputs", *(name for name, _ in model.named_modules())}
         self._switch()
         randomness = random_states()
         first = State.of(model)
-        with watched(model) as watch, noted(model, lambda: watch.innermost) as self.around:
-            self._call(self.example)
+        inputs = _copies(self.example)
+        with watched(model) as watch, noted(model, lambda: watch.innermost, inputs) as self.around:
+            self._call(inputs, copies=False)
         self.reads, self.containers = watch.reads, watch.containers
         once = {str(c): c for c in first.changes()}
         inputs = _copies(self.example)
@@ -201,6 +201,8 @@ class _Observation:
         for held in before.written():
             if id(held.holder) in weights:
                 self._blame_for(f"writes into its parameter {held.location}", held.location)
+        for module in self.around.asking:
+            self.unfit.setdefault(module, "it decides whether an input requires a gradient")
         for location, readers in self.around.grads.items():
             for module in readers:
                 self.unfit.setdefault(module, f"it reads the gradient of {location}")

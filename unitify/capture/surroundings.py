@@ -16,7 +16,7 @@ import sys
 import threading
 import types
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from unitify.capture.reachable import MISSING, PLAIN, Location, is_array, namespaces
 
@@ -87,6 +88,8 @@ _TRAITS: dict[Any, str] = {
     Tensor.is_contiguous: "layout",
     Tensor.stride: "layout",
 }
+#: What decides whether a tensor requires a gradient.
+_ASKS = (Tensor.requires_grad_, vars(torch._C.TensorBase)["requires_grad"].__set__)
 #: torch, this package and Python's own libraries have no switches but those named above.
 _CLOSED = frozenset(sys.stdlib_module_names) - {"__main__"} | {"torch", "unitify", "numpy"}
 #: Folders of packages that were installed.
@@ -111,14 +114,16 @@ def layout(tensor: Tensor) -> tuple[bool, ...]:
 class Surroundings:
     """``reads``: what was read, with the modules that were innermost then. ``of_tensors``: what the
     model's parameters and buffers were asked, by location; ``grads``: whose gradients.
-    ``layouts``: those that asked any other tensor how its elements lie. ``reads_mode``: may code
-    that ran read whether a module is in train or eval mode? It names the flag.
+    ``layouts``: those that asked any other tensor how its elements lie. ``asking``: those that
+    decided whether an input requires a gradient. ``reads_mode``: may code that ran read whether a
+    module is in train or eval mode? It names the flag.
     """
 
     reads: dict[Read, set[nn.Module | None]] = field(default_factory=dict)
     of_tensors: dict[Location, set[nn.Module | None]] = field(default_factory=dict)
     grads: dict[Location, set[nn.Module | None]] = field(default_factory=dict)
     layouts: set[nn.Module | None] = field(default_factory=set)
+    asking: set[nn.Module | None] = field(default_factory=set)
     reads_mode: bool = False
 
 
@@ -132,8 +137,10 @@ class _Ran:
 
 
 @contextlib.contextmanager
-def noted(model: nn.Module, innermost: Innermost) -> Iterator[Surroundings]:
-    """Note what the code inside reads. ``innermost``: the module that is running."""
+def noted(model: nn.Module, innermost: Innermost, inputs: Any = ()) -> Iterator[Surroundings]:
+    """Note what the code inside reads. ``innermost``: the module that is running; ``inputs``: of
+    the call.
+    """
     found = Surroundings()
     locations: dict[int, Location] = {}
     for path, module in model.named_modules():
@@ -173,7 +180,8 @@ def noted(model: nn.Module, innermost: Innermost) -> Iterator[Surroundings]:
                 note((_asked(f"the context variable {variable.name}", variable.get),))
 
     before: Any = sys.getprofile()
-    with _Traits(locations, innermost, found):
+    given = {id(leaf) for leaf in pytree.tree_leaves(inputs)}
+    with _Traits(locations, innermost, found, given):
         sys.setprofile(notice)
         try:
             yield found
@@ -198,14 +206,21 @@ class _Traits(TorchFunctionMode):
     """Notes what the model's code asks tensors about themselves."""
 
     def __init__(
-        self, locations: Mapping[int, Location], innermost: Innermost, found: Surroundings
+        self,
+        locations: Mapping[int, Location],
+        innermost: Innermost,
+        found: Surroundings,
+        inputs: Collection[int],
     ) -> None:
         super().__init__()
         self.locations, self.innermost, self.found = locations, innermost, found
+        self.inputs = inputs
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if func in _ASKS and id(args[0]) in self.inputs:
+            self.found.asking.add(self.innermost())
         trait = _TRAITS.get(func)
         if trait is not None and _is_open(sys._getframe(1)):
             location = self.locations.get(id(args[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -25,16 +26,22 @@ def within_bound(
     """``part`` with the fewest FLOPs left in BF16, so that each output keeps ``min_sqnr`` dB.
 
     ``Choice.noise`` says how much noise each contraction adds. ``batches``: flat inputs to run on;
-    the example where None. A finding says where no choice is enough (U405), and where nothing
-    could be run because weights hold no data (U406).
+    the example where None. A finding says where no choice is enough (U405), and where no
+    run shows the noise (U406).
     """
     capture = part.capture
     cast = {c.value: c for c in part.choices if c.is_contraction and c.is_cast}
     if not cast:
         return part, ()
+    where = type(capture.model).__name__
     if not capture.holds_weights:
-        return part, (BoundUnknown(where=type(capture.model).__name__, asked=min_sqnr),)
+        reason = "the weights hold no data to run on"
+        return part, (BoundUnknown(where=where, asked=min_sqnr, reason=reason),)
     shares = sensitivity(capture, rules, operand_casts(part, rules), batches)
+    ratios = [ratio for each in shares.outputs.values() for ratio in each.values()]
+    if not ratios or not all(map(math.isfinite, ratios)):
+        reason = "every output is zero, or one is not a number"
+        return part, (BoundUnknown(where=where, asked=min_sqnr, reason=reason),)
     flops = {name: choice.flops for name, choice in cast.items()}
     forward = FORMATS[next(iter(cast.values())).forward]
     remaining = relative_error(BF16, 1.0) / relative_error(forward, 1.0)

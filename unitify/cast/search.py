@@ -93,21 +93,24 @@ def with_scales(part: Part, found: Found) -> Part:
     best = {place: _middle(errors) for place, errors in found.errors.items()}
 
     def moved(cast: Cast) -> Cast:
-        if cast.place not in best:
+        middle = best.get(cast.place)
+        if middle is None:
             return cast
-        unit = exponent_of(part.plan.unit(cast.value).fwd)
-        return replace(cast, exponent=best[cast.place] - unit)
+        return replace(cast, exponent=middle - exponent_of(part.plan.unit(cast.value).fwd))
 
     return part.with_casts(moved)
 
 
-def _middle(errors: Errors) -> int:
+def _middle(errors: Errors) -> int | None:
+    """None where no error is a number, because an operand holds an infinity or NaN."""
     weights = {u: math.exp(-((u / OCTAVES) ** 2) / 2) for u in range(-3, 4)}
     expected = {
         e: math.fsum(w * errors[e + u] for u, w in weights.items())
         for e in errors
-        if all(e + u in errors for u in weights)
+        if all(math.isfinite(errors.get(e + u, math.nan)) for u in weights)
     }
+    if not expected:
+        return None
     limit = min(expected.values()) * 10 ** (_TOLERANCE / 10)
     near = sorted(e for e, error in expected.items() if error <= limit)
     return near[len(near) // 2]

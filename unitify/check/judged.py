@@ -8,7 +8,6 @@ tensors are not judged.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -81,9 +80,9 @@ def _stored(
     is_cast: bool,
 ) -> Iterator[Judged]:
     forward, backward = formats or (None, None)
-    stored = dataclasses.replace(
-        recipe, values="all", scaling="unit", scale=1.0, loss_scale=1.0,
-        headroom="none", min_sqnr=None,
+    stored = Recipe(
+        recipe.name, recipe.forward, recipe.backward, "all",
+        include=recipe.include, exclude=recipe.exclude,
     )  # fmt: skip
     eligible = {c.value for c in choose(part.capture, stored, rules) if c.is_cast}
     weights = true_weights(part.capture)

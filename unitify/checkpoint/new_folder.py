@@ -66,6 +66,9 @@ def new_folder(
             folder.finish()
             os.rename(partial, path)
     except Timeout:
+        if not lock.exists():
+            problem = f"no file can be made in {partial.parent}"
+            raise UnitifyError(NotWritten(path=str(path), problem=problem)) from None
         raise UnitifyError(OutputInUse(path=str(path))) from None
     except (OSError, SafetensorError) as error:
         if os.path.lexists(path):

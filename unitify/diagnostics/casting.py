@@ -109,17 +109,21 @@ class BoundMissed(Diagnostic):
 
 @dataclass(frozen=True)
 class BoundUnknown(Diagnostic):
-    """The recipe bounds the noise, which only a run shows, and the weights hold no data to run on.
+    """The recipe bounds the noise, which only a run shows, and no run shows it.
+
+    The weights hold no data to run on, or every output is zero, or one is not a number.
 
     Example: ``transform(model, recipe="fp8-auto")`` of a model on the meta device.
-    Fix: transform the model with its weights; or use ``fp8-ptq``, which has no bound.
+    Fix: transform the model with its weights, on usual inputs; or use ``fp8-ptq``, which has no
+    bound.
     """
 
     code: ClassVar[str] = "U406"
     is_loss: ClassVar[bool] = True
-    why: ClassVar[str] = "min_sqnr = {asked} was not checked: the weights hold no data to run on"
-    fix: ClassVar[str] = "Transform the model with its weights"
+    why: ClassVar[str] = "min_sqnr = {asked} was not checked: {reason}"
+    fix: ClassVar[str] = "Transform the model with its weights, on usual inputs"
     asked: float
+    reason: str
 
 
 @dataclass(frozen=True)

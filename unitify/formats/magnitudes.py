@@ -25,6 +25,8 @@ _COUNT = (HIGHEST - LOWEST) * BINS
 #: Bits of a double: the number of those after four mantissa bits, and infinity as an integer.
 _FOLLOWING, _INFINITE = 48, 2047 << 52
 
+_COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+
 
 @dataclass(frozen=True)
 class Magnitudes:
@@ -119,6 +121,15 @@ class Magnitudes:
 def magnitudes_of(tensor: Tensor) -> Magnitudes:
     """The magnitudes of one tensor."""
     return from_counts(counted(tensor))
+
+
+def stored(tensor: Tensor) -> Tensor:
+    """The numbers that a tensor of any layout holds; of a sparse one, those not left out."""
+    if tensor.is_sparse:
+        return tensor.coalesce().values()
+    if tensor.is_nested or tensor.layout in _COMPRESSED:
+        return tensor.values()
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()
 
 
 def counted(tensor: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from unitify.capture.execution import on_gradient
 from unitify.capture.whole import Capture
 from unitify.estimates import Estimates, Rms
-from unitify.formats.magnitudes import Magnitudes, counted, from_counts
+from unitify.formats.magnitudes import Magnitudes, counted, from_counts, stored
 from unitify.rulebook.laws import is_scalable
 
 #: The name of a value, and 0 for the value or 1 for its gradient.
@@ -50,9 +50,7 @@ class Tally:
         key = name, direction
         if self.only is not None and key not in self.only:
             return
-        tensor = tensor.detach()
-        if tensor.is_sparse:
-            tensor = tensor.coalesce().values()
+        tensor = stored(tensor.detach())
         norm = torch.linalg.vector_norm(tensor, dtype=torch.float64)
         squares = float(norm) ** 2 if norm.device.type == "cpu" else norm * norm
         self.squares[key] = self.squares[key] + squares if key in self.squares else squares

@@ -16,6 +16,7 @@ from torch import fx
 
 from unitify.capture.aliases import written_arguments
 from unitify.capture.boundaries import Named, Region, text_of
+from unitify.capture.modes import by_mode
 from unitify.capture.signature import Leaf
 from unitify.plan.fixed import is_handed_back
 
@@ -194,7 +195,10 @@ class _Cutter:
                 chain.append(sources[0])
             if chain[-1].name not in self.region.nodes and chain[-1] not in self.inside:
                 continue
-            for buffer in written:
+            for place in written:
+                # A write of train mode alone has another place in eval mode.
+                buffer = place.args[1] if place.target is by_mode else place
+                assert isinstance(buffer, fx.Node)
                 if buffer in self.inside and buffer.op == "call_function":
                     continue
                 if buffer.op != "get_attr" or self.own_name(str(buffer.target)) is None:

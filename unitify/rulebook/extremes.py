@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from unitify.formats.magnitudes import stored
 from unitify.rulebook.laws import holds_tensors, is_scalable, takes_apart
 from unitify.rulebook.rule_table import Rule, RuleTable
 from unitify.rulebook.schema import named_arguments, nodes_of, operation_name
@@ -97,7 +98,7 @@ def holds_mask(value: Any) -> bool:
     """Does a tensor hold a masking constant?"""
     if not isinstance(value, torch.Tensor) or value.is_meta or not value.is_floating_point():
         return False
-    return bool((value.abs() >= _limit(value)).any())
+    return bool((stored(value.detach()).abs() >= _limit(value)).any())
 
 
 def _limit(tensor: torch.Tensor) -> float:

@@ -142,7 +142,7 @@ def _gradients(ctx: Any, gradient: Tensor, factor: Tensor | None) -> tuple[Tenso
     forward, format = ctx.formats[0], FORMATS[ctx.formats[1]]
     narrow = FORMATS[forward].dtype
     assert narrow is not None
-    codes = encode(gradient.reshape(-1, gradient.shape[-1]), format, of_gradient, factor)
+    codes = encode(gradient.flatten(0, -2), format, of_gradient, factor)
     if not is_fast(codes.device, codes.dtype, narrow):
         # Once for all that it is multiplied with.
         codes = decode(codes, gradient.dtype)
@@ -168,7 +168,7 @@ def _wide_gradients(ctx: Any, gradient: Tensor, factor: Tensor | None) -> tuple[
     of_x, of_weight, of_gradient = ctx.exponents
     forward, backward = ctx.formats
     rounding = (backward, "", of_gradient, 0, False, True)
-    rounded = cast(gradient.reshape(-1, gradient.shape[-1]), *rounding, factor=factor)
+    rounded = cast(gradient.flatten(0, -2), *rounding, factor=factor)
     _, needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:4]
     x = weight = None
     if needs_x:

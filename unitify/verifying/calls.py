@@ -1,8 +1,9 @@
 """The calls on which a module is compared with its model.
 
 They are: the example twice in a row, which shows what one call leaves for the next; the example in
-the other mode; the example without gradients; and, where sizes are free, calls with larger and
-smaller sizes and other numbers.
+the other mode; the example without gradients, in both modes, because torch has kernels for
+evaluation without gradients alone; and, where sizes are free, calls with larger and smaller sizes
+and other numbers.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ def calls_of(captured: Capture | None, training: bool, example: Inputs) -> Itera
     yield Call(f"the example in {mode} mode", training, example, times=2)
     yield Call(f"the example in {other} mode", not training, example)
     yield Call("the example without gradients", training, example, has_gradients=False)
+    without = f"the example in {other} mode without gradients"
+    yield Call(without, not training, example, has_gradients=False)
     if captured is None:
         return
     sizes = _free(captured)

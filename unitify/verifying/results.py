@@ -52,10 +52,19 @@ def note_output(found: Results, output: Any) -> None:
     for i, leaf in enumerate(leaves):
         if isinstance(leaf, Tensor):
             found.named[f"output {i}"] = leaf.detach().clone()
+            found.named |= {f"output {i}: {name}": x for name, x in attached(leaf)}
         elif isinstance(leaf, PLAIN) or not hasattr(leaf, "__dict__"):
             found.named[f"output {i}"] = leaf
         else:
             found.named |= {f"output {i}: {name}": x for name, x in _held_by(leaf)}
+
+
+def attached(tensor: Tensor) -> Iterator[tuple[str, Any]]:
+    """What Python code has set on a tensor under a public name."""
+    if not isinstance(tensor, nn.Parameter):
+        for name, held in vars(tensor).items():
+            if not name.startswith("_") and isinstance(held, (Tensor, *PLAIN)):
+                yield name, held.detach().clone() if isinstance(held, Tensor) else held
 
 
 def _held_by(value: Any) -> Iterator[tuple[str, Any]]:

@@ -129,9 +129,10 @@ def _compared(
                 raise
             loss_fn = None
             asking, mine = asking_of(model, call, loss_fn, seed)
-    except UnitifyError:
-        raise
     except Exception as error:
+        # The model of a scheme is a graph, which refuses other sizes with a code.
+        if isinstance(error, UnitifyError) and call.is_example:
+            raise
         raise _ModelRefuses(error) from error
     if (code := _refusal(module.target, call)) is not None:
         return Verification(exact=True, compared=0, refused=(f"{call.name}: {code}",))

@@ -24,7 +24,7 @@ from unitify.capture.reachable import Location
 from unitify.capture.state import State, held_twice, modes_kept
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.verifying.calls import Call
-from unitify.verifying.results import Results, note_output, place_of, value_of
+from unitify.verifying.results import Results, attached, note_output, place_of, value_of
 
 #: Begins the names of attributes that only a transformed module has: constants of recordings.
 _OURS = "captured_"
@@ -125,15 +125,17 @@ def _leaves(call: Call, asking: Asking) -> list[Any]:
     ]
 
 
-def _of_inputs(leaves: list[Any], call: Call) -> dict[str, Tensor]:
-    """What a call leaves at its flat inputs: gradients, and new numbers."""
-    found = {}
+def _of_inputs(leaves: list[Any], call: Call) -> dict[str, Any]:
+    """What a call leaves at its flat inputs: gradients, new numbers, and attributes."""
+    found: dict[str, Any] = {}
     pairs = zip(leaves, pytree.tree_leaves(call.inputs), strict=True)
     for i, (x, given) in enumerate(pairs):
         if isinstance(x, Tensor) and x.grad is not None:
             found[f"gradient of input {i}"] = x.grad
         elif isinstance(x, Tensor) and not same(x.detach(), given.detach()):
             found[f"input {i} as the call leaves it"] = x.detach().clone()
+        if isinstance(x, Tensor):
+            found |= {f"input {i}: {name}": held for name, held in attached(x)}
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,7 @@ def yardstick(
     results = None
     # Where a kernel of eager code knows no double precision, that of compiled code may.
     for how in (contextlib.nullcontext, as_compiled):
-        with contextlib.suppress(Exception), how():
+        with contextlib.suppress(Exception), _by_default(other), how():
             side = Side(copy_of(model).to(other))
             results = named(run(side, wide, asking, loss_fn, seed))
             break
@@ -74,6 +74,17 @@ def yardstick(
     }
     ratio = torch.finfo(torch.float64).eps / torch.finfo(other).eps if is_double else 1.0
     return Yardstick(exact, {name: e * ratio for name, e in own.items() if e is not None})
+
+
+@contextlib.contextmanager
+def _by_default(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, tensors that the model's code makes have this number type unless it names one."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _in(value: Any, dtype: torch.dtype) -> Any:
