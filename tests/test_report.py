@@ -188,8 +188,11 @@ def test_signal_to_noise_of_both_graphs() -> None:
     assert found["gelu"].sqnr
     assert found["x"].sqnr == {}
     held = found["linear"].sqnr
-    assert held.keys() == {"original", "transformed"}
-    assert all(10 < ratio < 60 for ratio in held.values())
+    # Two normal operands in E4M3 leave 28.5 dB; the seed fixes how these differ from that.
+    assert {graph: round(r, 1) for graph, r in held.items()} == {
+        "original": 29.8,
+        "transformed": 29.8,
+    }
     # Without batches the example is run, which here is the same.
     assert by_name(residual_report(False).numerics)["linear"].sqnr == held
 
