@@ -170,5 +170,15 @@ def test_dependencies_have_a_reason() -> None:
         assert re.split(r"[<>=]", line)[0] in text
 
 
+@pytest.mark.parametrize(
+    ("helper", "marker"), [("browser", "browser"), ("two_processes", "distributed")]
+)
+def test_what_needs_more_than_python_is_marked(helper: str, marker: str) -> None:
+    texts = [path.read_text("utf-8") for path in (ROOT / "tests").glob("test_*.py")]
+    users = [text for text in texts if f"from {helper} import" in text]
+    assert users
+    assert all(re.search(rf"^pytestmark = .*\b{marker}\b", text, re.M) for text in users)
+
+
 def test_ci_runs_what_a_developer_runs() -> None:
     assert (ROOT / ".ci" / "run").read_text("utf-8").splitlines()[-1] == "exec make test"
