@@ -61,6 +61,7 @@ docs: $(VENV)/.test ## Write the pages that are made from code and rules: codes,
 	$(RUN) -m unitify.diagnostics > docs/codes.md
 	$(RUN) -m unitify.rule_trials docs/rules
 	$(RUN) tests/graphs.py > docs/graphs.md
+	$(RUN) tests/import_order.py
 
 site: $(VENV)/.test ## Build the documentation site into build/site; a link that leads nowhere fails
 	$(RUN) -m mkdocs build --strict --quiet
