@@ -28,7 +28,7 @@ from unitify.formats.band import band_of
 from unitify.formats.blocks import in_blocks
 from unitify.formats.signal_to_noise import GeneralizedNormal
 from unitify.formats.table import E2M1, E4M3, E8M0, FORMATS, BlockFormat, quantize
-from unitify.rule_trials.calls import Call, call, drawn, run
+from unitify.rule_trials.calls import Trial, call, drawn, run
 from unitify.rulebook.contractions import contracted, contraction_operands
 from unitify.rulebook.rule_table import load_rules
 from unitify.runtime.cast import cast
@@ -242,7 +242,7 @@ def test_elements_are_those_of_the_table() -> None:
 # -- along which dimension, by operation -------------------------------------------------
 
 RULES = load_rules()
-PRODUCTS = sorted(n for n, r in RULES.items() if len(r.casts) == 2 and len(r.products) == 2)
+PRODUCTS = sorted(n for n, r in RULES.items() if len(r.casts) == 2 and len(r.contraction) == 2)
 
 
 @pytest.mark.parametrize("operation", PRODUCTS)
@@ -260,7 +260,7 @@ def test_blocks_lie_along_what_is_summed_over(operation: str) -> None:
         def of(
             left: int | None,
             right: int | None,
-            made: Call = made,
+            made: Trial = made,
             along: list[tuple[str, int]] = places,
         ) -> Tensor:
             tensors = dict(made.tensors)

@@ -49,7 +49,7 @@ def casts(model: str, format: Format) -> dict[Place, OperandCast]:
     products = [
         product(node, format.name)
         for node in held.graph.nodes
-        if (rule := RULES.get(operation_name(node))) and rule.products and rule.linear
+        if (rule := RULES.get(operation_name(node))) and rule.contraction and rule.linear
     ]
     return operand_casts(part(held, scales, *products), RULES)
 

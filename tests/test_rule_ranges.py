@@ -39,7 +39,7 @@ BALANCED = [
 ]
 
 
-def call_of(operation: str, sample: int = 0) -> calls.Call:
+def call_of(operation: str, sample: int = 0) -> calls.Trial:
     rule = RULES[operation]
     arguments = [rule.sample, *rule.variants][sample]
     return calls.call(rule, calls.drawn(rule, arguments, 0, torch.float64))

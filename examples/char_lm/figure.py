@@ -38,7 +38,7 @@ def table(runs: Sequence[Run], shapes: Sequence[Shape]) -> str:
         "Initialization, batches and hyperparameters are the same in every row of a model; none",
         "was chosen for a precision. *Excess*: mean of the differences to float32, each to that of",
         "the same seed. FP16 holds weights, activations and gradients in FP16, with float32 master",
-        "weights; FP8 casts operands of products to E4M3, gradients of their results to E5M2.",
+        "weights; FP8 casts operands of matmuls to E4M3, gradients of their results to E5M2.",
         "",
         "![excess over float32](char_lm.svg)",
         "",

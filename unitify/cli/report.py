@@ -62,7 +62,7 @@ def report(
     from unitify.module.unit_scaled import UnitScaledModule
     from unitify.recipe.reader import configured_recipe, read_recipe
     from unitify.report.drift_file import read_drift
-    from unitify.report.gathering import Known, gather
+    from unitify.report.gathering import ReportInputs, gather
     from unitify.report.model_report import ModelReport, format_of
     from unitify.report.summary import summary
     from unitify.rulebook.rule_table import load_rules
@@ -79,7 +79,7 @@ def report(
         module = opened.model
         if not isinstance(module, UnitScaledModule):
             module = _transformed(opened, casts, scales, rules, verify, advance)
-        known = Known(
+        known = ReportInputs(
             rules=load_rules(rules),
             batches=opened.batches,
             target=target,

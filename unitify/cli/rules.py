@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from unitify.rule_trials.listing import Row
+    from unitify.rule_trials.listing import RuleText
     from unitify.rule_trials.verify import Verdict
 
 rules_app = typer.Typer(
@@ -110,7 +110,7 @@ def new_rule(
     print(text, end="")
 
 
-def _table(found: list[Row]) -> Table:
+def _table(found: list[RuleText]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
