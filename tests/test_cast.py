@@ -67,7 +67,7 @@ def test_no_gradient_stays_none() -> None:
     assert leaf.grad is None
 
 
-# -- around a product --------------------------------------------------------------------
+# -- around a contraction --------------------------------------------------------------------
 
 
 def test_a_linear_layer_by_hand() -> None:

@@ -43,23 +43,23 @@ def captured(model: str) -> Capture:
 
 @cache
 def casts(model: str, format: Format) -> dict[Place, OperandCast]:
-    """Both operands of every product, attention's aside, at the scales of the plan."""
+    """Both operands of every contraction, attention's aside, at the scales of the plan."""
     held = captured(model)
     scales = plan(held, analyze(held, RULES).estimates, RULES)
-    products = [
-        product(node, format.name)
+    contractions = [
+        contraction(node, format.name)
         for node in held.graph.nodes
         if (rule := RULES.get(operation_name(node))) and rule.contraction and rule.linear
     ]
-    return operand_casts(part(held, scales, *products), RULES)
+    return operand_casts(part(held, scales, *contractions), RULES)
 
 
 def part(held: Capture, scales: ScalePlan, *choices: Choice) -> Part:
     return Part("", held, scales, held.graph, choices=choices)
 
 
-def product(node: fx.Node, format: str) -> Choice:
-    """The choice of a product whose operands are cast."""
+def contraction(node: fx.Node, format: str) -> Choice:
+    """The choice of a contraction whose operands are cast."""
     operands = contraction_operands(RULES[operation_name(node)], node)
     casts = (Cast((node.name, name, index), o.name, format) for name, index, o in operands)
     return Choice(node.name, operation_name(node), tuple(casts), is_contraction=True)
@@ -102,7 +102,7 @@ def test_a_choice_of_all_outputs_and_of_what_remains() -> None:
 
 @pytest.mark.parametrize("format", [E4M3, E5M2])
 def test_noise_of_a_layer_is_that_of_both_operands(format: Format) -> None:
-    """By z-score: relative errors of independent factors add, and so does their product."""
+    """By z-score: relative errors of independent factors add, and so does the product of both."""
     torch.manual_seed(0)
     model, x = torch.nn.Linear(256, 256, bias=False), torch.randn(2048, 256)
     torch.nn.init.normal_(model.weight)
@@ -116,7 +116,7 @@ def test_noise_of_a_layer_is_that_of_both_operands(format: Format) -> None:
 
 
 def test_a_cast_rounds_its_operand_alone() -> None:
-    """A product by hand: the noise is that of rounded operands, at the scale of the plan."""
+    """A contraction by hand: the noise is that of rounded operands, at the scale of the plan."""
     held = captured("mlp")
     cast = {p: c for p, c in casts("mlp", E4M3).items() if p[0] == "linear"}
     (x,), weight = held.example, held.model.state_dict()["0.weight"]
@@ -136,7 +136,7 @@ def test_headroom_moves_a_cast_by_a_power_of_two() -> None:
     held = captured("mlp")
     scales = plan(held, analyze(held, RULES).estimates, RULES)
     (linear,) = (node for node in held.graph.nodes if node.name == "linear_1")
-    unmoved = part(held, scales, product(linear, "e4m3"))
+    unmoved = part(held, scales, contraction(linear, "e4m3"))
     plain = operand_casts(unmoved, RULES)
     of_first = unmoved.with_casts(lambda c: replace(c, exponent=3 * (c.place[1] == "input")))
     moved = operand_casts(of_first, RULES)

@@ -150,7 +150,7 @@ def test_a_tighter_bound_leaves_more_in_bf16(monkeypatch: pytest.MonkeyPatch) ->
     assert measured == sorted(measured)
 
 
-def test_every_product_is_told_its_noise() -> None:
+def test_every_contraction_knows_its_noise() -> None:
     choices = [c for c in auto(36).casts if c.is_contraction]
     assert all(c.noise > 0 for c in choices)
     left = {c.value for c in choices if c.forward == "bf16"}

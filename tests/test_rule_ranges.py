@@ -225,7 +225,7 @@ def test_a_probability_stays_one(spread: float) -> None:
     assert least < value.rms < most
 
 
-def test_rounding_is_told_from_small_gradients() -> None:
+def test_rounding_is_no_small_gradient() -> None:
     """Only what is predicted to be zero and is far below the rest counts as zero."""
     measured = {n: Rms(1.0, g) for n, g in {"a": 1.0, "b": 2.0, "c": 1e-8, "d": 1e-8}.items()}
     predicted = {"a": Rms(1.0, 1.0), "b": Rms(1.0, 0.0), "c": Rms(1.0, 0.0), "d": Rms(1.0, 1.0)}

@@ -24,7 +24,7 @@ KEEPING = {"training": True, "momentum": 1.0}
 
 
 @pytest.mark.parametrize("name", sorted(n for n, r in RULES.items() if r.statistics))
-def test_what_a_row_states_is_what_the_operation_keeps(name: str) -> None:
+def test_what_a_row_predicts_is_what_the_operation_keeps(name: str) -> None:
     rule = RULES[name]
     kept = next(v for v in rule.variants if all(v.get(n, "None") != "None" for n in rule.initial))
     call = calls.call(rule, calls.drawn(rule, {**kept, **KEEPING}, 0, torch.float64))
@@ -76,7 +76,7 @@ def test_statistics_of_a_trained_norm_are_estimates_of_its_input() -> None:
         assert 1 <= ratio <= math.sqrt(count / (count - 1))
 
 
-def test_statistics_as_initialized_state_nothing() -> None:
+def test_statistics_as_initialized_predict_nothing() -> None:
     analysis, measured = analyzed(is_trained=False)
     assert analysis.forward["conv2d"].way == "run"
     assert analysis.estimates["conv2d"].forward > 2 * measured["conv2d"]
@@ -108,7 +108,7 @@ def test_a_sampled_operation_keeps_channels_apart() -> None:
     assert abs(found**2 - float(squares.mean())) < 4 * error
 
 
-def test_few_samples_are_not_told_apart() -> None:
+def test_few_samples_are_pooled() -> None:
     values = torch.randn(4, 6, 3, 5)
     assert observed(values, [1]).mean.shape == (1, 6, 1, 1)
     # Fifteen elements of each position along both; along the first of them ninety.

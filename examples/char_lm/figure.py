@@ -9,7 +9,7 @@ from statistics import mean
 from examples.char_lm.models import Shape
 from examples.char_lm.training import PRECISIONS, STEPS, Run
 
-#: Of Okabe and Ito, told apart with any color vision.
+#: Of Okabe and Ito, distinct with any color vision.
 _COLORS = ("#000000", "#56b4e9", "#0072b2", "#009e73", "#e69f00", "#cc79a7", "#d55e00")
 
 

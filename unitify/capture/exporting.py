@@ -225,7 +225,7 @@ def _called_by_name(
     """Let ``subject`` take each argument of this call by a name of its own, ``*args`` included.
 
     Its code is that of ``model``, and runs inside ``surroundings``. It returns what its call leaves
-    behind, too, which ``effects`` then tells.
+    behind, too, which ``effects`` then lists.
     """
     original, was_set = model.forward, "forward" in vars(subject)
     signature = inspect.signature(original)
