@@ -21,7 +21,7 @@ _INDEX = """\
 # Rules
 
 Written by `make docs` from `rules/*.toml`; `unitify rules` prints the same table. It has a row for
-each of {count} operations, one page for each file.
+each of {count} operations, one page for each file. The [glossary](../glossary.md) has the words.
 
 - *law*: an operation runs on stored values. It leaves its result at the scale `out`, a product of
   its operands' scales, and multiplies each operand by the given factor. A *restoring* operation
