@@ -55,9 +55,8 @@ def report(
 ) -> None:
     """Show the numerics of every value of a model, in the original and as transformed."""
 
-    from rich.console import Console
-
     from unitify.check.settings import read_settings
+    from unitify.cli.console import open_console
     from unitify.cli.target import read_target
     from unitify.module.unit_scaled import UnitScaledModule
     from unitify.recipe.reader import configured_recipe, read_recipe
@@ -88,7 +87,7 @@ def report(
         )
         made = ModelReport(gather(module, known))
         written = made.save(output, chosen) if output is not None else ()
-    console = Console(emoji=False)
+    console = open_console()
     if output is None and chosen == "text":
         console.print(summary(made.numerics))
     elif output is None:
