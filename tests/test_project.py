@@ -52,9 +52,15 @@ def test_every_module_says_what_it_is() -> None:
         assert ast.get_docstring(ast.parse(path.read_text("utf-8"))), path
 
 
-def test_the_changelog_is_of_this_version() -> None:
-    headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
-    assert re.search(r"\d+\.\d+\.\d+", headings[0]).group() == unitify.__version__
+def test_the_release_is_of_this_version() -> None:
+    """The changelog's newest heading, its link, the citation and the tag that a release needs."""
+    version = re.escape(unitify.__version__)
+    changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    heading, *_ = re.findall(r"^## (.+)$", changelog, re.MULTILINE)
+    (date,) = re.findall(rf"^\[{version}\] - (\d{{4}}-\d\d-\d\d)$", heading)
+    assert f"[{unitify.__version__}]: https://github.com/unitify/unitify/releases" in changelog
+    citation = (ROOT / "CITATION.cff").read_text("utf-8")
+    assert f'version: {unitify.__version__}\ndate-released: "{date}"\n' in citation
 
 
 def test_commands_of_the_readme_exist() -> None:
