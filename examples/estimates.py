@@ -158,7 +158,7 @@ def evaluate(
     """All shares of one model."""
     rules = load_rules()
     with unchanged(model):
-        # Statistics of a batch norm that have seen one batch tell nothing yet.
+        # Statistics of a batch norm that have seen one batch predict nothing yet.
         output = model(*args, **kwargs)
     scalars = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and not t.dim()]
     loss: Callable[[Any], Tensor] | None = None if scalars else target_loss

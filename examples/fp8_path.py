@@ -53,7 +53,7 @@ def build(config: Any) -> nn.Module:
 
 
 def shares(config: Any) -> list[tuple[str, float, float]]:
-    """Recipe → share in FP8 of the FLOPs of linear layers, and of all products."""
+    """Recipe → share in FP8 of the FLOPs of linear layers, and of all contractions."""
     rules = load_rules()
     with torch.device("meta"):
         ids = torch.zeros(2, 128, dtype=torch.long)
@@ -101,19 +101,19 @@ def main() -> None:
         "`python -m examples.fp8_path`",
         "",
         "Share of matmul FLOPs on FP8 operands, counted from graphs of real shape (2 × 128",
-        "tokens): of linear layers, and of all products, attention's own among them. `fp8` leaves",
-        "out widths that 16 does not divide; `multiple=1` casts those, too.",
+        "tokens): of linear layers, and of all contractions, attention's own among them. `fp8`",
+        "leaves out widths that 16 does not divide; `multiple=1` casts those, too.",
         "",
-        "| model | recipe | linear layers | all products |",
+        "| model | recipe | linear layers | all contractions |",
         "|---|---|--:|--:|",
     ]
     for label, config in SHAPES.items():
-        for recipe, linear, products in shares(config):
-            lines.append(f"| {label} | `{recipe}` | {linear:.1%} | {products:.1%} |")
+        for recipe, linear, contractions in shares(config):
+            lines.append(f"| {label} | `{recipe}` | {linear:.1%} | {contractions:.1%} |")
     lines += [
         "",
-        "`unitify::fp8_linear` (codes multiplied by the device, in all three products of",
-        "training) against the same casts and a float32 product: loss and every parameter's",
+        "`unitify::fp8_linear` (codes multiplied by the device, in all three matmuls of",
+        "training) against the same casts and a float32 matmul: loss and every parameter's",
         "gradient of small models. Where a sum rounds otherwise in its last bit, the next cast",
         "may take the neighboring code.",
         "",

@@ -76,7 +76,7 @@ def main() -> None:
         "",
         f"Time a token with a cache, greedy, {TOKENS} tokens behind a prompt of {PROMPT}, on one",
         f"CPU thread: a transformed module over its model, {PAIRS} pairs of runs in turn. A CPU",
-        "has no fast product of FP8 codes: the figure of `fp8` is what its operators cost there.",
+        "has no fast matmul of FP8 codes: the figure of `fp8` is what its operators cost there.",
         "",
         "| model | ms a token | module | ratio, median | quartiles | same tokens |",
         "|---|--:|---|--:|--:|---|",

@@ -1,10 +1,10 @@
-"""Noise of casts: foretold with no data, by a run on drawn inputs, against measured.
+"""Noise of casts: predicted with no data, by a run on drawn inputs, against measured.
 
     python -m examples.noise
 
 writes ``docs/results/noise.md``, for small models of every kind and, on real data, for pretrained
-nets. Casts are those of ``fp8`` without attention's own products: E4M3 for the operands of every
-product and recurrent layer.
+nets. Casts are those of ``fp8`` without attention's own contractions: E4M3 for the operands of all
+others and of recurrent layers.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ import zoo  # noqa: E402
 ELEMENTS = 64
 BAND = 3.0
 HEAD = (
-    "model", "values", "≤ 3 dB", "products", "≤ 3 dB", "median error", "outputs: measured", "drawn",
+    "model", "values", "≤ 3 dB", "contractions", "≤ 3 dB", "median error", "outputs: measured",
+    "drawn",
 )  # fmt: skip
 
 
@@ -79,7 +80,7 @@ def row(
     rules = load_rules()
     held = capture(model, args, kwargs)
     scales = plan(held, analyze(held, rules).estimates, rules)
-    products = tuple(
+    contractions = tuple(
         Choice(
             node.name,
             operation_name(node),
@@ -92,7 +93,7 @@ def row(
         for node in held.graph.nodes
         if (rule := rules.get(operation_name(node))) and rule.casts and not rule.forward
     )
-    casts = operand_casts(Part("", held, scales, held.graph, choices=products), rules)
+    casts = operand_casts(Part("", held, scales, held.graph, choices=contractions), rules)
     measured = {
         n: v
         for n, v in measured_noise(held, casts).items()
@@ -105,8 +106,8 @@ def row(
         name,
         str(len(measured)),
         share(apart.values()),
-        str(sum(n in products for n in measured)),
-        share(x for n, x in apart.items() if n in products),
+        str(sum(n in contractions for n in measured)),
+        share(x for n, x in apart.items() if n in contractions),
         f"{statistics.median(apart.values()):+.1f}" if apart else "",
         *(", ".join(f"{found[n].sqnr:.1f}" for n in outputs) for found in (measured, drawn)),
     )
@@ -138,11 +139,11 @@ def main() -> None:
 
 `python -m examples.noise`
 
-Signal to quantization noise with the operands of every product cast to E4M3 (attention's own
-aside), at the scales of the plan by analysis: foretold with no data by a run on drawn inputs,
+Signal to quantization noise with the operands of every contraction cast to E4M3 (attention's own
+aside), at the scales of the plan by analysis: predicted with no data by a run on drawn inputs,
 against measured, which is on real data for pretrained nets. Shares in percent of values (and of the
-products among them) of at least {ELEMENTS} elements that are foretold within {BAND:g} dB of
-measured; errors are foretold minus measured, in dB, above zero where it is too good. Outputs in dB.
+contractions among them) of at least {ELEMENTS} elements that are predicted within {BAND:g} dB of
+measured; errors are predicted minus measured, in dB: above zero, it is too good. Outputs in dB.
 
 {text}
 """, "utf-8")  # fmt: skip

@@ -2,7 +2,7 @@
 
     python -m examples.ptq [NET ...]
 
-casts the operands of every product and recurrent layer to E4M3, in every way that ``CASES`` lists,
+casts the operands of every contraction and recurrent layer to E4M3, as each of ``CASES`` says,
 and writes ``docs/results/ptq.md``. What is in ``ptq.jsonl`` beside it is not run again. See
 ``examples.nets`` and ``examples.evaluation`` for the packages to install. On one core SmolLM2 takes
 half an hour (one evaluation 20 seconds, one conversion 30 to 120), the others one to three minutes.
@@ -251,7 +251,7 @@ def main() -> None:
         "",
         "`python -m examples.ptq`",
         "",
-        "The operands of every matrix product, convolution and recurrent layer in E4M3, simulated;",
+        "The operands of every matmul, convolution and recurrent layer in E4M3, simulated;",
         "hidden states of recurrent layers stay. No data but for `measured`, which measures the",
         "inputs of `examples.nets` (random, but MiniLM's sentences), and for the last way,",
         "which measures real data (not the metric's).",

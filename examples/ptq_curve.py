@@ -2,8 +2,8 @@
 
     python -m examples.ptq_curve [NET ...]
 
-Four ways to choose the products that stay in BF16, at the same shares of product FLOPs in FP8: by
-noise that is foretold with no data (``fp8-auto``), by noise that each product alone was measured to
+Four ways to choose the contractions that stay in BF16, at the same shares of FLOPs in FP8: by noise
+that is predicted with no data (``fp8-auto``), by noise that each contraction alone was measured to
 add on real data, and at random, twice. Writes ``docs/results/ptq_curve.md`` and ``.svg``; what
 is in ``ptq_curve.jsonl`` beside them is not run again. A quarter of an
 hour of one core, most of it SmolLM2's.
@@ -50,7 +50,7 @@ TARGETS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Point:
-    """One choice, evaluated; ``share``: of product FLOPs in FP8."""
+    """One choice, evaluated; ``share``: of the FLOPs of contractions in FP8."""
 
     net: str
     way: str
@@ -61,7 +61,7 @@ class Point:
 
 
 class Subject:
-    """A net in ``fp8-ptq``, of which any products can be put into BF16."""
+    """A net in ``fp8-ptq``, of which any contractions can be put into BF16."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -88,13 +88,13 @@ class Subject:
         return operand_casts(*parts_in(self.module), RULES)
 
     @cached_property
-    def foretold(self) -> Sensitivity:
+    def predicted(self) -> Sensitivity:
         """Who adds how much noise, with no data."""
         return sensitivity(self.module.capture, RULES, self.operands)
 
     @cached_property
     def measured(self) -> Sensitivity:
-        """The noise at each output with one product cast alone, on real data."""
+        """The noise at each output with one contraction cast alone, on real data."""
         capture = self.module.capture
         inputs = capture.flat_inputs((), real_inputs.load(self.name)[1])
         names = output_names(capture.graph)
@@ -107,7 +107,7 @@ class Subject:
         return Sensitivity(found)
 
     def left_out(self, way: str, share: float) -> set[str]:
-        """The products to leave out so that at most ``share`` of all product FLOPs is in FP8."""
+        """The contractions to leave out so that at most ``share`` of all FLOPs is in FP8."""
         if way.startswith("random"):
             order = sorted(self.cast)
             random.Random(int(way.split()[1])).shuffle(order)
@@ -115,7 +115,7 @@ class Subject:
             while self.share(set(order[:count])) > share:
                 count += 1
             return set(order[:count])
-        budget = self.foretold if "no data" in way else self.measured
+        budget = self.predicted if "no data" in way else self.measured
         low, high = -20.0, 80.0
         for _ in range(40):
             bound = (low + high) / 2
@@ -124,7 +124,7 @@ class Subject:
         return set(leave_out(budget, self.flops, high))
 
     def share(self, left: set[str]) -> float:
-        """Of product FLOPs in FP8 without ``left``."""
+        """The share of the FLOPs of contractions in FP8 without ``left``."""
         return flop_share(self.chosen(left))
 
     def chosen(self, left: set[str]) -> tuple[Choice, ...]:
@@ -191,7 +191,7 @@ def draw(points: Mapping[tuple[str, str, float], Point], file: Path) -> None:
             )
             style = {"marker": "o", "linestyle": ":" if "random" in way else "-"}
             axis.plot([100 * s for s, _ in held], [m for _, m in held], label=way, **style)
-        axis.set_xlabel("product FLOPs in FP8, %")
+        axis.set_xlabel("FLOPs of contractions in FP8, %")
         axis.set_ylabel(METRICS[name].label)
         axis.set_title(name)
         axis.legend()
@@ -214,10 +214,10 @@ def main() -> None:
         "",
         "`python -m examples.ptq_curve`",
         "",
-        "`fp8-ptq` with some products in BF16, simulated: share of all product FLOPs in FP8 (an",
-        "attention's own products never are), and the net's metric. The choice of `fp8-auto`, with",
-        "no data; by the noise that each product alone was measured to add at the output on real",
-        "data, most noise a FLOP first; and at random.",
+        "`fp8-ptq` with some contractions in BF16, simulated: the share of the FLOPs of all",
+        "contractions in FP8 (an attention's own never are), and the net's metric. The choice of",
+        "`fp8-auto`, with no data; by the noise that each contraction alone was measured to add at",
+        "the output on real data, most noise a FLOP first; and at random.",
         "",
         "![curves](ptq_curve.svg)",
     ]

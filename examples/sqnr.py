@@ -69,9 +69,9 @@ class _Recorder(fx.Interpreter):
             first = result if isinstance(result, Tensor) else result[0]
             self.found[n.name] = first.double()
         if n.target is UNCENTER:
-            # What a product makes of a mean is part of its result.
-            product = n.args[0].args[0]  # type: ignore[union-attr]
-            self.found[product.name] = result.double()  # type: ignore[union-attr]
+            # What a contraction makes of a mean is part of its result.
+            contraction = n.args[0].args[0]  # type: ignore[union-attr]
+            self.found[contraction.name] = result.double()  # type: ignore[union-attr]
         return result
 
 
@@ -125,8 +125,8 @@ class _Alone(fx.Interpreter):
             self.found[n.name] = pair[0].double(), (pair[1] - pair[0]).double()
             self.levels[n.name] = _level(*self.found[n.name])
         if n.target is UNCENTER:
-            product = n.args[0].args[0].name  # type: ignore[union-attr]
-            self.levels[product] = _level(result.double(), self.found[product][1])
+            contraction = n.args[0].args[0].name  # type: ignore[union-attr]
+            self.levels[contraction] = _level(result.double(), self.found[contraction][1])
         for operand in self.user_to_last_uses.get(n, ()):
             self.rounded.pop(operand, None)
         return result

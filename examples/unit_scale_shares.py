@@ -39,8 +39,8 @@ _TRUTH = """
 _OVERHEAD = """
 ## Overhead
 
-Multiplications by constants and rescales, forward and backward, against all products of a training
-step; step times against the captured original, by ratio in one run.
+Multiplications by constants and rescales, forward and backward, against all contractions of a step
+in training; step times against the captured original, by ratio in one run.
 """
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 STYLES = ("gpt", "llama")

@@ -23,7 +23,7 @@ class TiedLanguageModel(nn.Module):
 
 
 class Pair(nn.Module):
-    """Two inputs, which no first layer tells."""
+    """Two inputs, which no first layer implies."""
 
     def __init__(self) -> None:
         super().__init__()

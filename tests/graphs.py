@@ -124,7 +124,7 @@ def page() -> str:
         "",
         "`python tests/graphs.py`. Five small models: the graph that is captured, with the scales",
         "planned for each value and its gradient where they are not one, and the graph that is",
-        "emitted. True value = scale × stored value.",
+        "emitted. True value = scale × stored value. The [glossary](glossary.md) has the words.",
     ]
     for shown in SHOWN:
         module = module_of(shown)

@@ -300,7 +300,7 @@ CASES: dict[str, tuple[Callable[[Path], str], set[str], tuple[str, ...]]] = {
         ("contents of 2^31 entries", distributed(b"\x80\x02Nr\xff\xff\xff\x7f."), "U601", FACTORY),
         ("pieces that lie elsewhere", distributed(_elsewhere), "U601", FACTORY),
         ("pieces of an absurd whole", distributed(_absurd), "U601", FACTORY),
-        ("pieces that are not told", distributed(lambda held: held.storage_data.clear()), "U601",
+        ("pieces that are not listed", distributed(lambda held: held.storage_data.clear()), "U601",
          FACTORY),
         ("code of a model in its folder",
          config(architectures=["MyModel"], auto_map={"AutoModel": "code.MyModel"}), "U602", ()),

@@ -24,6 +24,25 @@ from unitify.plan.planner import plan
 from unitify.rulebook.rule_table import load_rules
 
 Shares = Mapping[str, Mapping[str, tuple[int, int, dict[str, float]]]]
+#: What t5 makes of its mask of -3.4e38: no scale is right for that and for the scores beside it.
+MASKED = {
+    "forward": {"where_1", "contiguous", "where_2", "contiguous_2", "where_5", "where_7"},
+    "backward": {"where_1", "contiguous", "where_2", "contiguous_2"},
+}
+#: Gradients whose prediction is not within a factor of two, under the seeds of the zoo. Most are
+#: of parameters with few elements, of which a measurement sees one draw.
+FAR = {
+    "residual_cnn": {
+        "p_stem_1_weight", "p_stem_1_bias", "p_blocks_0_norm2_weight", "p_blocks_0_norm2_bias",
+        "p_blocks_2_first_weight", "p_blocks_2_norm1_weight", "p_blocks_2_norm1_bias",
+        "p_blocks_2_norm2_weight",
+    },
+    "mixed_convolutions": {"p_up_weight", "p_up_bias", "p_line_bias", "p_up1_bias"},
+    "shared_layers": {"p_block_2_weight", "p_block_2_bias", "p_twice_bias"},
+    "llama": {"pow_3", "mean_2", "add_7"},
+    "t5": {"rsqrt_9"},
+    "mixtral": {"softmax", "slice_8"},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -33,23 +52,27 @@ def evaluated() -> dict[str, Shares]:
     return {c.name: evaluate(c.capture, c.fresh()[0], c.args, c.kwargs) for c in cases}
 
 
-def share(evaluated: dict[str, Shares], kind: str, direction: str) -> float:
-    counts = [found[kind][direction][:2] for found in evaluated.values()]
-    return sum(c for c, _ in counts) / sum(t for _, t in counts)
+def outside(evaluated: dict[str, Shares], kind: str, direction: str) -> dict[str, set[str]]:
+    """Model → the values that are not within a factor of two; models without any are left out."""
+    found = {name: set(shares[kind][direction][2]) for name, shares in evaluated.items()}
+    return {name: values for name, values in found.items() if values}
 
 
 @pytest.mark.slow
 def test_measured_scales_store_values_at_unit_rms(evaluated: dict[str, Shares]) -> None:
-    assert share(evaluated, "measured", "forward") >= 0.97
-    assert share(evaluated, "measured", "backward") >= 0.97
+    """All but a mask, and gradients of inputs, which the model hands out as they are."""
+    assert outside(evaluated, "measured", "forward") == {"t5": MASKED["forward"]}
+    for name, values in outside(evaluated, "measured", "backward").items():
+        inputs = {n.name for n in conversion(name).capture.graph.find_nodes(op="placeholder")}
+        assert values == MASKED["backward"] if name == "t5" else values <= inputs, name
 
 
 @pytest.mark.slow
 def test_analysis_predicts_measurement_within_a_factor_of_two(
     evaluated: dict[str, Shares],
 ) -> None:
-    assert share(evaluated, "predicted", "forward") >= 0.95
-    assert share(evaluated, "predicted", "backward") >= 0.85
+    assert outside(evaluated, "predicted", "forward") == {}
+    assert outside(evaluated, "predicted", "backward") == FAR
 
 
 def test_analysis_and_measurement_have_the_same_keys() -> None:

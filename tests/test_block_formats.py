@@ -28,7 +28,7 @@ from unitify.formats.band import band_of
 from unitify.formats.blocks import in_blocks
 from unitify.formats.signal_to_noise import GeneralizedNormal
 from unitify.formats.table import E2M1, E4M3, E8M0, FORMATS, BlockFormat, quantize
-from unitify.rule_trials.calls import Call, call, drawn, run
+from unitify.rule_trials.calls import Trial, call, drawn, run
 from unitify.rulebook.contractions import contracted, contraction_operands
 from unitify.rulebook.rule_table import load_rules
 from unitify.runtime.cast import cast
@@ -242,12 +242,12 @@ def test_elements_are_those_of_the_table() -> None:
 # -- along which dimension, by operation -------------------------------------------------
 
 RULES = load_rules()
-PRODUCTS = sorted(n for n, r in RULES.items() if len(r.casts) == 2 and len(r.products) == 2)
+CONTRACTIONS = sorted(n for n, r in RULES.items() if len(r.casts) == 2 and len(r.contraction) == 2)
 
 
-@pytest.mark.parametrize("operation", PRODUCTS)
+@pytest.mark.parametrize("operation", CONTRACTIONS)
 def test_blocks_lie_along_what_is_summed_over(operation: str) -> None:
-    """What is zero but for one place there has a product with the same place, and no other."""
+    """What is zero but for one place there is contracted with the same place, and no other."""
     rule = RULES[operation]
     for sample in (rule.sample, *rule.variants):
         made = call(rule, drawn(rule, sample, 0, torch.float64))
@@ -260,7 +260,7 @@ def test_blocks_lie_along_what_is_summed_over(operation: str) -> None:
         def of(
             left: int | None,
             right: int | None,
-            made: Call = made,
+            made: Trial = made,
             along: list[tuple[str, int]] = places,
         ) -> Tensor:
             tensors = dict(made.tensors)
@@ -278,7 +278,7 @@ def test_blocks_lie_along_what_is_summed_over(operation: str) -> None:
 
 
 def test_a_product_is_cast_along_what_it_sums_over() -> None:
-    class Products(nn.Module):
+    class Contractions(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.image = nn.Conv2d(32, 32, 3, padding=1)
@@ -289,7 +289,7 @@ def test_a_product_is_cast_along_what_it_sums_over() -> None:
             rows = self.image(x).flatten(2).mT
             return self.linear(rows) @ self.matrix
 
-    model, x = Products(), torch.randn(2, 32, 4, 4, requires_grad=True)
+    model, x = Contractions(), torch.randn(2, 32, 4, 4, requires_grad=True)
     module = unitify.transform(model, (x,), recipe="mxfp8", placement="casts")
     assert {c.runs for c in module.casts if c.is_contraction} == {"simulated"}
 

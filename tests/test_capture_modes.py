@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import unitify
 from unitify.capture import whole
-from unitify.capture.recorded_graph import Record, record_once
+from unitify.capture.recorded_graph import RecordedGraph, record_once
 
 
 class Modes(nn.Module):
@@ -191,7 +191,7 @@ def test_a_second_recording_where_code_asks_for_the_mode(
 ) -> None:
     made: list[object] = []
 
-    def counted(*args: Any) -> Record:
+    def counted(*args: Any) -> RecordedGraph:
         made.append(args)
         return record_once(*args)
 

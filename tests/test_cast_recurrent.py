@@ -1,4 +1,4 @@
-"""Casts of recurrent layers: one operation that holds several products, and several results."""
+"""Casts of recurrent layers: one operation that holds several contractions, and several results."""
 
 from __future__ import annotations
 

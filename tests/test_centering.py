@@ -46,14 +46,14 @@ def dense() -> tuple[nn.Module, Tensor]:
     return trained(model, x), x
 
 
-def products(module: unitify.UnitScaledModule) -> list[Choice]:
+def contractions(module: unitify.UnitScaledModule) -> list[Choice]:
     return [c for c in module.casts if c.is_contraction]
 
 
 def test_a_linear_layer_by_hand() -> None:
     model, x = dense()
     module = unitify.transform(model, (x,), recipe=CENTERED)
-    first, last = products(module)
+    first, last = contractions(module)
     assert not first.mean
     mean = torch.tensor(last.mean)
     plan = module.plan
@@ -96,7 +96,7 @@ CONVOLUTIONS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
 def test_apart_and_together_it_is_the_same(kind: str) -> None:
-    """A format that rounds nothing leaves the sum of the two terms: the product, its gradients."""
+    """Without rounding, the sum of the two terms is the contraction, with its gradients."""
     torch.manual_seed(0)
     convolution, x = CONVOLUTIONS[kind]()
     norm = [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d][x.dim() - 3](8)
@@ -105,7 +105,7 @@ def test_apart_and_together_it_is_the_same(kind: str) -> None:
     model = trained(nn.Sequential(nn.Identity(), Doubled(model)), x)
     recipe = dataclasses.replace(CENTERED, forward=FP32, backward=FP32)
     module = unitify.transform(model, (x,), recipe=recipe)
-    (choice,) = products(module)
+    (choice,) = contractions(module)
     assert choice.mean
     torch.testing.assert_close(module(x), model(x), rtol=1e-4, atol=1e-5)
     name = "1.inner.1.1.weight"
@@ -132,8 +132,8 @@ class Doubled(nn.Module):
         return y
 
 
-def test_only_what_a_model_keeps_is_told() -> None:
-    """Statistics as they are initialized tell nothing, and a layer norm keeps none."""
+def test_only_statistics_that_a_model_keeps_are_known() -> None:
+    """Initial statistics say nothing of the data, and a layer norm keeps none."""
     torch.manual_seed(0)
     x = torch.randn(64, 16)
     for norm in (nn.BatchNorm1d(32), nn.LayerNorm(32)):
@@ -141,13 +141,13 @@ def test_only_what_a_model_keeps_is_told() -> None:
             norm.bias += 2
         model = nn.Sequential(nn.Linear(16, 32), norm, nn.ReLU(), nn.Linear(32, 48)).eval()
         module = unitify.transform(model, (x,), recipe=CENTERED)
-        assert not any(c.mean for c in products(module))
+        assert not any(c.mean for c in contractions(module))
         measured = dataclasses.replace(CENTERED, center="measured")
         module = unitify.transform(model, (x,), recipe=measured, batches=[x])
-        assert [bool(c.mean) for c in products(module)] == [False, True]
+        assert [bool(c.mean) for c in contractions(module)] == [False, True]
         if isinstance(norm, nn.LayerNorm):
             hidden = model[:3](x).mean(0)
-            assert torch.equal(torch.tensor(products(module)[1].mean), on_grid(hidden, E4M3))
+            assert torch.equal(torch.tensor(contractions(module)[1].mean), on_grid(hidden, E4M3))
 
 
 def error(module: nn.Module, model: nn.Module, x: Tensor) -> float:
@@ -166,7 +166,7 @@ def test_products_on_fp8_operands() -> None:
     """Lowered and simulated alike, up to the order of summation; the offset stays a row."""
     model, x = dense()
     lowered = unitify.transform(model, (x,), recipe=dataclasses.replace(CENTERED, simulate="auto"))
-    assert {c.runs for c in products(lowered)} == {"fp8"}
+    assert {c.runs for c in contractions(lowered)} == {"fp8"}
     module = unitify.transform(model, (x,), recipe=CENTERED)
     torch.testing.assert_close(lowered(x), module(x))
     held = lowered.to_inference()
@@ -180,7 +180,7 @@ def test_everything_else_stays_exact() -> None:
     body = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3, 2, 1))
     model = trained(body, x)
     module = unitify.transform(model, (x,), recipe=CENTERED)
-    assert products(module)[1].mean
+    assert contractions(module)[1].mean
     assert not unitify.verify(model, module, (x,)).findings
 
 

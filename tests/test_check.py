@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from pathlib import Path
 
@@ -20,9 +21,11 @@ from unitify.check.checking import check
 from unitify.check.finding import Finding
 from unitify.check.outcome import Outcome
 from unitify.check.plan_faults import Comparison
-from unitify.check.settings import Settings, settings_from
+from unitify.check.settings import Limits, Settings, settings_from
 from unitify.check.source_lines import SourceLines
 from unitify.check.subject import subject_of
+from unitify.formats.band import band_of
+from unitify.formats.table import E4M3
 from unitify.naming import stable_names
 from unitify.recipe.reader import read_recipe
 from unitify.recipe.recipe import FP8
@@ -97,7 +100,10 @@ def test_findings_say_how_they_came_about(root: Path) -> None:
     assert any("quadrature" in line for line in exp.derivation)
     assert "2^-" in exp.fix
     embedding = found["embedding.weight"]
-    assert embedding.level == pytest.approx(11, abs=1)  # 1e-5 is so many octaves below 2^-5.5
+    # The mean square of 64 × 32 normal numbers, and how far it is below what E4M3 holds.
+    rms = embedding.diagnostic.rms
+    assert abs(rms**2 / 1e-10 - 1) < 4 * math.sqrt(2 / (64 * 32))
+    assert embedding.level == pytest.approx(-band_of(E4M3, Limits().noise).octaves_outside(rms))
 
 
 def test_one_loss_is_to_blame_for_all_gradients(root: Path) -> None:
@@ -223,14 +229,15 @@ def test_a_value_that_is_not_finite() -> None:
 def test_weights_that_moved_drift_from_the_plan() -> None:
     model = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16))
     module = unitify.transform(model, torch.randn(4, 16), recipe=FP8)
-    judged = Comparison(drift=True)
+    judged, planned = Comparison(drift=True), module.plan.unit("p_2_weight").fwd
     assert check_here(subject_of(module, (), None, FP8, RULES), comparison=judged).is_clean
     with torch.no_grad():
         module.get_parameter("2.weight").mul_(2.0**4)
     outcome = check_here(subject_of(module, (), None, FP8, RULES), comparison=judged)
     drifted = {f.name: f for f in outcome.findings if f.code == "U807"}
     assert "2.weight" in drifted
-    assert drifted["2.weight"].level == pytest.approx(4, abs=1.1)
+    rms = float(module.get_parameter("2.weight").detach().square().mean().sqrt())
+    assert drifted["2.weight"].level == pytest.approx(math.log2(rms / planned))
     limits = {"drift": 6}
     assert check_here(
         subject_of(module, (), None, FP8, RULES), **limits, comparison=judged

@@ -50,7 +50,7 @@ def test_codes_of_eight_bits(tmp_path: Path, kind: str, ending: str, dtype: torc
 
 
 @pytest.mark.parametrize("change", ["no scale", "a strange scale"])
-def test_codes_whose_scale_is_not_told(tmp_path: Path, change: str) -> None:
+def test_codes_without_a_scale(tmp_path: Path, change: str) -> None:
     state, _ = fp8(SCALES["one"], "_scale")
     state["weight_scale"] = torch.ones(3, 5)
     if change == "no scale":

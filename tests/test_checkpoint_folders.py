@@ -73,10 +73,10 @@ def test_a_folder_keeps_its_type_and_its_ties(
 def test_a_config_without_a_type_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
     llama(tmp_path / "it", torch.bfloat16)
     config = tmp_path / "it" / "config.json"
-    stated = json.loads(config.read_text())
+    document = json.loads(config.read_text())
     for key in ("dtype", "torch_dtype"):
-        stated.pop(key, None)
-    config.write_text(json.dumps(stated))
+        document.pop(key, None)
+    config.write_text(json.dumps(document))
     model = LlamaForCausalLM.from_pretrained(tmp_path / "it").eval()
     convert(tmp_path / "it", tmp_path / "out", verify=False)
     assert torch.equal(logits(unitify.load(tmp_path / "out")), logits(model))
@@ -100,8 +100,8 @@ def test_a_folder_read_into_a_factory_s_model(
 def test_heads_of_a_folder(tmp_path: Path) -> None:
     bert(tmp_path)
     config = tmp_path / "config.json"
-    stated = json.loads(config.read_text())
-    config.write_text(json.dumps({**stated, "architectures": ["BertForSequenceClassification"]}))
+    document = json.loads(config.read_text())
+    config.write_text(json.dumps({**document, "architectures": ["BertForSequenceClassification"]}))
     weights = load_file(tmp_path / "model.safetensors")
     save_file({**weights, "spare.weight": torch.ones(2)}, tmp_path / "model.safetensors")
     with pytest.raises(UnitifyError) as caught:

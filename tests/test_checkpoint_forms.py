@@ -161,8 +161,8 @@ def test_notes_are_in_the_report(tmp_path: Path) -> None:
     state = {f"module.{name}": t for name, t in factories.mlp().state_dict().items()}
     torch.save({"model": state}, tmp_path / "it.pt")
     report = convert(tmp_path / "it.pt", tmp_path / "out", model="factories:mlp")
-    told = [note.message for note in report.left_out if note.code == "U612"]
-    assert len(told) == 2
+    messages = [note.message for note in report.left_out if note.code == "U612"]
+    assert len(messages) == 2
     loaded = unitify.load(tmp_path / "out", factories.mlp())
     assert all(torch.equal(t, state[f"module.{n}"]) for n, t in loaded.state_dict().items())
 

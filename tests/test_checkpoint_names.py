@@ -25,7 +25,7 @@ def test_versions_of_modules_are_kept(tmp_path: Path) -> None:
     for prefix in ("", "module."):
         renamed = OrderedDict(under(prefix, state))
         renamed._metadata = {  # type: ignore[attr-defined]
-            f"{prefix}{path}".removesuffix("."): told for path, told in state._metadata.items()
+            f"{prefix}{path}".removesuffix("."): entry for path, entry in state._metadata.items()
         }
         torch.save(renamed, tmp_path / "it.pt")
         text = refusal(lambda: filled(tmp_path / "it.pt"))
@@ -56,9 +56,9 @@ def test_heads_that_are_missing_or_too_many(tmp_path: Path) -> None:
     expected = Normed().eval()
     expected.load_state_dict(state, strict=False)
     assert same(model, expected)
-    told = " ".join(note.message for note in model.notes)
-    assert "last.bias, last.weight" in told or "last.weight, last.bias" in told
-    assert "top.weight, top.bias" in told
+    messages = " ".join(note.message for note in model.notes)
+    assert "last.bias, last.weight" in messages or "last.weight, last.bias" in messages
+    assert "top.weight, top.bias" in messages
 
 
 def test_two_that_fit_are_not_chosen_between(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""On a GPU: the same graphs, and FP8 products where the device multiplies FP8.
+"""On a GPU: the same graphs, and FP8 matmuls where the device multiplies FP8.
 
 Skipped, each test by name, where there is no GPU.
 """
@@ -78,7 +78,7 @@ def test_a_device_gives_what_the_cpu_gives(recipe: str) -> None:
 @pytest.mark.parametrize("shape", [(16, 64, 32), (21, 64, 37), (5, 40, 24)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_products_run_on_codes(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
-    """All three products, of widths that are padded, too: integers have exact sums."""
+    """All three matmuls, of widths that are padded, too: integers have exact sums."""
     m, k, n = shape
     torch.manual_seed(0)
     x, w = (torch.randint(-2, 3, s, device="cuda").to(dtype) for s in ((m, k), (n, k)))

@@ -12,6 +12,10 @@ import pytest
 import torch
 from slow import some_slow
 
+import unitify
+import unitify.check
+from unitify.rule_trials.page import LONGEST
+
 ROOT = Path(__file__).resolve().parent.parent
 #: A fenced block: its language, the file that it is, its text.
 FENCED = re.compile(r"^```(\w+)(?: title=\"(.+?)\")?\n(.+?)^```", re.DOTALL | re.MULTILINE)
@@ -56,6 +60,26 @@ def run(line: str, folder: Path) -> None:
     words = [sys.executable, "-m", *shlex.split(command.removeprefix("python -m "))]
     found = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     assert found.returncode == int(status or 0), f"{line}\n{found.stdout}{found.stderr}"
+
+
+#: Pages that are written by hand, or by code in the package: results are written by programs.
+WRITTEN = [page for page in PAGES if page.parent.name != "results"]
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_a_page_is_easy_to_read(page: Path) -> None:
+    """No cell of a table is a paragraph, and the words are a link away."""
+    lines = page.read_text("utf-8").splitlines()
+    cells = [c.strip() for line in lines if line.startswith("|") for c in line.split(" | ")]
+    assert [cell for cell in cells if len(cell) > LONGEST] == []
+    if page.parent.name != "rules" or page.name == "index.md":
+        assert page.name == "glossary.md" or "glossary.md" in page.read_text("utf-8")
+
+
+def test_the_interface_is_documented() -> None:
+    text = (ROOT / "docs" / "api.md").read_text("utf-8")
+    listed = {name.rpartition(".")[2] for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE)}
+    assert set(unitify.__all__) - {"__version__"} | set(unitify.check.__all__) <= listed
 
 
 def test_results_are_listed() -> None:

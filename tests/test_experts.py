@@ -146,10 +146,10 @@ def test_routers_stay_and_are_named(name: str, recipe: str, format: str, tmp_pat
     torch.manual_seed(0)
     MIXTURES[name]().bfloat16().save_pretrained(tmp_path / "model")
     exported(tmp_path / "model", tmp_path / "out", recipe, format)
-    told = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    written = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     weights = {n.removesuffix(".weight"): t for n, t in mapped_weights(tmp_path / "out").items()}
     whole = {n for n, t in weights.items() if t.dim() == 2 and t.dtype == torch.bfloat16}
-    assert whole - {"model.embed_tokens"} <= set(told["ignore"])
+    assert whole - {"model.embed_tokens"} <= set(written["ignore"])
     assert any(n.endswith(".gate") for n in whole)
 
 
@@ -160,9 +160,9 @@ def test_experts_that_stay_are_named_as_layers_that_stay(
     """A runtime looks for the scales of each."""
     source = sources["mixtral"]
     exported(source, tmp_path / "out", recipe, "compressed-tensors")
-    told = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    written = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     experts = {n.removesuffix(".weight") for n in mapped_weights(source) if ".experts." in n}
-    assert experts <= set(told["ignore"])
+    assert experts <= set(written["ignore"])
 
 
 def test_experts_that_are_one_tensor_in_the_checkpoint_do_not_fold(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Moments that are not what a row says: told under a code and counted, and never a bug's cover."""
+"""Moments that are not what a row says get a code and are counted; no bug hides there."""
 
 from __future__ import annotations
 

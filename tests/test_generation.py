@@ -86,19 +86,19 @@ def assert_same(a: Any, b: Any) -> None:
 
 
 class Counted(TorchFunctionMode):
-    """Counts products of FP8 operands."""
+    """Counts matmuls of FP8 operands."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.products = 0
+        self.matmuls = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.products += getattr(func, "_opname", "") == "fp8_linear"
+        self.matmuls += getattr(func, "_opname", "") == "fp8_linear"
         return func(*args, **(kwargs or {}))
 
 
-def products(module: Any) -> list[str]:
-    """The paths of the modules whose products have FP8 operands in the recording."""
+def matmuls(module: Any) -> list[str]:
+    """The paths of the modules whose matmuls have FP8 operands in the recording."""
     return [
         list(node.meta["nn_module_stack"].values())[-1][0]
         for node in module.graph.nodes
@@ -119,16 +119,16 @@ def test_tokens_and_logits_are_the_models(name: str) -> None:
     "name", some_slow(["gpt2", "llama", "mixtral", "t5", "bart"], lambda n: n != "gpt2")
 )
 def test_products_are_cast_in_every_step(name: str) -> None:
-    """Each call of the decoder casts the products of its linear layers, as the recording does."""
+    """Each call of the decoder casts the matmuls of its linear layers, as the recording does."""
     model, module = built(name)[0], transformed(name, "fp8,multiple=1")
     counts = []
     for steps in (2, 3):
         with Counted() as counted:
             module.generate(**prompt(name), max_new_tokens=steps, do_sample=False)
-        counts.append(counted.products)
+        counts.append(counted.matmuls)
     # An encoder runs once, and what the decoder attends to is projected once for all steps.
     once = re.compile(r"encoder\b|(encoder_attn|EncDecAttention)\.[kv]")
-    in_each = [path for path in products(module) if not once.search(path)]
+    in_each = [path for path in matmuls(module) if not once.search(path)]
     assert counts[1] - counts[0] == len(in_each) > 0
     assert generated(module, name).sequences.shape == generated(model, name).sequences.shape
 
@@ -207,11 +207,11 @@ def test_gradients_arrive_at_any_scale() -> None:
     true, own, graph = found
     assert not torch.equal(own, true)
     errors = [((one - true).norm() / true.norm()).item() for one in (own, graph)]
-    # Each is told how large gradients arrive; the places differ, and so does rounding.
+    # Each knows the size of the gradients that arrive; the casts differ, and so does rounding.
     assert errors[0] < 2 * errors[1]
 
 
-def told(module: Any, *calls: dict[str, Any]) -> list[str]:
+def warned(module: Any, *calls: dict[str, Any]) -> list[str]:
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         for call in calls:
@@ -220,21 +220,21 @@ def told(module: Any, *calls: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.slow
-def test_each_kind_of_call_is_told_of_once() -> None:
+def test_each_kind_of_call_warns_once() -> None:
     model, calls = built("gpt2")[0], forms(built("gpt2")[1]["input_ids"])
     # Values are not true in its plan: what their rescaling is for is lost in the model's own code.
     module = unitify.transform(model, (), calls[0], weights="stored", verify=False)
     longer = [{key: torch.cat([v, v], 1) for key, v in calls[1].items()}]
-    found = told(module, calls[0], calls[1], *longer, calls[2], calls[1], calls[2])
+    found = warned(module, calls[0], calls[1], *longer, calls[2], calls[1], calls[2])
     assert ["attention_mask" in each for each in found] == [True, False]
     assert ["U118" in each and "labels" in each for each in found] == [False, True]
     # In a plan of true values only casts can be lost: those between layers, with attention's.
     linear = transformed("gpt2", "fp8,multiple=1")
-    assert not told(linear, *calls)
+    assert not warned(linear, *calls)
     attention = unitify.transform(
         model, (), calls[0], recipe="fp8,multiple=1,attention=true,simulate=true", verify=False
     )
-    (message,) = told(attention, calls[5], calls[5], calls[0])
+    (message,) = warned(attention, calls[5], calls[5], calls[0])
     assert message.startswith("U117 [transformer.h.0.attn] transformer.h.0.attn (and 1 more)")
 
 
@@ -284,7 +284,7 @@ def test_compiled() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("weights", "recipe"), [("true", "fp16"), ("stored", None)])
 def test_submodules_without_graphs_are_those_of_the_model(weights: Any, recipe: str | None) -> None:
-    """Whoever calls one gets what the model's gives, and is told which casts it leaves out."""
+    """A call gives what the model gives, and warns of the casts that it leaves out."""
     torch.manual_seed(0)
     config = transformers.T5Config(
         d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, vocab_size=64
@@ -296,11 +296,11 @@ def test_submodules_without_graphs_are_those_of_the_model(weights: Any, recipe: 
         model, example_kwargs=batch, weights=weights, recipe=recipe, placement="everywhere"
     ).eval()
     before = module(**batch).logits
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = [module.encoder(ids)[0] for _ in range(2)]
     assert all(torch.equal(x, model.encoder(ids)[0]) for x in found)
-    assert [str(w.message)[:4] for w in told] == ["U117"] * (recipe is not None)
+    assert [str(w.message)[:4] for w in caught] == ["U117"] * (recipe is not None)
     assert torch.equal(copy.deepcopy(module)(**batch).logits, before)
     if weights == "stored":
         with pytest.raises(UnitifyError, match="U117"):

@@ -15,7 +15,7 @@ from unitify.formats.table import E4M3
 
 
 class Net(nn.Module):
-    """Products of every kind, a layer that runs twice, a tied head, dropout."""
+    """Contractions of every kind, a layer that runs twice, a tied head, dropout."""
 
     def __init__(self) -> None:
         super().__init__()

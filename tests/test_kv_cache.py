@@ -184,8 +184,8 @@ def test_a_folder_for_runtimes(tmp_path: Path) -> None:
     assert found.sqnr is not None
     paths = [f"model.layers.{i}.self_attn" for i in (0, 1)]
     assert [each.attention for each in found.caches] == paths
-    told = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
-    assert told["kv_cache_scheme"] == told["config_groups"]["group_0"]["weights"]
+    written = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert written["kv_cache_scheme"] == written["config_groups"]["group_0"]["weights"]
     weights = mapped_weights(tmp_path / "out")
     for each in found.caches:
         assert 0.5 < each.key_rms / each.key < 2

@@ -1,4 +1,4 @@
-"""Folders load without inputs: those of the conversion are drawn anew from what plan.json tells."""
+"""Folders load without inputs: those of the conversion are drawn from plan.json."""
 
 from __future__ import annotations
 
@@ -225,10 +225,10 @@ TENSORS = {
 @pytest.mark.parametrize("name", TENSORS)
 def test_drawn_tensors_have_what_an_analysis_sees(name: str) -> None:
     given_ = TENSORS[name]
-    told = json.loads(json.dumps(outline_of((given_,), {}), allow_nan=False))
-    ((drawn,), _) = drawn_inputs(told, CPU)
+    outline = json.loads(json.dumps(outline_of((given_,), {}), allow_nan=False))
+    ((drawn,), _) = drawn_inputs(outline, CPU)
     assert (drawn.shape, drawn.dtype) == (given_.shape, given_.dtype)
-    assert str(drawn.flatten().tolist()) == str(drawn_inputs(told, CPU)[0][0].flatten().tolist())
+    assert str(drawn.flatten().tolist()) == str(drawn_inputs(outline, CPU)[0][0].flatten().tolist())
     if not given_.numel() or given_.is_complex() or name == "not finite":
         return
     ours, theirs = drawn.double(), given_.double()
@@ -255,8 +255,8 @@ values = st.recursive(
 @settings(deadline=None)
 @given(value=values, name=st.text())
 def test_what_is_no_tensor_is_kept(value: Any, name: str) -> None:
-    told = json.loads(json.dumps(outline_of((value,), {name: value}), allow_nan=False))
-    args, kwargs = drawn_inputs(told, CPU)
+    outline = json.loads(json.dumps(outline_of((value,), {name: value}), allow_nan=False))
+    args, kwargs = drawn_inputs(outline, CPU)
     assert repr((args, kwargs)) == repr(((value,), {name: value}))
     assert pytree.tree_structure(args) == pytree.tree_structure((value,))
 

@@ -98,9 +98,9 @@ def test_a_language_model_in_onnx_is_the_module(
 ) -> None:
     pytest.importorskip("onnxruntime")
     out = tmp_path / "out"
-    told = run("convert", str(source), "-o", str(out), "--recipe", "fp8", "--format", "onnx")
-    assert told.exit_code == 0, told.stderr
-    assert "dB of signal to noise" in told.stdout
+    outcome = run("convert", str(source), "-o", str(out), "--recipe", "fp8", "--format", "onnx")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "dB of signal to noise" in outcome.stdout
     model = transformers.LlamaForCausalLM.from_pretrained(source).eval()
     # A quarter of float32, and the graph.
     bytes_of_model = sum(p.nbytes for p in model.parameters())

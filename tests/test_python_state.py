@@ -1,4 +1,4 @@
-"""State that no graph keeps stays Python's, or is told of; never lost."""
+"""State that no graph keeps stays Python's, or is reported; it is never lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes as data: read, refused, named by a project, and told by a conversion."""
+"""Recipes as data: read, refused, named by a project, and shown by a conversion."""
 
 from __future__ import annotations
 

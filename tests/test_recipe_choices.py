@@ -46,7 +46,7 @@ def of(model: nn.Module, *args: Any) -> Capture:
 
 
 class Several(nn.Module):
-    """Linear layers of several widths, a convolution, a tied weight, and attention's products."""
+    """Linear layers of several widths, a convolution, a tied weight, and an attention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,14 +81,14 @@ def test_every_floating_value_has_a_choice_and_a_reason() -> None:
         if isinstance(n.meta.get("val"), Tensor) and n.meta["val"].is_floating_point()
     ]
     assert list(choices) == floating
-    products = {n: c for n, c in choices.items() if c.is_contraction}
-    kept = {n: c.reason for n, c in products.items() if not c.is_cast}
-    assert set(products) - set(kept) == {"linear", "linear_1", "conv1d", "linear_4"}
+    contractions = {n: c for n, c in choices.items() if c.is_contraction}
+    kept = {n: c.reason for n, c in contractions.items() if not c.is_cast}
+    assert set(contractions) - set(kept) == {"linear", "linear_1", "conv1d", "linear_4"}
     assert {"matmul", "matmul_1", "linear_2", "linear_3"} == set(kept)
     assert kept["matmul"].startswith("both operands are activations")
     assert kept["linear_2"] == "a width of 10 is not divisible by 16 (multiple = 1 casts)"
-    assert products["linear"].forward == "e4m3"
-    assert products["linear"].backward == "e5m2"
+    assert contractions["linear"].forward == "e4m3"
+    assert contractions["linear"].backward == "e5m2"
 
 
 PATTERNS = [
@@ -239,7 +239,7 @@ class Sums(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.a(x) + self.b(x)  # two branches, none made of the other
-        y = 0.5 * y * (1 + torch.tanh(y + 0.04 * y**3))  # an activation, no product inside
+        y = 0.5 * y * (1 + torch.tanh(y + 0.04 * y**3))  # an activation, no contraction inside
         return torch.where(y > 0, y, self.a(y))  # a choice, not a sum
 
 

@@ -188,8 +188,11 @@ def test_signal_to_noise_of_both_graphs() -> None:
     assert found["gelu"].sqnr
     assert found["x"].sqnr == {}
     held = found["linear"].sqnr
-    assert held.keys() == {"original", "transformed"}
-    assert all(10 < ratio < 60 for ratio in held.values())
+    # Two normal operands in E4M3 leave 28.5 dB; the seed fixes how these differ from that.
+    assert {graph: round(r, 1) for graph, r in held.items()} == {
+        "original": 29.8,
+        "transformed": 29.8,
+    }
     # Without batches the example is run, which here is the same.
     assert by_name(residual_report(False).numerics)["linear"].sqnr == held
 
@@ -233,7 +236,7 @@ def test_a_trained_module_is_reported_as_it_is_now() -> None:
 
 
 class Recurrent(nn.Module):
-    """An operation with several results, whose products are inside of it."""
+    """An operation with several results, whose contractions are inside of it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -247,10 +250,10 @@ def test_one_operation_with_several_results() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 5, 16)
     numerics = unitify.transform(Recurrent(), (x,), recipe="fp8").report([(x,)]).numerics
-    product = next(c for c in numerics.choices if c.is_contraction and c.is_cast)
-    results = [v for v in numerics.values if v.contraction == product.value]
+    contraction = next(c for c in numerics.choices if c.is_contraction and c.is_cast)
+    results = [v for v in numerics.values if v.contraction == contraction.value]
     assert results
-    assert product.value not in by_name(numerics)
+    assert contraction.value not in by_name(numerics)
     assert any(v.sqnr for v in results)
     assert {v.backward.cast for v in results} == {"e5m2"}
     weights = [v.forward.cast for v in numerics.values if ".weight" in v.parameter]

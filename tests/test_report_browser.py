@@ -12,6 +12,8 @@ from test_report import batch, many, residual, residual_report, trained
 
 from unitify.report.model_report import ModelReport
 
+pytestmark = pytest.mark.browser
+
 
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Any]:

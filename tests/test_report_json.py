@@ -48,7 +48,7 @@ FINDING = [
 ]  # fmt: skip
 
 
-def test_the_layout_of_the_json_is_stated() -> None:
+def test_the_layout_of_the_json_is_fixed() -> None:
     text = residual_report().rendered("json").decode()
     held = json.loads(text, parse_constant=pytest.fail)
     assert (held["kind"], held["schema"]) == ("unitify-report", 1)
@@ -75,7 +75,7 @@ def test_the_layout_of_the_json_is_stated() -> None:
     assert held == residual_report().as_json() == json.loads(json.dumps(held))
 
 
-def test_the_documentation_states_the_layout() -> None:
+def test_the_documentation_names_the_layout() -> None:
     text = (Path(__file__).resolve().parent.parent / "docs" / "report.md").read_text("utf-8")
     for key in (*LAYOUT, *VALUE, *SIDE, *CHECK, *FINDING):
         assert f"`{key}`" in text

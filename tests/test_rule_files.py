@@ -56,7 +56,7 @@ def test_all_rows_in_one_file_are_the_same_table(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["unit", "u-mup"])
 def test_a_scheme_does_not_ask_in_which_file_a_row_is(scheme: str, tmp_path: Path) -> None:
-    """The softmax of a loss and what is made without operands are told by keys."""
+    """Keys mark the softmax of a loss, and what is made without operands."""
     path = tmp_path / "mine.toml"
     path.write_text("".join(TEXTS.values()))
 

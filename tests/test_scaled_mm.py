@@ -1,4 +1,4 @@
-"""Products on FP8 operands against rounded ones: to the bit, or within the order of summation."""
+"""Matmuls on FP8 operands against rounded ones: to the bit, or within the order of summation."""
 
 from __future__ import annotations
 
@@ -337,7 +337,7 @@ def test_one_graph_without_breaks(recipe: str) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
 def test_inductor_fuses_casts() -> None:
-    """No cast and no rescale is a call of its own; codes go to the device's own product."""
+    """No cast and no rescale is a call of its own; codes go to the device's own matmul."""
     from torch._inductor.utils import run_and_get_code
 
     torch.manual_seed(0)

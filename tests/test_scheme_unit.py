@@ -148,10 +148,11 @@ def test_initialization() -> None:
         if init == "keep":
             assert torch.equal(weights["2.weight"], given["2.weight"])
         else:
-            assert float(weights["2.weight"].square().mean()) == pytest.approx(1.0, abs=0.1)
+            mean_square = float(weights["2.weight"].square().mean())
+            assert abs(mean_square - 1) < 4 * math.sqrt(2 / (64 * 64))
         assert torch.equal(weights["0.weight"][0], torch.zeros(64))
-        measured = measure(module.capture)
-        assert measured["linear_multiplied"].forward == pytest.approx(1.0, abs=0.15)
+        measured = measure(module.capture)["linear_multiplied"].forward
+        assert abs(measured**2 - 1) < 4 * math.sqrt(2 / (tokens.numel() * 64))
 
 
 def test_multipliers_do_not_depend_on_what_the_model_holds() -> None:
@@ -321,7 +322,7 @@ MODELS = ["mlp", "residual_cnn", "gpt2", "experts", "stochastic_depth"]
 
 @pytest.mark.parametrize("name", some_slow(MODELS, {"gpt2"}.__contains__))
 def test_pipeline(name: str, tmp_path: Path) -> None:
-    """Exact, unit RMS wherever a multiplier is, and the same module again from its folder."""
+    """Exact, RMS within an octave of one at multipliers, and the same module from its folder."""
     model, args, kwargs = zoo.build(name)
     module = scaled(model, *args, example_kwargs=kwargs, scheme="unit")
     assert module.verification is not None
@@ -332,8 +333,7 @@ def test_pipeline(name: str, tmp_path: Path) -> None:
         assert made is not None
         measured = measure(part.capture)
         rms += [measured[f"{value}_multiplied"].forward or 0.0 for value in made.outputs]
-    # Results of a few numbers, such as the logits of a tiny head, vary by themselves.
-    assert sum(0.5 <= r <= 2 for r in rms) >= 0.95 * len(rms)
+    assert 0.5 <= min(rms) < max(rms) <= 2
     folder.write(tmp_path / "module", module, {})
     again = unitify.load(tmp_path / "module", zoo.build(name)[0], args, kwargs)
     assert again.scheme == module.scheme

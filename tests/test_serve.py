@@ -48,8 +48,8 @@ def test_a_folder_is_read_by_its_reader_and_is_of_its_source(
     folder, found = made[name]
     assert found.layout == name
     assert found.sqnr is not None
-    told = json.loads((folder / "config.json").read_text())["quantization_config"]
-    assert told["ignore"] == []
+    written = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert written["ignore"] == []
     assert len(found.layers) == 15
     assert (folder / "tokenizer.json").is_file()
     assert not list(folder.parent.glob(".*partial"))
@@ -211,9 +211,9 @@ def test_what_is_left_out_is_ignored(source: Path, tmp_path: Path) -> None:
     recipe = read_recipe("fp8,exclude=lm_head+*.down_proj")
     assert recipe is not None
     found = export(source, tmp_path / "out", recipe, "compressed-tensors")
-    told = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
-    assert told["ignore"] == ["lm_head", *(f"model.layers.{i}.mlp.down_proj" for i in (0, 1))]
+    written = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert written["ignore"] == ["lm_head", *(f"model.layers.{i}.mlp.down_proj" for i in (0, 1))]
     assert len(found.layers) == 12
     weights = mapped_weights(tmp_path / "out")
-    for name in told["ignore"]:
+    for name in written["ignore"]:
         assert torch.equal(weights[f"{name}.weight"], mapped_weights(source)[f"{name}.weight"])

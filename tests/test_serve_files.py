@@ -101,10 +101,10 @@ def test_another_request_does_not_go_on(tmp_path: Path) -> None:
 def test_a_file_is_what_safetensors_writes(dtype: torch.dtype, tmp_path: Path) -> None:
     held = {"a": torch.randn(3, 5).to(dtype), "b": torch.zeros(0, 4).to(dtype), "c": torch.ones(())}
     held["c"] = held["c"].to(dtype)
-    told: list[int] = []
+    progress: list[int] = []
     promises = [Promise(n, t.dtype, tuple(t.shape), lambda t=t: t) for n, t in held.items()]
-    digest = write_shard(tmp_path / "x.safetensors", promises, told.append)
-    assert sum(told) == sum(t.nbytes for t in held.values())
+    digest = write_shard(tmp_path / "x.safetensors", promises, progress.append)
+    assert sum(progress) == sum(t.nbytes for t in held.values())
     read = load_file(tmp_path / "x.safetensors")
     assert read.keys() == held.keys()
     for name, tensor in held.items():
@@ -141,9 +141,9 @@ DAMAGE = {
 
 
 def outside(folder: Path) -> None:
-    told = json.loads((folder / "unitify.json").read_text())
-    told["sha256"]["../secret"] = "0"
-    (folder / "unitify.json").write_text(json.dumps(told))
+    document = json.loads((folder / "unitify.json").read_text())
+    document["sha256"]["../secret"] = "0"
+    (folder / "unitify.json").write_text(json.dumps(document))
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -205,12 +205,12 @@ def same(one: Tensor, other: Tensor) -> bool:
 @pytest.mark.slow
 def test_the_command_line_tells_layers_and_sqnr(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    told = run(
+    outcome = run(
         "convert", str(source), "-o", str(out), "--recipe", "nvfp4",
         "--format", "compressed-tensors",
     )  # fmt: skip
-    assert told.exit_code == 0, told.stderr
-    assert "outputs of its reader:" in told.stdout
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "outputs of its reader:" in outcome.stdout
     layers = json.loads((out / "unitify.json").read_text())["layers"]
     for row in layers:
         low, high = row["window"]

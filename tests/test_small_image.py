@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,24 +17,27 @@ from unitify.estimates import Estimates
 from unitify.rulebook.rule_table import load_rules
 
 RULES = load_rules()
-#: What a window may do, on an image of 40 pixels.
-WINDOWS: dict[str, nn.Module] = {
-    "plain": nn.Conv2d(4, 6, 3),
-    "padding": nn.Conv2d(4, 6, 5, padding=2),
-    "same": nn.Conv2d(4, 6, 3, padding="same"),
-    "stride": nn.Conv2d(4, 6, 3, stride=2, padding=1),
-    "patches": nn.Conv2d(4, 6, 4, stride=4),
-    "dilation": nn.Conv2d(4, 6, 3, dilation=3, padding=3),
-    "groups": nn.Conv2d(4, 6, 3, groups=2, padding=1),
-    "depthwise": nn.Conv2d(4, 4, 3, groups=4, padding=1),
-    "oblong": nn.Conv2d(4, 6, (1, 5), padding=(0, 2)),
-    "transposed": nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1),
-    "grouped transposed": nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2),
-    "maximum": nn.MaxPool2d(3, stride=2, padding=1),
-    "mean": nn.AvgPool2d(3, stride=1, padding=1),
-    "twice": nn.Upsample(scale_factor=2, mode="bilinear"),
-    "a size": nn.Upsample(size=(20, 60)),
-}
+#: What a window may do, on an image of 40 pixels. Percent by which values and gradients of a small
+#: image are off at most: edges are a larger share of it, and the seed fixes the rest.
+WINDOWS: dict[str, tuple[Callable[[], nn.Module], float, float]] = {
+    "plain": (lambda: nn.Conv2d(4, 6, 3), 0.0, -7.9),
+    "padding": (lambda: nn.Conv2d(4, 6, 5, padding=2), -8.2, -4.8),
+    "same": (lambda: nn.Conv2d(4, 6, 3, padding="same"), -3.7, -2.6),
+    "stride": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1), -5.4, -2.5),
+    "patches": (lambda: nn.Conv2d(4, 6, 4, stride=4), 0.0, 0.0),
+    "dilation": (lambda: nn.Conv2d(4, 6, 3, dilation=3, padding=3), -9.1, -6.5),
+    "groups": (lambda: nn.Conv2d(4, 6, 3, groups=2, padding=1), -2.0, -2.7),
+    "depthwise": (lambda: nn.Conv2d(4, 4, 3, groups=4, padding=1), -3.0, -2.5),
+    "oblong": (lambda: nn.Conv2d(4, 6, (1, 5), padding=(0, 2)), -4.7, -2.2),
+    "transposed": (
+        lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1), -6.6, -1.3,
+    ),
+    "grouped transposed": (lambda: nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2), -5.6, 0.0),
+    "maximum": (lambda: nn.MaxPool2d(3, stride=2, padding=1), 2.7, -4.7),
+    "mean": (lambda: nn.AvgPool2d(3, stride=1, padding=1), -4.6, -2.5),
+    "twice": (lambda: nn.Upsample(scale_factor=2, mode="bilinear"), 6.3, 1.5),
+    "a size": (lambda: nn.Upsample(size=(20, 60)), -1.6, -2.5),
+}  # fmt: skip
 
 
 class Window(nn.Module):
@@ -59,14 +63,21 @@ def predicted(held: Capture) -> Estimates:
 @pytest.mark.parametrize("name", WINDOWS)
 def test_a_small_image_stands_for_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """But for edges, which are a larger share of it."""
+    make, *expected = WINDOWS[name]
     torch.manual_seed(0)
-    held = capture(Window(WINDOWS[name]), (torch.randn(4, 3, 40, 40),), {})
+    held = capture(Window(make()), (torch.randn(4, 3, 40, 40),), {})
     small = predicted(held)
     for module in ("on_arrays", "forward", "backward"):
         monkeypatch.setattr(f"unitify.analysis.{module}.on_small_image", whole)
-    for value, rms in predicted(held).items():
-        assert small[value].forward == pytest.approx(rms.forward, rel=0.15), value
-        assert small[value].backward == pytest.approx(rms.backward, rel=0.15), value
+    off = [
+        (
+            100 * (small[value].forward / rms.forward - 1),
+            100 * (small[value].backward / rms.backward - 1),
+        )
+        for value, rms in predicted(held).items()
+    ]
+    worst = [max(found, key=abs) for found in zip(*off, strict=True)]
+    assert worst == pytest.approx(expected, abs=0.05)
 
 
 def test_a_bias_that_a_norm_takes_out_of_a_large_image() -> None:

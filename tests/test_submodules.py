@@ -180,7 +180,7 @@ class Adapter(nn.Module):
 
 
 def test_replaced_submodules(transformed: Any) -> None:
-    """What PEFT does after the transform; every other product stays cast."""
+    """What PEFT does after the transform; every other contraction stays cast."""
     for recipe in (None, "fp8,multiple=1"):
         module, (model, args, kwargs) = transformed("llama", recipe)
         found = []
@@ -199,7 +199,7 @@ def test_replaced_submodules(transformed: Any) -> None:
             assert 0 < (found[0][0] - found[1][0]).abs() < 0.1
 
 
-def test_code_without_its_casts_is_told(transformed: Any) -> None:
+def test_code_without_its_casts_warns(transformed: Any) -> None:
     module, (_, args, kwargs) = transformed("gpt2", "fp8,multiple=1,attention=true,simulate=true")
     module.get_submodule("transformer.h.0.attn.c_attn").register_forward_hook(lambda *_: None)
     with pytest.warns(UnitifyWarning, match=r"U117 \[transformer.h.0.attn\]"):

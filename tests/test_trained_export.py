@@ -88,9 +88,9 @@ def test_a_converted_folder_on_the_command_line(source: Path, tmp_path: Path) ->
     converted, out = tmp_path / "converted", tmp_path / "out"
     made = run("convert", str(source), "-o", str(converted), "--recipe", "fp8,joint=true")
     assert made.exit_code == 0, made.stderr
-    told = run("export", str(converted), "-o", str(out))
-    assert told.exit_code == 0, told.stderr
-    assert "layout fp8: 15 layers" in told.stdout
+    outcome = run("export", str(converted), "-o", str(out))
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "layout fp8: 15 layers" in outcome.stdout
     assert (out / "tokenizer.json").is_file()
     checked = run("verify", str(out))
     assert checked.exit_code == 0, checked.stderr

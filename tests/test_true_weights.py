@@ -89,7 +89,7 @@ def test_a_parameter_may_be_used_outside_as_well(pair: Pair) -> None:
 
 
 def test_a_block_of_a_larger_model() -> None:
-    """State dicts of the whole speak true weights, too; stored ones are told apart inside it."""
+    """State dicts of the whole speak true weights, too; stored ones are marked inside it."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8), nn.GELU()))
     with torch.no_grad():

@@ -9,6 +9,8 @@ from distributed_rows import ROWS, SLOW
 from framework_table import note
 from two_processes import results
 
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
 
 def assert_same(folder: Path, names: list[str]) -> None:
     """One pair of processes runs them all: starting it takes as long as a dozen of them."""
@@ -19,11 +21,9 @@ def assert_same(folder: Path, names: list[str]) -> None:
     assert not wrong, "\n".join(f"{name}: {columns}" for name, columns in wrong.items())
 
 
-@pytest.mark.slow
 def test_distributed(tmp_path: Path) -> None:
     assert_same(tmp_path, [name for name in ROWS if name not in SLOW])
 
 
-@pytest.mark.slow
 def test_distributed_slowly(tmp_path: Path) -> None:
     assert_same(tmp_path, list(SLOW))

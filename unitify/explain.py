@@ -14,7 +14,7 @@ from typing import Any
 from torch import fx, nn
 
 from unitify.analysis.analyze import Analysis, analyze
-from unitify.analysis.forward import Step
+from unitify.analysis.forward import Derivation
 from unitify.capture.inputs import given_or_inferred, is_given
 from unitify.capture.islands import path_of, record, with_true_parameters
 from unitify.capture.source import frames_of, module_of, without_torch
@@ -171,7 +171,7 @@ def _ancestors(node: fx.Node, analysis: Analysis) -> list[fx.Node]:
     return found[:LONGEST]
 
 
-def step_text(name: str, step: Step) -> str:
+def step_text(name: str, step: Derivation) -> str:
     """One step of a derivation: the RMS, its way, and the values and RMS from which it follows."""
     operands = ", ".join(f"{operand} ({rms:.4g})" for operand, rms in step.inputs.items())
     source = f" from {operands}" if operands else ""

@@ -19,8 +19,9 @@ class ParameterRole:
     """The role of a parameter, from the graph.
 
     - ``role``: "embedding" (a table, read by index or added), "hidden" or "readout" (an operand of
-      products; a readout is the last one before an output), "gain", "bias", or "other" (unchanged)
-    - ``fan_in``: the number of products summed into an element of the result; zero without sums
+      contractions; a readout is the last one before an output), "gain", "bias", or "other", which
+      stays as it is
+    - ``fan_in``: the terms of the sum that makes an element of the result; zero without sums
     - ``fan_out``: the number of results from one element; the width of an embedding
     - ``depth``: the number of residual branches of its stack; zero outside
     - ``gradient``: RMS of its gradient in the first plan, a power of two; one without a plan

@@ -9,7 +9,7 @@ from statistics import mean
 from examples.char_lm.models import Shape
 from examples.char_lm.training import PRECISIONS, STEPS, Run
 
-#: Of Okabe and Ito, told apart with any color vision.
+#: Of Okabe and Ito, distinct with any color vision.
 _COLORS = ("#000000", "#56b4e9", "#0072b2", "#009e73", "#e69f00", "#cc79a7", "#d55e00")
 
 
@@ -38,7 +38,7 @@ def table(runs: Sequence[Run], shapes: Sequence[Shape]) -> str:
         "Initialization, batches and hyperparameters are the same in every row of a model; none",
         "was chosen for a precision. *Excess*: mean of the differences to float32, each to that of",
         "the same seed. FP16 holds weights, activations and gradients in FP16, with float32 master",
-        "weights; FP8 casts operands of products to E4M3, gradients of their results to E5M2.",
+        "weights; FP8 casts operands of matmuls to E4M3, gradients of their results to E5M2.",
         "",
         "![excess over float32](char_lm.svg)",
         "",

@@ -32,7 +32,7 @@ def unit_weights(roles: Roles) -> Drawn:
 
 
 def glorot_weights(roles: Roles, capture: Capture) -> Drawn:
-    """Weights of products, of variance 2/(fan_in + fan_out) (Glorot and Bengio 2010, eq. 16)."""
+    """Weights of matmuls, of variance 2/(fan_in + fan_out) (Glorot and Bengio 2010, eq. 16)."""
     found = {}
     for name, held in roles.items():
         shape = shape_of(capture.attribute(capture.aliases[name]))

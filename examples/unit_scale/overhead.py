@@ -25,19 +25,19 @@ from unitify.rulebook.schema import operation_name
 
 
 def flop_overhead(model: nn.Module, size: Size) -> float:
-    """Multiplications that were added, as a share of the FLOPs of a training step's products."""
+    """Multiplications that were added, as a share of the FLOPs of the contractions of a step."""
     tokens = size.tokens().to("meta")
     module = unitify.transform(model.to("meta"), (tokens,), scheme="unit", verify=False)
     made = module.scheme[""]
     added = sum(_elements(n) for n in module.graph.nodes for _ in range(_multiplications(n, made)))
     rules = load_rules()
-    products = sum(
+    contractions = sum(
         flops(node)
         for node in module.capture.graph.nodes
-        if (rule := rules.get(operation_name(node))) is not None and rule.products
+        if (rule := rules.get(operation_name(node))) is not None and rule.contraction
     )
-    # A product's two gradients are as many operations again.
-    return added / (3 * products)
+    # A contraction's two gradients are as many operations again.
+    return added / (3 * contractions)
 
 
 def _multiplications(node: Any, made: unitify.Reparametrization) -> int:

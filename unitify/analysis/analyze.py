@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from unitify.analysis.backward import BackwardMoments
-from unitify.analysis.forward import ForwardMoments, Step
+from unitify.analysis.forward import Derivation, ForwardMoments
 from unitify.capture.execution import LossFunction
 from unitify.capture.whole import Capture
 from unitify.diagnostics import EstimateFellBack
@@ -23,8 +23,8 @@ class Analysis:
     """
 
     estimates: Estimates
-    forward: Mapping[str, Step]
-    backward: Mapping[str, tuple[Step, ...]]
+    forward: Mapping[str, Derivation]
+    backward: Mapping[str, tuple[Derivation, ...]]
     diagnostics: tuple[EstimateFellBack, ...] = ()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from unitify.analysis.balanced import Balance, balance_by_rule, passed_on, together
 from unitify.analysis.formulas import formula_gradient
-from unitify.analysis.forward import ForwardMoments, Results, Step, linear_names
+from unitify.analysis.forward import Derivation, ForwardMoments, Results, linear_names
 from unitify.analysis.linear import linear_gradient, repeats, summed_gradient
 from unitify.analysis.moments import Moment, add, fitted, gaussian, limited, number, realized
 from unitify.analysis.quadrature import quadrature
@@ -35,7 +35,7 @@ class BackwardMoments:
         self.grads: dict[fx.Node, Results] = {}
         #: The dimensions over which the gradient of a value sums to zero.
         self.balances: dict[fx.Node, Balance] = {}
-        self.steps: dict[str, list[Step]] = {}
+        self.steps: dict[str, list[Derivation]] = {}
         self.differentiable = _differentiable(forward.capture)
 
     def rms(self, node: fx.Node) -> float | None:
@@ -62,7 +62,7 @@ class BackwardMoments:
                 n: gaussian(0.0, 1.0, n.meta["val"].dim()) for n in results
             }
         for node, moment in starts.items():
-            self._give(node, moment, Step("given", {}, moment.rms))
+            self._give(node, moment, Derivation("given", {}, moment.rms))
 
     def _loss_starts(self, output: fx.Node) -> dict[fx.Node, Moment]:
         """Gradients of the user's loss at outputs drawn from their predicted moments."""
@@ -93,7 +93,7 @@ class BackwardMoments:
         self,
         node: fx.Node,
         moment: Moment,
-        step: Step,
+        step: Derivation,
         index: int = 0,
         balance: Balance = None,
     ) -> None:
@@ -118,7 +118,7 @@ class BackwardMoments:
         grads = self.grads[node]
         if isinstance(source, fx.Node) and holds_tensors(source):
             assert grads[0] is not None
-            step = Step("run", {node.name: grads[0].rms}, grads[0].rms)
+            step = Derivation("run", {node.name: grads[0].rms}, grads[0].rms)
             self._give(source, grads[0], step, int(node.args[1]))  # type: ignore[arg-type]
             return
         operation = Operation(node, self.of.known)
@@ -133,7 +133,7 @@ class BackwardMoments:
             for target, moment in zip(targets, moments, strict=False):
                 if is_scalable(target):
                     inputs = {node.name: next(g.rms for g in grads if g is not None)}
-                    self._give(target, moment, Step(way, inputs, moment.rms), balance=balance)
+                    self._give(target, moment, Derivation(way, inputs, moment.rms), balance=balance)
 
     def _balance(
         self, operation: Operation, rule: Rule | None, operands: dict[str, Any], name: str

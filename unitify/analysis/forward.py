@@ -49,7 +49,7 @@ MEMORY, ONE = 2**25, 2**15
 
 
 @dataclass(frozen=True)
-class Step:
+class Derivation:
     """How one RMS was derived. ``inputs``: the RMS of the values that it follows from.
 
     ``way``: given, exact, run, quadrature, formula, sampled, assumed, or running statistics.
@@ -84,7 +84,7 @@ class ForwardMoments:
         self.known: dict[fx.Node, Any] = {}
         #: RMS of weights. Their moments are as large as they are, and not kept.
         self.weights: dict[fx.Node, float] = {}
-        self.steps: dict[str, Step] = {}
+        self.steps: dict[str, Derivation] = {}
         self.ways: dict[fx.Node, str] = {}
         #: Those of both directions, one a node.
         self.fallbacks: list[Fallback] = []
@@ -150,7 +150,7 @@ class ForwardMoments:
             self.known[node] = None if empty else on_cpu(value)
             return
         self.weights[node] = self._weight(node).rms
-        self.steps[node.name] = Step("exact", {}, self.weights[node])
+        self.steps[node.name] = Derivation("exact", {}, self.weights[node])
 
     def _weight(self, node: fx.Node) -> Moment:
         tensor = self.capture.attribute(str(node.target))
@@ -202,11 +202,13 @@ class ForwardMoments:
             m if m is None or node in self.masks else limited(m, self.elements) for m in results
         ]
         first = next((m for m in results if m is not None), None)
-        self.steps[node.name] = Step(way, inputs, first.rms if first is not None else 0.0)
+        self.steps[node.name] = Derivation(way, inputs, first.rms if first is not None else 0.0)
         if node in self.statistics:
             source, kept = self.statistics[node]
             self.moments[node] = [kept]
-            self.steps[node.name] = Step("running statistics", {source.name: kept.rms}, kept.rms)
+            self.steps[node.name] = Derivation(
+                "running statistics", {source.name: kept.rms}, kept.rms
+            )
 
     def _plain(self, node: fx.Node, operation: Operation, position: int) -> None:
         value = node.meta.get("val")

@@ -1,4 +1,4 @@
-"""Moments through operations that sum products: the operation itself, run on moments.
+"""Moments through contractions and other linear operations: the operation, run on moments.
 
 For y = Σ a·x·w with independent x and w,
 

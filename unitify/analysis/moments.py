@@ -146,7 +146,7 @@ def compress(array: Tensor) -> Tensor:
         if array.shape[dimension] <= 1:
             continue
         first, last = (array.narrow(dimension, i, 1) for i in (0, array.shape[dimension] - 1))
-        # The last position mostly tells that they differ.
+        # The last position mostly shows that they differ.
         if array.stride(dimension) == 0 or (_is_equal(last, first) and _is_equal(array, first)):
             array = first
     # A view would keep the whole array alive.

@@ -1,4 +1,4 @@
-"""Runs an operation that sums products on arrays of moments instead of its operands.
+"""Runs a linear operation on arrays of moments instead of its operands.
 
 Takes an operation, its rule and the moments of its operands. Gives the operation of any part of
 these (means, squares), and its transpose of the same part of gradients.
@@ -30,7 +30,7 @@ _SINGLE = 2**16
 
 
 @dataclass(frozen=True)
-class _Row:
+class _SingleRow:
     """A dimension that runs with one row: its size, and the dimension of the result."""
 
     size: int
@@ -157,13 +157,13 @@ class Run:
         expanded = array.to(self.dtype).expand(shape)
         return expanded.contiguous() if self.dense else expanded
 
-    def _free_rows(self, name: str, rule: Rule) -> dict[int, _Row]:
+    def _free_rows(self, name: str, rule: Rule) -> dict[int, _SingleRow]:
         """Uniform dimensions of an operand that are, unmixed, dimensions of the result."""
         held = self.operands[name]
         moments = held if isinstance(held, list) else [held]
         shapes = {n: self._shapes(n) for n in self.operands}
         whole = self._result_shape(shapes)
-        free: dict[int, _Row] = {}
+        free: dict[int, _SingleRow] = {}
         for dimension, size in enumerate(shapes[name][0]):
             uniform = all(
                 m.mean.shape[dimension] == 1 and m.square.shape[dimension] == 1 for m in moments
@@ -176,7 +176,7 @@ class Run:
             now = self._result_shape(shapes)
             changed = [i for i, (a, b) in enumerate(zip(whole, now, strict=False)) if a != b]
             if len(now) == len(whole) and len(changed) == 1 and now[changed[0]] == 1:
-                free[dimension] = _Row(size, changed[0])
+                free[dimension] = _SingleRow(size, changed[0])
                 whole = now
             else:
                 for shape, present in zip(shapes[name], before, strict=True):

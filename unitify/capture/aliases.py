@@ -48,7 +48,7 @@ class View:
 
 
 @dataclass
-class Group:
+class AliasGroup:
     """The values on one storage, in the order of the graph."""
 
     root: fx.Node
@@ -66,10 +66,10 @@ class Aliases:
     """The groups of a graph, found in one pass."""
 
     def __init__(self, graph: fx.Graph) -> None:
-        self.group: dict[fx.Node, Group] = {}
+        self.group: dict[fx.Node, AliasGroup] = {}
         self.view: dict[fx.Node, View] = {}
         #: Storage → the group that last began on it.
-        self._latest: dict[int, Group] = {}
+        self._latest: dict[int, AliasGroup] = {}
         self._histories: dict[fx.Node, History] = {}
         for node in graph.nodes:
             if isinstance(node.meta.get("val"), torch.Tensor):
@@ -136,7 +136,7 @@ class Aliases:
             if call.args[:1] != (shared[0],):
                 self.group[node].unknown = node
         else:
-            group = self.group[node] = Group(node, [node])
+            group = self.group[node] = AliasGroup(node, [node])
             seen = self._latest.get(storage)
             if seen is not None and not isinstance(call.target, OpOverload):
                 group.unknown = seen.unknown = node

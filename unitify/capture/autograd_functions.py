@@ -29,7 +29,7 @@ _HOOK_ADVICE = (
 
 
 @dataclass(frozen=True)
-class Lost:
+class PythonBackward:
     """A backward pass in Python: the stack of its first call, and what to do about it."""
 
     frames: tuple[Frame, ...]
@@ -43,7 +43,7 @@ class Noted:
     it is being compiled? ``computed``: data that it read and that follows from sizes.
     """
 
-    functions: dict[str, Lost] = field(default_factory=dict)
+    functions: dict[str, PythonBackward] = field(default_factory=dict)
     saved_hooks: bool = False
     as_compiled: bool = False
     computed: list[Computed] = field(default_factory=list)
@@ -69,8 +69,8 @@ def noted_backward() -> Iterator[Noted]:
             and torch.is_grad_enabled()
             and any(isinstance(x, torch.Tensor) and x.is_floating_point() for x in inputs)
         ):
-            advice = _ADVICE.get(cls.__module__, Lost.advice)
-            noted.functions[cls.__name__] = Lost(frames_of_call(), advice)
+            advice = _ADVICE.get(cls.__module__, PythonBackward.advice)
+            noted.functions[cls.__name__] = PythonBackward(frames_of_call(), advice)
         return apply.__get__(None, cls)(*args, **kwargs)
 
     def noted_enter(self: Any) -> Any:
@@ -78,7 +78,7 @@ def noted_backward() -> Iterator[Noted]:
         return enter(self)
 
     def noted_hook(self: torch.Tensor, hook: Any) -> Any:
-        lost = Lost(frames_of_call(), _HOOK_ADVICE)
+        lost = PythonBackward(frames_of_call(), _HOOK_ADVICE)
         noted.functions.setdefault("Tensor.register_hook", lost)
         return register(self, hook)
 

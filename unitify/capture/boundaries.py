@@ -42,7 +42,7 @@ class Named:
 
 
 @dataclass(frozen=True)
-class Structure:
+class CallForm:
     """Arguments or a result: each leaf is ``Named``, or a constant."""
 
     spec: pytree.TreeSpec
@@ -62,9 +62,9 @@ class Region:
     path: str
     signature: inspect.Signature
     arguments: tuple[str, ...]
-    given: Structure
+    given: CallForm
     leaves: tuple[Leaf, ...]
-    result: Structure
+    result: CallForm
     nodes: frozenset[str]
     guards: Guards | None = None
     tail: fx.Graph | None = field(default=None, compare=False)
@@ -126,7 +126,7 @@ class Regions:
 
 
 @dataclass
-class _Call:
+class _SubmoduleCall:
     path: str
     signature: inspect.Signature
     arguments: tuple[str, ...]
@@ -135,10 +135,10 @@ class _Call:
 
 
 @dataclass
-class Calls:
+class SubmoduleCalls:
     """The calls of a recording, each with the contents of its marks other than tensors."""
 
-    found: list[_Call] = field(default_factory=list)
+    found: list[_SubmoduleCall] = field(default_factory=list)
 
 
 #: Stand in a structure for a tensor and for a size, until the mark says which.
@@ -146,9 +146,9 @@ _TENSOR, _SIZE = object(), object()
 
 
 @contextlib.contextmanager
-def marked(model: nn.Module) -> Iterator[Calls]:
+def marked(model: nn.Module) -> Iterator[SubmoduleCalls]:
     """Inside, calls of the submodules of ``model`` leave marks in what is recorded."""
-    calls = Calls()
+    calls = SubmoduleCalls()
     handles: list[Any] = []
     running: list[int] = []
 
@@ -157,7 +157,9 @@ def marked(model: nn.Module) -> Iterator[Calls]:
             number = len(calls.found)
             signature = inspect.signature(module.forward)
             named = bind(signature, args, kwargs)
-            calls.found.append(_Call(path, signature, tuple(named), _mark(named, number, False)))
+            calls.found.append(
+                _SubmoduleCall(path, signature, tuple(named), _mark(named, number, False))
+            )
             running.append(number)
 
         return before
@@ -235,7 +237,9 @@ class Marks:
 
 
 def regions_of(
-    graph: fx.Graph, calls: Calls, guards_for: Callable[[Sequence[tuple[str, Any]]], Guards | None]
+    graph: fx.Graph,
+    calls: SubmoduleCalls,
+    guards_for: Callable[[Sequence[tuple[str, Any]]], Guards | None],
 ) -> Regions:
     """The regions that the marks of ``graph`` hold. Removes the marks.
 
@@ -268,11 +272,11 @@ def regions_of(
 
 
 def _region(
-    call: _Call, begin: fx.Node, end: fx.Node, nodes: list[str], live: set[fx.Node]
+    call: _SubmoduleCall, begin: fx.Node, end: fx.Node, nodes: list[str], live: set[fx.Node]
 ) -> Region | None:
     if call.result is None:
         return None
-    given, result = _structure(call.given, begin), _structure(call.result, end)
+    given, result = _form(call.given, begin), _form(call.result, end)
     if given is None or result is None:
         return None
     values: dict[str, Any] = {n.name: n.meta.get("val") for n in begin.all_input_nodes}
@@ -333,7 +337,7 @@ def _tail(dead: list[fx.Node], live: set[fx.Node]) -> fx.Graph | None:
     return made
 
 
-def _structure(of: tuple[pytree.TreeSpec, list[Any]], mark: fx.Node) -> Structure | None:
+def _form(of: tuple[pytree.TreeSpec, list[Any]], mark: fx.Node) -> CallForm | None:
     """The structure with its values; None where it holds something that no graph can."""
     spec, leaves = of
     held: dict[Any, Iterator[Any]] = {_TENSOR: iter(mark.args[0]), _SIZE: iter(mark.args[1])}  # type: ignore[arg-type]
@@ -348,4 +352,4 @@ def _structure(of: tuple[pytree.TreeSpec, list[Any]], mark: fx.Node) -> Structur
             made.append(leaf)
         else:
             return None
-    return Structure(spec, tuple(made))
+    return CallForm(spec, tuple(made))

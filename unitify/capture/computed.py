@@ -1,7 +1,7 @@
 """Data that follows from sizes alone, known while a model is recorded.
 
 A recording has no data, so that it cannot take a branch on data. But some data follows from sizes:
-positions counted by ``arange``, and whether they ever jump. Inside ``Known`` such a value is
+positions counted by ``arange``, and whether they ever jump. Inside ``ReadData`` such a value is
 computed when code asks for it, for the example's sizes and for others. If all results are equal,
 the recording goes on. The computation is kept, and each call checks it.
 """
@@ -47,7 +47,7 @@ class Computed:
             return fx.Interpreter(nn.Module(), graph=self.graph).run(*sizes)
 
 
-class Known(TorchFunctionMode):
+class ReadData(TorchFunctionMode):
     """A context in which code can read data that follows from sizes; each result is noted."""
 
     def __init__(self) -> None:

@@ -24,8 +24,8 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from unitify.capture.autograd_functions import Noted, noted_backward
-from unitify.capture.boundaries import Calls, marked
-from unitify.capture.computed import Known
+from unitify.capture.boundaries import SubmoduleCalls, marked
+from unitify.capture.computed import ReadData
 from unitify.capture.eager_flags import as_in_eager
 from unitify.capture.effects import Effect, effects_of
 from unitify.capture.grouped import Grouped
@@ -53,7 +53,7 @@ class Exported:
     noted: Noted
     effects: tuple[Effect, ...]
     tensors: Tensors
-    calls: Calls
+    calls: SubmoduleCalls
 
 
 def export(
@@ -92,7 +92,7 @@ def export(
             program = torch.export.export(subject, (), named, dynamic_shapes=shapes, strict=False)
         return program, noted, calls
 
-    data = Known()
+    data = ReadData()
     try:
         program, noted, calls = exported(functools.partial(_in_eager, data))
         noted.computed = data.found
@@ -119,7 +119,7 @@ def _subject(model: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _in_eager(data: Known) -> Iterator[None]:
+def _in_eager(data: ReadData) -> Iterator[None]:
     with as_in_eager(), data, Grouped():
         yield
 
@@ -226,7 +226,7 @@ def _called_by_name(
     """Let ``subject`` take each argument of this call by a name of its own, ``*args`` included.
 
     Its code is that of ``model``, and runs inside ``surroundings``. It returns what its call leaves
-    behind, too, which ``effects`` then tells.
+    behind, too, which ``effects`` then lists.
     """
     original, was_set = model.forward, "forward" in vars(subject)
     signature = inspect.signature(original)

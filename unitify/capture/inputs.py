@@ -147,7 +147,7 @@ def infer_inputs(model: nn.Module, length: int = LENGTH) -> Inputs:
     raise UnitifyError(
         InputsNeeded(
             where=type(model).__name__,
-            reason="the model has neither a Hugging Face config nor a first layer that states it",
+            reason="the model has neither a Hugging Face config nor a first layer that implies it",
             call=f"unitify.transform(model, ({', '.join(_required(model)) or 'x'},))",
         )
     )
@@ -265,7 +265,7 @@ def _from_config(model: nn.Module, length: int) -> dict[str, Any]:
         raise UnitifyError(
             InputsNeeded(
                 where=type(model).__name__,
-                reason=f"its main input is {name!r}, whose shape the config does not tell",
+                reason=f"its main input is {name!r}, whose shape the config does not give",
                 call=f"unitify.transform(model, example_kwargs={{{name!r}: tensor}})",
             )
         )

@@ -1,6 +1,6 @@
 """Observes what a call of a model does beside returning.
 
-The model runs twice in a row in each of its modes. The changes of its state tell which of its
+The model runs twice in a row in each of its modes. The changes of its state show which of its
 modules a graph can replace:
 
 - A tensor that each call stores (a loss kept on a module, an entry added to a dict that was passed

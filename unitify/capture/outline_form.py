@@ -29,7 +29,7 @@ class _Tensor:
 
 
 @dataclass(frozen=True)
-class _Call:
+class _CallOutline:
     """The outline of a call."""
 
     args: tuple[Any, ...]
@@ -45,7 +45,7 @@ def check_outlines(calls: Any) -> None:
     if not (isinstance(calls, list) and calls):
         raise ValueError("it has no list of calls")
     for call in calls:
-        found = made(_Call, call)
+        found = made(_CallOutline, call)
         for value in (*found.args, *found.kwargs.values()):
             _check(value)
 

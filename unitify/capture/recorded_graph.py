@@ -69,7 +69,7 @@ EXPECTED = How()
 
 
 @dataclass(frozen=True)
-class Record:
+class RecordedGraph:
     """One recording: a cleaned graph, and how it is called."""
 
     graph: fx.Graph
@@ -90,7 +90,7 @@ def record_once(
     how: How,
     notes: list[Diagnostic],
     decisions: Decisions,
-) -> Record:
+) -> RecordedGraph:
     """Record ``model`` in its present mode. ``notes`` receives what the recording loses.
 
     Raises ``ExportError``; ``UnitifyError`` (U101, U109) for what no graph can hold.
@@ -134,7 +134,7 @@ def record_once(
     guards = guards_for(inputs)
     regions = regions_of(graph, exported.calls, guards_for)
     graph.eliminate_dead_code()
-    return Record(
+    return RecordedGraph(
         graph, in_spec, result, leaves, tuple(example), constants,
         () if guards is None else (guards,), exported.effects, regions,
     )  # fmt: skip

@@ -126,7 +126,7 @@ def overlap(a: fx.Node, b: fx.Node, one_by_one: bool = False) -> bool:
 
     ``one_by_one``: it does not count if they are the same elements in the same order.
     """
-    first, second = (_places(n) for n in (a, b))
+    first, second = (_layout(n) for n in (a, b))
     if one_by_one and first == second:
         return False
     if first[0] != second[0]:
@@ -136,16 +136,16 @@ def overlap(a: fx.Node, b: fx.Node, one_by_one: bool = False) -> bool:
     return bool(marked.as_strided(*second[1:]).any())
 
 
-_Places = tuple[int, list[int], list[int], int]
+_Layout = tuple[int, list[int], list[int], int]
 
 
-def _places(node: fx.Node) -> _Places:
+def _layout(node: fx.Node) -> _Layout:
     """The size of an element in bytes; sizes, strides and offset, at those of the example."""
     held = node.meta["val"]
     sizes, strides = [hint(s) for s in held.shape], [hint(s) for s in held.stride()]
     return held.element_size(), sizes, strides, hint(held.storage_offset())
 
 
-def _end(places: _Places) -> int:
-    _, sizes, strides, offset = places
+def _end(layout: _Layout) -> int:
+    _, sizes, strides, offset = layout
     return offset + 1 + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True) if n)

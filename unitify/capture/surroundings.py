@@ -276,7 +276,7 @@ def _globals_read(code: types.CodeType, known: dict[str, Any]) -> Iterator[Read]
 
 
 def _closures_read(ran: Mapping[types.CodeType, _Ran]) -> Iterator[tuple[Read, types.CodeType]]:
-    """What the functions of this code hold in closures; a frame does not tell whose it is."""
+    """What the functions of this code hold in closures; a frame does not show whose it is."""
     for function in gc.get_referrers(*ran) if ran else ():
         if not isinstance(function, types.FunctionType) or function.__code__ not in ran:
             continue

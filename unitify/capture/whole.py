@@ -30,7 +30,7 @@ from unitify.capture.reachable import Location
 from unitify.capture.recorded_graph import (
     EXPECTED,
     How,
-    Record,
+    RecordedGraph,
     parameter_aliases,
     record_once,
 )
@@ -157,7 +157,7 @@ def _captured(
     arguments = tuple(bind(signature, args, kwargs))
     aliases = parameter_aliases(model)
 
-    def recorded() -> Record:
+    def recorded() -> RecordedGraph:
         nonlocal free
         while True:
             is_last = free is None or free == Free(0)
@@ -172,7 +172,7 @@ def _captured(
                 notes[:] = [note for note in notes if not isinstance(note, SizesFixed)]
                 notes.append(SizesFixed(where=name, seconds=how.seconds, free=str(free)))
 
-    def captured(record: Record, mode: str | None, other: Capture | None = None) -> Capture:
+    def captured(record: RecordedGraph, mode: str | None, other: Capture | None = None) -> Capture:
         call = CallSignature(
             signature,
             arguments,
@@ -217,7 +217,7 @@ def _captured(
     return captured(records[model.training], mode, twin)
 
 
-def _merged(training: Record, evaluation: Record) -> Record | None:
+def _merged(training: RecordedGraph, evaluation: RecordedGraph) -> RecordedGraph | None:
     """One recording that follows the mode flag; None where the two modes are two graphs."""
     if training.effects != evaluation.effects or _sizes(training) != _sizes(evaluation):
         return None
@@ -233,7 +233,7 @@ def _merged(training: Record, evaluation: Record) -> Record | None:
     return dataclasses.replace(training, graph=graph, guards=guards, regions=regions)
 
 
-def _sizes(record: Record) -> list[str]:
+def _sizes(record: RecordedGraph) -> list[str]:
     """The sizes of every input, free ones by their symbols."""
     given = (n.meta.get("val") for n in record.graph.nodes if n.op == "placeholder")
     return [str(list(v.shape)) if isinstance(v, torch.Tensor) else "" for v in given]
@@ -244,14 +244,14 @@ def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _recorded_modes(
-    model: nn.Module, record: Callable[[], Record], has_modes: bool
-) -> tuple[dict[bool, Record], str]:
+    model: nn.Module, record: Callable[[], RecordedGraph], has_modes: bool
+) -> tuple[dict[bool, RecordedGraph], str]:
     """The recordings in train and eval mode, or in the model's own alone and why.
 
     One recording is that of both where the model has no modes.
     """
     flags = {m: m.training for m in model.modules()}
-    records: dict[bool, Record] = {}
+    records: dict[bool, RecordedGraph] = {}
     try:
         for training in (model.training, not model.training)[: 1 + has_modes]:
             _switch(model, training)

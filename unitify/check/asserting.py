@@ -85,7 +85,7 @@ def assert_unit_scaled(model: nn.Module, inputs: Any = (), **options: Any) -> No
 
 
 @dataclass(frozen=True)
-class Checker:
+class CheckFixture:
     """The fixture ``unitify_check``: ``check_model`` with the options and baseline of a project."""
 
     root: Path

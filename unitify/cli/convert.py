@@ -85,10 +85,9 @@ def convert(
 ) -> None:
     """Convert a checkpoint: the same function, with every tensor stored near unit RMS."""
 
-    from rich.console import Console
-
     from unitify.capture.sizes import RECORDING_SECONDS
     from unitify.checkpoint.filling import Allowed
+    from unitify.cli.console import open_console
     from unitify.convert import convert as convert_checkpoint
     from unitify.convert import stages
     from unitify.diagnostics import UnitifyError, UnknownOption
@@ -135,7 +134,7 @@ def convert(
             unsafe_load=unsafe_load,
             on_stage=advance,
         )
-    console = Console(emoji=False)
+    console = open_console()
     console.print(report_table(report))
     written = f"written to {output}: {_contents(output)}"
     console.print(written, highlight=False, soft_wrap=True)

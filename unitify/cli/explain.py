@@ -27,8 +27,7 @@ def explain(
 ) -> None:
     """Explain a diagnostic, or the derivation of a value's scale."""
 
-    from rich.console import Console
-
+    from unitify.cli.console import open_console
     from unitify.explain import explain_code
 
     with reported():
@@ -36,7 +35,7 @@ def explain(
             text = explain_code(subject.upper())
         else:
             text = _derivation(subject, folder, model, inputs, rules)
-    Console(emoji=False).print(text, markup=False, highlight=False, soft_wrap=True)
+    open_console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _derivation(

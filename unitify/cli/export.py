@@ -44,14 +44,15 @@ def export_for_runtime(
 
 def _print(made: Any, output: Path) -> None:
     """Print what an export wrote."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(emoji=False)
+    from unitify.cli.console import open_console
+
+    console = open_console()
     for note in made.notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     if made.layers:
-        table = Table("layer", "scale of weight", "of input", "window", "margin, octaves")
+        table = Table("layer", "scale of weight", "scale of input", "window", "margin, octaves")
         for row in made.layers:
             low, high = row.window
             window = f"{low:.2g} .. {high:.2g}"
@@ -59,7 +60,9 @@ def _print(made: Any, output: Path) -> None:
             table.add_row(row.layer, *cells)
         console.print(table)
     if made.caches:
-        table = Table("attention", "scale of keys", "of values", "RMS of keys", "of values")
+        table = Table(
+            "attention", "scale of keys", "scale of values", "RMS of keys", "RMS of values"
+        )
         for kept in made.caches:
             numbers = kept.key, kept.value, kept.key_rms, kept.value_rms
             table.add_row(kept.attention, *(f"{number:.4g}" for number in numbers))

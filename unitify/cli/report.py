@@ -55,14 +55,13 @@ def report(
 ) -> None:
     """Show the numerics of every value of a model, in the original and as transformed."""
 
-    from rich.console import Console
-
     from unitify.check.settings import read_settings
+    from unitify.cli.console import open_console
     from unitify.cli.target import read_target
     from unitify.module.unit_scaled import UnitScaledModule
     from unitify.recipe.reader import configured_recipe, read_recipe
     from unitify.report.drift_file import read_drift
-    from unitify.report.gathering import Known, gather
+    from unitify.report.gathering import ReportInputs, gather
     from unitify.report.model_report import ModelReport, format_of
     from unitify.report.summary import summary
     from unitify.rulebook.rule_table import load_rules
@@ -79,7 +78,7 @@ def report(
         module = opened.model
         if not isinstance(module, UnitScaledModule):
             module = _transformed(opened, casts, scales, rules, verify, advance)
-        known = Known(
+        known = ReportInputs(
             rules=load_rules(rules),
             batches=opened.batches,
             target=target,
@@ -88,7 +87,7 @@ def report(
         )
         made = ModelReport(gather(module, known))
         written = made.save(output, chosen) if output is not None else ()
-    console = Console(emoji=False)
+    console = open_console()
     if output is None and chosen == "text":
         console.print(summary(made.numerics))
     elif output is None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from unitify.rule_trials.listing import Row
+    from unitify.rule_trials.listing import RuleText
     from unitify.rule_trials.verify import Verdict
 
 rules_app = typer.Typer(
@@ -38,9 +38,8 @@ def rules(
     imports: Imports = [],  # noqa: B006
 ) -> None:
     """List the rule table: each operation's law and moments."""
-    from rich.console import Console
-
     from unitify.checkpoint.targets import import_libraries
+    from unitify.cli.console import open_console
     from unitify.rule_trials.listing import rows
     from unitify.rulebook.rule_table import load_rules
 
@@ -49,7 +48,7 @@ def rules(
     with reported():
         import_libraries(imports)
         found = [r for r in rows(load_rules(files).values()) if fnmatchcase(r.operation, only)]
-    Console(emoji=False).print(_table(found), soft_wrap=False)
+    open_console().print(_table(found), soft_wrap=False)
 
 
 @rules_app.command("verify")
@@ -65,9 +64,8 @@ def verify_rules(
 
     Exit status: 0 if all hold, 1 if one does not, 2 for an invalid file.
     """
-    from rich.console import Console
-
     from unitify.checkpoint.targets import import_libraries
+    from unitify.cli.console import open_console
     from unitify.rule_trials.verify import verify
     from unitify.rulebook.rule_table import checked_rules, load_rules
 
@@ -80,7 +78,7 @@ def verify_rules(
         verdicts = []
         for verdict in verify(table, [only]):
             verdicts.append(verdict)
-            Console(emoji=False).print(_line(verdict), highlight=False, soft_wrap=True)
+            open_console().print(_line(verdict), highlight=False, soft_wrap=True)
     failed = sum(not verdict.holds for verdict in verdicts)
     print(f"{len(verdicts) - failed} of {len(verdicts)} rows hold")
     raise typer.Exit(1 if failed else 0)
@@ -110,7 +108,7 @@ def new_rule(
     print(text, end="")
 
 
-def _table(found: list[Row]) -> Table:
+def _table(found: list[RuleText]) -> Table:
     from rich.table import Table
     from rich.text import Text
 

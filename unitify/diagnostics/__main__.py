@@ -12,7 +12,7 @@ def page() -> str:
     parts = [
         "# Codes\n",
         "Written by `make docs` from the docstrings in `unitify/diagnostics/`; "
-        "`unitify explain CODE` prints one of them.\n",
+        "`unitify explain CODE` prints one of them. The [glossary](glossary.md) has the words.\n",
     ]
     for code, found in all_diagnostics().items():
         text = (inspect.getdoc(found) or "").replace("``", "`")

@@ -30,7 +30,7 @@ class InputsNeeded(Diagnostic):
 
     Capture runs the model once on example inputs (their values do not matter, their shapes
     and types do). They are inferred for Hugging Face models and for models whose first layer
-    states its input; every other model needs them spelled out.
+    implies its input; every other model needs them spelled out.
 
     Example: ``transform(MyModel())`` where ``MyModel.forward(self, graph, x)``.
     Fix: ``transform(model, (graph, x))``.

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from unitify.arrival import JOIN
 from unitify.capture.execution import GraphRunner, on_gradient
 from unitify.diagnostics import NotWritten, UnitifyError, UnknownOption
-from unitify.drift.readings import Watch, watches
+from unitify.drift.readings import WatchedTensor, watches
 from unitify.drift.rebase import transformed
 from unitify.formats.losses import Loss, loss
 from unitify.formats.table import FORMATS, Format
@@ -232,14 +232,14 @@ class _Pending:
     stored: Tally = field(default_factory=Tally)
     cast: Tally = field(default_factory=lambda: Tally(counts_magnitudes=True))
     #: A watch and the name of the value.
-    watched: dict[tuple[Watch, str], str] = field(default_factory=dict)
+    watched: dict[tuple[WatchedTensor, str], str] = field(default_factory=dict)
     handles: list[Any] = field(default_factory=list)
     is_ending: bool = False
     #: Part → the factor by which its casts multiply gradients in the running backward pass.
     factors: dict[str, Tensor] = field(default_factory=dict)
 
     def runner(
-        self, graph: fx.Graph, part: str, found: Mapping[str, list[Watch]]
+        self, graph: fx.Graph, part: str, found: Mapping[str, list[WatchedTensor]]
     ) -> Callable[..., Any]:
         """The function that runs instead of the graph of ``part``."""
 
@@ -272,7 +272,7 @@ class _Pending:
 
         return hook
 
-    def on_gradient(self, watch: Watch, name: str, part: str) -> Callable[[Tensor], None]:
+    def on_gradient(self, watch: WatchedTensor, name: str, part: str) -> Callable[[Tensor], None]:
         """A hook that reads a gradient, and ends the call when the backward pass does."""
 
         def hook(gradient: Tensor) -> None:
@@ -285,7 +285,7 @@ class _Pending:
 
         return hook
 
-    def add(self, watch: Watch, name: str, tensor: Tensor) -> None:
+    def add(self, watch: WatchedTensor, name: str, tensor: Tensor) -> None:
         """Count ``tensor`` for the value ``name``, in the units of ``watch``."""
         key = self.watched.setdefault((watch, name), str(len(self.watched)))
         if watch.format is None:

@@ -24,7 +24,7 @@ _INSERTED = ("unitify.rescale.default", "unitify.cast.default", "unitify.center.
 
 
 @dataclass(frozen=True)
-class Watch:
+class WatchedTensor:
     """One reading of a node's result x, or of its gradient.
 
     It is the share of x · 2^``exponent`` outside the range of ``format``, or its RMS for None.
@@ -40,7 +40,7 @@ class Watch:
 
 def watches(
     part: UnitScaledModule, format: Format | None, rules: RuleTable
-) -> dict[str, list[Watch]]:
+) -> dict[str, list[WatchedTensor]]:
     """Name of a node of ``part.graph`` → its readings.
 
     ``format``: the format for shares of values and gradients that are not cast.
@@ -49,14 +49,14 @@ def watches(
     graph = unwatched(part.graph)
     cast = _casts(graph, units)
     done = {(watch.value, watch.direction) for held in cast.values() for watch in held}
-    found: dict[str, list[Watch]] = {}
+    found: dict[str, list[WatchedTensor]] = {}
     for node in graph.nodes:
         own = found.setdefault(node.name, [])
         if node.name in units:
             for direction, exponent in zip(("forward", "backward"), units[node.name], strict=True):
-                own.append(Watch(node.name, direction, exponent))
+                own.append(WatchedTensor(node.name, direction, exponent))
                 if format is not None and (node.name, direction) not in done:
-                    own.append(Watch(node.name, direction, exponent, format))
+                    own.append(WatchedTensor(node.name, direction, exponent, format))
         own += cast.get(node.name, ())
     return found
 
@@ -92,12 +92,12 @@ def stored_units(part: UnitScaledModule, rules: RuleTable) -> dict[str, tuple[in
     return found
 
 
-def _casts(graph: fx.Graph, values: Mapping[str, Any]) -> dict[str, list[Watch]]:
+def _casts(graph: fx.Graph, values: Mapping[str, Any]) -> dict[str, list[WatchedTensor]]:
     """Name of a node → readings of the casts of its result, or of its gradient."""
-    found: dict[str, list[Watch]] = {}
-    seen: set[tuple[str, Watch]] = set()
+    found: dict[str, list[WatchedTensor]] = {}
+    seen: set[tuple[str, WatchedTensor]] = set()
 
-    def add(node: Any, watch: Watch) -> None:
+    def add(node: Any, watch: WatchedTensor) -> None:
         if isinstance(node, fx.Node) and (node.name, watch) not in seen:
             seen.add((node.name, watch))
             found.setdefault(node.name, []).append(watch)
@@ -106,7 +106,7 @@ def _casts(graph: fx.Graph, values: Mapping[str, Any]) -> dict[str, list[Watch]]
         for operand, direction, format, exponent, amax in _rounded(node):
             source = _source(operand, values)
             if source is not None and format:
-                watch = Watch(source, direction, -exponent, FORMATS[format], amax)
+                watch = WatchedTensor(source, direction, -exponent, FORMATS[format], amax)
                 add(operand, watch)
     return found
 

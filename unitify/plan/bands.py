@@ -40,7 +40,7 @@ def tolerance_of(is_sure: bool) -> float:
 
 
 @dataclass(frozen=True)
-class Band:
+class ScaleBand:
     """Exponents from ``low`` to ``high``, and the ``wanted`` log2 RMS; all 0 for a true value."""
 
     low: int
@@ -80,25 +80,25 @@ class Bands:
             "backward": _clamped(_median_log(e.backward for e in estimates.values()), 0),
         }
 
-    def of(self, node: fx.Node, direction: str, tolerance: float) -> Band:
+    def of(self, node: fx.Node, direction: str, tolerance: float) -> ScaleBand:
         """The band of a value or its gradient; the widest there is where no RMS is known."""
         held = self.extremes.values if direction == "forward" else self.extremes.met
         if node in self.fixed or node in held:
-            return Band(0, 0, 0.0)
+            return ScaleBand(0, 0, 0.0)
         middle = self.typical[direction]
         log = self.log_rms(node, direction)
         if log is None:
-            band = Band(middle - LIMIT, middle + LIMIT, middle)
+            band = ScaleBand(middle - LIMIT, middle + LIMIT, middle)
         else:
             low, high = math.ceil(log - tolerance), math.floor(log + tolerance)
             nearest = round(log)
             low, high = (_clamped(e, middle) for e in (min(low, nearest), max(high, nearest)))
-            band = Band(low, high, log)
+            band = ScaleBand(low, high, log)
         if direction == "forward" and parameter_of(self.capture, node) is not None:
             return self._unrounded(node, band)
         return band
 
-    def carried(self, node: fx.Node, tolerance: float) -> Band:
+    def carried(self, node: fx.Node, tolerance: float) -> ScaleBand:
         """The band of a value whose gradient has the inverse scale.
 
         That brings no gradient nearer to subnormal numbers, which would lose digits of the model's.
@@ -108,7 +108,7 @@ class Bands:
         if rms is None or not 0 < rms < math.inf:
             return band
         low = max(band.low, min(0, math.ceil(LEAST_GRADIENT - math.log2(rms))))
-        return Band(low, band.high, band.wanted) if low <= band.high else Band(0, 0, 0.0)
+        return ScaleBand(low, band.high, band.wanted) if low <= band.high else ScaleBand(0, 0, 0.0)
 
     def unit(self, node: fx.Node, direction: str, scale: int, tolerance: float) -> int:
         """A scale at which the value is near unit RMS: its own ``scale`` if it is one."""
@@ -129,13 +129,13 @@ class Bands:
         log = math.log2(rms)
         return log if abs(log - self.typical[direction]) <= LIMIT else None
 
-    def _unrounded(self, node: fx.Node, band: Band) -> Band:
+    def _unrounded(self, node: fx.Node, band: ScaleBand) -> ScaleBand:
         """The band without exponents that would move numbers of a weight below the normal range."""
         weight: Tensor = self.capture.attribute(str(node.target)).detach()
         high = band.high
         while high > 0 and not weight.is_meta and _rounds(weight, math.ldexp(1.0, high)):
             high = min(high - 1, 0) if band.low > 0 else high - 1
-        return Band(min(band.low, high), high, band.wanted)
+        return ScaleBand(min(band.low, high), high, band.wanted)
 
 
 def _rounds(weight: Tensor, factor: float) -> bool:

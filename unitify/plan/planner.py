@@ -17,7 +17,7 @@ from torch import fx
 from unitify.capture.whole import Capture
 from unitify.diagnostics import Diagnostic, RescalesNotFewest
 from unitify.estimates import Estimates
-from unitify.plan.bands import TOLERANCE, WIDE_TOLERANCE, Band, Bands
+from unitify.plan.bands import TOLERANCE, WIDE_TOLERANCE, Bands, ScaleBand
 from unitify.plan.fixed import has_no_gradient, parameter_of
 from unitify.plan.linear_law import LinearLaw, Multiples, linear_law
 from unitify.plan.program import ZERO, Exponent, Program, Solution
@@ -115,7 +115,7 @@ class _Statement:
         self.carrier = carrier
         self.tolerance = tolerance if carrier == "narrow" else max(tolerance, WIDE_TOLERANCE)
         self.program = Program()
-        self.found: dict[tuple[fx.Node, str], Band] = {}
+        self.found: dict[tuple[fx.Node, str], ScaleBand] = {}
         #: log2 of a value's scale, and of its gradient's.
         self.forward: dict[fx.Node, Exponent] = {}
         self.backward: dict[fx.Node, Exponent] = {}
@@ -182,7 +182,7 @@ class _Statement:
         )
         return operand if is_same else None
 
-    def _band(self, node: fx.Node, direction: str) -> Band:
+    def _band(self, node: fx.Node, direction: str) -> ScaleBand:
         """The band of a node, found once, because the band of a weight reads its numbers."""
         key = node, direction
         if key not in self.found:

@@ -42,7 +42,7 @@ from unitify.rulebook.rule_table import RuleTable
 
 
 @dataclass(frozen=True)
-class Known:
+class ReportInputs:
     """The inputs of a report other than the module. ``batches``: inputs of calls to measure on.
 
     ``settings``: the limits by which ``unitify check`` judges.
@@ -56,7 +56,7 @@ class Known:
     settings: Settings = field(default_factory=Settings)
 
 
-def gather(module: UnitScaledModule, known: Known) -> Numerics:
+def gather(module: UnitScaledModule, known: ReportInputs) -> Numerics:
     """The numerics of every value of ``module``, in the original and as transformed.
 
     Raises ``UnitifyError`` where the module cannot be called with a batch.
@@ -163,7 +163,7 @@ def _is_empty(module: UnitScaledModule) -> bool:
     return any(parameter.is_meta for parameter in module.parameters())
 
 
-def _loss(part: str, known: Known) -> LossFunction | None:
+def _loss(part: str, known: ReportInputs) -> LossFunction | None:
     """The loss of the whole model; an island has none, but a unit gradient at its outputs."""
     return None if path_of(part) else known.loss_fn
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from unitify.analysis.forward import Step
+from unitify.analysis.forward import Derivation
 from unitify.check.finding import Finding, Start, starts
 from unitify.check.outcome import Outcome
 from unitify.diagnostics import Diagnostic
@@ -21,7 +21,7 @@ from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
 from unitify.report.origins import Origin
 from unitify.report.report import is_unit
-from unitify.rule_trials.listing import Row
+from unitify.rule_trials.listing import RuleText
 
 #: The graphs that a report compares, and the directions.
 GRAPHS = ("original", "transformed")
@@ -50,7 +50,7 @@ class Side:
     magnitudes: Magnitudes | None = None
     losses: Mapping[str, Mapping[str, Loss]] = field(default_factory=dict)
     cast: str = ""
-    steps: tuple[Step, ...] = ()
+    steps: tuple[Derivation, ...] = ()
     is_rounding: bool = False
 
     @property
@@ -160,7 +160,7 @@ class Numerics:
     choices: tuple[Choice, ...]
     classes: tuple[ScaleClass, ...]
     crossings: tuple[Crossing, ...]
-    rules: Mapping[str, Row]
+    rules: Mapping[str, RuleText]
     formats: tuple[str, ...]
     findings: tuple[Diagnostic, ...] = ()
     notes: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ from typing import Any
 from unitify.capture.execution import LossFunction
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.report.drift_file import read_drift
-from unitify.report.gathering import Known, gather
+from unitify.report.gathering import ReportInputs, gather
 from unitify.report.model_report import ModelReport
 from unitify.rulebook.rule_table import load_rules
 
@@ -35,7 +35,7 @@ def report(
     Raises ``UnitifyError``: U104 for a batch that does not fit the module; U609 for a file without
     readings.
     """
-    known = Known(
+    known = ReportInputs(
         rules=load_rules(rules),
         batches=tuple(batches),
         loss_fn=loss_fn,

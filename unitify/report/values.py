@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from unitify.analysis.analyze import Analysis
-from unitify.analysis.forward import Step
+from unitify.analysis.forward import Derivation
 from unitify.capture.whole import Capture
 from unitify.check.source_lines import SourceLines
 from unitify.estimates import Rms
@@ -139,7 +139,7 @@ def _side(
 
 
 def _is_rounding(
-    predicted: float | None, measured: float | None, steps: Iterable[Step], part: Part
+    predicted: float | None, measured: float | None, steps: Iterable[Derivation], part: Part
 ) -> bool:
     """Is a gradient zero but for rounding: zero by analysis, and next to nothing in a run?"""
     if predicted != 0 or not measured:
@@ -170,7 +170,7 @@ def _rms(estimate: Rms, direction: int) -> float | None:
     return estimate.backward if direction else estimate.forward
 
 
-def _derivation(step: Step, part: str) -> Step:
+def _derivation(step: Derivation, part: str) -> Derivation:
     return replace(step, inputs={value_name(part, n): rms for n, rms in step.inputs.items()})
 
 

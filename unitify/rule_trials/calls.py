@@ -24,7 +24,7 @@ from unitify.rulebook.schema import arguments_of, find_operation
 
 
 @dataclass
-class Call:
+class Trial:
     """One operation on drawn operands: ``capture.graph`` calls it and returns its results."""
 
     capture: Capture
@@ -67,7 +67,7 @@ def tensors_of(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
     return found
 
 
-def call(rule: Rule, arguments: Mapping[str, Any], seed: int = 0) -> Call:
+def call(rule: Rule, arguments: Mapping[str, Any], seed: int = 0) -> Trial:
     """A graph of one call of the rule's operation, with results recorded as a capture does."""
     root, graph = nn.Module(), fx.Graph()
     tensors = tensors_of(arguments)
@@ -100,7 +100,7 @@ def call(rule: Rule, arguments: Mapping[str, Any], seed: int = 0) -> Call:
         graph.output((results,))
     aliases = {name: name for name, _ in root.named_parameters()}
     capture = Capture(root, graph, call=None, example=(), aliases=aliases)  # type: ignore[arg-type]
-    return Call(capture, node, tensors)
+    return Trial(capture, node, tensors)
 
 
 def _call_function(graph: fx.Graph, operation: Any, held: dict[str, Any]) -> fx.Node:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.rewrite import rewrite
-from unitify.rule_trials.calls import Call, call, drawn, run
+from unitify.rule_trials.calls import Trial, call, drawn, run
 from unitify.rulebook.rule_table import Rule, RuleTable
 
 #: The most octaves of a random scale, in both directions.
@@ -77,7 +77,7 @@ def same(expected: Tensor, found: Tensor) -> bool:
     )
 
 
-def random_plan(made: Call, seed: int) -> ScalePlan:
+def random_plan(made: Trial, seed: int) -> ScalePlan:
     """A scale for everything that can carry one."""
     generator = random.Random(seed)
     values = {
@@ -91,7 +91,7 @@ def random_plan(made: Call, seed: int) -> ScalePlan:
 
 
 def outputs_and_gradients(
-    made: Call, graph: Any, floating: Mapping[str, Tensor], seed: int
+    made: Trial, graph: Any, floating: Mapping[str, Tensor], seed: int
 ) -> dict[str, Tensor]:
     """Results of a graph, and gradients of its operands, for normal gradients of the results."""
     held = {

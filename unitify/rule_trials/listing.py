@@ -12,7 +12,7 @@ from unitify.rulebook.rule_table import Moments, Rule
 
 
 @dataclass(frozen=True)
-class Row:
+class RuleText:
     """One rule as text. ``law``: its scale of the result and factors of operands; ``forward``,
     ``backward``: its prediction of RMS; ``file``: its file.
     """
@@ -26,15 +26,15 @@ class Row:
     source: str = ""
 
 
-def rows(rules: Iterable[Rule]) -> list[Row]:
+def rows(rules: Iterable[Rule]) -> list[RuleText]:
     """The rules in order of their files and names."""
     return [row(rule) for rule in sorted(rules, key=lambda r: (r.file, r.operation))]
 
 
-def row(rule: Rule) -> Row:
+def row(rule: Rule) -> RuleText:
     """One rule as text."""
     forward, backward = _moments(rule)
-    return Row(
+    return RuleText(
         operation=rule.operation,
         file=rule.file,
         kind=rule.kind,
@@ -87,10 +87,12 @@ def _moments(rule: Rule) -> tuple[list[str], list[str]]:
         if not rule.terms:
             return [f"run on the moments of {names}"], ["run on moments"]
         count = formula_text(rule.terms.get("out", sympy.S.One))
-        scaled = "" if rule.coefficient == 1 else f", each × {formula_text(rule.coefficient)}"
-        summed = f"sums of {count} products of {names}"
+        scaled = "" if rule.coefficient == 1 else f", × {formula_text(rule.coefficient)}"
+        summed = f"contraction of {names} over {count}"
         if len(rule.linear) == 1:
             summed = names if count == "1" else f"sums of {count} of {names}"
+        elif count == "1":
+            summed = f"products of {names}"
         forward = [summed + scaled]
         backward = [
             f"{name}: sums of {formula_text(terms)}"

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, fx
 
 from unitify.analysis.backward import BackwardMoments
-from unitify.analysis.forward import Fallback, ForwardMoments, Step
+from unitify.analysis.forward import Derivation, Fallback, ForwardMoments
 from unitify.analysis.moments import Moment, gaussian
 from unitify.estimates import Rms
-from unitify.rule_trials.calls import Call, call, drawn, run, tensors_of
+from unitify.rule_trials.calls import Trial, call, drawn, run, tensors_of
 from unitify.rulebook.rule_table import Rule
 from unitify.rulebook.samples import Sample, parse_arguments
 
@@ -39,7 +39,7 @@ def is_predicted(rule: Rule) -> bool:
 class Declared(ForwardMoments):
     """Operands have the moments of their samples, not the values of one draw."""
 
-    def __init__(self, made: Call, rule: Rule) -> None:
+    def __init__(self, made: Trial, rule: Rule) -> None:
         super().__init__(made.capture, {rule.operation: rule}, weight_rms=None)
         self.declared = declared(rule)
 
@@ -55,7 +55,7 @@ class FromNormal(BackwardMoments):
         for node in output.all_input_nodes:
             value = node.meta["val"]
             if isinstance(value, Tensor) and value.is_floating_point():
-                self._give(node, gaussian(0.0, 1.0, value.dim()), Step("given", {}, 1.0))
+                self._give(node, gaussian(0.0, 1.0, value.dim()), Derivation("given", {}, 1.0))
 
 
 def declared(rule: Rule) -> dict[str, Sample]:

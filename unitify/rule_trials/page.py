@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path, PurePosixPath
 
-from unitify.rule_trials.listing import Row, rows
+from unitify.rule_trials.listing import RuleText, rows
 from unitify.rulebook.rule_table import load_rules
 
 #: The most characters of a cell.
@@ -21,7 +21,7 @@ _INDEX = """\
 # Rules
 
 Written by `make docs` from `rules/*.toml`; `unitify rules` prints the same table. It has a row for
-each of {count} operations, one page for each file.
+each of {count} operations, one page for each file. The [glossary](../glossary.md) has the words.
 
 - *law*: an operation runs on stored values. It leaves its result at the scale `out`, a product of
   its operands' scales, and multiplies each operand by the given factor. A *restoring* operation
@@ -38,7 +38,7 @@ each of {count} operations, one page for each file.
 def pages() -> dict[str, str]:
     """File name → text of every page in ``docs/rules``."""
     table = rows(load_rules().values())
-    families: dict[str, list[Row]] = {}
+    families: dict[str, list[RuleText]] = {}
     for row in table:
         families.setdefault(PurePosixPath(row.file).stem, []).append(row)
     lines = (f"| [{name}]({name}.md) | {len(held)} |\n" for name, held in families.items())
@@ -57,7 +57,7 @@ def write(folder: Path) -> None:
         (folder / name).write_text(text, "utf-8")
 
 
-def _page(family: str, held: list[Row]) -> str:
+def _page(family: str, held: list[RuleText]) -> str:
     text = (resources.files("unitify.rules") / f"{family}.toml").read_text("utf-8")
     intro = re.match(r"(?:#.*\n)*", text)
     assert intro is not None
@@ -83,12 +83,12 @@ def _written(text: str) -> Iterator[tuple[str, str]]:
         yield header.strip('[]"'), "\n".join([header, *lines])
 
 
-def _line(row: Row) -> str:
+def _line(row: RuleText) -> str:
     anchor = re.sub(r"[^\w-]", "", row.operation).lower()
     cells = [c if len(c) <= LONGEST else f"[below](#{anchor})" for c in _cells(row)]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _cells(row: Row) -> tuple[str, str, str, str]:
+def _cells(row: RuleText) -> tuple[str, str, str, str]:
     law = f"{row.kind}: {row.law}" if row.law else row.kind
     return f"`{row.operation}`", law, "; ".join(row.forward), "; ".join(row.backward)

@@ -14,7 +14,7 @@ _MOMENT_FUNCTIONS = frozenset(MOMENTS.values())
 
 
 @dataclass(frozen=True)
-class Named:
+class FormulaNames:
     """What a formula names.
 
     ``symbols``: numbers (``x`` within ``mean(x)`` is not one); ``moments``: ``mean(x)``, ``rms(x)``
@@ -29,7 +29,7 @@ class Named:
 
 
 @lru_cache(maxsize=4096)
-def named_in(formula: sympy.Expr) -> Named:
+def named_in(formula: sympy.Expr) -> FormulaNames:
     """The names in ``formula``. Cached, because formulas recur within rows and across rows."""
     symbols: set[str] = set()
     walk = sympy.preorder_traversal(formula)
@@ -39,7 +39,7 @@ def named_in(formula: sympy.Expr) -> Named:
         elif part.is_Symbol:
             symbols.add(part.name)
     applied = sorted(formula.atoms(AppliedUndef), key=str)
-    return Named(
+    return FormulaNames(
         frozenset(symbols),
         tuple((str(a), str(a.args[0])) for a in applied if a.func in _MOMENT_FUNCTIONS),
         tuple(str(a) for a in applied if a.func in (AVERAGE, LARGEST) and len(a.args) == 1),

@@ -91,7 +91,7 @@ def branch_ends(graph: fx.Graph, rules: RuleTable) -> frozenset[fx.Node]:
 
 
 def _contractions(graph: fx.Graph, rules: RuleTable) -> set[fx.Node]:
-    return {n for n in graph.nodes if (r := rules.get(operation_name(n))) and r.products}
+    return {n for n in graph.nodes if (r := rules.get(operation_name(n))) and r.contraction}
 
 
 def _made(graph: fx.Graph, rules: RuleTable) -> set[fx.Node]:

@@ -209,7 +209,7 @@ KEYS: Mapping[str, Reader] = {
     "channels": _names,
     "broadcast": _flag,
     "true_gradient": _flag,
-    "products": _names,
+    "contraction": _names,
     "casts": _names,
     "cached": _names,
     "inside": _text,

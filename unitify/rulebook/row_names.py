@@ -32,7 +32,7 @@ _EPSILON = "epsilon"
 
 #: The kinds of arguments that each key may name: in a list, and as keys of a table.
 _LISTED = {
-    "linear": _VALUES, "channels": _TENSORS, "products": _TENSORS, "casts": _TENSORS,
+    "linear": _VALUES, "channels": _TENSORS, "contraction": _TENSORS, "casts": _TENSORS,
     "corners": _VALUES, "elementwise": _TENSORS, "pads": (*_SIZES, "other"), "logits": _VALUES,
     "weighs": _NUMBERS, "cached": _TENSORS,
 }  # fmt: skip

@@ -63,15 +63,15 @@ def read_row(operation: str, row: Any) -> tuple[Row | None, list[Problem]]:
     if "law" in found:
         factors = dict(found["law"])
         found["law"] = Law(factors.pop("out"), factors, **law)
-    found.setdefault("products", _summed_products(found))
-    found.setdefault("casts", found["products"])
-    found.setdefault("unit", bool(found["products"]))
+    found.setdefault("contraction", _contraction(found))
+    found.setdefault("casts", found["contraction"])
+    found.setdefault("unit", bool(found["contraction"]))
     sample = found.get("sample", {})
     found["variants"] = tuple({**sample, **changes} for changes in found.get("variants", ()))
     return Row(row, where, Rule(operation, **found)), []
 
 
-def _summed_products(found: Mapping[str, Any]) -> tuple[str, ...]:
+def _contraction(found: Mapping[str, Any]) -> tuple[str, ...]:
     linear: tuple[str, ...] = found.get("linear", ())
     return linear if len(linear) == 2 and found.get("terms", {}).get("out", 1) != 1 else ()
 

@@ -49,7 +49,7 @@ def idle(row: Row, arguments: Mapping[str, Argument]) -> Iterator[Problem]:
         if first in row.keys and second in row.keys:
             yield Problem((second,), f"{first} already gives the moments")
     yield from _terms(row)
-    yield from _products(row)
+    yield from _contraction(row)
     yield from _unread(row)
     yield from _alone(row, arguments)
     for operand in row.rule.common.keys() - row.rule.backward.keys():
@@ -66,7 +66,7 @@ def _terms(row: Row) -> Iterator[Problem]:
             yield Problem(("terms",), f"it has no count for {name!r}")
 
 
-def _products(row: Row) -> Iterator[Problem]:
+def _contraction(row: Row) -> Iterator[Problem]:
     rule = row.rule
     if rule.inside and not rule.casts:
         yield Problem(("inside",), "it has no effect without casts")
@@ -75,8 +75,8 @@ def _products(row: Row) -> Iterator[Problem]:
             yield Problem(("cached", name), "it is not one of the row's casts")
     if rule.pads and (len(rule.linear) != 2 or rule.matmul is not None):
         yield Problem(("pads",), "it needs two linear operands and no matmul")
-    if rule.matmul is not None and {rule.matmul.left, rule.matmul.right} != set(rule.products):
-        yield Problem(("matmul",), "its operands are not the row's products")
+    if rule.matmul is not None and {rule.matmul.left, rule.matmul.right} != set(rule.contraction):
+        yield Problem(("matmul",), "its operands are not those of the contraction")
     for name in rule.contracts:
         if rule.matmul is not None or name not in rule.casts:
             yield Problem(("contracts", name), "it needs an operand of casts and no matmul")

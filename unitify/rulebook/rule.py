@@ -85,20 +85,20 @@ class Rule:
     dimensions along which the operand was broadcast; False where they are final.
     ``true_gradient``: the backward kernel is not linear in the gradient to the last bit, so the
     gradient is restored before it, like the operands of a restoring operation.
-    ``products``: the operands whose products are summed. By default the two ``linear`` ones of a
-    row that sums; none for other rows.
-    ``casts``: the operands that a recipe may cast: ``products``, or those of an operation that
-    holds several products. ``inside``: other operands of products, in words; they arise within the
-    operation, where no cast reaches. ``cached``: operands that a model computes once for every
-    position, and keeps for later calls, when it generates.
-    ``matmul``: the operation as a product of matrices, where it is one.
-    ``contracts``: operand → the dimension over which products are summed, or the argument whose
-    last entry names it. The default is the last one, or what ``matmul`` or ``window`` implies.
+    ``contraction``: the operands that the operation contracts. By default the two ``linear`` ones
+    of a row that sums; none for other rows.
+    ``casts``: the operands that a recipe may cast: those of ``contraction``, or of an operation
+    that holds several contractions. ``inside``: other operands of these, in words; they arise
+    within the operation, where no cast reaches. ``cached``: operands that a model computes once
+    for every position, and keeps for later calls, when it generates.
+    ``matmul``: the operation as a matmul, where it is one.
+    ``contracts``: operand → the dimension that is contracted, or the argument whose last entry
+    names it. The default is the last one, or what ``matmul`` or ``window`` implies.
     ``unit``: does a unit scaling scheme bring the result to unit RMS by a multiplier? It always
     does for contractions. ``parameters``: operand → the role of a parameter there: "bias", "gain"
-    or "table" (of embeddings); operands of products are matrices.
+    or "table" (of embeddings); operands of contractions are matrices.
     ``logits``: the operand of a softmax, or the number that multiplies the logits within an
-    attention. Such logits are sums of ``width`` products. ``loss``: does the softmax belong to a
+    attention. Such logits are contractions over ``width``. ``loss``: does the softmax belong to a
     loss, not to an attention?
     ``creates``: the result takes at most shape and type from an operand, but no values.
     ``weighs``: the number that multiplies the second term of a sum.
@@ -132,7 +132,7 @@ class Rule:
     channels: tuple[str, ...] = ()
     broadcast: bool = True
     true_gradient: bool = False
-    products: tuple[str, ...] = ()
+    contraction: tuple[str, ...] = ()
     casts: tuple[str, ...] = ()
     inside: str = ""
     cached: tuple[str, ...] = ()

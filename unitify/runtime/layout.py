@@ -1,7 +1,7 @@
 """A tensor times a number, in the same memory layout.
 
 Kernels round differently for different layouts: in vectorized and strided loops, and on aligned
-and misaligned rows of a matrix product. So the result of a rescale has the sizes, the strides and
+and misaligned rows of a matmul. So the result of a rescale has the sizes, the strides and
 the alignment of its operand. Expanded dimensions stay expanded, and overlapping windows overlap.
 """
 

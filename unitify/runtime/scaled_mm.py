@@ -141,7 +141,7 @@ def multiplies(device: torch.device, left: torch.dtype, right: torch.dtype) -> b
 def is_fast(device: torch.device, left: torch.dtype, right: torch.dtype) -> bool:
     """Does it multiply them, and faster than their numbers?
 
-    The CPU's kernel decodes element by element, for each product anew.
+    The CPU's kernel decodes element by element, again for each matmul.
     """
     return device.type != "cpu" and multiplies(device, left, right)
 

@@ -30,7 +30,7 @@ def find_meetings(
     count = 0
     for node in nodes:
         rule = rules[node]
-        if not values[node] or (rule is not None and rule.products):
+        if not values[node] or (rule is not None and rule.contraction):
             sources[node] = 1 << count
             count += 1
             continue
@@ -59,7 +59,7 @@ def _inside(
             rule = rules[current]
             if current in found or order[current] <= first or not values[current]:
                 continue
-            if rule is None or rule.products:
+            if rule is None or rule.contraction:
                 continue
             found.add(current)
             pending.extend(values[current])
@@ -79,7 +79,7 @@ def _parting(
         if sides[current] == 3:
             return current
         rule = rules[current]
-        if rule is not None and rule.products:
+        if rule is not None and rule.contraction:
             continue
         for operand in values[current]:
             if operand not in sides:

@@ -48,7 +48,7 @@ def _uses(
     for name, argument in named_arguments(user).items():
         if node not in nodes_of(argument):
             continue
-        if rule is not None and name in rule.products:
+        if rule is not None and name in rule.contraction:
             yield "readout" if user in read.readouts else "hidden"
             continue
         kind = rule.parameters.get(name, "other") if rule is not None else "other"

@@ -32,11 +32,11 @@ class Structure:
     - ``meetings``, ``inside``: those of ``find_meetings``; values inside keep their size
     - ``absolute``: values with a consumer that depends on their size (it adds a number, or takes a
       logarithm, or it is the caller)
-    - ``in_loss``: values that lead to a single number (a loss) only, without a product
+    - ``in_loss``: values that lead to a single number (a loss) only, without a contraction
     - ``passed_on``: values whose only consumer multiplies them by a number or adds to them; the
       consumer's result is brought to unit RMS instead
-    - ``logits``: operands of a softmax over products of activations
-    - ``readouts``: products with a weight outside of branches, without a further such product
+    - ``logits``: operands of a softmax over contractions of activations
+    - ``readouts``: contractions with a weight outside of branches, with no further one behind
     """
 
     weights: Mapping[fx.Node, str]
@@ -66,7 +66,7 @@ def is_view(rule: Rule | None) -> bool:
 
 def multiplies_by_number(node: fx.Node, rule: Rule | None) -> bool:
     """A product or quotient of one value and a number?"""
-    if rule is None or rule.law is None or not rule.unit or rule.products:
+    if rule is None or rule.law is None or not rule.unit or rule.contraction:
         return False
     first, *others = list(named_arguments(node).values())[:2]
     is_product = len(rule.law.output) == 2 and all(p in (1, -1) for p in rule.law.output.values())
@@ -152,10 +152,10 @@ class _Reader:
 
     def _multiplies_activations(self, node: fx.Node) -> bool:
         rule = self.rule[node]
-        if rule is None or not rule.products or rule.width:
+        if rule is None or not rule.contraction or rule.width:
             return False
         arguments = named_arguments(node)
-        operands = [n for name in rule.products for n in nodes_of(arguments[name])]
+        operands = [n for name in rule.contraction for n in nodes_of(arguments[name])]
         return len(operands) > 1 and all(
             n in self.active and n not in self.weights for n in operands
         )
@@ -167,7 +167,7 @@ class _Reader:
         softmaxes: set[fx.Node] = set()
         for node in self.nodes:
             rule = self.rule[node]
-            if rule is not None and rule.products:
+            if rule is not None and rule.contraction:
                 from_product[node] = self._multiplies_activations(node)
                 continue
             from_product[node] = any(from_product[n] for n in node.all_input_nodes)
@@ -193,7 +193,7 @@ class _Reader:
         found: set[fx.Node] = set()
         for node in reversed(self.nodes):
             rule = self.rule[node]
-            if node not in self.active or (rule is not None and rule.products):
+            if node not in self.active or (rule is not None and rule.contraction):
                 continue
             is_number = is_scalable(node) and not node.meta["val"].dim()
             if is_number or (node.users and all(user in found for user in node.users)):
@@ -228,7 +228,7 @@ class _Reader:
         found: set[fx.Node] = set()
         for node in reversed(self.nodes):
             rule = self.rule[node]
-            weighs = rule is not None and bool(rule.products) and any(
+            weighs = rule is not None and bool(rule.contraction) and any(
                 n in self.weights for n in node.all_input_nodes
             )  # fmt: skip
             later = any(followed[user] for user in node.users)

@@ -105,10 +105,10 @@ class Sweep(ForwardMoments):
         return found
 
     def _width(self, node: fx.Node) -> float:
-        """The number of products summed into a logit; zero where shapes do not give it."""
+        """The terms of the sum that makes a logit; zero where shapes do not give it."""
         while node.op == "call_function":
             rule = self._rule(node)
-            if rule is not None and rule.products:
+            if rule is not None and rule.contraction:
                 if "out" not in rule.terms:
                     return 0.0
                 operation = Operation(node, {})
@@ -129,10 +129,10 @@ class Sweep(ForwardMoments):
     def _weights_of(self, node: fx.Node) -> set[str]:
         """The parameters among the operands of a contraction."""
         rule = self._rule(node)
-        if rule is None or not rule.products or not rule.linear:
+        if rule is None or not rule.contraction or not rule.linear:
             return set()
         arguments = named_arguments(node)
-        operands = [n for name in rule.products for n in nodes_of(arguments[name])]
+        operands = [n for name in rule.contraction for n in nodes_of(arguments[name])]
         return {self.read.weights[n] for n in operands if n in self.read.weights}
 
     def _is_multiplied(self, node: fx.Node) -> bool:
@@ -155,7 +155,7 @@ class Sweep(ForwardMoments):
             return False
         if node in read.passed_on or (node in read.meetings and adds(rule)):
             return False
-        if (rule.elementwise or rule.logits) and not rule.products and node in read.absolute:
+        if (rule.elementwise or rule.logits) and not rule.contraction and node in read.absolute:
             return False
         first = next(iter(named_arguments(node).values()))
         if multiplies_by_number(node, rule):
@@ -170,7 +170,7 @@ class Sweep(ForwardMoments):
 
     def _is_embedding(self, rule: Rule) -> bool:
         return self.scheme.alpha_emb != 1 and "table" in rule.parameters.values() and (
-            not rule.products and "out" not in (rule.law.output if rule.law else ())
+            not rule.contraction and "out" not in (rule.law.output if rule.law else ())
         )  # fmt: skip
 
     # -- the sweep --------------------------------------------------------------------------
@@ -269,7 +269,7 @@ class Sweep(ForwardMoments):
         return math.sqrt(counted / attended)
 
     def _unit_rms(self, node: fx.Node) -> float:
-        """√(number of products summed): the RMS of the result for unit operands."""
+        """√(terms of the sum): the RMS of the result for unit operands."""
         rule = self._rule(node)
         assert rule is not None
         operation = Operation(node, self.known)

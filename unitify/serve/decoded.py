@@ -43,8 +43,8 @@ def in_compressed_tensors(model: nn.Module, folder: Path) -> Reader:
     from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus
     from compressed_tensors.quantization.lifecycle.forward import forward_quantize
 
-    told = QuantizationConfig.model_validate(read_config(folder)["quantization_config"])
-    (scheme,) = told.config_groups.values()
+    config = QuantizationConfig.model_validate(read_config(folder)["quantization_config"])
+    (scheme,) = config.config_groups.values()
     compressor: Any = BaseCompressor.get_value_from_registry(scheme.format)
 
     def decoding(tensors: Mapping[str, Tensor]) -> tuple[Tensor, _Rounding]:

@@ -39,7 +39,7 @@ from unitify.serve.mapped import mapped_model, recorded
 from unitify.serve.served import served
 from unitify.serve.writing import (
     Export,
-    Folded,
+    FoldedModel,
     OnStart,
     check_packages,
     layout_of,
@@ -92,7 +92,7 @@ def export(
     calls = calls or [written_inputs(model) if runs or verify else infer_inputs(model)]
     recording = with_true_parameters(recorded(model, calls, runs=runs))
     parts = _parts(recording, calls, scales, recipe, table)
-    folded = Folded(
+    folded = FoldedModel(
         name, recipe, model, model, shards, served(model, parts, recipe, table),
         cached(parts, table), read_config(checkpoint), tuple(companions(checkpoint)),
     )  # fmt: skip
@@ -129,7 +129,7 @@ def _predicted(capture: Capture, rules: RuleTable) -> Estimates:
     return {name: Rms(moments.steps[name].rms) for name in nodes if name in moments.steps}
 
 
-def _request(checkpoint: Path, folded: Folded) -> dict[str, Any]:
+def _request(checkpoint: Path, folded: FoldedModel) -> dict[str, Any]:
     """The identity of an export, for ``resume``: its source files, and every scale."""
     stats = {file: (checkpoint / file).stat() for file in folded.shards}
     return {

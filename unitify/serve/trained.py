@@ -24,7 +24,7 @@ from unitify.rulebook.rule_table import load_rules
 from unitify.serve.cached import cached
 from unitify.serve.experts import as_stored
 from unitify.serve.served import served
-from unitify.serve.writing import Export, Folded, check_packages, layout_of, write_folder
+from unitify.serve.writing import Export, FoldedModel, check_packages, layout_of, write_folder
 
 _FILE = "model.safetensors"
 
@@ -68,7 +68,7 @@ def export(
     original = parts[0].capture.model
     own = {name: tensor.detach() for name, tensor in given.items() if name not in tied}
     weights = as_stored(original, own)
-    folded = Folded(
+    folded = FoldedModel(
         name, recipe, module, original, {_FILE: weights}, served(original, parts, recipe, table),
         cached(parts, table), config.to_dict(), tuple(map(Path, companions)),
     )  # fmt: skip

@@ -63,7 +63,7 @@ def layout_of(name: str, recipe: Recipe) -> str:
 
 
 @dataclass(frozen=True)
-class Folded:
+class FoldedModel:
     """A model as scales of a layout.
 
     ``layout``: by name. ``model``: computes what the folder is compared with; ``original``: one of
@@ -97,7 +97,7 @@ def check_packages(layout: str) -> None:
 
 def write_folder(
     output: Path,
-    folded: Folded,
+    folded: FoldedModel,
     calls: Iterable[Inputs],
     request: Mapping[str, Any] | None = None,
     *,
@@ -106,8 +106,8 @@ def write_folder(
 ) -> Export:
     """Write ``folded`` to the new folder ``output``. ``calls`` compare it with its model, if any.
 
-    Raises ``UnitifyError``: U614 like ``Folded.check``; U615 for a folder whose reader gives other
-    outputs; U605, U606 and U617 like ``new_folder``.
+    Raises ``UnitifyError``: U614 like ``FoldedModel.check``; U615 for a folder whose reader gives
+    other outputs; U605, U606 and U617 like ``new_folder``.
     """
     folded.check()
     layout = LAYOUTS[folded.layout]
@@ -246,7 +246,7 @@ def _coded(name: str, weight: Tensor, row: Served, layout: Layout) -> list[Promi
     ]
 
 
-def _layers(folded: Folded) -> set[str]:
+def _layers(folded: FoldedModel) -> set[str]:
     """Linear layers of the model, and what runtimes may take for one: matrices of the checkpoint
     other than embeddings, such as routers, and experts that are one tensor in the model."""
     modules = dict(folded.original.named_modules())
