@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import unitify
 from unitify.diagnostics import UnitifyError
 from unitify.formats.table import E4M3, E5M2, quantize
-from unitify.runtime.fp8_linear import fp8_linear
+
+fp8_linear = torch.ops.unitify.fp8_linear
 
 #: RMS of an input that E4M3 cannot hold as it is: its smallest number is 2^-9.
 SMALL = 2.0**-14

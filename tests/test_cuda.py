@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unitify
-from unitify.runtime.fp8_linear import fp8_linear
 from unitify.runtime.scaled_mm import multiplies
+
+fp8_linear = torch.ops.unitify.fp8_linear
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

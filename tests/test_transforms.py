@@ -15,8 +15,9 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 import unitify
 from unitify.formats.table import FORMATS
 from unitify.runtime.cast import Rounding, cast, watched_cast
-from unitify.runtime.fp8_linear import fp8_linear
 from unitify.runtime.rescale import rescale
+
+fp8_linear = torch.ops.unitify.fp8_linear
 
 Function = Callable[[Tensor], Tensor]
 

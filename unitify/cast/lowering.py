@@ -169,7 +169,11 @@ def _replace(graph: fx.Graph, node: fx.Node, matmul: MatrixProduct, choice: Choi
     (of_gradient,) = node.users
     left, right = arguments[matmul.left], arguments[matmul.right]
     bias = arguments[matmul.bias] if matmul.bias is not None else None
-    exponents = [left.args[3], right.args[3], of_gradient.args[4]]
+    exponents = {
+        "x_exponent": left.args[3],
+        "weight_exponent": right.args[3],
+        "gradient_exponent": of_gradient.args[4],
+    }
     with graph.inserting_before(node):
         weight = right.args[0]
         if not matmul.is_transposed:
@@ -177,7 +181,7 @@ def _replace(graph: fx.Graph, node: fx.Node, matmul: MatrixProduct, choice: Choi
             weight.meta = {**right.meta, "val": right.meta["val"].t()}
         operands = (left.args[0], weight, bias)
         made = graph.call_function(
-            _FP8_LINEAR, (*operands, choice.forward, choice.backward, exponents)
+            _FP8_LINEAR, (*operands, choice.forward, choice.backward), exponents
         )
     made.meta = dict(node.meta)
     name = node.name

@@ -131,10 +131,9 @@ def _rounded(node: fx.Node) -> list[tuple[fx.Node, str, str, int, bool]]:
         ]
     if operation_name(node) == "unitify.fp8_linear.default":
         given = named_arguments(node)
-        x, weight, gradient = given["exponents"]
         return [
-            (given["x"], "forward", given["forward"], x, False),
-            (given["weight"], "forward", given["forward"], weight, False),
-            (node, "backward", given["backward"], gradient, False),
+            (given["x"], "forward", given["forward"], given["x_exponent"], False),
+            (given["weight"], "forward", given["forward"], given["weight_exponent"], False),
+            (node, "backward", given["backward"], given["gradient_exponent"], False),
         ]
     return []

@@ -93,9 +93,9 @@ class _Folder:
             self.weights[node] = str(node.target)
         elif operation_name(node) in ("unitify.fp8_linear.default", "unitify.fp8_linear.watched"):
             weight, format = node.args[1], FORMATS[str(node.args[3])]
-            exponents: Any = node.args[5]
+            exponent = named_arguments(node)["weight_exponent"]
             if weight in self.weights:
-                read = self._codes(weight, format, exponents[1], node)  # type: ignore[arg-type]
+                read = self._codes(weight, format, exponent, node)  # type: ignore[arg-type]
                 node.update_arg(1, read)
         elif operation_name(node) == "unitify.cast.default" and node.args[0] in self.weights:
             self._cast(node)

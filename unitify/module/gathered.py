@@ -23,7 +23,7 @@ from unitify.runtime.scaled_mm import decode, encode
 #: The rounding of a weight: the name of a format, and the exponent (log2) of its scale.
 Rounding = tuple[str, int]
 
-_PRODUCTS = ("unitify.fp8_linear.default", "unitify.fp8_linear.watched")
+_MATMULS = ("unitify.fp8_linear.default", "unitify.fp8_linear.watched")
 _CASTS = ("unitify.cast.default", "unitify.cast.watched")
 #: The operations by which ``fully_shard`` makes a shard. Their results keep the operand's rounding.
 _OF_SHARDS = frozenset(
@@ -64,9 +64,9 @@ def gather_codes_(module: UnitScaledModule) -> UnitScaledModule:
 
 def _rounding(weight: fx.Node, user: fx.Node) -> Rounding | None:
     """How ``user`` rounds ``weight``; None where it does not."""
-    given = named_arguments(user) if operation_name(user) in (*_PRODUCTS, *_CASTS) else {}
-    if operation_name(user) in _PRODUCTS and weight not in (given["x"], given["bias"]):
-        return given["forward"], given["exponents"][1]
+    given = named_arguments(user) if operation_name(user) in (*_MATMULS, *_CASTS) else {}
+    if operation_name(user) in _MATMULS and weight not in (given["x"], given["bias"]):
+        return given["forward"], given["weight_exponent"]
     if operation_name(user) in _CASTS and not given["amax"] and given["saturate"]:
         format = FORMATS.get(given["forward"])
         if format is not None and format.dtype is not None:

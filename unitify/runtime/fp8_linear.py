@@ -16,8 +16,9 @@ same numbers, multiplied in the model's own type.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,18 @@ from unitify.runtime.registered import (
 from unitify.runtime.scaled_mm import DECODE, decode, encode, is_fast, matmul
 from unitify.runtime.shared_codes import shared_codes
 
-_ARGUMENTS = "Tensor x, Tensor weight, Tensor? bias, str forward, str backward, int[3] exponents"
+_ARGUMENTS = (
+    "Tensor x, Tensor weight, Tensor? bias, str forward, str backward, "
+    "int x_exponent=0, int weight_exponent=0, int gradient_exponent=0"
+)
+
+
+class Exponents(NamedTuple):
+    """log2 of what x, the weight and the gradient are divided by before they are rounded."""
+
+    x: int = 0
+    weight: int = 0
+    gradient: int = 0
 
 
 def _codes(x: Tensor, format: str, exponent: int) -> Tensor:
@@ -67,11 +79,12 @@ def _kernel(
     bias: Tensor | None,
     forward: str,
     backward: str,
-    exponents: Sequence[int],
+    *given: int,
 ) -> Tensor:
-    left = shared_codes(x, forward, exponents[0])
-    right = _codes(weight, forward, exponents[1])
-    return _output(left, right, bias, x, exponents[0] + exponents[1])
+    exponents = Exponents(*given)
+    left = shared_codes(x, forward, exponents.x)
+    right = _codes(weight, forward, exponents.weight)
+    return _output(left, right, bias, x, exponents.x + exponents.weight)
 
 
 class _Ties(torch.autograd.Function):
@@ -103,13 +116,13 @@ class _FP8Linear(torch.autograd.Function):
         bias: Tensor | None,
         forward: str,
         backward: str,
-        exponents: Sequence[int],
+        exponents: Exponents,
         ties: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         with torch._C._AutoDispatchBelowAutograd():
-            left = shared_codes(x, forward, exponents[0])
-            right = _codes(weight, forward, exponents[1])
+            left = shared_codes(x, forward, exponents.x)
+            right = _codes(weight, forward, exponents.weight)
             _, needs_x, needs_weight, *_ = ctx.needs_input_grad
             held = weight if _is_parameter(weight) else right
             ctx.save_for_backward(left if needs_weight else None, held if needs_x else None)
@@ -117,11 +130,11 @@ class _FP8Linear(torch.autograd.Function):
             ctx.bias_type = bias.dtype if bias is not None else None
             ctx.formats, ctx.exponents = (forward, backward), exponents
             if is_plain(x):
-                made = _output(left, right, bias, x, exponents[0] + exponents[1])
+                made = _output(left, right, bias, x, exponents.x + exponents.weight)
                 return made, token_of(x)
         # A recorded graph has one operator, with its backward pass. It computes the codes a second
         # time; a compiler finds that they are the same.
-        result = below(operator, x, weight, bias, forward, backward, exponents)
+        result = below(operator, x, weight, bias, forward, backward, *exponents)
         return result if operator is _WATCHED else (result, token_of(x))
 
     @staticmethod
@@ -168,7 +181,9 @@ def _wide_gradients(ctx: Any, gradient: Tensor, factor: Tensor | None) -> tuple[
     of_x, of_weight, of_gradient = ctx.exponents
     forward, backward = ctx.formats
     rounding = (backward, "", of_gradient, 0, False, True)
-    rounded = cast(gradient.flatten(0, -2), *rounding, factor=factor)
+    # Batches of gradients have no ``flatten``.
+    rows = gradient.reshape(math.prod(tie_of_x.shape[:-1]), gradient.shape[-1])
+    rounded = cast(rows, *rounding, factor=factor)
     _, needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:4]
     x = weight = None
     if needs_x:
@@ -193,12 +208,13 @@ def _derivative(is_watched: bool) -> Callable[..., Any]:
         bias: Tensor | None,
         forward: str,
         backward: str,
-        exponents: Sequence[int],
+        *given: int,
     ) -> Any:
+        exponents = Exponents(*given)
         if is_transformed() or forward_ad._current_level >= 0 or is_spread(x) or is_spread(weight):
             made = _matmul_of_casts(x, weight, bias, forward, exponents)
             how = watched_cast if is_watched else cast
-            return how(made, "", backward, 0, exponents[2])
+            return how(made, "", backward, 0, exponents.gradient)
         operator = _WATCHED if is_watched else _OPERATOR
         ties = _Ties.apply(x, weight)  # type: ignore[no-untyped-call]
         y, token = _apply(operator, x, weight, bias, forward, backward, exponents, ties)
@@ -208,20 +224,27 @@ def _derivative(is_watched: bool) -> Callable[..., Any]:
 
 
 def _matmul_of_casts(
-    x: Tensor, weight: Tensor, bias: Tensor | None, forward: str, exponents: Sequence[int]
+    x: Tensor, weight: Tensor, bias: Tensor | None, forward: str, exponents: Exponents
 ) -> Tensor:
     if weight.dtype == FORMATS[forward].dtype:
-        weight = DECODE(weight, x.dtype, exponents[1])
+        weight = DECODE(weight, x.dtype, exponents.weight)
     else:
-        weight = cast(weight, forward, "", exponents[1])
-    return F.linear(cast(x, forward, "", exponents[0]), weight, bias)
+        weight = cast(weight, forward, "", exponents.weight)
+    return F.linear(cast(x, forward, "", exponents.x), weight, bias)
 
 
-def _composed(x: Tensor, weight: Tensor, bias: Tensor | None, forward: str, *given: Any) -> Tensor:
+def _composed(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    forward: str,
+    backward: str,
+    *given: int,
+) -> Tensor:
     # ONNX has no matmul of codes.
     if is_for_onnx(FORMATS[forward].dtype):
-        return _matmul_of_casts(x, weight, bias, forward, given[-1])
-    return _kernel(x, weight, bias, forward, *given)
+        return _matmul_of_casts(x, weight, bias, forward, Exponents(*given))
+    return _kernel(x, weight, bias, forward, backward, *given)
 
 
 _OPERATOR = register(
@@ -236,20 +259,3 @@ _WATCHED = register(
     derivative=_derivative(True),
     decomposition=lambda x, *given: (_composed(x, *given), token_of(x)),
 )
-
-
-def fp8_linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    forward: str,
-    backward: str,
-    exponents: Sequence[int] = (0, 0, 0),
-) -> Tensor:
-    """``x`` [.., K] · ``weight`` [N, K]ᵀ + ``bias`` [N], with the rounding of two casts before it.
-
-    ``weight`` may hold codes. ``exponents``: those of ``runtime.cast.Rounding`` (log2), for x,
-    weight and gradient.
-    """
-    result: Tensor = _OPERATOR(x, weight, bias, forward, backward, exponents)
-    return result
