@@ -51,8 +51,8 @@ def page() -> str:
     small, large = SIZES
     parts += [
         f"## A training step under Inductor, {large.name}",
-        "The step and the time to compile it, over the original's; the kernels that are generated "
-        "for both passes.",
+        "The step, in parentheses the bytes that the backward pass keeps, and the time to compile "
+        "it, over the original's; the kernels that are generated for both passes.",
         table(
             [
                 "model",
@@ -81,8 +81,8 @@ def page() -> str:
         table(["pixels", *STAGES], by_input()),
         "## Peak memory of `transform`",
         f"A Llama of {LAYERS} layers. The peak over the model, which is in it. Beside the model "
-        "there are the module and a set of gradients of each, which are compared; the rest are "
-        "activations and graphs.",
+        "there is the module, at the end, or a set of gradients, while both are compared; the rest "
+        "are activations, graphs, and what the allocator keeps.",
         table(["width", "MiB of the model", "peak"], peaks()),
         "## Starting",
         "\n".join(f"- `{name}`: {ratio:.2f} × `import torch`" for name, ratio in imports().items()),
