@@ -21,7 +21,7 @@ from unitify.cast.lowering import lower
 from unitify.cast.means import with_means
 from unitify.cast.noise_bound import within_bound
 from unitify.cast.repeated import repeated
-from unitify.cast.search import searched, with_scales
+from unitify.cast.search import searched
 from unitify.diagnostics import Diagnostic, RecipeInvalid, UnitifyError
 from unitify.part import Part
 from unitify.recipe.choices import Choice, Patterns, choose
@@ -112,8 +112,7 @@ def by_evidence(
         known = weight_distributions(part, rules)
         if recipe.headroom == "measured":
             known = measured_distributions(part, batches, evidence.loss_fn)
-        part = with_headroom(part, known)
-        part = with_scales(part, found)
+        part = with_headroom(part, known, found.errors)
     if recipe.min_sqnr is None:
         return part, ()
     return within_bound(part, rules, recipe.min_sqnr, batches)

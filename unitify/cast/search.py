@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,12 +24,11 @@ from torch import Tensor, fx
 from unitify.capture.execution import GraphRunner, unchanged
 from unitify.capture.whole import Capture
 from unitify.cast.means import Known, Sums, centerings, from_input, known_nodes, shift_of
-from unitify.formats.powers import exponent_of
 from unitify.formats.table import FORMATS, quantize
 from unitify.noise.measured import Correction
 from unitify.noise.running_statistics import toward_running_statistics
 from unitify.part import Part
-from unitify.recipe.cast import Cast, Place
+from unitify.recipe.cast import Place
 from unitify.recipe.recipe import Recipe
 from unitify.rulebook.centering import Centering
 from unitify.rulebook.contractions import contraction_operands
@@ -41,11 +40,6 @@ from unitify.rulebook.schema import named_arguments, operation_name
 #: Octaves that are tried: up to where the largest element saturates by 4, and down by 14. E4M3 has
 #: 15 octaves of normal numbers, so that a scale further down leaves nothing of an operand.
 _UP, _DOWN = 4, 14
-#: The standard deviation in octaves of the RMS on other inputs, an assumption. ``examples.ptq``
-#: shows its effect ("measured, headroom").
-OCTAVES = 1.0
-#: Decibels by which the expected error may be above the least; the middle of such scales is taken.
-_TOLERANCE = 0.1
 #: The most elements of an operand that are tried, and the fewest positions.
 _ELEMENTS, _POSITIONS = 2**16, 32
 
@@ -82,38 +76,6 @@ def searched(
             for inputs in [list(capture.example)] if batches is None else batches:
                 run.run(*inputs)
     return Found(run.sums.known(), run.errors)
-
-
-def with_scales(part: Part, found: Found) -> Part:
-    """``part`` with the exponents of activations at which their contractions lose least.
-
-    Each is the middle of the powers of two within 0.1 dB of the least expected error. The
-    expectation allows for an RMS that is an octave off on other inputs.
-    """
-    best = {place: _middle(errors) for place, errors in found.errors.items()}
-
-    def moved(cast: Cast) -> Cast:
-        middle = best.get(cast.place)
-        if middle is None:
-            return cast
-        return replace(cast, exponent=middle - exponent_of(part.plan.unit(cast.value).fwd))
-
-    return part.with_casts(moved)
-
-
-def _middle(errors: Errors) -> int | None:
-    """None where no error is a number, because an operand holds an infinity or NaN."""
-    weights = {u: math.exp(-((u / OCTAVES) ** 2) / 2) for u in range(-3, 4)}
-    expected = {
-        e: math.fsum(w * errors[e + u] for u, w in weights.items())
-        for e in errors
-        if all(math.isfinite(errors.get(e + u, math.nan)) for u in weights)
-    }
-    if not expected:
-        return None
-    limit = min(expected.values()) * 10 ** (_TOLERANCE / 10)
-    near = sorted(e for e, error in expected.items() if error <= limit)
-    return near[len(near) // 2]
 
 
 class _Search(GraphRunner):
