@@ -1,4 +1,4 @@
-"""Reads files of strangers: opens files, JSON and TOML, within limits and with one meaning.
+"""Reads files that are not trusted: opens files, JSON and TOML, within limits.
 
 Gives plain data. A file that is anything else is a ``MalformedError``, whose text says why on one
 line. A caller turns it into the diagnostic of its kind of file, like an ``OSError``.
@@ -102,7 +102,7 @@ def read_json(path: Path, *, any_number: bool = False) -> Any:
 def parse_json(text: str | bytes, *, any_number: bool = False) -> Any:
     """The value of a JSON text.
 
-    Refused are a key twice, deep nesting, half characters, and numbers that are not finite or
+    It refuses duplicate keys, deep nesting, half characters, and numbers that are not finite or
     exceed 64 bits. ``any_number`` admits the latter: Python writes and reads them.
     """
     hooks: dict[str, Any] = {"parse_constant": _refused, "parse_float": _finite}

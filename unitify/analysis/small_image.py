@@ -1,7 +1,7 @@
 """A smaller image for an operation that moves a window over one whose pixels are all alike.
 
-Takes an operation and the moments of its operands. Gives the same operation on an image that costs
-the same whatever the size of the whole one.
+Takes an operation and the moments of its operands. Gives the same operation on a smaller image,
+whose cost does not depend on the size of the whole one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class SmallImage(Operation):
     sizes: tuple[int, ...]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor operand, where it is the image that of the smaller one."""
+        """The shape of a tensor operand; for the image, that of the smaller one."""
         return self.sizes if name == self.image else super().shape(name)
 
     def __call__(self, replaced: Mapping[str, Any] = MappingProxyType({})) -> Any:

@@ -23,17 +23,17 @@ _MOST = 16
 
 @dataclass
 class Calls:
-    """What runs of a model show.
+    """What runs of a model show about its calls.
 
     ``inputs``: the calls of each submodule, one of every form. ``uses``: each parameter, with the
     modules that were running at each use. ``unfit``: modules that no graph can replace, and why.
-    ``telling``: the runs with a call of a new form.
+    ``distinct``: the runs with a call of a new form.
     """
 
     inputs: dict[nn.Module, dict[Any, Inputs]] = field(default_factory=dict)
     uses: dict[nn.Parameter, set[tuple[nn.Module, ...]]] = field(default_factory=dict)
     unfit: dict[nn.Module, str] = field(default_factory=dict)
-    telling: list[Inputs] = field(default_factory=list)
+    distinct: list[Inputs] = field(default_factory=list)
 
 
 class _ParameterUse(TorchFunctionMode):
@@ -108,8 +108,8 @@ def calls_of(model: nn.Module, made: Sequence[Inputs]) -> Calls:
                 _ParameterUse(calls, watch),
             ):
                 _run_backward(*backward_starts(run(call), None))
-            if not calls.telling or sum(map(len, calls.inputs.values())) > known:
-                calls.telling.append(call)
+            if not calls.distinct or sum(map(len, calls.inputs.values())) > known:
+                calls.distinct.append(call)
     except Exception as error:
         raise nothing_captured(f"it does not run: {type(error).__name__}: {error}") from error
     return calls

@@ -1,6 +1,6 @@
-"""What ``torch.compile`` has compiled of a model runs eagerly while the model is looked at.
+"""Runs the compiled parts of a model eagerly while the model is observed or recorded.
 
-Dynamo would compile what observes them, and give up after a few recompilations, in the middle.
+Otherwise Dynamo would compile the observing code, and give up after a few recompilations.
 """
 
 from __future__ import annotations

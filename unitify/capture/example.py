@@ -107,8 +107,9 @@ def _with_one_more(value: Any) -> Any:
 
 
 def doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs | None:
-    """The same inputs with a batch of two, where every tensor has a batch of one, or every tensor
-    one of none; else None.
+    """The inputs with a batch of two, where all tensors have a batch of one, or all of none.
+
+    None for other inputs.
     """
     leaves, spec = pytree.tree_flatten((args, kwargs))
     batches = _batches(leaves)
@@ -133,7 +134,7 @@ def initialize_lazy(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
 
     The model is called only if there are any.
 
-    Raises ``UnitifyError`` (U102) where they do not take them.
+    Raises ``UnitifyError`` (U102) where the model does not take the inputs.
     """
     if not _is_uninitialized(model):
         return

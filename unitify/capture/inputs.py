@@ -1,6 +1,6 @@
-"""Example inputs, inferred from a model that says what it takes.
+"""Example inputs, inferred from a model that declares them.
 
-They have the shapes, types and ranges that the model says, and drawn numbers.
+Their shapes, types and ranges are those that the model declares. Their numbers are drawn.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def path_of(part: str) -> str:
 def flat_calls(parts: Mapping[str, Capture], name: str, calls: Sequence[Inputs]) -> list[list[Any]]:
     """Flat inputs of those calls of the model that the part ``name``, one of its whole, is for.
 
-    A part that none is for has its own example.
+    A part without such a call has its own example.
 
     Raises ``UnitifyError`` (U104, U111) for a call that no part takes.
     """
@@ -114,8 +114,8 @@ def record(
 
     What its calls do beside returning is observed first: a module whose state no graph keeps stays
     Python. ``model`` is afterwards as it was before. ``further`` calls are recorded, too, where the
-    recordings so far do not hold for them. ``seconds``: see ``How``. ``is_faithful``: the whole is
-    known not to be, and each island has to be.
+    recordings so far do not hold for them. ``seconds``: see ``How``. ``is_faithful``: a test that
+    the whole is known to fail, and that each island has to pass.
 
     Raises ``UnitifyError``: U102 where no part of it can be captured, U016 for a module that is
     transformed already.
@@ -299,7 +299,7 @@ def _islands(
     signature = inspect.signature(model.forward)
     outlines = [
         outline_of(args, in_order(signature, kwargs), sizes=shapes)
-        for args, kwargs in calls.telling
+        for args, kwargs in calls.distinct
     ]
     parts = _with_state(parts, model, observed, state, outlines)
     for part, captured in parts.items():

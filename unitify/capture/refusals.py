@@ -40,7 +40,7 @@ class Refusals:
                 self._check_address(node)
 
     def untouched(self, tensor: fx.Node) -> list[fx.Node]:
-        """What does not change as ``tensor`` is written, nor does autograd think that it does."""
+        """Views that a write into ``tensor`` does not change, and that autograd counts apart."""
         group = self.aliases.group[tensor]
         owner = self.aliases.owner(tensor)
         if group.root not in self.kept:

@@ -173,7 +173,7 @@ class CallSignature:
 
 
 def kind_of(refusal: Refusal) -> Hashable:
-    """What refused calls have in common that are refused for one reason, whatever their sizes."""
+    """The reason of a refusal without the sizes of the call: equal for calls of one kind."""
     problem, details = refusal
     if isinstance(problem, Guard):
         return problem.text

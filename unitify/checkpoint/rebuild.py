@@ -110,7 +110,7 @@ def take_over(module: UnitScaledModule, state_dict: Mapping[str, Tensor]) -> Non
 def check_held(module: nn.Module, missing: Iterable[str] = ()) -> None:
     """Check that a state dict without ``missing`` has all tensors of ``module`` on the meta device.
 
-    Raises ``UnitifyError`` (U603) where it has not.
+    Raises ``UnitifyError`` (U603) where one is missing.
     """
     loaded = module.state_dict().keys() - set(missing)
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:

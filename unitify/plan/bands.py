@@ -1,7 +1,7 @@
 """Bands: the exponents that each value and gradient may have.
 
-A band lies around the RMS. It is zero alone for a value that is held true. Takes estimates; gives a
-``Bands``, within which the planner chooses.
+A band lies around the RMS. For a value that is held true it holds zero alone. Takes estimates;
+gives a ``Bands``, within which the planner chooses.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from unitify.plan.fixed import has_no_gradient, parameter_of
 from unitify.plan.linear_law import LinearLaw, Multiples, linear_law
 from unitify.plan.program import ZERO, Exponent, Program, Solution
 from unitify.plan.scale_plan import Carrier, Placement, Scale, ScalePlan, versions, weights_of
-from unitify.plan.shared import one_unit_a_place
+from unitify.plan.shared import shared_units
 from unitify.rulebook.dimensions import hint
 from unitify.rulebook.laws import factors, holds_tensors, is_complex, is_scalable
 from unitify.rulebook.rule_table import RuleTable
@@ -71,7 +71,7 @@ def plan(
     }
     units = {n.name: _unit(n, values[n.name], bands, tolerance) for n in statement.forward}
     if placement == "casts":
-        units = one_unit_a_place(capture, units)
+        units = shared_units(capture, units)
     return ScalePlan(
         values=values,
         parameters={n: by_target.get(first, Scale()) for n, first in capture.aliases.items()},

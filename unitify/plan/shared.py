@@ -17,7 +17,7 @@ from unitify.capture.whole import Capture
 from unitify.plan.scale_plan import Scale
 
 
-def one_unit_a_place(capture: Capture, units: Mapping[str, Scale]) -> dict[str, Scale]:
+def shared_units(capture: Capture, units: Mapping[str, Scale]) -> dict[str, Scale]:
     """``units`` of the values of ``capture``, made equal in all calls of a submodule."""
     order = {node.name: position for position, node in enumerate(capture.graph.nodes)}
 

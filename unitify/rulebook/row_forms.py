@@ -20,7 +20,7 @@ Reader = Callable[[Any], Any]
 
 
 class RowError(ExpressionError):
-    """A value has not the form that its key requires. ``path``: the keys below that one."""
+    """A value does not have the form that its key requires. ``path``: the keys below that one."""
 
     def __init__(self, text: str, path: tuple[str, ...] = ()) -> None:
         super().__init__(text)
