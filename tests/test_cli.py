@@ -88,8 +88,8 @@ def test_plan_and_report(run: Run, weights: Path) -> None:
     assert report["model"] == "Sequential"
     assert report["verification"]["exact_before_casts"] is True
     # An output and its structure, the input's and four gradients, of four calls (the second one of
-    # the example among them); one more has no gradients.
-    assert report["verification"]["compared"] == 4 * 7 + 2
+    # the example among them); two more have no gradients.
+    assert report["verification"]["compared"] == 4 * 7 + 2 * 2
     for direction in ("unit_forward", "unit_backward"):
         share = report[direction]
         assert share["total"] >= 3
