@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from unitify.capture.copy_on_write import take_own_memory
+from unitify.capture.copy_on_write import release, take_own_memory
 from unitify.capture.execution import LossFunction
 from unitify.capture.inputs import Inputs, as_batches, as_inputs, given_or_inferred, is_given
 from unitify.capture.islands import (
@@ -232,6 +232,7 @@ def _verified(
     model, module = made.recorded.model, assemble(made.recorded, made.parts)
     result = verify_module(model, module, rules, args, kwargs, loss_fn, further=further)
     is_lost = not result.is_accepted and lost_by_recording(model, module, args, kwargs)
+    release(module, model)
     return result, is_lost
 
 

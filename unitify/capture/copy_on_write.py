@@ -36,6 +36,17 @@ def take_own_memory(*models: nn.Module) -> None:
                 tensor.data_ptr()
 
 
+def release(copied: nn.Module, model: nn.Module) -> None:
+    """Give back the memory of the parameters of a copy of ``model`` that nobody uses any more.
+
+    Modules of graphs are cycles, which Python would free late.
+    """
+    kept = {id(parameter) for parameter in model.parameters()}
+    for parameter in copied.parameters():
+        if id(parameter) not in kept and is_plain(parameter):
+            parameter.data = parameter.data.new_empty(0)
+
+
 @contextlib.contextmanager
 def gradients_shared(leaves: Mapping[str, Tensor], earlier: Mapping[str, Any]) -> Iterator[None]:
     """Inside, a gradient that arrives at a leaf moves into the memory of the same one of before.
