@@ -38,7 +38,7 @@ from unitify.verification import Difference, Verification
 from unitify.verifying.calls import Call, calls_of
 from unitify.verifying.comparison import compare
 from unitify.verifying.results import results_of
-from unitify.verifying.side import Side, asking_of, run, sides_of
+from unitify.verifying.side import Runnable, asking_of, run, sides_of
 from unitify.verifying.underflow import underflowing_gradients
 from unitify.verifying.validation import validate, validate_parameters
 from unitify.verifying.yardstick import rounding_among, yardstick
@@ -114,8 +114,8 @@ class _ModelRefuses(Exception):
 
 
 def _compared(
-    model: Side,
-    module: Side,
+    model: Runnable,
+    module: Runnable,
     call: Call,
     loss_fn: LossFunction | None,
     seed: int,

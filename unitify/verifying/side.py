@@ -37,7 +37,7 @@ class Asking:
     positions: frozenset[int] | None
 
 
-class Side:
+class Runnable:
     """A model or its module: what is called, and its states before the calls of both modes."""
 
     def __init__(self, target: nn.Module, copies: Mapping[Tensor, Tensor] | None = None) -> None:
@@ -53,14 +53,14 @@ class Side:
         return self._states[training]
 
 
-def sides_of(model: nn.Module, module: nn.Module) -> tuple[Side, Side]:
+def sides_of(model: nn.Module, module: nn.Module) -> tuple[Runnable, Runnable]:
     """Both sides of a comparison. The parameters of each serve as copies of the other's."""
     pairs = held_twice(tree_of(model), tree_of(module))
-    return Side(model, dict(pairs)), Side(module, {b: a for a, b in pairs})
+    return Runnable(model, dict(pairs)), Runnable(module, {b: a for a, b in pairs})
 
 
 def run(
-    side: Side,
+    side: Runnable,
     call: Call,
     asking: Asking,
     loss_fn: LossFunction | None,
@@ -170,7 +170,7 @@ def _uncompiled(target: nn.Module) -> Any:
 
 
 def asking_of(
-    model: Side, call: Call, loss_fn: LossFunction | None, seed: int = 0
+    model: Runnable, call: Call, loss_fn: LossFunction | None, seed: int = 0
 ) -> tuple[Asking, list[Results]]:
     """The inputs that can require a gradient, and the model's results with these.
 

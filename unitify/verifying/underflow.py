@@ -12,14 +12,14 @@ from torch.utils import _pytree as pytree
 from unitify.capture.execution import LossFunction, on_gradient
 from unitify.diagnostics import GradientsUnderflow
 from unitify.verifying.calls import Call
-from unitify.verifying.side import Asking, Side, run
+from unitify.verifying.side import Asking, Runnable, run
 
 #: A smaller share of subnormal elements weighs less than the rounding of the others.
 _NOTICEABLE = 0.01
 
 
 def underflowing_gradients(
-    side: Side, call: Call, asking: Asking, loss_fn: LossFunction | None
+    side: Runnable, call: Call, asking: Asking, loss_fn: LossFunction | None
 ) -> Iterator[GradientsUnderflow]:
     """The submodule whose result has the largest share of subnormal or lost gradients, if any.
 

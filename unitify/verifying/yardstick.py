@@ -24,7 +24,7 @@ from unitify.capture.tree import copy_of
 from unitify.verification import Difference
 from unitify.verifying.calls import Call
 from unitify.verifying.results import named
-from unitify.verifying.side import Asking, Side, run
+from unitify.verifying.side import Asking, Runnable, run
 
 #: The module's error may be this many times the model's. Both errors are draws of one distribution,
 #: and one may be small by luck.
@@ -63,7 +63,7 @@ def yardstick(
     # Where a kernel of eager code knows no double precision, that of compiled code may.
     for how in (contextlib.nullcontext, as_compiled):
         with contextlib.suppress(Exception), _by_default(other), how():
-            side = Side(copy_of(model).to(other))
+            side = Runnable(copy_of(model).to(other))
             results = named(run(side, wide, asking, loss_fn, seed))
             break
     if results is None:
