@@ -113,7 +113,8 @@ class Cell:
         if self.step == "global":
             return {name: held[0][name] for name in held[1] if name in held[0]}
         if self.step == "class":
-            return {n: v for n, v in vars(held).items() if n[:2] != "__" and _is_state(v)}
+            home = held.__module__
+            return {n: v for n, v in vars(held).items() if n[:2] != "__" and _is_state(v, home)}
         if isinstance(held, list | deque | tuple):
             return dict(enumerate(held))
         if isinstance(held, set):
@@ -289,7 +290,8 @@ def _function_cells(function: types.FunctionType, location: Location) -> Iterato
             given = dict(enumerate(held)) if isinstance(held, tuple) else held
             yield Cell(location.then("attribute", "defaults"), given, "item")
     known = function.__globals__
-    names = tuple(n for n in _names(function.__code__) if n in known and _is_state(known[n]))
+    home = function.__module__
+    names = tuple(n for n in _names(function.__code__) if n in known and _is_state(known[n], home))
     if names:
         yield Cell(location, (function.__globals__, names), "global")
 
@@ -300,14 +302,20 @@ def _class_cells(kind: type) -> Iterator[Cell]:
             yield Cell(Location(base.__qualname__), base, "class")
 
 
-def _is_state(value: Any) -> bool:
-    """Can code keep state there: is it no function, class, module, or object of torch's?"""
-    if isinstance(value, (*PLAIN, Tensor)):
-        return True
+def _is_state(value: Any, home: str) -> bool:
+    """Can code of the module ``home`` keep state in a global or in an attribute of a class?
+
+    In plain values and containers, and in objects of its own package; another library's object (a
+    logger, a client) is not ours to restore.
+    """
     kind = type(value)
-    return not (
-        issubclass(kind, (*_CLOSED, types.FunctionType, nn.Module)) or _is_closed(kind)
-    ) or (issubclass(kind, (dict, list, set, tuple, deque)))
+    if kind in (*PLAIN, Tensor, types.SimpleNamespace) or (
+        kind.__module__ in ("builtins", "collections")
+        and issubclass(kind, (dict, list, set, tuple, deque))
+    ):
+        return True
+    is_own = kind.__module__.partition(".")[0] == (home or "").partition(".")[0]
+    return is_own and not issubclass(kind, (*_CLOSED, types.FunctionType, nn.Module))
 
 
 @functools.cache

@@ -70,7 +70,7 @@ def run(
     """The results of each call in a row. Restores the side afterwards.
 
     ``earlier``: the results of the other side, whose tensors stand for the same ones of these:
-    gradients take the memory of one model, not of four.
+    gradients take the memory of one model.
 
     Raises whatever the side raises.
     """
