@@ -191,9 +191,9 @@ def transform(
     can_repeat = weights == "true" and asked is None and list(made.recorded.parts) == [""]
     about = About(made.notes, casts, made.known.scales, result, again if can_repeat else None)
     module = assemble(made.recorded, made.parts, about)
+    take_own_memory(module, made.recorded.model)
     if inplace:
         adopt_parameters(model, module)
-    take_own_memory(module, made.recorded.model)
     done("assemble", module)
     return module
 
@@ -230,9 +230,11 @@ def _verified(
 ) -> tuple[Verification, bool]:
     """Is the module of ``made`` its model? And is what differs lost by the recording already?"""
     model, module = made.recorded.model, assemble(made.recorded, made.parts)
-    result = verify_module(model, module, rules, args, kwargs, loss_fn, further=further)
-    is_lost = not result.is_accepted and lost_by_recording(model, module, args, kwargs)
-    release(module, model)
+    try:
+        result = verify_module(model, module, rules, args, kwargs, loss_fn, further=further)
+        is_lost = not result.is_accepted and lost_by_recording(model, module, args, kwargs)
+    finally:
+        release(module, model)
     return result, is_lost
 
 

@@ -27,13 +27,15 @@ def copied_on_write(tensor: Tensor) -> Tensor:
         return tensor.clone()
 
 
-def take_own_memory(*models: nn.Module) -> None:
-    """End the sharing of every parameter and buffer of ``models``."""
-    for model in models:
-        for tensor in (*model.parameters(), *model.buffers()):
-            if is_plain(tensor):
-                # To ask for an address to write to makes the copy.
-                tensor.data_ptr()
+def take_own_memory(copied: nn.Module, model: nn.Module) -> None:
+    """End the sharing of the parameters of a copy and its model, which keeps its memory.
+
+    No other copy of ``model`` may still share it (``release``).
+    """
+    for parameter in (*copied.parameters(), *model.parameters()):
+        if is_plain(parameter):
+            # To ask for an address to write to makes the copy; the last one needs none.
+            parameter.data_ptr()
 
 
 def release(copied: nn.Module, model: nn.Module) -> None:

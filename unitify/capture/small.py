@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from unitify.capture.copy_on_write import gradients_shared
+from unitify.capture.copy_on_write import gradients_shared, release
 from unitify.capture.equality import same
 from unitify.capture.execution import backward_starts, run_captured, unchanged
 from unitify.capture.exporting import without_cache
@@ -40,7 +40,8 @@ def tried_small(captured: Capture, args: tuple[Any, ...], kwargs: dict[str, Any]
     if not any(held.small for held in guards) or not (captured.holds_weights and has_data):
         return captured
 
-    moved = dataclasses.replace(captured, model=_moved(captured.model))
+    copied = _moved(captured.model)
+    moved = dataclasses.replace(captured, model=copied)
 
     def call(named: dict[str, Any]) -> Any:
         given, keywords = unbind(captured.call.signature, args, kwargs, named)
@@ -56,6 +57,7 @@ def tried_small(captured: Capture, args: tuple[Any, ...], kwargs: dict[str, Any]
                 dataclasses.replace(held, immaterial=held.immaterial | found)
                 for held, found in zip(guards, broken, strict=True)
             ]
+    release(copied, captured.model)
     signature = dataclasses.replace(captured.call, guards=tuple(guards))
     return dataclasses.replace(captured, call=signature)
 

@@ -11,7 +11,7 @@ import contextlib
 import operator
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.hooks import RemovableHandle
 
-from unitify.capture.copy_on_write import copied_on_write
 from unitify.capture.equality import same
 from unitify.capture.reachable import MISSING, PLAIN, Cell, Location, cells, is_array, is_same
 
@@ -117,22 +116,16 @@ class State:
         known = {id(own): copy.detach() for own, copy in (copies or {}).items()}
         entries = tuple((cell, cell.entries()) for cell in cells(model, inputs))
         contents: dict[int, Contents] = {}
-        holders = [
-            (cell, key, value)
-            for cell, held in (entries if numbers else ())
-            for key, value in held.items()
-            if not isinstance(value, PLAIN) and id(value) not in parameters
-        ]
-        # Who writes to an array writes past copies on write of a tensor with the same memory.
-        copy = torch.clone if any(is_array(value) for *_, value in holders) else copied_on_write
-        for cell, key, value in holders:
-            if id(value) in contents:
-                continue
-            copied = known.get(id(value))
-            copied = _copy(value, copy) if copied is None else copied
-            if copied is not None:
-                location = cell.location.then(cell.step, key)
-                contents[id(value)] = Contents(location, value, copied)
+        for cell, held in entries if numbers else ():
+            for key, value in held.items():
+                is_done = id(value) in contents or id(value) in parameters
+                if is_done or isinstance(value, PLAIN):
+                    continue
+                copied = known.get(id(value))
+                copied = _copy(value) if copied is None else copied
+                if copied is not None:
+                    location = cell.location.then(cell.step, key)
+                    contents[id(value)] = Contents(location, value, copied)
         return State(model, inputs, entries, tuple(contents.values()))
 
     def changes(self) -> tuple[Change, ...]:
@@ -237,11 +230,11 @@ def drawn(before: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _copy(value: Any, copy: Callable[[Tensor], Tensor]) -> Any:
+def _copy(value: Any) -> Any:
     if isinstance(value, Tensor):
         if value.is_meta or isinstance(value, FakeTensor) or _is_uninitialized(value):
             return None
-        return copy(value.detach())
+        return value.detach().clone()
     return _state_of(value)
 
 

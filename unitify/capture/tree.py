@@ -30,8 +30,9 @@ def copy_of(
 
     Tied parameters, shared modules and other objects that are held twice are held twice in the
     copy. Objects that cannot be copied are shared. ``memo`` receives the copies by identity.
-    ``on_write``: both share the memory of a tensor until one of them writes to it, or until
-    ``take_own_memory``.
+    ``on_write``: both share the memory of a parameter until one of them writes to it, or until
+    ``take_own_memory``. Whoever writes first moves to other memory, so it is for a model that does
+    not write into its parameters.
     """
     memo = {} if memo is None else memo
     modules = list(model.modules())
@@ -41,7 +42,8 @@ def copy_of(
     for cell in cells(model):
         for value in cell.entries().values():
             if isinstance(value, Tensor) and id(value) not in memo:
-                memo[id(value)] = _copy_of_tensor(value, storages, on_write)
+                is_shared = on_write and isinstance(value, nn.Parameter)
+                memo[id(value)] = _copy_of_tensor(value, storages, is_shared)
     for module in modules:
         if not _is_opaque(module):
             namespace = {n: _copied(value, memo) for n, value in vars(module).items()}
@@ -65,11 +67,11 @@ def _is_opaque(module: nn.Module) -> bool:
 
 
 def _copy_of_tensor(
-    tensor: Tensor, storages: dict[Any, torch.UntypedStorage], on_write: bool
+    tensor: Tensor, storages: dict[Any, torch.UntypedStorage], is_shared: bool
 ) -> Tensor:
     if is_lazy(tensor):
         return copy.deepcopy(tensor)
-    made = _copy_of_numbers(tensor.detach(), storages, on_write)
+    made = _copy_of_numbers(tensor.detach(), storages, is_shared)
     if isinstance(tensor, nn.Parameter):
         made = nn.Parameter(made, requires_grad=tensor.requires_grad)
         made.__dict__.update(vars(tensor))
@@ -84,14 +86,14 @@ def _copy_of_tensor(
 
 
 def _copy_of_numbers(
-    tensor: Tensor, storages: dict[Any, torch.UntypedStorage], on_write: bool
+    tensor: Tensor, storages: dict[Any, torch.UntypedStorage], is_shared: bool
 ) -> Tensor:
     """A copy in the strides of ``tensor``; of tensors that share memory, copies that do."""
     if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.is_meta:
         return tensor.clone()
     held = tensor.untyped_storage()
     if held._cdata not in storages:
-        storages[held._cdata] = shared_until_written(held) if on_write else held.clone()
+        storages[held._cdata] = shared_until_written(held) if is_shared else held.clone()
     made = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     return made.set_(storages[held._cdata], tensor.storage_offset(), tensor.size(), tensor.stride())
 

@@ -116,7 +116,7 @@ def assemble(
 ) -> UnitScaledModule:
     """The module of ``parts``, the rewritten parts of ``recorded``: one graph, or several.
 
-    A weight of scale one shares the model's memory until ``take_own_memory``.
+    A weight of scale one may share the model's memory until ``take_own_memory``.
     """
     about = About(recorded.notes) if about is None else about
     if recorded.whole is not None:
@@ -148,7 +148,8 @@ def build(part: Part, about: About | None = None) -> UnitScaledModule:
 
 def _islands(model: nn.Module, parts: Sequence[Part], about: About) -> AssembledModule:
     """The module of ``parts`` within a copy of ``model``, whose weights become stored ones."""
-    host = copy_of(model, on_write=True)
+    # The model's own code runs, too, and may write into its parameters.
+    host = copy_of(model)
     install(parts[0].capture.made, host)
     _store(host, joined({part.name: part.plan for part in parts}, host))
     return AssembledModule(host, parts, about)

@@ -233,18 +233,11 @@ def _matmul_of_casts(
     return F.linear(cast(x, forward, "", exponents.x), weight, bias)
 
 
-def _composed(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    forward: str,
-    backward: str,
-    *given: int,
-) -> Tensor:
+def _composed(x: Tensor, weight: Tensor, bias: Tensor | None, forward: str, *given: Any) -> Tensor:
     # ONNX has no matmul of codes.
     if is_for_onnx(FORMATS[forward].dtype):
-        return _matmul_of_casts(x, weight, bias, forward, Exponents(*given))
-    return _kernel(x, weight, bias, forward, backward, *given)
+        return _matmul_of_casts(x, weight, bias, forward, Exponents(*given[1:]))
+    return _kernel(x, weight, bias, forward, *given)
 
 
 _OPERATOR = register(
