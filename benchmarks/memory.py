@@ -21,7 +21,7 @@ LAYERS = 8
 
 
 def _highest() -> int:
-    """The most memory since the last ``_forget``, in bytes. Linux alone tells it."""
+    """The most memory since the last ``_forget``, in bytes, which Linux alone counts."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 

@@ -181,6 +181,11 @@ def is_floating(value: Any) -> bool:
     return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
+def detached(value: Any) -> Any:
+    """``value`` without its history, where it is a tensor."""
+    return value.detach() if isinstance(value, Tensor) else value
+
+
 def _succeeds(run: Callable[[list[Any]], Any], inputs: list[Any]) -> bool:
     try:
         run(inputs)

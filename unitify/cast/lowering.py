@@ -23,7 +23,7 @@ from unitify.diagnostics import NotInFP8, UnitifyError
 from unitify.formats.table import FORMATS
 from unitify.recipe.choices import Choice
 from unitify.recipe.recipe import Recipe
-from unitify.rulebook.rule_table import MatrixProduct, Rule, RuleTable
+from unitify.rulebook.rule_table import Matmul, Rule, RuleTable
 from unitify.rulebook.schema import named_arguments, operation_name, set_argument
 from unitify.runtime.scaled_mm import multiplies
 
@@ -163,7 +163,7 @@ def _tensor(argument: Any) -> Any:
     return argument.meta["val"]
 
 
-def _replace(graph: fx.Graph, node: fx.Node, matmul: MatrixProduct, choice: Choice) -> None:
+def _replace(graph: fx.Graph, node: fx.Node, matmul: Matmul, choice: Choice) -> None:
     """Replace ``node`` and the casts around it by the operator, under the same name."""
     arguments = named_arguments(node)
     (of_gradient,) = node.users

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from unitify.capture.execution import GraphRunner, unchanged
+from unitify.capture.execution import GraphRunner, detached, unchanged
 from unitify.capture.whole import Capture
 from unitify.cast.means import Known, Sums, centerings, from_input, known_nodes, shift_of
 from unitify.formats.table import FORMATS, quantize
@@ -162,9 +162,7 @@ class _Search(GraphRunner):
             if gradient is not None:
                 self._try(n, (n.name, name, index), self.env[operand], gradient, axis)
         return (
-            [_detached(r) for r in result]
-            if isinstance(result, list | tuple)
-            else _detached(result)
+            [detached(r) for r in result] if isinstance(result, list | tuple) else detached(result)
         )
 
     def _signs(self, result: Tensor, axis: int) -> Tensor:
@@ -208,10 +206,6 @@ def _floating(result: Any) -> Iterator[Tensor]:
     for tensor in result if isinstance(result, list | tuple) else [result]:
         if isinstance(tensor, Tensor) and tensor.requires_grad and tensor.dim():
             yield tensor
-
-
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
 
 
 def _has_power(value: Any) -> bool:

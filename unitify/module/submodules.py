@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
@@ -29,15 +29,13 @@ from unitify.arrival import (
 from unitify.capture.boundaries import Region
 from unitify.capture.guards import Guards
 from unitify.capture.signature import CallSignature, Misfit
-from unitify.capture.whole import Capture
 from unitify.diagnostics import CastsLeftOut, Diagnostic, UnitifyError
-from unitify.module.about import About
 from unitify.module.graph_forward import CallsOfSubmodules
 from unitify.module.own_code import warn_once
+from unitify.module.owner import Owner
 from unitify.module.recorded_state import RecordedState, changed_now
 from unitify.module.regions import NoPiece, Piece, piece_of
 from unitify.plan.scale_plan import ScalePlan
-from unitify.recipe.choices import Choice
 
 #: The code of a graph, called with the module and flat inputs.
 Code = Callable[..., Any]
@@ -50,20 +48,6 @@ class MakesCasts:
     """
 
     casts: frozenset[str]
-
-
-class Owner(Protocol):
-    """The module of whose graph each submodule runs a part."""
-
-    graph: fx.Graph
-    capture: Capture
-    plan: ScalePlan
-    is_inference: bool
-    _casts: tuple[Choice, ...]
-    _tree: nn.Module
-    about: About
-
-    def _attribute(self, target: str) -> Any: ...
 
 
 @dataclass(frozen=True)

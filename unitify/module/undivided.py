@@ -8,26 +8,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
-from unitify.capture.whole import Capture
 from unitify.diagnostics import CastsLeftOut, UnitifyError
 from unitify.module.graph_forward import CallsOfSubmodules
 from unitify.module.own_code import run_own_code, warn_once
-from unitify.plan.scale_plan import Scale, ScalePlan
-from unitify.recipe.choices import Choice
-
-
-class Owner(Protocol):
-    """The module whose graph contains its submodules."""
-
-    capture: Capture
-    plan: ScalePlan
-    is_inference: bool
-    _casts: tuple[Choice, ...]
-    _tree: nn.Module
+from unitify.module.owner import Owner
+from unitify.plan.scale_plan import Scale
 
 
 class Undivided(CallsOfSubmodules):

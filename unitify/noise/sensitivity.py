@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from unitify.capture.execution import GraphRunner, unchanged
+from unitify.capture.execution import GraphRunner, detached, unchanged
 from unitify.capture.whole import Capture
 from unitify.noise.measured import Correction, PairRunner, output_names
 from unitify.noise.mixed_precision import Sensitivity
@@ -94,7 +94,7 @@ class _Probe(PairRunner):
         names: Iterable[str],
     ) -> None:
         super().__init__(capture, casts, correct)
-        self.attribute = lambda target: _constant(capture.attribute(target))
+        self.attribute = lambda target: detached(capture.attribute(target))
         self.names = frozenset(names)
         #: By operation with casts: the errors of its results, and zeros that are added there, by
         #: which outputs are differentiated.
@@ -131,7 +131,3 @@ class _Probe(PairRunner):
                 true = true + leaf
             found.append(true)
         return found if several else found[0]
-
-
-def _constant(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value

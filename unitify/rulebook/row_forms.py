@@ -14,7 +14,7 @@ from typing import Any
 import sympy
 
 from unitify.rulebook.expressions import ExpressionError, parse_formula, parse_monomial
-from unitify.rulebook.rule import Common, MatrixProduct, Moments
+from unitify.rulebook.rule import Common, Matmul, Moments
 
 Reader = Callable[[Any], Any]
 
@@ -174,12 +174,12 @@ def _domain(value: Any) -> tuple[float, float]:
 _MATRIX_PRODUCT = re.compile(r"(\w+) @ (\w+)(\.T)?(?: \+ (\w+))?")
 
 
-def _matrix_product(value: Any) -> MatrixProduct:
+def _matmul(value: Any) -> Matmul:
     found = _MATRIX_PRODUCT.fullmatch(_text(value))
     if found is None:
         raise RowError(f"{value!r} does not match 'left @ right.T + bias'")
     left, right, transposed, bias = found.groups()
-    return MatrixProduct(left, right, transposed is not None, bias)
+    return Matmul(left, right, transposed is not None, bias)
 
 
 def _as_it_is(value: Any) -> Any:
@@ -213,7 +213,7 @@ KEYS: Mapping[str, Reader] = {
     "casts": _names,
     "cached": _names,
     "inside": _text,
-    "matmul": _matrix_product,
+    "matmul": _matmul,
     "contracts": _table_of(lambda v: _text(v) if isinstance(v, str) else _integer(v)),
     "unit": _flag,
     "parameters": _table_of(_matching("bias|gain|table")),

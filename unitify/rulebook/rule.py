@@ -52,7 +52,7 @@ class Common:
 
 
 @dataclass(frozen=True)
-class MatrixProduct:
+class Matmul:
     """A row's ``matmul``: the operation as left @ right (+ bias), by names of its arguments.
 
     Left is [.., K]; right is [K, N], or [N, K] where ``is_transposed``; bias is [N].
@@ -136,7 +136,7 @@ class Rule:
     casts: tuple[str, ...] = ()
     inside: str = ""
     cached: tuple[str, ...] = ()
-    matmul: MatrixProduct | None = None
+    matmul: Matmul | None = None
     contracts: Mapping[str, int | str] = field(default_factory=dict)
     unit: bool = False
     parameters: Mapping[str, str] = field(default_factory=dict)

@@ -31,13 +31,13 @@ from unitify.rulebook.row_lines import failing_line, line_of, lines_of
 from unitify.rulebook.row_names import unknown_names
 from unitify.rulebook.row_reader import Problem, Row, read_row
 from unitify.rulebook.row_use import idle
-from unitify.rulebook.rule import Common, Law, MatrixProduct, Moments, Rule, RuleTable
+from unitify.rulebook.rule import Common, Law, Matmul, Moments, Rule, RuleTable
 from unitify.rulebook.schema import arguments_of, find_operation, overloads_of
 
 __all__ = [
     "Common",
     "Law",
-    "MatrixProduct",
+    "Matmul",
     "Moments",
     "Rule",
     "RuleTable",
