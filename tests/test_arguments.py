@@ -195,6 +195,19 @@ def test_an_option_of_another_type(option: str, value: Any, code: str) -> None:
     assert raised.value.code == code
 
 
+@pytest.mark.parametrize("batches", [3, X, {"x": X}])
+def test_a_single_batch_is_no_list(batches: Any) -> None:
+    module = unitify.transform(mlp(), (X,))
+    plan, weights = module.plan, module.state_dict()
+    for run in (
+        lambda: module.report(batches),
+        lambda: unitify.rebase_(module, batches),
+        lambda: unitify.rebuild(mlp(), weights, plan, X, batches=batches),
+    ):
+        with pytest.raises(unitify.UnitifyError, match="U001"):
+            run()
+
+
 class NotBegun(nn.Module):
     def __init__(self) -> None:
         pass

@@ -132,7 +132,7 @@ def transform(
     has_data = batches is not None or is_given(example_inputs, example_kwargs)
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
-    batches = as_batches(batches)
+    batches = None if batches is None else as_batches(batches)
     where = placement or placement_of(casts, has_scheme=asked is not None)
     carrier = carrier_of(model, casts, weights)
     further = [as_inputs(model, batch) for batch in batches or ()]
@@ -277,7 +277,7 @@ def estimate(
     """RMS of every value of the graph and of its gradient: name → ``Rms(forward, backward)``."""
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     recorded, table = record(model, args, kwargs), load_rules(rules)
-    batches = as_batches(batches)
+    batches = None if batches is None else as_batches(batches)
     calls = [(args, kwargs)] if batches is None else [as_inputs(model, b) for b in batches]
     has_data = batches is not None or is_given(example_inputs, example_kwargs)
     found = estimated(recorded, scales, calls, loss_fn, table, drawn=not has_data)

@@ -58,13 +58,11 @@ def _is_one_input(model: nn.Module, batch: Mapping[Any, Any]) -> bool:
     return False
 
 
-def as_batches(batches: Any) -> list[Any] | None:
-    """The batches as a list; None for none.
+def as_batches(batches: Iterable[Any]) -> list[Any]:
+    """The batches as a list.
 
     Raises ``UnitifyError`` (U001) for a single batch, or anything else that is no series.
     """
-    if batches is None:
-        return None
     if isinstance(batches, torch.Tensor | Mapping | str) or not isinstance(batches, Iterable):
         choices = "a list of batches, anything else that gives one after the other"
         raise UnitifyError(UnknownOption(option="batches", value=_shown(batches), choices=choices))

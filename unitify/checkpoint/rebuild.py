@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unitify.capture.copy_on_write import take_own_memory
-from unitify.capture.inputs import as_inputs, given_or_inferred
+from unitify.capture.inputs import as_batches, as_inputs, given_or_inferred
 from unitify.capture.islands import record, with_true_parameters
 from unitify.capture.sizes import RECORDING_SECONDS
 from unitify.cast.casting import cast_parts
@@ -59,7 +59,8 @@ def rebuild(
     ``casts``: ``module.casts``, needed for recipes that choose by data (``fp8-auto``).
     ``scheme``: ``module.scheme``, for the module of a scheme.
 
-    Raises ``UnitifyError``: U001 for a plan of another type; U401 or U402 for an invalid recipe;
+    Raises ``UnitifyError``: U001 for a plan of another type, or a single
+    batch; U401 or U402 for an invalid recipe;
     U301 or U302 where the plan does not fit the model; U603 where the weights do not; U017 or U018
     for weights that were stored under another plan.
     """
@@ -69,7 +70,7 @@ def rebuild(
     rounding = read_recipe(recipe)
     args, kwargs = given_or_inferred(model, example_inputs, example_kwargs)
     table = load_rules(rules)
-    further = [as_inputs(model, batch) for batch in batches]
+    further = [as_inputs(model, batch) for batch in as_batches(batches)]
     seconds = recording_seconds
     recorded = record(model, args, kwargs, dynamic_shapes, further, seconds)
     if recorded.whole is not None and all("/" in value for value in plan.values):

@@ -15,6 +15,7 @@ from torch import nn
 
 from unitify.analysis.analyze import analyze
 from unitify.capture.execution import LossFunction
+from unitify.capture.inputs import as_batches
 from unitify.capture.whole import Capture
 from unitify.cast.casting import with_casts
 from unitify.diagnostics import NothingTransformed, UnitifyError
@@ -61,10 +62,11 @@ def rebase_(
     Parameters, gradients, optimizers and checkpoints do not change: stored weights keep their
     scales. Casts are inserted again by the module's recipe.
 
-    Raises ``UnitifyError``, without any change: U003 without batches; U009 where no module that can
-    train is transformed.
+    Raises ``UnitifyError``, without any change: U001 for a single batch; U003 without batches;
+    U009 where no module that can train is transformed.
     """
     check_scales(scales)
+    batches = as_batches(batches)
     wholes = [whole for whole in transformed(module) if not whole.is_inference]
     if not wholes:
         raise UnitifyError(NothingTransformed(module="a module for inference only"))
@@ -73,7 +75,7 @@ def rebase_(
     captures = [true_capture(part) for part in modules]
     if scales == "analysis":
         found = [analyze(captured, table, loss_fn).estimates for captured in captures]
-    elif scales == "auto" and not (batches := list(batches)):
+    elif scales == "auto" and not batches:
         found = [measure(captured, None, loss_fn) for captured in captures]
     else:
         found = _measured(module, modules, captures, batches, loss_fn)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from unitify.capture.execution import LossFunction
+from unitify.capture.inputs import as_batches
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.report.drift_file import read_drift
 from unitify.report.gathering import ReportInputs, gather
@@ -32,12 +33,12 @@ def report(
 
     The report uses the present weights, also during training. It does not change the module.
 
-    Raises ``UnitifyError``: U104 for a batch that does not fit the module; U609 for a file without
-    readings.
+    Raises ``UnitifyError``: U001 for a single batch; U104 for a batch that does not fit the
+    module; U609 for a file without readings.
     """
     known = ReportInputs(
         rules=load_rules(rules),
-        batches=tuple(batches),
+        batches=tuple(as_batches(batches)),
         loss_fn=loss_fn,
         drift=() if drift is None else read_drift(drift),
     )
