@@ -104,9 +104,15 @@ SUFFIXES = {
 def format_of(path: Path | None, format: str | None = None) -> str:
     """``format``, else that of the suffix of ``path``; text without a path.
 
-    Raises ``UnitifyError`` (U001) for an unknown format.
+    Raises ``UnitifyError`` (U001) for an unknown format, or a file without a known suffix.
     """
-    chosen = format or ("text" if path is None else SUFFIXES.get(path.suffix.lower(), path.suffix))
+    if format is None and path is not None:
+        suffix = path.suffix.lower()
+        if suffix not in SUFFIXES:
+            choices = f"the names that end in {', '.join(SUFFIXES)}"
+            raise UnitifyError(UnknownOption(option="output", value=str(path), choices=choices))
+        return SUFFIXES[suffix]
+    chosen = format or "text"
     if chosen not in WRITERS:
         choices = ", ".join(WRITERS)
         raise UnitifyError(UnknownOption(option="format", value=chosen, choices=choices))
