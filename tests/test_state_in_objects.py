@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -139,6 +140,53 @@ def test_state_of_objects_that_code_names(kind: type[nn.Module]) -> None:
         set_to(start)
         assert torch.equal(module(x()), expected)
         assert now() == after
+
+
+class Registry(OrderedDict[str, Any]):
+    """Gives instances of the classes that it holds, as that of activations in transformers."""
+
+    def __getitem__(self, key: str) -> Any:
+        return super().__getitem__(key)()
+
+
+class Lazy(dict[str, Any]):
+    """Shows only what is there, and makes the rest when it is asked for it."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __getitem__(self, key: str) -> Any:
+        return super().get(key, nn.Identity)()
+
+
+class Doubles(list[Any]):
+    """Shows each item twice, and cannot be emptied."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([*super().__iter__()] * 2)
+
+    def clear(self) -> None:
+        raise TypeError
+
+
+REGISTRIES: tuple[Any, ...] = (
+    Registry(tanh=nn.Tanh, relu=nn.ReLU),
+    Lazy(tanh=nn.Tanh, relu=nn.ReLU),
+    Doubles([nn.Tanh, nn.ReLU]),
+)
+
+
+class ByRegistry(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        registry, lazy, doubles = REGISTRIES
+        return lazy["tanh"](registry["relu"](self.inner(x))) * len(doubles)
+
+
+def test_a_container_that_shows_other_things_than_it_holds_keeps_them() -> None:
+    before = [[*dict.items(r)] if isinstance(r, dict) else r[:] for r in REGISTRIES]
+    model = ByRegistry()
+    assert torch.equal(transformed(model, x())(x()), model(x()))
+    assert [[*dict.items(r)] if isinstance(r, dict) else r[:] for r in REGISTRIES] == before
 
 
 def test_a_lost_write_into_a_plain_tensor_is_found() -> None:

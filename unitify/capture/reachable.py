@@ -115,11 +115,12 @@ class Cell:
         if self.step == "class":
             home = held.__module__
             return {n: v for n, v in vars(held).items() if n[:2] != "__" and _is_state(v, home)}
-        if isinstance(held, list | deque | tuple):
-            return dict(enumerate(held))
-        if isinstance(held, set):
-            return {id(item): item for item in held}
-        return dict(held)
+        kind = _kind_of(held)
+        if kind in (list, deque, tuple):
+            return dict(enumerate(kind.__iter__(held)))
+        if kind is set:
+            return {id(item): item for item in set.__iter__(held)}
+        return {key: kind.__getitem__(held, key) for key in kind.__iter__(held)}
 
     def put(self, entries: dict[Any, Any]) -> None:
         """Make the container hold these entries and nothing else, in this order."""
@@ -137,20 +138,15 @@ class Cell:
                 delattr(held, name)
             for name, value in entries.items():
                 setattr(held, name, value)
-        elif isinstance(held, list | deque):
-            held.clear()
-            held.extend(entries.values())
-        elif isinstance(held, set):
-            held.clear()
-            held.update(entries.values())
-        elif isinstance(held, Slots):
-            held.clear()
-            held.update(entries)
+        elif (kind := _kind_of(held)) in (list, deque):
+            kind.clear(held)
+            kind.extend(held, entries.values())
+        elif kind is set:
+            set.clear(held)
+            set.update(held, entries.values())
         else:
-            # In place and in order: an object's namespace cannot be exchanged for another. By the
-            # methods of the plain type: a subclass may refuse.
-            kind: Any = OrderedDict if isinstance(held, OrderedDict) else dict
-            for key in list(held):
+            # In place and in order: an object's namespace cannot be exchanged for another.
+            for key in list(kind.__iter__(held)):
                 kind.__delitem__(held, key)
             for key, value in entries.items():
                 kind.__setitem__(held, key, value)
@@ -158,6 +154,16 @@ class Cell:
     def set(self, key: Any, value: Any) -> None:
         """Make one entry ``value``."""
         self.put({**self.entries(), key: value})
+
+
+def _kind_of(held: Any) -> Any:
+    """The type whose methods read and write a container.
+
+    A subclass may make other values of what it holds (a registry that gives instances of its
+    classes), or refuse to be written to.
+    """
+    kinds = (OrderedDict, dict, list, deque, tuple, set, Slots)
+    return next(kind for kind in kinds if isinstance(held, kind))
 
 
 class Slots(MutableMapping[str, Any]):
