@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from unitify.capture.equality import is_plain
 from unitify.capture.example import copied
 from unitify.capture.state import State, restored, seeded
 from unitify.capture.whole import Capture
@@ -103,8 +104,20 @@ def differentiate(output: Any, targets: Iterable[Any], loss_fn: LossFunction | N
     """A backward pass to those of ``targets`` that require a gradient."""
     starts, gradients = backward_starts(output, loss_fn)
     wanted = [x for x in targets if isinstance(x, Tensor) and x.requires_grad]
-    if starts and wanted:
+    if not (starts and wanted):
+        return
+    # After all other hooks: nobody needs the gradients any more, which take as much memory as the
+    # weights.
+    handles = [x.register_hook(_without_memory) for x in wanted]
+    try:
         torch.autograd.grad(starts, wanted, gradients, allow_unused=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _without_memory(gradient: Tensor) -> Tensor:
+    return gradient.new_zeros(()).expand_as(gradient) if is_plain(gradient) else gradient
 
 
 def loss_of(loss_fn: LossFunction, output: Any) -> Tensor:

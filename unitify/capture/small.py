@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from unitify.capture.copy_on_write import gradients_shared, release
+from unitify.capture.copy_on_write import release
 from unitify.capture.equality import same
 from unitify.capture.execution import backward_starts, run_captured, unchanged
 from unitify.capture.exporting import without_cache
+from unitify.capture.digests import gradients_as_digests
 from unitify.capture.signature import unbind
 from unitify.capture.tree import copy_of
 from unitify.capture.whole import Capture
@@ -99,35 +100,38 @@ def _agree(captured: Capture, call: Callable[[dict[str, Any]], Any], flat: list[
     named = pytree.tree_unflatten([_leaf(x) for x in flat], captured.call.in_spec)
     try:
         with _in_mode(model, captured.mode), without_cache(model):
-            expected = _results(model, lambda: call(named), {})
+            expected = _results(model, lambda: call(named))
             flat = [_leaf(x) for x in flat]
-            found = _results(model, lambda: run_captured(captured, flat), expected)
+            found = _results(model, lambda: run_captured(captured, flat))
     except Exception:
         # The model cannot be called so: there is nothing to agree with.
         return False
-    return expected.keys() == found.keys() and all(same(expected[n], found[n]) for n in found)
+    return expected.keys() == found.keys() and all(_equal(expected[n], found[n]) for n in found)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return same(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else bool(a == b)
 
 
 def _leaf(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
-def _results(
-    model: nn.Module, run: Callable[[], Any], earlier: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def _results(model: nn.Module, run: Callable[[], Any]) -> dict[str, Any]:
+    """The outputs, and the gradients of parameters: where they are plain, their digests."""
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     # Without a copy of its weights: it is a copy itself.
-    with unchanged(model), torch.enable_grad(), gradients_shared(weights, earlier):
+    with unchanged(model), torch.enable_grad(), gradients_as_digests(weights) as gradients:
         output = run()
         leaves = pytree.tree_leaves(output)
         found = {f"output {i}": t for i, t in enumerate(leaves) if isinstance(t, Tensor)}
-        starts, gradients = backward_starts(output, None)
+        starts, given = backward_starts(output, None)
         if starts and weights:
-            torch.autograd.backward(starts, gradients, inputs=list(weights.values()))
+            torch.autograd.backward(starts, given, inputs=list(weights.values()))
         for name, weight in weights.items():
             if weight.grad is not None:
                 found[name], weight.grad = weight.grad, None
-        return found
+        return {**found, **{f"gradient of {name}": read for name, read in gradients.items()}}
 
 
 @contextlib.contextmanager

@@ -37,8 +37,8 @@ from unitify.rulebook.rule_table import RuleTable
 from unitify.verification import Difference, Verification
 from unitify.verifying.calls import Call, calls_of
 from unitify.verifying.comparison import compare
-from unitify.verifying.results import results_of
-from unitify.verifying.side import Runnable, asking_of, run, sides_of
+from unitify.verifying.results import Results, results_of
+from unitify.verifying.side import BACKWARD, Asking, Runnable, asking_of, run, sides_of
 from unitify.verifying.underflow import underflowing_gradients
 from unitify.verifying.validation import validate, validate_parameters
 from unitify.verifying.yardstick import rounding_among, yardstick
@@ -136,18 +136,18 @@ def _compared(
         raise _ModelRefuses(error) from error
     if (code := _refusal(module.target, call)) is not None:
         return Verification(exact=True, compared=0, refused=(f"{call.name}: {code}",))
-    try:
-        with warnings.catch_warnings():
-            # The graph has to run, not the model's own code in place of it.
-            warnings.filterwarnings("error", "U11[58]", UnitifyWarning)
-            theirs = run(module, call, asking, loss_fn, seed, mine)
-    except UnitifyError as error:
-        return Verification(exact=True, compared=0, refused=(f"{call.name}: {error.code}",))
-    except Exception as error:
-        raised = f"the module raises {type(error).__name__}: {error}"[:200]
-        return Verification(False, 0, differences=(Difference(raised, math.inf, math.inf),))
-    expected, found = results_of(mine, theirs)
-    differing = compare(expected, found)
+    for keeps_gradients in (False, True):
+        if keeps_gradients:
+            # Only the gradients themselves tell by how much they differ, and code that reads
+            # ``.grad`` in a backward pass needs them.
+            mine = run(model, call, asking, loss_fn, seed, keeps_gradients=True)
+        theirs = _of_module(module, call, asking, loss_fn, seed, mine, keeps_gradients)
+        if isinstance(theirs, Verification):
+            return theirs
+        expected, found = results_of(mine, theirs)
+        differing = compare(expected, found)
+        if not differing and not any(name.startswith(BACKWARD) for name in expected):
+            break
     underflows = tuple(d for d in differing if d.is_underflow)
     others = [d for d in differing if not d.is_underflow]
     rounding: set[str] = set()
@@ -165,6 +165,28 @@ def _compared(
         calls=(call.name,),
         notes=tuple(notes),
     )
+
+
+def _of_module(
+    module: Runnable,
+    call: Call,
+    asking: Asking,
+    loss_fn: LossFunction | None,
+    seed: int,
+    mine: list[Results],
+    keeps_gradients: bool,
+) -> list[Results] | Verification:
+    """The results of the module; what is found where it does not run."""
+    try:
+        with warnings.catch_warnings():
+            # The graph has to run, not the model's own code in place of it.
+            warnings.filterwarnings("error", "U11[58]", UnitifyWarning)
+            return run(module, call, asking, loss_fn, seed, mine, keeps_gradients=keeps_gradients)
+    except UnitifyError as error:
+        return Verification(exact=True, compared=0, refused=(f"{call.name}: {error.code}",))
+    except Exception as error:
+        raised = f"the module raises {type(error).__name__}: {error}"[:200]
+        return Verification(False, 0, differences=(Difference(raised, math.inf, math.inf),))
 
 
 def _refusal(module: Any, call: Call) -> str | None:

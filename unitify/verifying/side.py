@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from unitify.capture.compiled import eagerly
-from unitify.capture.copy_on_write import gradients_shared
 from unitify.capture.equality import same
 from unitify.capture.example import Inputs, copied
 from unitify.capture.execution import LossFunction, backward_starts, is_floating, unchanged
 from unitify.capture.exporting import without_cache
+from unitify.capture.digests import gradients_as_digests
 from unitify.capture.reachable import Location
 from unitify.capture.state import State, held_twice, modes_kept
 from unitify.module.unit_scaled import UnitScaledModule
@@ -28,6 +28,8 @@ from unitify.verifying.results import Results, attached, note_output, place_of, 
 
 #: Begins the names of attributes that only a transformed module has: constants of recordings.
 _OURS = "captured_"
+#: The name of a result where there is no backward pass.
+BACKWARD = "backward pass"
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,13 @@ def run(
     loss_fn: LossFunction | None,
     seed: int = 0,
     earlier: Sequence[Results] = (),
+    *,
+    keeps_gradients: bool = False,
 ) -> list[Results]:
     """The results of each call in a row. Restores the side afterwards.
 
-    ``earlier``: the results of the other side, whose tensors stand for the same ones of these:
-    gradients take the memory of one model.
+    ``earlier``: the results of the other side, whose tensors stand for the same ones of these.
+    ``keeps_gradients``: of parameters, too; else their digests are the results.
 
     Raises whatever the side raises.
     """
@@ -90,7 +94,7 @@ def run(
             before = State.of(tree, numbers=False) if i else first
             states = before, State.of(nn.Module(), inputs[i])
             same_call = next(iter(earlier[i : i + 1] or found[-1:]), Results())
-            made = _run_once(target, tree, states, inputs[i], asking, loss_fn, same_call)
+            made = _run_once(target, tree, states, inputs[i], asking, loss_fn, keeps_gradients)
             made.named |= _of_inputs(leaves, call)
             made.left |= _written(tree, states, first)
             made.share(same_call)
@@ -203,25 +207,32 @@ def _run_once(
     inputs: Inputs,
     asking: Asking,
     loss_fn: LossFunction | None,
-    earlier: Results,
+    keeps_gradients: bool,
 ) -> Results:
     args, kwargs = inputs
     held = _trained(tree, states)
     for tensor in held.values():
         tensor.grad = None
     found = Results(entries=tuple(entry for state in states for entry in state.entries))
-    before = {name: earlier.named.get(f"gradient of {name}") for name in held}
-    with torch.set_grad_enabled(asking.positions is not None), gradients_shared(held, before):
+    scales = target.plan.parameters if isinstance(target, UnitScaledModule) else {}
+
+    def true(name: str, gradient: Tensor) -> Tensor:
+        factor = scales[name].bwd if name in scales else 1.0
+        return gradient * factor if factor != 1.0 else gradient
+
+    with torch.set_grad_enabled(asking.positions is not None):
         output = target(*args, **kwargs)
         note_output(found, output)
         starts = _starts(found, states, output, loss_fn)
-        _differentiate(found, starts)
-    scales = target.plan.parameters if isinstance(target, UnitScaledModule) else {}
+        # What the forward pass left in ``.grad`` stays there: its code may read it.
+        with gradients_as_digests({} if keeps_gradients else held, true) as read:
+            _differentiate(found, starts)
     for name, tensor in held.items():
+        if name in read:
+            found.named[f"gradient of {name}"] = read[name]
         if tensor.grad is not None:
-            factor = scales[name].bwd if name in scales else 1.0
-            gradient = tensor.grad * factor if factor != 1.0 else tensor.grad
-            found.named[f"gradient of {name}"] = gradient.detach()
+            more = f"gradient of {name}" + (" afterwards" if name in read else "")
+            found.named[more] = true(name, tensor.grad.detach())
             tensor.grad = None
     for name, buffer in tree.named_buffers():
         if not name.rpartition(".")[2].startswith(_OURS):
@@ -253,7 +264,7 @@ def _differentiate(found: Results, starts: tuple[list[Tensor], list[Tensor]]) ->
         torch.autograd.backward(*starts)
     except Exception as error:
         # Some models refuse a backward pass in evaluation. Then the module has to refuse it, too.
-        found.named["backward pass"] = f"refused: {type(error).__name__}"
+        found.named[BACKWARD] = f"refused: {type(error).__name__}"
 
 
 def _trained(tree: nn.Module, states: Sequence[State]) -> dict[str, Tensor]:

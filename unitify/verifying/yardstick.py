@@ -64,7 +64,7 @@ def yardstick(
     for how in (contextlib.nullcontext, as_compiled):
         with contextlib.suppress(Exception), _by_default(other), how():
             side = Runnable(copy_of(model).to(other))
-            results = named(run(side, wide, asking, loss_fn, seed))
+            results = named(run(side, wide, asking, loss_fn, seed, keeps_gradients=True))
             break
     if results is None:
         return None
