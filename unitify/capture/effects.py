@@ -102,11 +102,19 @@ def holder_of(
 
     Raises ``LookupError`` where the way does not exist.
     """
+    held, last = owner_of(location, tree, inputs), location.steps[-1]
+    return (_namespace(held, last.key) if last.kind == "attribute" else held), last.key
+
+
+def owner_of(location: Location, tree: nn.Module, inputs: Mapping[str, Any] = {}) -> Any:
+    """The object or container of ``location``.
+
+    Raises ``LookupError`` where the way does not exist.
+    """
     held: Any = inputs if location.root == INPUTS else tree.get_submodule(location.root)
     for step in location.steps[:-1]:
         held = (_namespace(held, step.key) if step.kind == "attribute" else held)[step.key]
-    last = location.steps[-1]
-    return (_namespace(held, last.key) if last.kind == "attribute" else held), last.key
+    return held
 
 
 def _namespace(held: Any, name: str) -> Any:

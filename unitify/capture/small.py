@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from unitify.capture.copy_on_write import release
+from unitify.capture.digests import gradients_as_digests
 from unitify.capture.equality import same
 from unitify.capture.execution import backward_starts, run_captured, unchanged
 from unitify.capture.exporting import without_cache
-from unitify.capture.digests import gradients_as_digests
 from unitify.capture.signature import unbind
 from unitify.capture.tree import copy_of
 from unitify.capture.whole import Capture

@@ -162,17 +162,17 @@ def noted(model: nn.Module, innermost: Innermost, inputs: Any = ()) -> Iterator[
             if code not in met:
                 met.add(code)
                 found.reads_mode |= _names_mode(frame)
-            if _is_open(frame):
+            if is_open(frame):
                 own = ran.setdefault(code, _Ran(frame.f_globals))
                 own.within.add(innermost())
                 if code.co_freevars:
                     own.closures.add(tuple(id(frame.f_locals.get(n)) for n in code.co_freevars))
-            elif code in switches and _is_open(frame.f_back):
+            elif code in switches and is_open(frame.f_back):
                 note(switches[code])
-            elif code is _ENVIRON and _is_open(_outside_library(frame)):
+            elif code is _ENVIRON and is_open(_outside_library(frame)):
                 name = frame.f_locals["key"]
                 note((_asked(f"os.environ[{name!r}]", lambda: os.environ[name]),))
-        elif event == "c_call" and _is_open(frame):
+        elif event == "c_call" and is_open(frame):
             if called in switches:
                 note(switches[called])
             variable = getattr(called, "__self__", None)
@@ -222,7 +222,7 @@ class _Traits(TorchFunctionMode):
         if func in _ASKS and id(args[0]) in self.inputs:
             self.found.asking.add(self.innermost())
         trait = _TRAITS.get(func)
-        if trait is not None and _is_open(sys._getframe(1)):
+        if trait is not None and is_open(sys._getframe(1)):
             location = self.locations.get(id(args[0]))
             if location is None:
                 readers = self.found.layouts if trait == "layout" else set()
@@ -235,7 +235,7 @@ class _Traits(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _is_open(frame: types.FrameType | None) -> bool:
+def is_open(frame: types.FrameType | None) -> bool:
     """Does the frame run code that is neither torch's nor Python's own?"""
     name = "" if frame is None else str(frame.f_globals.get("__name__", ""))
     return bool(name) and name.partition(".")[0] not in _CLOSED

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from types import FunctionType, MethodType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -19,8 +19,8 @@ from unitify.capture.copy_on_write import shared_until_written
 from unitify.capture.reachable import cells
 
 _TABLES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
-#: Objects of these types are shared. A copied hook would write into copies of the user's objects.
-_SHARED = (FunctionType, type, torch.device, torch.dtype)
+#: Objects of these types are shared.
+_SHARED = (type, torch.device, torch.dtype)
 
 
 def copy_of(
@@ -104,6 +104,8 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         # A method of a module of the model becomes that of its copy; any other stays.
         owner = memo.get(id(value.__self__))
         return value if owner is None else MethodType(value.__func__, owner)
+    if isinstance(value, FunctionType):
+        return _rebound(value, memo)
     if isinstance(value, _SHARED) or type(value).__module__.startswith("unitify."):
         return value
     if type(value) in (dict, OrderedDict, list, set):
@@ -124,6 +126,41 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     except Exception:
         memo[id(value)] = value
         return value
+
+
+def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
+    """``function``, whose closure holds the copies of what it holds of the model.
+
+    All else in it stays: a hook appends to the user's own list.
+    """
+    if id(function) in memo:
+        known: FunctionType = memo[id(function)]
+        return known
+    memo[id(function)] = function
+    cells = [(cell, _of_copy(cell, memo)) for cell in function.__closure__ or ()]
+    if all(held is None for _, held in cells):
+        return function
+    closure = tuple(cell if held is None else held for cell, held in cells)
+    made = FunctionType(function.__code__, function.__globals__, closure=closure)
+    for name in ("__name__", "__qualname__", "__doc__", "__module__", "__defaults__"):
+        setattr(made, name, getattr(function, name))
+    made.__kwdefaults__ = function.__kwdefaults__
+    made.__dict__.update(vars(function))
+    memo[id(function)] = made
+    return made
+
+
+def _of_copy(cell: CellType, memo: dict[int, Any]) -> CellType | None:
+    """A cell with the copy of what ``cell`` holds of the model; None where it holds nothing."""
+    try:
+        held = cell.cell_contents
+    except ValueError:
+        return None
+    if isinstance(held, FunctionType | MethodType):
+        made = _copied(held, memo)
+    else:
+        made = memo.get(id(held), held) if isinstance(held, Tensor | nn.Module) else held
+    return None if made is held else CellType(made)
 
 
 def share_tables(owner: nn.Module, user: nn.Module) -> None:

@@ -8,6 +8,7 @@ module that was running.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import MethodType
@@ -16,12 +17,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from unitify.capture.reachable import PLAIN, Location, cells
+from unitify.capture.surroundings import is_open
 
 #: Attributes of every module that a graph follows, or that hold its tensors and submodules.
 FOLLOWED = frozenset(
-    {"training", "forward", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
+    {"forward", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
 )
 
+#: The attribute that stands for which attributes an object has.
+NAMESPACE = "__dict__"
+#: The code of torch that calls a ``forward``.
+_CALLS = (nn.Module._call_impl.__code__, nn.Module._wrapped_call_impl.__code__)
 #: Called where a forward begins: the module, its arguments and keyword arguments.
 Begins = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 #: Called where a forward ends, also by an exception.
@@ -30,12 +36,14 @@ Ends = Callable[[nn.Module], None]
 
 @dataclass
 class Watch:
-    """``running``: the modules whose forward runs, outermost first. ``reads``: each entry that was
+    """``running``: the modules whose forward runs, outermost first; ``called``: those of them that
+    were called, not their ``forward`` alone. ``reads``: each entry that was
     read, with the modules that were innermost then (None: the code around the model).
     ``containers``: those that were read, by identity, with the same.
     """
 
     running: list[nn.Module] = field(default_factory=list)
+    called: list[nn.Module] = field(default_factory=list)
     reads: dict[Location, set[nn.Module | None]] = field(default_factory=dict)
     containers: dict[int, tuple[Any, set[nn.Module | None]]] = field(default_factory=dict)
 
@@ -58,7 +66,11 @@ def watched(
 
     def note(owner: Any, name: str, value: Any = None) -> None:
         cell = owners.get(id(owner))
-        if cell is None or name in FOLLOWED or name.startswith("__"):
+        is_special = name.startswith("__") and name != NAMESPACE
+        if cell is None or name in FOLLOWED or is_special:
+            return
+        # A graph follows the mode of the module that is called, and no other's.
+        if name == "training" and (not watch.called or owner is watch.called[-1]):
             return
         location = cell.location.then("attribute", name)
         watch.reads.setdefault(location, set()).add(watch.innermost)
@@ -66,7 +78,7 @@ def watched(
             return
         if id(value) in silent:
             # Its reads go unnoticed, so that each attribute counts as read.
-            for entry in owners[id(value)].container:
+            for entry in (*owners[id(value)].container, NAMESPACE):
                 note(value, entry)
         watch.containers.setdefault(id(value), (value, set()))[1].add(watch.innermost)
 
@@ -74,22 +86,35 @@ def watched(
         def forward(*args: Any, **kwargs: Any) -> Any:
             if begins is not None:
                 begins(module, args, kwargs)
+            is_called = sys._getframe(1).f_code in _CALLS
             watch.running.append(module)
+            if is_called:
+                watch.called.append(module)
             try:
                 return own(*args, **kwargs)
             finally:
                 if ends is not None:
                     ends(module)
                 watch.running.pop()
+                if is_called:
+                    watch.called.pop()
 
         return forward
 
     def reading(own: Any) -> Any:
         def read(self: Any, name: str) -> Any:
-            value = own(self, name)
+            try:
+                value = own(self, name)
+            except AttributeError:
+                # A module looks in its tables next.
+                if not isinstance(self, nn.Module):
+                    note(self, name)
+                raise
             if name == "forward" and id(self) in modules:
                 return forward_of(self, value)
-            note(self, name, value)
+            # torch's own code looks up what a module holds.
+            if name != NAMESPACE or is_open(sys._getframe(1)):
+                note(self, name, value)
             return value
 
         return read

@@ -18,9 +18,10 @@ from typing import Any
 import torch.nn.modules.module
 from torch import Tensor, fx, nn
 
-from unitify.capture.effects import holder_of
+from unitify.capture.effects import holder_of, owner_of
 from unitify.capture.reachable import MISSING, Location, is_array, is_same
 from unitify.capture.surroundings import Answers, Read, layout
+from unitify.capture.watching import NAMESPACE
 from unitify.module.types import Types
 
 #: Containers with more entries are compared by their length alone, to bound the time of a call.
@@ -119,6 +120,9 @@ class RecordedState:
         self.modules = list(top.modules())
         self.kinds = [type(module) for module in self.modules]
         self.tensors = _Names()
+        #: Pairs of places that hold one tensor: table and name of each, and the name for messages.
+        self.ties: list[tuple[dict[str, Any], str, dict[str, Any], str, Any]] = []
+        first: dict[int, tuple[dict[str, Any], str]] = {}
         self.seen: set[Any] = set()
         for read in reads:
             if isinstance(read, Location) and any(map(read.leads_to, left)):
@@ -131,6 +135,13 @@ class RecordedState:
             self._enter(hooks, f"torch.nn.modules.module.{name}")
         for path, module in top.named_modules(prefix=within):
             self._note_module(module, Location(path), has_forward=not within or path != within)
+        held = self.tensors
+        for table, name, tensor, where in zip(
+            held.namespaces, held.names, held.held, held.where, strict=True
+        ):
+            if id(tensor) in first:
+                self.ties.append((*first[id(tensor)], table, name, where))
+            first.setdefault(id(tensor), (table, name))
 
     def _note_module(self, module: nn.Module, where: Location, has_forward: bool) -> None:
         forward = where.then("attribute", "forward")
@@ -157,10 +168,26 @@ class RecordedState:
         if read.steps[0].key in ("_parameters", "_buffers"):
             self._note_trait(tree, read)
             return
+        owner = owner_of(read, tree)
+        if read.steps[-1].key == NAMESPACE:
+            self._ask(partial(_names_in, owner), read)
+            return
         container, key = holder_of(read, tree)
+        if key == "training" and isinstance(owner, nn.Module):
+            # The graph follows the mode of the module whose code read it, which has that of the
+            # whole.
+            self._ask(partial(_have_one_mode, owner, tree), read)
+            return
         self._note(container, key, read)
-        if len(read.steps) == 1 and key not in container:
-            self._note_class(type(tree.get_submodule(read.root)), key, read)
+        if read.steps[-1].kind != "attribute" or key in container:
+            return
+        self._note_class(type(owner), key, read)
+        if isinstance(owner, nn.Module):
+            for table in (owner._parameters, owner._buffers, owner._modules):
+                self._note(table, key, read)
+
+    def _ask(self, question: Callable[[], Any], where: Any) -> None:
+        self.questions.append((question, question(), where))
 
     def _note_trait(self, tree: nn.Module, read: Location) -> None:
         """Note a property of a tensor (shape, type, layout)."""
@@ -171,7 +198,7 @@ class RecordedState:
             tensor: Tensor = table[name]
             return layout(tensor) if trait == "layout" else getattr(tensor, trait)
 
-        self.questions.append((ask, ask(), read))
+        self._ask(ask, read)
 
     def _note(self, namespace: Any, key: Any, where: Any) -> None:
         if not hasattr(namespace, "keys") or (id(namespace), key) in self.seen:
@@ -257,6 +284,9 @@ class RecordedState:
         for array, numbers, where in self.arrays:
             if array.tobytes() != numbers:
                 yield where
+        for one, name, other, alias, where in self.ties:
+            if one.get(name) is not other.get(alias):
+                yield where
         if self.present.is_exchanged:
             # From now on the new containers are watched.
             self._look()
@@ -266,6 +296,14 @@ class RecordedState:
         for table, name, where in zip(held.namespaces, held.names, held.where, strict=True):
             if table.get(name) is None:
                 yield where
+
+
+def _names_in(owner: Any) -> tuple[str, ...]:
+    return tuple(vars(owner))
+
+
+def _have_one_mode(module: nn.Module, whole: nn.Module) -> bool:
+    return module.training == whole.training
 
 
 @lru_cache(maxsize=4096)

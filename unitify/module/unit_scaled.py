@@ -13,9 +13,10 @@ import torch
 from torch import fx, nn
 
 from unitify.capture.exporting import caching_configs
+from unitify.capture.reachable import Location
 from unitify.capture.signature import Refusal, bind
 from unitify.capture.tree import copy_of, share_tables
-from unitify.capture.watching import call_of, share_hooks
+from unitify.capture.watching import NAMESPACE, call_of, share_hooks
 from unitify.capture.whole import Capture
 from unitify.diagnostics import (
     Diagnostic,
@@ -93,7 +94,8 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
         if name in _OWN or name in _OF_A_GRAPH:
             object.__setattr__(self, name, value)
             return
-        if name not in ("training", "forward") and self._is_model_s(name):
+        is_followed = name in ("training", "forward")
+        if not is_followed and (self._is_model_s(name) or self._is_asked_for(name)):
             setattr(self._tree, name, value)
             return
         super().__setattr__(name, value)
@@ -104,6 +106,14 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
         """Is it a plain attribute of the model, not torch's, a tensor's or a submodule's?"""
         tree = self.__dict__.get("_tree")
         return tree is not None and name in vars(tree) and name not in _OF_EVERY_MODULE
+
+    def _is_asked_for(self, name: str) -> bool:
+        """Did the model's code look for an attribute of this name, perhaps in vain?"""
+        is_ready = {"_tree", "capture"} <= self.__dict__.keys() and name not in _OF_EVERY_MODULE
+        root = Location("")
+        return is_ready and any(
+            root.then("attribute", asked) in self.capture.reads for asked in (name, NAMESPACE)
+        )
 
     def __getattr__(self, name: str) -> Any:
         """The model's attribute; ``report`` where the model has none of that name."""

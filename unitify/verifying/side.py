@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from unitify.capture.compiled import eagerly
+from unitify.capture.digests import gradients_as_digests
 from unitify.capture.equality import same
 from unitify.capture.example import Inputs, copied
 from unitify.capture.execution import LossFunction, backward_starts, is_floating, unchanged
 from unitify.capture.exporting import without_cache
-from unitify.capture.digests import gradients_as_digests
 from unitify.capture.reachable import Location
 from unitify.capture.state import State, held_twice, modes_kept
 from unitify.module.unit_scaled import UnitScaledModule

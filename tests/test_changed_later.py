@@ -1,0 +1,210 @@
+"""What a user changes on a finished module: names that did not exist, ties, modes of children."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from python_state import transformed, x
+from torch import Tensor, nn
+
+
+class Slotted:
+    __slots__ = ("a",)
+
+    def __init__(self) -> None:
+        self.a = 1
+
+
+class OfItsClass:
+    gain = 1.0
+
+
+class Net(nn.Module):
+    def __init__(self, own: Callable[[Any, Tensor], Tensor], **held: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.own = nn.Linear(8, 8), own
+        for name, value in held.items():
+            setattr(self, name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.own(self, x)
+
+
+def both(net: Callable[[], nn.Module], change: Callable[[Any], None]) -> list[list[Tensor]]:
+    """Results and gradients of the model and of its module, both changed in one way."""
+    model = net()
+    found = []
+    for each in (model, transformed(model, x())):
+        change(each)
+        torch.manual_seed(1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            y = each(x())
+        y.square().sum().backward()
+        gradients = [p.grad for p in each.parameters() if p.grad is not None]
+        found.append([y, *gradients])
+    return found
+
+
+def assert_same(found: list[list[Tensor]]) -> None:
+    mine, theirs = found
+    assert len(mine) == len(theirs)
+    assert all(map(torch.equal, mine, theirs))
+
+
+def times(found: Any) -> Callable[[Any, Tensor], Tensor]:
+    return lambda net, x: net.inner(x) * found(net)
+
+
+#: What code looks for in vain: the net, and how it comes to exist.
+NAMES: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], None]]] = {
+    "getattr": (
+        lambda: Net(times(lambda net: getattr(net, "gain", 1.0))),
+        lambda net: setattr(net, "gain", 2.0),
+    ),
+    "hasattr": (
+        lambda: Net(times(lambda net: 1.0 + hasattr(net, "flag"))),
+        lambda net: setattr(net, "flag", None),
+    ),
+    "a namespace": (
+        lambda: Net(times(lambda net: getattr(net.cfg, "gain", 1.0)), cfg=SimpleNamespace(a=1)),
+        lambda net: setattr(net.cfg, "gain", 2.0),
+    ),
+    "an object": (
+        lambda: Net(times(lambda net: getattr(net.cfg, "gain", 1.0)), cfg=OfItsClass()),
+        lambda net: setattr(net.cfg, "gain", 2.0),
+    ),
+    "__dict__": (
+        lambda: Net(times(lambda net: net.__dict__.get("gain", 1.0))),
+        lambda net: setattr(net, "gain", 2.0),
+    ),
+    "a parameter": (
+        lambda: Net(lambda net, x: F.linear(x, net.inner.weight, getattr(net, "late", None))),
+        lambda net: setattr(net, "late", nn.Parameter(torch.ones(8))),
+    ),
+    "a buffer": (
+        lambda: Net(times(lambda net: getattr(net, "late", 1.0))),
+        lambda net: net.register_buffer("late", torch.full((8,), 3.0)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_that_comes_to_exist(name: str) -> None:
+    assert_same(both(*NAMES[name]))
+
+
+def test_an_attribute_of_the_class_of_an_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Net(times(lambda net: net.cfg.gain), cfg=OfItsClass())
+    module = transformed(model, x())
+    monkeypatch.setattr(OfItsClass, "gain", 2.0)
+    assert torch.equal(module(x()), model(x()))
+
+
+#: Code that goes by the mode of a module that it does not call.
+MODES: dict[str, Callable[[], nn.Module]] = {
+    "a batch norm's": lambda: Net(
+        lambda net, x: F.batch_norm(
+            net.inner(x), net.other.running_mean, net.other.running_var, training=net.other.training
+        ),
+        other=nn.BatchNorm1d(8),
+    ),
+    "a dropout's": lambda: Net(
+        lambda net, x: F.dropout(net.inner(x), 0.5, net.other.training), other=nn.Dropout()
+    ),
+    "forward of a dropout": lambda: Net(
+        lambda net, x: net.other.forward(net.inner(x)), other=nn.Dropout()
+    ),
+    "forward of a batch norm": lambda: Net(
+        lambda net, x: net.other.forward(net.inner(x)), other=nn.BatchNorm1d(8)
+    ),
+    "a branch": lambda: Net(times(lambda net: 1.0 + net.other.training), other=nn.Dropout()),
+    "of all": lambda: Net(
+        times(lambda net: sum(m.training for m in net.modules())), other=nn.Dropout()
+    ),
+    "one that is called": lambda: Net(lambda net, x: net.other(net.inner(x)), other=nn.Dropout()),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", MODES)
+def test_the_mode_of_a_child_alone(name: str, training: bool) -> None:
+    def change(net: Any) -> None:
+        net.train(training)
+        net.other.train(not training)
+
+    assert_same(both(MODES[name], change))
+    # With the whole, the graph follows.
+    assert_same(both(MODES[name], lambda net: net.train(training)))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.last.weight = self.first.weight
+        one = torch.ones(8)
+        self.register_buffer("gain", one)
+        self.register_buffer("shift", one)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x)) * self.gain + self.shift
+
+
+@pytest.mark.parametrize("place", ["first.weight", "last.weight", "gain", "shift"])
+def test_a_tie_that_is_cut(place: str) -> None:
+    def cut(net: Any) -> None:
+        path, _, name = place.rpartition(".")
+        owner = net.get_submodule(path)
+        made = torch.full_like(getattr(owner, name), 0.5)
+        setattr(owner, name, nn.Parameter(made) if path else made)
+
+    assert_same(both(Tied, cut))
+
+
+class HoldsItself(nn.Module):
+    """Functions that hold the model, in an attribute and in a hook, and a list of the user's."""
+
+    def __init__(self, seen: list[int]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.gain = nn.Linear(8, 8), nn.Parameter(torch.ones(8))
+        self.head = lambda x: self.inner(x)
+
+        def hook(_module: nn.Module, _args: Any, y: Tensor) -> Tensor:
+            seen.append(1)
+            return y * self.gain
+
+        self.inner.register_forward_hook(hook)
+
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        return self.head(x) * factor
+
+
+def test_functions_of_the_module_hold_the_module() -> None:
+    seen: list[int] = []
+    model = HoldsItself(seen)
+    module = transformed(model, x())
+    expected = model(x())
+    with torch.no_grad():
+        module.gain.mul_(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Another argument: the module runs the model's own code.
+        found = module(x(), factor=2.0)
+    assert torch.equal(module(x()), expected * 2)
+    assert torch.equal(found, expected * 4)
+    found.sum().backward()
+    assert module.gain.grad is not None
+    assert model.gain.grad is None
+    before = len(seen)
+    module(x(), factor=3.0)
+    assert len(seen) == before + 1
