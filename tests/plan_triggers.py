@@ -56,6 +56,11 @@ def _(path: Path) -> Found:
     return list(module.diagnostics)
 
 
+@triggers("U409")
+def _(path: Path) -> Found:
+    return list(unitify.transform(factories.mlp(), recipe="fp8,exclude=*").diagnostics)
+
+
 @triggers("U404")
 def _(path: Path) -> None:
     unitify.transform(nn.Conv1d(16, 16, 3), torch.randn(2, 16, 8), recipe="fp8,simulate=false")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import UserDict
 from typing import Any
 
@@ -272,3 +273,30 @@ def test_a_model_without_inputs_needs_none() -> None:
     model = Table()
     module = unitify.transform(model)
     assert torch.equal(module(), model())
+
+
+def test_what_is_no_transformed_module() -> None:
+    stored = unitify.transform(mlp(), (X,), weights="stored")
+    cast = unitify.transform(mlp(), (X,), recipe="fp8,multiple=1")
+    wrong = [torch.randn(5, 7)]
+    for code, run in (
+        ("U009", lambda: unitify.gather_codes_(mlp())),
+        ("U614", lambda: unitify.export(mlp(), "new")),
+        ("U001", lambda: unitify.optim.param_groups(stored, "adam")),
+        ("U001", lambda: unitify.load(None)),
+        ("U102", lambda: unitify.rebase_(cast, wrong)),
+        ("U102", lambda: cast.report(wrong)),
+    ):
+        with pytest.raises(unitify.UnitifyError, match=code):
+            run()
+
+
+def test_a_shallow_copy_has_the_same_tensors() -> None:
+    for recipe in (None, "fp8,multiple=1"):
+        module = unitify.transform(mlp(), (X,), recipe=recipe)
+        copied = copy.copy(module)
+        assert copied is not module
+        assert torch.equal(copied(X), module(X))
+        with torch.no_grad():
+            module[0].weight.mul_(2)
+        assert torch.equal(copied(X), module(X))

@@ -108,6 +108,49 @@ def test_an_attribute_of_the_class_of_an_object(monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(module(x()), model(x()))
 
 
+GAIN = torch.ones(8)
+
+
+def test_a_global_tensor_that_is_written_into() -> None:
+    gain = torch.ones(8)
+    for tensor, net in (
+        (GAIN, lambda: Net(times(lambda _: GAIN))),
+        (gain, lambda: Net(times(lambda _: gain))),
+    ):
+        model = net()
+        module = transformed(model, x())
+        tensor.mul_(2)
+        assert torch.equal(module(x()), model(x()))
+
+
+class Adds(nn.Module):
+    """Writes into its first input, or into a part of it, and uses the second one afterwards."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.rows = nn.Linear(8, 8), rows
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        a[: self.rows].add_(1)
+        return self.inner(a) + b
+
+
+@pytest.mark.parametrize("rows", [2, 4])
+@pytest.mark.parametrize("is_one", [True, False])
+def test_inputs_that_share_memory(rows: int, is_one: bool) -> None:
+    model, example = Adds(rows), x()
+    module = transformed(model, example, example if is_one else x(4).clone())
+    for parts in (
+        lambda t: (t[:4], t[:4]),
+        lambda t: (t[:4], t[2:6]),
+        lambda t: (t[:4], t[4:].clone()),
+    ):
+        mine, theirs = x(8), x(8)
+        assert torch.equal(module(*parts(theirs)), model(*parts(mine)))
+        assert torch.equal(mine, theirs)
+
+
 #: Code that goes by the mode of a module that it does not call.
 MODES: dict[str, Callable[[], nn.Module]] = {
     "a batch norm's": lambda: Net(

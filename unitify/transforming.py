@@ -259,7 +259,7 @@ def _of_further_recordings(recorded: Recording, calls: list[Inputs]) -> list[Inp
     found: list[Inputs] = []
     for name, captured in recorded.parts.items():
         if name and not path_of(name):
-            fitting = (c for c in calls if isinstance(captured.call.fitted(*c), list))
+            fitting = (c for c in calls if isinstance(captured.call.fitted_apart(*c), list))
             found += [call for call in (next(fitting, None),) if call is not None]
     return found
 

@@ -93,7 +93,7 @@ def flat_calls(parts: Mapping[str, Capture], name: str, calls: Sequence[Inputs])
     own = parts[name]
     found: list[list[Any]] = []
     for args, kwargs in calls:
-        flat = own.call.fitted(args, kwargs)
+        flat = own.call.fitted_apart(args, kwargs)
         if isinstance(flat, list):
             found.append(flat)
         elif not any(_takes(captured, (args, kwargs)) for captured in parts.values()):
@@ -204,7 +204,7 @@ def _recordings(
 
 
 def _takes(captured: Capture, call: Inputs) -> bool:
-    return isinstance(captured.call.fitted(*call), list)
+    return isinstance(captured.call.fitted_apart(*call), list)
 
 
 def _with_own_constants(captured: Capture, number: int) -> Capture:

@@ -18,6 +18,7 @@ from torch import fx, nn
 from torch.export.graph_signature import ConstantArgument
 from torch.utils import _pytree as pytree
 
+from unitify.capture.aliases import storages, written_arguments
 from unitify.capture.effects import Effect, leave
 from unitify.capture.guards import Guard, Guards
 from unitify.capture.surroundings import layout
@@ -64,6 +65,8 @@ class CallSignature:
     effects: tuple[Effect, ...] = ()
     #: For each flat result, the index of the first one that is the same tensor.
     first_same: tuple[int, ...] = ()
+    #: The positions of the flat inputs into which a call writes.
+    written: tuple[int, ...] = ()
 
     def describe(self) -> str:
         """All leaves, in order."""
@@ -78,7 +81,20 @@ class CallSignature:
         return self._accepted(self.fitted(args, kwargs))
 
     def fitted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | Refusal:
-        """The flat inputs of the graph for this call, or why the graph is not for it."""
+        """The flat inputs of the graph for this call, or why the graph is not for it.
+
+        It is not where an input into which it writes shares memory with another one.
+        """
+        found = self.fitted_apart(args, kwargs)
+        for position in self.written if isinstance(found, list) else ():
+            for other, value in enumerate(found):
+                if other != position and _share_memory(found[position], value):
+                    names = self.leaves[position].name, self.leaves[other].name
+                    return "{} and {} share memory, and a call writes into it", names
+        return found
+
+    def fitted_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | Refusal:
+        """``fitted`` of these inputs, each in memory of its own."""
         try:
             given = bind(self.signature, args, kwargs)
         except TypeError as error:
@@ -193,6 +209,23 @@ def leaf_of(node: fx.Node, argument: Any, value: Any) -> Leaf:
 def leaf_shape(value: torch.Tensor) -> tuple[int | str, ...]:
     """The shape of a recorded tensor: fixed sizes as numbers, free ones as expressions."""
     return tuple(_extent(size) for size in value.shape)
+
+
+def _share_memory(a: Any, b: Any) -> bool:
+    if not (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)):
+        return False
+    if a is b or torch.compiler.is_compiling():
+        return a is b
+    if {a.layout, b.layout} != {torch.strided} or a.is_nested or b.is_nested:
+        return False
+    return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
+
+
+def written_inputs(graph: fx.Graph) -> tuple[int, ...]:
+    """The positions of the inputs into which a graph writes, also through a view."""
+    written = {s for node in graph.nodes for to in written_arguments(node) for s in storages(to)}
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    return tuple(i for i, node in enumerate(inputs) if not written.isdisjoint(storages(node)))
 
 
 def first_same(graph: fx.Graph) -> tuple[int, ...]:

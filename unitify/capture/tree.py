@@ -34,22 +34,32 @@ def copy_of(
     ``take_own_memory``. Whoever writes first moves to other memory, so it is for a model that does
     not write into its parameters.
     """
-    memo = {} if memo is None else memo
+    copies = _Copies(memo or {})
     modules = list(model.modules())
+    tensors = (*model.parameters(), *model.buffers())
+    copies.own = {id(value) for value in (*modules, *tensors)}
     for module in modules:
-        memo[id(module)] = module if _is_opaque(module) else _empty(module)
+        copies[id(module)] = module if _is_opaque(module) else _empty(module)
     storages: dict[Any, torch.UntypedStorage] = {}
     for cell in cells(model):
         for value in cell.entries().values():
-            if isinstance(value, Tensor) and id(value) not in memo:
+            if isinstance(value, Tensor) and id(value) not in copies:
                 is_shared = on_write and isinstance(value, nn.Parameter)
-                memo[id(value)] = _copy_of_tensor(value, storages, is_shared)
+                copies[id(value)] = _copy_of_tensor(value, storages, is_shared)
     for module in modules:
         if not _is_opaque(module):
-            namespace = {n: _copied(value, memo) for n, value in vars(module).items()}
-            memo[id(module)].__dict__.update(namespace)
-    made: nn.Module = memo[id(model)]
+            namespace = {n: _copied(value, copies) for n, value in vars(module).items()}
+            copies[id(module)].__dict__.update(namespace)
+    if memo is not None:
+        memo.update(copies)
+    made: nn.Module = copies[id(model)]
     return made
+
+
+class _Copies(dict[int, Any]):
+    """Copies by the identity of what was copied. ``own``: the model's modules and tensors."""
+
+    own: set[int]
 
 
 def _empty(module: nn.Module) -> nn.Module:
@@ -98,7 +108,7 @@ def _copy_of_numbers(
     return made.set_(storages[held._cdata], tensor.storage_offset(), tensor.size(), tensor.stride())
 
 
-def _copied(value: Any, memo: dict[int, Any]) -> Any:
+def _copied(value: Any, memo: _Copies) -> Any:
     """A copy of an attribute, in which modules and tensors of the model are their copies."""
     if isinstance(value, MethodType):
         # A method of a module of the model becomes that of its copy; any other stays.
@@ -128,7 +138,7 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         return value
 
 
-def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
+def _rebound(function: FunctionType, memo: _Copies) -> FunctionType:
     """``function``, whose closure holds the copies of what it holds of the model.
 
     All else in it stays: a hook appends to the user's own list.
@@ -150,7 +160,7 @@ def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
     return made
 
 
-def _of_copy(cell: CellType, memo: dict[int, Any]) -> CellType | None:
+def _of_copy(cell: CellType, memo: _Copies) -> CellType | None:
     """A cell with the copy of what ``cell`` holds of the model; None where it holds nothing."""
     try:
         held = cell.cell_contents
@@ -159,7 +169,7 @@ def _of_copy(cell: CellType, memo: dict[int, Any]) -> CellType | None:
     if isinstance(held, FunctionType | MethodType):
         made = _copied(held, memo)
     else:
-        made = memo.get(id(held), held) if isinstance(held, Tensor | nn.Module) else held
+        made = memo[id(held)] if id(held) in memo.own else held
     return None if made is held else CellType(made)
 
 

@@ -40,6 +40,7 @@ from unitify.capture.signature import (
     first_same,
     laid_out,
     register_dataclasses,
+    written_inputs,
 )
 from unitify.capture.sizes import Free, fewer_and_fewer, frozen_dimensions
 from unitify.capture.source import frames_of_failure
@@ -139,7 +140,7 @@ def capture(
         with contextlib.suppress(UnitifyError):
             found = _captured(model, *larger, how)
             # A model with another branch for one element has to be recorded with one.
-            if isinstance(found.call.fitted(args, kwargs), list):
+            if isinstance(found.call.fitted_apart(args, kwargs), list):
                 return found
     return _captured(model, args, kwargs, how)
 
@@ -182,6 +183,7 @@ def _captured(
             record.guards,
             record.effects,
             first_same(record.graph),
+            written_inputs(record.graph),
         )
         frozen = frozen_dimensions(record.leaves) if free == "auto" else []
         return Capture(

@@ -5,7 +5,8 @@ Each step is a function of its own file. Every caller runs them through this one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from unitify.cast.means import with_means
 from unitify.cast.noise_bound import within_bound
 from unitify.cast.repeated import repeated
 from unitify.cast.search import searched
-from unitify.diagnostics import Diagnostic, RecipeInvalid, UnitifyError
+from unitify.diagnostics import Diagnostic, NothingCast, RecipeInvalid, UnitifyError
 from unitify.part import Part
 from unitify.recipe.choices import Choice, Patterns, choose
 from unitify.recipe.recipe import Recipe
@@ -85,7 +86,15 @@ def cast_parts(
         if recipe.joint and made is None:
             part = joint(part, rules)
         found.append(with_casts(part, recipe, rules))
-    return tuple(found), (*patterns.unmatched(), *notes)
+    return tuple(found), (*patterns.unmatched(), *notes, *_nothing_cast(found, recipe))
+
+
+def _nothing_cast(parts: Iterable[Part], recipe: Recipe) -> Iterator[Diagnostic]:
+    choices = [choice for part in parts for choice in part.choices]
+    if not any(choice.is_cast for choice in choices):
+        reasons = Counter(c.reason for c in choices if c.is_contraction)
+        ((reason, _),) = reasons.most_common(1) or [("it has no contraction", 0)]
+        yield NothingCast(recipe=recipe.name, reason=reason)
 
 
 def chosen(part: Part, recipe: Recipe, rules: RuleTable, patterns: Patterns | None = None) -> Part:

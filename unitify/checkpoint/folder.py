@@ -38,6 +38,7 @@ from unitify.checkpoint.new_folder import Folder, new_folder
 from unitify.checkpoint.pretrained import from_config
 from unitify.checkpoint.rebuild import rebuild
 from unitify.checkpoint.state_dict import ties_in
+from unitify.diagnostics import UnitifyError, UnknownOption
 from unitify.module.unit_scaled import UnitScaledModule
 
 
@@ -72,9 +73,13 @@ def load(
     none, because its config is in the folder. Without example inputs, they are drawn with the
     shapes of the conversion's.
 
-    Raises ``UnitifyError``: U607 where a hash differs; U301, U302 or U603 where plan or weights do
-    not fit the model; U002 where the folder does not describe its inputs.
+    Raises ``UnitifyError``: U001 for something that is no path; U607 where a hash differs; U301,
+    U302 or U603 where plan or weights do not fit the model; U002 where the folder does not describe
+    its inputs.
     """
+    if not isinstance(path, str | os.PathLike):
+        choices = "the paths of folders that unitify convert wrote"
+        raise UnitifyError(UnknownOption(option="path", value=repr(path), choices=choices))
     found = read(Path(path))
     built = skeleton(found, model)
     (args, kwargs), *further = drawn_calls(found.calls, built, example_inputs, example_kwargs)

@@ -54,6 +54,23 @@ class PatternUnmatched(Diagnostic):
 
 
 @dataclass(frozen=True)
+class NothingCast(Diagnostic):
+    """The recipe casts nothing in the model: the module computes what the model computes.
+
+    Example: ``transform(model, recipe="mxfp8")`` where every width is 48, because blocks have 32
+    elements; ``recipe="fp8,exclude=*"``.
+    Fix: change the recipe, or the widths; ``module.casts`` says why each contraction stays.
+    """
+
+    code: ClassVar[str] = "U409"
+    is_loss: ClassVar[bool] = True
+    why: ClassVar[str] = "the recipe {recipe} casts nothing: {reason}"
+    fix: ClassVar[str] = "Change the recipe; module.casts says why each contraction stays"
+    recipe: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class NothingCached(Diagnostic):
     """A recipe has a ``kv_cache``, and the model no attention whose keys and values it casts.
 

@@ -28,6 +28,7 @@ from unitify.capture.inputs import as_inputs
 from unitify.capture.tree import copy_of
 from unitify.capture.whole import Capture
 from unitify.diagnostics import BatchesNeeded, UnitifyError
+from unitify.measure.captured import failures_of
 from unitify.measure.tally import Tally
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.plan.scale_plan import Scale
@@ -52,11 +53,12 @@ def measure_running(
 ) -> None:
     """Run ``module`` without casts, and count each part's true values and gradients into its tally.
 
-    Raises ``UnitifyError`` (U003) without batches.
+    Raises ``UnitifyError``: U003 without batches, U102 for one with which it does not run.
     """
     leaves = [leaf_parameters(captured) for captured in captures]
     count = 0
     with contextlib.ExitStack() as stack:
+        stack.enter_context(failures_of(module))
         stack.enter_context(unchanged(module))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         for part, captured, parameters, tally in zip(parts, captures, leaves, tallies, strict=True):

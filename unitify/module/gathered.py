@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.utils import _pytree as pytree
 
-from unitify.diagnostics import NothingGathered, UnitifyError
+from unitify.diagnostics import NothingGathered, NothingTransformed, UnitifyError
 from unitify.formats.table import FORMATS
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.rulebook.schema import named_arguments, operation_name
@@ -41,8 +41,11 @@ def gather_codes_(module: UnitScaledModule) -> UnitScaledModule:
     These are weights whose uses all are the same cast to an 8-bit format. Results and
     gradients are bitwise the same. Call ``rebase_`` before this, not after.
 
-    Raises ``UnitifyError`` (U020) where there is no such weight.
+    Raises ``UnitifyError``: U020 where there is no such weight, U009 for a module that is not
+    transformed.
     """
+    if not isinstance(module, UnitScaledModule):
+        raise UnitifyError(NothingTransformed(module=type(module).__name__))
     uses: dict[nn.Parameter, set[Rounding | None]] = {}
     for part in module.parts.values():
         for node in part.graph.nodes:

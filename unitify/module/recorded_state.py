@@ -164,6 +164,9 @@ class RecordedState:
                 self.questions.append((read.key, read.now(), read.name))
             else:
                 self._note(read.namespace, read.key, read.name)
+            held = read.now()
+            if isinstance(held, Tensor) and not held.is_inference():
+                self._ask(partial(getattr, held, "_version"), read.name)
             return
         if read.steps[0].key in ("_parameters", "_buffers"):
             self._note_trait(tree, read)

@@ -298,6 +298,10 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
         held = [self._attribute(str(n.target)) for n in self.graph.nodes if n.op == "get_attr"]
         return [p for p in held if isinstance(p, nn.Parameter)]
 
+    def __copy__(self) -> UnitScaledModule:
+        """Another module on the same tensors."""
+        return self.__deepcopy__({id(t): t for t in (*self.parameters(), *self.buffers())})
+
     def __deepcopy__(self, memo: dict[int, Any]) -> UnitScaledModule:
         root = copy_of(self._tree, memo)
         own_code_again(root)

@@ -117,6 +117,10 @@ def param_groups(
 
     Raises ``UnitifyError``: U007 for an unknown optimizer; U001 for an unknown option.
     """
+    if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, Optimizer)):
+        choices = "the classes of torch.optim"
+        value = repr(optimizer_class)
+        raise UnitifyError(UnknownOption(option="optimizer_class", value=value, choices=choices))
     defaults = _defaults(optimizer_class)
     given_groups: Iterable[Mapping[str, Any]] = (
         [{"params": module.parameters()}] if params is None else params

@@ -53,7 +53,8 @@ def export(
     """
     path = Path(output)
     check_absent(path)
-    recipe, config = module.recipe, getattr(module, "config", None)
+    recipe = module.recipe if isinstance(module, UnitScaledModule) else None
+    config = getattr(module, "config", None)
     if recipe is None or config is None or not hasattr(config, "to_dict") or module.scheme:
         problem = "it is no transformed Hugging Face model with a recipe and its own weights"
         raise UnitifyError(NotFolded(value=type(module).__name__, problem=problem))

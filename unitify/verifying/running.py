@@ -196,7 +196,7 @@ def _refusal(module: Any, call: Call) -> str | None:
     found = [OneModeOnly.code for _ in wholes[:1]]
     for captured in wholes:
         if captured.mode in (None, mode):
-            fitted = captured.call.fitted(*call.inputs)
+            fitted = captured.call.fitted_apart(*call.inputs)
             if isinstance(fitted, list):
                 return None
             found.append(captured.call.misfit(fitted).code)
