@@ -168,6 +168,13 @@ class Numerics:
     versions: Mapping[str, str] = field(default_factory=dict)
     checked: Mapping[str, Checked] = field(default_factory=dict)
 
+    @property
+    def stable_names(self) -> dict[str, str]:
+        """The names in the graph → those that ``check`` prints."""
+        return {
+            value: stable for held in self.checked.values() for stable, value in held.values.items()
+        }
+
     def unit_share(self, direction: str, graph: str) -> tuple[int, int]:
         """(Number of values with an RMS in the unit band, number of values with an RMS).
 

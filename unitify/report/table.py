@@ -9,7 +9,7 @@ from rich.text import Text
 
 from unitify.diagnostics import EstimateFellBack, NoRule
 from unitify.recipe.choices import TAKEN, Choice, flop_share
-from unitify.report.report import Report, Share
+from unitify.report.report import Report, Share, apart
 
 _SHOWN = 4
 
@@ -54,8 +54,7 @@ def _share(share: Share) -> str:
     if not share.total:
         return "none"
     before, after = (100 * n / share.total for n in (share.before, share.after))
-    apart = f"; {share.weights:,} of weights stay true" if share.weights else ""
-    return f"{before:.1f} % before, {after:.1f} % after (of {share.total:,}{apart})"
+    return f"{before:.1f} % before, {after:.1f} % after (of {share.total:,}{apart(share.weights)})"
 
 
 def _counted(found: Sequence[NoRule | EstimateFellBack]) -> str:
