@@ -95,7 +95,7 @@ def _subtitle(numerics: Numerics) -> Iterator[str]:
         yield numerics.target
     yield f"{numerics.parameters:,} parameters"
     yield f"{len(numerics.values):,} values"
-    yield f"scales from {numerics.scales}"
+    yield f"scales: {numerics.scales}"
     batches = f"{numerics.batches} batch{'' if numerics.batches == 1 else 'es'}"
     yield f"measured on {batches}" if numerics.batches else "predicted, without data"
     applied = "" if numerics.is_applied else " (not applied)"
@@ -111,8 +111,8 @@ def _tiles(numerics: Numerics) -> Iterator[Tile]:
             yield Tile(f"{name} at unit RMS", _percent(after, total), note, _percent(before, total))
     formats = f"{numerics.recipe.forward.name.upper()} / {numerics.recipe.backward.name.upper()}"
     bad = [sum(lost.worst > NOTABLE for lost in losses(numerics, graph)) for graph in GRAPHS]
-    note = "values and gradients with over 1 % to zero or beyond the range"
-    yield Tile(f"Losing in {formats}", f"{bad[1]:,}", note, f"{bad[0]:,}")
+    note = "values and gradients, to zero or beyond the range; the verdict judges by other limits"
+    yield Tile(f"Losing over 1 % in {formats}", f"{bad[1]:,}", note, f"{bad[0]:,}")
     ratios = [lowest_ratio(numerics, graph) for graph in GRAPHS]
     if ratios[1] is not None:
         before_text = "–" if ratios[0] is None else _decibels(ratios[0])

@@ -83,7 +83,7 @@ def facts(numerics: Numerics) -> Iterator[tuple[str, str]]:
         else "predicted, without data"
     )
     yield "values", f"{len(numerics.values):,} ({known}); {numerics.parameters:,} parameters"
-    yield "scales from", numerics.scales
+    yield "scales", numerics.scales
     for direction, name in zip(DIRECTIONS, ("values", "gradients"), strict=True):
         before, total = numerics.unit_share(direction, "original")
         after, _ = numerics.unit_share(direction, "transformed")

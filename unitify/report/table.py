@@ -22,7 +22,7 @@ def report_table(report: Report) -> Table:
     table.add_row("parameters", f"{report.parameters:,}")
     table.add_row("values", f"{report.values:,} (from {report.operations:,} operations)")
     table.add_row("rescales inserted", f"{report.rescales:,}")
-    table.add_row("scales from", report.scales)
+    table.add_row("scales", report.scales)
     table.add_row("values at unit RMS", _share(report.forward))
     table.add_row("gradients at unit RMS", _share(report.backward))
     table.add_row("restored without a rule", _counted(report.restored))
