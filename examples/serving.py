@@ -1,6 +1,6 @@
 """Every format for runtimes, opened by its reader: signal to noise, size, and SmolLM2's perplexity.
 
-    pip install unitify[serve,onnx]
+    pip install -e '.[serve,onnx]'
     python -m examples.serving
 
 Folders are written to a temporary place. A format that does not hold a model says why. Then the

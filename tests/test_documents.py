@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import shlex
 import subprocess
@@ -36,30 +38,43 @@ TUTORIALS = {page for page in RUN if page.parent.name == "tutorials"}
     ids=lambda page: page.relative_to(ROOT).as_posix(),
 )
 def test_blocks_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In their order: files are written, Python shares a scope, tests and commands are run."""
+    """In their order: files are written, Python shares a scope, tests and commands are run.
+
+    A block of text is what they print, but for its figures; "…" stands for lines left out.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     torch.manual_seed(0)
     scope: dict[str, object] = {}
+    printed = io.StringIO()
     for kind, file, text in PAGES[page]:
         if file:
             (tmp_path / file).write_text(text)
         elif kind == "sh":
             for line in text.replace("\\\n", " ").splitlines():
-                run(line, tmp_path)
+                printed.write(run(line, tmp_path))
+        elif kind == "text":
+            shown = {without_figures(line) for line in text.splitlines()} - {"…"}
+            assert shown <= {without_figures(line) for line in printed.getvalue().splitlines()}
         elif "def test_" in text:
             (tmp_path / "test_block.py").write_text(text)
             run("python -m pytest -q -p no:cacheprovider test_block.py", tmp_path)
         elif kind == "python":
-            exec(compile(text, page.name, "exec"), scope)
+            with contextlib.redirect_stdout(printed):
+                exec(compile(text, page.name, "exec"), scope)
 
 
-def run(line: str, folder: Path) -> None:
-    """One command; ``# exits with N`` behind it says which exit status is right."""
+def without_figures(line: str) -> str:
+    return " ".join(re.sub(r"(?<!\w)-?\d[\d.]*(e-?\d+)?", "#", line).split())
+
+
+def run(line: str, folder: Path) -> str:
+    """What a command prints; ``# exits with N`` behind it says which exit status is right."""
     command, _, status = line.partition("# exits with ")
     words = [sys.executable, "-m", *shlex.split(command.removeprefix("python -m "))]
     found = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     assert found.returncode == int(status or 0), f"{line}\n{found.stdout}{found.stderr}"
+    return found.stdout
 
 
 #: Pages that are written by hand, or by code in the package: results are written by programs.

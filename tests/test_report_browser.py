@@ -10,6 +10,7 @@ import pytest
 from browser import Page, chromium
 from test_report import batch, many, residual, residual_report, trained
 
+import unitify
 from unitify.report.model_report import ModelReport
 
 pytestmark = pytest.mark.browser
@@ -42,7 +43,7 @@ def test_every_view_is_drawn_without_an_error_or_a_request(page: Page) -> None:
         assert page.js(f"document.querySelector('#{section} .body').textContent.length > 0")
     figures = page.js("[...document.querySelectorAll('.js-plotly-plot')].map(f => f.id)")
     assert figures == [f"{s}-figure" for s in SECTIONS if s in (
-        "scales", "exponents", "agreement", "noise", "classes", "drift",
+        "scales", "exponents", "agreement", "noise", "drift",
     )]  # fmt: skip
     assert page.console() == []
     requests = [url for url in page.requests() if not url.startswith(("data:", "blob:"))]
@@ -178,6 +179,10 @@ def test_a_phone_cuts_nothing(page: Page) -> None:
         for link in page.all("nav a"):
             assert 0 <= link.rect["x"] <= 390 - link.rect["width"]
         assert page.js("getComputedStyle(document.querySelector('.bar')).position") == "static"
+        for hidden in (".modebar", "#values td.wide-only"):
+            assert (
+                page.js(f"getComputedStyle(document.querySelector('{hidden}')).display") == "none"
+            )
         tables = "[...document.querySelectorAll('main table')]"
         assert page.js(f"{tables}.every(table => table.closest('.scroller, .wide'))")
     finally:
@@ -218,4 +223,17 @@ def test_six_thousand_values_do_not_freeze_it(driver: Any, tmp_path: Path) -> No
     page.until(
         "document.querySelector('#values tr.active')?.getAttribute('aria-rowindex') === '6001'"
     )
+    assert page.console() == []
+
+
+def test_what_is_stored_near_unit_rms_has_classes(driver: Any, tmp_path: Path) -> None:
+    """A recipe that casts stored values: rescales between classes, and no signal to noise."""
+    module = unitify.transform(residual()[0], (batch(),), recipe="fp16")
+    module.report([(batch(),)]).save(tmp_path / "report.html")
+    page = Page(driver, tmp_path / "report.html")
+    page.see("classes")
+    assert page.js("document.getElementById('classes-figure').data[2].x.length") > 1
+    assert page.js("getComputedStyle(document.getElementById('noise')).display") == "none"
+    assert "Signal to noise is not shown" in page.find("#findings").text
+    assert "every value to FP16" in page.find("#casts").text
     assert page.console() == []

@@ -62,6 +62,8 @@ def test_a_converted_folder_has_its_own_scales_and_casts(run: Run, tmp_path: Pat
     }
     assert exponents == {**plan["values"], **plan["units"]}
     assert {v["backward"]["cast"] for v in held["values"]} == {None, "e5m2"}
+    assert held["exact_before_casts"] is True  # when it was converted
+    assert "measured on the drawn inputs, because no batches were given" in held["notes"]
 
 
 def test_a_page_and_its_json(run: Run) -> None:

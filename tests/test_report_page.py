@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import builtins
 import gzip
 import json
 import re
+import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -18,7 +17,7 @@ from test_report import many, residual_report
 
 from unitify.diagnostics import UnitifyError
 from unitify.report.figure import folded
-from unitify.report.model_report import ModelReport
+from unitify.report.model_report import ModelReport, format_of
 from unitify.report.page import SCRIPTS, STYLES, page
 from unitify.report.sections import SECTIONS
 
@@ -142,16 +141,11 @@ def test_a_missing_package_is_named(
 ) -> None:
     from unitify.report.page import _packed_plotly
 
-    own = builtins.__import__
-
-    def without(name: str, *arguments: Any) -> Any:
-        if name.partition(".")[0] == package:
-            raise ImportError(name)
-        return own(name, *arguments)
-
     _packed_plotly.cache_clear()
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UnitifyError, match=r"pip install 'unitify\[report\]'") as caught:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UnitifyError, match="U005"):
+        format_of(None, format)  # before any work
+    with pytest.raises(UnitifyError, match=f"pip install {package}$") as caught:
         residual_report().rendered(format)
     assert caught.value.code == "U005"
     if package == "matplotlib":

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 import unitify
 from unitify.check.asserting import check_model
+from unitify.formats.losses import NOTABLE
 from unitify.recipe.recipe import RECIPES
+from unitify.report.model_report import ModelReport
 from unitify.report.summary import losses
 
 
@@ -43,6 +45,35 @@ def test_a_gradient_of_rounding_is_marked_and_no_finding() -> None:
     assert found == {finding.key for finding in expected}
     left = numerics.checked["transformed"].outcome.findings
     assert len(left) < len(checked.outcome.findings)
+
+
+class Loud(nn.Module):
+    """Values grow layer by layer, and so does the gradient on its way to the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(6))
+        for layer in self.layers:
+            nn.init.normal_(layer.weight, std=10.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x).relu()
+        return x
+
+
+def test_the_verdict_and_the_tile_agree() -> None:
+    """A true weight is rounded at the scale of its cast, and the gradient of an input as it is."""
+    torch.manual_seed(0)
+    x = torch.randn(32, 64)
+    numerics = unitify.transform(Loud(), (x,), recipe="fp16").report([(x,)]).numerics
+    (left,) = numerics.checked["transformed"].outcome.findings
+    assert (left.name, left.direction) == ("x", "backward")
+    assert "unitify.transform" not in left.fix
+    assert "unitify.transform" in numerics.checked["original"].outcome.findings[0].fix
+    (lost,) = (held for held in losses(numerics, "transformed") if held.worst > NOTABLE)
+    assert (lost.value.name, lost.direction) == ("x", "backward")
+    assert "0.weight" in str(ModelReport(numerics))
 
 
 @pytest.mark.parametrize("recipe", [*RECIPES, "fp8,kv_cache=e4m3", "fp8,center=measured"])

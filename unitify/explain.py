@@ -123,7 +123,8 @@ def _derivation(
     unit = chosen.unit(node.name)
     if unit != scale:
         powers = f"{_power(unit.fwd)}, its gradient at {_power(unit.bwd)}"
-        lines.append(f"stays true; a cast rounds it at {powers}")
+        held = "stays true; a cast" if scale == Scale() else "a cast"
+        lines.append(f"{held} rounds it at {powers}")
     lines += ["", "forward, from the value back to inputs and parameters:"]
     for found in _ancestors(node, analysis):
         lines.append(f"  {step_text(found.name, analysis.forward[found.name])}")

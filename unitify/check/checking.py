@@ -98,7 +98,9 @@ def outcome_of(
     cases: list[Case] = []
     for part, analysis, tally in zip(subject.parts, analyses, tallies, strict=True):
         own = judged(part, subject.recipe, rules, settings.scope)
-        checker = PartChecker(part, own, analysis, tally, settings, rules, lines)
+        checker = PartChecker(
+            part, own, analysis, tally, settings, rules, lines, subject.is_transformed
+        )
         found += checker.findings(comparison or Comparison())
         cases += checker.cases()
     selected = [f for f in found if settings.reports(f.code, f.names)]

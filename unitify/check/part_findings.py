@@ -47,9 +47,11 @@ class PartChecker:
         settings: Settings,
         rules: RuleTable,
         lines: SourceLines,
+        is_transformed: bool,
     ) -> None:
         self.part, self.scoped, self.analysis, self.tally = part, scoped, analysis, tally
         self.settings, self.rules, self.lines = settings, rules, lines
+        self.is_transformed = is_transformed
         self.names = stable_names(part.name, part.capture)
         self.nodes = {node.name: node for node in part.capture.graph.nodes}
         self.estimates: Estimates = (
@@ -77,7 +79,7 @@ class PartChecker:
         found: list[Fault] = []
         for one in (*self.scoped, *self._infinite_numbers()):
             limits = self.settings.limits_for(self._names(one.node))
-            found += faults(one, self._known(one), limits)
+            found += faults(one, self._known(one), limits, self.is_transformed)
         outside: dict[Key, float] = {}
         for fault in found:
             outside.setdefault(fault.judged.key, fault.octaves)

@@ -42,11 +42,14 @@ class Fault:
 Known = tuple[float | None, Magnitudes | None]
 
 
-def faults(judged: Judged, known: Known, limits: Limits) -> Iterator[Fault]:
+def faults(
+    judged: Judged, known: Known, limits: Limits, is_transformed: bool = False
+) -> Iterator[Fault]:
     """Everything that is wrong with one tensor, the clearest first.
 
     A cast tensor is judged by its magnitudes where they were measured. Every other tensor is judged
-    as if it were normally distributed.
+    as if it were normally distributed. ``is_transformed``: ``transform`` has made the model, so no
+    advice leads there.
     """
     true, held = known
     if true is None:
@@ -65,25 +68,32 @@ def faults(judged: Judged, known: Known, limits: Limits) -> Iterator[Fault]:
     band = _band(judged, limits)
     octaves = band.octaves_outside(rms)
 
+    def advice(up: bool | None = None) -> str:
+        return _advice(rms, up, is_transformed)
+
     def fault(diagnostic: Diagnostic, level: float) -> Fault:
         return Fault(judged, diagnostic, severity, level, octaves)
 
     if judged.format is None:
         if octaves:
             outside = OutsideUnitBand(
-                tensor=tensor, rms=rms, low=band.low, high=band.high, advice=_advice(rms)
+                tensor=tensor, rms=rms, low=band.low, high=band.high, advice=advice()
             )
             yield fault(outside, abs(octaves))
         return
     format, counted = judged.format.name, held if judged.is_cast else None
     lost = loss(judged.format, counted or true, math.ldexp(1.0, judged.exponent))
     if judged.is_cast and lost.flushed > limits.flushed:
-        share, advice = lost.flushed, _advice(rms, up=True)
-        flushed = FlushedToZero(tensor=tensor, share=share, rms=rms, format=format, advice=advice)
+        share = lost.flushed
+        flushed = FlushedToZero(
+            tensor=tensor, share=share, rms=rms, format=format, advice=advice(up=True)
+        )
         yield fault(flushed, abs(octaves) or math.log2(share))
     if judged.is_cast and lost.saturated > limits.saturated:
-        share, advice = lost.saturated, _advice(rms, up=False)
-        clipped = Saturated(tensor=tensor, share=share, rms=rms, format=format, advice=advice)
+        share = lost.saturated
+        clipped = Saturated(
+            tensor=tensor, share=share, rms=rms, format=format, advice=advice(up=False)
+        )
         yield fault(clipped, abs(octaves) or math.log2(share))
     kept, whole = snr(judged.format, rms), math.inf
     if counted is not None:
@@ -93,7 +103,7 @@ def faults(judged: Judged, known: Known, limits: Limits) -> Iterator[Fault]:
     decibels = min(band.best, whole) - kept
     if decibels > limits.noise:
         precision = PrecisionLost(
-            tensor=tensor, rms=rms, format=format, kept=kept, best=band.best, advice=_advice(rms)
+            tensor=tensor, rms=rms, format=format, kept=kept, best=band.best, advice=advice()
         )
         yield fault(precision, abs(octaves) or decibels / 6.02)
 
@@ -113,7 +123,7 @@ def _band(judged: Judged, limits: Limits) -> Band:
     return band_of(judged.format, limits.noise)
 
 
-def _advice(rms: float, up: bool | None = None) -> str:
+def _advice(rms: float, up: bool | None, is_transformed: bool) -> str:
     """How to bring an RMS near one: by a factor, unless that leads away from where it should go.
 
     ``up``: too many elements are small; False: too many are large.
@@ -124,4 +134,5 @@ def _advice(rms: float, up: bool | None = None) -> str:
             "No factor helps, because its magnitudes are too far apart. Leave it out of the casts, "
             "or cast it to a format of more range"
         )
-    return f"Scale it by 2^{exponent}, or let unitify.transform do so"
+    scaled = f"Scale it by 2^{exponent}"
+    return scaled if is_transformed else f"{scaled}, or let unitify.transform do so"

@@ -30,7 +30,7 @@ class Subject:
     """``model``: as the user wrote it. ``parts``: its graphs around its present weights.
 
     ``module``: runs several parts together, for measuring; None where there is one graph.
-    ``diagnostics``: what capture could not keep.
+    ``diagnostics``: what capture could not keep. ``is_transformed``: are scales those of a plan?
     """
 
     model: nn.Module
@@ -38,6 +38,7 @@ class Subject:
     recipe: Recipe
     diagnostics: tuple[Diagnostic, ...]
     module: UnitScaledModule | None = None
+    is_transformed: bool = False
 
 
 def subject_of(
@@ -79,4 +80,4 @@ def _of_module(module: UnitScaledModule, recipe: Recipe, rules: RuleTable) -> Su
         for part, own in zip(held, module.parts.values(), strict=True)
     )
     # The user's code is that around islands, or the original model of a single graph.
-    return Subject(module.original, parts, recipe, module.diagnostics, module)
+    return Subject(module.original, parts, recipe, module.diagnostics, module, is_transformed=True)

@@ -104,6 +104,18 @@ def read_document(folder: Path, name: str) -> Any:
         raise damaged(folder, f"{name}: {first_line(error)}") from None
 
 
+def was_exact(folder: Path) -> bool | None:
+    """Was the module bitwise the original before casts, by the report of its conversion?
+
+    None where they were not compared, or the report is gone.
+    """
+    try:
+        found = read_document(folder, REPORT)["verification"]["exact_before_casts"]
+    except (UnitifyError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, bool) else None
+
+
 def damaged(path: Path, problem: str) -> UnitifyError:
     """The error for a folder with this problem."""
     return UnitifyError(FolderDamaged(path=str(path), problem=problem))

@@ -17,12 +17,7 @@ from unitify.checkpoint.budget import check_counts, check_size
 from unitify.checkpoint.files import CONFIG, mapped_weights, unreadable
 from unitify.checkpoint.filling import NOTHING, Allowed, adapted, differs
 from unitify.checkpoint.state_dict import Fit, check_finite
-from unitify.diagnostics import (
-    Diagnostic,
-    PackageMissing,
-    UnitifyError,
-    UnsafeCheckpoint,
-)
+from unitify.diagnostics import Diagnostic, UnitifyError, UnsafeCheckpoint, check_package
 from unitify.documents import first_line, inside, read_json
 
 #: Keys of a config that name an implementation, which may be a kernel of the Hub.
@@ -165,11 +160,9 @@ def _generation_config(transformers: Any, folder: Path) -> Any:
 def _model_class(folder: Path) -> tuple[Any, Any]:
     """The class that ``config.architectures`` names, and the transformers package."""
     config, path = read_config(folder), folder / CONFIG
-    try:
-        import transformers
-    except ImportError:
-        purpose = f"reading the Hugging Face folder {folder}"
-        raise UnitifyError(PackageMissing(package="transformers", purpose=purpose)) from None
+    check_package("transformers", f"reading the Hugging Face folder {folder}")
+    import transformers
+
     names = config.get("architectures")
     if not (isinstance(names, list) and names and isinstance(names[0], str)):
         raise unreadable(path, "it names no architecture")

@@ -151,5 +151,10 @@ def _contents(folder: Path) -> str:
         counts[name] += 1
         sizes[name] += tensor.nbytes
     return ", ".join(
-        f"{counts[name]} in {name} ({size / 2**20:.1f} MiB)" for name, size in sizes.most_common()
+        f"{counts[name]} in {name} ({_shown(size)})" for name, size in sizes.most_common()
     )
+
+
+def _shown(size: int) -> str:
+    """Bytes for a reader."""
+    return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"

@@ -56,6 +56,7 @@ def report(
     """Show the numerics of every value of a model, in the original and as transformed."""
 
     from unitify.check.settings import read_settings
+    from unitify.checkpoint.converted import was_exact
     from unitify.cli.console import open_console
     from unitify.cli.target import read_target
     from unitify.module.unit_scaled import UnitScaledModule
@@ -75,8 +76,11 @@ def report(
     with reported(), progress_bar(stages) as advance:
         opened = read_target(target, model=model, inputs=inputs, rules=rules)
         advance("read")
-        module = opened.model
-        if not isinstance(module, UnitScaledModule):
+        module, folder = opened.model, opened.converted
+        is_drawn = not opened.batches
+        if isinstance(module, UnitScaledModule):
+            is_drawn &= folder is not None
+        else:
             module = _transformed(opened, casts, scales, rules, verify, advance)
         known = ReportInputs(
             rules=load_rules(rules),
@@ -84,6 +88,8 @@ def report(
             target=target,
             drift=records,
             settings=settings,
+            is_drawn=is_drawn,
+            exact=None if folder is None else was_exact(folder),
         )
         made = ModelReport(gather(module, known))
         written = made.save(output, chosen) if output is not None else ()

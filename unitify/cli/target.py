@@ -23,12 +23,14 @@ class Target:
     """A model, and how to call it.
 
     ``entry``: the source line of its factory. ``batches``: inputs of calls, of which the first is
-    the example; without any, the inputs are inferred from the model.
+    the example; without any, the inputs are inferred from the model. ``converted``: the folder, if
+    it is one that ``unitify convert`` wrote.
     """
 
     model: nn.Module
     batches: tuple[Any, ...]
     entry: Frame | None = None
+    converted: Path | None = None
 
 
 def read_target(
@@ -50,7 +52,7 @@ def read_target(
     if (path / PLAN).is_file():
         built = build_model(model) if model is not None else None
         loaded = load(path, built, batches[0] if batches else (), rules=rules)
-        return Target(loaded, batches, Frame(str(path / PLAN), 1))
+        return Target(loaded, batches, Frame(str(path / PLAN), 1), path)
     if path.is_dir():
         return Target(read_pretrained(path)[0], batches, Frame(str(path / "config.json"), 1))
     if ":" not in target:

@@ -68,7 +68,7 @@ class FlushedToZero(Diagnostic):
     """
 
     code: ClassVar[str] = "U803"
-    why: ClassVar[str] = "{share:.3%} of the {tensor} of RMS {rms:.3g} become zero in {format}"
+    why: ClassVar[str] = "{share:.1%} of the {tensor} of RMS {rms:.3g} become zero in {format}"
     fix: ClassVar[str] = "{advice}"
     tensor: str
     share: float
@@ -90,7 +90,7 @@ class Saturated(Diagnostic):
     """
 
     code: ClassVar[str] = "U804"
-    why: ClassVar[str] = "{share:.3%} of the {tensor} of RMS {rms:.3g} are out of range in {format}"
+    why: ClassVar[str] = "{share:.1%} of the {tensor} of RMS {rms:.3g} are out of range in {format}"
     fix: ClassVar[str] = "{advice}"
     tensor: str
     share: float

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import ClassVar
 
-from unitify.diagnostics.diagnostic import Diagnostic
+from unitify.diagnostics.diagnostic import Diagnostic, UnitifyError
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,12 @@ class PackageMissing(Diagnostic):
     fix: ClassVar[str] = "Install it: pip install {package}"
     package: str
     purpose: str
+
+
+def check_package(package: str, purpose: str) -> None:
+    """Raises ``UnitifyError`` (U005) where ``package``, which is for ``purpose``, is missing."""
+    if importlib.util.find_spec(package.replace("-", "_")) is None:
+        raise UnitifyError(PackageMissing(package=package, purpose=purpose))
 
 
 @dataclass(frozen=True)

@@ -262,7 +262,8 @@ class _Chooser:
         if not any(self.weights[n] for n in operands):
             return "", "", "neither operand depends on a weight"
         if not weights and not self.recipe.attention:
-            return "", "", "both operands are activations (attention = true casts these)"
+            why = "both operands are activations (`attention=true` in the recipe casts these)"
+            return "", "", why
         for operand in weights or operands:
             for width in _widths(operand, rule):
                 if width % self.recipe.multiple:
@@ -273,7 +274,10 @@ class _Chooser:
         return self.recipe.forward.name, self.recipe.backward.name, reason
 
     def _odd(self, width: int) -> str:
-        return f"a width of {width} is not divisible by {self.recipe.multiple} (multiple = 1 casts)"
+        return (
+            f"a width of {width} is not divisible by {self.recipe.multiple} "
+            "(`multiple=1` in the recipe casts it)"
+        )
 
     # -- all other values -----------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from unitify.diagnostics import PackageMissing, UnitifyError
+from unitify.diagnostics import check_package
 from unitify.formats.table import FORMATS, Format
 from unitify.report.numerics import DIRECTIONS, GRAPHS, Numerics, Value
 
@@ -71,12 +71,10 @@ def figure(numerics: Numerics, format: str) -> bytes:
 
     Raises ``UnitifyError`` (U005) without matplotlib.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        purpose = f"a figure as {format}"
-        raise UnitifyError(PackageMissing(package="'unitify[report]'", purpose=purpose)) from None
+    check_package("matplotlib", f"a figure as {format}")
+    import matplotlib
+    from matplotlib.figure import Figure
+
     style: dict[Any, Any] = {"font.size": 8, "svg.hashsalt": "unitify", "axes.linewidth": 0.6}
     with matplotlib.rc_context(style):
         drawn = Figure(figsize=SIZE, layout="constrained")

@@ -45,7 +45,8 @@ from unitify.rulebook.rule_table import RuleTable
 class ReportInputs:
     """The inputs of a report other than the module. ``batches``: inputs of calls to measure on.
 
-    ``settings``: the limits by which ``unitify check`` judges.
+    ``settings``: the limits by which ``unitify check`` judges. ``is_drawn``: were the recorded
+    inputs drawn? ``exact``: what the conversion found, for a converted folder.
     """
 
     rules: RuleTable
@@ -54,6 +55,8 @@ class ReportInputs:
     target: str = ""
     drift: tuple[Record, ...] = ()
     settings: Settings = field(default_factory=Settings)
+    is_drawn: bool = False
+    exact: bool | None = None
 
 
 def gather(module: UnitScaledModule, known: ReportInputs) -> Numerics:
@@ -74,7 +77,8 @@ def gather(module: UnitScaledModule, known: ReportInputs) -> Numerics:
         batches = ()
         notes.append("nothing was measured: the weights are on the meta device")
     elif not batches:
-        notes.append("measured on the recorded inputs, because no batches were given")
+        kind = "drawn" if known.is_drawn else "recorded"
+        notes.append(f"measured on the {kind} inputs, because no batches were given")
         for name, capture in captures.items():
             measure_into(tallies[name], capture, None, _loss(name, known))
     else:
@@ -107,14 +111,18 @@ def gather(module: UnitScaledModule, known: ReportInputs) -> Numerics:
     classes, crossings = class_graph(parts, known.rules)
     operations = dict.fromkeys(value.operation for value in values)
     verification = module.verification
+    exact = known.exact if verification is None else verification.exact
+    if verification is None and exact is not None:
+        notes.append("the comparison with the original is that of the conversion")
     return Numerics(
         model=type(module.original).__name__,
         target=known.target,
         scales=module.scales,
         recipe=recipe,
         is_applied=module.recipe is not None,
+        placement=module.plan.placement,
         batches=len(batches) or int(is_measured),
-        exact=None if verification is None else verification.exact,
+        exact=exact,
         parameters=sum(parameter.numel() for parameter in module.original.parameters()),
         values=values,
         choices=tuple(

@@ -49,7 +49,7 @@ class Judge:
         subjects = (
             (as_it_is(module.original, parts, recipe, self.rules), Comparison()),
             (
-                Subject(module.original, parts, recipe, (), module),
+                Subject(module.original, parts, recipe, (), module, is_transformed=True),
                 Comparison(drift=module.scales == figures),
             ),
         )

@@ -16,7 +16,13 @@ from typing import Any
 
 from rich.console import Console
 
-from unitify.diagnostics import NotWritten, OutputExists, UnitifyError, UnknownOption
+from unitify.diagnostics import (
+    NotWritten,
+    OutputExists,
+    UnitifyError,
+    UnknownOption,
+    check_package,
+)
 from unitify.report.document import KIND, document, dumps
 from unitify.report.figure import writer
 from unitify.report.notebook import notebook_html
@@ -101,11 +107,23 @@ SUFFIXES = {
 }
 
 
+#: Format → the package that draws it.
+PACKAGES = {"html": "plotly", "svg": "matplotlib", "png": "matplotlib"}
+
+
 def format_of(path: Path | None, format: str | None = None) -> str:
     """``format``, else that of the suffix of ``path``; text without a path.
 
-    Raises ``UnitifyError`` (U001) for an unknown format, or a file without a known suffix.
+    Raises ``UnitifyError``: U001 for an unknown format, or a file without a known suffix; U005
+    where the package that draws it is missing.
     """
+    chosen = _named(path, format)
+    if chosen in PACKAGES:
+        check_package(PACKAGES[chosen], f"a report as {chosen}")
+    return chosen
+
+
+def _named(path: Path | None, format: str | None) -> str:
     if format is None and path is not None:
         suffix = path.suffix.lower()
         if suffix not in SUFFIXES:

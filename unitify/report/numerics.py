@@ -38,7 +38,7 @@ class Side:
     - ``exponent``: log2 of the scale: stored RMS = true RMS / 2^exponent
     - ``magnitudes``: histogram of the true value, measured on batches
     - ``losses``: graph → format → the share that the format loses: measured, else that of a normal
-      distribution with the predicted RMS
+      distribution with the predicted RMS. A true weight is rounded at the scale of its cast
     - ``cast``: the format to which the recipe casts it; "" for none
     - ``steps``: the derivation; for a gradient, the terms of its sum
     - ``is_rounding``: a gradient that is zero but for rounding, like that of a bias of keys
@@ -142,7 +142,8 @@ class Numerics:
     """The numerics of every value of a model, in the original and as transformed.
 
     ``recipe``: the recipe whose casts are shown; ``is_applied``: does the module have them? (A
-    module without a recipe is shown with the casts of "fp8".) ``choices``: one for every value.
+    module without a recipe is shown with the casts of "fp8".) ``placement``: that of the plan.
+    ``choices``: one for every value.
     ``batches``: the number of measured batches. ``exact``: bitwise the original before casts; None
     where it was not verified. ``notes``: what is missing, and why. ``checked``: by graph, what
     ``unitify check`` finds.
@@ -153,6 +154,7 @@ class Numerics:
     scales: str
     recipe: Recipe
     is_applied: bool
+    placement: str
     batches: int
     exact: bool | None
     parameters: int
@@ -167,6 +169,13 @@ class Numerics:
     drift: tuple[Record, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     checked: Mapping[str, Checked] = field(default_factory=dict)
+
+    @property
+    def stable_names(self) -> dict[str, str]:
+        """The names in the graph → those that ``check`` prints."""
+        return {
+            value: stable for held in self.checked.values() for stable, value in held.values.items()
+        }
 
     def unit_share(self, direction: str, graph: str) -> tuple[int, int]:
         """(Number of values with an RMS in the unit band, number of values with an RMS).

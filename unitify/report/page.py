@@ -18,10 +18,11 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from unitify.diagnostics import PackageMissing, UnitifyError
+from unitify.diagnostics import check_package
 from unitify.formats.losses import NOTABLE
 from unitify.report.document import dumps
 from unitify.report.numerics import DIRECTIONS, GRAPHS, Numerics
+from unitify.report.report import apart
 from unitify.report.sections import SECTIONS
 from unitify.report.summary import losses, lowest_ratio
 from unitify.version import __version__
@@ -94,7 +95,7 @@ def _subtitle(numerics: Numerics) -> Iterator[str]:
         yield numerics.target
     yield f"{numerics.parameters:,} parameters"
     yield f"{len(numerics.values):,} values"
-    yield f"scales from {numerics.scales}"
+    yield f"scales: {numerics.scales}"
     batches = f"{numerics.batches} batch{'' if numerics.batches == 1 else 'es'}"
     yield f"measured on {batches}" if numerics.batches else "predicted, without data"
     applied = "" if numerics.is_applied else " (not applied)"
@@ -106,14 +107,12 @@ def _tiles(numerics: Numerics) -> Iterator[Tile]:
         before, total = numerics.unit_share(direction, "original")
         after, _ = numerics.unit_share(direction, "transformed")
         if total:
-            weights = numerics.true_weights(direction)
-            apart = f"; {weights:,} of weights stay true" if weights else ""
-            note = f"of {total:,}; RMS within [1/2, 2]{apart}"
+            note = f"of {total:,}; RMS within [1/2, 2]{apart(numerics.true_weights(direction))}"
             yield Tile(f"{name} at unit RMS", _percent(after, total), note, _percent(before, total))
     formats = f"{numerics.recipe.forward.name.upper()} / {numerics.recipe.backward.name.upper()}"
     bad = [sum(lost.worst > NOTABLE for lost in losses(numerics, graph)) for graph in GRAPHS]
-    note = "values and gradients with over 1 % to zero or beyond the range"
-    yield Tile(f"Losing in {formats}", f"{bad[1]:,}", note, f"{bad[0]:,}")
+    note = "values and gradients, to zero or beyond the range; the verdict judges by other limits"
+    yield Tile(f"Losing over 1 % in {formats}", f"{bad[1]:,}", note, f"{bad[0]:,}")
     ratios = [lowest_ratio(numerics, graph) for graph in GRAPHS]
     if ratios[1] is not None:
         before_text = "–" if ratios[0] is None else _decibels(ratios[0])
@@ -143,9 +142,7 @@ def _packed(text: str) -> str:
 @cache
 def _packed_plotly() -> str:
     """The plotting library, from the package plotly."""
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError:
-        purpose = "a report as a page"
-        raise UnitifyError(PackageMissing(package="'unitify[report]'", purpose=purpose)) from None
+    check_package("plotly", "a report as a page")
+    from plotly.offline import get_plotlyjs
+
     return _packed(get_plotlyjs())

@@ -200,6 +200,12 @@ def _rescales(graph: fx.Graph) -> int:
     return sum(operation_name(n).startswith("unitify.rescale") for n in graph.nodes)
 
 
+def apart(weights: int) -> str:
+    """The end of a share that does not count so many ``weights``."""
+    stay = "weight stays" if weights == 1 else "weights stay"
+    return f"; {weights:,} {stay} true, on purpose" if weights else ""
+
+
 def is_unit(rms: float) -> bool:
     """Does an RMS lie in the unit band?"""
     return UNIT[0] <= rms <= UNIT[1]

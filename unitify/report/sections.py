@@ -22,7 +22,7 @@ SECTIONS = (
         title="Verdict",
         lead="What the formats of the recipe would lose of the model as it is, and the line where "
         "that begins; then what unitify changed, and what it leaves. These are the findings of "
-        "unitify check.",
+        "unitify check, by its limits: signal to noise, and shares to zero and beyond the range.",
     ),
     Section(
         id="scales",
@@ -44,7 +44,7 @@ SECTIONS = (
         short="Under- and overflow",
         title="Underflow and overflow",
         lead="The share of each value that each format would lose, if the value were cast as the "
-        "graph holds it. The worst are first.",
+        "graph holds it; a weight that stays true, at the scale of its cast. The worst are first.",
     ),
     Section(
         id="agreement",

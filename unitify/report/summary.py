@@ -14,9 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from unitify.report.numerics import DIRECTIONS, GRAPHS, Numerics, Value
+from unitify.report.report import apart
 
 #: The number of worst values that are shown, and the least lost share of their elements.
 WORST, LEAST = 8, 1e-4
+#: The most characters of a name in a table.
+NAME = 56
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Lost:
 def losses(numerics: Numerics, graph: str) -> list[Lost]:
     """Losses of all values and gradients in the formats of the recipe, worst first.
 
-    Left out are masks and gradients of inputs, which are never cast, and what is rounding alone.
+    Left out are masks, gradients of inputs that are not cast, and what is rounding alone.
     """
     formats = numerics.recipe.forward.name, numerics.recipe.backward.name
     found = [
@@ -47,14 +50,20 @@ def losses(numerics: Numerics, graph: str) -> list[Lost]:
         for value in numerics.values
         if value.kind != "mask"
         for direction, format in zip(DIRECTIONS, formats, strict=True)
-        if not (direction == "backward" and (value.kind == "input" or value.backward.is_rounding))
+        if not (direction == "backward" and _is_left_out(value))
         if (held := value.side(direction).losses.get(graph, {}).get(format)) is not None
     ]
     return sorted(found, key=lambda lost: -lost.worst)
 
 
+def _is_left_out(value: Value) -> bool:
+    """Is no gradient of ``value`` lost, whatever the format?"""
+    side = value.backward
+    return side.is_rounding or (value.kind == "input" and not side.cast)
+
+
 def summary(numerics: Numerics) -> Group:
-    """Numbers of the whole model, then the values that lose most."""
+    """Numbers of the whole model, then the values that lose most, named as ``check`` names them."""
     table = Table(
         title=f"unitify · {numerics.model}", title_justify="left", show_header=False, box=None
     )
@@ -74,12 +83,11 @@ def facts(numerics: Numerics) -> Iterator[tuple[str, str]]:
         else "predicted, without data"
     )
     yield "values", f"{len(numerics.values):,} ({known}); {numerics.parameters:,} parameters"
-    yield "scales from", numerics.scales
+    yield "scales", numerics.scales
     for direction, name in zip(DIRECTIONS, ("values", "gradients"), strict=True):
         before, total = numerics.unit_share(direction, "original")
         after, _ = numerics.unit_share(direction, "transformed")
-        weights = numerics.true_weights(direction)
-        counted = f"of {total:,}" + (f"; {weights:,} of weights stay true" if weights else "")
+        counted = f"of {total:,}{apart(numerics.true_weights(direction))}"
         yield (
             f"{name} at unit RMS",
             (
@@ -124,27 +132,31 @@ def _restored(numerics: Numerics) -> str:
 
 def _worst(numerics: Numerics) -> Iterator[Table | Text]:
     formats = numerics.recipe.forward.name, numerics.recipe.backward.name
+    names = numerics.stable_names
     for graph in GRAPHS:
         found = [lost for lost in losses(numerics, graph)[:WORST] if lost.worst >= LEAST]
         table = Table(
             title=f"worst in {'/'.join(formats)}, {graph}", title_justify="left", box=None
         )
-        table.add_column("value")
-        table.add_column("module")
+        table.add_column("value", no_wrap=True)
         table.add_column("direction")
         table.add_column("format")
         table.add_column("to zero", justify="right")
         table.add_column("saturated", justify="right")
         for lost in found:
             table.add_row(
-                Text(lost.value.name),
-                Text(lost.value.module),
+                Text(_end(names.get(lost.value.name, lost.value.name))),
                 lost.direction,
                 lost.format,
                 f"{100 * lost.flushed:.2f} %",
                 f"{100 * lost.saturated:.2f} %",
             )
         yield table if found else Text(f"{table.title}: nothing above {100 * LEAST:g} %")
+
+
+def _end(name: str) -> str:
+    """A name that is cut at its start: its end is what distinguishes it."""
+    return name if len(name) <= NAME else f"…{name[1 - NAME :]}"
 
 
 def _percent(part: int, whole: int) -> str:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from unitify.diagnostics import EstimateFellBack, NoRule
 from unitify.recipe.choices import TAKEN, Choice, flop_share
-from unitify.report.report import Report, Share
+from unitify.report.report import Report, Share, apart
 
 _SHOWN = 4
 
@@ -22,7 +22,7 @@ def report_table(report: Report) -> Table:
     table.add_row("parameters", f"{report.parameters:,}")
     table.add_row("values", f"{report.values:,} (from {report.operations:,} operations)")
     table.add_row("rescales inserted", f"{report.rescales:,}")
-    table.add_row("scales from", report.scales)
+    table.add_row("scales", report.scales)
     table.add_row("values at unit RMS", _share(report.forward))
     table.add_row("gradients at unit RMS", _share(report.backward))
     table.add_row("restored without a rule", _counted(report.restored))
@@ -54,8 +54,7 @@ def _share(share: Share) -> str:
     if not share.total:
         return "none"
     before, after = (100 * n / share.total for n in (share.before, share.after))
-    apart = f"; {share.weights:,} of weights stay true" if share.weights else ""
-    return f"{before:.1f} % before, {after:.1f} % after (of {share.total:,}{apart})"
+    return f"{before:.1f} % before, {after:.1f} % after (of {share.total:,}{apart(share.weights)})"
 
 
 def _counted(found: Sequence[NoRule | EstimateFellBack]) -> str:

@@ -53,6 +53,10 @@ def values_of(of: Gathered, rules: RuleTable, formats: Iterable[Format]) -> tupl
     casts = _casts(part)
     contractions = frozenset(choice.value for choice in part.choices if choice.is_contraction)
     true = true_weights(capture)
+
+    def side(node: fx.Node, direction: int) -> Side:
+        return _side(of, node, direction, formats, casts, node in true)
+
     masks = extreme_values(capture.graph, rules, capture.example, capture.attribute)
     return tuple(
         Value(
@@ -61,8 +65,8 @@ def values_of(of: Gathered, rules: RuleTable, formats: Iterable[Format]) -> tupl
             operation=operation_name(node) if node.op == "call_function" else node.op,
             shape=shape_of(node.meta["val"]),
             origin=origin_of(node, of.lines, part.name),
-            forward=_side(of, node, 0, formats, casts),
-            backward=_side(of, node, 1, formats, casts),
+            forward=side(node, 0),
+            backward=side(node, 1),
             parameter=_parameter(part, node),
             is_true_weight=node in true,
             restored=_restored(part.plan, rules, node),
@@ -113,8 +117,12 @@ def _side(
     direction: int,
     formats: tuple[Format, ...],
     casts: Mapping[tuple[str, int], str],
+    is_true_weight: bool,
 ) -> Side:
-    exponent = of.part.plan.wanted(node.name).exponents[direction]
+    plan = of.part.plan
+    exponent = plan.wanted(node.name).exponents[direction]
+    # Nothing rounds a true weight but a cast, at a scale of its own.
+    rounded = plan.unit(node.name).exponents[direction] if is_true_weight else exponent
     predicted = _rms(of.analysis.estimates.get(node.name, Rms()), direction)
     measured = _rms(of.part.estimates.get(node.name, Rms()), direction)
     held = of.magnitudes.get((node.name, direction)) or _of_weight(of.part, node, direction)
@@ -131,7 +139,7 @@ def _side(
         measured=measured,
         exponent=exponent,
         magnitudes=held,
-        losses={} if known is None else _losses(known, exponent, formats),
+        losses={} if known is None else _losses(known, rounded, formats),
         cast=casts.get((node.name, direction), ""),
         steps=tuple(_derivation(step, of.part.name) for step in steps),
         is_rounding=bool(direction) and _is_rounding(predicted, measured, steps, of.part),

@@ -15,14 +15,13 @@ import torch
 from unitify.checkpoint.converted import damaged, read_document
 from unitify.checkpoint.files import mapped_shards
 from unitify.checkpoint.new_folder import sha256
-from unitify.diagnostics import FolderDamaged, UnitifyError, UnknownOption
+from unitify.diagnostics import FolderDamaged, UnitifyError, UnknownOption, check_package
 from unitify.documents import MalformedError, first_line, inside, malformed
 from unitify.formats.powers import is_power_of_two
 from unitify.rows import made
 from unitify.serve.cached import Cached
 from unitify.serve.contents import CONTENTS, FORMAT, ONNX, ONNX_FILE
 from unitify.serve.layouts import LAYOUTS, Layout
-from unitify.serve.reopened import check_package
 from unitify.serve.served import Served
 from unitify.serve.writing import promised
 

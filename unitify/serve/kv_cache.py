@@ -6,11 +6,10 @@ same scales gives a model that generates the same numbers, position by position.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
-from unitify.diagnostics import NoCache, PackageMissing, UnitifyError
+from unitify.diagnostics import NoCache, UnitifyError, check_package
 from unitify.module.assembly import parts_in
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.rulebook.rule_table import load_rules
@@ -26,10 +25,7 @@ def kv_cache(module: UnitScaledModule, *, rules: Iterable[Any] = ()) -> Any:
     Raises ``UnitifyError``: U005 without transformers, U408 where the module has no such casts or
     its model no such cache.
     """
-    if importlib.util.find_spec("transformers") is None:
-        raise UnitifyError(
-            PackageMissing(package="transformers", purpose="generation with a cache")
-        )
+    check_package("transformers", "generation with a cache")
     from unitify.serve.coded_cache import CodedCache
 
     found = cached(parts_in(module), load_rules(rules))

@@ -21,10 +21,10 @@ from unitify.capture.inputs import Inputs, as_inputs, written_inputs
 from unitify.checkpoint.new_folder import Folder, check_absent, new_folder
 from unitify.checkpoint.targets import input_batches
 from unitify.convert import read_source
-from unitify.diagnostics import NotOnnx, UnitifyError, error_line
+from unitify.diagnostics import NotOnnx, UnitifyError, check_package, error_line
 from unitify.recipe.recipe import Recipe
 from unitify.serve.contents import ONNX, ONNX_FILE, write_contents
-from unitify.serve.reopened import LEAST, Reader, check_package, reopened
+from unitify.serve.reopened import LEAST, Reader, reopened
 from unitify.serve.writing import Export, OnStart
 from unitify.transforming import transform
 

@@ -7,7 +7,6 @@ scales. So the outputs are compared.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import math
 from collections.abc import Callable, Iterable
@@ -21,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from unitify.capture.inputs import Inputs
 from unitify.checkpoint.pretrained import quiet
-from unitify.diagnostics import PackageMissing, ReaderDiffers, UnitifyError
+from unitify.diagnostics import ReaderDiffers, UnitifyError
 from unitify.formats.signal_to_noise import decibels
 
 #: The least signal to noise of a folder in decibels, without one in the recipe. A missing or wrong
@@ -31,12 +30,6 @@ LEAST = 6.0
 
 #: Takes a call; gives the numbers that the reader of a folder computes.
 Reader = Callable[[Inputs], Iterable[Tensor]]
-
-
-def check_package(package: str, purpose: str) -> None:
-    """Raises ``UnitifyError`` (U005) where ``package``, which is for ``purpose``, is missing."""
-    if importlib.util.find_spec(package.replace("-", "_")) is None:
-        raise UnitifyError(PackageMissing(package=package, purpose=purpose))
 
 
 def in_transformers(model: nn.Module, folder: Path) -> Reader:

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from unitify.capture.inputs import Inputs
 from unitify.checkpoint.files import CONFIG
 from unitify.checkpoint.new_folder import Folder, new_folder
-from unitify.diagnostics import Diagnostic, NotFinite, NotFolded, UnitifyError
+from unitify.diagnostics import Diagnostic, NotFinite, NotFolded, UnitifyError, check_package
 from unitify.formats.table import E4M3
 from unitify.recipe.recipe import Recipe
 from unitify.serve.cached import Cached
 from unitify.serve.contents import write_contents
 from unitify.serve.families import FAMILIES, Family
 from unitify.serve.layouts import LAYOUTS, Layout
-from unitify.serve.reopened import LEAST, check_package, reopened
+from unitify.serve.reopened import LEAST, reopened
 from unitify.serve.served import Served
 from unitify.serve.shards import INDEX, OnBytes, Promise, index, write_shard
 

@@ -54,6 +54,11 @@ function powerOfTwo(exponent) {
   return ["2", element("sup", {}, signed(exponent))];
 }
 
+// A text in which 2^-13 is written as a power.
+function withPowers(text) {
+  return text.split(/2\^(-?\d+)/).flatMap((part, index) => (index % 2 ? powerOfTwo(part) : [part]));
+}
+
 function count(number) {
   return number.toLocaleString("en-US");
 }

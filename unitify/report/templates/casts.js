@@ -2,6 +2,14 @@
 
 const LISTED = 120;
 
+function castsText() {
+  const { name, values } = report.recipe;
+  const [forward, backward] = DIRECTIONS.map((direction) => report.recipe[direction].toUpperCase());
+  return values === "all"
+    ? `Recipe ${name}: every value to ${forward}, every gradient to ${backward}.`
+    : `Recipe ${name}: operands of contractions to ${forward}, gradients of their results to ${backward}.`;
+}
+
 function castsView() {
   const groups = new Map();
   for (const choice of report.choices) {
@@ -31,7 +39,7 @@ function castsView() {
     element(
       "p",
       { class: "note" },
-      `Recipe ${report.recipe.name}: operands of contractions to ${report.recipe.forward.toUpperCase()}, gradients of their results to ${report.recipe.backward.toUpperCase()}.` +
+      castsText() +
         (report.recipe_is_applied ? "" : " It is not applied to this model: this is what it would do."),
     ),
     ...all.map((group) =>

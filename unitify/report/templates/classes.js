@@ -18,6 +18,11 @@ function classesView() {
       return { ...each, index, members: values, at: Math.min(...values.map((value) => value.index)) };
     })
     .filter((each) => each.members.length);
+  if (held.length < 2) {
+    const why = "Every value is stored at the same scale, so there are no rescales: constants are in the casts.";
+    host.replaceChildren(element("p", { class: "empty" }, why));
+    return;
+  }
   const byIndex = new Map(held.map((each) => [each.index, each]));
   const inside = (path) => (each) =>
     !path || each.members.some((value) => value.module === path || value.module.startsWith(`${path}.`));
@@ -174,7 +179,7 @@ function classTooltip(event, each) {
   const names = each.members.slice(0, 6).map(shownName).join(", ");
   const restored = each.members.filter((value) => value.restored !== null).map((value) => value.name);
   showTooltip(event, plural(each.members.length, "value"), [
-    ["scale", `2^${signed(each.forward)} of values, 2^${signed(each.backward)} of gradients`],
+    ["scale", `2^${each.forward} of values, 2^${each.backward} of gradients`],
     ["values", each.members.length > 6 ? `${names} …` : names],
     ["restored", restored.slice(0, 4).join(", ")],
   ]);
@@ -184,8 +189,8 @@ function edgeTooltip(event, edge) {
   showTooltip(event, "rescale", [
     ["from", shownName(edge.source.members[0])],
     ["to", shownName(edge.target.members[0])],
-    ["forward", `× 2^${signed(edge.forward)}`],
-    ["backward", `× 2^${signed(edge.backward)}`],
+    ["forward", `× 2^${edge.forward}`],
+    ["backward", `× 2^${edge.backward}`],
     ["uses", edge.uses > 1 ? count(edge.uses) : ""],
   ]);
 }

@@ -251,12 +251,15 @@ function choiceOf(value) {
   const choice = choiceByName.get(value.contraction ?? value.name);
   if (!choice) return [];
   const isCast = choice.forward || choice.backward;
+  const formats = [choice.forward, choice.backward].map((format) => format?.toUpperCase() ?? "–").join(" / ");
+  const what = isCast ? `${formats}: ` : choice.is_operand ? "" : "kept: ";
+  const runs = choice.runs ? `; ${choice.runs}${choice.runs_because ? ` (${choice.runs_because})` : ""}` : "";
   return [
     element("h3", {}, "Recipe"),
     element(
       "p",
       {},
-      `${isCast ? `${choice.forward ?? "–"} / ${choice.backward ?? "–"}` : "kept"}: ${choice.reason}${choice.runs ? `; ${choice.runs}${choice.runs_because ? ` (${choice.runs_because})` : ""}` : ""}.`,
+      `${what}${choice.reason}${runs}.`,
     ),
   ];
 }

@@ -51,7 +51,7 @@ function exponentsView() {
       const { direction, graph } = PANELS[point.data.meta];
       const column = drawn[point.pointIndex[1]];
       showTooltip(event, columnTitle(column), [
-        ["magnitude", `2^${signed(point.y - 0.5)} … 2^${signed(point.y + 0.5)}`],
+        ["magnitude", `2^${point.y - 0.5} … 2^${point.y + 0.5}`],
         ["share", percent(point.z)],
         ["values", column.values.length > 1 ? count(column.values.length) : ""],
         ["", column.values[0][direction].octaves ? "measured" : "a normal distribution is assumed"],

@@ -7,10 +7,10 @@ function findingsView() {
       {},
       element("span", { class: "badge" }, finding.code),
       finding.where ? element("code", {}, finding.where) : null,
-      ` ${finding.why}. ${finding.fix}`,
+      ` ${finding.why}. ${finding.fix}.`,
     ),
   );
-  const notes = report.notes.map((note) => element("li", {}, note));
+  const notes = report.notes.map((note) => element("li", {}, `${note[0].toUpperCase()}${note.slice(1)}.`));
   const versions = Object.entries(report.versions)
     .map(([name, version]) => `${name} ${version}`)
     .join(", ");

@@ -66,11 +66,16 @@ function deepest() {
   return Math.max(...report.values.map((value) => (value.module ? value.module.split(".").length : 0)));
 }
 
-// A slot: {values, module} of a folded module, {values: [value]} of a value.
+// A slot: {values, module} of a folded module, {values: [value]} of a value. They are in the order of
+// the graph, where a module has the place of its first value.
 function slotsOf(node) {
+  return slotsIn(node).sort((a, b) => a.values[0].index - b.values[0].index);
+}
+
+function slotsIn(node) {
   return node.items.flatMap((item) => {
     if (item.items === undefined) return [{ values: [item], node: null, within: node.path }];
-    return open.has(item.path) ? slotsOf(item) : [{ values: item.values, node: item, within: node.path }];
+    return open.has(item.path) ? slotsIn(item) : [{ values: item.values, node: item, within: node.path }];
   });
 }
 

@@ -5,7 +5,8 @@ const ROW = 34;
 // Rows on paper.
 const PRINTED = 1000;
 
-// ``columns``: {label, group, get(row), show(row), numeric, width, note, tail: cut at its start}. ``tools``: further filters, each
+// ``columns``: {label, group, get(row), show(row), numeric, width, note, tail: cut at its start,
+// isWideOnly: not on a phone}. ``tools``: further filters, each
 // {node, keeps(row)}. Returns a function that redraws it.
 function grid(host, { label, columns, rows, opened, search, sort, tools = [], rowClass }) {
   let shown = rows;
@@ -19,7 +20,9 @@ function grid(host, { label, columns, rows, opened, search, sort, tools = [], ro
     element(
       "colgroup",
       {},
-      ...columns.map((column) => element("col", { style: column.width ? `width: ${column.width}` : "" })),
+      ...columns.map((column) =>
+        element("col", { class: classOf(column, false), style: column.width ? `width: ${column.width}` : "" }),
+      ),
     ),
     element("thead", {}, groupsOf(columns), head),
     body,
@@ -54,7 +57,7 @@ function grid(host, { label, columns, rows, opened, search, sort, tools = [], ro
     );
     column.head = element(
       "th",
-      { scope: "col", class: column.numeric ? "number" : "", "data-label": column.label },
+      { scope: "col", class: classOf(column, false), "data-label": column.label },
       button,
     );
     head.append(column.head);
@@ -122,7 +125,7 @@ function grid(host, { label, columns, rows, opened, search, sort, tools = [], ro
         },
       },
       ...columns.map((column) => {
-        const cell = element("td", { class: column.numeric ? "number" : column.tail ? "tail" : "" });
+        const cell = element("td", { class: classOf(column, column.tail) });
         const content = column.show(row);
         cell.append(...[content].flat().filter((part) => part !== null && part !== undefined));
         return cell;
@@ -166,6 +169,7 @@ function grid(host, { label, columns, rows, opened, search, sort, tools = [], ro
       say,
     ),
     scroller,
+    element("p", { class: "note swipe", "aria-hidden": "true" }, "More columns to the right: swipe."),
     unprinted,
   );
   onPrint(draw);
@@ -173,18 +177,23 @@ function grid(host, { label, columns, rows, opened, search, sort, tools = [], ro
   return { update, replace: (others) => ((rows = others), update()) };
 }
 
+function classOf(column, isTail) {
+  const own = column.numeric ? "number" : isTail ? "tail" : "";
+  return column.isWideOnly ? `${own} wide-only` : own;
+}
+
 // A row above the heads that groups neighbors; none without groups.
 function groupsOf(columns) {
   if (!columns.some((column) => column.group)) return null;
   const cells = [];
-  for (const { group } of columns) {
+  for (const { group, isWideOnly } of columns) {
     const before = cells[cells.length - 1];
-    if (before && before.group === group) before.cell.colSpan += 1;
-    else
-      cells.push({
-        group,
-        cell: element("th", { scope: "colgroup", class: `group ${group ?? ""}`, colspan: 1 }, group ?? ""),
-      });
+    if (before && before.group === group && before.isWideOnly === isWideOnly) before.cell.colSpan += 1;
+    else {
+      const own = `group ${group ?? ""}${isWideOnly ? " wide-only" : ""}`;
+      const cell = element("th", { scope: "colgroup", class: own, colspan: 1 }, group ?? "");
+      cells.push({ group, isWideOnly, cell });
+    }
   }
   return element("tr", { class: "groups" }, ...cells.map(({ cell }) => cell));
 }

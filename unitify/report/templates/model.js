@@ -38,10 +38,10 @@ function isRounding(value, direction) {
 }
 
 // Is something lost where a format does not hold it? Nothing of a mask, of the gradient of an input
-// (nobody casts it), or of rounding.
+// that is not cast, or of rounding.
 function counts(value, direction) {
-  const isGradient = direction === "backward";
-  return !isMask(value) && !(isGradient && value.kind === "input") && !isRounding(value, direction);
+  const isFree = direction === "backward" && value.kind === "input" && !value.backward.cast;
+  return !isMask(value) && !isFree && !isRounding(value, direction);
 }
 
 function shownName(value) {

@@ -4,14 +4,10 @@ function noiseView() {
   const host = section("noise");
   const layers = report.values.filter((value) => value.sqnr && value.contraction !== null);
   if (!layers.length) {
-    host.replaceChildren(
-      element(
-        "p",
-        { class: "empty" },
-        report.notes.find((note) => note.includes("signal to noise")) ??
-          "The recipe casts no contraction of this model, so there is no noise to show.",
-      ),
-    );
+    if (!report.notes.some((note) => note.startsWith("signal to noise")))
+      report.notes.push("signal to noise is not shown: the recipe casts no contraction");
+    host.closest("section").hidden = true;
+    document.querySelector('nav a[href="#noise"]').hidden = true;
     return;
   }
   const plot = element("div", {

@@ -10,7 +10,7 @@ function showTooltip(event, title, rows) {
       {},
       ...rows
         .filter(([, text]) => text !== null && text !== "")
-        .flatMap(([name, text]) => [element("dt", {}, name), element("dd", {}, text)]),
+        .flatMap(([name, text]) => [element("dt", {}, name), element("dd", {}, ...withPowers(text))]),
     ),
   );
   tooltip.hidden = false;
@@ -35,7 +35,7 @@ function valueRows(value, direction, graph) {
     ["module", value.module],
     ["RMS", rmsText(side, stored)],
     ["", isRounding(value, direction) ? "zero but for rounding" : ""],
-    ["scale", stored ? `2^${signed(side.exponent)}` : ""],
+    ["scale", stored ? `2^${side.exponent}` : ""],
     ["cast to", side.cast ?? ""],
     ["source", sourceText(value)],
     ["", sourceLine(value)],

@@ -34,6 +34,7 @@ function moduleColumn(of = (row) => row) {
     show: (row) => clipped(of(row).module),
     tail: true,
     width: "14%",
+    isWideOnly: true,
   };
 }
 

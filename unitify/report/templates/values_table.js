@@ -1,5 +1,12 @@
 // Every value, one row each.
 
+// On paper the file without its folder, because a path would be cut into many lines.
+function sourceCell(value) {
+  const text = sourceText(value);
+  if (!isPrinting) return clipped(text);
+  return element("span", { class: "place-line" }, text.slice(text.lastIndexOf("/") + 1));
+}
+
 function valuesView() {
   const host = section("values");
   host.replaceChildren();
@@ -42,8 +49,9 @@ function valuesView() {
         get: operationText,
         show: (value) => clipped(operationText(value)),
         width: "10%",
+        isWideOnly: true,
       },
-      { label: "source", get: sourceText, show: (value) => clipped(sourceText(value)), tail: true, width: "15%" },
+      { label: "source", get: sourceText, show: sourceCell, tail: true, width: "15%", isWideOnly: true },
       logColumn("forward", "original"),
       logColumn("forward", "transformed"),
       logColumn("backward", "original"),

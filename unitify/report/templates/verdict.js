@@ -7,10 +7,6 @@ function verdictView() {
   const left = transformed.findings.filter((finding) => finding.severity !== "note");
   const places = original.starts.map(([[first]]) => original.findings[first]);
   const lines = new Set(places.map(({ file, line }) => `${file}:${line}`)).size;
-  const scaled = DIRECTIONS.map(
-    (direction) => report.values.filter((value) => value[direction].exponent !== 0).length,
-  );
-  const rescales = report.rescales.reduce((sum, [, , , , uses]) => sum + uses, 0);
   const exact = {
     true: "Before casts, outputs and gradients are bitwise the original's.",
     false: "Before casts, outputs or gradients are NOT those of the original.",
@@ -21,10 +17,10 @@ function verdictView() {
       "p",
       { class: "headline" },
       lost.length
-        ? `In ${recipe}, ${count(lost.length)} of ${plural(original.judged, "tensor")} would be lost as they are` +
+        ? `In ${recipe}, ${count(lost.length)} of ${plural(original.judged, "tensor")} would lose elements or digits as they are` +
             `, from ${plural(lines, "line")}. With unitify, ${left.length ? count(left.length) : "none"}.`
         : `In ${recipe}, all ${plural(original.judged, "tensor")} hold as they are.` +
-            (left.length ? ` With unitify, ${count(left.length)} would be lost.` : ""),
+            (left.length ? ` With unitify, ${count(left.length)} would not.` : ""),
     ),
     element("h3", { class: "original" }, "As it is"),
     startsTable(original, "Nothing would be lost."),
@@ -33,22 +29,34 @@ function verdictView() {
     element(
       "p",
       {},
-      `${plural(scaled[0], "value")} and ${plural(scaled[1], "gradient")} are stored at another scale, ` +
-        `with ${plural(rescales, "rescale")} between them. ${exact}` +
+      `${scaledText()} ${exact}` +
         (report.recipe_is_applied ? "" : ` The casts of ${recipe} are not applied: they are what it would do.`),
     ),
     element("h3", { class: "transformed" }, "What is left"),
-    startsTable(transformed, "Nothing: everything that is judged holds."),
+    startsTable(transformed, "Nothing: everything that is judged holds.", true),
     element(
       "p",
       { class: "note" },
-      `Judged: ${original.judged_by}. An error is a tensor that the recipe casts; a warning, one that would be lost if it were cast.`,
+      `Judged: ${original.judged_by}. An error is a tensor that the recipe casts; a warning, one that would lose as much if it were cast.`,
     ),
   );
 }
 
-// A row for each line where something begins.
-function startsTable({ starts, findings }, none) {
+// With the placement "casts" every value is stored as it was, and multiplied as it is cast.
+function scaledText() {
+  const inCasts = report.placement === "casts";
+  const [values, gradients] = DIRECTIONS.map(
+    (direction) =>
+      report.values.filter(({ [direction]: side }) => side.exponent !== 0 && (side.cast || !inCasts)).length,
+  );
+  const both = `${plural(values, "value")} and ${plural(gradients, "gradient")} are`;
+  if (inCasts) return `${both} multiplied by a constant as they are cast; everything is stored as it was.`;
+  const rescales = report.rescales.reduce((sum, [, , , , uses]) => sum + uses, 0);
+  return `${both} stored at another scale, with ${plural(rescales, "rescale")} between them.`;
+}
+
+// A row for each line where something begins. ``isTransformed``: the RMS is the stored one already.
+function startsTable({ starts, findings }, none, isTransformed = false) {
   if (!starts.length) return element("p", {}, none);
   return element(
     "div",
@@ -74,6 +82,7 @@ function startsTable({ starts, findings }, none) {
           startRow(
             begun.map((index) => findings[index]),
             followers,
+            isTransformed,
           ),
         ),
       ),
@@ -81,7 +90,7 @@ function startsTable({ starts, findings }, none) {
   );
 }
 
-function startRow([first, ...others], followers) {
+function startRow([first, ...others], followers, isTransformed) {
   const value = valueByName.get(first.value);
   const place = first.file ? `${first.file}:${first.line}` : "no line";
   return element(
@@ -98,12 +107,13 @@ function startRow([first, ...others], followers) {
       {},
       element("span", { class: `badge ${first.severity}` }, first.severity),
       value ? valueLink(value) : element("code", {}, first.name),
-      `: ${first.why}.`,
+      ": ",
+      ...withPowers(`${first.why}.`),
       others.length ? ` Also ${namesOf(others)}.` : "",
-      followers ? ` ${plural(followers, "more tensor")} would be lost because of it.` : "",
+      followers ? ` ${plural(followers, "more tensor")} would lose because of it.` : "",
       ` (${first.code})`,
     ),
-    element("td", {}, `${first.fix}.`, ...scaleOf(value, first.direction)),
+    element("td", {}, ...withPowers(`${first.fix}.`), ...(isTransformed ? [] : scaleOf(value, first.direction))),
   );
 }
 
@@ -117,7 +127,8 @@ function scaleOf(value, direction) {
   const side = value?.[direction];
   if (!side?.exponent || rms(side) === null) return [];
   const stored = digits(rms(side) / 2 ** side.exponent);
-  const held = [`unitify stores it as RMS ${stored}, times `, ...powerOfTwo(side.exponent), "."];
+  const how = report.placement === "casts" ? "casts" : "stores";
+  const held = [`unitify ${how} it as RMS ${stored}, times `, ...powerOfTwo(side.exponent), "."];
   return [" ", element("span", { class: "transformed" }, ...held)];
 }
 
