@@ -199,7 +199,11 @@ def _is_tracked(value: torch.Tensor) -> bool:
 def storages(node: fx.Node) -> set[int]:
     """The storages of a value; of each one, if it is several."""
     held = pytree.tree_leaves(node.meta.get("val"))
-    return {t.untyped_storage()._cdata for t in held if isinstance(t, torch.Tensor)}
+    return {
+        t.untyped_storage()._cdata
+        for t in held
+        if isinstance(t, torch.Tensor) and t.layout == torch.strided
+    }
 
 
 def _storage(node: fx.Node) -> int:
