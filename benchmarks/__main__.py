@@ -81,8 +81,8 @@ def page() -> str:
         table(["pixels", *STAGES], by_input()),
         "## Peak memory of `transform`",
         f"A Llama of {LAYERS} layers. The peak over the model, which is in it. Beside the model "
-        "there is the module, at the end, or a set of gradients, while both are compared; the rest "
-        "are activations, graphs, and what the allocator keeps.",
+        "there is the module, at the end; the rest are activations, graphs, code that is imported, "
+        "and what the allocator keeps.",
         table(["width", "MiB of the model", "peak"], peaks()),
         "## Starting",
         "\n".join(f"- `{name}`: {ratio:.2f} × `import torch`" for name, ratio in imports().items()),
