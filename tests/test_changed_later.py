@@ -14,13 +14,6 @@ from python_state import transformed, x
 from torch import Tensor, nn
 
 
-class Slotted:
-    __slots__ = ("a",)
-
-    def __init__(self) -> None:
-        self.a = 1
-
-
 class OfItsClass:
     gain = 1.0
 

@@ -19,7 +19,6 @@ from unitify.checkpoint import folder
 from unitify.checkpoint.new_folder import sha256
 from unitify.cli import app
 from unitify.diagnostics import all_diagnostics
-from unitify.explain import explain_value
 from unitify.rule_trials.listing import rule_texts
 from unitify.rulebook.rule_table import load_rules
 
@@ -381,18 +380,6 @@ def test_explain_a_value(run: Run, weights: Path) -> None:
         shown = [line.strip() for line in result.stdout.splitlines()]
         for operation in ("aten.linear.default", "aten.gelu.default"):
             assert set(rule_texts(load_rules()[operation])) <= set(shown)
-
-
-def test_a_value_stays_true_only_at_scale_one() -> None:
-    linear = torch.nn.Linear(16, 16, bias=False)
-    torch.nn.init.normal_(linear.weight, std=1e-6)
-    model = torch.nn.Sequential(linear, torch.nn.GELU(), torch.nn.Linear(16, 16))
-    x = torch.ones(4, 16)
-    value, weight = (explain_value(name, model, (x,)) for name in ("linear", "0.weight"))
-    assert "stays true; a cast rounds it" in weight
-    assert "forward  scale 2^0," not in value
-    assert "a cast rounds it" in value
-    assert "stays true" not in value
 
 
 def test_explain_an_unknown_value(run: Run) -> None:

@@ -101,10 +101,11 @@ def by_table(tensors: Tensors) -> Iterator[None]:
 
 
 def _is_alias(a: Tensor, b: Tensor) -> bool:
-    return bool(_storage(a) == _storage(b)) and bool(_geometry(a) == _geometry(b))
+    return bool(storage_of(a) == storage_of(b)) and bool(_geometry(a) == _geometry(b))
 
 
-def _storage(tensor: Tensor) -> Any:
+def storage_of(tensor: Tensor) -> Any:
+    """What is the same for tensors that share memory; for one without memory, its identity."""
     if tensor.layout != torch.strided or tensor.is_meta:
         return id(tensor)
     return tensor.untyped_storage()._cdata
@@ -128,7 +129,7 @@ def view_of_own(
         return None
     named = [*model.named_parameters(), *model.named_buffers()]
     for name, own in named:
-        if own.layout != torch.strided or _storage(own) != _storage(constant):
+        if own.layout != torch.strided or storage_of(own) != storage_of(constant):
             continue
         if own.dtype != constant.dtype:
             continue

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from unitify.capture.aliases import storages, written_arguments
 from unitify.capture.effects import Effect, leave
 from unitify.capture.guards import Guard, Guards
+from unitify.capture.identity import storage_of
 from unitify.capture.surroundings import layout
 from unitify.diagnostics import InputMismatch, OutsideGuards, UnitifyError
 
@@ -214,11 +215,9 @@ def leaf_shape(value: torch.Tensor) -> tuple[int | str, ...]:
 def _share_memory(a: Any, b: Any) -> bool:
     if not (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)):
         return False
-    if a is b or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         return a is b
-    if {a.layout, b.layout} != {torch.strided} or a.is_nested or b.is_nested:
-        return False
-    return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
+    return bool(storage_of(a) == storage_of(b))
 
 
 def written_inputs(graph: fx.Graph) -> tuple[int, ...]:

@@ -42,9 +42,7 @@ class Fault:
 Known = tuple[float | None, Magnitudes | None]
 
 
-def faults(
-    judged: Judged, known: Known, limits: Limits, is_transformed: bool = False
-) -> Iterator[Fault]:
+def faults(judged: Judged, known: Known, limits: Limits, is_transformed: bool) -> Iterator[Fault]:
     """Everything that is wrong with one tensor, the clearest first.
 
     A cast tensor is judged by its magnitudes where they were measured. Every other tensor is judged

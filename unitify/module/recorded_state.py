@@ -171,16 +171,16 @@ class RecordedState:
         if read.steps[0].key in ("_parameters", "_buffers"):
             self._note_trait(tree, read)
             return
-        owner = owner_of(read, tree)
-        if read.steps[-1].key == NAMESPACE:
+        owner, key = owner_of(read, tree), read.steps[-1].key
+        if key == NAMESPACE:
             self._ask(partial(_names_in, owner), read)
             return
-        container, key = holder_of(read, tree)
         if key == "training" and isinstance(owner, nn.Module):
             # The graph follows the mode of the module whose code read it, which has that of the
             # whole.
             self._ask(partial(_have_one_mode, owner, tree), read)
             return
+        container, _ = holder_of(read, tree)
         self._note(container, key, read)
         if read.steps[-1].kind != "attribute" or key in container:
             return

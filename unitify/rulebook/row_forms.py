@@ -171,11 +171,11 @@ def _domain(value: Any) -> tuple[float, float]:
     return found[0], found[1]
 
 
-_MATRIX_PRODUCT = re.compile(r"(\w+) @ (\w+)(\.T)?(?: \+ (\w+))?")
+_MATMUL = re.compile(r"(\w+) @ (\w+)(\.T)?(?: \+ (\w+))?")
 
 
 def _matmul(value: Any) -> Matmul:
-    found = _MATRIX_PRODUCT.fullmatch(_text(value))
+    found = _MATMUL.fullmatch(_text(value))
     if found is None:
         raise RowError(f"{value!r} does not match 'left @ right.T + bias'")
     left, right, transposed, bias = found.groups()
