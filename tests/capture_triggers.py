@@ -112,6 +112,12 @@ def _(path: Path) -> None:
     unitify.gather_codes_(unitify.transform(nn.Sequential(nn.Linear(6, 6)), (X,)))
 
 
+@triggers("U021")
+def _(path: Path) -> None:
+    module = unitify.transform(nn.Sequential(nn.Linear(6, 6)), (X,), recipe="fp8,multiple=1")
+    unitify.rebase_(unitify.gather_codes_(module))
+
+
 @triggers("U101")
 def _(path: Path) -> None:
     capture(Forward(lambda m, x: m.linear(x) if x.sum() > 0 else x), (X,), {})

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from distributed_training import (
     STEPS,
@@ -103,6 +104,8 @@ def gathered_codes(rank: int, folder: Path, blocks: bool = True, **options: Any)
         sent.append(counted)
         runs.append(ran(made(are_codes), rank, folder / str(are_codes)))
         runs[-1].resumed = resumed(made(not are_codes), rank, folder / str(are_codes))
+    with pytest.raises(unitify.UnitifyError, match="U021"):
+        unitify.rebase_(made(True))
     wide, narrow = sent
     # Each block is gathered for either pass, the rest once. Nothing is reduced to find a scale.
     gathers, scatters = (5, 3) if blocks else (1, 1)

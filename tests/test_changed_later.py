@@ -144,6 +144,35 @@ def test_inputs_that_share_memory(rows: int, is_one: bool) -> None:
         assert torch.equal(mine, theirs)
 
 
+class Counts(nn.Module):
+    """Writes into its buffer, or into its input, before it reads the other one."""
+
+    total: Tensor
+
+    def __init__(self, writes_state: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.writes_state = nn.Linear(8, 8), writes_state
+        self.register_buffer("total", torch.zeros(4, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        (self.total if self.writes_state else x).add_(1)
+        return self.inner(x) + self.total
+
+
+@pytest.mark.parametrize("writes_state", [True, False])
+@pytest.mark.parametrize("path", ["", "net."])
+def test_an_input_that_shares_memory_with_a_buffer(writes_state: bool, path: str) -> None:
+    model: Any = Counts(writes_state)
+    model = nn.Sequential(model) if path else model
+    module = transformed(model, x())
+    for given in (lambda net: net.total, lambda net: net.total[:4].view(4, 8), lambda net: x()):
+        held = [net[0] if path else net for net in (module, model)]
+        mine, theirs = module(given(held[0])), model(given(held[1]))
+        assert torch.equal(mine, theirs)
+        assert torch.equal(held[0].total, held[1].total)
+
+
 #: Code that goes by the mode of a module that it does not call.
 MODES: dict[str, Callable[[], nn.Module]] = {
     "a batch norm's": lambda: Net(

@@ -100,6 +100,14 @@ def test_what_a_call_keeps_is_kept(kind: type[Linear]) -> None:
     assert_true_to(model, module, [(x(),), (x(7),), (x(3),)], KEEPS[kind])
 
 
+def test_the_buffer_that_a_call_replaces_is_left_as_it_is() -> None:
+    module = transformed(ReplacesItsBuffer(), x())
+    before = module.average
+    module(x())
+    assert module.average is not before
+    assert torch.equal(before, torch.zeros(8))
+
+
 def test_a_kept_loss_trains_what_it_is_made_of() -> None:
     class Router(nn.Module):
         def __init__(self) -> None:

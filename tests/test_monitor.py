@@ -76,6 +76,26 @@ def test_readings_are_true_values_in_their_units(name: str) -> None:
     assert record.backward.keys() == asked
 
 
+@pytest.mark.parametrize("recipe", [None, "fp8"])
+def test_values_that_stay_true_are_read_in_the_unit_of_their_casts(recipe: str | None) -> None:
+    read = []
+    for placement in ("everywhere", "casts"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16))
+        module = unitify.transform(
+            model, (torch.randn(32, 16),), recipe=recipe, placement=placement, loss_fn=norm
+        )
+        with unitify.monitor(module) as monitor:
+            step(module)
+        assert monitor.latest is not None
+        read.append((monitor.latest.forward, monitor.latest.backward))
+    assert read[0] == read[1]
+
+
+def norm(result: Tensor) -> Tensor:
+    return result.square().sum()
+
+
 def test_shares_are_those_of_the_format() -> None:
     module = linears()
     weight, unit = module.get_parameter("0.weight"), parameter_scales(module)["0.weight"].fwd

@@ -235,10 +235,10 @@ def _called_by_name(
     def forward(**named: Any) -> Any:
         given, keywords = unbind(signature, args, kwargs, named)
         before = State.of(model, named, numbers=False)
-        with surroundings(), by_table(tensors):
+        # What a call assigns is a result here; export would write into the old object.
+        with surroundings(), by_table(tensors), _buffers_assigned():
             result = original(*given, **keywords)
         effects[:], values = effects_of(before, paths, touched)
-        # What a call assigns is a result here; export would write into the old object.
         before.put_back()
         return result, values
 
@@ -253,6 +253,19 @@ def _called_by_name(
         del subject.__dict__["forward"]
         if was_set:
             subject.__dict__["forward"] = original
+
+
+@contextlib.contextmanager
+def _buffers_assigned() -> Iterator[None]:
+    """Inside, export does not note which buffers are assigned."""
+    hooks = nn.modules.module._global_buffer_registration_hooks
+    of_torch = {key: h for key, h in hooks.items() if h.__module__.startswith("torch.")}
+    for key in of_torch:
+        del hooks[key]
+    try:
+        yield
+    finally:
+        hooks.update(of_torch)
 
 
 @contextlib.contextmanager

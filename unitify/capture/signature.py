@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,8 @@ class CallSignature:
     first_same: tuple[int, ...] = ()
     #: The positions of the flat inputs into which a call writes.
     written: tuple[int, ...] = ()
+    #: Parameters and buffers that must share no memory with an input, since a call writes.
+    apart: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """All leaves, in order."""
@@ -81,18 +83,35 @@ class CallSignature:
         """
         return self._accepted(self.fitted(args, kwargs))
 
-    def fitted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | Refusal:
+    def fitted(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        held: Callable[[str], Any] | None = None,
+    ) -> list[Any] | Refusal:
         """The flat inputs of the graph for this call, or why the graph is not for it.
 
-        It is not where an input into which it writes shares memory with another one.
+        It is not where memory into which it writes is that of two inputs, or of an input and a
+        parameter or buffer. ``held`` gives those by name.
         """
         found = self.fitted_apart(args, kwargs)
-        for position in self.written if isinstance(found, list) else ():
-            for other, value in enumerate(found):
-                if other != position and _share_memory(found[position], value):
-                    names = self.leaves[position].name, self.leaves[other].name
-                    return "{} and {} share memory, and a call writes into it", names
-        return found
+        if not isinstance(found, list):
+            return found
+        shared = self._shared(found, held) if self.written or self.apart else None
+        return shared or found
+
+    def _shared(self, found: list[Any], held: Callable[[str], Any] | None) -> Refusal | None:
+        """The refusal of inputs that share memory into which a call writes."""
+        problem, names = "{} and {} share memory, and a call writes into it", self.leaves
+        memory = [_memory_of(value) for value in found]
+        for position in self.written:
+            if memory.count(memory[position]) > 1:
+                twice = [i for i, m in enumerate(memory) if m == memory[position]]
+                return problem, (names[twice[0]].name, names[twice[1]].name)
+        for target in self.apart:
+            if held is not None and (own := _memory_of(held(target))) in memory:
+                return problem, (names[memory.index(own)].name, target)
+        return None
 
     def fitted_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | Refusal:
         """``fitted`` of these inputs, each in memory of its own."""
@@ -212,19 +231,33 @@ def leaf_shape(value: torch.Tensor) -> tuple[int | str, ...]:
     return tuple(_extent(size) for size in value.shape)
 
 
-def _share_memory(a: Any, b: Any) -> bool:
-    if not (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)):
-        return False
-    if torch.compiler.is_compiling():
-        return a is b
-    return bool(storage_of(a) == storage_of(b))
+def _memory_of(value: Any) -> Any:
+    """What is the same for tensors that share memory; compilers know tensors alone."""
+    is_tensor = isinstance(value, torch.Tensor) and not torch.compiler.is_compiling()
+    return storage_of(value) if is_tensor else id(value)
 
 
-def written_inputs(graph: fx.Graph) -> tuple[int, ...]:
-    """The positions of the inputs into which a graph writes, also through a view."""
+def written_by(graph: fx.Graph) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The positions of the inputs into which a graph writes, also through a view; and the
+    attributes that must not share memory with an input, whose numbers are of a like type.
+    """
     written = {s for node in graph.nodes for to in written_arguments(node) for s in storages(to)}
+
+    def is_written(node: fx.Node) -> bool:
+        return not written.isdisjoint(storages(node))
+
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    return tuple(i for i, node in enumerate(inputs) if not written.isdisjoint(storages(node)))
+    positions = tuple(i for i, node in enumerate(inputs) if is_written(node))
+    kinds = {_has_fractions(node) for node in inputs if storages(node)}
+    held = (node for node in graph.nodes if node.op == "get_attr" and storages(node))
+    state = [node for node in held if _has_fractions(node) in kinds]
+    apart = state if positions else filter(is_written, state)
+    return positions, tuple(dict.fromkeys(str(node.target) for node in apart))
+
+
+def _has_fractions(node: fx.Node) -> bool:
+    value = node.meta["val"]
+    return bool(value.is_floating_point() or value.is_complex())
 
 
 def first_same(graph: fx.Graph) -> tuple[int, ...]:

@@ -40,7 +40,7 @@ from unitify.capture.signature import (
     first_same,
     laid_out,
     register_dataclasses,
-    written_inputs,
+    written_by,
 )
 from unitify.capture.sizes import Free, fewer_and_fewer, frozen_dimensions
 from unitify.capture.source import frames_of_failure
@@ -183,7 +183,7 @@ def _captured(
             record.guards,
             record.effects,
             first_same(record.graph),
-            written_inputs(record.graph),
+            *written_by(record.graph),
         )
         frozen = frozen_dimensions(record.leaves) if free == "auto" else []
         return Capture(

@@ -268,3 +268,19 @@ class NothingGathered(Diagnostic):
     code: ClassVar[str] = "U020"
     why: ClassVar[str] = "no weight is used only through one cast to an 8-bit format by a constant"
     fix: ClassVar[str] = 'Transform with recipe="fp8"'
+
+
+@dataclass(frozen=True)
+class GatheredCodesOld(Diagnostic):
+    """New scales would leave old ones in the codes that FSDP2 gathers.
+
+    ``gather_codes_`` fixes the scale by which each process rounds its shard. A rebase would give
+    casts another one, and weights would be rounded twice.
+
+    Example: ``rebase_(module)`` after ``gather_codes_(module)``.
+    Fix: call ``rebase_`` before ``gather_codes_``, or transform the model again.
+    """
+
+    code: ClassVar[str] = "U021"
+    why: ClassVar[str] = "its weights are gathered as codes, with the scales of before"
+    fix: ClassVar[str] = "Call rebase_ before gather_codes_, or transform the model again"

@@ -44,7 +44,8 @@ class Writer(Protocol):
 class Reading:
     """One value or gradient at one step. Shares are of its non-zero elements, in [0, 1].
 
-    ``rms``: root mean square as stored; that of a true weight is divided by the scale of its cast.
+    ``rms``: root mean square as stored; that of a true weight, and with placement "casts" that of
+    every value, is divided by the scale at which a cast rounds it.
     ``underflow``: the share that is zero or subnormal in the format of its cast; ``saturation``:
     the share beyond the format's largest number. None where the value is not cast, and ``monitor``
     had no ``format``. Where casts adapt to the size of the gradients that arrive, every gradient is

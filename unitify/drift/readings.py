@@ -64,8 +64,8 @@ def watches(
 def stored_units(part: UnitScaledModule, rules: RuleTable) -> dict[str, tuple[int, int]]:
     """Name of a node → log2 of the factors from its result and gradient to those as stored.
 
-    A rescale may follow an operation, whose result then has other units. A true weight is read in
-    its unit, in which casts round it.
+    A rescale may follow an operation, whose result then has other units. A true weight, and every
+    value that stays true with placement "casts", is read in its unit, in which casts round it.
     """
     scales = {name: scale.exponents for name, scale in part.plan.values.items()}
     weights = true_weights(part.capture)
@@ -86,9 +86,10 @@ def stored_units(part: UnitScaledModule, rules: RuleTable) -> dict[str, tuple[in
             law = factors(rules.get(operation_name(node)), node, forward, own[0])
             units[node] = law.output, part.plan.received(node.name, law)
         if is_scalable(node) and node.op != "output":
-            if node in weights:
-                own = part.plan.unit(node.name).exponents
-            found[node.name] = units[node][0] - own[0], units[node][1] - own[1]
+            plan = part.plan
+            judged = plan.unit(node.name) if node in weights else plan.wanted(node.name)
+            forth, back = judged.exponents
+            found[node.name] = units[node][0] - forth, units[node][1] - back
     return found
 
 

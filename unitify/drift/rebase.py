@@ -25,6 +25,7 @@ from unitify.estimating import check_scales
 from unitify.measure.captured import measure
 from unitify.measure.tally import Tally
 from unitify.module.assembly import AssembledModule, joined, parts_in
+from unitify.module.gathered import check_not_gathered
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.part import Part
 from unitify.plan.fixed import parameter_of
@@ -63,13 +64,15 @@ def rebase_(
     scales. Casts are inserted again by the module's recipe.
 
     Raises ``UnitifyError``, without any change: U001 for a single batch; U003 without batches;
-    U009 where no module that can train is transformed.
+    U009 where no module that can train is transformed; U021 after ``gather_codes_``.
     """
     check_scales(scales)
     batches = as_batches(batches)
     wholes = [whole for whole in transformed(module) if not whole.is_inference]
     if not wholes:
         raise UnitifyError(NothingTransformed(module="a module for inference only"))
+    for whole in wholes:
+        check_not_gathered(whole)
     table = load_rules(rules)
     modules = [part for whole in wholes for part in whole.parts.values()]
     captures = [true_capture(part) for part in modules]

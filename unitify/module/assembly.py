@@ -277,7 +277,7 @@ class _Island:
                 continue
             if (changed := part._changed()) is not None:
                 return part.run_own(changed, own, args, kwargs)
-            flat = part.capture.call.fitted(args, kwargs)
+            flat = part.capture.call.fitted(args, kwargs, part._attribute)
             if isinstance(flat, list):
                 part.training = module.training
                 return part.run_flat(flat, args, kwargs)

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.utils import _pytree as pytree
 
-from unitify.diagnostics import NothingGathered, NothingTransformed, UnitifyError
+from unitify.diagnostics import GatheredCodesOld, NothingGathered, NothingTransformed, UnitifyError
 from unitify.formats.table import FORMATS
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.rulebook.schema import named_arguments, operation_name
@@ -39,7 +39,7 @@ def gather_codes_(module: UnitScaledModule) -> UnitScaledModule:
     """Let a later ``fully_shard`` of ``module`` gather codes of the weights that it casts.
 
     These are weights whose uses all are the same cast to an 8-bit format. Results and
-    gradients are bitwise the same. Call ``rebase_`` before this, not after.
+    gradients are bitwise the same. Call ``rebase_`` before this; afterwards it is refused (U021).
 
     Raises ``UnitifyError``: U020 where there is no such weight, U009 for a module that is not
     transformed.
@@ -63,6 +63,13 @@ def gather_codes_(module: UnitScaledModule) -> UnitScaledModule:
         for name, held in child._parameters.items():
             child._parameters[name] = made.get(held, held)
     return module
+
+
+def check_not_gathered(module: UnitScaledModule) -> None:
+    """Raise ``UnitifyError`` (U021) for a module with weights of ``gather_codes_``."""
+    for parameter in module.parameters():
+        if isinstance(getattr(parameter, "_local_tensor", parameter), GatheredAsCodes):
+            raise UnitifyError(GatheredCodesOld(where=type(module.original).__name__))
 
 
 def _rounding(weight: fx.Node, user: fx.Node) -> Rounding | None:

@@ -186,7 +186,7 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> list[Any] | OneModeOnly | Refusal:
         """The flat inputs of the graph for a call, or why the graph does not hold for it."""
-        return self._other_mode() or self.capture.call.fitted(args, kwargs)
+        return self._other_mode() or self.capture.call.fitted(args, kwargs, self._attribute)
 
     def run_flat(self, flat: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The call with these flat inputs."""
