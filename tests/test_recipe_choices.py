@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 import unitify
 from unitify.capture.whole import Capture, capture
+from unitify.formats.signal_to_noise import snr
+from unitify.formats.table import FORMATS
 from unitify.recipe.choices import Choice, Patterns, choose, flop_share
 from unitify.recipe.reader import read_recipe
 from unitify.recipe.recipe import RECIPES
@@ -293,3 +295,15 @@ def test_the_module_tells_what_was_cast() -> None:
     assert choices["conv1d"].runs == "simulated"
     assert choices["conv1d"].runs_because == "it is not one matmul of two matrices"
     assert unitify.transform(Several(), torch.randint(0, 48, (2, 16))).casts == ()
+
+
+@pytest.mark.parametrize("format", sorted(FORMATS))
+def test_unit_rms_is_cast_where_the_format_holds_it_best(format: str) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Linear(64, 64, bias=False), torch.randn(64, 64)
+    nn.init.normal_(model.weight)
+    recipe = f"fp8,forward={format},backward={format}"
+    (made,) = (c for c in unitify.transform(model, (x,), recipe=recipe).casts if c.is_cast)
+    best = max(snr(FORMATS[format], 2.0**e) for e in range(-20, 20))
+    for cast in made.casts:
+        assert snr(FORMATS[format], 2.0**-cast.exponent) == pytest.approx(best, abs=0.1)

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cache
 
 from torch import fx
 
 from unitify.capture.whole import Capture
 from unitify.diagnostics import Diagnostic, NothingCached, PatternUnmatched
 from unitify.formats.powers import exponent_of
+from unitify.formats.signal_to_noise import best_scale
 from unitify.formats.table import FORMATS, Format
 from unitify.recipe.cast import Cast, Place
 from unitify.recipe.recipe import Recipe
@@ -177,6 +179,15 @@ def choose(
     )
 
 
+@cache
+def _of_unit_rms(format: str) -> int:
+    """log2 of the scale nearest to one at which a format holds a normal distribution of unit RMS.
+
+    It is zero but for INT8 (2^-5), whose numbers lie at a distance of one, and E2M1 (2^-1).
+    """
+    return exponent_of(best_scale(FORMATS[format], 1.0))
+
+
 class _Chooser:
     def __init__(
         self,
@@ -188,7 +199,6 @@ class _Chooser:
     ) -> None:
         self.capture, self.recipe, self.rules = capture, recipe, rules
         self.path, self.patterns = path, patterns
-        self.exponent = exponent_of(recipe.scale)
         self.extreme = extreme_values(capture.graph, rules, capture.example, capture.attribute)
         self.ends = branch_ends(capture.graph, rules) if recipe.branch_ends else frozenset()
         #: Value → the weights that it is made from.
@@ -301,13 +311,19 @@ class _Chooser:
         """The casts of a value, or of ``operands``, and of the gradient."""
         own = [("", 0, node)] if operands is None else operands
         casts = [
-            Cast((node.name, name, index), operand.name, forward, exponent=self.exponent)
+            Cast((node.name, name, index), operand.name, forward, exponent=self._exponent(forward))
             for name, index, operand in own
             if forward
         ]
         if backward:
-            casts.append(Cast((node.name, "", 0), node.name, backward, True, self.exponent))
+            place = node.name, "", 0
+            casts.append(Cast(place, node.name, backward, True, self._exponent(backward)))
         return tuple(casts)
+
+    def _exponent(self, format: str) -> int:
+        if self.recipe.scaling == "unit":
+            return _of_unit_rms(format)
+        return exponent_of(self.recipe.scale)
 
     def _stored(self, node: fx.Node) -> tuple[str, str, str]:
         """Formats of a stored value."""

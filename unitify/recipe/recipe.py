@@ -61,7 +61,8 @@ class Recipe:
     - ``loss_scale``: with "plain": gradients are stored times this power of two
     - ``saturate``: what is out of range becomes the largest value, not infinity
     - ``headroom``: where within its format an operand is rounded, by a power of two. "none" casts
-      it at unit RMS; "predicted" where the least error is expected, of a
+      it at unit RMS, or at the nearest scale at which the format holds numbers of unit RMS (INT8
+      2^-5, E2M1 2^-1); "predicted" where the least error is expected, of a
       weight by its values, of an activation by a scale search on drawn inputs; "measured" by a
       scale search on the batches
     - ``center``: subtract the mean of each channel from the operand before it is rounded, and add
