@@ -177,13 +177,16 @@ def test_only_composites_that_hide_a_sum_are_opened() -> None:
             self.norm = nn.RMSNorm(6)
             self.layer = nn.Linear(6, 6)
 
-        def forward(self, x: Tensor, residual: bool = False) -> Tensor:
+        def forward(self, x: Tensor, beside: str = "") -> Tensor:
             h = self.layer(x)
-            return self.norm(h) + h if residual else self.norm(h)
+            if beside == "complex":
+                return self.norm(h) + torch.fft.fft(h).abs()
+            return self.norm(h) + h if beside else self.norm(h)
 
     x = torch.randn(4, 6)
     assert "rms_norm" in str(capture(Norm(), (x,), {}).graph)
-    assert "rms_norm" not in str(capture(Norm(), (x, True), {}).graph)
+    for beside in ("residual", "complex"):
+        assert "rms_norm" not in str(capture(Norm(), (x, beside), {}).graph)
 
 
 # -- gradients of gradients ---------------------------------------------------------------

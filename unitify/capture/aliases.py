@@ -18,7 +18,7 @@ from torch import fx
 from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
-from unitify.rulebook.dimensions import hint
+from unitify.rulebook.dimensions import hint, is_floating
 from unitify.rulebook.schema import named_arguments, nodes_of
 
 
@@ -59,7 +59,7 @@ class AliasGroup:
     @property
     def is_floating(self) -> bool:
         """Does any view of the memory read it as floating-point (or complex) numbers?"""
-        return any(_is_tracked(n.meta["val"]) for n in self.members)
+        return any(is_floating(n.meta["val"]) for n in self.members)
 
 
 class Aliases:
@@ -191,11 +191,6 @@ def changes_geometry(node: fx.Node) -> bool:
     return torch.Tag.inplace_view in getattr(node.target, "tags", ())
 
 
-def _is_tracked(value: torch.Tensor) -> bool:
-    """Can a tensor of this type have a gradient?"""
-    return value.is_floating_point() or value.is_complex()
-
-
 def storages(node: fx.Node) -> set[int]:
     """The storages of a value; of each one, if it is several."""
     held = pytree.tree_leaves(node.meta.get("val"))
@@ -221,8 +216,8 @@ def _history(node: fx.Node, view: View) -> History:
     held = view.source.meta["val"]
     if view.call is None or changes_geometry(view.call):
         return History.SHARED
-    if not _is_tracked(held):
-        return History.NONE if _is_tracked(node.meta["val"]) else History.SHARED
+    if not is_floating(held):
+        return History.NONE if is_floating(node.meta["val"]) else History.SHARED
     leaf = without_data(held).requires_grad_()
     shown = run_without_data(view.call, leaf)
     if view.index is not None:

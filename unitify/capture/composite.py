@@ -23,6 +23,7 @@ from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from unitify.capture.recurrent import LAYERS
+from unitify.rulebook.dimensions import is_floating
 from unitify.rulebook.schema import nodes_of
 
 
@@ -81,20 +82,16 @@ def _shared(node: fx.Node) -> set[fx.Node]:
 
 
 def _operands(node: fx.Node) -> list[fx.Node]:
-    """The floating tensors among the operands, one entry for each use."""
+    """The floating (or complex) tensors among the operands, one entry for each use."""
     found = nodes_of([*node.args, *node.kwargs.values()])
-    return [n for n in found if _is_floating(n.meta.get("val"))]
-
-
-def _is_floating(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+    return [n for n in found if is_floating(n.meta.get("val"))]
 
 
 def _takes_part(user: fx.Node) -> bool:
     """Can the user add to the gradient?"""
     value = user.meta.get("val")
     values = value if isinstance(value, list | tuple) else [value]
-    return user.op == "output" or any(_is_floating(v) for v in values)
+    return user.op == "output" or any(is_floating(v) for v in values)
 
 
 def _kind(node: fx.Node) -> Any:
@@ -140,7 +137,7 @@ def _on_leaves(node: fx.Node) -> tuple[Callable[..., Any], list[Tensor]]:
 
         def value(operand: fx.Node) -> Any:
             held = operand.meta["val"]
-            return next(rest) if _is_floating(held) else held
+            return next(rest) if is_floating(held) else held
 
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
         return node.target.decompose(*args, **kwargs)  # type: ignore[union-attr]

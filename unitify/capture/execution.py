@@ -19,6 +19,7 @@ from unitify.capture.example import copied
 from unitify.capture.state import State, restored, seeded
 from unitify.capture.whole import Capture
 from unitify.diagnostics import LossUnusable, UnitifyError
+from unitify.rulebook.dimensions import is_floating
 
 Observer = Callable[[fx.Node, Any], None]
 LossFunction = Callable[[Any], Tensor]
@@ -187,11 +188,6 @@ def _leaves(inputs: list[Any], asking: Collection[int] | None = None) -> list[An
         else x.detach().clone() if isinstance(x, Tensor) else copied(x)
         for i, x in enumerate(inputs)
     ]  # fmt: skip
-
-
-def is_floating(value: Any) -> bool:
-    """Is it a tensor of real or complex numbers?"""
-    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
 def detached(value: Any) -> Any:

@@ -45,6 +45,7 @@ from unitify.capture.views import (
     unwritable,
     write,
 )
+from unitify.rulebook.dimensions import is_floating
 
 aten = torch.ops.aten
 
@@ -131,7 +132,7 @@ class _Rewriter:
         group = self.aliases.group[node]
         is_view = group.root in self.values and node is not group.root
         is_cut = is_view and self.aliases.history(node) is History.NONE
-        return (value.is_floating_point() or value.is_complex()) and not is_cut
+        return is_floating(value) and not is_cut
 
     def _begin(self, node: fx.Node) -> None:
         """Note a value of the recording."""

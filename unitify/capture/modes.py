@@ -15,6 +15,7 @@ from torch._ops import OpOverload
 
 from unitify.capture.aliases import written_argument
 from unitify.capture.counterparts import functional_counterpart
+from unitify.rulebook.dimensions import is_floating
 from unitify.rulebook.schema import named_arguments, set_argument
 
 aten = torch.ops.aten
@@ -109,7 +110,7 @@ def _counts(node: fx.Node) -> bool:
         and buffer.op == "get_attr"
         and not node.users
         and isinstance(value, torch.Tensor)
-        and not (value.is_floating_point() or value.is_complex())
+        and not is_floating(value)
         and functional_counterpart(node.target) is not None  # type: ignore[arg-type]
     )
 

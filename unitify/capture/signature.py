@@ -24,6 +24,7 @@ from unitify.capture.guards import Guard, Guards
 from unitify.capture.identity import storage_of
 from unitify.capture.surroundings import layout
 from unitify.diagnostics import InputMismatch, OutsideGuards, UnitifyError
+from unitify.rulebook.dimensions import is_floating
 
 #: Why a recording does not take a call: as it is found (a text and what stands in it, or a guard
 #: and the flat inputs), which a compiler can trace, and as a finding.
@@ -248,16 +249,11 @@ def written_by(graph: fx.Graph) -> tuple[tuple[int, ...], tuple[str, ...]]:
 
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     positions = tuple(i for i, node in enumerate(inputs) if is_written(node))
-    kinds = {_has_fractions(node) for node in inputs if storages(node)}
+    kinds = {is_floating(node.meta["val"]) for node in inputs if storages(node)}
     held = (node for node in graph.nodes if node.op == "get_attr" and storages(node))
-    state = [node for node in held if _has_fractions(node) in kinds]
+    state = [node for node in held if is_floating(node.meta["val"]) in kinds]
     apart = state if positions else filter(is_written, state)
     return positions, tuple(dict.fromkeys(str(node.target) for node in apart))
-
-
-def _has_fractions(node: fx.Node) -> bool:
-    value = node.meta["val"]
-    return bool(value.is_floating_point() or value.is_complex())
 
 
 def first_same(graph: fx.Graph) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from torch._ops import OpOverload
 
 from unitify.capture.whole import Capture
 from unitify.estimates import Estimates, Rms
-from unitify.rulebook.dimensions import hint, shape_of
+from unitify.rulebook.dimensions import hint, is_floating, shape_of
 from unitify.rulebook.laws import is_scalable
 from unitify.rulebook.operation import call_by_name
 from unitify.rulebook.schema import named_arguments
@@ -166,7 +166,7 @@ def _drawn(node: fx.Node, drawn: dict[fx.Node, Tensor], generator: torch.Generat
     noise = torch.randn(shape, generator=generator)
     tensor = (
         noise.to(value.dtype).requires_grad_()
-        if value.is_floating_point() or value.is_complex()
+        if is_floating(value)
         else (noise > 0).to(value.dtype)
     )
     return drawn.setdefault(node, tensor)

@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from unitify.capture.tree import copy_of
 from unitify.diagnostics import KeysDiffer, NotFinite, UnitifyError
+from unitify.rulebook.dimensions import is_floating
 
 _SHOWN = 3
 
@@ -80,7 +81,7 @@ def check_finite(module: nn.Module) -> None:
     """
     findings = []
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
+        if tensor.is_meta or not is_floating(tensor):
             continue
         held = tensor.detach()
         # torch has no ``isfinite`` for types of eight bits.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from unitify.capture.tree import copy_of
 from unitify.capture.watching import without_hooks
 from unitify.module.graph_forward import own_code_again
+from unitify.rulebook.dimensions import is_floating
 
 #: Names of types that belong to no tensor.
 _AROUND = ("new tensors", "autocast")
@@ -52,7 +53,7 @@ class Types:
                 *tree.named_parameters(remove_duplicate=False),
                 *tree.named_buffers(remove_duplicate=False),
             )
-            recorded = {n: t.dtype for n, t in tensors if t.is_floating_point() or t.is_complex()}
+            recorded = {n: t.dtype for n, t in tensors if is_floating(t)}
             recorded |= _surroundings(_device(tree))
         self.recorded = recorded
         self.surroundings = {n: recorded[n] for n in _AROUND if n in recorded}

@@ -17,6 +17,7 @@ from torch._ops import OpOverload
 
 from unitify.capture.execution import GraphRunner
 from unitify.capture.whole import Capture
+from unitify.rulebook.dimensions import is_floating
 from unitify.rulebook.laws import holds_tensors, is_scalable
 from unitify.rulebook.rule_table import Rule
 from unitify.rulebook.samples import draw_arguments, parse_arguments
@@ -78,7 +79,7 @@ def call(rule: Rule, arguments: Mapping[str, Any], seed: int = 0) -> Trial:
         if not isinstance(value, Tensor):
             return value
         target = f"{name}_operand"
-        if value.is_floating_point() or value.is_complex():
+        if is_floating(value):
             root.register_parameter(target, nn.Parameter(value, requires_grad=value.requires_grad))
         else:
             root.register_buffer(target, value)

@@ -14,6 +14,11 @@ from unitify.rulebook.refusal import CannotRun
 from unitify.rulebook.schema import named_arguments
 
 
+def is_floating(value: Any) -> bool:
+    """Is it a tensor of real or complex numbers? Such a tensor can have a gradient."""
+    return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
+
+
 def hint(size: Any) -> int:
     """A size as a number. A symbolic one has its value in the example."""
     if isinstance(size, int):

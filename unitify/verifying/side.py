@@ -18,11 +18,12 @@ from unitify.capture.compiled import eagerly
 from unitify.capture.digests import gradients_as_digests
 from unitify.capture.equality import same
 from unitify.capture.example import Inputs, copied
-from unitify.capture.execution import LossFunction, backward_starts, is_floating, unchanged
+from unitify.capture.execution import LossFunction, backward_starts, unchanged
 from unitify.capture.exporting import without_cache
 from unitify.capture.reachable import Location
 from unitify.capture.state import State, held_twice, modes_kept
 from unitify.module.unit_scaled import UnitScaledModule
+from unitify.rulebook.dimensions import is_floating
 from unitify.verifying.calls import Call
 from unitify.verifying.results import Results, attached, note_output, place_of, value_of
 
