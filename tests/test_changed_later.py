@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from python_state import transformed, x
 from torch import Tensor, nn
 
+import unitify
+
 
 class OfItsClass:
     gain = 1.0
@@ -87,6 +89,20 @@ NAMES: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], None]]] = {
         lambda net: net.register_buffer("late", torch.full((8,), 3.0)),
     ),
 }
+
+
+def test_a_name_that_ceases_to_exist() -> None:
+    net = lambda: Net(times(lambda net: getattr(net, "gain", 1.0)), gain=2.0)  # noqa: E731
+    assert_same(both(net, lambda net: delattr(net, "gain")))
+
+
+@pytest.mark.parametrize("recipe", [None, "fp8,multiple=1"])
+def test_a_submodule_that_is_compiled(recipe: str | None) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    module = unitify.transform(model, (x(),), recipe=recipe)
+    expected = module(x())
+    module[0].compile(backend="eager")
+    assert torch.equal(module(x()), expected)
 
 
 @pytest.mark.parametrize("name", NAMES)

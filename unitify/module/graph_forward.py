@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterable
+from types import FunctionType
 from typing import Any, Protocol
 
 from torch import nn
@@ -54,10 +56,16 @@ class GraphForward:
 
     @property
     def own(self) -> Any:
-        """The module's own code: that of its present class."""
+        """The module's own code: that of its present class.
+
+        Not as a bound method, which compiled code takes from the module by its name: it would get
+        this object.
+        """
         if self.replaced is not None:
             return self.replaced
-        return type(self.module).forward.__get__(self.module)
+        own = type(self.module).forward
+        is_plain = isinstance(own, FunctionType)
+        return functools.partial(own, self.module) if is_plain else own.__get__(self.module)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One call, by a graph where one holds for it, else by the module's own code."""

@@ -102,6 +102,13 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
         if name == "training" and "_tree" in self.__dict__:
             self._tree.training = value
 
+    def __delattr__(self, name: str) -> None:
+        """The model's attributes are deleted where they are."""
+        if self._is_model_s(name):
+            delattr(self._tree, name)
+        else:
+            super().__delattr__(name)
+
     def _is_model_s(self, name: str) -> bool:
         """Is it a plain attribute of the model, not torch's, a tensor's or a submodule's?"""
         tree = self.__dict__.get("_tree")
