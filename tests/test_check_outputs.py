@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import sys
 from importlib import resources
 from pathlib import Path
 
@@ -199,7 +200,7 @@ def test_annotations_go_to_stderr_and_the_table_to_the_summary(
     summary = tmp_path / "summary.md"
     summary.write_text("before\n")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
-    write_outputs(made(finding("x")), read_outputs(["json", "github"]))
+    write_outputs(made(finding("x")), read_outputs(["json", "github"]), sys.stdout)
     captured = capsys.readouterr()
     assert json.loads(captured.out)["target"] == "pkg:build"
     assert captured.err.startswith("::error title=unitify (U802),file=my pkg/model.py,line=7::")
@@ -252,5 +253,7 @@ def test_outputs_that_cannot_be(given: list[str], file: Path | None) -> None:
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UnitifyError) as caught:
-        write_outputs(made(finding("x")), [Output("json", tmp_path / "file" / "x.json")])
+        write_outputs(
+            made(finding("x")), [Output("json", tmp_path / "file" / "x.json")], sys.stdout
+        )
     assert caught.value.code == "U606"

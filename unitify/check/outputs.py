@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 
@@ -59,7 +60,9 @@ def read_outputs(given: Iterable[str], file: Path | None = None) -> tuple[Output
     return tuple(outputs)
 
 
-def write_outputs(outcome: Outcome, outputs: Iterable[Output], is_whole: bool = False) -> None:
+def write_outputs(
+    outcome: Outcome, outputs: Iterable[Output], stdout: TextIO, is_whole: bool = False
+) -> None:
     """Write ``outcome`` to every output. ``is_whole``: text on the terminal lists every finding.
 
     Raises ``UnitifyError`` (U606) for a file that cannot be written.
@@ -68,11 +71,12 @@ def write_outputs(outcome: Outcome, outputs: Iterable[Output], is_whole: bool = 
         if output.path is not None:
             _write(output.path, rendered(outcome, output.format))
         elif output.format == "text":
-            Console(emoji=False).print(as_text(outcome, is_whole), highlight=False, soft_wrap=True)
+            console = Console(file=stdout, emoji=False)
+            console.print(as_text(outcome, is_whole), highlight=False, soft_wrap=True)
         elif output.format == "github":
             sys.stderr.write(rendered(outcome, "github"))
         else:
-            sys.stdout.write(rendered(outcome, output.format))
+            stdout.write(rendered(outcome, output.format))
         if output.format == "github" and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
             _write(Path(summary), as_markdown(outcome), appended=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -143,13 +144,14 @@ def check(
         outcome = _outcome(
             found, target, settings, casts or FP8, scales, comparison, rules, advance
         )
+    stdout = sys.stdout
     with reported():
         if update_baseline:
             written = write_baseline(Path(settings.baseline), outcome)
             typer.echo(f"{counted(written, 'finding')} written to {settings.baseline}", err=True)
             raise typer.Exit(CLEAN)
         outcome = against(outcome, known)
-        write_outputs(outcome, outputs, is_whole)
+        write_outputs(outcome, outputs, stdout, is_whole)
     raise typer.Exit(CLEAN if outcome.is_clean or exit_zero else FOUND)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console, ConsoleRenderable, Group, RenderableType, RenderHook
 from rich.table import Table
 from rich.text import Text
@@ -11,8 +13,8 @@ WIDTH = 100
 
 
 def open_console() -> Console:
-    """A console for the output of a command."""
-    made = Console(emoji=False)
+    """A console for the output of a command, on the present stdout."""
+    made = Console(file=sys.stdout, emoji=False)
     if made.width < WIDTH:
         made.push_render_hook(_Records())
     return made

@@ -69,6 +69,7 @@ def verify_rules(
     from unitify.rule_trials.verify import verify
     from unitify.rulebook.rule_table import checked_rules, load_rules
 
+    console = open_console()
     with reported():
         import_libraries(imports)
         table = checked_rules()
@@ -78,7 +79,7 @@ def verify_rules(
         verdicts = []
         for verdict in verify(table, [only]):
             verdicts.append(verdict)
-            open_console().print(_line(verdict), highlight=False, soft_wrap=True)
+            console.print(_line(verdict), highlight=False, soft_wrap=True)
     failed = sum(not verdict.holds for verdict in verdicts)
     print(f"{len(verdicts) - failed} of {len(verdicts)} rows hold")
     raise typer.Exit(1 if failed else 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ SHOWS_TRACEBACK: ContextVar[bool] = ContextVar("SHOWS_TRACEBACK", default=False)
 def reported() -> Iterator[None]:
     """A context that prints a ``UnitifyError`` as one line a diagnostic, with exit status 2.
 
+    What a model prints goes to stderr: stdout is for results, which come afterwards.
     ``unitify --traceback`` prints the traceback first. Any other exception is a bug of ours, and
     has a traceback, too.
     """
@@ -28,7 +30,7 @@ def reported() -> Iterator[None]:
 
     import unitify.runtime  # noqa: F401  (registers the operators of emitted graphs)
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         # Hide warnings of torch and transformers. Ours are in the report.
         warnings.simplefilter("ignore")
         disabled = logging.root.manager.disable
