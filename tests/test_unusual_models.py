@@ -94,6 +94,41 @@ def test_a_hook_on_a_gradient_is_named() -> None:
         unitify.transform(model, args)
 
 
+def _wave(count: int) -> Tensor:
+    return torch.polar(torch.ones(count), torch.linspace(0.0, 2.0, count))
+
+
+#: Tensors that are another one's memory and a flag.
+FLAGGED = {
+    "conjugate": lambda: _wave(6).conj(),
+    "negative": lambda: _wave(6).conj().imag,
+    "adjoint": lambda: _wave(12).view(6, 2).mH[1],
+}
+
+
+@pytest.mark.parametrize("kind", FLAGGED)
+@pytest.mark.parametrize("held", ["buffer", "parameter", "attribute", "input"])
+def test_conjugates_and_negatives(kind: str, held: str) -> None:
+    def forward(m: Any, x: Tensor, y: Tensor) -> Tensor:
+        y = y if held == "input" else m.held
+        product = m.linear(x) * y
+        return torch.view_as_real(product) if product.is_complex() else product
+
+    tensor = FLAGGED[kind]()
+    assert tensor.is_conj() or tensor.is_neg()
+    model = Forward(forward, linear=nn.Linear(6, 6))
+    if held == "parameter":
+        model.held = nn.Parameter(tensor)
+    elif held == "buffer":
+        model.register_buffer("held", tensor)
+    elif held == "attribute":
+        model.held = tensor
+    torch.manual_seed(0)
+    x = torch.randn(4, 6)
+    module = transformed(model, x, tensor)
+    assert torch.equal(module(x, tensor), model(x, tensor))
+
+
 @pytest.mark.usefixtures("near_unit")
 def test_own_attributes_come_first() -> None:
     model, args = WHOLE["names_of_our_own"]()

@@ -257,7 +257,7 @@ def _called_by_name(
 
 @contextlib.contextmanager
 def _buffers_assigned() -> Iterator[None]:
-    """Inside, export does not note which buffers are assigned."""
+    """Inside, torch does not note which buffers the model's code assigns, to write into them."""
     hooks = nn.modules.module._global_buffer_registration_hooks
     of_torch = {key: h for key, h in hooks.items() if h.__module__.startswith("torch.")}
     for key in of_torch:

@@ -135,7 +135,9 @@ def _of_tensor(tensor: Tensor, leaf: Leaf | None) -> dict[str, Any]:
     numbers: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     if numbers.is_meta or not numbers.numel():
         return known
-    numbers = torch.view_as_real(numbers.detach()) if tensor.is_complex() else numbers.detach()
+    numbers = numbers.detach()
+    if tensor.is_complex():
+        numbers = torch.view_as_real(numbers.resolve_conj())
     is_floating = numbers.is_floating_point()
     # Float8 has no arithmetic of its own, and half of the smaller types none on every device.
     numbers = numbers.to("cpu", torch.float64 if is_floating else torch.int64)

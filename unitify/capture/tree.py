@@ -105,7 +105,10 @@ def _copy_of_numbers(
     if held._cdata not in storages:
         storages[held._cdata] = shared_until_written(held) if is_shared else held.clone()
     made = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return made.set_(storages[held._cdata], tensor.storage_offset(), tensor.size(), tensor.stride())
+    made.set_(storages[held._cdata], tensor.storage_offset(), tensor.size(), tensor.stride())
+    # Such a view has the memory of another tensor, and a flag.
+    made = made.conj() if tensor.is_conj() else made
+    return torch._neg_view(made) if tensor.is_neg() else made
 
 
 def _copied(value: Any, memo: _Copies) -> Any:
