@@ -9,7 +9,7 @@ import pytest
 import torch
 from capturing import Forward, assert_same_buffers, assert_same_call, states, transformed
 from conversion import conversion, same
-from torch import Tensor
+from torch import Tensor, nn
 
 import unitify
 
@@ -151,3 +151,16 @@ def test_what_a_model_keeps_of_a_call_is_its_own() -> None:
     module = transformed(model, x)
     assert model.kept == {}
     assert_same_call(model, module, x)
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [nn.ELU, nn.CELU, nn.SELU, nn.LeakyReLU, nn.Hardtanh, nn.ReLU6, nn.SiLU, nn.Mish],
+)
+def test_gradients_of_activations_in_place(activation: type[nn.Module]) -> None:
+    """Some are computed from the result, which rounds otherwise than from the operand."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 64), activation(inplace=True), nn.Linear(64, 16))
+    found = unitify.transform(model, (torch.randn(64, 16),)).verification
+    assert found is not None
+    assert found.exact

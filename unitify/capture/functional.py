@@ -34,6 +34,7 @@ from unitify.capture.counterparts import (
     functional_counterpart,
     outputs,
 )
+from unitify.capture.derivatives import derives_alike
 from unitify.capture.refusals import Refusals
 from unitify.capture.uninitialized import fill_with_zeros
 from unitify.capture.views import (
@@ -251,8 +252,9 @@ class _Rewriter:
         # Complex kernels round differently in place, and they have no scale.
         is_complex = any(tensor.meta["val"].is_complex() for tensor in tensors)
         if counterpart is not None and returns_writes_alone(target) and not is_complex:
-            self.gone[node] = None
-            return self._out_of_place(node, counterpart, tensors)
+            if derives_alike(node, counterpart):
+                self.gone[node] = None
+                return self._out_of_place(node, counterpart, tensors)
         # Nothing else computes the same: let it write into copies that nothing else reads.
         copies = [self._copy(tensor) for tensor in tensors]
         args, kwargs = self._arguments(node, copies)
