@@ -27,7 +27,8 @@ def derives_alike(node: fx.Node, counterpart: OpOverload) -> bool:
         formulas = {_tried(node, operation, "meta")[0] for operation in operations}
         if len(formulas) == 1:
             return True
-        ours, theirs = (_tried(node, operation, "cpu")[1] for operation in operations)
+        with torch.random.fork_rng(devices=[]):
+            ours, theirs = (_tried(node, operation, "cpu")[1] for operation in operations)
     except RuntimeError:
         # It does not run on such operands; verification tells of a difference.
         return True
@@ -36,7 +37,6 @@ def derives_alike(node: fx.Node, counterpart: OpOverload) -> bool:
 
 def _tried(node: fx.Node, operation: Any, device: str) -> tuple[str, tuple[Any, ...]]:
     """The name of autograd's formula, and the gradients of the operands of one call."""
-    generator = torch.Generator().manual_seed(0)
     leaves: list[Tensor] = []
 
     def drawn(operand: fx.Node) -> Any:
@@ -47,10 +47,12 @@ def _tried(node: fx.Node, operation: Any, device: str) -> tuple[str, tuple[Any, 
         if not is_floating(value):
             return held
         if device != "meta":
-            held.normal_(generator=generator)
+            held.normal_()
         leaves.append(held.requires_grad_())
         return held.clone()
 
+    if device != "meta":
+        torch.default_generator.manual_seed(0)
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), drawn)
     with torch.enable_grad():
         result = operation(*args, **kwargs)

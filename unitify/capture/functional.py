@@ -251,10 +251,10 @@ class _Rewriter:
         counterpart = functional_counterpart(target)
         # Complex kernels round differently in place, and they have no scale.
         is_complex = any(tensor.meta["val"].is_complex() for tensor in tensors)
-        if counterpart is not None and returns_writes_alone(target) and not is_complex:
-            if derives_alike(node, counterpart):
-                self.gone[node] = None
-                return self._out_of_place(node, counterpart, tensors)
+        may_move = returns_writes_alone(target) and not is_complex
+        if counterpart is not None and may_move and derives_alike(node, counterpart):
+            self.gone[node] = None
+            return self._out_of_place(node, counterpart, tensors)
         # Nothing else computes the same: let it write into copies that nothing else reads.
         copies = [self._copy(tensor) for tensor in tensors]
         args, kwargs = self._arguments(node, copies)
