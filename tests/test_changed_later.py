@@ -289,3 +289,54 @@ def test_functions_of_the_module_hold_the_module() -> None:
     before = len(seen)
     module(x(), factor=3.0)
     assert len(seen) == before + 1
+
+
+class KeepsFrozen(nn.Module):
+    """Its batch norm stays in evaluation while ``freeze`` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.norm, self.freeze = nn.Linear(8, 8), nn.BatchNorm1d(8), True
+
+    def train(self, mode: bool = True) -> KeepsFrozen:
+        super().train(mode)
+        if self.freeze:
+            self.norm.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.inner(x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("change", ["none", "flag", "norm", "eval"])
+def test_a_module_that_its_model_keeps_frozen(change: str, training: bool) -> None:
+    model = KeepsFrozen().train(training)
+    module = transformed(model, x())
+    assert module._changed() is None
+    for each in (model, module):
+        if change == "flag":
+            each.freeze = False
+            each.train()
+        elif change == "norm":
+            each.norm.train()
+        elif change == "eval":
+            each.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(2):
+            assert torch.equal(module(x()), model(x()))
+    assert torch.equal(module.norm.running_mean, model.norm.running_mean)
+
+
+def test_nested_tensors_are_of_another_kind() -> None:
+    """The fast path of an encoder gives its layers such tensors where some tokens are masked."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = Net(
+        lambda net, x: net.other(x, src_key_padding_mask=x[..., 0] > 0.5),
+        other=nn.TransformerEncoder(layer, 2),
+    )
+    module = transformed(model, torch.randn(2, 5, 8))
+    assert module.verification is not None
+    assert module.verification.is_accepted

@@ -167,7 +167,8 @@ class CallSignature:
                 if isinstance(value, torch.Tensor) or value != leaf.constant:
                     return "{} is {!r}, captured {!r}", (leaf.name, value, leaf.constant)
                 continue
-            if not isinstance(value, torch.Tensor) or value.dim() != len(leaf.shape):
+            is_tensor = isinstance(value, torch.Tensor) and not value.is_nested
+            if not is_tensor or value.dim() != len(leaf.shape):
                 return "{} is not a tensor of {} dimensions", (leaf.name, len(leaf.shape))
             if value.dtype != leaf.dtype:
                 return "{} is {}, captured {}", (leaf.name, value.dtype, leaf.dtype)

@@ -22,6 +22,7 @@ from unitify.capture.effects import holder_of, owner_of
 from unitify.capture.reachable import MISSING, Location, is_array, is_same
 from unitify.capture.surroundings import Answers, Read, layout
 from unitify.capture.watching import NAMESPACE
+from unitify.module.odd_modes import is_in_mode, odd_modes
 from unitify.module.types import Types
 
 #: Containers with more entries are compared by their length alone, to bound the time of a call.
@@ -131,6 +132,9 @@ class RecordedState:
                 self._note_read(tree, read)
             except (LookupError, AttributeError, TypeError):
                 continue  # It is not in the tree, so code cannot read it there.
+        for path, module, modes in odd_modes(top):
+            where = Location(path).then("attribute", "training")
+            self._ask(partial(is_in_mode, module, top, modes), where)
         for name, hooks in _GLOBAL_HOOKS.items() if top is tree or len(self.modules) > 1 else ():
             self._enter(hooks, f"torch.nn.modules.module.{name}")
         for path, module in top.named_modules(prefix=within):
