@@ -94,6 +94,22 @@ def test_a_hook_on_a_gradient_is_named() -> None:
         unitify.transform(model, args)
 
 
+def test_a_gradient_that_is_retained() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        m.last = m.first(x)
+        if m.last.requires_grad:
+            m.last.retain_grad()
+        return m.second(m.last.relu())
+
+    model = Forward(forward, first=nn.Linear(4, 4), second=nn.Linear(4, 4))
+    x = torch.randn(3, 4)
+    with pytest.warns(unitify.UnitifyWarning, match=r"U109 .* Tensor.retain_grad"):
+        module = unitify.transform(model, (x,))
+    for each in (model, module):
+        each(x).square().sum().backward()
+    assert torch.equal(module.last.grad, model.last.grad)
+
+
 def _wave(count: int) -> Tensor:
     return torch.polar(torch.ones(count), torch.linspace(0.0, 2.0, count))
 

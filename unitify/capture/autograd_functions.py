@@ -1,8 +1,8 @@
 """Finds the parts of a model's backward pass that a recording silently loses.
 
 Export traces the forward of a ``torch.autograd.Function`` and drops its backward. It drops hooks on
-gradients, and the hooks on saved tensors that activation checkpointing uses. All of these are noted
-while the model is recorded.
+gradients, ``retain_grad``, and the hooks on saved tensors that activation checkpointing uses. All
+of these are noted while the model is recorded.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch.utils import _pytree as pytree
 from unitify.capture.computed import Computed
 from unitify.capture.source import Frame, frames_of_call
 
+#: Methods of tensors by which code acts on gradients.
+_ON_GRADIENTS = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")
 #: What to do about a class of torch's own, by the module that defines it; about a hook.
 _ADVICE = {
     "torch.utils.checkpoint": "Pass use_reentrant=False to activation checkpointing",
     "torch.nn.modules._functions": "None is needed: the hook stays, and what it is put on with it",
 }
-_HOOK_ADVICE = (
-    "Put the hook on a parameter, or leave it: the module that puts it there stays Python"
-)
+_HOOK_ADVICE = "Put it on a parameter, or leave it: the module whose code does this stays Python"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ def noted_backward() -> Iterator[Noted]:
     function: Any = torch.autograd.Function
     hooks: Any = torch.autograd.graph.saved_tensors_hooks
     tensor: Any = torch.Tensor
-    apply, enter, register = vars(function)["apply"], hooks.__enter__, tensor.register_hook
+    apply, enter = vars(function)["apply"], hooks.__enter__
+    asked = {name: getattr(tensor, name) for name in _ON_GRADIENTS}
+    own = vars(tensor).keys() & asked.keys()
 
     def noted_apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
         inputs = pytree.tree_leaves((args, kwargs))
@@ -77,16 +79,24 @@ def noted_backward() -> Iterator[Noted]:
         noted.saved_hooks = True
         return enter(self)
 
-    def noted_hook(self: torch.Tensor, hook: Any) -> Any:
-        lost = PythonBackward(frames_of_call(), _HOOK_ADVICE)
-        noted.functions.setdefault("Tensor.register_hook", lost)
-        return register(self, hook)
+    def noting(name: str) -> Any:
+        def noted_method(self: torch.Tensor, *args: Any) -> Any:
+            lost = PythonBackward(frames_of_call(), _HOOK_ADVICE)
+            noted.functions.setdefault(f"Tensor.{name}", lost)
+            return asked[name](self, *args)
+
+        return noted_method
 
     function.apply = classmethod(noted_apply)
     hooks.__enter__ = noted_enter
-    tensor.register_hook = noted_hook
+    for name in asked:
+        setattr(tensor, name, noting(name))
     try:
         yield noted
     finally:
         function.apply, hooks.__enter__ = apply, enter
-        tensor.register_hook = register
+        for name, method in asked.items():
+            if name in own:
+                setattr(tensor, name, method)
+            else:
+                delattr(tensor, name)  # That of its base is there again.
