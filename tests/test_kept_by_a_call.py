@@ -108,6 +108,26 @@ def test_the_buffer_that_a_call_replaces_is_left_as_it_is() -> None:
     assert torch.equal(before, torch.zeros(8))
 
 
+class Resizes(ReplacesItsBuffer):
+    def forward(self, x: Tensor) -> Tensor:
+        self.average.resize_(len(x)).copy_(x.detach().sum(1))
+        return self.inner(x)
+
+
+class ReplacesByAnotherSize(ReplacesItsBuffer):
+    def forward(self, x: Tensor) -> Tensor:
+        self.average = x.detach().sum(1)
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("kind", [Resizes, ReplacesByAnotherSize])
+def test_a_buffer_that_gets_another_size(kind: type[Linear]) -> None:
+    model = kind()
+    module = transformed(model, x())
+    assert torch.equal(model.average, torch.zeros(8))
+    assert_true_to(model, module, [(x(),), (x(7),), (x(3),)], "average")
+
+
 def test_a_kept_loss_trains_what_it_is_made_of() -> None:
     class Router(nn.Module):
         def __init__(self) -> None:

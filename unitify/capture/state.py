@@ -60,6 +60,9 @@ class Contents:
     def put_back(self) -> None:
         """Write the copy back."""
         if isinstance(self.holder, Tensor):
+            if self.holder.shape != self.copy.shape:
+                self.holder.data = self.copy.clone()  # Its code resized it.
+                return
             with torch.no_grad():
                 self.holder.data.copy_(self.copy)
         else:
