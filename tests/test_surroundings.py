@@ -218,11 +218,27 @@ def test_a_branch_on_requires_grad() -> None:
 
 def test_a_branch_on_a_gradient_stays_python() -> None:
     model = model_of(lambda m, x: m.inner(x) * (2 if m.inner.weight.grad is None else 1))
-    with pytest.warns(unitify.UnitifyWarning, match="reads the gradient"):
+    with pytest.warns(unitify.UnitifyWarning, match="uses the gradient"):
         module = unitify.transform(model, (x(),))
     for one in (model, module):
         one(x()).sum().backward()
     assert torch.equal(model(x()), module(x()))
+
+
+def _forget(m: Any) -> None:
+    m.inner.weight.grad = None
+
+
+@pytest.mark.parametrize("clear", [lambda m: m.zero_grad(), lambda m: m.inner.zero_grad(), _forget])
+def test_gradients_that_a_call_clears(clear: Any) -> None:
+    model = model_of(lambda m, x: (clear(m), m.inner(x))[1])
+    with pytest.warns(unitify.UnitifyWarning, match="uses the gradient"):
+        module = unitify.transform(model, (x(),))
+    for one in (model, module):
+        for _ in range(2):
+            one(x()).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(module.get_parameter(name).grad, parameter.grad)
 
 
 def test_a_branch_on_a_layout() -> None:

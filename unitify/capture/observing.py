@@ -205,7 +205,7 @@ class _Observation:
             self.unfit.setdefault(module, "it decides whether an input requires a gradient")
         for location, readers in self.around.grads.items():
             for module in readers:
-                self.unfit.setdefault(module, f"it reads the gradient of {location}")
+                self.unfit.setdefault(module, f"it uses the gradient of {location}")
         if names := drawn(randomness):
             self._blame_drawing(names)
 

@@ -85,11 +85,14 @@ def _switches() -> dict[Any, tuple[Read, ...]]:
 _TRAITS: dict[Any, str] = {
     vars(torch._C.TensorBase)["requires_grad"].__get__: "requires_grad",
     vars(torch._C.TensorBase)["grad"].__get__: "grad",
+    vars(torch._C.TensorBase)["grad"].__set__: "grad",
     Tensor.is_contiguous: "layout",
     Tensor.stride: "layout",
 }
 #: What decides whether a tensor requires a gradient.
 _ASKS = (Tensor.requires_grad_, vars(torch._C.TensorBase)["requires_grad"].__set__)
+#: Code of torch that clears gradients where a model's code calls it.
+_CLEARS = nn.Module.zero_grad.__code__
 #: torch, this package and Python's own libraries have no switches but those named above.
 _CLOSED = frozenset(sys.stdlib_module_names) - {"__main__"} | {"torch", "unitify", "numpy"}
 #: Folders of packages that were installed.
@@ -222,7 +225,8 @@ class _Traits(TorchFunctionMode):
         if func in _ASKS and id(args[0]) in self.inputs:
             self.found.asking.add(self.innermost())
         trait = _TRAITS.get(func)
-        if trait is not None and is_open(sys._getframe(1)):
+        frame = sys._getframe(1)
+        if trait is not None and (is_open(frame) or frame.f_code is _CLEARS):
             location = self.locations.get(id(args[0]))
             if location is None:
                 readers = self.found.layouts if trait == "layout" else set()
