@@ -5,7 +5,6 @@ Each step is a function of its own file. Every caller runs them through this one
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,8 +24,6 @@ from unitify.cast.noise_bound import within_bound
 from unitify.cast.repeated import repeated
 from unitify.cast.search import searched
 from unitify.diagnostics import Diagnostic, NothingCast, RecipeInvalid, UnitifyError
-from unitify.estimates import Rms
-from unitify.formats.table import FORMATS, FP32
 from unitify.part import Part
 from unitify.recipe.choices import Choice, Patterns, choose
 from unitify.recipe.recipe import Recipe
@@ -101,30 +98,9 @@ def _nothing_cast(parts: Iterable[Part], recipe: Recipe) -> Iterator[Diagnostic]
 
 
 def chosen(part: Part, recipe: Recipe, rules: RuleTable, patterns: Patterns | None = None) -> Part:
-    """``part`` with the choices of ``recipe`` that need no evidence.
-
-    Values without a scale that brings them into the range of their format stay.
-    """
+    """``part`` with the choices of ``recipe`` that need no evidence."""
     choices = choose(part.capture, recipe, rules, path=part.path, patterns=patterns)
-    if recipe.scaling == "unit":
-        choices = tuple(_in_reach(part, choice) for choice in choices)
     return replace(part, choices=choices)
-
-
-def _in_reach(part: Part, choice: Choice) -> Choice:
-    """``choice``; without its casts where a value is far from its unit (``plan.bands.LIMIT``)."""
-    for own in choice.casts:
-        estimate, unit = part.estimates.get(own.value, Rms()), part.plan.unit(own.value)
-        rms, scale = (
-            (estimate.backward, unit.bwd) if own.is_gradient else (estimate.forward, unit.fwd)
-        )
-        if not rms or rms > FP32.largest:
-            continue
-        format, held = FORMATS[own.format], rms / math.ldexp(scale, own.exponent)
-        if not format.smallest_subnormal <= held <= format.largest:
-            reason = f"{own.value} has an RMS of {held:.1g}, outside the range of {format.name}"
-            return replace(choice, casts=(), reason=reason)
-    return choice
 
 
 def by_evidence(
