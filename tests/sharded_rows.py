@@ -105,7 +105,7 @@ def gathered_codes(rank: int, folder: Path, blocks: bool = True, **options: Any)
         runs.append(ran(made(are_codes), rank, folder / str(are_codes)))
         runs[-1].resumed = resumed(made(not are_codes), rank, folder / str(are_codes))
     with pytest.raises(unitify.UnitifyError, match="U021"):
-        unitify.rebase_(made(True))
+        unitify.rebase_(owner)
     wide, narrow = sent
     # Each block is gathered for either pass, the rest once. Nothing is reduced to find a scale.
     gathers, scatters = (5, 3) if blocks else (1, 1)

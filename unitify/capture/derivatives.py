@@ -24,19 +24,19 @@ def derives_alike(node: fx.Node, counterpart: OpOverload) -> bool:
     """
     operations = node.target, counterpart
     try:
-        formulas = {_tried(node, operation, "meta")[0] for operation in operations}
-        if len(formulas) == 1:
-            return True
         with torch.random.fork_rng(devices=[]):
-            ours, theirs = (_tried(node, operation, "cpu")[1] for operation in operations)
+            made = [_called(node, operation, "meta")[0] for operation in operations]
+            if len(set(map(_formula, made))) == 1:
+                return True
+            ours, theirs = (_gradients(*_called(node, op, "cpu")) for op in operations)
     except RuntimeError:
         # It does not run on such operands; verification tells of a difference.
         return True
     return all(a is b or same(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def _tried(node: fx.Node, operation: Any, device: str) -> tuple[str, tuple[Any, ...]]:
-    """The name of autograd's formula, and the gradients of the operands of one call."""
+def _called(node: fx.Node, operation: Any, device: str) -> tuple[Any, list[Tensor]]:
+    """The result of one call, and the leaves behind its operands."""
     leaves: list[Tensor] = []
 
     def drawn(operand: fx.Node) -> Any:
@@ -46,17 +46,20 @@ def _tried(node: fx.Node, operation: Any, device: str) -> tuple[str, tuple[Any, 
         held = torch.zeros_like(value, device=device)
         if not is_floating(value):
             return held
-        if device != "meta":
-            held.normal_()
-        leaves.append(held.requires_grad_())
-        return held.clone()
+        leaves.append(held.normal_().requires_grad_())
+        return leaves[-1].clone()
 
-    if device != "meta":
-        torch.default_generator.manual_seed(0)
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), drawn)
+    torch.default_generator.manual_seed(0)
     with torch.enable_grad():
-        result = operation(*args, **kwargs)
-        if not isinstance(result, Tensor) or result.grad_fn is None:
-            return "", ()
-        found = torch.autograd.grad(result.sum(), leaves, allow_unused=True)
-    return result.grad_fn.name(), found
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), drawn)
+        return operation(*args, **kwargs), leaves
+
+
+def _formula(result: Any) -> str:
+    """autograd's name of what computed ``result``; "" for nothing, or several results."""
+    function = getattr(result, "grad_fn", None)
+    return "" if function is None else function.name()
+
+
+def _gradients(result: Tensor, leaves: list[Tensor]) -> tuple[Any, ...]:
+    return torch.autograd.grad(result.sum(), leaves, allow_unused=True)

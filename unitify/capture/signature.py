@@ -106,9 +106,9 @@ class CallSignature:
         problem, names = "{} and {} share memory, and a call writes into it", self.leaves
         memory = [_memory_of(value) for value in found]
         for position in self.written:
-            if memory.count(memory[position]) > 1:
-                twice = [i for i, m in enumerate(memory) if m == memory[position]]
-                return problem, (names[twice[0]].name, names[twice[1]].name)
+            others = [i for i, m in enumerate(memory) if m == memory[position] and i != position]
+            if others:
+                return problem, (names[position].name, names[others[0]].name)
         for target in self.apart:
             if held is not None and (own := _memory_of(held(target))) in memory:
                 return problem, (names[memory.index(own)].name, target)

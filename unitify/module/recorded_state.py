@@ -22,7 +22,7 @@ from unitify.capture.effects import holder_of, owner_of
 from unitify.capture.reachable import MISSING, Location, is_array, is_same
 from unitify.capture.surroundings import Answers, Read, layout
 from unitify.capture.watching import NAMESPACE
-from unitify.module.odd_modes import is_in_mode, odd_modes
+from unitify.module.odd_modes import FOLLOWING, is_in_mode, odd_modes
 from unitify.module.types import Types
 
 #: Containers with more entries are compared by their length alone, to bound the time of a call.
@@ -132,13 +132,15 @@ class RecordedState:
                 self._note_read(tree, read)
             except (LookupError, AttributeError, TypeError):
                 continue  # It is not in the tree, so code cannot read it there.
-        for path, module, modes in odd_modes(top):
-            where = Location(path).then("attribute", "training")
-            self._ask(partial(is_in_mode, module, top, modes), where)
         for name, hooks in _GLOBAL_HOOKS.items() if top is tree or len(self.modules) > 1 else ():
             self._enter(hooks, f"torch.nn.modules.module.{name}")
+        odd = odd_modes(top)
         for path, module in top.named_modules(prefix=within):
-            self._note_module(module, Location(path), has_forward=not within or path != within)
+            where = Location(path)
+            self._note_module(module, where, has_forward=not within or path != within)
+            if module in odd:
+                mode = where.then("attribute", "training")
+                self._ask(partial(is_in_mode, module, top, odd[module]), mode)
         held = self.tensors
         for table, name, tensor, where in zip(
             held.namespaces, held.names, held.held, held.where, strict=True
@@ -182,7 +184,7 @@ class RecordedState:
         if key == "training" and isinstance(owner, nn.Module):
             # The graph follows the mode of the module whose code read it, which has that of the
             # whole.
-            self._ask(partial(_have_one_mode, owner, tree), read)
+            self._ask(partial(is_in_mode, owner, tree, FOLLOWING), read)
             return
         container, _ = holder_of(read, tree)
         self._note(container, key, read)
@@ -307,10 +309,6 @@ class RecordedState:
 
 def _names_in(owner: Any) -> tuple[str, ...]:
     return tuple(vars(owner))
-
-
-def _have_one_mode(module: nn.Module, whole: nn.Module) -> bool:
-    return module.training == whole.training
 
 
 @lru_cache(maxsize=4096)
