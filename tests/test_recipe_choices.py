@@ -307,3 +307,25 @@ def test_unit_rms_is_cast_where_the_format_holds_it_best(format: str) -> None:
     best = max(snr(FORMATS[format], 2.0**e) for e in range(-20, 20))
     for cast in made.casts:
         assert snr(FORMATS[format], 2.0**-cast.exponent) == pytest.approx(best, abs=0.1)
+
+
+@pytest.mark.parametrize("placement", ["casts", "everywhere"])
+@pytest.mark.parametrize("recipe", ["fp8", "fp16", "mxfp8", "nvfp4"])
+@pytest.mark.parametrize("octaves", [-110, -43, 43, 83])
+def test_casts_lose_the_same_at_any_magnitude(octaves: int, recipe: str, placement: str) -> None:
+    def run(octaves: int) -> tuple[Tensor, ...]:
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Linear(32, 32, bias=False), nn.ReLU(), nn.Linear(32, 8, bias=False)
+        )
+        x, size = torch.randn(16, 32), 2.0**octaves
+        given = (size * x).requires_grad_()
+        module = unitify.transform(model, (given,), recipe=recipe, placement=placement)
+        y = module(given)
+        gradients = torch.autograd.grad(y, (given, *module.parameters()), torch.ones_like(y))
+        return tuple(
+            t / unit for t, unit in zip((y, *gradients), (size, 1.0, size, size), strict=True)
+        )
+
+    for found, expected in zip(run(octaves), run(0), strict=True):
+        assert torch.equal(found, expected)

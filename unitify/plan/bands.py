@@ -32,6 +32,8 @@ LEAST_GRADIENT = -96
 #: masking constants, zeros or a broken estimate. log2 of a factor is a sum of three such distances,
 #: so that with a third of the range of float32 no factor overflows.
 LIMIT = 42
+#: log2 of the least scale of a cast; the greatest is its inverse. Both are normal float32 numbers.
+LEAST_UNIT = -126
 
 
 def tolerance_of(is_sure: bool) -> float:
@@ -111,14 +113,21 @@ class Bands:
         return ScaleBand(low, band.high, band.wanted) if low <= band.high else ScaleBand(0, 0, 0.0)
 
     def unit(self, node: fx.Node, direction: str, scale: int, tolerance: float) -> int:
-        """A scale at which the value is near unit RMS: its own ``scale`` if it is one."""
-        log = self.log_rms(node, direction)
+        """A scale at which the value is near unit RMS: its own ``scale`` if it is one.
+
+        A cast multiplies by its scale alone, so that any power of two of float32 will do.
+        """
+        log = self._any_log(node, direction)
         if log is None or abs(log - scale) <= tolerance:
             return scale
-        return _clamped(round(log), self.typical[direction])
+        return min(max(round(log), LEAST_UNIT), -LEAST_UNIT)
 
     def log_rms(self, node: fx.Node, direction: str) -> float | None:
         """log2 of an RMS; None where it is unknown or makes no sense."""
+        log = self._any_log(node, direction)
+        return log if log is not None and abs(log - self.typical[direction]) <= LIMIT else None
+
+    def _any_log(self, node: fx.Node, direction: str) -> float | None:
         made = self.capture.reparametrization
         if made is not None and direction == "forward" and node.name in made.outputs:
             # Only its multiplier takes it: for the scheme the two are one operation.
@@ -126,8 +135,7 @@ class Bands:
         rms = getattr(self.estimates.get(node.name, Rms()), direction)
         if rms is None or not rms > 0 or not math.isfinite(rms):
             return None
-        log = math.log2(rms)
-        return log if abs(log - self.typical[direction]) <= LIMIT else None
+        return math.log2(rms)
 
     def _unrounded(self, node: fx.Node, band: ScaleBand) -> ScaleBand:
         """The band without exponents that would move numbers of a weight below the normal range."""
