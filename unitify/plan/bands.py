@@ -115,9 +115,11 @@ class Bands:
     def unit(self, node: fx.Node, direction: str, scale: int, tolerance: float) -> int:
         """A scale at which the value is near unit RMS: its own ``scale`` if it is one.
 
-        A cast multiplies by its scale alone, so that any power of two of float32 will do.
+        A cast multiplies by its scale alone, so that any power of two of float32 will do. A
+        predicted RMS makes no sense far from the typical one.
         """
-        log = self._any_log(node, direction)
+        is_sure = tolerance >= TOLERANCE
+        log = (self._any_log if is_sure else self.log_rms)(node, direction)
         if log is None or abs(log - scale) <= tolerance:
             return scale
         return min(max(round(log), LEAST_UNIT), -LEAST_UNIT)
