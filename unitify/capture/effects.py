@@ -14,7 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from unitify.capture.reachable import MISSING, PLAIN, Location, is_same, namespaces
+from unitify.capture.reachable import (
+    MISSING,
+    PLAIN,
+    Location,
+    Slots,
+    inside,
+    is_same,
+    namespaces,
+)
 from unitify.capture.state import Change, State
 
 #: The root of locations in the inputs of a call, which are its arguments by name.
@@ -113,8 +121,19 @@ def owner_of(location: Location, tree: nn.Module, inputs: Mapping[str, Any] = {}
     """
     held: Any = inputs if location.root == INPUTS else tree.get_submodule(location.root)
     for step in location.steps[:-1]:
-        held = (_namespace(held, step.key) if step.kind == "attribute" else held)[step.key]
+        is_attribute = step.kind == "attribute"
+        held = (_namespace(held, step.key) if is_attribute else inside(held) or held)[step.key]
     return held
+
+
+def finds(location: Location, container: Any, tree: nn.Module) -> bool:
+    """Does ``location`` lead to ``container`` in ``tree``? Not from a function to its closure."""
+    try:
+        holder, _ = holder_of(location, tree)
+    except (LookupError, AttributeError, TypeError):
+        return False
+    ours = isinstance(holder, Slots) and isinstance(container, Slots) and holder.of is container.of
+    return holder is container or ours
 
 
 def _namespace(held: Any, name: str) -> Any:

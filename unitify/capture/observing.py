@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from unitify.capture.effects import INPUTS, holder_of
+from unitify.capture.effects import INPUTS, finds
 from unitify.capture.example import copied, resampled, widened
 from unitify.capture.exporting import without_cache
 from unitify.capture.reachable import MISSING, PLAIN, Location, cells, is_array, is_same
@@ -170,7 +170,7 @@ class _Observation:
         inputs = _copies(self.example)
         with watched(model) as watch, noted(model, lambda: watch.innermost, inputs) as self.around:
             self._call(inputs, copies=False)
-        self.reads, self.containers = watch.reads, watch.containers
+        self.reads, self.containers, self.outside = watch.reads, watch.containers, watch.outside
         once = {str(c): c for c in first.changes()}
         inputs = _copies(self.example)
         second = State.of(model, inputs)
@@ -213,10 +213,11 @@ class _Observation:
         """Reads of the surroundings that calls do not change themselves."""
         changed = {(id(c.cell.namespace), c.key) for c in self.changes}
         changing = {id(c.cell.container) for c in self.changes}
+        locations = {str(c.location) for c in self.changes}
         yield from self.around.of_tensors.items()
-        for read, readers in self.around.reads.items():
-            own = id(read.namespace), read.key
-            if own not in changed and id(read.now()) not in changing:
+        for read, readers in (*self.around.reads.items(), *self.outside.items()):
+            is_changed = (id(read.namespace), read.key) in changed or read.name in locations
+            if not is_changed and id(read.now()) not in changing:
                 yield read, readers
 
     def _switch(self) -> None:
@@ -291,13 +292,9 @@ class _Observation:
 
     def _is_found(self, change: Change) -> bool:
         """Can a call find this location in a copy of the module? Not in a closure of a hook."""
-        if change.location.root == INPUTS:
-            return True
-        try:
-            holder, _ = holder_of(change.location, self.model)
-        except (LookupError, AttributeError, TypeError):
-            return False
-        return holder is change.cell.container
+        return change.location.root == INPUTS or finds(
+            change.location, change.cell.container, self.model
+        )
 
     def _blame_for(self, what: str, location: Location) -> None:
         readers = [r for where, r in self.reads.items() if where.leads_to(location)]

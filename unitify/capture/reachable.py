@@ -13,6 +13,7 @@ import functools
 import inspect
 import sys
 import types
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
@@ -276,14 +277,20 @@ def _cells_of(value: Any, location: Location) -> Iterator[Cell]:
         hooks = {**(value._backward_hooks or {}), **(value._post_accumulate_grad_hooks or {})}
         if hooks:
             yield Cell(location, hooks, "item")
-    elif isinstance(value, types.MethodType):
-        yield Cell(location, {"of": value.__self__, "function": value.__func__}, "item")
-    elif isinstance(value, functools.partial):
-        held = {"function": value.func, "args": value.args, "keywords": value.keywords}
+    elif held := inside(value):
         yield Cell(location, held, "item")
     elif not isinstance(value, _CLOSED) and not _is_closed(type(value)):
         for namespace in namespaces(value):
             yield Cell(location, namespace, "attribute", value)
+
+
+def inside(value: Any) -> dict[str, Any]:
+    """What a bound method, a partial function or a weak reference leads to, by name."""
+    if isinstance(value, types.MethodType):
+        return {"of": value.__self__, "function": value.__func__}
+    if isinstance(value, functools.partial):
+        return {"function": value.func, "args": value.args, "keywords": value.keywords}
+    return {"of": value()} if isinstance(value, weakref.ref) else {}
 
 
 def _function_cells(function: types.FunctionType, location: Location) -> Iterator[Cell]:
@@ -297,9 +304,13 @@ def _function_cells(function: types.FunctionType, location: Location) -> Iterato
             yield Cell(location.then("attribute", "defaults"), given, "item")
     known = function.__globals__
     home = function.__module__
-    names = tuple(n for n in _names(function.__code__) if n in known and _is_state(known[n], home))
+    named = {n: known[n] for n in _names(function.__code__) if n in known}
+    names = tuple(n for n, held in named.items() if _is_state(held, home))
     if names:
-        yield Cell(location, (function.__globals__, names), "global")
+        yield Cell(location, (known, names), "global")
+    for kind in named.values():
+        if isinstance(kind, type) and _is_own(kind, home):
+            yield from _class_cells(kind)
 
 
 def _class_cells(kind: type) -> Iterator[Cell]:
@@ -320,8 +331,12 @@ def _is_state(value: Any, home: str) -> bool:
         and issubclass(kind, (dict, list, set, tuple, deque))
     ):
         return True
-    is_own = kind.__module__.partition(".")[0] == (home or "").partition(".")[0]
-    return is_own and not issubclass(kind, (*_CLOSED, types.FunctionType, nn.Module))
+    return _is_own(kind, home) and not issubclass(kind, (*_CLOSED, types.FunctionType, nn.Module))
+
+
+def _is_own(kind: type, home: str) -> bool:
+    """Is it a class of the package of the module ``home``?"""
+    return kind.__module__.partition(".")[0] == (home or "").partition(".")[0]
 
 
 @functools.cache

@@ -8,9 +8,11 @@ so that each call can check whether it is the same.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import gc
+import itertools
 import os
 import sys
 import threading
@@ -26,7 +28,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from unitify.capture.reachable import MISSING, PLAIN, Location, is_array, namespaces
+from unitify.capture.reachable import MISSING, PLAIN, Location, namespaces
 
 
 class Answers:
@@ -95,6 +97,8 @@ _ASKS = (Tensor.requires_grad_, vars(torch._C.TensorBase)["requires_grad"].__set
 _CLEARS = nn.Module.zero_grad.__code__
 #: torch, this package and Python's own libraries have no switches but those named above.
 _CLOSED = frozenset(sys.stdlib_module_names) - {"__main__"} | {"torch", "unitify", "numpy"}
+#: Those of their types that hold what their users say.
+_PLAIN_OBJECTS = (threading.local, types.SimpleNamespace, types.FunctionType, argparse.Namespace)
 #: Folders of packages that were installed.
 _INSTALLED = ("/site-packages/", "/dist-packages/")
 _ENVIRON = type(os.environ).__getitem__.__code__  # type: ignore[attr-defined]
@@ -132,11 +136,14 @@ class Surroundings:
 
 @dataclass
 class _Ran:
-    """Code that ran: with which globals, within which modules, on which values of its closure."""
+    """Code that ran: with which globals, within which modules, on which values of its closure, and
+    as methods of which classes.
+    """
 
     known: dict[str, Any]
     within: set[nn.Module | None] = field(default_factory=set)
     closures: set[tuple[int, ...]] = field(default_factory=set)
+    kinds: set[type] = field(default_factory=set)
 
 
 @contextlib.contextmanager
@@ -168,6 +175,9 @@ def noted(model: nn.Module, innermost: Innermost, inputs: Any = ()) -> Iterator[
             if is_open(frame):
                 own = ran.setdefault(code, _Ran(frame.f_globals))
                 own.within.add(innermost())
+                if code.co_argcount:
+                    first = frame.f_locals.get(code.co_varnames[0])
+                    own.kinds.add(first if isinstance(first, type) else type(first))
                 if code.co_freevars:
                     own.closures.add(tuple(id(frame.f_locals.get(n)) for n in code.co_freevars))
             elif code in switches and is_open(frame.f_back):
@@ -191,9 +201,10 @@ def noted(model: nn.Module, innermost: Innermost, inputs: Any = ()) -> Iterator[
         finally:
             _profile_again(before)
     for code, own in ran.items():
-        for read in _globals_read(code, own.known):
+        of_classes = (class_reads(kind, code.co_names) for kind in own.kinds)
+        for read in itertools.chain(_globals_read(code, own.known), *of_classes):
             found.reads.setdefault(read, set()).update(own.within)
-    for read, code in _closures_read({code: own for code, own in ran.items() if own.closures}):
+    for read, code in _functions_read(ran):
         found.reads.setdefault(read, set()).update(ran[code].within)
 
 
@@ -263,8 +274,12 @@ def _outside_library(frame: types.FrameType | None) -> types.FrameType | None:
 
 def _globals_read(code: types.CodeType, known: dict[str, Any]) -> Iterator[Read]:
     """What a function's code may read through the globals that it names."""
-    names, is_installed = code.co_names, _is_installed(known)
-    pending: deque[tuple[str, Any]] = deque([(str(known.get("__name__")), known)])
+    return _named(code.co_names, str(known.get("__name__")), known, _is_installed(known))
+
+
+def _named(names: Collection[str], path: str, known: Any, is_installed: bool) -> Iterator[Read]:
+    """The entries of ``known``, a namespace, and of what it leads to, that have these names."""
+    pending: deque[tuple[str, Any]] = deque([(path, known)])
     seen = {id(known)}
     while pending:
         path, namespace = pending.popleft()
@@ -274,24 +289,57 @@ def _globals_read(code: types.CodeType, known: dict[str, Any]) -> Iterator[Read]
             value, where = namespace[name], f"{path}.{name}"
             if _is_watched(value, is_installed):
                 yield _read(where, namespace, name)
-            elif id(value) not in seen and _is_entered(value):
+            if id(value) not in seen and _is_entered(value):
                 seen.add(id(value))
                 pending.extend((where, held) for held in _held_by(value))
 
 
-def _closures_read(ran: Mapping[types.CodeType, _Ran]) -> Iterator[tuple[Read, types.CodeType]]:
-    """What the functions of this code hold in closures; a frame does not show whose it is."""
+def class_reads(kind: type, names: Collection[str] | None = None) -> Iterator[Read]:
+    """The attributes of a class, of these ``names`` or all, that its instances' code may read."""
+    for base in kind.__mro__:
+        if not _is_closed(base.__module__):
+            held, where = vars(base), f"{base.__module__}.{base.__qualname__}"
+            is_installed = _is_installed(vars(sys.modules.get(base.__module__, sys)))
+            for name in held if names is None else names:
+                if name[:2] != "__" and name in held and _is_watched(held[name], is_installed):
+                    yield Read(f"{where}.{name}", held, name)
+
+
+def _functions_read(ran: Mapping[types.CodeType, _Ran]) -> Iterator[tuple[Read, types.CodeType]]:
+    """What the functions of this code hold in closures and default arguments.
+
+    A frame does not show whose it is.
+    """
     for function in gc.get_referrers(*ran) if ran else ():
         if not isinstance(function, types.FunctionType) or function.__code__ not in ran:
             continue
         code, held = function.__code__, function.__closure__ or ()
+        is_installed = _is_installed(function.__globals__)
+        name = f"{function.__module__}.{function.__qualname__}"
+        for ask in () if is_installed else _defaults_of(function):
+            yield _asked(f"{name}: a default argument", ask), code
         values = tuple(Read("", Answers(), _contents(cell)).now() for cell in held)
         if tuple(map(id, values)) not in ran[code].closures:
             continue
-        for name, cell, value in zip(code.co_freevars, held, values, strict=True):
-            if _is_watched(value, _is_installed(function.__globals__)):
-                where = f"{function.__module__}.{function.__qualname__}: {name}"
+        for variable, cell, value in zip(code.co_freevars, held, values, strict=True):
+            where = f"{name}: {variable}"
+            if _is_watched(value, is_installed):
                 yield _asked(where, _contents(cell)), code
+            for namespace in _held_by(value) if _is_entered(value) else ():
+                for read in _named(code.co_names, where, namespace, is_installed):
+                    yield read, code
+
+
+def _defaults_of(function: types.FunctionType) -> Iterator[Callable[[], Any]]:
+    """A question for each default argument of a function."""
+
+    def ask(name: str, key: Any) -> Any:
+        return getattr(function, name)[key]
+
+    for key in range(len(function.__defaults__ or ())):
+        yield functools.partial(ask, "__defaults__", key)
+    for name in function.__kwdefaults__ or ():
+        yield functools.partial(ask, "__kwdefaults__", name)
 
 
 def _contents(cell: types.CellType) -> Callable[[], Any]:
@@ -328,15 +376,13 @@ def _held_by(value: Any) -> Iterator[Any]:
 
 
 def _is_watched(value: Any, is_installed: bool) -> bool:
-    """Is it a flag or a number, or, in the user's own code, a container or a function?
+    """Is it a flag or a number, or anything that the user's own code names, modules apart?
 
-    Containers of installed packages do not count: they are registries, and records of warnings.
+    What else installed packages name does not count: registries, and records of warnings.
     """
-    if type(value) in (*PLAIN, torch.dtype):
-        return True
-    if is_installed or isinstance(value, types.FunctionType):
-        return not is_installed and not _is_closed(value.__module__)
-    return type(value) in (Tensor, dict, list, set, tuple, deque) or is_array(value)
+    if is_installed or isinstance(value, types.ModuleType):
+        return type(value) in (*PLAIN, torch.dtype)
+    return not isinstance(value, types.FunctionType) or not _is_closed(value.__module__)
 
 
 def _is_installed(known: Mapping[str, Any]) -> bool:
@@ -349,7 +395,7 @@ def _is_entered(value: Any) -> bool:
     if isinstance(value, types.ModuleType):
         return not _is_closed(value.__name__)
     kind = value if isinstance(value, type) else type(value)
-    return not _is_closed(kind.__module__) or kind in (threading.local, types.SimpleNamespace)
+    return not _is_closed(kind.__module__) or kind in _PLAIN_OBJECTS
 
 
 def _is_closed(module: str | None) -> bool:

@@ -16,8 +16,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unitify.capture.reachable import PLAIN, Location, cells
-from unitify.capture.surroundings import is_open
+from unitify.capture.effects import finds
+from unitify.capture.reachable import PLAIN, Cell, Location, cells
+from unitify.capture.surroundings import Read, class_reads, is_open
 
 #: Attributes of every module that a graph follows, or that hold its tensors and submodules.
 FOLLOWED = frozenset(
@@ -39,13 +40,15 @@ class Watch:
     """``running``: the modules whose forward runs, outermost first; ``called``: those of them that
     were called, not their ``forward`` alone. ``reads``: each entry that was
     read, with the modules that were innermost then (None: the code around the model).
-    ``containers``: those that were read, by identity, with the same.
+    ``containers``: those that were read, by identity, with the same. ``outside``: those of the
+    entries that the model shares with other code: of objects in closures and globals, of classes.
     """
 
     running: list[nn.Module] = field(default_factory=list)
     called: list[nn.Module] = field(default_factory=list)
     reads: dict[Location, set[nn.Module | None]] = field(default_factory=dict)
     containers: dict[int, tuple[Any, set[nn.Module | None]]] = field(default_factory=dict)
+    outside: dict[Read, set[nn.Module | None]] = field(default_factory=dict)
 
     @property
     def innermost(self) -> nn.Module | None:
@@ -61,8 +64,13 @@ def watched(
     watch = Watch()
     modules = {id(m) for m in model.modules()}
     owners = {id(c.owner): c for c in cells(model) if c.owner is not None}
+    #: Those that a copy of the model shares: a function leads to them, or a class.
+    shared = {of for of, c in owners.items() if not _is_in(model, c)}
     #: Objects whose classes cannot be changed, so that their reads go unnoticed.
     silent: set[int] = set()
+
+    def read_of(cell: Cell, name: str) -> Read:
+        return Read(str(cell.location.then("attribute", name)), cell.container, name)
 
     def note(owner: Any, name: str, value: Any = None) -> None:
         cell = owners.get(id(owner))
@@ -74,12 +82,18 @@ def watched(
             return
         location = cell.location.then("attribute", name)
         watch.reads.setdefault(location, set()).add(watch.innermost)
+        outside = [read_of(cell, name)] if id(owner) in shared else []
+        if isinstance(value, type):
+            outside.extend(class_reads(value))
+        for read in outside:
+            watch.outside.setdefault(read, set()).add(watch.innermost)
         if isinstance(value, (*PLAIN, Tensor, MethodType)):
             return
         if id(value) in silent:
             # Its reads go unnoticed, so that each attribute counts as read.
-            for entry in (*owners[id(value)].container, NAMESPACE):
-                note(value, entry)
+            for entry, held in owners[id(value)].container.items():
+                note(value, entry, held)
+            note(value, NAMESPACE)
         watch.containers.setdefault(id(value), (value, set()))[1].add(watch.innermost)
 
     def forward_of(module: nn.Module, own: Any) -> Any:
@@ -137,8 +151,15 @@ def watched(
                 stack.enter_context(_exchanged(kind, "__getattribute__", reading))
             except TypeError:
                 silent.update(id(owner) for owner in plain if type(owner) is kind)
+        for cell in map(owners.__getitem__, silent & shared):
+            reads = [read_of(cell, name) for name in cell.container]
+            watch.outside.update((read, set(model.modules())) for read in reads)
         stack.enter_context(_exchanged(nn.Module, "__getattr__", missing))
         yield watch
+
+
+def _is_in(model: nn.Module, cell: Cell) -> bool:
+    return finds(cell.location.then(cell.step, NAMESPACE), cell.container, model)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ import torch.nn.modules.module
 from torch import Tensor, fx, nn
 
 from unitify.capture.effects import holder_of, owner_of
-from unitify.capture.reachable import MISSING, Location, is_array, is_same
+from unitify.capture.reachable import MISSING, Location, inside, is_array, is_same
 from unitify.capture.surroundings import Answers, Read, layout
 from unitify.capture.watching import NAMESPACE
 from unitify.module.odd_modes import FOLLOWING, is_in_mode, odd_modes
@@ -166,11 +166,12 @@ class RecordedState:
 
     def _note_read(self, tree: nn.Module, read: Location | Read) -> None:
         if isinstance(read, Read):
+            held = read.now()
             if isinstance(read.namespace, Answers):
-                self.questions.append((read.key, read.now(), read.name))
+                self.questions.append((read.key, held, read.name))
+                self._enter(held, read.name)
             else:
                 self._note(read.namespace, read.key, read.name)
-            held = read.now()
             if isinstance(held, Tensor) and not held.is_inference():
                 self._ask(partial(getattr, held, "_version"), read.name)
             return
@@ -234,8 +235,9 @@ class RecordedState:
         self.seen.add(id(value))
         if is_array(value):
             self.arrays.append((value, value.tobytes(), where))
-        elif isinstance(value, list) and len(value) <= _MANY:
-            self.lists.append((value, list(value), where))
+        elif isinstance(value, list | tuple) and len(value) <= _MANY:
+            if isinstance(value, list):
+                self.lists.append((value, list(value), where))
             for index, item in enumerate(value):
                 self._enter(item, _then(where, index))
         elif isinstance(value, dict | list | set | deque):
@@ -245,6 +247,9 @@ class RecordedState:
             if isinstance(value, dict) and len(value) <= _MANY:
                 for key in value:
                     self._note(value, key, _then(where, key))
+        else:
+            for key, held in inside(value).items():
+                self._enter(held, _then(where, key))
 
     def changed(self, has_weights: bool = True, by_autocast: bool = True) -> str | None:
         """The name of the first changed value; None where nothing changed.
