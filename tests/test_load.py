@@ -196,6 +196,8 @@ def test_what_a_plan_cannot_tell_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(unitify.UnitifyError, match=r"U002.*OrderedDict.*unitify\.load\(DIR"):
         unitify.load(tmp_path / "out", Keyed())
     assert unitify.load(tmp_path / "out", Keyed(), (batch,)).plan == module.plan
+    with pytest.raises(unitify.UnitifyError, match=r"U001.*model="):
+        unitify.load(tmp_path / "out", Keyed, (batch,))  # type: ignore[arg-type]
 
 
 TENSORS = {

@@ -104,10 +104,13 @@ def load(
 def skeleton(found: Converted, model: nn.Module | None) -> nn.Module:
     """``model``, or the one of the folder's config.
 
-    Raises ``UnitifyError`` (U607) where there is none.
+    Raises ``UnitifyError``: U607 where there is none; U001 for something that is no module.
     """
-    if model is not None:
+    if isinstance(model, nn.Module):
         return model
+    if model is not None:
+        choices = "a model of the converted class, not its class or a function that makes it"
+        raise UnitifyError(UnknownOption(option="model", value=repr(model), choices=choices))
     if found.huggingface is None:
         raise damaged(found.path, "it describes no model: pass one")
     return from_config(found.huggingface, found.weights)
