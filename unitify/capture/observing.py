@@ -28,10 +28,11 @@ from torch.utils import _pytree as pytree
 from unitify.capture.effects import INPUTS, finds
 from unitify.capture.example import copied, resampled, widened
 from unitify.capture.exporting import without_cache
+from unitify.capture.named import Read
 from unitify.capture.reachable import MISSING, PLAIN, Location, cells, is_array, is_same
 from unitify.capture.same_value import is_same_value
 from unitify.capture.state import Change, HookNumbers, State, drawn, kept, random_states, seeded
-from unitify.capture.surroundings import Read, noted
+from unitify.capture.surroundings import noted
 from unitify.capture.watching import watched
 
 

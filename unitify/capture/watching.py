@@ -17,8 +17,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from unitify.capture.effects import finds
+from unitify.capture.named import Read, class_reads
 from unitify.capture.reachable import PLAIN, Cell, Location, cells
-from unitify.capture.surroundings import Read, class_reads, is_open
+from unitify.capture.surroundings import is_open
 
 #: Attributes of every module that a graph follows, or that hold its tensors and submodules.
 FOLLOWED = frozenset(
@@ -89,12 +90,14 @@ def watched(
             watch.outside.setdefault(read, set()).add(watch.innermost)
         if isinstance(value, (*PLAIN, Tensor, MethodType)):
             return
-        if id(value) in silent:
+        _, readers = watch.containers.setdefault(id(value), (value, set()))
+        is_known = watch.innermost in readers
+        readers.add(watch.innermost)
+        if id(value) in silent and not is_known:
             # Its reads go unnoticed, so that each attribute counts as read.
             for entry, held in owners[id(value)].container.items():
                 note(value, entry, held)
             note(value, NAMESPACE)
-        watch.containers.setdefault(id(value), (value, set()))[1].add(watch.innermost)
 
     def forward_of(module: nn.Module, own: Any) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:

@@ -25,6 +25,7 @@ from unitify.capture.decisions import OutOfTime, observed
 from unitify.capture.example import distinct, doubled, in_order
 from unitify.capture.exporting import ExportError, without_cache
 from unitify.capture.modes import merge_modes
+from unitify.capture.named import Read
 from unitify.capture.outline import Outline, outline_of
 from unitify.capture.reachable import Location
 from unitify.capture.recorded_graph import (
@@ -44,7 +45,6 @@ from unitify.capture.signature import (
 )
 from unitify.capture.sizes import Free, fewer_and_fewer, frozen_dimensions
 from unitify.capture.source import frames_of_failure
-from unitify.capture.surroundings import Read
 from unitify.diagnostics import (
     CacheLeftOut,
     Diagnostic,

@@ -1,0 +1,194 @@
+"""What code may read by the names in it: globals and what they lead to, closures, default
+arguments, attributes of classes.
+
+A ``Read`` says where a value is, so that each call can check whether it is the same. Nothing is
+called.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import gc
+import os
+import sys
+import threading
+import types
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from unitify.capture.reachable import MISSING, PLAIN, namespaces
+
+#: torch, this package and Python's own libraries keep no state of models under a name.
+_CLOSED = frozenset(sys.stdlib_module_names) - {"__main__"} | {"torch", "unitify", "numpy"}
+#: Those of their types that hold what their users say.
+_PLAIN_OBJECTS = (threading.local, types.SimpleNamespace, types.FunctionType, argparse.Namespace)
+#: Folders of packages that were installed.
+_INSTALLED = ("/site-packages/", "/dist-packages/")
+
+
+class Answers:
+    """A namespace of functions, whose entries are their present results."""
+
+    def get(self, question: Callable[[], Any], default: Any = None) -> Any:
+        """The result, or ``default`` for none."""
+        try:
+            return question()
+        except (LookupError, AttributeError):
+            return default
+
+
+@dataclass(frozen=True)
+class Read:
+    """One value that was read: entry ``key`` of ``namespace``. ``name``: for messages."""
+
+    name: str
+    namespace: Any = field(compare=False)
+    key: Any = field(compare=False)
+
+    def now(self) -> Any:
+        """The present value; ``MISSING`` for none."""
+        return self.namespace.get(self.key, MISSING)
+
+
+def asked(name: str, question: Callable[[], Any]) -> Read:
+    """A read of what ``question`` gives."""
+    return Read(name, Answers(), question)
+
+
+def globals_read(code: types.CodeType, known: dict[str, Any]) -> Iterator[Read]:
+    """What a function's code may read through the globals that it names."""
+    return _named(code.co_names, str(known.get("__name__")), known, _is_installed(known))
+
+
+def _named(names: Collection[str], path: str, known: Any, is_installed: bool) -> Iterator[Read]:
+    """The entries of ``known``, a namespace, and of what it leads to, that have these names."""
+    pending: deque[tuple[str, Any]] = deque([(path, known)])
+    seen = {id(known)}
+    while pending:
+        path, namespace = pending.popleft()
+        for name in names:
+            if name.startswith("__") or name not in namespace:
+                continue
+            value, where = namespace[name], f"{path}.{name}"
+            if _is_watched(value, is_installed):
+                yield _read(where, namespace, name)
+            if id(value) not in seen and _is_entered(value):
+                seen.add(id(value))
+                pending.extend((where, held) for held in _held_by(value))
+
+
+def class_reads(kind: type, names: Collection[str] | None = None) -> Iterator[Read]:
+    """The attributes of a class, of these ``names`` or all, that its instances' code may read."""
+    for base in kind.__mro__:
+        if not is_closed(base.__module__):
+            held, where = vars(base), f"{base.__module__}.{base.__qualname__}"
+            is_installed = _is_installed(vars(sys.modules.get(base.__module__, sys)))
+            for name in held if names is None else names:
+                if name[:2] != "__" and name in held and _is_watched(held[name], is_installed):
+                    yield Read(f"{where}.{name}", held, name)
+
+
+def functions_read(
+    ran: Mapping[types.CodeType, Collection[tuple[int, ...]]],
+) -> Iterator[tuple[Read, types.CodeType]]:
+    """What the functions of this code hold in closures and default arguments.
+
+    A frame does not show whose it is. ``ran``: the identities of the values of the closures with
+    which the code ran.
+    """
+    for function in gc.get_referrers(*ran) if ran else ():
+        if not isinstance(function, types.FunctionType) or function.__code__ not in ran:
+            continue
+        code, held = function.__code__, function.__closure__ or ()
+        is_installed = _is_installed(function.__globals__)
+        name = f"{function.__module__}.{function.__qualname__}"
+        for ask in () if is_installed else _defaults_of(function):
+            yield asked(f"{name}: a default argument", ask), code
+        values = tuple(Read("", Answers(), _contents(cell)).now() for cell in held)
+        if tuple(map(id, values)) not in ran[code]:
+            continue
+        for variable, cell, value in zip(code.co_freevars, held, values, strict=True):
+            where = f"{name}: {variable}"
+            if _is_watched(value, is_installed):
+                yield asked(where, _contents(cell)), code
+            for namespace in _held_by(value) if _is_entered(value) else ():
+                for read in _named(code.co_names, where, namespace, is_installed):
+                    yield read, code
+
+
+def _defaults_of(function: types.FunctionType) -> Iterator[Callable[[], Any]]:
+    """A question for each default argument of a function."""
+
+    def ask(name: str, key: Any) -> Any:
+        return getattr(function, name)[key]
+
+    for key in range(len(function.__defaults__ or ())):
+        yield functools.partial(ask, "__defaults__", key)
+    for name in function.__kwdefaults__ or ():
+        yield functools.partial(ask, "__kwdefaults__", name)
+
+
+def _contents(cell: types.CellType) -> Callable[[], Any]:
+    def contents() -> Any:
+        try:
+            return cell.cell_contents
+        except ValueError:
+            return MISSING
+
+    return contents
+
+
+def _read(where: str, namespace: Any, name: str) -> Read:
+    if isinstance(namespace, _OfThread):
+        return asked(where, lambda: getattr(namespace.of, name))
+    return Read(where, namespace, name)
+
+
+class _OfThread(dict[str, Any]):
+    """What a thread-local object holds for this thread."""
+
+    of: Any
+
+
+def _held_by(value: Any) -> Iterator[Any]:
+    if isinstance(value, type):
+        yield from (vars(base) for base in value.__mro__ if not is_closed(base.__module__))
+    elif isinstance(value, threading.local):
+        held = _OfThread(vars(value))
+        held.of = value
+        yield held
+    else:
+        yield from namespaces(value)
+
+
+def _is_watched(value: Any, is_installed: bool) -> bool:
+    """Is it a flag or a number, or anything that the user's own code names, modules apart?
+
+    What else installed packages name does not count: registries, and records of warnings.
+    """
+    if is_installed or isinstance(value, types.ModuleType):
+        return type(value) in (*PLAIN, torch.dtype)
+    return not isinstance(value, types.FunctionType) or not is_closed(value.__module__)
+
+
+def _is_installed(known: Mapping[str, Any]) -> bool:
+    """Is it the namespace of a package that was installed, not of the user's own code?"""
+    path = str(known.get("__file__")).replace(os.sep, "/")
+    return any(folder in path for folder in _INSTALLED)
+
+
+def _is_entered(value: Any) -> bool:
+    if isinstance(value, types.ModuleType):
+        return not is_closed(value.__name__)
+    kind = value if isinstance(value, type) else type(value)
+    return not is_closed(kind.__module__) or kind in _PLAIN_OBJECTS
+
+
+def is_closed(module: str | None) -> bool:
+    """Is it a module of torch, of this package, or of Python's own library?"""
+    return (module or "").partition(".")[0] in _CLOSED
