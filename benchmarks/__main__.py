@@ -44,15 +44,18 @@ def page() -> str:
         parts += [
             f"## A training step in eager mode, {size.name}: width {size.width}, "
             f"{size.layers} layers",
-            "Time, and in parentheses the bytes that the backward pass keeps. `fp8` keeps codes, "
-            "which a CPU decodes to multiply them; `fp8-amax` finds its scales at run time.",
+            "Time, and in parentheses the bytes that the backward pass keeps. `fp8` keeps codes of "
+            "what linear layers take, which a CPU decodes to multiply them. Norms, activations and "
+            "attention keep what they take in the model's own type; so do convolutions, whose "
+            "rounding is simulated. `fp8-amax` finds its scales at run time.",
             table(["model", "operations", "rescales", *WAYS], eager(size)),
         ]
     small, large = SIZES
     parts += [
         f"## A training step under Inductor, {large.name}",
         "The step, in parentheses the bytes that the backward pass keeps, and the time to compile "
-        "it, over the original's; the kernels that are generated for both passes.",
+        "it, over the original's; the kernels that are generated for both passes. The compiler "
+        "computes again what is cheap, for the original, too.",
         table(
             [
                 "model",
