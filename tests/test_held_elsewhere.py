@@ -185,3 +185,22 @@ def test_a_number_that_changes_later(name: str) -> None:
         for each in (model, module):
             change(each, 2.0)
     assert torch.equal(module(x()), before)
+
+
+@pytest.mark.parametrize("changed", [0, 1])
+def test_functions_of_one_factory(changed: int) -> None:
+    """Their closures have the same names, and so have the objects in them."""
+    held = [SimpleNamespace(value=2.0, more={"value": 2.0}) for _ in range(2)]
+
+    def reads(of: SimpleNamespace) -> Callable[[Any, Tensor], Tensor]:
+        return lambda module, y: y * of.value * of.more["value"]
+
+    model = nn.Sequential(*(Reads(reads(each)) for each in held))
+    module = unitify.transform(model, (x(),))
+    before = model(x())
+    held[changed].value = 3.0
+    assert torch.equal(module(x()), model(x()))
+    held[changed].value, held[changed].more["value"] = 2.0, 3.0
+    assert torch.equal(module(x()), model(x()))
+    held[changed].more["value"] = 2.0
+    assert torch.equal(module(x()), before)

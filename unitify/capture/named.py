@@ -44,20 +44,23 @@ class Answers:
 
 @dataclass(frozen=True)
 class Read:
-    """One value that was read: entry ``key`` of ``namespace``. ``name``: for messages."""
+    """One value that was read: entry ``key`` of ``namespace``. ``name``: for messages; ``of``: the
+    identity of what holds it, because functions and objects share names.
+    """
 
     name: str
     namespace: Any = field(compare=False)
     key: Any = field(compare=False)
+    of: int = 0
 
     def now(self) -> Any:
         """The present value; ``MISSING`` for none."""
         return self.namespace.get(self.key, MISSING)
 
 
-def asked(name: str, question: Callable[[], Any]) -> Read:
+def asked(name: str, question: Callable[[], Any], of: int = 0) -> Read:
     """A read of what ``question`` gives."""
-    return Read(name, Answers(), question)
+    return Read(name, Answers(), question, of)
 
 
 def globals_read(code: types.CodeType, known: dict[str, Any]) -> Iterator[Read]:
@@ -90,7 +93,7 @@ def class_reads(kind: type, names: Collection[str] | None = None) -> Iterator[Re
             is_installed = _is_installed(vars(sys.modules.get(base.__module__, sys)))
             for name in held if names is None else names:
                 if name[:2] != "__" and name in held and _is_watched(held[name], is_installed):
-                    yield Read(f"{where}.{name}", held, name)
+                    yield Read(f"{where}.{name}", held, name, id(base))
 
 
 def functions_read(
@@ -107,30 +110,31 @@ def functions_read(
         code, held = function.__code__, function.__closure__ or ()
         is_installed = _is_installed(function.__globals__)
         name = f"{function.__module__}.{function.__qualname__}"
-        for ask in () if is_installed else _defaults_of(function):
-            yield asked(f"{name}: a default argument", ask), code
+        for read in () if is_installed else _defaults_of(function, name):
+            yield read, code
         values = tuple(Read("", Answers(), _contents(cell)).now() for cell in held)
         if tuple(map(id, values)) not in ran[code]:
             continue
         for variable, cell, value in zip(code.co_freevars, held, values, strict=True):
             where = f"{name}: {variable}"
             if _is_watched(value, is_installed):
-                yield asked(where, _contents(cell)), code
+                yield asked(where, _contents(cell), id(cell)), code
             for namespace in _held_by(value) if _is_entered(value) else ():
                 for read in _named(code.co_names, where, namespace, is_installed):
                     yield read, code
 
 
-def _defaults_of(function: types.FunctionType) -> Iterator[Callable[[], Any]]:
-    """A question for each default argument of a function."""
+def _defaults_of(function: types.FunctionType, name: str) -> Iterator[Read]:
+    def default(table: str, key: Any) -> Any:
+        return getattr(function, table)[key]
 
-    def ask(name: str, key: Any) -> Any:
-        return getattr(function, name)[key]
-
-    for key in range(len(function.__defaults__ or ())):
-        yield functools.partial(ask, "__defaults__", key)
-    for name in function.__kwdefaults__ or ():
-        yield functools.partial(ask, "__kwdefaults__", name)
+    places: list[tuple[str, Any]] = [
+        ("__kwdefaults__", key) for key in function.__kwdefaults__ or ()
+    ]
+    places += (("__defaults__", key) for key in range(len(function.__defaults__ or ())))
+    for place in places:
+        of_argument = f"{name}: default argument {place[1]}"
+        yield asked(of_argument, functools.partial(default, *place), id(function))
 
 
 def _contents(cell: types.CellType) -> Callable[[], Any]:
@@ -145,8 +149,8 @@ def _contents(cell: types.CellType) -> Callable[[], Any]:
 
 def _read(where: str, namespace: Any, name: str) -> Read:
     if isinstance(namespace, _OfThread):
-        return asked(where, lambda: getattr(namespace.of, name))
-    return Read(where, namespace, name)
+        return asked(where, lambda: getattr(namespace.of, name), id(namespace.of))
+    return Read(where, namespace, name, id(namespace))
 
 
 class _OfThread(dict[str, Any]):

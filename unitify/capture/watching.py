@@ -71,7 +71,8 @@ def watched(
     silent: set[int] = set()
 
     def read_of(cell: Cell, name: str) -> Read:
-        return Read(str(cell.location.then("attribute", name)), cell.container, name)
+        where = str(cell.location.then("attribute", name))
+        return Read(where, cell.container, name, id(cell.owner))
 
     def note(owner: Any, name: str, value: Any = None) -> None:
         cell = owners.get(id(owner))
