@@ -32,8 +32,9 @@ LEAST_GRADIENT = -96
 #: masking constants, zeros or a broken estimate. log2 of a factor is a sum of three such distances,
 #: so that with a third of the range of float32 no factor overflows.
 LIMIT = 42
-#: log2 of the least scale of a cast; the greatest is its inverse. Both are normal float32 numbers.
-LEAST_UNIT = -126
+#: log2 of the least scale of a cast; the greatest is its inverse. Formats and headroom add some
+#: octaves, and the sum is a normal number of float32.
+LEAST_UNIT = -110
 
 
 def tolerance_of(is_sure: bool) -> float:
