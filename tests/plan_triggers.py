@@ -61,6 +61,14 @@ def _(path: Path) -> Found:
     return list(unitify.transform(factories.mlp(), recipe="fp8,exclude=*").diagnostics)
 
 
+@triggers("U410")
+def _(path: Path) -> Found:
+    x = 1e13 * torch.randn(4, 16)
+    return list(
+        unitify.transform(nn.Linear(16, 16), x, recipe="fp8", scales="analysis").diagnostics
+    )
+
+
 @triggers("U404")
 def _(path: Path) -> None:
     unitify.transform(nn.Conv1d(16, 16, 3), torch.randn(2, 16, 8), recipe="fp8,simulate=false")

@@ -5,6 +5,7 @@ Each step is a function of its own file. Every caller runs them through this one
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,8 +24,10 @@ from unitify.cast.means import with_means
 from unitify.cast.noise_bound import within_bound
 from unitify.cast.repeated import repeated
 from unitify.cast.search import searched
-from unitify.diagnostics import Diagnostic, NothingCast, RecipeInvalid, UnitifyError
-from unitify.part import Part
+from unitify.diagnostics import Diagnostic, NothingCast, OutOfRange, RecipeInvalid, UnitifyError
+from unitify.estimates import Rms
+from unitify.formats.table import FORMATS
+from unitify.part import Part, value_name
 from unitify.recipe.choices import Choice, Patterns, choose
 from unitify.recipe.recipe import Recipe
 from unitify.rulebook.rule_table import RuleTable
@@ -86,7 +89,27 @@ def cast_parts(
         if recipe.joint and made is None:
             part = joint(part, rules)
         found.append(with_casts(part, recipe, rules))
+    if recipe.scaling == "unit":
+        notes += _out_of_range(found)
     return tuple(found), (*patterns.unmatched(), *notes, *_nothing_cast(found, recipe))
+
+
+def _out_of_range(parts: Iterable[Part]) -> Iterator[Diagnostic]:
+    found: list[OutOfRange] = []
+    for part in parts:
+        for own in (each for choice in part.choices for each in choice.casts):
+            estimate, format = part.estimates.get(own.value, Rms()), FORMATS[own.format]
+            rms = estimate.backward if own.is_gradient else estimate.forward
+            if not rms or not math.isfinite(rms):
+                continue
+            held = math.log2(rms) - part.exponent(own)
+            if not math.log2(format.smallest_subnormal) <= held <= math.log2(format.largest):
+                name = value_name(part.name, own.value)
+                of = f"the gradient of {name}" if own.is_gradient else name
+                found.append(OutOfRange(where=name, value=of, rms=rms, format=format.name))
+    for first in found[:1]:
+        others = f", as of {len(found) - 1} others" if len(found) > 1 else ""
+        yield replace(first, others=others)
 
 
 def _nothing_cast(parts: Iterable[Part], recipe: Recipe) -> Iterator[Diagnostic]:

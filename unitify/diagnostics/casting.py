@@ -71,6 +71,32 @@ class NothingCast(Diagnostic):
 
 
 @dataclass(frozen=True)
+class OutOfRange(Diagnostic):
+    """The scale of a cast does not bring the RMS of its value into the format's range.
+
+    The cast saturates the value, or loses it. A prediction can be wrong by any factor, so that one
+    more than 42 octaves from the typical RMS is not followed. The gradient of an input is true: its
+    scale is one.
+
+    Example: ``transform(model, 1e13 * x, recipe="fp8", scales="analysis")``.
+    Fix: leave the value out with ``exclude``; with ``scales="measured"`` casts of other values
+    follow any RMS.
+    """
+
+    code: ClassVar[str] = "U410"
+    is_loss: ClassVar[bool] = True
+    why: ClassVar[str] = (
+        "the RMS of {value} is {rms:.2g}, and its scale does not bring that into the range of "
+        "{format}{others}"
+    )
+    fix: ClassVar[str] = "Exclude it; where the RMS was predicted, measure it (scales='measured')"
+    value: str
+    rms: float
+    format: str
+    others: str = ""
+
+
+@dataclass(frozen=True)
 class NothingCached(Diagnostic):
     """A recipe has a ``kv_cache``, and the model no attention whose keys and values it casts.
 
