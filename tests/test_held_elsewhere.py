@@ -57,6 +57,7 @@ class Listed(list[float]):
 
 DEFAULTS, DEFAULTS_OF_FORWARD = {"value": 2.0}, {"value": 2.0}
 Pair = namedtuple("Pair", "options")
+step = 1.0
 GAIN, NESTED, SLOTTED = Gain(), {"of": (Gain(),)}, Slotted()
 LISTED, COUNTED, PARSED = (
     Listed([2.0]),
@@ -185,6 +186,15 @@ def test_a_number_that_changes_later(name: str) -> None:
         for each in (model, module):
             change(each, 2.0)
     assert torch.equal(module(x()), before)
+
+
+def test_a_global_with_the_name_of_an_attribute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script's own ``loss`` or ``step`` is not what ``self.step`` reads."""
+    model = Reads(lambda module, y: y * module.step)
+    model.step = 2.0  # type: ignore[assignment]
+    module = unitify.transform(model, (x(),))
+    monkeypatch.setitem(globals(), "step", 5.0)
+    assert module._changed() is None
 
 
 @pytest.mark.parametrize("changed", [0, 1])

@@ -8,6 +8,7 @@ called.
 from __future__ import annotations
 
 import argparse
+import dis
 import functools
 import gc
 import os
@@ -65,16 +66,20 @@ def asked(name: str, question: Callable[[], Any], of: int = 0) -> Read:
 
 def globals_read(code: types.CodeType, known: dict[str, Any]) -> Iterator[Read]:
     """What a function's code may read through the globals that it names."""
-    return _named(code.co_names, str(known.get("__name__")), known, _is_installed(known))
+    found = [i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"]
+    loaded = dict.fromkeys(found)
+    return _named(loaded, code.co_names, str(known.get("__name__")), known, _is_installed(known))
 
 
-def _named(names: Collection[str], path: str, known: Any, is_installed: bool) -> Iterator[Read]:
-    """The entries of ``known``, a namespace, and of what it leads to, that have these names."""
+def _named(
+    first: Collection[str], names: Collection[str], path: str, known: Any, is_installed: bool
+) -> Iterator[Read]:
+    """The entries of ``known``, a namespace, with names in ``first``, and of what these lead to."""
     pending: deque[tuple[str, Any]] = deque([(path, known)])
     seen = {id(known)}
     while pending:
         path, namespace = pending.popleft()
-        for name in names:
+        for name in first if namespace is known else names:
             if name.startswith("__") or name not in namespace:
                 continue
             value, where = namespace[name], f"{path}.{name}"
@@ -120,7 +125,7 @@ def functions_read(
             if _is_watched(value, is_installed):
                 yield asked(where, _contents(cell), id(cell)), code
             for namespace in _held_by(value) if _is_entered(value) else ():
-                for read in _named(code.co_names, where, namespace, is_installed):
+                for read in _named(code.co_names, code.co_names, where, namespace, is_installed):
                     yield read, code
 
 
