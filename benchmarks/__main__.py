@@ -34,9 +34,10 @@ def page() -> str:
         f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}"
     )
+    cpu = torch.backends.cpu.get_cpu_capability()
     parts = [
         "# What a transformed module costs",
-        f"`make bench`, on {platform.machine()} with one thread; {versions}. Each figure is a "
+        f"`make bench`, on {platform.machine()} with {cpu} and one thread; {versions}. Each is a "
         f"median of {TURNS} ratios to the original, which ran in turn with it. "
         "Random weights and inputs.",
     ]
@@ -65,8 +66,8 @@ def page() -> str:
             compiled(large),
         ),
         f"## A forward pass without gradients, {large.name}, eager",
-        "What is compiled is over the compiled original. torchao quantizes to INT8: its dynamic "
-        "FP8 asks for a GPU.",
+        "What is compiled is over the compiled original. torchao quantizes to INT8, since its "
+        "dynamic FP8 asks for a GPU; that is fast on a CPU with AVX-512 alone.",
         table(["model", *INFERENCE], inference(large)),
         f"## FP8 training beside torchao, {large.name}, eager",
         "Time, and in parentheses saved bytes. torchao finds scales at run time; a CPU runs what "
