@@ -25,7 +25,7 @@ class Gain:
     only: ClassVar[Gain | None] = None
 
     def __init__(self) -> None:
-        self.value, self.inner = 2.0, SimpleNamespace(value=2.0)
+        self.value = 2.0
 
     def get(self) -> float:
         return self.value

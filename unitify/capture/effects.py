@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 from unitify.capture.reachable import (
     MISSING,
     PLAIN,
+    Cell,
     Location,
-    Slots,
     inside,
     is_same,
     namespaces,
@@ -126,14 +126,16 @@ def owner_of(location: Location, tree: nn.Module, inputs: Mapping[str, Any] = {}
     return held
 
 
-def finds(location: Location, container: Any, tree: nn.Module) -> bool:
-    """Does ``location`` lead to ``container`` in ``tree``? Not from a function to its closure."""
+def finds(location: Location, cell: Cell, tree: nn.Module) -> bool:
+    """Does ``location``, of an entry of ``cell``, lead there in ``tree``?
+
+    Not from a function to its closure. So a copy of the tree has a cell of its own.
+    """
     try:
-        holder, _ = holder_of(location, tree)
+        found = owner_of(location, tree)
     except (LookupError, AttributeError, TypeError):
         return False
-    ours = isinstance(holder, Slots) and isinstance(container, Slots) and holder.of is container.of
-    return holder is container or ours
+    return found is (cell.container if cell.owner is None else cell.owner)
 
 
 def _namespace(held: Any, name: str) -> Any:

@@ -80,7 +80,7 @@ def given_or_inferred(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | N
     Raises ``UnitifyError``: U102 where ``model`` cannot be called with them, U002 as
     ``infer_inputs``, U001 for something that is no model or no inputs.
     """
-    _check_model(model)
+    check_usable(model)
     is_given = isinstance(args, torch.Tensor | Mapping | list | tuple)
     if not is_given or not isinstance(kwargs or {}, Mapping):
         value, choices = _shown(args), "a tensor, a tuple of inputs, a dict of keyword inputs"
@@ -98,7 +98,8 @@ def given_or_inferred(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | N
     return args, kwargs
 
 
-def _check_model(model: nn.Module) -> None:
+def check_usable(model: nn.Module) -> None:
+    """Raise ``UnitifyError`` (U001, U102) for what is no model, or none that can be recorded."""
     if not isinstance(model, nn.Module):
         choices = "the instances of torch.nn.Module"
         raise UnitifyError(UnknownOption(option="model", value=_shown(model), choices=choices))

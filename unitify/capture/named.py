@@ -16,7 +16,7 @@ import sys
 import threading
 import types
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,28 +66,32 @@ def asked(name: str, question: Callable[[], Any], of: int = 0) -> Read:
 
 def globals_read(code: types.CodeType, known: dict[str, Any]) -> Iterator[Read]:
     """What a function's code may read through the globals that it names."""
-    found = [i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"]
-    loaded = dict.fromkeys(found)
-    return _named(loaded, code.co_names, str(known.get("__name__")), known, _is_installed(known))
+    loaded = [i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"]
+    first = _entries(str(known.get("__name__")), known, dict.fromkeys(loaded))
+    return _leading_on(first, code.co_names, _is_installed(known))
 
 
-def _named(
-    first: Collection[str], names: Collection[str], path: str, known: Any, is_installed: bool
+def _entries(path: str, namespace: Any, names: Collection[str]) -> Iterator[Read]:
+    for name in names:
+        if not name.startswith("__") and name in namespace:
+            yield _read(f"{path}.{name}", namespace, name)
+
+
+def _leading_on(
+    first: Iterable[Read], names: Collection[str], is_installed: bool
 ) -> Iterator[Read]:
-    """The entries of ``known``, a namespace, with names in ``first``, and of what these lead to."""
-    pending: deque[tuple[str, Any]] = deque([(path, known)])
-    seen = {id(known)}
+    """These reads, and what their values lead to by ``names``, as far as it is watched."""
+    pending = deque(first)
+    seen: set[int] = set()
     while pending:
-        path, namespace = pending.popleft()
-        for name in first if namespace is known else names:
-            if name.startswith("__") or name not in namespace:
-                continue
-            value, where = namespace[name], f"{path}.{name}"
-            if _is_watched(value, is_installed):
-                yield _read(where, namespace, name)
-            if id(value) not in seen and _is_entered(value):
-                seen.add(id(value))
-                pending.extend((where, held) for held in _held_by(value))
+        read = pending.popleft()
+        value = read.now()
+        if _is_watched(value, is_installed):
+            yield read
+        if id(value) not in seen and _is_entered(value):
+            seen.add(id(value))
+            for namespace in _held_by(value):
+                pending.extend(_entries(read.name, namespace, names))
 
 
 def class_reads(kind: type, names: Collection[str] | None = None) -> Iterator[Read]:
@@ -120,13 +124,12 @@ def functions_read(
         values = tuple(Read("", Answers(), _contents(cell)).now() for cell in held)
         if tuple(map(id, values)) not in ran[code]:
             continue
-        for variable, cell, value in zip(code.co_freevars, held, values, strict=True):
-            where = f"{name}: {variable}"
-            if _is_watched(value, is_installed):
-                yield asked(where, _contents(cell), id(cell)), code
-            for namespace in _held_by(value) if _is_entered(value) else ():
-                for read in _named(code.co_names, code.co_names, where, namespace, is_installed):
-                    yield read, code
+        first = [
+            asked(f"{name}: {variable}", _contents(cell), id(cell))
+            for variable, cell in zip(code.co_freevars, held, strict=True)
+        ]
+        for read in _leading_on(first, code.co_names, is_installed):
+            yield read, code
 
 
 def _defaults_of(function: types.FunctionType, name: str) -> Iterator[Read]:

@@ -293,9 +293,8 @@ class _Observation:
 
     def _is_found(self, change: Change) -> bool:
         """Can a call find this location in a copy of the module? Not in a closure of a hook."""
-        return change.location.root == INPUTS or finds(
-            change.location, change.cell.container, self.model
-        )
+        is_input = change.location.root == INPUTS
+        return is_input or finds(change.location, change.cell, self.model)
 
     def _blame_for(self, what: str, location: Location) -> None:
         readers = [r for where, r in self.reads.items() if where.leads_to(location)]

@@ -66,7 +66,11 @@ def watched(
     modules = {id(m) for m in model.modules()}
     owners = {id(c.owner): c for c in cells(model) if c.owner is not None}
     #: Those that a copy of the model shares: a function leads to them, or a class.
-    shared = {of for of, c in owners.items() if not _is_in(model, c)}
+    shared = {
+        of
+        for of, cell in owners.items()
+        if not finds(cell.location.then(cell.step, NAMESPACE), cell, model)
+    }
     #: Objects whose classes cannot be changed, so that their reads go unnoticed.
     silent: set[int] = set()
 
@@ -160,10 +164,6 @@ def watched(
             watch.outside.update((read, set(model.modules())) for read in reads)
         stack.enter_context(_exchanged(nn.Module, "__getattr__", missing))
         yield watch
-
-
-def _is_in(model: nn.Module, cell: Cell) -> bool:
-    return finds(cell.location.then(cell.step, NAMESPACE), cell.container, model)
 
 
 @contextlib.contextmanager

@@ -107,9 +107,9 @@ def _out_of_range(parts: Iterable[Part]) -> Iterator[Diagnostic]:
                 name = value_name(part.name, own.value)
                 of = f"the gradient of {name}" if own.is_gradient else name
                 found.append(OutOfRange(where=name, value=of, rms=rms, format=format.name))
-    for first in found[:1]:
+    if found:
         others = f", as of {len(found) - 1} others" if len(found) > 1 else ""
-        yield replace(first, others=others)
+        yield replace(found[0], others=others)
 
 
 def _nothing_cast(parts: Iterable[Part], recipe: Recipe) -> Iterator[Diagnostic]:

@@ -21,6 +21,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from unitify.capture.inputs import check_usable
 from unitify.checkpoint.codes import Coded, coded_weights, encoded
 from unitify.checkpoint.converted import (
     FORMAT,
@@ -106,11 +107,9 @@ def skeleton(found: Converted, model: nn.Module | None) -> nn.Module:
 
     Raises ``UnitifyError``: U607 where there is none; U001 for something that is no module.
     """
-    if isinstance(model, nn.Module):
-        return model
     if model is not None:
-        choices = "a model of the converted class, not its class or a function that makes it"
-        raise UnitifyError(UnknownOption(option="model", value=repr(model), choices=choices))
+        check_usable(model)
+        return model
     if found.huggingface is None:
         raise damaged(found.path, "it describes no model: pass one")
     return from_config(found.huggingface, found.weights)
