@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from unitify.capture.exporting import without_cache
-from unitify.capture.reachable import PLAIN, cells
+from unitify.capture.reachable import PLAIN, cells, set_on
 from unitify.diagnostics import NothingCaptured, UnitifyError
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -48,8 +48,13 @@ def copied(value: Any) -> Any:
     """
     if not isinstance(value, Tensor):
         return value if isinstance(value, PLAIN) or callable(value) else _copied_object(value)
-    made = value.detach().clone()
-    return made.requires_grad_() if value.requires_grad else made
+    return _as(value, value.detach().clone())
+
+
+def _as(value: Tensor, made: Tensor) -> Tensor:
+    """``made``, which requires a gradient where ``value`` does, with what is set on that."""
+    vars(made).update(set_on(value))
+    return made.requires_grad_(value.requires_grad)
 
 
 def _copied_object(value: Any) -> Any:
@@ -75,7 +80,7 @@ def resampled(args: tuple[Any, ...], kwargs: dict[str, Any], seed: int = 0) -> I
         flat = leaf.detach().reshape(-1)
         chosen = torch.randint(len(flat), (len(flat),), generator=generator)
         made = flat[chosen.to(flat.device)].reshape(leaf.shape)
-        return made.requires_grad_(leaf.requires_grad)
+        return _as(leaf, made)
 
     result: Inputs = pytree.tree_map(drawn, (args, kwargs))
     return result
@@ -102,8 +107,7 @@ def _batches(leaves: list[Any]) -> set[int]:
 def _with_one_more(value: Any) -> Any:
     if not isinstance(value, Tensor) or not value.dim():
         return copied(value)
-    made = torch.cat([value, value[:1]]).detach()
-    return made.requires_grad_() if value.requires_grad else made
+    return _as(value, torch.cat([value, value[:1]]).detach())
 
 
 def doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs | None:
@@ -126,7 +130,7 @@ def _twice(value: Any) -> Any:
         made = torch.cat([value, value]).detach()
     else:
         made = value.new_zeros((2, *value.shape[1:]))
-    return made.requires_grad_() if value.requires_grad else made
+    return _as(value, made)
 
 
 def initialize_lazy(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -145,7 +145,9 @@ def _recorded(
         asks = bool(observed.layouts)
         # What further calls run was not observed.
         touched, has_modes = observed.touched, observed.has_modes or len(calls) > 1
-        how = How(dynamic_shapes, seconds, state.carried, touched, asks, has_modes)
+        how = How(
+            dynamic_shapes, seconds, state.carried, touched, asks, observed.attributes, has_modes
+        )
         try:
             if is_faithful is not None:
                 raise _unfaithful(type(model).__name__)

@@ -204,3 +204,9 @@ def _is_entered(value: Any) -> bool:
 def is_closed(module: str | None) -> bool:
     """Is it a module of torch, of this package, or of Python's own library?"""
     return (module or "").partition(".")[0] in _CLOSED
+
+
+def is_open(frame: types.FrameType | None) -> bool:
+    """Does the frame run code that is neither torch's nor Python's own?"""
+    name = "" if frame is None else str(frame.f_globals.get("__name__", ""))
+    return bool(name) and not is_closed(name)

@@ -46,6 +46,7 @@ class Observed:
       ``touched``: all that calls change
     - ``reads``: entries of modules, and of what surrounds them, with the modules that read them
     - ``layouts``: modules that ask for the memory layout of a tensor
+    - ``attributes``: names that code asks tensors for and that no tensor has by itself
     - ``has_modes``: may calls in train mode differ from calls in eval mode?
     - ``numbers``: those under which calls registered hooks
     """
@@ -56,6 +57,7 @@ class Observed:
     touched: tuple[Location, ...] = ()
     reads: Mapping[Location | Read, frozenset[nn.Module | None]] = field(default_factory=dict)
     layouts: frozenset[nn.Module | None] = frozenset()
+    attributes: frozenset[str] = frozenset()
     has_modes: bool = True
     numbers: HookNumbers = field(default_factory=HookNumbers)
 
@@ -72,6 +74,7 @@ def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     touched: dict[Location, None] = {}
     reads: dict[Location | Read, set[nn.Module | None]] = {}
     layouts: set[nn.Module | None] = set()
+    attributes: set[str] = set()
     in_modes: list[bool] = []
     with kept(model, weights=True) as before, without_cache(model), seeded(model):
         for training in (model.training, not model.training):
@@ -83,13 +86,15 @@ def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
                 changing.update(dict.fromkeys(run.changing))
                 touched.update(dict.fromkeys(run.touched))
                 layouts |= run.around.layouts
+                attributes |= run.around.attributes
                 in_modes.append(run.around.reads_mode)
                 for where, readers in (*run.reads.items(), *run.read_around()):
                     reads.setdefault(where, set()).update(readers)
     who_reads = {where: frozenset(readers) for where, readers in reads.items()}
+    has_modes = in_modes != [False, False] or any(map(_switches_itself, model.modules()))
     return Observed(
         unfit, tuple(made), tuple(changing), tuple(touched), who_reads, frozenset(layouts),
-        in_modes != [False, False] or any(map(_switches_itself, model.modules())), before.numbers,
+        frozenset(attributes), has_modes, before.numbers,
     )  # fmt: skip
 
 
@@ -202,11 +207,7 @@ class _Observation:
         for held in before.written():
             if id(held.holder) in weights:
                 self._blame_for(f"writes into its parameter {held.location}", held.location)
-        for module in self.around.asking:
-            self.unfit.setdefault(module, "it decides whether an input requires a gradient")
-        for location, readers in self.around.grads.items():
-            for module in readers:
-                self.unfit.setdefault(module, f"it uses the gradient of {location}")
+        self.unfit = {**self.around.unheld, **self.unfit}
         if names := drawn(randomness):
             self._blame_drawing(names)
 

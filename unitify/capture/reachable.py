@@ -218,6 +218,11 @@ def is_same(a: Any, b: Any) -> bool:
     return a is b or (isinstance(a, PLAIN) and type(a) is type(b) and a == b)
 
 
+def set_on(tensor: Tensor) -> dict[str, Any]:
+    """What Python code has set on a tensor, under public names."""
+    return {name: held for name, held in vars(tensor).items() if not name.startswith("_")}
+
+
 def is_array(value: Any) -> bool:
     """Is it an array of NumPy?"""
     numpy = sys.modules.get("numpy")

@@ -53,6 +53,7 @@ class How:
       names. No graph may hold one
     - ``touched``: what calls change beside returning
     - ``asks_layout``: does code ask for the memory layout of tensors?
+    - ``attributes``: names of attributes that code asks tensors for
     - ``has_modes``: may train and eval mode differ?
     """
 
@@ -61,6 +62,7 @@ class How:
     carried: Mapping[int, str] = field(default_factory=dict)
     touched: tuple[Location, ...] = ()
     asks_layout: bool = False
+    attributes: frozenset[str] = frozenset()
     has_modes: bool = True
 
 

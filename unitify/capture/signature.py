@@ -23,6 +23,7 @@ from unitify.capture.effects import Effect, leave
 from unitify.capture.guards import Guard, Guards
 from unitify.capture.identity import storage_of
 from unitify.capture.surroundings import layout
+from unitify.capture.tensor_questions import computes_itself
 from unitify.diagnostics import InputMismatch, OutsideGuards, UnitifyError
 from unitify.rulebook.dimensions import is_floating
 
@@ -71,6 +72,8 @@ class CallSignature:
     written: tuple[int, ...] = ()
     #: Parameters and buffers that must share no memory with an input, since a call writes.
     apart: tuple[str, ...] = ()
+    #: Names of attributes that the model's code asks tensors for.
+    attributes: frozenset[str] = frozenset()
 
     def describe(self) -> str:
         """All leaves, in order."""
@@ -170,6 +173,8 @@ class CallSignature:
             is_tensor = isinstance(value, torch.Tensor) and not value.is_nested
             if not is_tensor or value.dim() != len(leaf.shape):
                 return "{} is not a tensor of {} dimensions", (leaf.name, len(leaf.shape))
+            if (odd := _odd(value, self.attributes)) is not None:
+                return odd[0], (leaf.name, odd[1])
             if value.dtype != leaf.dtype:
                 return "{} is {}, captured {}", (leaf.name, value.dtype, leaf.dtype)
             for dimension, expected in enumerate(leaf.shape):
@@ -231,6 +236,16 @@ def leaf_of(node: fx.Node, argument: Any, value: Any) -> Leaf:
 def leaf_shape(value: torch.Tensor) -> tuple[int | str, ...]:
     """The shape of a recorded tensor: fixed sizes as numbers, free ones as expressions."""
     return tuple(_extent(size) for size in value.shape)
+
+
+def _odd(value: torch.Tensor, attributes: frozenset[str]) -> tuple[str, str] | None:
+    """What a recording does not know of a tensor: why, and the name. Compilers guard both."""
+    if torch.compiler.is_compiling():
+        return None
+    if type(value) is not torch.Tensor and computes_itself(type(value)):
+        return "{} is a {}, whose class decides what torch computes", type(value).__name__
+    held = attributes.intersection(vars(value)) if attributes else ()
+    return ("{} has the attribute {}", min(held)) if held else None
 
 
 def _memory_of(value: Any) -> Any:

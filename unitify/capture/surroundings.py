@@ -13,18 +13,34 @@ import itertools
 import os
 import sys
 import types
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils import _pytree as pytree
+from torch.utils._device import DeviceContext
 
-from unitify.capture.named import Read, asked, class_reads, functions_read, globals_read, is_closed
+from unitify.capture.named import (
+    Read,
+    asked,
+    class_reads,
+    functions_read,
+    globals_read,
+    is_closed,
+    is_open,
+)
 from unitify.capture.reachable import Location
+from unitify.capture.tensor_questions import (
+    IS_PARAMETER,
+    Asked,
+    Innermost,
+    Questions,
+    attributes_noted,
+)
 
 #: Switches of torch that take no argument, and those that take a kind of device.
 _SWITCHES = """is_grad_enabled is_inference_mode_enabled is_anomaly_enabled
@@ -50,21 +66,8 @@ def _switches() -> dict[Any, tuple[Read, ...]]:
     return found
 
 
-#: Properties of a tensor, by the function that torch calls for each.
-_TRAITS: dict[Any, str] = {
-    vars(torch._C.TensorBase)["requires_grad"].__get__: "requires_grad",
-    vars(torch._C.TensorBase)["grad"].__get__: "grad",
-    vars(torch._C.TensorBase)["grad"].__set__: "grad",
-    Tensor.is_contiguous: "layout",
-    Tensor.stride: "layout",
-}
-#: What decides whether a tensor requires a gradient.
-_ASKS = (Tensor.requires_grad_, vars(torch._C.TensorBase)["requires_grad"].__set__)
-#: Code of torch that clears gradients where a model's code calls it.
-_CLEARS = nn.Module.zero_grad.__code__
 _ENVIRON = type(os.environ).__getitem__.__code__  # type: ignore[attr-defined]
-
-Innermost = Callable[[], "nn.Module | None"]
+_DEFAULT_DEVICE = torch.get_default_device.__code__
 
 
 def layout(tensor: Tensor) -> tuple[bool, ...]:
@@ -79,19 +82,12 @@ def layout(tensor: Tensor) -> tuple[bool, ...]:
 
 
 @dataclass
-class Surroundings:
-    """``reads``: what was read, with the modules that were innermost then. ``of_tensors``: what the
-    model's parameters and buffers were asked, by location; ``grads``: whose gradients.
-    ``layouts``: those that asked any other tensor how its elements lie. ``asking``: those that
-    decided whether an input requires a gradient. ``reads_mode``: may code that ran read whether a
-    module is in train or eval mode? It names the flag.
+class Surroundings(Questions):
+    """``reads``: what was read, with the modules that were innermost then. ``reads_mode``: may code
+    that ran read whether a module is in train or eval mode? It names the flag.
     """
 
     reads: dict[Read, set[nn.Module | None]] = field(default_factory=dict)
-    of_tensors: dict[Location, set[nn.Module | None]] = field(default_factory=dict)
-    grads: dict[Location, set[nn.Module | None]] = field(default_factory=dict)
-    layouts: set[nn.Module | None] = field(default_factory=set)
-    asking: set[nn.Module | None] = field(default_factory=set)
     reads_mode: bool = False
 
 
@@ -127,6 +123,9 @@ def noted(model: nn.Module, innermost: Innermost, inputs: Any = ()) -> Iterator[
         for read in reads:
             found.reads.setdefault(read, set()).add(innermost())
 
+    def is_question(frame: types.FrameType) -> bool:
+        return frame.f_code is IS_PARAMETER and id(frame.f_locals["instance"]) in given
+
     def notice(frame: types.FrameType, event: str, called: Any) -> None:
         if event == "call":
             code = frame.f_code
@@ -146,6 +145,8 @@ def noted(model: nn.Module, innermost: Innermost, inputs: Any = ()) -> Iterator[
             elif code is _ENVIRON and is_open(_outside_library(frame)):
                 name = frame.f_locals["key"]
                 note((asked(f"os.environ[{name!r}]", lambda: os.environ[name]),))
+            elif is_question(frame) and is_open(frame.f_back):
+                found.unheld[innermost()] = "it asks whether an input is a parameter"
         elif event == "c_call" and is_open(frame):
             if called in switches:
                 note(switches[called])
@@ -154,13 +155,17 @@ def noted(model: nn.Module, innermost: Innermost, inputs: Any = ()) -> Iterator[
                 note((asked(f"the context variable {variable.name}", variable.get),))
 
     before: Any = sys.getprofile()
-    given = {id(leaf) for leaf in pytree.tree_leaves(inputs)}
-    with _Traits(locations, innermost, found, given):
+    leaves = pytree.tree_leaves(inputs)
+    given = {id(leaf) for leaf in leaves}
+    with Asked(locations, innermost, found, given), attributes_noted(found, innermost, leaves):
         sys.setprofile(notice)
         try:
             yield found
         finally:
             _profile_again(before)
+    if found.makes:
+        (read,) = switches[_DEFAULT_DEVICE]
+        found.reads.setdefault(read, set()).update(found.makes)
     for code, own in ran.items():
         of_classes = (class_reads(kind, code.co_names) for kind in own.kinds)
         for read in itertools.chain(globals_read(code, own.known), *of_classes):
@@ -177,46 +182,6 @@ def _profile_again(profiler: Any) -> None:
         profiler.enable()
 
 
-class _Traits(TorchFunctionMode):
-    """Notes what the model's code asks tensors about themselves."""
-
-    def __init__(
-        self,
-        locations: Mapping[int, Location],
-        innermost: Innermost,
-        found: Surroundings,
-        inputs: Collection[int],
-    ) -> None:
-        super().__init__()
-        self.locations, self.innermost, self.found = locations, innermost, found
-        self.inputs = inputs
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func in _ASKS and id(args[0]) in self.inputs:
-            self.found.asking.add(self.innermost())
-        trait = _TRAITS.get(func)
-        frame = sys._getframe(1)
-        if trait is not None and (is_open(frame) or frame.f_code is _CLEARS):
-            location = self.locations.get(id(args[0]))
-            if location is None:
-                readers = self.found.layouts if trait == "layout" else set()
-            elif trait == "grad":
-                readers = self.found.grads.setdefault(location, set())
-            else:
-                of = location.then("attribute", trait)
-                readers = self.found.of_tensors.setdefault(of, set())
-            readers.add(self.innermost())
-        return func(*args, **(kwargs or {}))
-
-
-def is_open(frame: types.FrameType | None) -> bool:
-    """Does the frame run code that is neither torch's nor Python's own?"""
-    name = "" if frame is None else str(frame.f_globals.get("__name__", ""))
-    return bool(name) and not is_closed(name)
-
-
 def _names_mode(frame: types.FrameType) -> bool:
     """Does code of a model or of a library name ``training``, as an attribute or in a text?"""
     is_own = str(frame.f_globals.get("__name__", "")).startswith("unitify.")
@@ -231,3 +196,17 @@ def _outside_library(frame: types.FrameType | None) -> types.FrameType | None:
             return frame
         frame = frame.f_back
     return None
+
+
+def function_modes() -> tuple[Any, ...]:
+    """Active modes of users that may change what torch's functions compute.
+
+    Not a default device: where a model makes tensors on it, it is a read of its own.
+    """
+    if not torch._C._len_torch_function_stack():
+        return ()
+    return tuple(
+        mode
+        for mode in _get_current_function_mode_stack()
+        if not isinstance(mode, DeviceContext) and not is_closed(type(mode).__module__)
+    )

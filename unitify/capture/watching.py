@@ -17,9 +17,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from unitify.capture.effects import finds
-from unitify.capture.named import Read, class_reads
+from unitify.capture.named import Read, class_reads, is_open
 from unitify.capture.reachable import PLAIN, Cell, Location, cells
-from unitify.capture.surroundings import is_open
 
 #: Attributes of every module that a graph follows, or that hold its tensors and submodules.
 FOLLOWED = frozenset(

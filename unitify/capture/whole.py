@@ -184,6 +184,7 @@ def _captured(
             record.effects,
             first_same(record.graph),
             *written_by(record.graph),
+            how.attributes,
         )
         frozen = frozen_dimensions(record.leaves) if free == "auto" else []
         return Capture(

@@ -21,11 +21,14 @@ from torch import Tensor, fx, nn
 from unitify.capture.effects import holder_of, owner_of
 from unitify.capture.named import Answers, Read
 from unitify.capture.reachable import MISSING, Location, inside, is_array, is_same
-from unitify.capture.surroundings import layout
+from unitify.capture.surroundings import function_modes, layout
+from unitify.capture.tensor_questions import computes_itself
 from unitify.capture.watching import NAMESPACE
 from unitify.module.odd_modes import FOLLOWING, is_in_mode, odd_modes
 from unitify.module.types import Types
 
+#: For messages.
+_MODES = "the active torch function modes"
 #: Containers with more entries are compared by their length alone, to bound the time of a call.
 _MANY = 256
 #: Global hooks on modules. One that is registered after the recording is not in the graph.
@@ -135,6 +138,7 @@ class RecordedState:
                 continue  # It is not in the tree, so code cannot read it there.
         for name, hooks in _GLOBAL_HOOKS.items() if top is tree or len(self.modules) > 1 else ():
             self._enter(hooks, f"torch.nn.modules.module.{name}")
+        self._ask(function_modes, _MODES)
         odd = odd_modes(top)
         for path, module in top.named_modules(prefix=within):
             where = Location(path)
@@ -143,6 +147,7 @@ class RecordedState:
                 mode = where.then("attribute", "training")
                 self._ask(partial(is_in_mode, module, top, odd[module]), mode)
         held = self.tensors
+        self.tensor_kinds = set(map(type, held.held))
         for table, name, tensor, where in zip(
             held.namespaces, held.names, held.held, held.where, strict=True
         ):
@@ -288,8 +293,11 @@ class RecordedState:
                     yield f"the class of a {kind.__name__}"
         if has_weights:
             tables, names = self.tensors.namespaces, self.tensors.names
-            if not all(map(is_not, map(dict.get, tables, names), repeat(None))):
+            tensors = [*map(dict.get, tables, names)]
+            if not all(map(is_not, tensors, repeat(None))):
                 yield next(self._lacking())
+            for new in filter(computes_itself, set(map(type, tensors)) - self.tensor_kinds):
+                yield f"the class of a tensor ({new.__name__})"
         for held, entries, where in self.lists:
             if len(held) != len(entries) or not all(map(is_same, held, entries)):
                 yield where
@@ -349,6 +357,8 @@ def reads_by_path(reads: Mapping[Location | Read, frozenset[str]]) -> dict[str, 
 def changed_now(state: RecordedState, has_weights: bool, by_autocast: bool) -> str | None:
     """``state.changed``. Compiled code evaluates it once, when it is compiled."""
     if torch.compiler.is_compiling():
+        if function_modes():
+            return _MODES
         compiled: str | None = _changed_once(state, has_weights, by_autocast)
         return compiled
     return state.changed(has_weights, by_autocast)

@@ -289,7 +289,7 @@ class Submodules(CallsOfSubmodules):
         guards = () if region.guards is None else (_as_known(region.guards, capture.call.guards),)
         call = CallSignature(
             region.signature, region.arguments, region.given.spec, region.result.spec,
-            piece.leaves, guards,
+            piece.leaves, guards, attributes=capture.call.attributes,
         )  # fmt: skip
         # The code gets its attributes from the module with which it is called.
         module = fx.GraphModule(nn.Module(), fx.Graph())

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from unitify.capture.effects import INPUTS
 from unitify.capture.equality import same
-from unitify.capture.reachable import MISSING, PLAIN, Cell, Location, cells
+from unitify.capture.reachable import MISSING, PLAIN, Cell, Location, cells, set_on
 from unitify.capture.watching import HOOKS
 
 
@@ -62,8 +62,8 @@ def note_output(found: Results, output: Any) -> None:
 def attached(tensor: Tensor) -> Iterator[tuple[str, Any]]:
     """What Python code has set on a tensor under a public name."""
     if not isinstance(tensor, nn.Parameter):
-        for name, held in vars(tensor).items():
-            if not name.startswith("_") and isinstance(held, (Tensor, *PLAIN)):
+        for name, held in set_on(tensor).items():
+            if isinstance(held, (Tensor, *PLAIN)):
                 yield name, held.detach().clone() if isinstance(held, Tensor) else held
 
 

@@ -123,7 +123,7 @@ def _written(tree: nn.Module, states: Sequence[State], first: State) -> dict[Loc
 def _leaves(call: Call, asking: Asking) -> list[Any]:
     """Flat inputs of one call: each tensor in its own memory, some with ``requires_grad``."""
     return [
-        x.detach().clone().requires_grad_(i in (asking.positions or ()))
+        copied(x).requires_grad_(i in (asking.positions or ()))
         if isinstance(x, Tensor)
         else copied(x)
         for i, x in enumerate(pytree.tree_leaves(call.inputs))
