@@ -22,7 +22,7 @@ from unitify.capture.whole import Capture
 
 #: By how much each free size is made larger and smaller, and the least size, because a recording
 #: assumes two. The numbers are no multiples: parity and divisibility change, too.
-_MORE, _LESS, _LEAST = 3, 1, 2
+_MORE, _LESS, _LEAST = 1, 1, 2
 
 
 @dataclass(frozen=True)
