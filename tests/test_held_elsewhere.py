@@ -12,8 +12,10 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+import torch.nn.functional as F
 from python_state import x
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
 import unitify
 
@@ -214,3 +216,22 @@ def test_functions_of_one_factory(changed: int) -> None:
     assert torch.equal(module(x()), model(x()))
     held[changed].more["value"] = 2.0
     assert torch.equal(module(x()), before)
+
+
+@pytest.mark.parametrize(
+    ("namespace", "name"),
+    [(torch, "tanh"), (F, "softmax"), (globals(), "gelu")],
+    ids=["of torch", "of a module of torch", "imported by name"],
+)
+def test_an_exchanged_function_of_torch(
+    namespace: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Reads(lambda module, y: F.softmax(gelu(torch.tanh(y)), -1))
+    module = unitify.transform(model, x())
+    assert torch.equal(module(x()), model(x()))
+    held = namespace if isinstance(namespace, dict) else vars(namespace)
+    own = held[name]
+    monkeypatch.setitem(held, name, lambda *args: own(*args) * 2)
+    assert torch.equal(module(x()), model(x()))
+    monkeypatch.undo()
+    assert module._changed() is None

@@ -174,3 +174,42 @@ def test_a_class_of_weights_that_comes_later_computes() -> None:
     model.linear.weight = weight
     module.linear.weight = weight
     assert torch.equal(module(x), model(x))
+
+
+class Penalized(nn.Module):
+    """Reads an attribute of its weight, and every parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gain = getattr(self.linear.weight, "gain", 1.0)
+        return self.linear(x) * gain + sum(p.square().sum() for p in self.parameters())
+
+
+@pytest.mark.parametrize("first", [None, 3.0])
+def test_an_attribute_of_a_parameter_takes_effect(first: float | None) -> None:
+    model, x = Penalized(), torch.randn(3, 4)
+    if first is not None:
+        model.linear.weight.gain = first  # type: ignore[assignment]
+    module = unitify.transform(model, x)
+    assert module._changed() is None
+    assert torch.equal(module(x), model(x))
+    for weight in (model.linear.weight, module.linear.weight):
+        weight.gain = 2.0
+    assert torch.equal(module(x), model(x))
+
+
+def test_a_parameter_that_comes_later_counts_where_code_lists_all() -> None:
+    model, x = Penalized(), torch.randn(3, 4)
+    module = unitify.transform(model, x)
+    for one in (model, module):
+        one.linear.register_parameter("more", nn.Parameter(torch.ones(2)))
+    assert torch.equal(module(x), model(x))
+
+
+def test_a_parameter_that_comes_later_changes_nothing_elsewhere() -> None:
+    module = unitify.transform(nn.Sequential(nn.Linear(4, 4)), torch.randn(3, 4))
+    module[0].register_parameter("more", nn.Parameter(torch.ones(2)))
+    assert module._changed() is None

@@ -28,6 +28,8 @@ from unitify.capture.reachable import MISSING, PLAIN, namespaces
 _CLOSED = frozenset(sys.stdlib_module_names) - {"__main__"} | {"torch", "unitify", "numpy"}
 #: Those of their types that hold what their users say.
 _PLAIN_OBJECTS = (threading.local, types.SimpleNamespace, types.FunctionType, argparse.Namespace)
+#: What torch offers under a name.
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
 #: Folders of packages that were installed.
 _INSTALLED = ("/site-packages/", "/dist-packages/")
 
@@ -88,8 +90,17 @@ def _leading_on(
         value = read.now()
         if _is_watched(value, is_installed):
             yield read
-        if id(value) not in seen and _is_entered(value):
-            seen.add(id(value))
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, types.ModuleType) and _package(value.__name__) == "torch":
+            # Some exchange functions of torch for faster ones.
+            for entry in _entries(read.name, vars(value), names):
+                if isinstance(entry.now(), types.ModuleType):
+                    pending.append(entry)
+                elif isinstance(entry.now(), _FUNCTIONS):
+                    yield entry
+        elif _is_entered(value):
             for namespace in _held_by(value):
                 pending.extend(_entries(read.name, namespace, names))
 
@@ -183,9 +194,8 @@ def _is_watched(value: Any, is_installed: bool) -> bool:
 
     What else installed packages name does not count: registries, and records of warnings.
     """
-    if is_installed or isinstance(value, types.ModuleType):
-        return type(value) in (*PLAIN, torch.dtype)
-    return not isinstance(value, types.FunctionType) or not is_closed(value.__module__)
+    is_plain = type(value) in (*PLAIN, torch.dtype)
+    return is_plain or not (is_installed or isinstance(value, types.ModuleType))
 
 
 def _is_installed(known: Mapping[str, Any]) -> bool:
@@ -203,7 +213,11 @@ def _is_entered(value: Any) -> bool:
 
 def is_closed(module: str | None) -> bool:
     """Is it a module of torch, of this package, or of Python's own library?"""
-    return (module or "").partition(".")[0] in _CLOSED
+    return _package(module) in _CLOSED
+
+
+def _package(module: str | None) -> str:
+    return (module or "").partition(".")[0]
 
 
 def is_open(frame: types.FrameType | None) -> bool:

@@ -116,7 +116,9 @@ class Cell:
         if self.step == "class":
             home = held.__module__
             return {n: v for n, v in vars(held).items() if n[:2] != "__" and _is_state(v, home)}
-        kind = _kind_of(held)
+        kind = _kind_of(type(held))  # type: ignore[arg-type]
+        if type(held) is dict:
+            return held.copy()
         if kind in (list, deque, tuple):
             return dict(enumerate(kind.__iter__(held)))
         if kind is set:
@@ -139,7 +141,7 @@ class Cell:
                 delattr(held, name)
             for name, value in entries.items():
                 setattr(held, name, value)
-        elif (kind := _kind_of(held)) in (list, deque):
+        elif (kind := _kind_of(type(held))) in (list, deque):  # type: ignore[arg-type]
             kind.clear(held)
             kind.extend(held, entries.values())
         elif kind is set:
@@ -157,14 +159,15 @@ class Cell:
         self.put({**self.entries(), key: value})
 
 
-def _kind_of(held: Any) -> Any:
-    """The type whose methods read and write a container.
+@functools.cache
+def _kind_of(kind: type) -> Any:
+    """The type whose methods read and write a container of the type ``kind``.
 
     A subclass may make other values of what it holds (a registry that gives instances of its
     classes), or refuse to be written to.
     """
     kinds = (OrderedDict, dict, list, deque, tuple, set, Slots)
-    return next(kind for kind in kinds if isinstance(held, kind))
+    return next(base for base in kinds if issubclass(kind, base))
 
 
 class Slots(MutableMapping[str, Any]):

@@ -36,6 +36,8 @@ from unitify.capture.named import (
 from unitify.capture.reachable import Location
 from unitify.capture.tensor_questions import (
     IS_PARAMETER,
+    LISTED,
+    LISTS,
     Asked,
     Innermost,
     Questions,
@@ -109,12 +111,15 @@ def noted(model: nn.Module, innermost: Innermost, inputs: Any = ()) -> Iterator[
     the call.
     """
     found = Surroundings()
-    locations: dict[int, Location] = {}
-    for path, module in model.named_modules():
-        for table in ("_parameters", "_buffers"):
-            where = Location(path).then("attribute", table)
-            for name, tensor in vars(module).get(table, {}).items():
-                locations.setdefault(id(tensor), where.then("item", name))
+    modules = {id(module): Location(path) for path, module in model.named_modules()}
+    located = {
+        location.then("attribute", table).then("item", name): tensor
+        for location, module in zip(modules.values(), model.modules(), strict=True)
+        for table in ("_parameters", "_buffers")
+        for name, tensor in vars(module).get(table, {}).items()
+    }
+    # A tied tensor is at its first place.
+    locations = {id(tensor): location for location, tensor in reversed(located.items())}
     ran: dict[types.CodeType, _Ran] = {}
     met: set[types.CodeType] = set()
     switches = _switches()
@@ -142,6 +147,10 @@ def noted(model: nn.Module, innermost: Innermost, inputs: Any = ()) -> Iterator[
                     own.closures.add(tuple(id(frame.f_locals.get(n)) for n in code.co_freevars))
             elif code in switches and is_open(frame.f_back):
                 note(switches[code])
+            elif code in LISTS and is_open(frame.f_back):
+                if (owner := modules.get(id(frame.f_locals["self"]))) is not None:
+                    listed = owner.then("attribute", LISTED)
+                    found.of_tensors.setdefault(listed, set()).add(innermost())
             elif code is _ENVIRON and is_open(_outside_library(frame)):
                 name = frame.f_locals["key"]
                 note((asked(f"os.environ[{name!r}]", lambda: os.environ[name]),))
@@ -157,7 +166,10 @@ def noted(model: nn.Module, innermost: Innermost, inputs: Any = ()) -> Iterator[
     before: Any = sys.getprofile()
     leaves = pytree.tree_leaves(inputs)
     given = {id(leaf) for leaf in leaves}
-    with Asked(locations, innermost, found, given), attributes_noted(found, innermost, leaves):
+    with (
+        Asked(locations, innermost, found, given),
+        attributes_noted(found, innermost, leaves, located),
+    ):
         sys.setprofile(notice)
         try:
             yield found

@@ -55,6 +55,12 @@ _DECIDES = (Tensor.requires_grad_, vars(torch._C.TensorBase)["requires_grad"].__
 _CLEARS = nn.Module.zero_grad.__code__
 #: Code of torch that tells whether a tensor is a parameter.
 IS_PARAMETER = type(nn.Parameter).__instancecheck__.__code__
+#: The names of all parameters and buffers of a module, and code of torch that lists them.
+LISTED = "parameters()"
+LISTS = frozenset(
+    getattr(nn.Module, name).__code__
+    for name in ("parameters", "named_parameters", "buffers", "named_buffers", "state_dict")
+)
 
 Innermost = Callable[[], "nn.Module | None"]
 
@@ -133,21 +139,30 @@ def _caller(func: Any) -> types.FrameType | None:
 
 @contextlib.contextmanager
 def attributes_noted(
-    found: Questions, innermost: Innermost, inputs: Collection[Any]
+    found: Questions,
+    innermost: Innermost,
+    inputs: Collection[Any],
+    located: Mapping[Location, Tensor],
 ) -> Iterator[None]:
     """Inside, note in ``found`` the attributes that code asks tensors for.
 
-    Python looks for a method ``__getattr__`` where a tensor lacks a name. ``inputs`` lack for now
-    what Python code has set on them, and the method answers for them.
+    Python looks for a method ``__getattr__`` where a tensor lacks a name. ``inputs`` and the
+    model's own tensors, ``located``, lack for now what Python code has set on them, and the method
+    answers for them.
     """
-    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    tensors = [x for x in (*inputs, *located.values()) if isinstance(x, Tensor)]
     held = {id(tensor): set_on(tensor) for tensor in tensors}
+    locations = {id(tensor): location for location, tensor in located.items()}
 
     def missing(self: Tensor, name: str) -> Any:
         own = held.get(id(self), {})
         if is_open(sys._getframe(1)) and not name.startswith("__"):
-            found.attributes.add(name)
-            if name in own:
+            if (location := locations.get(id(self))) is not None:
+                of = location.then("attribute", name)
+                found.of_tensors.setdefault(of, set()).add(innermost())
+            elif name not in own:
+                found.attributes.add(name)
+            else:
                 found.unheld[innermost()] = f"it asks an input for its attribute {name}"
         if name in own:
             return own[name]

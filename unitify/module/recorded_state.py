@@ -22,7 +22,7 @@ from unitify.capture.effects import holder_of, owner_of
 from unitify.capture.named import Answers, Read
 from unitify.capture.reachable import MISSING, Location, inside, is_array, is_same
 from unitify.capture.surroundings import function_modes, layout
-from unitify.capture.tensor_questions import computes_itself
+from unitify.capture.tensor_questions import LISTED, computes_itself
 from unitify.capture.watching import NAMESPACE
 from unitify.module.odd_modes import FOLLOWING, is_in_mode, odd_modes
 from unitify.module.types import Types
@@ -185,8 +185,8 @@ class RecordedState:
             self._note_trait(tree, read)
             return
         owner, key = owner_of(read, tree), read.steps[-1].key
-        if key == NAMESPACE:
-            self._ask(partial(_names_in, owner), read)
+        if key in _NAMES:
+            self._ask(partial(_NAMES[key], owner), read)
             return
         if key == "training" and isinstance(owner, nn.Module):
             # The graph follows the mode of the module whose code read it, which has that of the
@@ -212,7 +212,7 @@ class RecordedState:
 
         def ask() -> Any:
             tensor: Tensor = table[name]
-            return layout(tensor) if trait == "layout" else getattr(tensor, trait)
+            return layout(tensor) if trait == "layout" else getattr(tensor, trait, MISSING)
 
         self._ask(ask, read)
 
@@ -323,6 +323,17 @@ class RecordedState:
 
 def _names_in(owner: Any) -> tuple[str, ...]:
     return tuple(vars(owner))
+
+
+def _listed(module: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters and buffers of a module."""
+    return tuple(
+        name for of in (module.named_parameters(), module.named_buffers()) for name, _ in of
+    )
+
+
+#: The names that a read of all of them depends on.
+_NAMES: Mapping[Any, Callable[[Any], tuple[str, ...]]] = {NAMESPACE: _names_in, LISTED: _listed}
 
 
 @lru_cache(maxsize=4096)
