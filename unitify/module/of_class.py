@@ -8,7 +8,9 @@ run on a view of the model that passes calls to the module.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import inspect
+from collections.abc import Collection, Hashable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -99,3 +101,21 @@ def _view(module: Any) -> Any:
     view = object.__new__(type(of)(of.__name__, (_View, of), namespace))  # type: ignore[misc]
     view.__dict__ = vars(module._tree)
     return view
+
+
+@lru_cache(maxsize=4096)
+def runs_as(now: Hashable, kind: Hashable) -> bool:
+    """Does a class have the members of ``kind``, apart from those of ``nn.Module``?
+
+    The class of a wrapped block (``fully_shard``) does.
+    """
+    if now is kind:
+        return True
+    assert isinstance(now, type)
+    assert isinstance(kind, type)
+    own = {name for base in kind.__mro__ if base not in nn.Module.__mro__ for name in vars(base)}
+    return issubclass(now, kind) and all(
+        inspect.getattr_static(now, name) is inspect.getattr_static(kind, name)
+        for name in {*own, "forward"}
+        if not name.startswith("__")
+    )

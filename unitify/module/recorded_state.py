@@ -7,10 +7,9 @@ torch), expects an effect. So each call compares all of them, in about 50 ns eac
 
 from __future__ import annotations
 
-import inspect
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import repeat
 from operator import contains, getitem, is_, is_not
 from typing import Any
@@ -25,10 +24,11 @@ from unitify.capture.surroundings import function_modes, layout
 from unitify.capture.tensor_questions import LISTED, computes_itself
 from unitify.capture.watching import NAMESPACE
 from unitify.module.odd_modes import FOLLOWING, is_in_mode, odd_modes
+from unitify.module.of_class import runs_as
 from unitify.module.types import Types
 
 #: For messages.
-_MODES = "the active torch function modes"
+_MODES = "the stack of torch function modes"
 #: Containers with more entries are compared by their length alone, to bound the time of a call.
 _MANY = 256
 #: Global hooks on modules. One that is registered after the recording is not in the graph.
@@ -289,7 +289,7 @@ class RecordedState:
                 yield where
         if not all(map(is_, map(type, self.modules), self.kinds)):
             for module, kind in zip(self.modules, self.kinds, strict=True):
-                if not _runs_as(type(module), kind):  # type: ignore[arg-type]
+                if not runs_as(type(module), kind):  # type: ignore[arg-type]
                     yield f"the class of a {kind.__name__}"
         if has_weights:
             tables, names = self.tensors.namespaces, self.tensors.names
@@ -334,24 +334,6 @@ def _listed(module: nn.Module) -> tuple[str, ...]:
 
 #: The names that a read of all of them depends on.
 _NAMES: Mapping[Any, Callable[[Any], tuple[str, ...]]] = {NAMESPACE: _names_in, LISTED: _listed}
-
-
-@lru_cache(maxsize=4096)
-def _runs_as(now: Hashable, kind: Hashable) -> bool:
-    """Does a class have the members of ``kind``, apart from those of ``nn.Module``?
-
-    The class of a wrapped block (``fully_shard``) does.
-    """
-    if now is kind:
-        return True
-    assert isinstance(now, type)
-    assert isinstance(kind, type)
-    own = {name for base in kind.__mro__ if base not in nn.Module.__mro__ for name in vars(base)}
-    return issubclass(now, kind) and all(
-        inspect.getattr_static(now, name) is inspect.getattr_static(kind, name)
-        for name in {*own, "forward"}
-        if not name.startswith("__")
-    )
 
 
 def reads_by_path(reads: Mapping[Location | Read, frozenset[str]]) -> dict[str, list[Any]]:
