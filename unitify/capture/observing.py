@@ -202,7 +202,7 @@ class _Observation:
             if is_array(held.holder):
                 self._blame_for(f"writes into {held.location}, an array", held.location)
             elif not isinstance(held.holder, Tensor):
-                self._blame_for(f"draws from {held.location}, a generator", held.location)
+                self._blame_for(f"draws from {held.drawn_from()}", held.location)
         weights = {id(p) for p in model.parameters()}
         for held in before.written():
             if id(held.holder) in weights:

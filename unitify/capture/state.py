@@ -22,7 +22,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.hooks import RemovableHandle
 
 from unitify.capture.equality import same
+from unitify.capture.iterators import is_iterator, position, twin
 from unitify.capture.reachable import MISSING, PLAIN, Cell, Location, cells, is_array, is_same
+from unitify.diagnostics import CaptureDiffers, UnitifyError
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Contents:
-    """A tensor or an array and a copy of its numbers; a generator and its state."""
+    """A tensor or an array and a copy of its numbers; a generator or an iterator and its state."""
 
     location: Location
     holder: Any
@@ -67,6 +69,18 @@ class Contents:
                 self.holder.data.copy_(self.copy)
         else:
             _set_state(self.holder, self.copy)
+
+    def drawn_from(self) -> str:
+        """What the holder is, no tensor nor array, from which a call drew.
+
+        Raises ``UnitifyError`` (U110) for one that no run can turn back.
+        """
+        if not is_iterator(self.holder):
+            return f"{self.location}, a generator"
+        if twin(self.holder) is None:
+            problem = f"each call draws from {self.location}, and nothing turns that back"
+            raise UnitifyError(CaptureDiffers(where=str(self.location), differences=problem))
+        return f"{self.location}, an iterator"
 
 
 class HookNumbers:
@@ -93,13 +107,15 @@ class State:
     """All that a model, and the inputs of a call, can reach at one moment.
 
     ``entries``: of each container. ``contents``: copies of the numbers of buffers and other
-    tensors and arrays, of parameters only on request; states of generators.
+    tensors and arrays, of parameters only on request; states of generators. ``iterators``: those of
+    the entries that can be copied.
     """
 
     model: nn.Module
     inputs: Any
     entries: tuple[tuple[Cell, dict[Any, Any]], ...]
     contents: tuple[Contents, ...]
+    iterators: tuple[tuple[Cell, dict[Any, Any], Any, Any], ...] = ()
     numbers: HookNumbers = field(default_factory=HookNumbers)
 
     @staticmethod
@@ -129,7 +145,14 @@ class State:
                 if copied is not None:
                     location = cell.location.then(cell.step, key)
                     contents[id(value)] = Contents(location, value, copied)
-        return State(model, inputs, entries, tuple(contents.values()))
+        iterators = (
+            (cell, held, key, value)
+            for cell, held in entries
+            for key, value in held.items()
+            if is_iterator(value) and not isinstance(cell.container, tuple)
+            if twin(value) is not None
+        )
+        return State(model, inputs, entries, tuple(contents.values()), tuple(iterators))
 
     def changes(self) -> tuple[Change, ...]:
         """Changed entries of containers, and containers that got their first entries.
@@ -151,15 +174,25 @@ class State:
         """Tensors whose numbers changed, and generators whose states changed."""
         return tuple(held for held in self.contents if held.is_changed())
 
-    def put_back(self) -> None:
-        """Restore everything."""
+    def lend(self) -> None:
+        """From now on calls advance copies of the iterators, and count as no change."""
+        for cell, before, key, own in self.iterators:
+            before[key] = twin(own)
+            cell.set(key, before[key])
+
+    def put_back(self, for_good: bool = False) -> None:
+        """Restore everything. ``for_good``: the iterators themselves, too."""
         self.numbers.again()
+        for _, before, key, own in self.iterators:
+            before[key] = own
         for cell, before in self.entries:
             after = cell.entries()
             if not _is_identical(before, after):
                 cell.put(before)
         for held in self.written():
             held.put_back()
+        if not for_good:
+            self.lend()
 
 
 def _is_identical(before: dict[Any, Any], after: dict[Any, Any]) -> bool:
@@ -183,9 +216,10 @@ def kept(model: nn.Module, weights: bool = False) -> AbstractContextManager[Stat
 def restored(state: State) -> Iterator[State]:
     """Restore ``state`` afterwards. It is that of now, or of a time since which it was restored."""
     try:
+        state.lend()
         yield state
     finally:
-        state.put_back()
+        state.put_back(for_good=True)
         state.numbers.go_on()
 
 
@@ -266,7 +300,9 @@ def _is_uninitialized(tensor: Tensor) -> bool:
 
 
 def _state_of(value: Any) -> Any:
-    """The state of a generator object, or the numbers of an array; None for anything else."""
+    """The state of a generator or an iterator, or an array's numbers; None for anything else."""
+    if is_iterator(value):
+        return position(value)
     if isinstance(value, torch.Generator):
         return value.get_state()
     if isinstance(value, random.Random):
@@ -282,6 +318,8 @@ def _state_of(value: Any) -> Any:
 
 
 def _set_state(generator: Any, state: Any) -> None:
+    if is_iterator(generator):
+        return  # Calls advance a copy, or it cannot be turned back.
     if is_array(generator):
         generator[...] = state
     elif isinstance(generator, torch.Generator | sys.modules["numpy"].random.RandomState):
