@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -340,3 +341,38 @@ def test_nested_tensors_are_of_another_kind() -> None:
     module = transformed(model, torch.randn(2, 5, 8))
     assert module.verification is not None
     assert module.verification.is_accepted
+
+
+class AsksIsLeaf(nn.Module):
+    """Stays Python, but for its layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x if x.is_leaf else x * 2)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+@pytest.mark.parametrize("make", [lambda: nn.Linear(4, 4), AsksIsLeaf])
+def test_a_copy_has_the_hooks_that_were_added(
+    make: Callable[[], nn.Module], copied: Callable[[nn.Module], nn.Module]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", unitify.UnitifyWarning)
+        module = unitify.transform(make(), torch.randn(3, 4))
+    module.register_forward_pre_hook(lambda of, args: (args[0] + 1,))
+    module.register_forward_hook(lambda of, args, result: result * 2)
+    module.register_full_backward_hook(lambda of, given, back: tuple(g * 3 for g in given))
+    module.register_state_dict_post_hook(
+        lambda of, held, prefix, metadata: held.update(more=torch.ones(1))
+    )
+    made = copied(module)
+    one, other = (torch.ones(3, 4).requires_grad_() for _ in range(2))
+    expected, found = module(one), made(other)
+    assert torch.equal(found, expected)
+    expected.sum().backward()
+    found.sum().backward()
+    assert torch.equal(one.grad, other.grad)
+    assert list(made.state_dict()) == list(module.state_dict())

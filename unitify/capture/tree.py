@@ -56,6 +56,18 @@ def copy_of(
     return made
 
 
+def copy_hooks(owner: nn.Module, made: nn.Module, memo: dict[int, Any], but: nn.Module) -> None:
+    """Give ``made`` copies of all hooks of ``owner``, apart from tables that ``but`` has, too.
+
+    ``memo``: the copies by identity, of ``copy_of``; hooks refer to these.
+    """
+    copies = _Copies(memo)
+    copies.own = set(memo)
+    for name, table in vars(owner).items():
+        if "hook" in name and table is not vars(but).get(name):
+            made.__dict__[name] = _copied(table, copies)
+
+
 class _Copies(dict[int, Any]):
     """Copies by the identity of what was copied. ``own``: the model's modules and tensors."""
 

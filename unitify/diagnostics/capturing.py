@@ -200,8 +200,9 @@ class AttributeChanged(Diagnostic):
     It is an attribute, a global, a variable of the environment, or a switch of torch such as
     autocast. The graph holds the old value. So the call runs the model's own code, which reads the
     new one: exact, but without scales and casts. A module for inference has no such code, and
-    refuses the call. A new number type of the weights also counts, where no new recording can be
-    made (U116): with stored weights, codes, or several graphs.
+    refuses the call, as does a module one of whose stored weights was replaced. A new number type
+    of the weights also counts, where no new recording can be made (U116): with stored weights,
+    codes, or several graphs.
 
     Example: ``module.get_submodule("drop").p = 0.0`` on the transformed module; a hook registered
     on one of its submodules; a submodule that was exchanged.

@@ -25,6 +25,7 @@ from unitify.capture.watching import call_of, share_hooks
 from unitify.capture.whole import Capture
 from unitify.module.about import About
 from unitify.module.graph_forward import GraphForward, own_code_again
+from unitify.module.of_class import follow_class
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.module.watched import Reason
 from unitify.part import Part, parts_of, value_name
@@ -95,12 +96,14 @@ class AssembledModule(UnitScaledModule):
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call of the model's own code, with the graphs of its islands."""
+        follow_class(self.host, self._added())
         with switched_off(self._caching):
             return call_of(self.host)(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AssembledModule:
         parts = [replace(part, graph=copy.deepcopy(part.graph)) for part in parts_in(self)]
         host = copy_of(self.host, memo)
+        follow_class(host, {})
         own_code_again(host)
         made = AssembledModule(host, parts, self.about)
         for name, part in self.parts.items():
@@ -108,6 +111,7 @@ class AssembledModule(UnitScaledModule):
             copied.watch(host, path_of(name), part)
             copied.is_inference = made.is_inference = part.is_inference
         memo[id(self)] = made
+        made.take_after(self, memo)
         return made
 
 
@@ -186,7 +190,9 @@ def joined(plans: Mapping[str, ScalePlan], model: nn.Module) -> ScalePlan:
     for name, plan in plans.items():
         for own, scale in plan.parameters.items():
             path = path_of(name)
-            scales.setdefault(first[f"{path}.{own}" if path else own], scale)
+            # A parameter may have been replaced since: pruning does that.
+            if (stands := first.get(f"{path}.{own}" if path else own)) is not None:
+                scales.setdefault(stands, scale)
     return ScalePlan(
         values={
             value_name(name, value): scale

@@ -9,7 +9,7 @@ run on a view of the model that passes calls to the module.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -119,3 +119,26 @@ def runs_as(now: Hashable, kind: Hashable) -> bool:
         for name in {*own, "forward"}
         if not name.startswith("__")
     )
+
+
+def properties_of(kind: type, before: type) -> dict[str, Any]:
+    """The properties that ``kind`` adds to its base ``before``.
+
+    To parametrize a tensor, torch puts a module into a new class, with a property for the tensor.
+    """
+    added = kind.__mro__[: kind.__mro__.index(before)]
+    held = (item for of in reversed(added) for item in vars(of).items())
+    return {name: value for name, value in held if isinstance(value, property)}
+
+
+def follow_class(tree: nn.Module, added: Mapping[str, Any]) -> None:
+    """Give the class of ``tree`` the properties ``added``, and none of earlier calls."""
+    own = type(tree)
+    base: type = vars(own).get(_FOLLOWS, own)
+    if {n: v for n, v in vars(own).items() if own is not base and isinstance(v, property)} != added:
+        made = type(base.__name__, (base,), {**added, _FOLLOWS: base}) if added else base
+        tree.__class__ = made
+
+
+#: Where a class that follows another holds the model's.
+_FOLLOWS = "_unitify_follows"

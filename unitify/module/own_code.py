@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unitify.diagnostics import Diagnostic, UnitifyWarning
+from unitify.diagnostics import AttributeChanged, Diagnostic, UnitifyError, UnitifyWarning
 from unitify.plan.scale_plan import Scale
 from unitify.runtime.rescale import rescale
 
@@ -32,13 +32,15 @@ def run_own_code(
 ) -> Any:
     """Call ``code``, the code of ``module``, with true weights.
 
-    ``scales``: those of stored parameters, by name. Their gradients are in stored units.
+    ``scales``: those of stored parameters, by name. Their gradients are in stored units. Raises
+    ``UnitifyError`` (U115) where one is gone: what replaced it is made of stored numbers.
     """
-    if not scales:
+    stored = {name for name, scale in scales.items() if scale != Scale()}
+    if not stored:
         return code(*args, **kwargs)
-    held = {n: p for n, p in module.named_parameters() if scales.get(n, Scale()) != Scale()}
-    if not held:
-        return code(*args, **kwargs)
+    if gone := sorted(stored - dict(module.named_parameters(remove_duplicate=False)).keys()):
+        raise UnitifyError(AttributeChanged(attribute=f"the stored parameter {gone[0]}"))
+    held = {n: p for n, p in module.named_parameters() if n in stored}
     true = {f"of.{n}": rescale(p, scales[n].fwd, 1.0 / scales[n].bwd) for n, p in held.items()}
     return torch.func.functional_call(_Call(module, code), true, args, kwargs, tie_weights=True)
 

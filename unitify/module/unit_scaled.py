@@ -15,7 +15,7 @@ from torch import fx, nn
 from unitify.capture.exporting import caching_configs
 from unitify.capture.reachable import Location
 from unitify.capture.signature import Refusal, bind
-from unitify.capture.tree import copy_of, share_tables
+from unitify.capture.tree import copy_hooks, copy_of, share_tables
 from unitify.capture.watching import NAMESPACE, call_of, share_hooks
 from unitify.capture.whole import Capture
 from unitify.diagnostics import (
@@ -28,7 +28,7 @@ from unitify.module.about import About
 from unitify.module.folding import hold_codes
 from unitify.module.graph_forward import own_code_again
 from unitify.module.interpreted import OwnCall, as_first_called
-from unitify.module.of_class import class_of
+from unitify.module.of_class import class_of, follow_class, properties_of
 from unitify.module.retyping import record_anew
 from unitify.module.tied import tied_again
 from unitify.module.watched import Reason, WatchesTree
@@ -58,6 +58,9 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
     is_inference: bool = False
     #: The modules, parameters and buffers on which the graph runs.
     _tree: nn.Module
+    #: Names of its own parameters and buffers; and the class of this module as it was made.
+    _own_tensors: frozenset[str]
+    _own_class: type
 
     def __new__(cls, root: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """An instance of a new class, which is also a subclass of that of ``root``."""
@@ -86,6 +89,8 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
         self.__dict__.update(vars(fx.GraphModule(nn.Module(), fx.Graph())))
         share_tables(root, self)
         self.__dict__.update(_tree=root, _caching=caching_configs(root), _warned=set())
+        own = frozenset(root._parameters) | frozenset(root._buffers)
+        self.__dict__.update(_own_tensors=own, _own_class=type(self))
         self.register_load_state_dict_post_hook(tied_again)  # type: ignore[no-untyped-call]
         self.training = root.training
 
@@ -115,7 +120,12 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
         return tree is not None and name in vars(tree) and name not in _OF_EVERY_MODULE
 
     def _is_asked_for(self, name: str) -> bool:
-        """Did the model's code look for an attribute of this name, perhaps in vain?"""
+        """Did the model's code look for an attribute of this name, perhaps in vain?
+
+        A tensor of the model may become a plain attribute: pruning does that.
+        """
+        if name in self.__dict__.get("_own_tensors", ()):
+            return True
         is_ready = {"_tree", "capture"} <= self.__dict__.keys() and name not in _OF_EVERY_MODULE
         root = Location("")
         return is_ready and any(
@@ -185,9 +195,12 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
             if isinstance(found, list):
                 return self.run_flat(found, args, kwargs)
             reason = found
-        tree = self._tree
-        code = call_of(tree) if self.capture.has_hooks else tree.forward
+        follow_class(self._tree, self._added())
+        code = call_of(self._tree) if self.capture.has_hooks else self._tree.forward
         return self.run_own(reason, code, args, kwargs)
+
+    def _added(self) -> dict[str, Any]:
+        return properties_of(type(self), self._own_class)
 
     def fitted(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -311,6 +324,7 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> UnitScaledModule:
         root = copy_of(self._tree, memo)
+        follow_class(root, {})
         own_code_again(root)
         for target, constant in self.capture.constants.items():
             if isinstance(constant, nn.Module):
@@ -325,7 +339,17 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
         if not self.capture.has_hooks:
             share_hooks(root, made)
         memo[id(self)] = made
+        made.take_after(self, memo)
         return made
+
+    def take_after(self, other: UnitScaledModule, memo: dict[int, Any]) -> None:
+        """Have the hooks of ``other``, and the properties that torch has put into its class.
+
+        ``memo``: the copies by the identity of what was copied.
+        """
+        copy_hooks(other, self, memo, but=other._tree)
+        if added := other._added():
+            self.__class__ = type(type(self).__name__, (type(self),), added)
 
     def __reduce__(self) -> Any:
         raise UnitifyError(NotPickled(where=type(self.original).__name__))
