@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import sys
 import types
 import weakref
-from collections import OrderedDict, deque
+from collections import ChainMap, OrderedDict, UserDict, UserList, deque
 from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -217,8 +218,14 @@ def namespaces(value: Any) -> list[MutableMapping[str, Any]]:
 
 
 def is_same(a: Any, b: Any) -> bool:
-    """Is an entry the same as before: the same object, or an equal plain value?"""
-    return a is b or (isinstance(a, PLAIN) and type(a) is type(b) and a == b)
+    """Is an entry the same as before: the same object, or a plain value that computes the same?"""
+    if a is b or type(a) is not type(b) or not isinstance(a, PLAIN):
+        return a is b
+    if isinstance(a, complex):
+        return is_same(a.real, b.real) and is_same(a.imag, b.imag)
+    if isinstance(a, float) and not a:
+        return not b and math.copysign(1.0, a) == math.copysign(1.0, b)
+    return bool(a == b or (a != a and b != b))
 
 
 def set_on(tensor: Tensor) -> dict[str, Any]:
@@ -293,11 +300,15 @@ def _cells_of(value: Any, location: Location) -> Iterator[Cell]:
 
 
 def inside(value: Any) -> dict[str, Any]:
-    """What a bound method, a partial function or a weak reference leads to, by name."""
+    """What a bound method, a partial function, a weak reference or a wrapper of a container leads
+    to, by name.
+    """
     if isinstance(value, types.MethodType):
         return {"of": value.__self__, "function": value.__func__}
     if isinstance(value, functools.partial):
         return {"function": value.func, "args": value.args, "keywords": value.keywords}
+    if isinstance(value, UserDict | UserList | ChainMap):
+        return {"maps": value.maps} if isinstance(value, ChainMap) else {"data": value.data}
     return {"of": value()} if isinstance(value, weakref.ref) else {}
 
 

@@ -22,6 +22,7 @@ from unitify.capture.aliases import storages, written_arguments
 from unitify.capture.effects import Effect, leave
 from unitify.capture.guards import Guard, Guards
 from unitify.capture.identity import storage_of
+from unitify.capture.reachable import PLAIN, is_same
 from unitify.capture.surroundings import layout
 from unitify.capture.tensor_questions import computes_itself
 from unitify.diagnostics import InputMismatch, OutsideGuards, UnitifyError
@@ -130,6 +131,10 @@ class CallSignature:
         for name in self.arguments:
             if name not in given:
                 return "the argument {!r} is missing", (name,)
+        # Code may go through ``**kwargs`` in their order.
+        free = [name for name in self.arguments if name not in self.signature.parameters]
+        if free != [name for name in given if name in free]:
+            return "the keyword arguments are in another order", ()
         return self._fitted_values([given[name] for name in self.arguments])
 
     def flatten_values(self, values: Sequence[Any]) -> list[Any]:
@@ -167,7 +172,7 @@ class CallSignature:
     def _refusal(self, leaves: list[Any]) -> Refusal | None:
         for leaf, value in zip(self.leaves, leaves, strict=True):
             if leaf.shape is None:
-                if isinstance(value, torch.Tensor) or value != leaf.constant:
+                if not _is_equal(value, leaf.constant):
                     return "{} is {!r}, captured {!r}", (leaf.name, value, leaf.constant)
                 continue
             is_tensor = isinstance(value, torch.Tensor) and not value.is_nested
@@ -340,9 +345,22 @@ def unbind(
 
 def _is_default(signature: inspect.Signature, name: str, value: Any) -> bool:
     parameter = signature.parameters.get(name)
-    if isinstance(value, torch.Tensor):
+    if parameter is None:
+        return value is None
+    (mine, spec), (theirs, other) = (
+        pytree.tree_flatten(value),
+        pytree.tree_flatten(parameter.default),
+    )
+    return bool(spec == other) and all(map(_is_equal, mine, theirs))
+
+
+def _is_equal(value: Any, constant: Any) -> bool:
+    """Does code compute the same with ``value``: not 1.0 for 1, nor another kind of number?"""
+    if type(value) is not type(constant) or isinstance(value, torch.Tensor):
         return False
-    return value is None or (parameter is not None and bool(value == parameter.default))
+    if isinstance(value, PLAIN):
+        return is_same(value, constant)
+    return value is constant or bool(value == constant)
 
 
 def register_dataclasses(value: Any) -> None:

@@ -7,6 +7,7 @@ torch), expects an effect. So each call compares all of them, in about 50 ns eac
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -31,6 +32,8 @@ from unitify.module.types import Types
 _MODES = "the stack of torch function modes"
 #: Containers with more entries are compared by their length alone, to bound the time of a call.
 _MANY = 256
+#: Python's own arrays.
+_BYTES = (bytearray, memoryview, array)
 #: Global hooks on modules. One that is registered after the recording is not in the graph.
 _GLOBAL_HOOKS = {
     name: held
@@ -115,8 +118,10 @@ class RecordedState:
         self.present, self.absent = _Names(), _Names()
         #: A function, its result, and its name for messages.
         self.questions: list[tuple[Callable[[], Any], Any, Any]] = []
-        #: Lists with their entries, other containers with their lengths, arrays with their bytes.
+        #: Lists with their entries, dicts with their keys, large and other containers with their
+        #: lengths, arrays with their bytes.
         self.lists: list[tuple[Any, list[Any], Any]] = []
+        self.dicts: list[tuple[Any, list[Any], Any]] = []
         self.sized: list[Any] = []
         self.sizes: list[int] = []
         self.sized_where: list[Any] = []
@@ -239,20 +244,21 @@ class RecordedState:
         if id(value) in self.seen:
             return
         self.seen.add(id(value))
-        if is_array(value):
-            self.arrays.append((value, value.tobytes(), where))
-        elif isinstance(value, list | tuple) and len(value) <= _MANY:
-            if isinstance(value, list):
+        if is_array(value) or isinstance(value, _BYTES):
+            self.arrays.append((value, bytes(value), where))
+        elif isinstance(value, list | tuple | deque) and len(value) <= _MANY:
+            if not isinstance(value, tuple):
                 self.lists.append((value, list(value), where))
             for index, item in enumerate(value):
                 self._enter(item, _then(where, index))
+        elif isinstance(value, dict) and len(value) <= _MANY:
+            self.dicts.append((value, list(value), where))
+            for key in value:
+                self._note(value, key, _then(where, key))
         elif isinstance(value, dict | list | set | deque):
             self.sized.append(value)
             self.sizes.append(len(value))
             self.sized_where.append(where)
-            if isinstance(value, dict) and len(value) <= _MANY:
-                for key in value:
-                    self._note(value, key, _then(where, key))
         else:
             for key, held in inside(value).items():
                 self._enter(held, _then(where, key))
@@ -301,11 +307,14 @@ class RecordedState:
         for held, entries, where in self.lists:
             if len(held) != len(entries) or not all(map(is_same, held, entries)):
                 yield where
+        for held, keys, where in self.dicts:
+            if [*map(id, held)] != [*map(id, keys)] and list(held) != keys:
+                yield where
         if [*map(len, self.sized)] != self.sizes:
             sizes = zip(map(len, self.sized), self.sizes, self.sized_where, strict=True)
             yield next(where for size, expected, where in sizes if size != expected)
-        for array, numbers, where in self.arrays:
-            if array.tobytes() != numbers:
+        for numbers, before, where in self.arrays:
+            if bytes(numbers) != before:
                 yield where
         for one, name, other, alias, where in self.ties:
             if one.get(name) is not other.get(alias):
