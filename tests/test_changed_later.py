@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
+from array import array
+from collections import ChainMap, OrderedDict, UserDict, UserList, deque
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -376,3 +378,68 @@ def test_a_copy_has_the_hooks_that_were_added(
     found.sum().backward()
     assert torch.equal(one.grad, other.grad)
     assert list(made.state_dict()) == list(module.state_dict())
+
+
+def _first(held: Any) -> Any:
+    return next(iter(held.values()))
+
+
+def _to_the_end(held: Any) -> None:
+    held["a"] = held.pop("a")
+
+
+def _is_seven(held: Any) -> None:
+    held[0] = 7
+
+
+CONTAINERS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "order of a dict": (lambda: {"a": 2.0, "b": 3.0}, _first, _to_the_end),
+    "order of tensors": (
+        lambda: {"a": torch.ones(1), "b": torch.zeros(1)}, _first, _to_the_end),
+    "order of a nested dict": (
+        lambda: {"of": {"a": 2.0, "b": 3.0}}, lambda c: _first(c["of"]),
+        lambda c: _to_the_end(c["of"])),
+    "move_to_end": (
+        lambda: OrderedDict(a=2.0, b=3.0), _first, lambda c: c.move_to_end("a")),
+    "order of modules": (
+        lambda: nn.ModuleDict({"a": nn.Tanh(), "b": nn.ReLU()}),
+        lambda c: _first(c)(torch.ones(1)), _to_the_end),
+    "order of parameters": (
+        lambda: nn.ParameterDict({"a": torch.ones(1), "b": torch.zeros(1)}), _first, _to_the_end),
+    "deque": (lambda: deque([2.0]), lambda c: c[0], _is_seven),
+    "rotate": (lambda: deque([2.0, 3.0]), lambda c: c[0], lambda c: c.rotate()),
+    "deque in a dict": (
+        lambda: {"of": deque([2.0])}, lambda c: c["of"][0], lambda c: _is_seven(c["of"])),
+    "array": (lambda: array("d", [2.0]), lambda c: c[0], _is_seven),
+    "bytearray": (lambda: bytearray([2]), lambda c: c[0], _is_seven),
+    "memoryview": (lambda: memoryview(bytearray([2])), lambda c: c[0], _is_seven),
+    "UserList": (lambda: UserList([2.0]), lambda c: c[0], _is_seven),
+    "UserDict": (lambda: UserDict({0: 2.0}), lambda c: c[0], _is_seven),
+    "ChainMap": (lambda: ChainMap({0: 2.0}), lambda c: c[0], _is_seven),
+    "sign of zero": (
+        lambda: [0.0], lambda c: 1 / torch.tensor(c[0]), lambda c: c.__setitem__(0, -0.0)),
+}  # fmt: skip
+
+
+class Holds(nn.Module):
+    def __init__(self, held: Any, read: Callable[[Any], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.held, self.read = nn.Linear(4, 4), held, read
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * self.read(self.held)
+
+
+@pytest.mark.parametrize(("make", "read", "change"), CONTAINERS.values(), ids=CONTAINERS)
+def test_a_container_that_changes_inside(
+    make: Callable[[], Any], read: Callable[[Any], Any], change: Callable[[Any], Any]
+) -> None:
+    model, given = Holds(make(), read), torch.randn(3, 4)
+    module = unitify.transform(Holds(make(), read), given)
+    assert module._changed() is None
+    assert torch.equal(module(given), model(given))
+    change(model.held)
+    change(module.held)
+    with pytest.warns(unitify.UnitifyWarning, match="U115"):
+        assert torch.equal(module(given), model(given))

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from unitify.capture.guards import Guards
 from unitify.capture.reachable import PLAIN
-from unitify.capture.signature import Leaf, bind, leaf_shape
+from unitify.capture.signature import Leaf, bind, laid_out, leaf_shape
 
 torch.library.define(
     "unitify::boundary", "(Tensor[] tensors, SymInt[] sizes, int call, bool ends) -> ()"
@@ -72,6 +72,11 @@ class Region:
     def tail_text(self) -> str:
         """The tail as text, independent of the names of its values."""
         return "" if self.tail is None else text_of(self.tail)
+
+
+def first_names(leaves: Sequence[Any]) -> tuple[int, ...]:
+    """For each leaf of a call the position of the first one that is the same value."""
+    return tuple(leaves.index(x) if isinstance(x, Named) else i for i, x in enumerate(leaves))
 
 
 def text_of(graph: fx.Graph) -> str:
@@ -240,10 +245,12 @@ def regions_of(
     graph: fx.Graph,
     calls: SubmoduleCalls,
     guards_for: Callable[[Sequence[tuple[str, Any]]], Guards | None],
+    asks_layout: bool = False,
 ) -> Regions:
     """The regions that the marks of ``graph`` hold. Removes the marks.
 
-    ``guards_for``: the guards on named values that are given.
+    ``guards_for``: the guards on named values that are given. ``asks_layout``: do regions depend on
+    the memory layout of what they are given?
     """
     begun: dict[Any, fx.Node] = {}
     inside: dict[Any, list[str]] = {}
@@ -260,6 +267,8 @@ def regions_of(
         elif number in begun:
             nodes = inside.pop(number)
             region = _region(calls.found[number], begun[number], node, nodes, live)
+            if asks_layout and region is not None:
+                region = dataclasses.replace(region, leaves=_laid_out(region, begun[number]))
             if region is not None:
                 values = {n.name: n.meta.get("val") for n in begun[number].all_input_nodes}
                 names = [x.name if isinstance(x, Named) else "" for x in region.given.leaves]
@@ -269,6 +278,15 @@ def regions_of(
         if node.target is BOUNDARY:
             graph.erase_node(node)
     return Regions(frozenset(node.name for node in graph.nodes), tuple(found))
+
+
+def _laid_out(region: Region, begin: fx.Node) -> tuple[Leaf, ...]:
+    """The leaves of a region with the layouts that they had in the recording."""
+    values = {n.name: n.meta["val"] for n in begin.all_input_nodes}
+    return laid_out(
+        region.leaves,
+        [values[x.name] if isinstance(x, Named) else x for x in region.given.leaves],
+    )
 
 
 def _region(

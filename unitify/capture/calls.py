@@ -12,7 +12,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from unitify.capture.example import Inputs, copied
+from unitify.capture.example import Inputs, copied, mapped
 from unitify.capture.execution import backward_starts, unchanged
 from unitify.capture.watching import Watch, watched
 from unitify.capture.whole import nothing_captured
@@ -71,14 +71,14 @@ def calls_of(model: nn.Module, made: Sequence[Inputs]) -> Calls:
         received = calls.inputs.setdefault(module, {})
         form = _form(given, named)
         if form not in received and len(received) < _MOST:
-            received[form] = pytree.tree_map(copied, (given, named))
+            received[form] = mapped(copied, (given, named))
 
     for module in model.modules():
         if isinstance(module, torch.jit.ScriptModule):
             calls.unfit[module] = "it is a TorchScript module"
 
     def run(call: Inputs) -> Any:
-        given, named = pytree.tree_map(copied, call)
+        given, named = mapped(copied, call)
         return model(*given, **named)
 
     def observe(call: Inputs, gradients: bool) -> None:

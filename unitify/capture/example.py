@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +27,16 @@ def in_order(signature: inspect.Signature, kwargs: dict[str, Any]) -> dict[str, 
     """Keyword inputs in the order of the signature, because export keeps the order of the call."""
     position = {name: i for i, name in enumerate(signature.parameters)}
     return dict(sorted(kwargs.items(), key=lambda item: position.get(item[0], len(position))))
+
+
+def mapped(change: Callable[[Any], Any], inputs: Any) -> Any:
+    """The inputs with ``change`` of each leaf. A tensor that is passed twice stays one."""
+    leaves, spec = pytree.tree_flatten(inputs)
+    made: dict[int, Any] = {}
+    for leaf in leaves:
+        if id(leaf) not in made or not isinstance(leaf, Tensor):
+            made[id(leaf)] = change(leaf)
+    return pytree.tree_unflatten([made[id(leaf)] for leaf in leaves], spec)
 
 
 def distinct(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
@@ -82,17 +93,16 @@ def resampled(args: tuple[Any, ...], kwargs: dict[str, Any], seed: int = 0) -> I
         made = flat[chosen.to(flat.device)].reshape(leaf.shape)
         return _as(leaf, made)
 
-    result: Inputs = pytree.tree_map(drawn, (args, kwargs))
+    result: Inputs = mapped(drawn, (args, kwargs))
     return result
 
 
 def widened(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
     """The inputs with one more element in the batch, where all tensors have the same batch."""
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    batches = _batches(leaves)
+    batches = _batches(pytree.tree_leaves((args, kwargs)))
     if len(batches) != 1 or batches == {0}:
         return args, kwargs
-    result: Inputs = pytree.tree_unflatten([_with_one_more(x) for x in leaves], spec)
+    result: Inputs = mapped(_with_one_more, (args, kwargs))
     return result
 
 

@@ -62,12 +62,14 @@ def export(
     kwargs: dict[str, Any],
     dynamic_shapes: Any,
     touched: Iterable[Location] = (),
+    same: Sequence[int] | None = None,
 ) -> Exported:
     """``model`` as it is called by ``args`` and ``kwargs``, recorded in its present mode.
 
     ``dynamic_shapes``: "auto" leaves every size free, ``Free`` some; else as for
-    ``torch.export.export``. ``touched``: what calls of the model change beside returning. The model
-    runs eagerly where it can be recorded so. It is restored afterwards, also after a failure.
+    ``torch.export.export``. ``touched``: what calls of the model change beside returning. ``same``:
+    for each flat input the first one that is the same tensor, where code asks. The model runs
+    eagerly where it can be recorded so. It is restored afterwards, also after a failure.
 
     Raises ``ExportError``; ``UnitifyError`` (U001) for shapes of inputs that do not exist.
     """
@@ -83,7 +85,9 @@ def export(
         with (
             kept(model),
             seeded(model),
-            _called_by_name(model, subject, args, kwargs, tensors, touched, effects, surroundings),
+            _called_by_name(
+                model, subject, (args, kwargs), same, tensors, touched, effects, surroundings
+            ),
             _silence(),
             free_length(),
             noted_backward() as noted,
@@ -216,8 +220,8 @@ def _silence() -> Iterator[None]:
 def _called_by_name(
     model: nn.Module,
     subject: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    same: Sequence[int] | None,
     tensors: Tensors,
     touched: Iterable[Location],
     effects: list[Effect],
@@ -228,11 +232,14 @@ def _called_by_name(
     Its code is that of ``model``, and runs inside ``surroundings``. It returns what its call leaves
     behind, too, which ``effects`` then lists.
     """
+    args, kwargs = inputs
     original, was_set = model.forward, "forward" in vars(subject)
     signature = inspect.signature(original)
     paths = {name for name, _ in model.named_modules()}
 
     def forward(**named: Any) -> Any:
+        leaves, spec = pytree.tree_flatten(named)
+        named = pytree.tree_unflatten([leaves[i] for i in same or range(len(leaves))], spec)
         given, keywords = unbind(signature, args, kwargs, named)
         before = State.of(model, named, numbers=False)
         # What a call assigns is a result here; export would write into the old object.

@@ -9,7 +9,7 @@ noted, so that a constant of the recording can be recognized.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,3 +148,12 @@ def view_of_own(
                 shown.meta = dict(node.meta)
         return shown
     return None
+
+
+def first_of(leaves: Sequence[Any]) -> tuple[int, ...]:
+    """For each flat input the position of the first one that is the same tensor."""
+    first: dict[int, int] = {}
+    return tuple(
+        first.setdefault(id(leaf), i) if isinstance(leaf, Tensor) else i
+        for i, leaf in enumerate(leaves)
+    )

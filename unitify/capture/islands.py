@@ -146,7 +146,7 @@ def _recorded(
         # What further calls run was not observed.
         touched, has_modes = observed.touched, observed.has_modes or len(calls) > 1
         how = How(
-            dynamic_shapes, seconds, state.carried, touched, asks, observed.attributes, has_modes
+            dynamic_shapes, seconds, state.carried, touched, asks, observed.asks, None, has_modes
         )
         try:
             if is_faithful is not None:

@@ -7,10 +7,11 @@ becomes a choice by the ``training`` flag of the module that recorded it.
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch._ops import OpOverload
 
 from unitify.capture.aliases import written_argument
@@ -221,3 +222,13 @@ def _replaced(container: Any, path: list[Any], value: Any) -> Any:
     items = list(container)
     items[key] = _replaced(items[key], rest, value)
     return type(container)(items) if isinstance(container, tuple) else items
+
+
+def switches_itself(module: nn.Module) -> bool:
+    """May a change of mode do more than to set a flag that Python code reads?"""
+    is_opaque = isinstance(module, torch.jit.ScriptModule) or not isinstance(
+        type(module).forward, FunctionType
+    )
+    plain = nn.Module.train, nn.Module.eval
+    own = type(module).train, type(module).eval
+    return is_opaque or own != plain or not {"train", "eval"}.isdisjoint(vars(module))

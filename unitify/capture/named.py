@@ -224,3 +224,28 @@ def is_open(frame: types.FrameType | None) -> bool:
     """Does the frame run code that is neither torch's nor Python's own?"""
     name = "" if frame is None else str(frame.f_globals.get("__name__", ""))
     return bool(name) and not is_closed(name)
+
+
+def asks_identity(frame: types.FrameType) -> bool:
+    """Did the code of a frame, which returns, ask whether a tensor and another value are one?"""
+    known = {**frame.f_globals, **frame.f_locals} if _compared(frame.f_code) else {}
+    return any(
+        all(isinstance(known.get(name), torch.Tensor) for name in names)
+        for names in _compared(frame.f_code)
+    )
+
+
+@functools.cache
+def _compared(code: types.CodeType) -> tuple[tuple[str, ...], ...]:
+    """The names of the operands of each ``is`` in code, of one operand at least."""
+    found, loaded = [], list[tuple[str, ...]]()
+    for instruction in dis.get_instructions(code):
+        name = instruction.opname
+        if name == "IS_OP":
+            found.append(sum(loaded[-2:], ())[-2:])
+        elif name.startswith(("LOAD_FAST", "LOAD_DEREF", "LOAD_GLOBAL")):
+            own = instruction.argval
+            loaded.append(own if isinstance(own, tuple) else (own,))
+        elif name not in ("SWAP", "COPY"):
+            loaded = [("",)] if name == "LOAD_CONST" else []
+    return tuple(names for names in found if names)

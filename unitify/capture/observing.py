@@ -18,21 +18,22 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import FunctionType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from unitify.capture.effects import INPUTS, finds
-from unitify.capture.example import copied, resampled, widened
+from unitify.capture.example import copied, mapped, resampled, widened
 from unitify.capture.exporting import without_cache
+from unitify.capture.modes import switches_itself
 from unitify.capture.named import Read
 from unitify.capture.reachable import MISSING, PLAIN, Location, cells, is_array, is_same
+from unitify.capture.relaid import following, image_weights
 from unitify.capture.same_value import is_same_value
 from unitify.capture.state import Change, HookNumbers, State, drawn, kept, random_states, seeded
 from unitify.capture.surroundings import noted
+from unitify.capture.tensor_questions import Asks
 from unitify.capture.watching import watched
 
 
@@ -45,8 +46,8 @@ class Observed:
     - ``made``: what the first call makes for good; ``changing``: what every call stores again;
       ``touched``: all that calls change
     - ``reads``: entries of modules, and of what surrounds them, with the modules that read them
-    - ``layouts``: modules that ask for the memory layout of a tensor
-    - ``attributes``: names that code asks tensors for and that no tensor has by itself
+    - ``layouts``: modules whose code depends on the memory layout of tensors
+    - ``asks``: what else code asks tensors
     - ``has_modes``: may calls in train mode differ from calls in eval mode?
     - ``numbers``: those under which calls registered hooks
     """
@@ -57,7 +58,7 @@ class Observed:
     touched: tuple[Location, ...] = ()
     reads: Mapping[Location | Read, frozenset[nn.Module | None]] = field(default_factory=dict)
     layouts: frozenset[nn.Module | None] = frozenset()
-    attributes: frozenset[str] = frozenset()
+    asks: Asks = field(default_factory=Asks)
     has_modes: bool = True
     numbers: HookNumbers = field(default_factory=HookNumbers)
 
@@ -70,11 +71,10 @@ def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     """
     unfit: dict[nn.Module | None, str] = {}
     made: dict[Location, None] = {}
-    changing: dict[Location, None] = {}
-    touched: dict[Location, None] = {}
+    changing, touched = made.copy(), made.copy()
     reads: dict[Location | Read, set[nn.Module | None]] = {}
     layouts: set[nn.Module | None] = set()
-    attributes: set[str] = set()
+    asks, laid = Asks(), list[Any]()
     in_modes: list[bool] = []
     with kept(model, weights=True) as before, without_cache(model), seeded(model):
         for training in (model.training, not model.training):
@@ -86,26 +86,20 @@ def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
                 changing.update(dict.fromkeys(run.changing))
                 touched.update(dict.fromkeys(run.touched))
                 layouts |= run.around.layouts
-                attributes |= run.around.attributes
+                laid = laid or run.around.laid
+                asks = asks.joined(run.around)
                 in_modes.append(run.around.reads_mode)
                 for where, readers in (*run.reads.items(), *run.read_around()):
                     reads.setdefault(where, set()).update(readers)
+        followed = following(model, (args, kwargs), before, laid)
+    for where in image_weights(model) if followed else ():
+        reads.setdefault(where, set()).update(followed)
     who_reads = {where: frozenset(readers) for where, readers in reads.items()}
-    has_modes = in_modes != [False, False] or any(map(_switches_itself, model.modules()))
+    has_modes = in_modes != [False, False] or any(map(switches_itself, model.modules()))
     return Observed(
-        unfit, tuple(made), tuple(changing), tuple(touched), who_reads, frozenset(layouts),
-        frozenset(attributes), has_modes, before.numbers,
+        unfit, tuple(made), tuple(changing), tuple(touched), who_reads,
+        frozenset(layouts | followed), asks, has_modes, before.numbers,
     )  # fmt: skip
-
-
-def _switches_itself(module: nn.Module) -> bool:
-    """May a change of mode do more than to set a flag that Python code reads?"""
-    is_opaque = isinstance(module, torch.jit.ScriptModule) or not isinstance(
-        type(module).forward, FunctionType
-    )
-    plain = nn.Module.train, nn.Module.eval
-    own = type(module).train, type(module).eval
-    return is_opaque or own != plain or not {"train", "eval"}.isdisjoint(vars(module))
 
 
 @contextlib.contextmanager
@@ -346,7 +340,7 @@ def _call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
 
 
 def _copies(inputs: Any) -> Any:
-    return pytree.tree_map(copied, inputs)
+    return mapped(copied, inputs)
 
 
 def _now(change: Change) -> Any:

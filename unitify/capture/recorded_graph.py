@@ -29,6 +29,7 @@ from unitify.capture.inline import inline_regions
 from unitify.capture.reachable import Location
 from unitify.capture.signature import Leaf, bind, leaf_of
 from unitify.capture.sizes import Free
+from unitify.capture.tensor_questions import Asks
 from unitify.diagnostics import (
     CheckpointingLost,
     Diagnostic,
@@ -52,8 +53,9 @@ class How:
     - ``carried``: tensors that a call takes over from the call before, by identity, with their
       names. No graph may hold one
     - ``touched``: what calls change beside returning
-    - ``asks_layout``: does code ask for the memory layout of tensors?
-    - ``attributes``: names of attributes that code asks tensors for
+    - ``asks_layout``: does the recording depend on the memory layout of inputs?
+    - ``asks``: what else code asks tensors
+    - ``same``: for each flat input the first one that is the same tensor, where code asks
     - ``has_modes``: may train and eval mode differ?
     """
 
@@ -62,7 +64,8 @@ class How:
     carried: Mapping[int, str] = field(default_factory=dict)
     touched: tuple[Location, ...] = ()
     asks_layout: bool = False
-    attributes: frozenset[str] = frozenset()
+    asks: Asks = field(default_factory=Asks)
+    same: tuple[int, ...] | None = None
     has_modes: bool = True
 
 
@@ -98,7 +101,7 @@ def record_once(
     Raises ``ExportError``; ``UnitifyError`` (U101, U109) for what no graph can hold.
     """
     name = type(model).__name__
-    exported = export(model, args, kwargs, how.dynamic_shapes, how.touched)
+    exported = export(model, args, kwargs, how.dynamic_shapes, how.touched, how.same)
     decisions.is_over = True
     program, noted = exported.program, exported.noted
     if noted.functions:
@@ -134,7 +137,7 @@ def record_once(
     values = (n.meta.get("val") for n in graph.nodes if n.op == "placeholder")
     inputs = [(leaf.name, value) for leaf, value in zip(leaves, values, strict=True)]
     guards = guards_for(inputs)
-    regions = regions_of(graph, exported.calls, guards_for)
+    regions = regions_of(graph, exported.calls, guards_for, how.asks_layout)
     graph.eliminate_dead_code()
     return RecordedGraph(
         graph, in_spec, result, leaves, tuple(example), constants,

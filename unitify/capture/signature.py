@@ -21,9 +21,9 @@ from torch.utils import _pytree as pytree
 from unitify.capture.aliases import storages, written_arguments
 from unitify.capture.effects import Effect, leave
 from unitify.capture.guards import Guard, Guards
-from unitify.capture.identity import storage_of
+from unitify.capture.identity import first_of, storage_of
+from unitify.capture.layouts import layout
 from unitify.capture.reachable import PLAIN, is_same
-from unitify.capture.surroundings import layout
 from unitify.capture.tensor_questions import computes_itself
 from unitify.diagnostics import InputMismatch, OutsideGuards, UnitifyError
 from unitify.rulebook.dimensions import is_floating
@@ -75,6 +75,8 @@ class CallSignature:
     apart: tuple[str, ...] = ()
     #: Names of attributes that the model's code asks tensors for.
     attributes: frozenset[str] = frozenset()
+    #: For each flat input the first one that is the same tensor, where the model's code asks.
+    same: tuple[int, ...] | None = None
 
     def describe(self) -> str:
         """All leaves, in order."""
@@ -150,6 +152,8 @@ class CallSignature:
         leaves, spec = pytree.tree_flatten(dict(zip(self.arguments, values, strict=True)))
         if spec != self.in_spec:
             return "the arguments have another structure", ()
+        if self.same is not None and first_of(leaves) != self.same:
+            return "other arguments are one tensor", ()
         refusal = self._refusal(leaves)
         return leaves if refusal is None else refusal
 

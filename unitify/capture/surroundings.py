@@ -27,6 +27,7 @@ from torch.utils._device import DeviceContext
 from unitify.capture.named import (
     Read,
     asked,
+    asks_identity,
     class_reads,
     functions_read,
     globals_read,
@@ -72,17 +73,6 @@ _ENVIRON = type(os.environ).__getitem__.__code__  # type: ignore[attr-defined]
 _DEFAULT_DEVICE = torch.get_default_device.__code__
 
 
-def layout(tensor: Tensor) -> tuple[bool, ...]:
-    """The memory order of a tensor's elements."""
-    if tensor.layout != torch.strided:
-        return ()
-    is_image = tensor.dim() == 4
-    return (
-        tensor.is_contiguous(),
-        is_image and tensor.is_contiguous(memory_format=torch.channels_last),
-    )
-
-
 @dataclass
 class Surroundings(Questions):
     """``reads``: what was read, with the modules that were innermost then. ``reads_mode``: may code
@@ -111,10 +101,11 @@ def noted(model: nn.Module, innermost: Innermost, inputs: Any = ()) -> Iterator[
     the call.
     """
     found = Surroundings()
-    modules = {id(module): Location(path) for path, module in model.named_modules()}
+    named = [(Location(path), module) for path, module in model.named_modules()]
+    modules = {id(module): location for location, module in named}
     located = {
         location.then("attribute", table).then("item", name): tensor
-        for location, module in zip(modules.values(), model.modules(), strict=True)
+        for location, module in named
         for table in ("_parameters", "_buffers")
         for name, tensor in vars(module).get(table, {}).items()
     }
@@ -154,9 +145,14 @@ def noted(model: nn.Module, innermost: Innermost, inputs: Any = ()) -> Iterator[
             elif code is _ENVIRON and is_open(_outside_library(frame)):
                 name = frame.f_locals["key"]
                 note((asked(f"os.environ[{name!r}]", lambda: os.environ[name]),))
+            elif code is Tensor.__hash__.__code__ and is_open(frame.f_back):
+                found.asks_identity = True
             elif is_question(frame) and is_open(frame.f_back):
                 found.unheld[innermost()] = "it asks whether an input is a parameter"
+        elif event == "return":
+            found.asks_identity = found.asks_identity or (_is_layer(frame) and asks_identity(frame))
         elif event == "c_call" and is_open(frame):
+            found.asks_identity |= called is id
             if called in switches:
                 note(switches[called])
             variable = getattr(called, "__self__", None)
@@ -199,6 +195,12 @@ def _names_mode(frame: types.FrameType) -> bool:
     is_own = str(frame.f_globals.get("__name__", "")).startswith("unitify.")
     code = frame.f_code
     return not is_own and ("training" in code.co_names or "training" in code.co_consts)
+
+
+def _is_layer(frame: types.FrameType) -> bool:
+    """Does it run code of a model, or of one of torch's own layers?"""
+    name = str(frame.f_globals.get("__name__", ""))
+    return is_open(frame) or name.startswith(("torch.nn.functional", "torch.nn.modules.activation"))
 
 
 def _outside_library(frame: types.FrameType | None) -> types.FrameType | None:

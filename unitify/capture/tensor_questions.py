@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
+from unitify.capture.layouts import LAYS, strides_of
 from unitify.capture.named import is_open
 from unitify.capture.reachable import Location, set_on
 
@@ -73,6 +74,8 @@ class Questions:
     - ``unheld``: those that asked what no recording holds, and what
     - ``makes``: those that made a tensor on the default device
     - ``attributes``: names that tensors were asked for and that no tensor has by itself
+    - ``asks_identity``: was it asked whether two tensors are one?
+    - ``laid``: what laid tensors anew, in which module, and the strides that it met
     """
 
     of_tensors: dict[Location, set[nn.Module | None]] = field(default_factory=dict)
@@ -80,6 +83,22 @@ class Questions:
     unheld: dict[nn.Module | None, str] = field(default_factory=dict)
     makes: set[nn.Module | None] = field(default_factory=set)
     attributes: set[str] = field(default_factory=set)
+    asks_identity: bool = False
+    laid: list[tuple[nn.Module | None, Any, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Asks:
+    """``attributes``: names that code asks tensors for and that no tensor has by itself;
+    ``identity``: does code ask whether two tensors are one?
+    """
+
+    attributes: frozenset[str] = frozenset()
+    identity: bool = False
+
+    def joined(self, found: Questions) -> Asks:
+        """These, and what was found in another run."""
+        return Asks(self.attributes | found.attributes, self.identity or found.asks_identity)
 
 
 class Asked(TorchFunctionMode):
@@ -101,6 +120,8 @@ class Asked(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if func in LAYS:
+            self._note_layout(func, args)
         trait, fact = _TRAITS.get(func), _FACT_OF.get(func)
         frame = _caller(func) if trait or fact or func in _DECIDES else None
         if is_open(frame) or (frame is not None and frame.f_code is _CLEARS):
@@ -109,6 +130,13 @@ class Asked(TorchFunctionMode):
         if is_made and is_open(_caller(func)):
             self.found.makes.add(self.innermost())
         return func(*args, **(kwargs or {}))
+
+    def _note_layout(self, func: Any, args: tuple[Any, ...]) -> None:
+        module, location = self.innermost(), self.locations.get(id(args[0]))
+        self.found.laid.append((module, func, strides_of(args)))
+        if location is not None:
+            of = location.then("attribute", "layout")
+            self.found.of_tensors.setdefault(of, set()).add(module)
 
     def _note(self, trait: str | None, fact: str | None, tensor: Any) -> None:
         """Note a question to ``tensor``; neither a trait nor a fact: that it takes a gradient."""

@@ -19,11 +19,13 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from unitify.capture.boundaries import Regions
 from unitify.capture.decisions import OutOfTime, observed
 from unitify.capture.example import distinct, doubled, in_order
 from unitify.capture.exporting import ExportError, without_cache
+from unitify.capture.identity import first_of
 from unitify.capture.modes import merge_modes
 from unitify.capture.named import Read
 from unitify.capture.outline import Outline, outline_of
@@ -131,7 +133,13 @@ def capture(
 
     Raises ``UnitifyError`` (U101, U109) where the model cannot be recorded whole.
     """
-    args, kwargs = distinct(args, in_order(inspect.signature(model.forward), kwargs))
+    signature = inspect.signature(model.forward)
+    kwargs = in_order(signature, kwargs)
+    if how.asks.identity:
+        flat = pytree.tree_leaves(bind(signature, args, kwargs))
+        how = dataclasses.replace(how, same=first_of(flat))
+    given = args, kwargs
+    args, kwargs = distinct(args, kwargs)
     register_dataclasses((args, kwargs))
     is_auto = how.dynamic_shapes == "auto" or isinstance(how.dynamic_shapes, Free)
     larger = doubled(args, kwargs) if is_auto else None
@@ -140,7 +148,7 @@ def capture(
         with contextlib.suppress(UnitifyError):
             found = _captured(model, *larger, how)
             # A model with another branch for one element has to be recorded with one.
-            if isinstance(found.call.fitted_apart(args, kwargs), list):
+            if isinstance(found.call.fitted_apart(*given), list):
                 return found
     return _captured(model, args, kwargs, how)
 
@@ -184,7 +192,8 @@ def _captured(
             record.effects,
             first_same(record.graph),
             *written_by(record.graph),
-            how.attributes,
+            how.asks.attributes,
+            how.same,
         )
         frozen = frozen_dimensions(record.leaves) if free == "auto" else []
         return Capture(

@@ -19,9 +19,10 @@ import torch.nn.modules.module
 from torch import Tensor, fx, nn
 
 from unitify.capture.effects import holder_of, owner_of
+from unitify.capture.layouts import layout
 from unitify.capture.named import Answers, Read
 from unitify.capture.reachable import MISSING, Location, inside, is_array, is_same
-from unitify.capture.surroundings import function_modes, layout
+from unitify.capture.surroundings import function_modes
 from unitify.capture.tensor_questions import LISTED, computes_itself
 from unitify.capture.watching import NAMESPACE
 from unitify.module.odd_modes import FOLLOWING, is_in_mode, odd_modes

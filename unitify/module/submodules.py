@@ -26,7 +26,7 @@ from unitify.arrival import (
     unwatched,
     with_tokens,
 )
-from unitify.capture.boundaries import Region
+from unitify.capture.boundaries import Region, first_names
 from unitify.capture.guards import Guards
 from unitify.capture.signature import CallSignature, Misfit
 from unitify.diagnostics import CastsLeftOut, Diagnostic, UnitifyError
@@ -286,10 +286,12 @@ class Submodules(CallsOfSubmodules):
             (end,) = (n for n in piece.graph.nodes if n.op == "output")
             pairs = zip(by_result, end.args[0], strict=True)
             of = with_tokens(piece.graph, [unit for unit, r in pairs if isinstance(r, fx.Node)])
+        given = region.given.leaves
+        same = None if capture.call.same is None else first_names(given)
         guards = () if region.guards is None else (_as_known(region.guards, capture.call.guards),)
         call = CallSignature(
             region.signature, region.arguments, region.given.spec, region.result.spec,
-            piece.leaves, guards, attributes=capture.call.attributes,
+            piece.leaves, guards, attributes=capture.call.attributes, same=same,
         )  # fmt: skip
         # The code gets its attributes from the module with which it is called.
         module = fx.GraphModule(nn.Module(), fx.Graph())

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from unitify.capture.example import Inputs, copied
+from unitify.capture.identity import first_of
 from unitify.capture.signature import CallSignature, bind, unbind
 from unitify.capture.whole import Capture
 
@@ -74,7 +75,8 @@ def _resized(call: CallSignature, example: Inputs, sizes: Mapping[str, int]) -> 
     generator = torch.Generator().manual_seed(1)
     args, kwargs = example
     flat, spec = pytree.tree_flatten(bind(call.signature, args, kwargs))
-    for position, (leaf, value) in enumerate(zip(call.leaves, flat, strict=True)):
+    given = list(flat)
+    for position, (leaf, value) in enumerate(zip(call.leaves, given, strict=True)):
         if not isinstance(value, Tensor) or not value.numel() or value.layout != torch.strided:
             flat[position] = copied(value)
             continue
@@ -87,4 +89,5 @@ def _resized(call: CallSignature, example: Inputs, sizes: Mapping[str, int]) -> 
         chosen = torch.randint(len(held), (count,), generator=generator)
         made = held[chosen.to(held.device)].reshape(shape)
         flat[position] = made.requires_grad_(value.requires_grad)
-    return unbind(call.signature, args, kwargs, pytree.tree_unflatten(flat, spec))
+    kept = [flat[first] for first in first_of(given)]
+    return unbind(call.signature, args, kwargs, pytree.tree_unflatten(kept, spec))

@@ -17,9 +17,10 @@ from torch.utils import _pytree as pytree
 from unitify.capture.compiled import eagerly
 from unitify.capture.digests import gradients_as_digests
 from unitify.capture.equality import same
-from unitify.capture.example import Inputs, copied
+from unitify.capture.example import Inputs, copied, mapped
 from unitify.capture.execution import LossFunction, backward_starts, unchanged
 from unitify.capture.exporting import without_cache
+from unitify.capture.identity import first_of
 from unitify.capture.reachable import Location
 from unitify.capture.state import State, held_twice, modes_kept
 from unitify.module.unit_scaled import UnitScaledModule
@@ -122,12 +123,11 @@ def _written(tree: nn.Module, states: Sequence[State], first: State) -> dict[Loc
 
 def _leaves(call: Call, asking: Asking) -> list[Any]:
     """Flat inputs of one call: each tensor in its own memory, some with ``requires_grad``."""
-    return [
-        copied(x).requires_grad_(i in (asking.positions or ()))
-        if isinstance(x, Tensor)
-        else copied(x)
-        for i, x in enumerate(pytree.tree_leaves(call.inputs))
-    ]
+    given: list[Any] = mapped(copied, pytree.tree_leaves(call.inputs))
+    for i, first in enumerate(first_of(given)):
+        if isinstance(given[i], Tensor) and i == first:
+            given[i].requires_grad_(i in (asking.positions or ()))
+    return given
 
 
 def _of_inputs(leaves: list[Any], call: Call) -> dict[str, Any]:
