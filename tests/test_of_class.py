@@ -196,3 +196,15 @@ def test_a_compiled_module_is_of_the_class(weights: Any) -> None:
     assert torch.equal(torch.compile(module, fullgraph=True, backend="eager")(x), model(x))
     exported = torch.export.export(module, (x,)).module()
     assert torch.equal(exported(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes"),
+    [
+        (nn.Conv2d(3, 4, 3), (2, 3, 6, 6)),
+        (nn.GRU(8, 6), (2, 3, 8)),
+        (nn.Sequential(nn.Linear(8, 8), nn.ReLU()), (2, 8)),
+    ],
+)
+def test_it_shows_itself_as_the_model(model: nn.Module, sizes: tuple[int, ...]) -> None:
+    assert repr(unitify.transform(model, torch.randn(sizes))) == repr(model)

@@ -301,3 +301,18 @@ def test_compiled_per_sample_gradients(recipe: str | None) -> None:
     x = torch.randn(4, 16)
     compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(x), run(x))
+
+
+class AsksForSizes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).view(x.shape[0], 2, 4) + torch.zeros(x.shape[0], 2, 4)
+
+
+def test_vmap_of_a_graph_that_asks_for_sizes() -> None:
+    model, x = AsksForSizes(), torch.randn(2, 3, 8)
+    module = unitify.transform(model, x[0])
+    assert torch.equal(torch.vmap(module)(x), torch.vmap(model)(x))

@@ -24,6 +24,11 @@ def as_first_called(kind: type) -> None:
         del later._wrapped_call, later.__call__  # type: ignore[attr-defined]
 
 
+def sizes_of_python(lines: list[str]) -> list[str]:
+    """Code that asks tensors for sizes as Python code does: ``vmap`` knows no other way."""
+    return [line.replace("torch.ops.aten.sym_size.int(", "torch.Tensor.size(") for line in lines]
+
+
 class OwnCall(CodeGen):
     """Plain code for the graph, with ``flatten`` and ``unflatten`` around an interpretation."""
 
@@ -32,6 +37,7 @@ class OwnCall(CodeGen):
     ) -> None:
         super().__init__()
         self.flatten, self.unflatten = flatten, unflatten
+        self._body_transformer = sizes_of_python
 
     def process_inputs(self, *values: Any) -> Any:
         """The graph's flat inputs, from the arguments of a call in the signature's order."""

@@ -25,7 +25,8 @@ def class_of(kind: type, model: nn.Module, own: Collection[str]) -> type:
     of = type(model)
     if issubclass(kind, of) or isinstance(model, torch.jit.ScriptModule):
         return type(of.__name__, (kind,), {"__module__": of.__module__, "__new__": _plain(kind)})
-    names = [n for n in dict.fromkeys(_names(of)) if n not in own]
+    # Some format ``self.__dict__``, where a module has no attributes of the model.
+    names = [n for n in dict.fromkeys(_names(of)) if n not in own and n != "extra_repr"]
     has_names_of_ours = any(n in own for n in (*_names(of), *vars(model), *model._modules))
     namespace: dict[str, Any] = {n: _OfModel(of, n, has_names_of_ours) for n in names}
     # A property of the model's class would hide an attribute of the module.

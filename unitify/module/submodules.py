@@ -31,6 +31,7 @@ from unitify.capture.guards import Guards
 from unitify.capture.signature import CallSignature, Misfit
 from unitify.diagnostics import CastsLeftOut, Diagnostic, UnitifyError
 from unitify.module.graph_forward import CallsOfSubmodules
+from unitify.module.interpreted import sizes_of_python
 from unitify.module.own_code import warn_once
 from unitify.module.owner import Owner
 from unitify.module.recorded_state import RecordedState, changed_now
@@ -295,7 +296,9 @@ class Submodules(CallsOfSubmodules):
         )  # fmt: skip
         # The code gets its attributes from the module with which it is called.
         module = fx.GraphModule(nn.Module(), fx.Graph())
-        module.graph = of.returning()
+        graph = of.returning()
+        graph.on_generate_code(lambda _: sizes_of_python)
+        module.graph = graph
         return _Graph(
             type(module).forward, call, piece.constants, by_result, of.casts, tuple(of.tokens)
         )

@@ -215,6 +215,10 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
             call.leave(results, self._tree, bind(call.signature, args, kwargs))
         return call.unflatten(results)
 
+    def extra_repr(self) -> str:
+        """What the model shows of itself."""
+        return self._tree.extra_repr()
+
     def train(self, mode: bool = True) -> UnitScaledModule:
         """Switch every module, as the model's own ``train`` does."""
         self.training = self._tree.train(mode).training
