@@ -201,6 +201,34 @@ def test_an_attribute_of_a_parameter_takes_effect(first: float | None) -> None:
     assert torch.equal(module(x), model(x))
 
 
+def test_an_attribute_of_a_tied_weight() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.randn(3, 4)
+    model[1].weight = model[0].weight
+    model[0].weight.gain = 3.0  # type: ignore[assignment]
+    module = unitify.transform(model, x)
+    assert torch.equal(module(x), model(x))
+    assert model[0].weight.gain == 3.0
+
+
+class Named(nn.Module):
+    """Calls functions by keywords alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.reshape(input=torch.flatten(input=x), shape=(3, 4))
+        return self.linear(y if torch.is_neg(input=x) else y * 2)
+
+
+def test_questions_by_keywords() -> None:
+    model, x = Named(), torch.randn(3, 4)
+    module = unitify.transform(model, x)
+    for given in (x, torch._neg_view(x), torch.randn(4, 3).t()):
+        assert torch.equal(module(given), model(given))
+
+
 def test_a_parameter_that_comes_later_counts_where_code_lists_all() -> None:
     model, x = Penalized(), torch.randn(3, 4)
     module = unitify.transform(model, x)

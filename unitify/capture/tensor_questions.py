@@ -120,20 +120,21 @@ class Asked(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        given = (*args, *(kwargs or {}).values())
         if func in LAYS:
-            self._note_layout(func, args)
+            self._note_layout(func, given)
         trait, fact = _TRAITS.get(func), _FACT_OF.get(func)
         frame = _caller(func) if trait or fact or func in _DECIDES else None
         if is_open(frame) or (frame is not None and frame.f_code is _CLEARS):
-            self._note(trait, fact, args[0])
+            self._note(trait, fact, given[0])
         is_made = func in _device_constructors() and (kwargs or {}).get("device") is None
         if is_made and is_open(_caller(func)):
             self.found.makes.add(self.innermost())
         return func(*args, **(kwargs or {}))
 
-    def _note_layout(self, func: Any, args: tuple[Any, ...]) -> None:
-        module, location = self.innermost(), self.locations.get(id(args[0]))
-        self.found.laid.append((module, func, strides_of(args)))
+    def _note_layout(self, func: Any, given: tuple[Any, ...]) -> None:
+        module, location = self.innermost(), self.locations.get(id(given[0]))
+        self.found.laid.append((module, func, strides_of(given)))
         if location is not None:
             of = location.then("attribute", "layout")
             self.found.of_tensors.setdefault(of, set()).add(module)
@@ -178,8 +179,9 @@ def attributes_noted(
     model's own tensors, ``located``, lack for now what Python code has set on them, and the method
     answers for them.
     """
-    tensors = [x for x in (*inputs, *located.values()) if isinstance(x, Tensor)]
-    held = {id(tensor): set_on(tensor) for tensor in tensors}
+    given = (x for x in (*inputs, *located.values()) if isinstance(x, Tensor))
+    tensors = {id(tensor): tensor for tensor in given}
+    held = {own: set_on(tensor) for own, tensor in tensors.items()}
     locations = {id(tensor): location for location, tensor in located.items()}
 
     def missing(self: Tensor, name: str) -> Any:
@@ -197,8 +199,8 @@ def attributes_noted(
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     before = vars(Tensor).get("__getattr__")
-    for tensor in tensors:
-        for name in held[id(tensor)]:
+    for own, tensor in tensors.items():
+        for name in held[own]:
             del vars(tensor)[name]
     Tensor.__getattr__ = missing  # type: ignore[attr-defined]
     try:
@@ -208,8 +210,8 @@ def attributes_noted(
             del Tensor.__getattr__  # type: ignore[attr-defined]
         else:
             Tensor.__getattr__ = before  # type: ignore[attr-defined]
-        for tensor in tensors:
-            vars(tensor).update(held[id(tensor)])
+        for own, tensor in tensors.items():
+            vars(tensor).update(held[own])
 
 
 def computes_itself(kind: type) -> bool:
