@@ -16,17 +16,16 @@ def functional_counterpart(operation: OpOverload) -> OpOverload | None:
     """
     namespace, name = operation._schema.name.split("::")
     library = getattr(torch.ops, namespace)
-    if name.endswith("_"):
-        packet = getattr(library, name[:-1], None)
-        return getattr(packet, operation._overloadname, None) if packet is not None else None
-    packet = getattr(library, name)
+    packet = getattr(library, name.removesuffix("_"), None)
+    if packet is None:
+        return None
     wanted = [(a.name, str(a.type)) for a in operation._schema.arguments if not a.is_out]
     for overload in packet.overloads():
         found: OpOverload = getattr(packet, overload)
         given = [(a.name, str(a.type)) for a in found._schema.arguments]
         if given == wanted and not found._schema.is_mutable:
             return found
-    return None
+    return getattr(packet, operation._overloadname, None) if name.endswith("_") else None
 
 
 def outputs(node: fx.Node) -> set[str]:

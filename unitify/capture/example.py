@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -97,27 +99,29 @@ def resampled(args: tuple[Any, ...], kwargs: dict[str, Any], seed: int = 0) -> I
     return result
 
 
-def widened(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
-    """The inputs with one more element in the batch, where all tensors have the same batch."""
-    batches = _batches(pytree.tree_leaves((args, kwargs)))
-    if len(batches) != 1 or batches == {0}:
-        return args, kwargs
-    result: Inputs = mapped(_with_one_more, (args, kwargs))
-    return result
+def widened(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Inputs]:
+    """The inputs with one more element in the batch, and then along the next dimension, where all
+    tensors have the same size there.
+    """
+    leaves = pytree.tree_leaves((args, kwargs))
+    for dim in (0, 1):
+        sizes = _sizes(leaves, dim)
+        if len(sizes) == 1 and sizes != {0}:
+            yield mapped(partial(_with_one_more, dim=dim), (args, kwargs))
 
 
-def _batches(leaves: list[Any]) -> set[int]:
-    """The first sizes of all tensors; none where one is sparse or nested, and cannot be joined."""
+def _sizes(leaves: list[Any], dim: int = 0) -> set[int]:
+    """The sizes of all tensors; none where one is sparse or nested, and cannot be joined."""
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     if any(x.layout != torch.strided or x.is_nested for x in tensors):
         return set()
-    return {x.shape[0] for x in tensors if x.dim()}
+    return {x.shape[dim] for x in tensors if x.dim() > dim}
 
 
-def _with_one_more(value: Any) -> Any:
-    if not isinstance(value, Tensor) or not value.dim():
+def _with_one_more(value: Any, dim: int) -> Any:
+    if not isinstance(value, Tensor) or value.dim() <= dim:
         return copied(value)
-    return _as(value, torch.cat([value, value[:1]]).detach())
+    return _as(value, torch.cat([value, value.narrow(dim, 0, 1)], dim).detach())
 
 
 def doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs | None:
@@ -126,7 +130,7 @@ def doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs | None:
     None for other inputs.
     """
     leaves, spec = pytree.tree_flatten((args, kwargs))
-    batches = _batches(leaves)
+    batches = _sizes(leaves)
     if batches not in ({0}, {1}):
         return None
     result: Inputs = pytree.tree_unflatten([_twice(x) for x in leaves], spec)
@@ -172,3 +176,10 @@ def initialize_lazy(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
 
 def _is_uninitialized(model: nn.Module) -> bool:
     return any(is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()])
+
+
+def call_quietly(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Call ``model`` for what it does. Its warnings were shown before."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model(*args, **kwargs)

@@ -26,9 +26,10 @@ from unitify.capture.calls import Calls, calls_of
 from unitify.capture.compiled import eagerly
 from unitify.capture.example import Inputs, in_order, initialize_lazy
 from unitify.capture.exporting import without_cache
-from unitify.capture.observing import Observed, Settled, observe, settled
+from unitify.capture.observing import Observed, observe
 from unitify.capture.outline import Outline, outline_of
 from unitify.capture.recorded_graph import How
+from unitify.capture.settled import Settled, settled
 from unitify.capture.sizes import RECORDING_SECONDS
 from unitify.capture.small import tried_small
 from unitify.capture.watching import without_hooks

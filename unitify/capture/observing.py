@@ -14,7 +14,6 @@ modules a graph can replace:
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,11 +23,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from unitify.capture.effects import INPUTS, finds
-from unitify.capture.example import copied, mapped, resampled, widened
+from unitify.capture.example import call_quietly, copied, mapped, resampled, widened
 from unitify.capture.exporting import without_cache
 from unitify.capture.modes import switches_itself
 from unitify.capture.named import Read
-from unitify.capture.reachable import MISSING, PLAIN, Location, cells, is_array, is_same
+from unitify.capture.reachable import MISSING, PLAIN, Location, is_array, is_same
 from unitify.capture.relaid import following, image_weights
 from unitify.capture.same_value import is_same_value
 from unitify.capture.state import Change, HookNumbers, State, drawn, kept, random_states, seeded
@@ -102,50 +101,6 @@ def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     )  # fmt: skip
 
 
-@contextlib.contextmanager
-def settled(
-    model: nn.Module, observed: Observed, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Iterator[Settled]:
-    """Inside, ``model`` holds what its first call makes. It is restored afterwards."""
-    with kept(model) as before:
-        if not (observed.made or observed.changing):
-            yield Settled()
-            return
-        observed.numbers.again()
-        with seeded(model), without_cache(model), contextlib.suppress(Exception):
-            _call(model, *_copies((args, kwargs)))
-        left = {change.location: change for change in before.changes()}
-        before.put_back()
-        made = {where: left[where] for where in observed.made if where in left}
-        carried: dict[int, str] = {}
-        for where, change in left.items():
-            if where in made or where in observed.changing:
-                change.cell.set(change.key, change.after)
-            if where not in made:
-                tensors = [x for x in pytree.tree_leaves(change.after) if isinstance(x, Tensor)]
-                carried.update((id(tensor), str(where)) for tensor in tensors)
-        yield Settled(tuple((where, change.after) for where, change in made.items()), carried)
-
-
-@dataclass(frozen=True)
-class Settled:
-    """``made``: what a first call makes for good. ``carried``: tensors that calls store again,
-    by identity, with their names. A graph that held one would keep an old one.
-    """
-
-    made: tuple[tuple[Location, Any], ...] = ()
-    carried: Mapping[int, str] = field(default_factory=dict)
-
-
-def install(made: Iterable[tuple[Location, Any]], tree: nn.Module) -> None:
-    """Give ``tree``, a copy of the model as it was, copies of what a first call makes."""
-    for location, value in made:
-        key = location.steps[-1].key
-        for cell in cells(tree):
-            if cell.location.then(cell.step, key) == location:
-                cell.set(key, pytree.tree_map(copied, value))
-
-
 class _Fails(Exception):
     """The model does not run."""
 
@@ -176,6 +131,7 @@ class _Observation:
         second = State.of(model, inputs)
         self._call(inputs, copies=False)
         again = {str(c): c for c in second.changes()}
+        written = before.written()
         self.changes = (*once.values(), *again.values())
         self.touched = tuple(c.location for c in self.changes)
         troubles = {where: c for where, c in again.items() if not self._is_handed_over(c)}
@@ -187,10 +143,11 @@ class _Observation:
         depends = self._depending(once, resampled(*self.example))
         made = {where: c for where, c in once.items() if where not in depends}
         # A value that differs for another batch is no constant; it may follow from sizes.
-        with contextlib.suppress(_Fails):
-            for where in self._depending(made, widened(*self.example)):
-                del made[where]
-        self.made = tuple(c.location for c in made.values())
+        for other in widened(*self.example):
+            with contextlib.suppress(_Fails):
+                follow = self._depending(made, other)
+                depends |= self._staying(follow, other)
+                made = {where: c for where, c in made.items() if where not in follow}
         self._blame({**depends, **troubles})
         for held in second.written():
             if is_array(held.holder):
@@ -198,10 +155,14 @@ class _Observation:
             elif not isinstance(held.holder, Tensor):
                 self._blame_for(f"draws from {held.drawn_from()}", held.location)
         weights = {id(p) for p in model.parameters()}
-        for held in before.written():
+        for held in written:
             if id(held.holder) in weights:
                 self._blame_for(f"writes into its parameter {held.location}", held.location)
+                made = {}  # It may tell that the parameter has its numbers.
         self.unfit = {**self.around.unheld, **self.unfit}
+        # Where code stays Python, its own first call makes what it makes.
+        own = (change.location for change in made.values())
+        self.made = tuple(where for where in own if self._owner(where) not in self.unfit)
         if names := drawn(randomness):
             self._blame_drawing(names)
 
@@ -225,7 +186,7 @@ class _Observation:
 
     def _call(self, inputs: Any, copies: bool = True) -> None:
         try:
-            _call(self.model, *(_copies(inputs) if copies else inputs))
+            call_quietly(self.model, *(_copies(inputs) if copies else inputs))
         except Exception as error:
             raise _Fails from error
 
@@ -241,6 +202,30 @@ class _Observation:
         with seeded(self.model, seed=1):
             self._call(inputs, copies=False)
         return trained | {w: c for w, c in once.items() if not is_same_value(held[w], _now(c))}
+
+    def _staying(self, follow: dict[str, Change], other: Any) -> dict[str, Change]:
+        """What follows from the sizes of the first call, or of the largest, and not of each.
+
+        The model has just run on ``other``, from the start.
+        """
+        if not follow:
+            return {}
+
+        def after(inputs: Any) -> dict[str, Any]:
+            self._call(inputs)
+            return {where: _now(change) for where, change in follow.items()}
+
+        of_other = {where: _now(change) for where, change in follow.items()}
+        second = after(self.example)
+        self.before.put_back()
+        self._switch()
+        first, then = after(self.example), after(other)
+        return {
+            where: change
+            for where, change in follow.items()
+            if not is_same_value(second[where], first[where])
+            or not is_same_value(then[where], of_other[where])
+        }
 
     def _blame(self, troubles: dict[str, Change]) -> None:
         """Find the modules that make these changes, and the modules that read them."""
@@ -331,12 +316,6 @@ class _Observation:
         """The module whose attribute leads to a location; the model itself for anything else."""
         named: dict[str, nn.Module] = dict(self.model.named_modules())
         return named.get(location.root, self.model)
-
-
-def _call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model(*args, **kwargs)
 
 
 def _copies(inputs: Any) -> Any:

@@ -122,6 +122,9 @@ def record_once(
     named = bind(inspect.signature(model.forward), args, kwargs)
     example, in_spec = pytree.tree_flatten(named)
     graph, leaves, constants = _flat_graph(model, exported, example, how.carried)
+    if any(isinstance(held, torch.Generator) for held in constants.values()):
+        reason = "it draws from a generator of its own"
+        raise UnitifyError(NotCaptured(where=name, module=name, reason=reason))
 
     def guards_for(values: Sequence[tuple[str, Any]]) -> Guards | None:
         return guards_of(values, decisions, has_bounds, noted.computed)

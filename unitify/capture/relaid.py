@@ -7,7 +7,6 @@ runs once more on inputs in other layouts, to see whether such a call meets anot
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from unitify.capture.example import Inputs, copied, mapped
+from unitify.capture.example import Inputs, call_quietly, copied, mapped
 from unitify.capture.reachable import Location
 from unitify.capture.state import State
 from unitify.capture.surroundings import noted
@@ -34,12 +33,12 @@ def following(model: nn.Module, inputs: Inputs, before: State, laid: Laid) -> se
     found: set[nn.Module] = set()
     for other in relaid(inputs) if laid else ():
         before.put_back()
-        args, kwargs = other
         try:
-            with warnings.catch_warnings(), watched(model) as watch:
-                warnings.simplefilter("ignore")
-                with noted(model, partial(getattr, watch, "innermost")) as around:
-                    model(*args, **kwargs)
+            with (
+                watched(model) as watch,
+                noted(model, partial(getattr, watch, "innermost")) as around,
+            ):
+                call_quietly(model, *other)
         except Exception:
             continue  # It refuses such inputs.
         if len(around.laid) != len(laid):

@@ -147,12 +147,16 @@ def noted(model: nn.Module, innermost: Innermost, inputs: Any = ()) -> Iterator[
                 note((asked(f"os.environ[{name!r}]", lambda: os.environ[name]),))
             elif code is Tensor.__hash__.__code__ and is_open(frame.f_back):
                 found.asks_identity = True
+            elif code is torch.initial_seed.__code__ and is_open(frame.f_back):
+                found.unheld[innermost()] = "it reads the seed"
             elif is_question(frame) and is_open(frame.f_back):
                 found.unheld[innermost()] = "it asks whether an input is a parameter"
         elif event == "return":
             found.asks_identity = found.asks_identity or (_is_layer(frame) and asks_identity(frame))
         elif event == "c_call" and is_open(frame):
             found.asks_identity |= called is id
+            if getattr(called, "__qualname__", "") == "Generator.initial_seed":
+                found.unheld[innermost()] = "it reads the seed"
             if called in switches:
                 note(switches[called])
             variable = getattr(called, "__self__", None)

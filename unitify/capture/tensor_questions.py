@@ -52,8 +52,8 @@ _TRAITS: dict[Any, str] = {
 }
 #: What decides whether a tensor requires a gradient.
 _DECIDES = (Tensor.requires_grad_, vars(torch._C.TensorBase)["requires_grad"].__set__)
-#: Code of torch that clears gradients where a model's code calls it.
-_CLEARS = nn.Module.zero_grad.__code__
+#: Code of torch that does so for all parameters of a module, or clears their gradients.
+_OF_MODULES = (nn.Module.requires_grad_.__code__, nn.Module.zero_grad.__code__)
 #: Code of torch that tells whether a tensor is a parameter.
 IS_PARAMETER = type(nn.Parameter).__instancecheck__.__code__
 #: The names of all parameters and buffers of a module, and code of torch that lists them.
@@ -125,7 +125,7 @@ class Asked(TorchFunctionMode):
             self._note_layout(func, given)
         trait, fact = _TRAITS.get(func), _FACT_OF.get(func)
         frame = _caller(func) if trait or fact or func in _DECIDES else None
-        if is_open(frame) or (frame is not None and frame.f_code is _CLEARS):
+        if is_open(frame) or (frame is not None and frame.f_code in _OF_MODULES):
             self._note(trait, fact, given[0])
         is_made = func in _device_constructors() and (kwargs or {}).get("device") is None
         if is_made and is_open(_caller(func)):
@@ -148,8 +148,9 @@ class Asked(TorchFunctionMode):
             if location is not None:
                 self.found.unheld[module] = f"it uses the gradient of {location}"
         elif trait is None:
-            if id(tensor) in self.inputs:
-                self.found.unheld[module] = "it decides whether an input requires a gradient"
+            which = "an input" if id(tensor) in self.inputs else location
+            if which is not None:
+                self.found.unheld[module] = f"it decides whether {which} requires a gradient"
         elif location is not None:
             of = location.then("attribute", trait)
             self.found.of_tensors.setdefault(of, set()).add(module)

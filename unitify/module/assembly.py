@@ -18,8 +18,8 @@ from torch import fx, nn
 
 from unitify.capture.exporting import switched_off
 from unitify.capture.islands import Recording, path_of
-from unitify.capture.observing import install
 from unitify.capture.recorded_graph import parameter_aliases
+from unitify.capture.settled import install
 from unitify.capture.tree import copy_of
 from unitify.capture.watching import call_of, share_hooks
 from unitify.capture.whole import Capture

@@ -216,11 +216,12 @@ class RecordedState:
         table, name = holder_of(Location(read.root, read.steps[:-1]), tree)
         trait = read.steps[-1].key
 
-        def ask() -> Any:
-            tensor: Tensor = table[name]
+        def of(tensor: Tensor) -> Any:
             return layout(tensor) if trait == "layout" else getattr(tensor, trait, MISSING)
 
-        self._ask(ask, read)
+        first = of(table[name])
+        # A tensor that is gone, as weights for inference are, counts elsewhere.
+        self._ask(lambda: first if table.get(name) is None else of(table[name]), read)
 
     def _note(self, namespace: Any, key: Any, where: Any) -> None:
         if not hasattr(namespace, "keys") or (id(namespace), key) in self.seen:

@@ -221,7 +221,8 @@ class UnitScaledModule(WatchesTree, fx.GraphModule):
 
     def train(self, mode: bool = True) -> UnitScaledModule:
         """Switch every module, as the model's own ``train`` does."""
-        self.training = self._tree.train(mode).training
+        self._tree.train(mode)
+        self.training = self._tree.training
         return self
 
     def eval(self) -> UnitScaledModule:

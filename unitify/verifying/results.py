@@ -52,6 +52,7 @@ def note_output(found: Results, output: Any) -> None:
     for i, leaf in enumerate(leaves):
         if isinstance(leaf, Tensor):
             found.named[f"output {i}"] = leaf.detach().clone()
+            found.named[f"output {i} requires a gradient"] = leaf.requires_grad
             found.named |= {f"output {i}: {name}": x for name, x in attached(leaf)}
         elif isinstance(leaf, PLAIN) or not hasattr(leaf, "__dict__"):
             found.named[f"output {i}"] = leaf

@@ -244,9 +244,17 @@ def _run_once(
 def _starts(
     found: Results, states: Sequence[State], output: Any, loss_fn: LossFunction | None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The tensors where gradients start: in the output, and among those that the call kept."""
+    """The tensors where gradients start: in the output, and among those that the call kept.
+
+    Of several losses in the output each starts one.
+    """
     starts, gradients = backward_starts(output, loss_fn)
-    known = {id(t) for t in pytree.tree_leaves(output) if isinstance(t, Tensor)}
+    returned = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor)]
+    if loss_fn is None and starts and not starts[0].dim():
+        more = (t for t in returned if t.requires_grad and not t.dim())
+        starts = list({id(t): t for t in (*starts, *more)}.values())
+        gradients = [torch.ones_like(t) for t in starts]
+    known = {id(t) for t in returned}
     for change in (c for state in states for c in state.changes()):
         found.left[place_of(change.cell, change.key)] = value_of(change.after)
         for leaf in pytree.tree_leaves(change.after):
