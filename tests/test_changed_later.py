@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+import weakref
 from array import array
 from collections import ChainMap, OrderedDict, UserDict, UserList, deque
 from collections.abc import Callable
@@ -443,3 +444,62 @@ def test_a_container_that_changes_inside(
     change(module.held)
     assert module._changed() is not None
     assert torch.equal(module(given), model(given))
+
+
+class Slotted(nn.Module):
+    __slots__ = ("gain", "more")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.gain, self.more = nn.Linear(4, 4), 2.0, [3.0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * self.gain * self.more[0]
+
+
+class Elsewhere:
+    """A descriptor that keeps its values itself."""
+
+    def __init__(self) -> None:
+        self.held: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
+
+    def __get__(self, owner: Any, kind: Any = None) -> float:
+        return self.held.get(owner, 2.0)
+
+    def __set__(self, owner: Any, value: float) -> None:
+        self.held[owner] = value
+
+
+class Described(Slotted):
+    gain = Elsewhere()  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("kind", [Slotted, Described])
+def test_attributes_that_are_not_in_the_dict(kind: type[nn.Module]) -> None:
+    model, given = kind(), torch.randn(3, 4)
+    module = unitify.transform(model, given)
+    assert torch.equal(module(given), model(given))
+    for one in (model, module):
+        one.gain = 5.0
+    assert module.gain == 5.0
+    assert torch.equal(module(given), model(given))
+    for one in (model, module):
+        one.gain, one.more[0] = 2.0, 7.0
+    assert torch.equal(module(given), model(given))
+
+
+class CountsInASlot(Slotted):
+    __slots__ = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.gain += 1
+        return super().forward(x)
+
+
+def test_a_slot_that_calls_change() -> None:
+    model, given = CountsInASlot(), torch.randn(3, 4)
+    with pytest.warns(unitify.UnitifyWarning, match="U101"):
+        module = unitify.transform(model, given)
+    assert model.gain == module.gain == 2.0
+    for _ in range(3):
+        assert torch.equal(module(given), model(given))

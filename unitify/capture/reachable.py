@@ -277,7 +277,8 @@ def cells(model: nn.Module, inputs: Any = ()) -> Iterator[Cell]:
 
 def _cells_of(value: Any, location: Location) -> Iterator[Cell]:
     if isinstance(value, nn.Module):
-        yield Cell(location, vars(value), "attribute", value)
+        for namespace in namespaces(value):
+            yield Cell(location, namespace, "attribute", value)
         if not _is_closed(type(value)):
             yield from _class_cells(type(value))
     elif isinstance(value, dict):

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from unitify.capture.copy_on_write import shared_until_written
-from unitify.capture.reachable import cells
+from unitify.capture.reachable import cells, namespaces
 
 _TABLES = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 #: Objects of these types are shared.
@@ -50,6 +50,9 @@ def copy_of(
         if not _is_opaque(module):
             namespace = {n: _copied(value, copies) for n, value in vars(module).items()}
             copies[id(module)].__dict__.update(namespace)
+            for slots in namespaces(module)[1:]:
+                for name, value in slots.items():
+                    object.__setattr__(copies[id(module)], name, _copied(value, copies))
     if memo is not None:
         memo.update(copies)
     made: nn.Module = copies[id(model)]

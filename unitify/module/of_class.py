@@ -69,7 +69,9 @@ class _OfModel:
         get = getattr(type(held), "__get__", None)
         if get is None:
             return held
-        if module is not None and self.has_names_of_ours:
+        if module is not None and keeps_values(held):
+            module = tree
+        elif module is not None and self.has_names_of_ours:
             module = _view(module)
         return get(held, module, kind)
 
@@ -78,6 +80,11 @@ class _OfModel:
 
     def __delete__(self, module: Any) -> None:
         delattr(module._tree, self.name)
+
+
+def keeps_values(held: Any) -> bool:
+    """Is it a slot, or a descriptor that keeps values elsewhere? A property's code says where."""
+    return hasattr(type(held), "__set__") and not isinstance(held, property)
 
 
 class _View:

@@ -7,6 +7,7 @@ torch), expects an effect. So each call compares all of them, in about 50 ns eac
 
 from __future__ import annotations
 
+import inspect
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from unitify.capture.surroundings import function_modes
 from unitify.capture.tensor_questions import LISTED, computes_itself
 from unitify.capture.watching import NAMESPACE
 from unitify.module.odd_modes import FOLLOWING, is_in_mode, odd_modes
-from unitify.module.of_class import runs_as
+from unitify.module.of_class import keeps_values, runs_as
 from unitify.module.types import Types
 
 #: For messages.
@@ -200,6 +201,12 @@ class RecordedState:
             self._ask(partial(is_in_mode, owner, tree, FOLLOWING), read)
             return
         container, _ = holder_of(read, tree)
+        if key not in container and keeps_values(inspect.getattr_static(type(owner), key, None)):
+            ask = partial(getattr, owner, key, MISSING)
+            if (held := ask()) is ask() or is_same(held, ask()):
+                self._ask(ask, read)
+                self._enter(held, read)
+            return
         self._note(container, key, read)
         if read.steps[-1].kind != "attribute" or key in container:
             return
@@ -345,17 +352,6 @@ def _listed(module: nn.Module) -> tuple[str, ...]:
 
 #: The names that a read of all of them depends on.
 _NAMES: Mapping[Any, Callable[[Any], tuple[str, ...]]] = {NAMESPACE: _names_in, LISTED: _listed}
-
-
-def reads_by_path(reads: Mapping[Location | Read, frozenset[str]]) -> dict[str, list[Any]]:
-    """Path of a submodule → the reads within it, from reads with the paths of their readers."""
-    found: dict[str, dict[Any, None]] = {}
-    for read, readers in reads.items():
-        for reader in readers:
-            while reader:
-                found.setdefault(reader, {})[read] = None
-                reader = reader.rpartition(".")[0]
-    return {path: list(held) for path, held in found.items()}
 
 
 def changed_now(state: RecordedState, has_weights: bool, by_autocast: bool) -> str | None:

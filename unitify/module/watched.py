@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import operator
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from typing import Any
 
 from torch import fx, nn
 
 from unitify.capture.exporting import switched_off
+from unitify.capture.named import Read
 from unitify.capture.reachable import Location
 from unitify.capture.signature import Refusal, kind_of
 from unitify.capture.whole import Capture
@@ -26,7 +27,7 @@ from unitify.diagnostics import (
 )
 from unitify.module.about import About
 from unitify.module.own_code import run_own_code, warn_once
-from unitify.module.recorded_state import RecordedState, changed_now, reads_by_path
+from unitify.module.recorded_state import RecordedState, changed_now
 from unitify.module.submodules import Submodules
 from unitify.module.undivided import Undivided
 from unitify.module.weights import HoldsWeights
@@ -138,7 +139,7 @@ class WatchesTree(HoldsWeights):
         before = like.__dict__["_recorded_state"] if like is not None else None
         had = like is None or not like.is_inference
         if self._submodules is not None and self._submodules.owner is self:
-            own = reads_by_path(reads)
+            own = _by_path(reads)
             held = like._submodules.states if like is not None and like._submodules else {}
             for name in self.capture.regions.paths:
                 full = f"{path}.{name}".strip(".")
@@ -162,3 +163,14 @@ class WatchesTree(HoldsWeights):
             return None
         found = changed_now(state, not self.is_inference, self.about.again is not None)
         return None if found is None else AttributeChanged(attribute=found)
+
+
+def _by_path(reads: Mapping[Location | Read, frozenset[str]]) -> dict[str, list[Any]]:
+    """Path of a submodule → the reads within it, from reads with the paths of their readers."""
+    found: dict[str, dict[Any, None]] = {}
+    for read, readers in reads.items():
+        for reader in readers:
+            while reader:
+                found.setdefault(reader, {})[read] = None
+                reader = reader.rpartition(".")[0]
+    return {path: list(held) for path, held in found.items()}
