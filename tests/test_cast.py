@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -383,24 +382,3 @@ def test_formats_that_a_recipe_may_use() -> None:
         module = unitify.transform(nn.Linear(16, 16), (x,), recipe=recipe)
         weight = quantize(module.weight, format)
         assert torch.equal(module(x), F.linear(quantize(x, format), weight, module.bias))
-
-
-@pytest.mark.parametrize("frozen", ["1", ""])
-def test_a_gradient_that_training_cancels_keeps_its_range(frozen: str) -> None:
-    """A bias in front of a batch norm has no gradient until the norm is frozen."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        nn.Linear(16, 4),
-    )  # fmt: skip
-    images = torch.randn(8, 3, 12, 12)
-    module = unitify.transform(model, images, recipe="fp16")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", unitify.UnitifyWarning)
-        for one in (model, module):
-            one.get_submodule(frozen).eval()
-            one(images).square().mean().backward()
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(
-            module.get_parameter(name).grad, parameter.grad, rtol=0.02, atol=1e-4
-        )

@@ -19,13 +19,17 @@ def functional_counterpart(operation: OpOverload) -> OpOverload | None:
     packet = getattr(library, name.removesuffix("_"), None)
     if packet is None:
         return None
-    wanted = [(a.name, str(a.type)) for a in operation._schema.arguments if not a.is_out]
+    wanted = [_form(a) for a in operation._schema.arguments if not a.is_out]
     for overload in packet.overloads():
         found: OpOverload = getattr(packet, overload)
-        given = [(a.name, str(a.type)) for a in found._schema.arguments]
+        given = [_form(a) for a in found._schema.arguments]
         if given == wanted and not found._schema.is_mutable:
             return found
     return getattr(packet, operation._overloadname, None) if name.endswith("_") else None
+
+
+def _form(argument: torch.Argument) -> tuple[str, str, bool]:
+    return argument.name, str(argument.type), argument.has_default_value()
 
 
 def outputs(node: fx.Node) -> set[str]:

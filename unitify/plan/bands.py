@@ -10,18 +10,14 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 
 from torch import Tensor, fx
 
 from unitify.capture.whole import Capture
 from unitify.estimates import Estimates, Rms
 from unitify.plan.fixed import fixed_values, parameter_of
-from unitify.rulebook.dimensions import is_floating, shape_of
 from unitify.rulebook.extremes import extremes
-from unitify.rulebook.rule import Rule
 from unitify.rulebook.rule_table import RuleTable
-from unitify.rulebook.schema import named_arguments, operation_name
 
 #: Half the width, in octaves, of the band of a narrow value: of a measured RMS, and of a predicted
 #: one, which may be off by half an octave (docs/results/estimates.md).
@@ -32,10 +28,6 @@ WIDE_TOLERANCE = 6.0
 #: log2 of the least RMS of a gradient in float32 that the scale of its value makes smaller. From
 #: 2^-102 on all digits of its sums are normal numbers, and its elements lie some octaves below.
 LEAST_GRADIENT = -96
-#: A gradient this small beside that of a sum that does not cancel is what rounding leaves of one
-#: that is zero: float32 keeps 2^-24 of each term. Such is that of a bias in front of a batch norm,
-#: which is zero in training and is not where the norm is frozen.
-CANCELED = 2.0**-16
 #: The most octaves of a scale from the typical RMS of its direction. An RMS further away comes from
 #: masking constants, zeros or a broken estimate. log2 of a factor is a sum of three such distances,
 #: so that with a third of the range of float32 no factor overflows.
@@ -83,7 +75,6 @@ class Bands:
     ) -> None:
         self.capture = capture
         self.estimates = estimates
-        self.rules = rules
         self.fixed = fixed_values(capture) | set(held)
         self.extremes = extremes(capture.graph, rules, capture.example, capture.attribute)
         #: log2 of the typical RMS. Values are near one; gradients all shrink with the loss's mean.
@@ -145,28 +136,9 @@ class Bands:
             # Only its multiplier takes it: for the scheme the two are one operation.
             return None
         rms = getattr(self.estimates.get(node.name, Rms()), direction)
-        if direction == "backward" and rms is not None:
-            summed = self._of_sums(node)
-            rms = summed if rms < CANCELED * summed else rms
         if rms is None or not rms > 0 or not math.isfinite(rms):
             return None
         return math.log2(rms)
-
-    def _of_sums(self, node: fx.Node) -> float:
-        """The RMS of the gradient of an addend whose sums do not cancel; 0 for other values.
-
-        Each of its elements gets the sum of as many elements of the gradient of the result as the
-        operation adds it to.
-        """
-        found = 0.0
-        for user in node.users:
-            rule = self.rules.get(operation_name(user)) if user.op == "call_function" else None
-            if rule is None or not _adds(rule, user, node):
-                continue
-            rms = self.estimates.get(user.name, Rms()).backward or 0.0
-            terms = _size(user) / max(_size(node), 1)
-            found = max(found, rms * math.sqrt(terms) if math.isfinite(rms) else 0.0)
-        return found
 
     def _unrounded(self, node: fx.Node, band: ScaleBand) -> ScaleBand:
         """The band without exponents that would move numbers of a weight below the normal range."""
@@ -175,20 +147,6 @@ class Bands:
         while high > 0 and not weight.is_meta and _rounds(weight, math.ldexp(1.0, high)):
             high = min(high - 1, 0) if band.low > 0 else high - 1
         return ScaleBand(min(band.low, high), high, band.wanted)
-
-
-def _size(node: fx.Node) -> int:
-    return math.prod(shape_of(node.meta["val"]))
-
-
-def _adds(rule: Rule, operation: fx.Node, operand: fx.Node) -> bool:
-    """Does the operation add ``operand`` to its result, as it adds a bias?"""
-    if rule.law is None or not is_floating(operation.meta.get("val")):
-        return False
-    names = (n for n, held in named_arguments(operation).items() if held is operand)
-    output = {"out": Fraction(1)} if "out" in rule.law.output else rule.law.output
-    inverse = {name: -power for name, power in output.items() if isinstance(power, Fraction)}
-    return any(rule.law.factors.get(name) == {**inverse, name: 1} for name in names)
 
 
 def _rounds(weight: Tensor, factor: float) -> bool:

@@ -48,11 +48,11 @@ class Results:
 def note_output(found: Results, output: Any) -> None:
     """Add what a call returns, leaf by leaf."""
     leaves, spec = pytree.tree_flatten(output)
-    found.named["structure of the output"] = str(spec)
+    takes = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    found.named["structure of the output"] = f"{spec}, with gradients: {takes}"
     for i, leaf in enumerate(leaves):
         if isinstance(leaf, Tensor):
             found.named[f"output {i}"] = leaf.detach().clone()
-            found.named[f"output {i} requires a gradient"] = leaf.requires_grad
             found.named |= {f"output {i}: {name}": x for name, x in attached(leaf)}
         elif isinstance(leaf, PLAIN) or not hasattr(leaf, "__dict__"):
             found.named[f"output {i}"] = leaf
