@@ -266,9 +266,8 @@ def regions_of(
             begun[number], inside[number] = node, []
         elif number in begun:
             nodes = inside.pop(number)
-            region = _region(calls.found[number], begun[number], node, nodes, live)
-            if asks_layout and region is not None:
-                region = dataclasses.replace(region, leaves=_laid_out(region, begun[number]))
+            call = calls.found[number]
+            region = _region(call, begun[number], node, nodes, live, asks_layout)
             if region is not None:
                 values = {n.name: n.meta.get("val") for n in begun[number].all_input_nodes}
                 names = [x.name if isinstance(x, Named) else "" for x in region.given.leaves]
@@ -280,17 +279,13 @@ def regions_of(
     return Regions(frozenset(node.name for node in graph.nodes), tuple(found))
 
 
-def _laid_out(region: Region, begin: fx.Node) -> tuple[Leaf, ...]:
-    """The leaves of a region with the layouts that they had in the recording."""
-    values = {n.name: n.meta["val"] for n in begin.all_input_nodes}
-    return laid_out(
-        region.leaves,
-        [values[x.name] if isinstance(x, Named) else x for x in region.given.leaves],
-    )
-
-
 def _region(
-    call: _SubmoduleCall, begin: fx.Node, end: fx.Node, nodes: list[str], live: set[fx.Node]
+    call: _SubmoduleCall,
+    begin: fx.Node,
+    end: fx.Node,
+    nodes: list[str],
+    live: set[fx.Node],
+    asks_layout: bool,
 ) -> Region | None:
     if call.result is None:
         return None
@@ -306,6 +301,9 @@ def _region(
         else Leaf("", None, None, x)
         for x in given.leaves
     )
+    if asks_layout:
+        given_values = [values[x.name] if isinstance(x, Named) else x for x in given.leaves]
+        leaves = laid_out(leaves, given_values)
     tail = _tail([n for n in end.all_input_nodes if n not in live], live)
     return Region(
         call.path,

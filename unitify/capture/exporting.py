@@ -238,8 +238,9 @@ def _called_by_name(
     paths = {name for name, _ in model.named_modules()}
 
     def forward(**named: Any) -> Any:
-        leaves, spec = pytree.tree_flatten(named)
-        named = pytree.tree_unflatten([leaves[i] for i in same or range(len(leaves))], spec)
+        if same is not None:
+            leaves, spec = pytree.tree_flatten(named)
+            named = pytree.tree_unflatten([leaves[i] for i in same], spec)
         given, keywords = unbind(signature, args, kwargs, named)
         before = State.of(model, named, numbers=False)
         # What a call assigns is a result here; export would write into the old object.

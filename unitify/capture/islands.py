@@ -147,8 +147,9 @@ def _recorded(
         # What further calls run was not observed.
         touched, has_modes = observed.touched, observed.has_modes or len(calls) > 1
         how = How(
-            dynamic_shapes, seconds, state.carried, touched, asks, observed.asks, None, has_modes
-        )
+            dynamic_shapes, seconds, state.carried, touched, asks, observed.asks,
+            has_modes=has_modes,
+        )  # fmt: skip
         try:
             if is_faithful is not None:
                 raise _unfaithful(type(model).__name__)

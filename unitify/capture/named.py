@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 import types
-from collections import deque
+from collections import ChainMap, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -228,11 +228,9 @@ def is_open(frame: types.FrameType | None) -> bool:
 
 def asks_identity(frame: types.FrameType) -> bool:
     """Did the code of a frame, which returns, ask whether a tensor and another value are one?"""
-    known = {**frame.f_globals, **frame.f_locals} if _compared(frame.f_code) else {}
-    return any(
-        all(isinstance(known.get(name), torch.Tensor) for name in names)
-        for names in _compared(frame.f_code)
-    )
+    compared = _compared(frame.f_code)
+    known = ChainMap(frame.f_locals, frame.f_globals) if compared else {}
+    return any(all(isinstance(known.get(n), torch.Tensor) for n in names) for names in compared)
 
 
 @functools.cache

@@ -117,9 +117,9 @@ class Cell:
         if self.step == "class":
             home = held.__module__
             return {n: v for n, v in vars(held).items() if n[:2] != "__" and _is_state(v, home)}
-        kind = _kind_of(type(held))  # type: ignore[arg-type]
         if type(held) is dict:
             return held.copy()
+        kind = _kind_of(type(held))  # type: ignore[arg-type]
         if kind in (list, deque, tuple):
             return dict(enumerate(kind.__iter__(held)))
         if kind is set:

@@ -254,7 +254,7 @@ class RecordedState:
             return
         self.seen.add(id(value))
         if is_array(value) or isinstance(value, _BYTES):
-            self.arrays.append((value, bytes(value), where))
+            self.arrays.append((value, _bytes_of(value), where))
         elif isinstance(value, list | tuple | deque) and len(value) <= _MANY:
             if not isinstance(value, tuple):
                 self.lists.append((value, list(value), where))
@@ -323,7 +323,7 @@ class RecordedState:
             sizes = zip(map(len, self.sized), self.sizes, self.sized_where, strict=True)
             yield next(where for size, expected, where in sizes if size != expected)
         for numbers, before, where in self.arrays:
-            if bytes(numbers) != before:
+            if _bytes_of(numbers) != before:
                 yield where
         for one, name, other, alias, where in self.ties:
             if one.get(name) is not other.get(alias):
@@ -337,6 +337,11 @@ class RecordedState:
         for table, name, where in zip(held.namespaces, held.names, held.where, strict=True):
             if table.get(name) is None:
                 yield where
+
+
+def _bytes_of(value: Any) -> bytes:
+    # ``bytes`` takes an array of one integer for a length.
+    return bytes(value) if isinstance(value, bytearray) else value.tobytes()
 
 
 def _names_in(owner: Any) -> tuple[str, ...]:
