@@ -40,7 +40,7 @@ CHOICE = [
 ]  # fmt: skip
 
 
-CHECK = ["judged", "judged_by", "counts", "notes", "findings", "starts", "rounding"]
+CHECK = ["judged", "judged_by", "counts", "notes", "findings", "starts"]
 
 
 FINDING = [

@@ -96,6 +96,7 @@ def outcome_of(
     tallies = list(tallies)
     found: list[Finding] = list(left_out(subject.diagnostics, lines))
     cases: list[Case] = []
+    rounding: list[str] = []
     for part, analysis, tally in zip(subject.parts, analyses, tallies, strict=True):
         own = judged(part, subject.recipe, rules, settings.scope)
         checker = PartChecker(
@@ -103,6 +104,7 @@ def outcome_of(
         )
         found += checker.findings(comparison or Comparison())
         cases += checker.cases()
+        rounding += checker.unjudged()
     selected = [f for f in found if settings.reports(f.code, f.names)]
     reported = [case for case in cases if settings.judges((case.name, case.module))]
     if not (reported or selected):
@@ -114,7 +116,7 @@ def outcome_of(
         cases=tuple(dict.fromkeys(reported)),
         judged_by=_in_words(subject, settings),
         figures="predicted" if None in tallies else "measured",
-        notes=tuple(_notes(subject, settings, found, cases)),
+        notes=tuple(_notes(subject, settings, found, cases, rounding)),
     )
 
 
@@ -158,17 +160,24 @@ def _in_words(subject: Subject, settings: Settings) -> str:
 
 
 def _notes(
-    subject: Subject, settings: Settings, found: list[Finding], cases: list[Case]
+    subject: Subject,
+    settings: Settings,
+    found: list[Finding],
+    cases: list[Case],
+    rounding: list[str],
 ) -> Iterator[str]:
     if subject.recipe.scaling == "amax" and not settings.format:
         yield "casts of this recipe find their own factor at run time and are not judged"
+    if rounding:
+        names = ", ".join(rounding[:3]) + (f" and {len(rounding) - 3} more" * (len(rounding) > 3))
+        yield f"not judged, because zero but for rounding: the gradient of {names}"
     if len(subject.parts) > 1:
         yield "captured in parts: predicted gradients start at one at the outputs of each part"
     if not any(_has_loss(part) for part in subject.parts):
         yield "no output is a loss: gradients start at one in every element of the outputs"
-    names = {name for finding in found for name in finding.names}
-    names |= {name for case in cases for name in (case.name, case.module)}
-    for pattern in settings.unmatched(names):
+    known = {name for finding in found for name in finding.names}
+    known |= {name for case in cases for name in (case.name, case.module)}
+    for pattern in settings.unmatched(known):
         yield f"the pattern {pattern!r} matches nothing"
 
 

@@ -16,6 +16,7 @@ from unitify.check.judged import Judged
 from unitify.check.lost_gradients import lost_gradients
 from unitify.check.outcome import Case
 from unitify.check.plan_faults import Comparison, differing, drifted
+from unitify.check.rounding import rounding_gradients
 from unitify.check.scale_faults import Fault, Known, faults
 from unitify.check.settings import Settings
 from unitify.check.source_lines import SourceLines
@@ -49,7 +50,7 @@ class PartChecker:
         lines: SourceLines,
         is_transformed: bool,
     ) -> None:
-        self.part, self.scoped, self.analysis, self.tally = part, scoped, analysis, tally
+        self.part, self.analysis, self.tally = part, analysis, tally
         self.settings, self.rules, self.lines = settings, rules, lines
         self.is_transformed = is_transformed
         self.names = stable_names(part.name, part.capture)
@@ -58,6 +59,8 @@ class PartChecker:
             analysis.estimates if tally is None else tally.estimates(part.capture)
         )
         self.magnitudes = {} if tally is None else tally.magnitudes()
+        self.rounding = rounding_gradients(analysis, self.estimates)
+        self.scoped = [one for one in scoped if not self._is_rounding(one.node, one.direction)]
 
     def cases(self) -> Iterator[Case]:
         """The judged tensors."""
@@ -72,6 +75,13 @@ class PartChecker:
             no_rule = NoRule(operation=operation_name(node), count=1)
             yield self._finding(node, "", no_rule, "note")
         yield from self._of_plans(comparison)
+
+    def unjudged(self) -> list[str]:
+        """The names of gradients that are not judged because they are rounding alone."""
+        return sorted(self.names[name] for name in self.rounding)
+
+    def _is_rounding(self, node: fx.Node, direction: str) -> bool:
+        return direction == "backward" and node.name in self.rounding
 
     # -- scale ----------------------------------------------------------------------------
 
@@ -147,7 +157,8 @@ class PartChecker:
         part = self.part
         if comparison.drift:
             for node, direction, found, level in drifted(part, self.estimates, self.rules):
-                if level > self.settings.limits_for(self._names(node)).drift:
+                limit = self.settings.limits_for(self._names(node)).drift
+                if level > limit and not self._is_rounding(node, direction):
                     finding = self._finding(node, direction, found, "warning")
                     yield replace(finding, level=level)
         if comparison.committed is not None:

@@ -18,6 +18,7 @@ from unitify.capture.whole import Capture
 from unitify.diagnostics import Diagnostic, RescalesNotFewest
 from unitify.estimates import Estimates
 from unitify.plan.bands import TOLERANCE, WIDE_TOLERANCE, Bands, ScaleBand
+from unitify.plan.canceled import uncanceled
 from unitify.plan.fixed import has_no_gradient, parameter_of
 from unitify.plan.linear_law import LinearLaw, Multiples, linear_law
 from unitify.plan.program import ZERO, Exponent, Program, Solution
@@ -55,6 +56,8 @@ def plan(
     ``ScalePlan.gap`` is zero where the rescales are proven to be the fewest. In a graph of more
     than ``NODES`` nodes each value gets the scale nearest to it, without a search.
     """
+    if carrier == "narrow":
+        estimates = uncanceled(capture, estimates, rules)
     held = capture.graph.nodes if placement == "casts" else ()
     free = [n for n in held if parameter_of(capture, n) is None]
     bands = Bands(capture, estimates, rules, free)

@@ -170,7 +170,6 @@ def _checked(held: Checked) -> dict[str, Any]:
         "notes": list(held.outcome.notes),
         "findings": [_finding(finding, held) for finding in held.outcome.findings],
         "starts": [[[index[id(f)] for f in s.findings], s.followers] for s in held.starts],
-        "rounding": [_finding(finding, held) for finding in held.rounding],
     }
 
 

@@ -144,7 +144,6 @@ def gather(module: UnitScaledModule, known: ReportInputs) -> Numerics:
             tuple(parts),
             [analyses[part.name] for part in parts],
             [tallies[part.name] if is_measured else None for part in parts],
-            values,
         ),
     )
 

@@ -1,17 +1,16 @@
 """What ``unitify check`` finds in a model as it is, and in what unitify made of it.
 
 Takes the parts of a module with what is known of them; gives ``Checked`` by graph. Nothing runs
-again. A gradient that is zero but for rounding is no finding: no format loses anything of it.
+again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from unitify.analysis.analyze import Analysis
 from unitify.check.checking import outcome_of
-from unitify.check.finding import Finding
 from unitify.check.outcome import Outcome
 from unitify.check.plan_faults import Comparison
 from unitify.check.settings import Settings
@@ -22,7 +21,7 @@ from unitify.module.unit_scaled import UnitScaledModule
 from unitify.naming import stable_names
 from unitify.part import Part, value_name
 from unitify.recipe.recipe import Recipe
-from unitify.report.numerics import GRAPHS, Checked, Value
+from unitify.report.numerics import GRAPHS, Checked
 from unitify.rulebook.rule_table import RuleTable
 
 
@@ -41,10 +40,9 @@ class Judge:
         parts: tuple[Part, ...],
         analyses: Iterable[Analysis],
         tallies: Iterable[Tally | None],
-        values: Iterable[Value],
     ) -> dict[str, Checked]:
         """The findings in the original and in the transformed parts."""
-        analyses, tallies, values = list(analyses), list(tallies), list(values)
+        analyses, tallies = list(analyses), list(tallies)
         figures = "analysis" if None in tallies else "measured"
         subjects = (
             (as_it_is(module.original, parts, recipe, self.rules), Comparison()),
@@ -59,23 +57,15 @@ class Judge:
                     subject, analyses, tallies, self.settings, self.rules, self.lines, "", against
                 ),
                 parts,
-                values,
             )
             for graph, (subject, against) in zip(GRAPHS, subjects, strict=True)
         }
 
 
-def _checked(outcome: Outcome, parts: Iterable[Part], values: Iterable[Value]) -> Checked:
+def _checked(outcome: Outcome, parts: Iterable[Part]) -> Checked:
     names = {
         stable: value_name(part.name, node)
         for part in parts
         for node, stable in stable_names(part.name, part.capture).items()
     }
-    noise = {value.name for value in values if value.backward.is_rounding}
-
-    def is_noise(finding: Finding) -> bool:
-        return finding.direction == "backward" and names.get(finding.name) in noise
-
-    found = tuple(f for f in outcome.findings if not is_noise(f))
-    rounding = tuple(f for f in outcome.findings if is_noise(f))
-    return Checked(replace(outcome, findings=found), rounding, names)
+    return Checked(outcome, names)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from unitify.analysis.forward import Derivation
-from unitify.check.finding import Finding, Start, starts
+from unitify.check.finding import Start, starts
 from unitify.check.outcome import Outcome
 from unitify.diagnostics import Diagnostic
 from unitify.drift.monitor import Record
@@ -123,12 +123,10 @@ class Crossing:
 class Checked:
     """What ``unitify check`` finds in one of the graphs.
 
-    ``outcome``: without the findings in ``rounding``, of gradients that are zero but for rounding.
     ``values``: the name of a finding → that of its value.
     """
 
     outcome: Outcome
-    rounding: tuple[Finding, ...]
     values: Mapping[str, str]
 
     @property

@@ -14,6 +14,7 @@ from torch import fx
 from unitify.analysis.analyze import Analysis
 from unitify.analysis.forward import Derivation
 from unitify.capture.whole import Capture
+from unitify.check.rounding import rounding_gradients
 from unitify.check.source_lines import SourceLines
 from unitify.estimates import Rms
 from unitify.formats.losses import Loss, loss
@@ -29,10 +30,6 @@ from unitify.rulebook.extremes import extreme_values
 from unitify.rulebook.laws import factors, holds_tensors, is_scalable
 from unitify.rulebook.rule_table import RuleTable
 from unitify.rulebook.schema import operation_name
-
-#: A gradient that analysis knows to be zero is rounding if it is this small beside its terms.
-#: Rounded to 16 bits a sum of many terms leaves about so much.
-ROUNDING = 2.0**-6
 
 
 @dataclass(frozen=True)
@@ -53,9 +50,10 @@ def values_of(of: Gathered, rules: RuleTable, formats: Iterable[Format]) -> tupl
     casts = _casts(part)
     contractions = frozenset(choice.value for choice in part.choices if choice.is_contraction)
     true = true_weights(capture)
+    rounding = rounding_gradients(of.analysis, part.estimates)
 
     def side(node: fx.Node, direction: int) -> Side:
-        return _side(of, node, direction, formats, casts, node in true)
+        return _side(of, node, direction, formats, casts, node in true, rounding)
 
     masks = extreme_values(capture.graph, rules, capture.example, capture.attribute)
     return tuple(
@@ -118,6 +116,7 @@ def _side(
     formats: tuple[Format, ...],
     casts: Mapping[tuple[str, int], str],
     is_true_weight: bool,
+    rounding: frozenset[str],
 ) -> Side:
     plan = of.part.plan
     exponent = plan.wanted(node.name).exponents[direction]
@@ -142,18 +141,8 @@ def _side(
         losses={} if known is None else _losses(known, rounded, formats),
         cast=casts.get((node.name, direction), ""),
         steps=tuple(_derivation(step, of.part.name) for step in steps),
-        is_rounding=bool(direction) and _is_rounding(predicted, measured, steps, of.part),
+        is_rounding=bool(direction) and node.name in rounding,
     )
-
-
-def _is_rounding(
-    predicted: float | None, measured: float | None, steps: Iterable[Derivation], part: Part
-) -> bool:
-    """Is a gradient zero but for rounding: zero by analysis, and next to nothing in a run?"""
-    if predicted != 0 or not measured:
-        return False
-    terms = (part.estimates.get(name, Rms()).backward for step in steps for name in step.inputs)
-    return measured < ROUNDING * max((term for term in terms if term), default=0.0)
 
 
 def _losses(

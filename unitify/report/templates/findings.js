@@ -10,7 +10,7 @@ function findingsView() {
       ` ${finding.why}. ${finding.fix}.`,
     ),
   );
-  const notes = report.notes.map((note) => element("li", {}, `${note[0].toUpperCase()}${note.slice(1)}.`));
+  const notes = report.notes.map((note) => element("li", {}, sentence(note)));
   const versions = Object.entries(report.versions)
     .map(([name, version]) => `${name} ${version}`)
     .join(", ");

@@ -44,6 +44,10 @@ function counts(value, direction) {
   return !isMask(value) && !isFree && !isRounding(value, direction);
 }
 
+function sentence(note) {
+  return `${note[0].toUpperCase()}${note.slice(1)}.`;
+}
+
 function shownName(value) {
   return value.parameter ?? value.name;
 }

@@ -24,7 +24,7 @@ function verdictView() {
     ),
     element("h3", { class: "original" }, "As it is"),
     startsTable(original, "Nothing would be lost."),
-    roundingNote(original),
+    ...original.notes.map((note) => element("p", { class: "note" }, sentence(note))),
     element("h3", { class: "transformed" }, "What unitify changes"),
     element(
       "p",
@@ -132,11 +132,3 @@ function scaleOf(value, direction) {
   return [" ", element("span", { class: "transformed" }, ...held)];
 }
 
-function roundingNote({ rounding }) {
-  if (!rounding.length) return "";
-  return element(
-    "p",
-    { class: "note" },
-    `Not counted: ${plural(rounding.length, "gradient")} that ${rounding.length === 1 ? "is" : "are"} zero but for rounding (${namesOf(rounding)}).`,
-  );
-}
