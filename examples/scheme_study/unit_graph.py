@@ -148,7 +148,7 @@ def _uses(
     graph: nx.MultiDiGraph[str] = nx.MultiDiGraph()
     nodes = {node.name: node for node in capture.graph.nodes}
     for node in nodes.values():
-        if node not in backward.grads:
+        if node not in backward.found:
             continue
         vertex = vertex_of(node.name, made)
         graph.add_node(vertex, start=0.0, multiplier=made.outputs.get(vertex, 1.0))
@@ -185,8 +185,8 @@ def _results(node: fx.Node, backward: BackwardMoments) -> list[tuple[tuple[int, 
     """Shape of each result that receives a gradient, and the gradient's RMS."""
     value = node.meta["val"]
     values = value if isinstance(value, list | tuple) else [value]
-    pairs = zip(values, backward.grads.get(node, []), strict=False)
-    return [(shape_of(v), gradient.rms) for v, gradient in pairs if gradient is not None]
+    pairs = zip(values, backward.found.get(node, []), strict=False)
+    return [(shape_of(v), rms) for v, rms in pairs if rms is not None]
 
 
 def _close(graph: nx.MultiDiGraph[str], loss_fn: LossFunction | None) -> None:

@@ -32,7 +32,10 @@ class BackwardMoments:
     def __init__(self, forward: ForwardMoments, loss_fn: Any) -> None:
         self.of = forward
         self.loss_fn = loss_fn
+        #: The moments of gradients that are not passed on yet; the RMS of those that are, of each
+        #: result of a node.
         self.grads: dict[fx.Node, Results] = {}
+        self.found: dict[fx.Node, list[float | None]] = {}
         #: The dimensions over which the gradient of a value sums to zero.
         self.balances: dict[fx.Node, Balance] = {}
         self.steps: dict[str, list[Derivation]] = {}
@@ -40,8 +43,7 @@ class BackwardMoments:
 
     def rms(self, node: fx.Node) -> float | None:
         """Predicted RMS of the gradient that reaches ``node``; None without one."""
-        held = self.grads.get(node)
-        return held[0].rms if held and held[0] is not None else None
+        return self.found.get(node, [None])[0]
 
     def run(self) -> None:
         """Walk the graph from its output to its inputs."""
@@ -49,8 +51,11 @@ class BackwardMoments:
         self._start(nodes[-1])
         for position in range(len(nodes) - 1, -1, -1):
             node = nodes[position]
-            if node.op == "call_function" and any(g is not None for g in self.grads.get(node, [])):
-                self._through(node, position)
+            grads = self.grads.pop(node, [])
+            if any(g is not None for g in grads):
+                self.found[node] = [g.rms if g is not None else None for g in grads]
+                if node.op == "call_function":
+                    self._through(node, grads, position)
 
     def _start(self, output: fx.Node) -> None:
         results = [n for n in nodes_of(output.args) if n in self.differentiable]
@@ -113,9 +118,8 @@ class BackwardMoments:
         held[index] = limited(total, self.of.elements)
         self.steps.setdefault(node.name, []).append(step)
 
-    def _through(self, node: fx.Node, position: int) -> None:
+    def _through(self, node: fx.Node, grads: Results, position: int) -> None:
         source = node.args[0] if node.args else None
-        grads = self.grads[node]
         if isinstance(source, fx.Node) and holds_tensors(source):
             assert grads[0] is not None
             step = Derivation("run", {node.name: grads[0].rms}, grads[0].rms)
