@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,7 +41,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("unitify", "rules"):
         ignored = shutil.ignore_patterns("__pycache__", "rules")
         shutil.copytree(ROOT / name, tree / name, ignore=ignored)
-    for name in ("setup.cfg", "pyproject.toml", "pytest_unitify.py", "README.md", "LICENSE"):
+    modules = ("pytest_unitify.py", "unitify_command.py")
+    for name in ("setup.cfg", "pyproject.toml", *modules, "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree / name)
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", "dist", cwd=tree)
     (built,) = (tree / "dist").glob("unitify-*.whl")
@@ -55,9 +57,19 @@ def test_rules_templates_and_every_module_are_inside(wheel: Path) -> None:
     rules = {f"unitify/rules/{path.name}" for path in (ROOT / "rules").glob("*.toml")}
     assert rules
     assert rules <= names
-    assert {"unitify/py.typed", "pytest_unitify.py"} <= names
+    assert {"unitify/py.typed", "pytest_unitify.py", "unitify_command.py"} <= names
     templates = (ROOT / "unitify" / "report" / "templates").iterdir()
     assert {f"unitify/report/templates/{path.name}" for path in templates} <= names
+
+
+def test_it_works_in_a_checkout(wheel: Path) -> None:
+    """There Python imports the sources, whatever is installed."""
+    code = "import unitify.rulebook.rule_table as r; print(r.__file__, len(r.load_rules()))"
+    libraries = str(Path(torch.__file__).parents[1])
+    tree = wheel.parent.parent
+    file, count = run(sys.executable, "-S", "-c", code, cwd=tree, PYTHONPATH=libraries).split()
+    assert Path(file).is_relative_to(tree)
+    assert int(count) > 100
 
 
 @pytest.mark.slow

@@ -78,22 +78,24 @@ class FactoryFailed(Diagnostic):
 
     code: ClassVar[str] = "U604"
     why: ClassVar[str] = "{target}: {problem}"
-    fix: ClassVar[str] = "It must be importable as package.module:name and take no arguments"
+    fix: ClassVar[str] = (
+        "Name a callable without arguments as package.module:name, in the folder of the package"
+    )
     target: str
     problem: str
 
 
 @dataclass(frozen=True)
 class OutputExists(Diagnostic):
-    """The output folder exists already; nothing is ever overwritten.
+    """The output exists already; nothing is ever overwritten.
 
     Example: ``unitify convert`` run twice with the same ``-o out``.
-    Fix: choose another folder or remove it.
+    Fix: choose another name, or remove it.
     """
 
     code: ClassVar[str] = "U605"
     why: ClassVar[str] = "{path} exists already"
-    fix: ClassVar[str] = "Choose another folder or remove it"
+    fix: ClassVar[str] = "Choose another name, or remove it"
     path: str
 
 

@@ -50,6 +50,7 @@ def document(numerics: Numerics) -> dict[str, Any]:
         },
         "recipe_is_applied": numerics.is_applied,
         "placement": numerics.placement,
+        "carrier": numerics.carrier,
         "batches": numerics.batches,
         "exact_before_casts": numerics.exact,
         "parameters": numerics.parameters,

@@ -121,6 +121,7 @@ def gather(module: UnitScaledModule, known: ReportInputs) -> Numerics:
         recipe=recipe,
         is_applied=module.recipe is not None,
         placement=module.plan.placement,
+        carrier=module.plan.carrier,
         batches=len(batches) or int(is_measured),
         exact=exact,
         parameters=sum(parameter.numel() for parameter in module.original.parameters()),

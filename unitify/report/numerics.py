@@ -140,7 +140,8 @@ class Numerics:
     """The numerics of every value of a model, in the original and as transformed.
 
     ``recipe``: the recipe whose casts are shown; ``is_applied``: does the module have them? (A
-    module without a recipe is shown with the casts of "fp8".) ``placement``: that of the plan.
+    module without a recipe is shown with the casts of "fp8".) ``placement`` and ``carrier``:
+    those of the plan.
     ``choices``: one for every value.
     ``batches``: the number of measured batches. ``exact``: bitwise the original before casts; None
     where it was not verified. ``notes``: what is missing, and why. ``checked``: by graph, what
@@ -153,6 +154,7 @@ class Numerics:
     recipe: Recipe
     is_applied: bool
     placement: str
+    carrier: str
     batches: int
     exact: bool | None
     parameters: int

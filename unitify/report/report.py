@@ -202,7 +202,7 @@ def _rescales(graph: fx.Graph) -> int:
 
 def apart(weights: int) -> str:
     """The end of a share that does not count so many ``weights``."""
-    stay = "weight stays" if weights == 1 else "weights stay"
+    stay = "weight or view of one stays" if weights == 1 else "weights and views of them stay"
     return f"; {weights:,} {stay} true, on purpose" if weights else ""
 
 

@@ -64,7 +64,7 @@ SECTIONS = (
         id="values",
         short="Values",
         title="All values",
-        lead="log₂ RMS of values and of gradients (∂), true and stored. Open a row for its source "
+        lead="log₂ RMS of values and of gradients (∂), true and scaled. Open a row for its source "
         "line, its derivation and its rule.",
     ),
     Section(

@@ -104,7 +104,7 @@ def facts(numerics: Numerics) -> Iterator[tuple[str, str]]:
     found = [len(checked.outcome.findings) for checked in numerics.checked.values()]
     if found:
         yield "found by check", f"{found[0]:,} before, {found[1]:,} after"
-    yield "restored", _restored(numerics)
+    yield "run at true scale", _restored(numerics)
     for note in numerics.notes:
         yield "note", note
     for finding in numerics.findings:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path, PurePosixPath
 
 from unitify.rule_trials.listing import RuleText, rows
-from unitify.rulebook.rule_table import load_rules
+from unitify.rulebook.rule_table import load_rules, shipped_files
 
 #: The most characters of a cell.
 LONGEST = 300
@@ -58,7 +57,7 @@ def write(folder: Path) -> None:
 
 
 def _page(family: str, held: list[RuleText]) -> str:
-    text = (resources.files("unitify.rules") / f"{family}.toml").read_text("utf-8")
+    text = shipped_files()[f"{family}.toml"]
     intro = re.match(r"(?:#.*\n)*", text)
     assert intro is not None
     written = dict(_written(text))

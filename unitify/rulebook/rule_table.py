@@ -86,11 +86,18 @@ def _shipped() -> RuleTable:
     return _together(_read(rows, is_checked=False) for rows in _files())
 
 
+def shipped_files() -> dict[str, str]:
+    """The text of every shipped rule file, by name."""
+    inside = resources.files("unitify") / "rules"
+    # In a checkout they stand beside the package.
+    folder = inside if inside.is_dir() else Path(__file__).parents[2] / "rules"
+    found = sorted(folder.iterdir(), key=lambda entry: entry.name)
+    return {e.name: e.read_text("utf-8") for e in found if e.name.endswith(".toml")}
+
+
 def _files() -> Iterable[_Rows]:
-    for entry in sorted(resources.files("unitify.rules").iterdir(), key=lambda e: e.name):
-        if entry.name.endswith(".toml"):
-            text = entry.read_text("utf-8")
-            yield _Rows(tomllib.loads(text), f"rules/{entry.name}", text)
+    for name, text in shipped_files().items():
+        yield _Rows(tomllib.loads(text), f"rules/{name}", text)
 
 
 def _together(tables: Iterable[RuleTable]) -> RuleTable:

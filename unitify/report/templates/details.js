@@ -73,7 +73,7 @@ function numbersOf(value) {
         element("td", { class: "number" }, ...[show(value[direction], direction)].flat()),
       ),
     );
-  const stored = (side) => (rms(side) === null ? "–" : digits(rms(side) / 2 ** side.exponent));
+  const scaled = (side) => (rms(side) === null ? "–" : digits(rms(side) / 2 ** side.exponent));
   const formats = Object.keys(report.formats);
   const lossRow = (format) =>
     row(`lost in ${format.toUpperCase()}`, (side) => {
@@ -106,7 +106,7 @@ function numbersOf(value) {
         row("RMS, predicted", (side) => digits(side.predicted)),
         report.batches ? row("RMS, measured", (side) => digits(side.measured)) : null,
         row("scale", (side) => powerOfTwo(side.exponent)),
-        row("RMS, stored", stored),
+        row(`RMS, ${scaledWord()}`, scaled),
         row("cast to", (side) => side.cast?.toUpperCase() ?? "–"),
         ...formats.map(lossRow),
       ),

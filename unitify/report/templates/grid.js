@@ -21,7 +21,7 @@ function grid(host, { label, columns, rows, opened, search, sort, tools = [], ro
       "colgroup",
       {},
       ...columns.map((column) =>
-        element("col", { class: classOf(column, false), style: column.width ? `width: ${column.width}` : "" }),
+        element("col", { class: classOf(column, column.tail), style: column.width ? `width: ${column.width}` : "" }),
       ),
     ),
     element("thead", {}, groupsOf(columns), head),

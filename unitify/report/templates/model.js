@@ -1,4 +1,4 @@
-// The report's JSON for the views. All values are true; the stored ones are divided by 2^exponent.
+// The report's JSON for the views. All values are true; the scaled ones are divided by 2^exponent.
 
 const GRAPHS = ["original", "transformed"];
 const DIRECTIONS = ["forward", "backward"];
@@ -14,6 +14,15 @@ function take(parsed) {
     valueByName.set(value.name, value);
   });
   report.choices.forEach((choice) => choiceByName.set(choice.value, choice));
+}
+
+// Are values stored within a few octaves of their own scale, and multiplied as they are cast?
+function inCasts() {
+  return report.placement === "casts" || report.carrier === "wide";
+}
+
+function scaledWord() {
+  return inCasts() ? "as cast" : "stored";
 }
 
 function rms(side) {

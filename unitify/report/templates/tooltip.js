@@ -29,23 +29,23 @@ function hideTooltip() {
 // The tooltip of one value in one direction and graph.
 function valueRows(value, direction, graph) {
   const side = value[direction];
-  const stored = graph === "transformed";
+  const isScaled = graph === "transformed";
   return [
     ["operation", value.operation],
     ["module", value.module],
-    ["RMS", rmsText(side, stored)],
+    ["RMS", rmsText(side, isScaled)],
     ["", isRounding(value, direction) ? "zero but for rounding" : ""],
-    ["scale", stored ? `2^${side.exponent}` : ""],
+    ["scale", isScaled ? `2^${side.exponent}` : ""],
     ["cast to", side.cast ?? ""],
     ["source", sourceText(value)],
     ["", sourceLine(value)],
   ];
 }
 
-function rmsText(side, stored) {
+function rmsText(side, isScaled) {
   const found = rms(side);
   if (found === null) return "none";
   const how = side.measured === null ? "predicted" : "measured";
-  if (!stored) return `${digits(found)} (${how})`;
-  return `${digits(found / 2 ** side.exponent)} stored, ${digits(found)} true (${how})`;
+  if (!isScaled) return `${digits(found)} (${how})`;
+  return `${digits(found / 2 ** side.exponent)} ${scaledWord()}, ${digits(found)} true (${how})`;
 }

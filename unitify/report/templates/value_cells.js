@@ -1,10 +1,10 @@
 // Cells of several tables.
 
-function valueLink(value) {
+function valueLink(value, text = shownName(value)) {
   return element(
     "a",
     { href: `#value=${encodeURIComponent(value.name)}`, title: shownName(value) },
-    shownName(value),
+    text,
   );
 }
 

@@ -11,7 +11,7 @@ function valuesView() {
   const host = section("values");
   host.replaceChildren();
   const logColumn = (direction, graph) => ({
-    label: graph === "original" ? "true" : "stored",
+    label: graph === "original" ? "true" : scaledWord(),
     group: direction === "forward" ? "value" : "gradient",
     note: `log2 RMS of the ${direction === "forward" ? "value" : "gradient"}, ${graph}`,
     numeric: true,
@@ -39,7 +39,7 @@ function valuesView() {
     tools: [
       filterSwitch("cast", (value) => DIRECTIONS.some((direction) => value[direction].cast), changed),
       filterSwitch("restored", (value) => value.restored !== null, changed),
-      filterSwitch("stored outside unit", isOutside, changed),
+      filterSwitch(`${scaledWord()} outside unit`, isOutside, changed),
     ],
     columns: [
       nameColumn(),

@@ -42,17 +42,18 @@ function verdictView() {
   );
 }
 
-// With the placement "casts" every value is stored as it was, and multiplied as it is cast.
+// What casts multiply, and what is stored at another scale.
 function scaledText() {
-  const inCasts = report.placement === "casts";
   const [values, gradients] = DIRECTIONS.map(
     (direction) =>
-      report.values.filter(({ [direction]: side }) => side.exponent !== 0 && (side.cast || !inCasts)).length,
+      report.values.filter(({ [direction]: side }) => side.exponent !== 0 && (side.cast || !inCasts())).length,
   );
   const both = `${plural(values, "value")} and ${plural(gradients, "gradient")} are`;
-  if (inCasts) return `${both} multiplied by a constant as they are cast; everything is stored as it was.`;
-  const rescales = report.rescales.reduce((sum, [, , , , uses]) => sum + uses, 0);
-  return `${both} stored at another scale, with ${plural(rescales, "rescale")} between them.`;
+  const rescales = plural(report.rescales.reduce((sum, [, , , , uses]) => sum + uses, 0), "rescale");
+  if (!inCasts()) return `${both} stored at another scale, with ${rescales} between them.`;
+  const moved = report.values.filter((value) => report.classes[value.class]?.forward).length;
+  const kept = moved ? `${plural(moved, "value")} ${moved === 1 ? "is" : "are"} stored at another scale, with ${rescales}.` : "everything is stored as it was.";
+  return `${both} multiplied by a constant as they are cast; ${kept}`;
 }
 
 // A row for each line where something begins. ``isTransformed``: the RMS is the stored one already.
@@ -106,7 +107,7 @@ function startRow([first, ...others], followers, isTransformed) {
       "td",
       {},
       element("span", { class: `badge ${first.severity}` }, first.severity),
-      value ? valueLink(value) : element("code", {}, first.name),
+      value ? valueLink(value, first.name) : element("code", {}, first.name),
       ": ",
       ...withPowers(`${first.why}.`),
       others.length ? ` Also ${namesOf(others)}.` : "",
@@ -126,9 +127,8 @@ function namesOf(findings, most = 3) {
 function scaleOf(value, direction) {
   const side = value?.[direction];
   if (!side?.exponent || rms(side) === null) return [];
-  const stored = digits(rms(side) / 2 ** side.exponent);
-  const how = report.placement === "casts" ? "casts" : "stores";
-  const held = [`unitify ${how} it as RMS ${stored}, times `, ...powerOfTwo(side.exponent), "."];
+  const scaled = digits(rms(side) / 2 ** side.exponent);
+  const held = [`unitify ${inCasts() ? "casts" : "stores"} it as RMS ${scaled}, times `, ...powerOfTwo(side.exponent), "."];
   return [" ", element("span", { class: "transformed" }, ...held)];
 }
 
