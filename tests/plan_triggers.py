@@ -69,6 +69,18 @@ def _(path: Path) -> Found:
     )
 
 
+class Ratio(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x / (x.abs().sum(-1, keepdim=True) + 1e-12)
+
+
+@triggers("U411")
+def _(path: Path) -> Found:
+    x = torch.randn(4, 16) * torch.tensor([[0.0], [1.0], [1.0], [1.0]])
+    model = nn.Sequential(nn.Linear(16, 16, bias=False), Ratio())
+    return list(unitify.transform(model, x, recipe="fp16").diagnostics)
+
+
 @triggers("U404")
 def _(path: Path) -> None:
     unitify.transform(nn.Conv1d(16, 16, 3), torch.randn(2, 16, 8), recipe="fp8,simulate=false")

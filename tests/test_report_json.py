@@ -19,7 +19,8 @@ SIDE = {
 LAYOUT: dict[str, Any] = {
     "kind": "", "schema": 1, "versions": {}, "model": "", "target": "", "scales": "",
     "recipe": ["name", "forward", "backward", "values", "table"], "recipe_is_applied": True,
-    "placement": "", "carrier": "", "batches": 1, "exact_before_casts": True, "parameters": 1, "formats": {},
+    "placement": "", "carrier": "", "batches": 1, "exact_before_casts": True, "parameters": 1,
+    "formats": {},
     "unit": ["forward", "backward"],
     "true_weights": ["forward", "backward"], "cast_share_of_flops": 1.0,
     "values": [], "choices": [], "sources": [], "rules": {},

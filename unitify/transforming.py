@@ -48,6 +48,7 @@ from unitify.scheme.options import UnitScheme, read_scheme
 from unitify.scheme.reparametrize import reparametrize
 from unitify.verification import Verification
 from unitify.verifying.running import is_faithful, lost_by_recording, notes_on, verify_module
+from unitify.verifying.with_casts import lost_to_casts
 
 #: Called after each stage with its name and its result.
 StageObserver = Callable[[str, Any], None]
@@ -103,7 +104,8 @@ def transform(
       cast contractions by scales of the plan (FP8), else "everywhere".
     - ``recording_seconds``: the most time of a recording with free sizes. A longer one is repeated
       with fewer free sizes. None: no limit.
-    - ``verify``: compare bitwise with the original, before any cast.
+    - ``verify``: compare bitwise with the original, before any cast. With casts, say where the
+      module is infinite or NaN on the example and the model is not (U411).
     - ``inplace``: the module gets the model's own ``Parameter`` objects. With true weights and
       without a scheme, they keep their values, and the model still works. Otherwise they get stored
       weights, or those of the scheme, and the model is no longer valid.
@@ -189,6 +191,10 @@ def transform(
         made = replace(made, parts=parts).noting(*notes)
         done("cast", parts)
     can_repeat = weights == "true" and asked is None and list(made.recorded.parts) == [""]
+    if casts is not None and verify:
+        lost = _not_finite(made, args, kwargs, loss_fn)
+        warn_of_losses(lost)
+        made = made.noting(*lost)
     about = About(made.notes, casts, made.known.scales, result, again if can_repeat else None)
     module = assemble(made.recorded, made.parts, about)
     take_own_memory(module, made.recorded.model)
@@ -236,6 +242,17 @@ def _verified(
     finally:
         release(module, model)
     return result, is_lost
+
+
+def _not_finite(
+    made: Scaled, args: tuple[Any, ...], kwargs: dict[str, Any], loss_fn: LossFunction | None
+) -> tuple[Diagnostic, ...]:
+    """What is infinite or NaN on the example by the casts of ``made`` alone."""
+    model, module = made.recorded.model, assemble(made.recorded, made.parts)
+    try:
+        return lost_to_casts(model, module, args, kwargs, loss_fn)
+    finally:
+        release(module, model)
 
 
 def _raise_where_it_differs(result: Verification, name: str, *, is_lost: bool) -> None:

@@ -14,6 +14,7 @@ from unitify.documents import first_line, read_json
 from unitify.estimates import Estimates, Rms
 from unitify.part import Part, value_name
 from unitify.plan.fixed import fixed_values, true_weights
+from unitify.plan.narrow import narrowed
 from unitify.plan.scale_plan import Scale, ScalePlan
 from unitify.rulebook.extremes import extreme_values
 from unitify.rulebook.rule_table import RuleTable
@@ -70,6 +71,8 @@ def drifted(
     A value that stays true is compared with the scale at which a cast rounds it. Inputs, buffers
     and carriers of masking constants have no such scale.
     """
+    if part.plan.carrier == "narrow":
+        estimates = narrowed(part.capture, estimates, rules)
     extreme = extreme_values(
         part.capture.graph, rules, part.capture.example, part.capture.attribute
     )

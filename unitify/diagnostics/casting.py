@@ -97,6 +97,25 @@ class OutOfRange(Diagnostic):
 
 
 @dataclass(frozen=True)
+class CastNotFinite(Diagnostic):
+    """With its casts the module gives infinite or NaN numbers on the example, and the model none.
+
+    A small number that keeps a divisor from zero (the eps of ``h / (h.norm() + 1e-8)``) may vanish
+    in a narrow format, or a gradient of an input overflow, which has the true scale.
+
+    Example: ``transform(Ratio(), torch.zeros(4, 8), recipe="fp16")`` with ``x / (x + 1e-12)``.
+    Fix: leave that operation out with ``exclude``; ``module.report()`` shows what each value loses.
+    Or take a recipe of more range: ``bf16``, or ``fp8``, which casts contractions alone.
+    """
+
+    code: ClassVar[str] = "U411"
+    is_loss: ClassVar[bool] = True
+    why: ClassVar[str] = "with the casts {results} is not finite on the example, as it is without"
+    fix: ClassVar[str] = "Exclude what overflows or vanishes; module.report() shows what that is"
+    results: str
+
+
+@dataclass(frozen=True)
 class NothingCached(Diagnostic):
     """A recipe has a ``kv_cache``, and the model no attention whose keys and values it casts.
 

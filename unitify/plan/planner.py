@@ -18,9 +18,9 @@ from unitify.capture.whole import Capture
 from unitify.diagnostics import Diagnostic, RescalesNotFewest
 from unitify.estimates import Estimates
 from unitify.plan.bands import TOLERANCE, WIDE_TOLERANCE, Bands, ScaleBand
-from unitify.plan.canceled import uncanceled
 from unitify.plan.fixed import has_no_gradient, parameter_of
 from unitify.plan.linear_law import LinearLaw, Multiples, linear_law
+from unitify.plan.narrow import narrowed
 from unitify.plan.program import ZERO, Exponent, Program, Solution
 from unitify.plan.scale_plan import Carrier, Placement, Scale, ScalePlan, versions, weights_of
 from unitify.plan.shared import shared_units
@@ -57,7 +57,7 @@ def plan(
     than ``NODES`` nodes each value gets the scale nearest to it, without a search.
     """
     if carrier == "narrow":
-        estimates = uncanceled(capture, estimates, rules)
+        estimates = narrowed(capture, estimates, rules)
     held = capture.graph.nodes if placement == "casts" else ()
     free = [n for n in held if parameter_of(capture, n) is None]
     bands = Bands(capture, estimates, rules, free)

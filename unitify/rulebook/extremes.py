@@ -1,7 +1,8 @@
-"""Values that carry masking constants (``-inf``, ``finfo.min``): never rescaled.
+"""Values that carry masking constants (``-inf``, ``finfo.min``, -1e9): never rescaled.
 
-A constant near the end of the number format has no room for a factor. We follow it from where it
-enters, through every operation that runs on stored operands, to one that restores true scale.
+A constant near the end of the number format has no room for a factor, and any large one would set
+the scale of all elements that it does not mask. We follow it from where it enters, through every
+operation that runs on stored operands, to one that restores true scale.
 A value multiplied by such a constant keeps scale one, too. A mask of ones that is stored as twos,
 times ``finfo.min``, is infinite before any factor can correct it.
 """
@@ -26,6 +27,9 @@ from unitify.rulebook.schema import named_arguments, nodes_of, operation_name
 #: range, one in the last two octaves. ``finfo.min`` of bfloat16 and float32 is near 2^128, and a
 #: true value of 2^100 has no finite square in either.
 LIMIT = 2.0**100
+#: The same for a constant that takes the place of elements, and for a mask of zeros and one other
+#: number. The least that is in common use is -10,000 (BERT, GPT-2).
+MASKED = 2.0**13
 
 
 @dataclass(frozen=True)
@@ -57,16 +61,24 @@ def extremes(
     """
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     extreme = {n for n, value in zip(placeholders, inputs, strict=False) if holds_mask(value)}
-    held = ((n, attribute(str(n.target))) for n in graph.nodes if n.op == "get_attr")
+    held = [(n, attribute(str(n.target))) for n in graph.nodes if n.op == "get_attr"]
     extreme |= {n for n, value in held if not _is_parameter(value) and holds_mask(value)}
     met: set[fx.Node] = set()
+    #: Values that follow from flags and positions alone, such as a mask before its constant.
+    flags = {n for n, value in zip(placeholders, inputs, strict=False) if _are_flags(value)}
+    flags |= {n for n, value in held if _are_flags(value)}
     for node in graph.nodes:
+        if node.op == "call_function" and all(n in flags for n in node.all_input_nodes):
+            flags.add(node)
         if node.op != "call_function" or not (is_scalable(node) or holds_tensors(node)):
             continue
         arguments = named_arguments(node)
         limit = _limit(node.meta["val"]) if is_scalable(node) else LIMIT
-        creates = any(_is_extreme(a, limit) for a in arguments.values())
         rule = rules.get(operation_name(node))
+        creates = any(
+            _is_extreme(a, MASKED if node in flags or _fills(rule, name) else limit)
+            for name, a in arguments.items()
+        )
         if creates or any(
             operand in extreme and (takes_apart(node) or _passes(rule, name))
             for name, argument in arguments.items()
@@ -76,6 +88,21 @@ def extremes(
             if multiplied := set(_met_as_stored(rule, arguments)):
                 met |= {node, *multiplied}
     return Extremes(frozenset(extreme | met), frozenset(met))
+
+
+def _fills(rule: Rule | None, name: str) -> bool:
+    """Does this argument take the place of elements of the result?"""
+    return rule is not None and not rule.terms and name in rule.linear
+
+
+def _are_flags(value: Any) -> bool:
+    """Does a tensor hold no number of its own: booleans, integers, or zeros and ones?"""
+    if not isinstance(value, torch.Tensor) or _is_parameter(value):
+        return False
+    if value.is_meta or not value.is_floating_point():
+        return not value.is_floating_point() and not value.is_complex()
+    held = stored(value.detach())
+    return bool(((held == 0) | (held == 1)).all())
 
 
 def _met_as_stored(rule: Rule | None, arguments: Mapping[str, Any]) -> Iterator[fx.Node]:
@@ -98,7 +125,10 @@ def holds_mask(value: Any) -> bool:
     """Does a tensor hold a masking constant?"""
     if not isinstance(value, torch.Tensor) or value.is_meta or not value.is_floating_point():
         return False
-    return bool((stored(value.detach()).abs() >= _limit(value)).any())
+    held = stored(value.detach()).abs()
+    largest = float(held.amax()) if held.numel() else 0.0
+    is_one = largest >= MASKED and bool(((held == 0) | (held == largest)).all())
+    return is_one or largest >= _limit(value)
 
 
 def _limit(tensor: torch.Tensor) -> float:

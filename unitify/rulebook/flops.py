@@ -22,8 +22,8 @@ def flops(node: fx.Node) -> int:
     def shaped(operand: Any) -> Any:
         if isinstance(operand, list):
             return [shaped(o) for o in operand]
-        shape = operation.shape_of(operand)
-        return torch.empty(shape, dtype=operand.meta["val"].dtype, device="meta")
+        # Of one type, as autocast makes them. The count does not depend on it.
+        return torch.empty(operation.shape_of(operand), device="meta")
 
     operands = {name: shaped(operand) for name, operand in operation.operands.items()}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

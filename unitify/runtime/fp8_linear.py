@@ -68,7 +68,8 @@ def _is_parameter(weight: Tensor) -> bool:
 def _output(x: Tensor, weight: Tensor, bias: Tensor | None, like: Tensor, exponent: int) -> Tensor:
     result = matmul(x, weight, like.dtype, exponent)
     if bias is not None:
-        result = result + bias
+        # Under autocast the bias is wider than the result.
+        result = result + bias.to(result.dtype)
     shape = (*like.shape[:-1], weight.shape[0])
     return result.view(shape)
 

@@ -1,8 +1,11 @@
-"""The gradients of addends, whose sums cancel in one mode and not in another.
+"""What a narrow format has to hold beside the RMS of a run: two corrections of estimates.
 
 The gradient of a bias is a sum over the elements to which it is added. In front of a batch norm in
 train mode that sum is zero but for rounding, and once the norm is frozen it is as large as any. A
-scale from what rounding leaves would then overflow a narrow format.
+scale from what rounding leaves would then overflow.
+
+A small number that is added to a value or limits it (the eps of a norm) is all that is left of it
+where its operand is zero. A scale from the RMS would make it vanish, and a division follow by zero.
 """
 
 from __future__ import annotations
@@ -15,13 +18,45 @@ from torch import fx
 from unitify.capture.whole import Capture
 from unitify.estimates import Estimates, Rms
 from unitify.rulebook.dimensions import is_floating, shape_of
-from unitify.rulebook.laws import holds_tensors
+from unitify.rulebook.laws import factors, holds_tensors, is_scalable
 from unitify.rulebook.rule_table import RuleTable
 from unitify.rulebook.schema import named_arguments, operation_name
 
 #: The least part of a sum without cancellation for which a scale is chosen. FP16 has 16 octaves
 #: above one: 7 for such a sum, and 9 for terms that all point one way. It has 14 below one.
 LEAST = 2.0**-7
+#: A number is kept that is at most 2^KEPT times smaller than the scale: FP16 holds it within an
+#: eighth. The RMS is then at most 2^ROOM times the scale: 2^8 times as large elements still fit.
+KEPT, ROOM = 22, 8
+
+
+def narrowed(capture: Capture, estimates: Estimates, rules: RuleTable) -> Estimates:
+    """``estimates`` with both corrections, by which scales of a narrow format are chosen."""
+    estimates = uncanceled(capture, estimates, rules)
+    found = dict(estimates)
+    for node in capture.graph.nodes:
+        rms = estimates.get(node.name, Rms()).forward
+        number = _least_number(node, rules) if rms and math.isfinite(rms) else 0.0
+        if rms and number:
+            most = math.ldexp(number, KEPT)
+            if rms / 2**ROOM <= most < rms:
+                found[node.name] = replace(found[node.name], forward=most)
+    return found
+
+
+def _least_number(node: fx.Node, rules: RuleTable) -> float:
+    """The least number that the operation adds to its result, or limits it by; 0 for none.
+
+    It is one that the law divides by the scale of the result.
+    """
+    rule = rules.get(operation_name(node)) if node.op == "call_function" else None
+    if rule is None or rule.law is None or not is_scalable(node):
+        return 0.0
+    made = factors(rule, node, lambda _: 1, 1)
+    arguments = {**rule.law.defaults, **named_arguments(node)}
+    held = (arguments.get(n) for n, power in made.numbers.items() if power == -made.output)
+    numbers = [abs(n) for n in held if isinstance(n, int | float) and n]
+    return min(numbers, default=0.0)
 
 
 def uncanceled(capture: Capture, estimates: Estimates, rules: RuleTable) -> Estimates:

@@ -1,0 +1,55 @@
+"""Does a module with casts give finite numbers on the example, where its model does?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unitify.capture.execution import LossFunction
+from unitify.diagnostics import CastNotFinite, Diagnostic
+from unitify.module.unit_scaled import UnitScaledModule
+from unitify.verifying.calls import Call
+from unitify.verifying.results import named
+from unitify.verifying.side import asking_of, run, sides_of
+
+
+def lost_to_casts(
+    model: nn.Module,
+    module: UnitScaledModule,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    loss_fn: LossFunction | None = None,
+) -> tuple[Diagnostic, ...]:
+    """A warning (U411) where results or gradients of one call are infinite or NaN by casts alone.
+
+    The model is one that has been verified, so that both run.
+    """
+    if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
+        return ()
+    call = Call("the example", module.training, (args, kwargs))
+    mine, theirs = sides_of(model, module)
+    asking, _ = asking_of(mine, call, loss_fn)
+    found = _finite(named(run(theirs, call, asking, loss_fn, keeps_gradients=True)))
+    if all(bool(is_finite.all()) for is_finite in found.values()):
+        return ()
+    own = _finite(named(run(mine, call, asking, loss_fn, keeps_gradients=True)))
+    lost = [
+        name
+        for name, is_finite in found.items()
+        if name in own and bool((own[name] & ~is_finite).any())
+    ]
+    if not lost:
+        return ()
+    where, others = type(model).__name__, f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+    return (CastNotFinite(where=where, results=lost[0] + others),)
+
+
+def _finite(results: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {
+        name: torch.isfinite(value)
+        for name, value in results.items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    }
