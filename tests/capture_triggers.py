@@ -299,6 +299,13 @@ def _(path: Path) -> None:
     import_libraries(["unitify_tests_nowhere"])
 
 
+@triggers("U209")
+def _(path: Path) -> Found:
+    model = factories.mlp()
+    nn.init.zeros_(model[-1].weight)
+    return list(unitify.transform(model, (X,)).diagnostics)
+
+
 @triggers("U208")
 def _(path: Path) -> Found:
     model = Forward(lambda m, x: m.linear(x.log()))

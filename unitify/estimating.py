@@ -14,17 +14,20 @@ from typing import Any
 from unitify.analysis.analyze import analyze
 from unitify.capture.execution import LossFunction
 from unitify.capture.inputs import Inputs, written_inputs
-from unitify.capture.islands import Recording
+from unitify.capture.islands import Recording, path_of
 from unitify.capture.whole import Capture
 from unitify.diagnostics import (
     Diagnostic,
     RunNotFinite,
     UnitifyError,
     UnknownOption,
+    ZeroParameters,
 )
 from unitify.estimates import Estimates, Rms
 from unitify.measure.captured import failures_of
 from unitify.measure.recorded import measure_recorded
+from unitify.measure.zeros import begun, completed
+from unitify.naming import joined
 from unitify.part import Part, parts_of
 from unitify.rulebook.extremes import extreme_values
 from unitify.rulebook.rule_table import RuleTable
@@ -117,6 +120,14 @@ def _measured(
     notes: list[Diagnostic] = []
     with failures_of(recorded.model):
         run = measure_recorded(recorded, calls, loss_fn)
+        zero = {name: begun(recorded.parts[name], own, rules) for name, own in run.items()}
+        if any(zero.values()):
+            second = measure_recorded(recorded, calls, loss_fn, zero)
+            run = {name: completed(own, second[name]) for name, own in run.items()}
+            names = [joined(path_of(part), name) for part, own in zero.items() for name in own]
+            where, more = type(recorded.model).__name__, ", …" * (len(names) > 3)
+            shown = ", ".join(names[:3]) + more
+            notes.append(ZeroParameters(where=where, count=len(names), names=shown))
     for part in parts_of(recorded.parts):
         captured, estimates = part.capture, run[part.name]
         lost = _not_finite(captured, estimates, rules)

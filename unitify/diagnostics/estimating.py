@@ -148,3 +148,23 @@ class RunNotFinite(Diagnostic):
     fix: ClassVar[str] = "Exact as it is; pass example inputs that the model takes"
     count: int
     names: str
+
+
+@dataclass(frozen=True)
+class ZeroParameters(Diagnostic):
+    """Parameters are zero, or gains next to zero, so a run tells nothing of scales behind them.
+
+    A second run takes random numbers in their place, as large as a first step of Adam at a rate of
+    1e-4 and a trained weight are in the middle. A model that is trained long from there drifts.
+
+    Example: ``transform(model, recipe="fp8")`` where ``nn.init.zeros_(model.head.weight)``.
+    Fix: none is needed; ``unitify.rebase_`` chooses scales anew once the parameters have grown.
+    """
+
+    code: ClassVar[str] = "U209"
+    why: ClassVar[str] = (
+        "{count} parameters ({names}) are next to zero; scales behind them are guessed"
+    )
+    fix: ClassVar[str] = "Exact as it is; with casts, call unitify.rebase_ after some steps"
+    count: int
+    names: str

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from unitify.capture.execution import (
     LossFunction,
@@ -36,14 +36,16 @@ def measure(
     capture: Capture,
     batches: Iterable[list[Any]] | None = None,
     loss_fn: LossFunction | None = None,
+    instead: Mapping[str, Tensor] | None = None,
 ) -> Estimates:
     """RMS of every floating value and of the gradient that reaches it, over ``batches``.
 
-    ``batches``: lists of flat inputs; None takes the capture's example.
+    ``batches``: lists of flat inputs; None takes the capture's example. ``instead``: leaves in
+    place of parameters, by first name.
     Raises ``UnitifyError`` (U003) for an empty list.
     """
     tally = Tally()
-    measure_into(tally, capture, batches, loss_fn)
+    measure_into(tally, capture, batches, loss_fn, instead)
     return tally.estimates(capture)
 
 
@@ -52,22 +54,27 @@ def measure_into(
     capture: Capture,
     batches: Iterable[list[Any]] | None = None,
     loss_fn: LossFunction | None = None,
+    instead: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Count every floating value and gradient over ``batches`` into ``tally``."""
     given = [list(capture.example)] if batches is None else batches
     count = 0
     with unchanged(capture.model):
         for inputs in given:
-            _measure_one(capture, inputs, loss_fn, tally)
+            _measure_one(capture, inputs, loss_fn, tally, instead or {})
             count += 1
     if not count:
         raise UnitifyError(BatchesNeeded())
 
 
 def _measure_one(
-    capture: Capture, inputs: list[Any], loss_fn: LossFunction | None, tally: Tally
+    capture: Capture,
+    inputs: list[Any],
+    loss_fn: LossFunction | None,
+    tally: Tally,
+    instead: Mapping[str, Tensor],
 ) -> None:
-    parameters = leaf_parameters(capture)
+    parameters = leaf_parameters(capture) | dict(instead)
 
     def run(leaves: list[Any]) -> None:
         # An input that cannot have a gradient makes several runs, of the same values.

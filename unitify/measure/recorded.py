@@ -36,8 +36,11 @@ def measure_recorded(
     recording: Recording,
     calls: Iterable[Inputs],
     loss_fn: LossFunction | None = None,
+    instead: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> dict[str, Estimates]:
     """RMS of every value and of its gradient over ``calls`` of the model, by part.
+
+    ``instead``: by part, leaves in place of parameters.
 
     A part that no call reaches (the graph of the other mode, a branch that is not taken) is
     measured alone, on its recorded inputs. So is every island of a model whose own backward pass
@@ -45,21 +48,26 @@ def measure_recorded(
 
     Raises ``UnitifyError``: U003 without calls; U104 and U111 for a call that fits no recording.
     """
-    calls = list(calls)
+    calls, instead = list(calls), instead or {}
     if any(path_of(name) for name in recording.parts):
-        return _measure_islands(recording, calls, loss_fn)
+        return _measure_islands(recording, calls, loss_fn, instead)
     return {
-        name: measure(captured, flat_calls(recording.parts, name, calls), loss_fn)
+        name: measure(
+            captured, flat_calls(recording.parts, name, calls), loss_fn, instead.get(name)
+        )
         for name, captured in recording.parts.items()
     }
 
 
 def _measure_islands(
-    recording: Recording, calls: list[Inputs], loss_fn: LossFunction | None
+    recording: Recording,
+    calls: list[Inputs],
+    loss_fn: LossFunction | None,
+    instead: Mapping[str, Mapping[str, Tensor]],
 ) -> dict[str, Estimates]:
     model, parts = recording.model, recording.parts
     tallies = {name: Tally() for name in parts}
-    leaves = {name: leaf_parameters(captured) for name, captured in parts.items()}
+    leaves = {n: leaf_parameters(c) | dict(instead.get(n, {})) for n, c in parts.items()}
     weights = [*model.parameters(), *(p for own in leaves.values() for p in own.values())]
 
     def run(spec: pytree.TreeSpec, flat: list[Any]) -> None:
@@ -83,7 +91,9 @@ def _measure_islands(
         # The model's own code may raise anything. ``verify`` runs it again and reports the error.
         tallies = {name: Tally() for name in parts}
     return {
-        name: tallies[name].estimates(captured) if tallies[name].elements else measure(captured)
+        name: tallies[name].estimates(captured)
+        if tallies[name].elements
+        else measure(captured, None, None, instead.get(name))
         for name, captured in parts.items()
     }
 
