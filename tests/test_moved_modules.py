@@ -235,3 +235,25 @@ def test_under_functional_call_a_type_is_followed_without_recording() -> None:
     with pytest.warns(unitify.UnitifyWarning, match="U115"):
         found = torch.func.grad(lambda w: loss(module, w))(held)
     assert same(expected, found)
+
+
+@pytest.mark.parametrize("made", [nn.GRU, nn.RNN])
+def test_autocast_of_recurrent_layers_is_followed(made: type[nn.RNNBase]) -> None:
+    """Such a layer holds weak references to its weights; a copy holds some to its own."""
+    torch.manual_seed(0)
+    model, x = LastOf(made(16, 16, batch_first=True)), torch.randn(2, 5, 16)
+    module = unitify.transform(model, x)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.warns(unitify.UnitifyWarning, match="U116"),
+    ):
+        assert torch.equal(module(x), model(x))
+
+
+class LastOf(nn.Module):
+    def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x)[0])

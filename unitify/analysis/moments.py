@@ -89,7 +89,8 @@ def gaussian(mean: float, rms: float, ndim: int = 0) -> Moment:
 
 
 def exactly(tensor: Tensor) -> Moment:
-    """The moments of a tensor whose elements are known."""
+    """The moments of a tensor whose elements are known; of a complex one, of its real parts."""
+    tensor = tensor.real if tensor.is_complex() else tensor
     dtype = torch.float32 if tensor.numel() > _LARGE else torch.float64
     values = tensor.detach().to(device="cpu", dtype=dtype)
     if not bool(values.sum().isfinite()):

@@ -7,6 +7,7 @@ attribute, finds in it what the model has.
 from __future__ import annotations
 
 import copy
+import weakref
 from collections import OrderedDict
 from types import CellType, FunctionType, MethodType
 from typing import Any
@@ -134,6 +135,8 @@ def _copied(value: Any, memo: _Copies) -> Any:
         return value if owner is None else MethodType(value.__func__, owner)
     if isinstance(value, FunctionType):
         return _rebound(value, memo)
+    if type(value) is weakref.ref and (of := memo.get(id(value()))) is not None:
+        return weakref.ref(of)
     if isinstance(value, _SHARED) or type(value).__module__.startswith("unitify."):
         return value
     if type(value) in (dict, OrderedDict, list, set):
