@@ -175,13 +175,18 @@ def _uncompiled(target: nn.Module) -> Any:
 
 
 def asking_of(
-    model: Runnable, call: Call, loss_fn: LossFunction | None, seed: int = 0
+    side: Runnable,
+    call: Call,
+    loss_fn: LossFunction | None,
+    seed: int = 0,
+    *,
+    keeps_gradients: bool = False,
 ) -> tuple[Asking, list[Results]]:
-    """The inputs that can require a gradient, and the model's results with these.
+    """The inputs that can require a gradient, and the results of ``side`` with these.
 
     Usually every floating input can. An input that is written into cannot, nor can the target of a
     loss without that derivative. Then those that require one by themselves are tried, then none.
-    Raises what the model raises where it does not run at all.
+    Raises what the side raises where it does not run at all.
     """
     leaves = pytree.tree_leaves(call.inputs)
     floating = frozenset(i for i, x in enumerate(leaves) if is_floating(x))
@@ -189,7 +194,8 @@ def asking_of(
     for positions in dict.fromkeys((floating, own, None)) if call.has_gradients else (None,):
         asking = Asking(positions)
         try:
-            return asking, run(model, call, asking, loss_fn, seed)
+            found = run(side, call, asking, loss_fn, seed, keeps_gradients=keeps_gradients)
+            return asking, found
         except RuntimeError:
             if positions is None:
                 raise

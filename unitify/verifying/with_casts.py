@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unitify.capture.execution import LossFunction
-from unitify.diagnostics import CastNotFinite, Diagnostic
+from unitify.diagnostics import CastNotFinite, Diagnostic, UnitifyWarning
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.verifying.calls import Call
 from unitify.verifying.results import named
@@ -31,8 +32,11 @@ def lost_to_casts(
         return ()
     call = Call("the example", module.training, (args, kwargs))
     mine, theirs = sides_of(model, module)
-    asking, _ = asking_of(mine, call, loss_fn)
-    found = _finite(named(run(theirs, call, asking, loss_fn, keeps_gradients=True)))
+    with warnings.catch_warnings():
+        # A first call says whether the model's own code runs in place of the graph.
+        warnings.simplefilter("ignore", UnitifyWarning)
+        asking, results = asking_of(theirs, call, loss_fn, keeps_gradients=True)
+    found = _finite(named(results))
     if all(bool(is_finite.all()) for is_finite in found.values()):
         return ()
     own = _finite(named(run(mine, call, asking, loss_fn, keeps_gradients=True)))
