@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unitify
+from unitify.capture.source import Repository
+from unitify.check.checking import check
+from unitify.check.plan_faults import Comparison
+from unitify.check.settings import settings_from
+from unitify.check.source_lines import SourceLines
+from unitify.check.subject import subject_of
+from unitify.recipe.reader import read_recipe
+from unitify.rulebook.rule_table import load_rules
 
 
 def zero_head() -> nn.Module:
@@ -110,3 +119,16 @@ def test_figures_far_from_them_are_measured() -> None:
         hidden.forward or 0.0, float(model[0](x).square().mean().sqrt()), rel_tol=1e-4
     )
     assert hidden.backward
+
+
+def test_a_committed_plan_of_them_is_the_one_of_now() -> None:
+    """``check --plan`` makes the second run, too."""
+    torch.manual_seed(0)
+    model, x = zero_head(), torch.randn(64, 32)
+    committed = unitify.transform(model, x, recipe="fp8").plan
+    found = check(
+        subject_of(model, (x,), None, read_recipe("fp8"), load_rules()), settings_from({}),
+        load_rules(), SourceLines(Repository.around(Path()), model, None),
+        is_measured=True, batches=[x], comparison=Comparison(committed=committed),
+    )  # fmt: skip
+    assert "U808" not in found.counts

@@ -29,8 +29,10 @@ from unitify.check.source_lines import SourceLines
 from unitify.check.subject import Subject
 from unitify.diagnostics import NothingJudged, UnitifyError
 from unitify.drift.measuring import measure_running
-from unitify.measure.captured import failures_of, measure_into
+from unitify.estimates import Estimates
+from unitify.measure.captured import failures_of, measure, measure_into
 from unitify.measure.tally import Tally
+from unitify.measure.zeros import begun
 from unitify.part import Part
 from unitify.rulebook.laws import is_scalable
 from unitify.rulebook.rule_table import RuleTable
@@ -77,6 +79,9 @@ def check(
         clock.done("measure")
     is_sure = is_measured and bool(batches)
     compared = dataclasses.replace(comparison or Comparison(), is_sure=is_sure)
+    if compared.committed is not None and is_measured:
+        grown = dict(_begun(subject, tallies, rules, batches))
+        compared = dataclasses.replace(compared, begun=grown)
     outcome = outcome_of(subject, analyses, tallies, settings, rules, lines, target, compared)
     clock.done("find")
     return dataclasses.replace(outcome, seconds=clock.seconds)
@@ -131,6 +136,19 @@ def _measured(subject: Subject, batches: list[Any]) -> list[Tally]:
     parts = [subject.module.parts[name] for name in captures]
     measure_running(subject.module, parts, list(captures.values()), tallies, batches)
     return tallies
+
+
+def _begun(
+    subject: Subject, tallies: list[Tally | None], rules: RuleTable, batches: list[Any]
+) -> Iterator[tuple[str, Estimates]]:
+    """Estimates with numbers in place of parameters that are zero, as a plan is made of them."""
+    captures = {part.name: part.capture for part in subject.parts}
+    calls = [as_inputs(subject.model, batch) for batch in batches]
+    for tally, (name, captured) in zip(tallies, captures.items(), strict=True):
+        zero = begun(captured, tally.estimates(captured), rules) if tally is not None else {}
+        if zero:
+            flat = flat_calls(captures, name, calls) or None
+            yield name, measure(captured, flat, None, zero)
 
 
 def _one_of_scale(findings: list[Finding]) -> list[Finding]:

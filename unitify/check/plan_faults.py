@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import fx
@@ -27,13 +27,15 @@ class Comparison:
     """Plans to compare with. ``drift``: judge the scales of the subject's own plan.
 
     ``committed``: a plan that a new one has to equal, and the ``path`` of its file.
-    ``is_sure``: is the RMS measured on data, neither drawn nor predicted?
+    ``is_sure``: is the RMS measured on data, neither drawn nor predicted? ``begun``: by part, the
+    estimates of a run with numbers in place of parameters that are zero, where there was one.
     """
 
     drift: bool = False
     committed: ScalePlan | None = None
     path: str = ""
     is_sure: bool = False
+    begun: Mapping[str, Estimates] = field(default_factory=dict)
 
     def of_part(self, part: str) -> dict[str, Scale]:
         """The committed scales of one part, by the names in its graph.
