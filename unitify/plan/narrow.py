@@ -32,7 +32,7 @@ KEPT, ROOM = 22, 8
 
 def narrowed(capture: Capture, estimates: Estimates, rules: RuleTable) -> Estimates:
     """``estimates`` with both corrections, by which scales of a narrow format are chosen."""
-    estimates = uncanceled(capture, estimates, rules)
+    estimates = _uncanceled(capture, estimates, rules)
     found = dict(estimates)
     for node in capture.graph.nodes:
         rms = estimates.get(node.name, Rms()).forward
@@ -59,7 +59,7 @@ def _least_number(node: fx.Node, rules: RuleTable) -> float:
     return min(numbers, default=0.0)
 
 
-def uncanceled(capture: Capture, estimates: Estimates, rules: RuleTable) -> Estimates:
+def _uncanceled(capture: Capture, estimates: Estimates, rules: RuleTable) -> Estimates:
     """``estimates``, with at least ``LEAST`` of the RMS that a gradient has where nothing cancels.
 
     n independent terms of RMS t sum to √n·t. A gradient that comes from such gradients alone grows
