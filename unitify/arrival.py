@@ -7,6 +7,10 @@ The second form is for casts to formats with fewer octaves than the model's own 
 forward pass of the first form, and its gradients up to their rounding. Casts before the same
 outputs are joined. An output is connected only with casts on which it depends, so a backward pass
 from it reaches the same parameters as without this.
+
+Where the model computes a loss itself, the gradient that arrives at that output is always one. Then
+the size is that of the gradient at the last result of a submodule through which all of it passes,
+such as the logits (``loss_starts``).
 """
 
 from __future__ import annotations
@@ -14,11 +18,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from unitify.capture.boundaries import Named
 from unitify.capture.whole import Capture
 from unitify.formats.table import FORMATS, FP32
 from unitify.plan.scale_plan import ScalePlan
@@ -27,6 +33,7 @@ from unitify.rulebook.schema import named_arguments, nodes_of
 
 ARRIVE = torch.ops.unitify.arrive.default
 JOIN = torch.ops.unitify.join.default
+RESCALE = torch.ops.unitify.rescale.default
 _WATCHED = {
     torch.ops.unitify.cast.default: torch.ops.unitify.cast.watched,
     torch.ops.unitify.fp8_linear.default: torch.ops.unitify.fp8_linear.watched,
@@ -48,12 +55,47 @@ def unit_of(value: fx.Node, plan: ScalePlan) -> float | None:
     return plan.unit(value.name).bwd if is_scalable(value) or is_complex(value) else None
 
 
+def loss_starts(capture: Capture, plan: ScalePlan) -> dict[str, float]:
+    """For each loss among the outputs: the value at which its gradient is measured, and its unit.
+
+    It is the last result of a submodule before the loss, other than a number, behind which alone
+    there are parameters. The unit is that of the stored value.
+    """
+    results = {
+        leaf.name
+        for region in capture.regions.calls
+        if len(capture.regions.of(region.path)) == 1
+        for leaf in region.result.leaves
+        if isinstance(leaf, Named)
+    }
+    trained: set[fx.Node] = set()
+    for each in capture.graph.nodes:
+        if str(each.target) in capture.aliases or any(n in trained for n in each.all_input_nodes):
+            trained.add(each)
+    (end,) = (n for n in capture.graph.nodes if n.op == "output")
+    found: dict[str, float] = {}
+    for output in nodes_of(end.args[0]):
+        node: fx.Node | None = output if is_scalable(output) and is_number(output) else None
+        while node is not None and node.op == "call_function":
+            if node.name in results and is_scalable(node) and not is_number(node):
+                found[node.name] = plan.unit(node.name).bwd / plan.values[node.name].bwd
+                break
+            behind = [n for n in node.all_input_nodes if n in trained]
+            node = behind[0] if len(behind) == 1 else None
+    return found
+
+
+def is_number(node: fx.Node) -> bool:
+    """Is the value a tensor without dimensions?"""
+    return not node.meta["val"].dim()
+
+
 @dataclass(frozen=True)
 class TokenGraph:
     """A graph with watched casts, and the token of each cast, by name.
 
-    ``casts``: names of casts, by the outputs that depend on them (indices among outputs with a
-    unit).
+    ``casts``: names of casts, by the ends behind which they are. Ends are the outputs with a unit,
+    then the starts of losses, by their indices.
     """
 
     graph: fx.Graph
@@ -67,11 +109,15 @@ class TokenGraph:
         return self.graph
 
 
-def with_tokens(graph: fx.Graph, units: Units) -> TokenGraph:
-    """``graph`` with watched casts of gradients, whose tokens are not used yet."""
+def with_tokens(
+    graph: fx.Graph, units: Units, starts: Mapping[str, float] = MappingProxyType({})
+) -> TokenGraph:
+    """``graph`` with watched casts of gradients, whose tokens are not used yet.
+
+    ``starts``: those of ``loss_starts``.
+    """
     (end,) = (n for n in graph.nodes if n.op == "output")
-    outputs = _outputs(end, units)
-    groups = _groups(graph, outputs)
+    groups = _groups(graph, _outputs(end, units), _started(graph, starts))
     made = fx.Graph()
     placed: dict[fx.Node, fx.Node] = {}
     tokens: dict[str, fx.Node] = {}
@@ -90,39 +136,44 @@ def with_tokens(graph: fx.Graph, units: Units) -> TokenGraph:
             tokens[node.name] = _named(token, f"{node.name}_token", taken)
         placed[node].name = node.name
     made.output(fx.node.map_arg(end.args[0], placed.__getitem__))
-    order = list(outputs)
-    names = {
-        frozenset(map(order.index, group)): tuple(cast.name for cast in members)
-        for group, members in groups.items()
-    }
+    names = {group: tuple(cast.name for cast in members) for group, members in groups.items()}
     return TokenGraph(made, tokens, names)
 
 
-def watched(graph: fx.Graph, units: Units) -> fx.Graph:
-    """``graph`` with watched casts of gradients, to which its outputs send the size of gradients.
+def watched(
+    graph: fx.Graph, units: Units, starts: Mapping[str, float] = MappingProxyType({})
+) -> fx.Graph:
+    """``graph`` with watched casts of gradients, to which its ends send the size of gradients.
 
-    Unchanged where no gradient is cast to a narrow range.
+    Unchanged where no gradient is cast to a narrow range. ``starts``: those of ``loss_starts``.
     """
-    of = with_tokens(graph, units)
+    of = with_tokens(graph, units, starts)
     if not of.casts:
         return graph
     made = of.graph
     (end,) = (n for n in made.nodes if n.op == "output")
     outputs = _outputs(end, units)
     taken = {node.name for node in made.nodes}
-    placed: dict[fx.Node, fx.Node] = {}
-    with made.inserting_before(end):
-        joined = {
-            group: _named(made.call_function(JOIN, ([of.tokens[n] for n in names],)), "join", taken)
-            for group, names in of.casts.items()
-        }
-        for position, (node, unit) in enumerate(outputs.items()):
-            own = [token for group, token in joined.items() if position in group]
-            if own:
-                arrived = made.call_function(ARRIVE, (node, own, unit))
-                placed[node] = _named(arrived, f"{node.name}_out", taken)
-                arrived.meta = dict(node.meta)
-    end.args = fx.node.map_arg(end.args, lambda n: placed.get(n, n))
+    joined: dict[frozenset[int], fx.Node] = {}
+    for group, names in of.casts.items():
+        tokens = [of.tokens[n] for n in names]
+        is_inner = max(group) >= len(outputs)
+        with made.inserting_after(max(tokens)) if is_inner else made.inserting_before(end):
+            joined[group] = _named(made.call_function(JOIN, (tokens,)), "join", taken)
+    nodes = {node.name: node for node in made.nodes}
+    inner = {nodes[node.name]: unit for node, unit in _started(graph, starts).items()}
+    for position, (node, unit) in enumerate([*outputs.items(), *inner.items()]):
+        own = [token for group, token in joined.items() if position in group]
+        if not own:
+            continue
+        is_inner = position >= len(outputs)
+        with made.inserting_after(max(node, *own)) if is_inner else made.inserting_before(end):
+            arrived = made.call_function(ARRIVE, (node, own, unit))
+        _named(arrived, f"{node.name}_out", taken)
+        arrived.meta = dict(node.meta)
+        for user in list(node.users) if is_inner else [end]:
+            if user is not arrived:
+                user.replace_input_with(node, arrived)
     return made
 
 
@@ -131,26 +182,45 @@ def arrived(
     units: Units,
     casts: Mapping[frozenset[int], tuple[str, ...]],
     tokens: Sequence[tuple[str, Tensor]],
+    known: Mapping[frozenset[int], Tensor] = MappingProxyType({}),
 ) -> list[Any]:
     """The flat ``results`` of code with watched casts, passed through ``arrive``.
 
-    ``units``: of each result; None without a gradient. ``tokens``: those of the casts, by name.
+    ``units``: of each result; None without a gradient. ``tokens``: those of the casts, by name;
+    ``known``: those that are joined already.
     """
-    found = list(results)
+    joined, found = join_tokens(casts, tokens, known), list(results)
+    indices = [i for i, unit in enumerate(units) if unit is not None]
+    for position, index in enumerate(indices):
+        unit = units[index]
+        if unit is not None:
+            found[index] = arrive_at(found[index], position, unit, joined)
+    return found
+
+
+def join_tokens(
+    casts: Mapping[frozenset[int], tuple[str, ...]],
+    tokens: Sequence[tuple[str, Tensor]],
+    known: Mapping[frozenset[int], Tensor] = MappingProxyType({}),
+) -> dict[frozenset[int], Tensor]:
+    """One token for the casts behind the same ends. ``known``: those that exist already."""
     by_name: dict[str, list[Tensor]] = {}
     for name, token in tokens:
         by_name.setdefault(name, []).append(token)
-    joined = {
-        group: JOIN(own)
-        for group, names in casts.items()
-        if (own := [token for name in names for token in by_name.get(name, ())])
-    }
-    indices = [i for i, unit in enumerate(units) if unit is not None]
-    for position, index in enumerate(indices):
-        own = [token for group, token in joined.items() if position in group]
-        if own and isinstance(found[index], Tensor):
-            found[index] = ARRIVE(found[index], own, units[index])
+    found = dict(known)
+    for group, names in casts.items():
+        own = [token for name in names for token in by_name.get(name, ())]
+        if own and group not in found:
+            found[group] = JOIN(own)
     return found
+
+
+def arrive_at(
+    result: Any, position: int, unit: float, joined: Mapping[frozenset[int], Tensor]
+) -> Any:
+    """The end at ``position``, through which all gradients of the casts behind it pass."""
+    own = [token for group, token in joined.items() if position in group]
+    return ARRIVE(result, own, unit) if own and isinstance(result, Tensor) else result
 
 
 def is_watched(graph: fx.Graph) -> bool:
@@ -202,14 +272,18 @@ def _is_narrow(node: fx.Node) -> bool:
     return format.max_exponent < FP32.max_exponent
 
 
-def _groups(graph: fx.Graph, outputs: Iterable[fx.Node]) -> dict[frozenset[fx.Node], list[fx.Node]]:
-    """Casts, by the outputs that depend on them."""
-    ends = {node: frozenset([node]) for node in outputs}
-    reached: dict[fx.Node, frozenset[fx.Node]] = {}
-    groups: dict[frozenset[fx.Node], list[fx.Node]] = {}
+def _groups(
+    graph: fx.Graph, outputs: Iterable[fx.Node], starts: Iterable[fx.Node]
+) -> dict[frozenset[int], list[fx.Node]]:
+    """Casts, by the ends behind which they are. What is behind a start has no end beyond it."""
+    order = list(outputs)
+    ends = {node: frozenset([position]) for position, node in enumerate(order)}
+    inner = {node: frozenset([len(order) + i]) for i, node in enumerate(starts)}
+    reached: dict[fx.Node, frozenset[int]] = {}
+    groups: dict[frozenset[int], list[fx.Node]] = {}
     for node in reversed(graph.nodes):
-        own = ends.get(node, frozenset())
-        reached[node] = own.union(*(reached[user] for user in node.users))
+        beyond = (reached[user] for user in node.users)
+        reached[node] = inner.get(node) or ends.get(node, frozenset()).union(*beyond)
         if reached[node] and _is_narrow(node):
             groups.setdefault(reached[node], []).append(node)
     return groups
@@ -219,3 +293,23 @@ def _outputs(end: fx.Node, units: Units) -> dict[fx.Node, float]:
     """Outputs that may have a gradient, and its size in the plan."""
     pairs = zip(nodes_of(end.args[0]), units, strict=True)
     return {node: unit for node, unit in pairs if unit is not None}
+
+
+def _started(graph: fx.Graph, starts: Mapping[str, float]) -> dict[fx.Node, float]:
+    """The nodes of ``starts`` with the casts of their own gradients, in order, and their units.
+
+    A value that is rescaled before it is stored has another unit, unless a cast marks it.
+    """
+    nodes = {node.name: node for node in graph.nodes}
+    found: dict[fx.Node, float] = {}
+    for name, unit in starts.items():
+        node = nodes.get(name)
+        users = list(node.users) if node is not None else []
+        if len(users) == 1 and users[0].target is RESCALE:
+            node, users = users[0], list(users[0].users)
+            node = node if len(users) == 1 and _is_narrow(users[0]) else None
+        if len(users) == 1 and _is_narrow(users[0]):
+            node = users[0]
+        if node is not None:
+            found[node] = unit
+    return found

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from unitify.arrival import units_of, watched
+from unitify.arrival import loss_starts, units_of, watched
 from unitify.capture.execution import LossFunction
 from unitify.cast.distributions import measured_distributions, weight_distributions
 from unitify.cast.headroom import with_headroom
@@ -42,7 +42,8 @@ def with_casts(part: Part, recipe: Recipe, rules: RuleTable) -> Part:
     device = next((p.device for p in part.capture.model.parameters()), torch.device("cpu"))
     lowered, noted = lower(cast_graph, part.choices, recipe, rules, device)
     if recipe.scaling == "unit":
-        lowered = watched(lowered, units_of(part.capture, part.plan))
+        starts = loss_starts(part.capture, part.plan)
+        lowered = watched(lowered, units_of(part.capture, part.plan), starts)
     held = {name: constant.to(device) for name, constant in constants.items()}
     return replace(part, graph=lowered, choices=noted, constants=held)
 

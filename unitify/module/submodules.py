@@ -19,8 +19,11 @@ from torch.utils import _pytree as pytree
 from unitify.arrival import (
     TokenGraph,
     Units,
+    arrive_at,
     arrived,
     is_watched,
+    join_tokens,
+    loss_starts,
     unit_of,
     units_of,
     unwatched,
@@ -53,7 +56,11 @@ class MakesCasts:
 
 @dataclass(frozen=True)
 class _Graph:
-    """A submodule's own graph as code, and how to call it. ``names``: of the casts' tokens."""
+    """A submodule's own graph as code, and how to call it. ``names``: of the casts' tokens.
+
+    ``starts``: results at which the gradient of a loss is measured, with the position among the
+    ends of the whole graph, and the unit.
+    """
 
     code: Code
     call: CallSignature
@@ -61,6 +68,7 @@ class _Graph:
     units: Units
     casts: Mapping[frozenset[int], tuple[str, ...]]
     names: tuple[str, ...]
+    starts: tuple[tuple[int, int, float], ...] = ()
 
 
 class _Whole:
@@ -81,7 +89,8 @@ class _Whole:
         self.graphs: dict[str, _Graph | str] = {}
         self.own_casts: dict[str, frozenset[str]] = {}
         self.has_casts: dict[str, bool] = {}
-        #: The unit of each flat result, and the casts behind each set of results.
+        self.starts = loss_starts(owner.capture, owner.plan)
+        #: The unit of each flat result, and the casts behind each set of ends.
         self.arrivals: tuple[Units, Mapping[frozenset[int], tuple[str, ...]]] | None = None
 
 
@@ -95,6 +104,8 @@ class Submodules(CallsOfSubmodules):
         self.states: dict[str, RecordedState] = {}
         #: The tokens of casts in the running call of the module; None while none runs.
         self.tokens: list[tuple[str, Tensor]] | None = None
+        #: Joined tokens that a start of a loss took in that call.
+        self.joined: dict[frozenset[int], Tensor] = {}
         #: The modules that ran their own code in that call, without their casts, and why.
         self.left: dict[str, str] | None = None
         #: Kinds of calls with a warning so far.
@@ -138,6 +149,12 @@ class Submodules(CallsOfSubmodules):
                 self.tokens.extend(tokens)
             else:
                 results = arrived(results, graph.units, graph.casts, tokens)
+        if graph.starts and self.tokens is not None:
+            casts = self._arrivals()[1]
+            for index, position, unit in graph.starts:
+                behind = {group: names for group, names in casts.items() if position in group}
+                self.joined = join_tokens(behind, self.tokens, self.joined)
+                results[index] = arrive_at(results[index], position, unit, self.joined)
         return graph.call.unflatten(results)
 
     def run_around(
@@ -156,16 +173,16 @@ class Submodules(CallsOfSubmodules):
 
         Raises ``UnitifyError`` where the code would have to read codes: ``why``, else U117.
         """
-        outer = self.tokens, self.left
-        self.tokens, self.left = [] if is_as_recorded else None, {}
+        outer = self.tokens, self.left, self.joined
+        self.tokens, self.left, self.joined = [] if is_as_recorded else None, {}, {}
         try:
             if why is not None and self._own_casts("") - _made_by(*args, *kwargs.values()):
                 found = why()
                 self._leave("", found.message, found)
             result = code(*args, **kwargs)
-            tokens, left = self.tokens, self.left
+            tokens, left, joined = self.tokens, self.left, self.joined
         finally:
-            self.tokens, self.left = outer
+            self.tokens, self.left, self.joined = outer
         self._warn(left)
         if not tokens:
             return result
@@ -173,7 +190,8 @@ class Submodules(CallsOfSubmodules):
         if spec != self.owner.capture.call.out_spec:
             return result
         units, casts = self._arrivals()
-        return pytree.tree_unflatten(arrived(leaves, units[: len(leaves)], casts, tokens), spec)
+        made = arrived(leaves, units[: len(leaves)], casts, tokens, joined)
+        return pytree.tree_unflatten(made, spec)
 
     def _arrivals(self) -> tuple[Units, Mapping[frozenset[int], tuple[str, ...]]]:
         """The unit of each flat result of the whole graph, and the casts behind sets of results."""
@@ -181,7 +199,7 @@ class Submodules(CallsOfSubmodules):
         if whole.arrivals is None:
             (end,) = (n for n in capture.graph.nodes if n.op == "output")
             values = [a if isinstance(a, fx.Node) else None for a in end.args[0]]
-            casts = with_tokens(whole.plain, units_of(capture, plan)).casts
+            casts = with_tokens(whole.plain, units_of(capture, plan), whole.starts).casts
             whole.arrivals = _once(values, plan), casts
         return whole.arrivals
 
@@ -299,9 +317,16 @@ class Submodules(CallsOfSubmodules):
         graph = of.returning()
         graph.on_generate_code(lambda _: sizes_of_python)
         module.graph = graph
-        return _Graph(
-            type(module).forward, call, piece.constants, by_result, of.casts, tuple(of.tokens)
+        outputs = sum(unit is not None for unit in self._arrivals()[0])
+        starts = tuple(
+            (piece.results.index(name), outputs + position, unit)
+            for position, (name, unit) in enumerate(whole.starts.items())
+            if name in piece.results
         )
+        return _Graph(
+            type(module).forward, call, piece.constants, by_result, of.casts, tuple(of.tokens),
+            starts,
+        )  # fmt: skip
 
     def _piece(self, region: Region) -> Piece:
         whole, capture = self._whole(), self.owner.capture
