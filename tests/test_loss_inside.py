@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unitify
+from unitify.arrival import loss_starts
 
 X = torch.randn(16, 32, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(16)
@@ -92,8 +93,20 @@ class TwoLosses(nn.Module):
         return first, (self.second(hidden) - 1).square().mean()
 
 
+class Sum(TwoLosses):
+    """One loss of two terms, and of a penalty on weights."""
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = super().forward(tokens)
+        return first + 0.01 * second + 1e-4 * self.trunk.weight.square().sum(), second
+
+
 TOKENS = torch.randint(0, 32, (4, 8), generator=torch.Generator().manual_seed(1))
-MODELS: dict[str, Callable[[], nn.Module]] = {"language": Language, "two losses": TwoLosses}
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "language": Language,
+    "two losses": TwoLosses,
+    "a sum": Sum,
+}
 
 
 def gradients(module: nn.Module, weights: tuple[float, ...]) -> dict[str, Tensor]:
@@ -102,6 +115,12 @@ def gradients(module: nn.Module, weights: tuple[float, ...]) -> dict[str, Tensor
              for weight, out in zip(weights, module(TOKENS), strict=False) if weight]  # fmt: skip
     torch.stack(parts).sum().backward()
     return {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+
+
+def test_a_sum_of_losses_has_a_start_for_each_term() -> None:
+    torch.manual_seed(0)
+    module = unitify.transform(Sum(), TOKENS, recipe="fp8")
+    assert set(loss_starts(module.capture, module.plan)) == {"linear_1", "linear_2"}
 
 
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 1e-3), (0.0, 1.0), (1e-5, 1e3)])

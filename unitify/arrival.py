@@ -56,10 +56,10 @@ def unit_of(value: fx.Node, plan: ScalePlan) -> float | None:
 
 
 def loss_starts(capture: Capture, plan: ScalePlan) -> dict[str, float]:
-    """For each loss among the outputs: the value at which its gradient is measured, and its unit.
+    """For the losses among the outputs: the values at which gradients are measured, and the units.
 
-    It is the last result of a submodule before the loss, other than a number, behind which alone
-    there are parameters. The unit is that of the stored value.
+    They are the last results of submodules before a loss, other than numbers, behind which there
+    are parameters. Units are those of stored values.
     """
     results = {
         leaf.name
@@ -69,19 +69,23 @@ def loss_starts(capture: Capture, plan: ScalePlan) -> dict[str, float]:
         if isinstance(leaf, Named)
     }
     trained: set[fx.Node] = set()
-    for each in capture.graph.nodes:
-        if str(each.target) in capture.aliases or any(n in trained for n in each.all_input_nodes):
-            trained.add(each)
+    for node in capture.graph.nodes:
+        is_own = node.op == "get_attr" and node.target in capture.aliases
+        if is_own or any(n in trained for n in node.all_input_nodes):
+            trained.add(node)
     (end,) = (n for n in capture.graph.nodes if n.op == "output")
+    pending = [n for n in nodes_of(end.args[0]) if is_scalable(n) and is_number(n)]
     found: dict[str, float] = {}
-    for output in nodes_of(end.args[0]):
-        node: fx.Node | None = output if is_scalable(output) and is_number(output) else None
-        while node is not None and node.op == "call_function":
-            if node.name in results and is_scalable(node) and not is_number(node):
-                found[node.name] = plan.unit(node.name).bwd / plan.values[node.name].bwd
-                break
-            behind = [n for n in node.all_input_nodes if n in trained]
-            node = behind[0] if len(behind) == 1 else None
+    passed: set[fx.Node] = set()
+    while pending:
+        node = pending.pop()
+        if node in passed:
+            continue
+        passed.add(node)
+        if node.name in results and is_scalable(node) and not is_number(node):
+            found[node.name] = plan.unit(node.name).bwd / plan.values[node.name].bwd
+        else:
+            pending += [n for n in node.all_input_nodes if n in trained]
     return found
 
 
