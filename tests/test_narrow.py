@@ -74,12 +74,15 @@ class Masked(nn.Module):
             scores = torch.where(mask[:, None, :] == 0, self.fill, scores)
         elif self.way == "sum":
             scores = scores + (1 - mask[:, None, :].to(scores.dtype)) * self.fill
+        elif self.way == "full":
+            size = x.shape[1]
+            scores = scores + torch.full((size, size), self.fill).triu(1)
         else:
             scores = scores + self.causal
         return scores.softmax(-1) @ v
 
 
-@pytest.mark.parametrize("way", ["fill", "where", "sum", "buffer"])
+@pytest.mark.parametrize("way", ["fill", "where", "sum", "full", "buffer"])
 @pytest.mark.parametrize("fill", [-1e4, -1e9, -1e20, torch.finfo(torch.float32).min])
 def test_a_mask_sets_no_scale(fill: float, way: str) -> None:
     """FP16 keeps the scores as well as without a mask, whatever stands for "never"."""
@@ -91,6 +94,26 @@ def test_a_mask_sets_no_scale(fill: float, way: str) -> None:
     expected = model(x, mask)
     error = (module(x, mask) - expected).norm() / expected.norm()
     assert error < 2.0**-9  # FP16 rounds by 2^-11.
+
+
+class Loud(nn.Module):
+    """Pieces of an activation times a large number: no mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(32, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.layer(x).chunk(2, -1)
+        return first * 2.0**20 + second
+
+
+def test_a_large_number_is_no_mask() -> None:
+    torch.manual_seed(0)
+    model, x = Loud(), torch.randn(16, 32)
+    module = unitify.transform(model, x, recipe="fp16")
+    error = (module(x) - model(x)).norm() / model(x).norm()
+    assert error < 2.0**-9
 
 
 class RootMeanSquare(nn.Module):

@@ -9,8 +9,8 @@ outputs are joined. An output is connected only with casts on which it depends, 
 from it reaches the same parameters as without this.
 
 Where the model computes a loss itself, the gradient that arrives at that output is always one. Then
-the size is that of the gradient at the last result of a submodule through which all of it passes,
-such as the logits (``loss_starts``).
+the size is that of the gradients at the last results of submodules before it, such as the logits
+(``loss_starts``).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from unitify.capture.boundaries import Named
 from unitify.capture.whole import Capture
 from unitify.formats.table import FORMATS, FP32
 from unitify.plan.scale_plan import ScalePlan
-from unitify.rulebook.laws import is_complex, is_scalable
+from unitify.rulebook.laws import is_complex, is_number, is_scalable
 from unitify.rulebook.schema import named_arguments, nodes_of
 
 ARRIVE = torch.ops.unitify.arrive.default
@@ -74,7 +74,7 @@ def loss_starts(capture: Capture, plan: ScalePlan) -> dict[str, float]:
         if is_own or any(n in trained for n in node.all_input_nodes):
             trained.add(node)
     (end,) = (n for n in capture.graph.nodes if n.op == "output")
-    pending = [n for n in nodes_of(end.args[0]) if is_scalable(n) and is_number(n)]
+    pending = [n for n in nodes_of(end.args[0]) if is_number(n)]
     found: dict[str, float] = {}
     passed: set[fx.Node] = set()
     while pending:
@@ -87,11 +87,6 @@ def loss_starts(capture: Capture, plan: ScalePlan) -> dict[str, float]:
         else:
             pending += [n for n in node.all_input_nodes if n in trained]
     return found
-
-
-def is_number(node: fx.Node) -> bool:
-    """Is the value a tensor without dimensions?"""
-    return not node.meta["val"].dim()
 
 
 @dataclass(frozen=True)
@@ -194,11 +189,9 @@ def arrived(
     ``known``: those that are joined already.
     """
     joined, found = join_tokens(casts, tokens, known), list(results)
-    indices = [i for i, unit in enumerate(units) if unit is not None]
-    for position, index in enumerate(indices):
-        unit = units[index]
-        if unit is not None:
-            found[index] = arrive_at(found[index], position, unit, joined)
+    ends = [(index, unit) for index, unit in enumerate(units) if unit is not None]
+    for position, (index, unit) in enumerate(ends):
+        found[index] = arrive_at(found[index], position, unit, joined)
     return found
 
 

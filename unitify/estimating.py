@@ -22,6 +22,7 @@ from unitify.diagnostics import (
     UnitifyError,
     UnknownOption,
     ZeroParameters,
+    first_of,
 )
 from unitify.estimates import Estimates, Rms
 from unitify.measure.captured import failures_of
@@ -125,9 +126,8 @@ def _measured(
             second = measure_recorded(recorded, calls, loss_fn, zero)
             run = {name: completed(own, second[name]) for name, own in run.items()}
             names = [joined(path_of(part), name) for part, own in zero.items() for name in own]
-            where, more = type(recorded.model).__name__, ", …" * (len(names) > 3)
-            shown = ", ".join(names[:3]) + more
-            notes.append(ZeroParameters(where=where, count=len(names), names=shown))
+            where = type(recorded.model).__name__
+            notes.append(ZeroParameters(where=where, count=len(names), names=first_of(names)))
     for part in parts_of(recorded.parts):
         captured, estimates = part.capture, run[part.name]
         lost = _not_finite(captured, estimates, rules)

@@ -27,12 +27,12 @@ from unitify.check.plan_faults import Comparison
 from unitify.check.settings import Settings
 from unitify.check.source_lines import SourceLines
 from unitify.check.subject import Subject
-from unitify.diagnostics import NothingJudged, UnitifyError
+from unitify.diagnostics import NothingJudged, UnitifyError, first_of
 from unitify.drift.measuring import measure_running
 from unitify.estimates import Estimates
 from unitify.measure.captured import failures_of, measure, measure_into
 from unitify.measure.tally import Tally
-from unitify.measure.zeros import begun
+from unitify.measure.zeros import begun, completed
 from unitify.part import Part
 from unitify.rulebook.laws import is_scalable
 from unitify.rulebook.rule_table import RuleTable
@@ -145,10 +145,10 @@ def _begun(
     captures = {part.name: part.capture for part in subject.parts}
     calls = [as_inputs(subject.model, batch) for batch in batches]
     for tally, (name, captured) in zip(tallies, captures.items(), strict=True):
-        zero = begun(captured, tally.estimates(captured), rules) if tally is not None else {}
-        if zero:
+        own = tally.estimates(captured) if tally is not None else {}
+        if zero := begun(captured, own, rules):
             flat = flat_calls(captures, name, calls) or None
-            yield name, measure(captured, flat, None, zero)
+            yield name, completed(own, measure(captured, flat, None, zero))
 
 
 def _one_of_scale(findings: list[Finding]) -> list[Finding]:
@@ -187,7 +187,7 @@ def _notes(
     if subject.recipe.scaling == "amax" and not settings.format:
         yield "casts of this recipe find their own factor at run time and are not judged"
     if rounding:
-        names = ", ".join(rounding[:3]) + (f" and {len(rounding) - 3} more" * (len(rounding) > 3))
+        names = first_of(rounding)
         yield f"not judged, because zero but for rounding: the gradient of {names}"
     if len(subject.parts) > 1:
         yield "captured in parts: predicted gradients start at one at the outputs of each part"

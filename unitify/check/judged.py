@@ -18,7 +18,7 @@ from unitify.part import Part
 from unitify.plan.fixed import true_weights
 from unitify.recipe.choices import choose
 from unitify.recipe.recipe import Recipe
-from unitify.rulebook.laws import is_scalable
+from unitify.rulebook.laws import is_number
 from unitify.rulebook.rule_table import RuleTable
 
 
@@ -95,7 +95,7 @@ def _stored(
         if node.name in eligible:
             yield Judged(node, "forward", fwd, forward, is_cast, "a stored value")
             yield Judged(node, "backward", bwd, backward, is_cast, "a stored gradient")
-        elif _is_number(node):
+        elif node.op == "call_function" and is_number(node):
             # Nobody casts a loss, but all gradients follow from its own.
             yield Judged(node, "backward", bwd, backward, False, "the gradient of a single number")
 
@@ -123,7 +123,3 @@ def _cast(part: Part, recipe: Recipe) -> Iterator[Judged]:
             seen.add((cast.value, cast.format, exponent))
         format = FORMATS[cast.format]
         yield Judged(nodes[cast.value], direction, exponent, format, True, because)
-
-
-def _is_number(node: fx.Node) -> bool:
-    return node.op == "call_function" and is_scalable(node) and not node.meta["val"].dim()

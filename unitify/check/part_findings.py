@@ -24,7 +24,6 @@ from unitify.diagnostics import Diagnostic, GradientStops, NoRule
 from unitify.estimates import Estimates, Rms
 from unitify.explain import step_text
 from unitify.measure.tally import Tally
-from unitify.measure.zeros import completed
 from unitify.naming import joined, stable_names
 from unitify.part import Part
 from unitify.plan.bands import tolerance_of
@@ -167,9 +166,7 @@ class PartChecker:
             held = comparison.committed
             is_true = held.weights == "true"
             capture = part.capture.with_true_parameters() if is_true else part.capture
-            known = self.estimates
-            if part.name in comparison.begun:
-                known = completed(known, comparison.begun[part.name])
+            known = comparison.begun.get(part.name, self.estimates)
             planned = plan(capture, known, self.rules, tolerance, held.placement, held.carrier)
             committed = comparison.of_part(part.name)
             for node, direction, differs in differing(part, planned, committed, comparison.path):

@@ -28,7 +28,7 @@ class Comparison:
 
     ``committed``: a plan that a new one has to equal, and the ``path`` of its file.
     ``is_sure``: is the RMS measured on data, neither drawn nor predicted? ``begun``: by part, the
-    estimates of a run with numbers in place of parameters that are zero, where there was one.
+    estimates of two runs where parameters are zero, as a plan is made of them.
     """
 
     drift: bool = False

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from unitify.check.finding import Start, starts
 from unitify.check.outcome import Outcome
+from unitify.diagnostics import first_of
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 #: The most names of a group that are written out.
@@ -60,8 +61,7 @@ def _block(start: Start) -> list[Text]:
     lines += [Text(f"    {line}", style="dim") for line in first.derivation[:4]]
     others = [f.name for f in start.findings[1:]]
     if others:
-        more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
-        lines.append(Text(f"    also {', '.join(others[:_SHOWN])}{more}"))
+        lines.append(Text(f"    also {first_of(others, _SHOWN)}"))
     if start.followers:
         follow = "finding follows" if start.followers == 1 else "findings follow"
         lines.append(Text(f"    {start.followers} more {follow} from this"))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from unitify.capture.tree import copy_of
-from unitify.diagnostics import KeysDiffer, NotFinite, UnitifyError
+from unitify.diagnostics import KeysDiffer, NotFinite, UnitifyError, first_of
 from unitify.rulebook.dimensions import is_floating
 
 _SHOWN = 3
@@ -163,9 +163,7 @@ def _listed(kind: str, names: Iterable[str]) -> list[str]:
     names = sorted(names)
     if not names:
         return []
-    shown = ", ".join(names[:_SHOWN])
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return [f"{kind}: {shown}{more}"]
+    return [f"{kind}: {first_of(names, _SHOWN)}"]
 
 
 def _mismatch(name: str, expected: Tensor, given: Tensor, same_types: bool) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from unitify.diagnostics import EstimateFellBack, NoRule
+from unitify.diagnostics import EstimateFellBack, NoRule, first_of
 from unitify.recipe.choices import TAKEN, Choice, flop_share
 from unitify.report.report import Report, Share, apart
 
@@ -60,9 +60,7 @@ def _share(share: Share) -> str:
 def _counted(found: Sequence[NoRule | EstimateFellBack]) -> str:
     if not found:
         return "none"
-    shown = [f"{d.operation} × {d.count}" for d in found[:_SHOWN]]
-    more = len(found) - _SHOWN
-    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+    return first_of([f"{d.operation} × {d.count}" for d in found], _SHOWN)
 
 
 def _left_out(report: Report) -> str:
@@ -95,9 +93,8 @@ def _reasons(casts: tuple[Choice, ...]) -> list[str]:
         groups.setdefault((kind, why or choice.reason), []).append(choice.value)
     lines = []
     for (kind, reason), values in sorted(groups.items(), key=lambda item: item[0][0] == "kept"):
-        more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
         what = f"{kind} ({reason})" if kind else reason
-        lines.append(f"{what}: {', '.join(values[:_SHOWN])}{more}")
+        lines.append(f"{what}: {first_of(values, _SHOWN)}")
     return lines
 
 

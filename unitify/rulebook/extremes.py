@@ -68,13 +68,16 @@ def extremes(
     flags = {n for n, value in zip(placeholders, inputs, strict=False) if _are_flags(value)}
     flags |= {n for n, value in held if _are_flags(value)}
     for node in graph.nodes:
-        if node.op == "call_function" and all(n in flags for n in node.all_input_nodes):
+        if node.op != "call_function":
+            continue
+        rule = rules.get(operation_name(node))
+        is_made = rule is not None and rule.creates
+        if is_made or all(n in flags or _is_size(n) for n in node.all_input_nodes):
             flags.add(node)
-        if node.op != "call_function" or not (is_scalable(node) or holds_tensors(node)):
+        if not (is_scalable(node) or holds_tensors(node)):
             continue
         arguments = named_arguments(node)
         limit = _limit(node.meta["val"]) if is_scalable(node) else LIMIT
-        rule = rules.get(operation_name(node))
         creates = any(
             _is_extreme(a, MASKED if node in flags or _fills(rule, name) else limit)
             for name, a in arguments.items()
@@ -99,10 +102,16 @@ def _are_flags(value: Any) -> bool:
     """Does a tensor hold no number of its own: booleans, integers, or zeros and ones?"""
     if not isinstance(value, torch.Tensor) or _is_parameter(value):
         return False
-    if value.is_meta or not value.is_floating_point():
-        return not value.is_floating_point() and not value.is_complex()
+    if not value.is_floating_point():
+        return not value.is_complex()
+    if value.is_meta:
+        return False
     held = stored(value.detach())
     return bool(((held == 0) | (held == 1)).all())
+
+
+def _is_size(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), int | torch.SymInt)
 
 
 def _met_as_stored(rule: Rule | None, arguments: Mapping[str, Any]) -> Iterator[fx.Node]:
@@ -126,9 +135,10 @@ def holds_mask(value: Any) -> bool:
     if not isinstance(value, torch.Tensor) or value.is_meta or not value.is_floating_point():
         return False
     held = stored(value.detach()).abs()
-    largest = float(held.amax()) if held.numel() else 0.0
-    is_one = largest >= MASKED and bool(((held == 0) | (held == largest)).all())
-    return is_one or largest >= _limit(value)
+    if bool((held >= _limit(value)).any()):
+        return True
+    # Zeros, and one large number.
+    return bool((held >= MASKED).any()) and bool(((held == 0) | (held == held.amax())).all())
 
 
 def _limit(tensor: torch.Tensor) -> float:

@@ -42,6 +42,11 @@ def is_scalable(node: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
+def is_number(node: Any) -> bool:
+    """Is the value one number, as a loss is: a scalable tensor without dimensions?"""
+    return is_scalable(node) and not node.meta["val"].dim()
+
+
 def holds_tensors(node: fx.Node) -> bool:
     """Is the node's value a tuple or list with a floating-point tensor in it?"""
     value = node.meta.get("val")

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from unitify.capture.whole import Capture
-from unitify.rulebook.laws import holds_tensors, is_scalable
+from unitify.rulebook.laws import holds_tensors, is_number, is_scalable
 from unitify.rulebook.residual import Residual, branches, residuals
 from unitify.rulebook.rule_table import Rule, RuleTable
 from unitify.rulebook.schema import named_arguments, nodes_of, operation_name
@@ -195,8 +195,7 @@ class _Reader:
             rule = self.rule[node]
             if node not in self.active or (rule is not None and rule.contraction):
                 continue
-            is_number = is_scalable(node) and not node.meta["val"].dim()
-            if is_number or (node.users and all(user in found for user in node.users)):
+            if is_number(node) or (node.users and all(user in found for user in node.users)):
                 found.add(node)
         return frozenset(found)
 

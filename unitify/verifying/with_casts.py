@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unitify.capture.execution import LossFunction
-from unitify.diagnostics import CastNotFinite, Diagnostic, UnitifyWarning
+from unitify.diagnostics import CastNotFinite, Diagnostic, UnitifyWarning, first_of
 from unitify.module.unit_scaled import UnitScaledModule
 from unitify.verifying.calls import Call
 from unitify.verifying.results import named
@@ -47,8 +47,7 @@ def lost_to_casts(
     ]
     if not lost:
         return ()
-    where, others = type(model).__name__, f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-    return (CastNotFinite(where=where, results=lost[0] + others),)
+    return (CastNotFinite(where=type(model).__name__, results=first_of(lost, 1)),)
 
 
 def _finite(results: Mapping[str, Any]) -> dict[str, Tensor]:
